@@ -1,0 +1,1 @@
+"""A tour of the ranking API under real requests: `python -m examples.demo`."""

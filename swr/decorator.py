@@ -1,0 +1,249 @@
+"""The decorator for data loaders: the function as it was, answered from the cache."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
+
+import anyio.to_thread
+
+from swr.codec import ANY, Codec, codec_for
+from swr.engine import Engine, Load
+from swr.entry import Outcome
+from swr.errors import ConfigurationError
+from swr.keys import CallKeys
+from swr.policy import Policy
+from swr.stores.shelf import Shelf
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling `function` gives an awaitable, wrapped and partial functions included."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+class Call:
+    """A job: one call of a loader with the arguments of the reader that caused it.
+
+    Parameters:
+        engine: in whose threads a plain `def` runs.
+        function: the loader, bound to its arguments.
+        runs_in_thread: whether it is a plain `def`.
+        policy: how long its value may be served.
+        codec: how its value is written.
+    """
+
+    __slots__ = ("_engine", "_function", "_policy", "_runs_in_thread", "codec", "context")
+
+    def __init__(
+        self,
+        engine: Engine,
+        function: Callable[[], Any],
+        runs_in_thread: bool,
+        policy: Policy,
+        codec: Codec,
+    ) -> None:
+        self._engine = engine
+        self._function = function
+        self._runs_in_thread = runs_in_thread
+        self._policy = policy
+        self.codec = codec
+        self.context: Context | None = None
+
+    async def run(self, load: Load) -> None:
+        """Call the loader and store what it returns."""
+        if self._runs_in_thread:
+            # In a tuple, for trio refuses a thread that returns a coroutine; a `def` may give one all the same.
+            (value,) = await anyio.to_thread.run_sync(
+                lambda: (self._function(),), limiter=self._engine.threads, abandon_on_cancel=True
+            )
+        else:
+            value = self._function()
+        if inspect.isawaitable(value):
+            value = await value
+        await load.land(value, self._policy)
+
+
+class Cached(Generic[P, R]):
+    """A loader behind the cache; calling it gives an awaitable of what the loader returns.
+
+    Made by `Cache.cached`. The attributes of the loader (name, docstring, signature) are its own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        shelf: Shelf,
+        function: Callable[P, R] | Callable[P, Awaitable[R]],
+        keys: CallKeys,
+        policy: Policy,
+        *,
+        encodes: bool,
+        copies: bool,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._engine = engine
+        self._shelf = shelf
+        self._slots = shelf.slots
+        self._clock = engine.clock
+        self._function = function
+        self._runs_in_thread = not is_async(function)
+        self._keys = keys
+        self._remembered = keys.remembered
+        self._policy = policy
+        self._encodes = encodes
+        self._copies = copies
+        self._codec: Codec | None = None if encodes else ANY
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what the loader returns for these arguments, from the cache where it may.
+
+        Raises:
+            Exception: whatever the loader raised, where nothing stored can stand in.
+            ConfigurationError: an argument cannot be part of a key.
+            CodecError: the value cannot be stored in Redis.
+        """
+        # The fresh hit, spelled out: `CallKeys.key`, `peek` and `decide` in the fewest steps.
+        try:
+            key, types = self._remembered[args]
+            if kwargs or (types is not None and types != tuple(map(type, args))):
+                raise KeyError
+            slot = self._slots[key]
+            if slot.checked == self._shelf.generation and self._clock() < slot.fresh_until:
+                return copy.deepcopy(slot.value) if self._copies else cast(R, slot.value)
+        except (KeyError, TypeError):
+            key = self._keys.key(args, kwargs)
+        outcome = await self._engine.fetch(key, self._job(args, kwargs))
+        return copy.deepcopy(outcome.value) if self._copies else cast(R, outcome.value)
+
+    def _job(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        codec = self._codec
+        if codec is None:
+            codec = self._codec = codec_for(self._function)
+        policy = self._policy
+        if self._keys.fixed_tags is None:
+            policy = Policy(policy.fresh_for, policy.stale_for, policy.stale_if_error, self._keys.tags(args, kwargs))
+        function = functools.partial(self._function, *args, **kwargs)
+        return Call(self._engine, function, self._runs_in_thread, policy, codec)
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the key of a call.
+
+        Raises:
+            ConfigurationError: an argument cannot be part of a key.
+        """
+        return self._keys.key(args, kwargs)
+
+    async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
+        """The same as a call, with the state, the age and the error of the answer."""
+        outcome = await self._engine.fetch(self._keys.key(args, kwargs), self._job(args, kwargs))
+        return self._copied(outcome)
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Load now, whatever is stored, and return the new value.
+
+        Raises:
+            Exception: whatever the loader raised; what is stored stays.
+        """
+        outcome = await self._engine.refresh(self._keys.key(args, kwargs), self._job(args, kwargs))
+        return self._copied(outcome).value
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Remove what is stored for these arguments, here and in every process; loads in flight included."""
+        await self._engine.invalidate(self._keys.key(args, kwargs))
+
+    def _copied(self, outcome: Outcome[Any]) -> Outcome[R]:
+        if not self._copies:
+            return outcome
+        return Outcome(copy.deepcopy(outcome.value), outcome.state, outcome.age, outcome.error)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "Cached[P, R]": ...
+    @overload
+    def __get__(
+        self: "Cached[Concatenate[S, Q], R]", instance: S, owner: type | None = None
+    ) -> "BoundCached[Q, R]": ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else BoundCached(self, instance)
+
+
+class BoundCached(Generic[P, R]):
+    """A cached method of one object: `Cached` with `self` filled in."""
+
+    __slots__ = ("_cached", "_instance")
+
+    def __init__(self, cached: "Cached[..., R]", instance: object) -> None:
+        self._cached = cached
+        self._instance = instance
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cached, name)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See `Cached.__call__`."""
+        return await self._cached(self._instance, *args, **kwargs)
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """See `Cached.key`."""
+        return self._cached.key(self._instance, *args, **kwargs)
+
+    async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
+        """See `Cached.outcome`."""
+        return await self._cached.outcome(self._instance, *args, **kwargs)
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See `Cached.refresh`."""
+        return await self._cached.refresh(self._instance, *args, **kwargs)
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """See `Cached.invalidate`."""
+        await self._cached.invalidate(self._instance, *args, **kwargs)
+
+
+def check_loader(function: Callable[..., Any]) -> None:
+    """Refuse what cannot be a loader.
+
+    Raises:
+        ConfigurationError: no function, a generator, or an endpoint that is handed its request.
+    """
+    if isinstance(function, (staticmethod, classmethod)) or not inspect.isroutine(function):
+        raise ConfigurationError(
+            f"@cache.cached stands on a function, not on {function!r}: write @staticmethod or @classmethod above it, "
+            f"and a def of your own around anything else"
+        )
+    name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{name} is a generator: a cached loader returns its value whole, a list for one")
+    for parameter in inspect.signature(function).parameters.values():
+        if _is_of_a_request(parameter):
+            raise ConfigurationError(
+                f"{name} takes {parameter.name!r}, which belongs to one request; a background load has none. "
+                f"On an endpoint use @cache.response, which caches the response and gets dependencies of its own"
+            )
+
+
+def _is_of_a_request(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is a Request, a Response, a WebSocket, or filled in by FastAPI's Depends."""
+    marks = [parameter.default, *getattr(parameter.annotation, "__metadata__", ())]
+    if any(
+        type(mark).__module__.startswith("fastapi") and type(mark).__name__ in ("Depends", "Security") for mark in marks
+    ):
+        return True
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        return annotation.split(".")[-1] in ("Request", "Response", "WebSocket") or "Depends(" in annotation
+    kinds = [kind for kind in getattr(annotation, "__args__", (annotation,)) if isinstance(kind, type)]
+    return any(
+        base.__module__.startswith("starlette.") and base.__name__ in ("HTTPConnection", "Response")
+        for kind in kinds
+        for base in kind.__mro__
+    )

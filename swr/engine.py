@@ -1,0 +1,441 @@
+"""The one refresh path: flight, lease, second look, load, fenced commit, wake-up.
+
+A miss, a stale hit and an explicit refresh all run `Engine._fly`. Nothing else in swr loads and stores.
+"""
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+from cachetools import LRUCache
+
+from swr.decision import FRESH, Revalidate, decide
+from swr.entry import Entry, Outcome, State, stamp
+from swr.errors import LeaseLost, StoreUnavailable, SWRError
+from swr.flight import Flight, Job
+from swr.policy import NO_LIMITS, Limits, Policy
+from swr.revalidator import Revalidator, running_loop
+from swr.stores.base import NEWEST, Kind, Lease, LeasingStore, Message
+
+log = logging.getLogger("swr")
+
+# A load that an invalidation overtook is done again, so often at most; then its value is answered, not stored.
+_AGAIN: Final = 2
+_LONGEST_PAUSE: Final = 60.0
+# News may be lost: whoever waits for it asks again after this many seconds at the latest.
+_LONGEST_WAIT: Final = 1.0
+_SHORTEST_WAIT: Final = 0.01
+_RENEWED_FOR: Final = 10
+_THREADS: Final = 40
+
+
+class Load:
+    """One run of a job: when it began, under which lease, and how it ends.
+
+    Parameters:
+        engine: whose.
+        flight: who waits for it.
+        lease: the right to store the value, or None where the store is away.
+    """
+
+    __slots__ = ("_engine", "began", "flight", "head", "lease", "scope")
+
+    def __init__(self, engine: "Engine", flight: Flight, lease: Lease | None) -> None:
+        self._engine = engine
+        self.flight = flight
+        self.lease = lease
+        self.began = engine.clock()
+        self.head = engine.store.barriers.head if lease is None else lease.head
+        self.scope = anyio.CancelScope()
+        flight.version = 0 if lease is None else lease.version
+
+    async def land(self, value: Any, policy: Policy) -> None:
+        """Store `value` and give it to everyone who waits.
+
+        Raises:
+            CodecError: it cannot be stored.
+        """
+        engine, flight, lease = self._engine, self.flight, self.lease
+        entry = stamp(value, policy, self.began, flight.version or 0, self.head)
+        if lease is not None and not flight.doomed:
+            try:
+                await engine.store.commit(lease, entry, flight.job.codec)
+            except LeaseLost:
+                flight.doomed = True
+            except StoreUnavailable:
+                lease = None
+        elif lease is not None:
+            await engine.store.release(lease)
+        if lease is None:
+            # Nobody fenced this load but this process itself.
+            if flight.fence != engine.fence:
+                flight.doomed = True
+            if not flight.doomed:
+                engine.store.keep(flight.key, entry)
+        flight.landed = entry
+        engine.finish(flight)
+
+    async def leave(self, *, drop: bool = False) -> None:
+        """End without a value: what was loaded is not to be stored. `drop` removes what is stored so far."""
+        if drop:
+            await self._engine.invalidate(self.flight.key)
+        if self.lease is not None:
+            await self._engine.store.release(self.lease)
+        self.flight.left = True
+        self._engine.finish(self.flight)
+
+
+class Engine:
+    """Runs jobs over a store.
+
+    Parameters:
+        store: where entries and leases lie.
+        lease_for: seconds that a lease lasts unless it is renewed.
+        drain_for: seconds that loads are given at closing.
+        clock: wall clock, seconds.
+        uniform: random number between two.
+    """
+
+    def __init__(
+        self,
+        store: LeasingStore,
+        lease_for: float = 30.0,
+        drain_for: float = 10.0,
+        clock: Callable[[], float] = time.time,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.store = store
+        self.clock = clock
+        self.fence = 0
+        self._lease_for = lease_for
+        self._uniform = uniform
+        self._owner = Revalidator(drain_for, self._ended)
+        self._opened = False
+        self._opening: tuple[object, anyio.Event] | None = None
+        self._flights: dict[str, Flight] = {}
+        self._waiting: dict[str, set[Flight]] = {}
+        # Keys whose lease was denied, or whose load failed: until when not to ask again, and why.
+        self._denied: LRUCache[str, tuple[float, BaseException | None]] = LRUCache(10_000)
+        self._tokens = 0
+
+    # -- opening and closing ----------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Open, unless it is open here already.
+
+        Raises:
+            ConfigurationError: the cache is in use on another event loop.
+        """
+        while not (self._opened and self._owner.is_open):
+            loop = running_loop()
+            if self._opening is not None and self._opening[0] is loop:
+                await self._opening[1].wait()
+                continue
+            self._opening = opening = (loop, anyio.Event())
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._owner.open()
+                    self.threads = anyio.CapacityLimiter(_THREADS)
+                    self._instance = secrets.token_hex(8)
+                    try:
+                        await self.store.open(self._owner.start, self._hear)
+                    except BaseException:
+                        await self._owner.aclose()
+                        raise
+                    self._opened = True
+            finally:
+                self._opening = None
+                opening[1].set()
+
+    async def aclose(self) -> None:
+        """Wait for loads within the grace period, cancel the rest, give back their leases, disconnect."""
+        if self._opened and self._owner.is_open:
+            await self._owner.aclose()
+            await self.store.aclose(self._hear)
+
+    def _ended(self) -> None:
+        self._opened = False
+        self._flights.clear()
+        self._denied.clear()
+        self.store.forget()
+
+    # -- news -------------------------------------------------------------------------------------------------
+
+    def _hear(self, message: Message) -> None:
+        kind, name, version = message
+        if kind is Kind.BARRIER:
+            self.fence += 1
+            return
+        if kind is Kind.INVALIDATED:
+            self._doom(name, version or NEWEST)
+        self._denied.pop(name, None)
+        self._wake(name)
+
+    def _doom(self, key: str, version: int) -> None:
+        flight = self._flights.get(key)
+        if flight is not None and (flight.version is None or flight.version < version):
+            # Whoever calls from now on starts another.
+            del self._flights[key]
+            flight.entry = None
+            flight.doomed = flight.version is not None
+
+    def _wake(self, key: str) -> None:
+        for flight in self._waiting.get(key, ()):
+            flight.wake.set()
+
+    # -- asking -----------------------------------------------------------------------------------------------
+
+    async def fetch(self, key: str, job: Job, limits: Limits = NO_LIMITS) -> Outcome[Any]:
+        """Return the value of `key`: what is stored if it may be served, else what the job loads.
+
+        Raises:
+            Exception: whatever the loader raised, where nothing stored can stand in.
+            CodecError: the value cannot be stored in Redis.
+        """
+        entry = self.store.peek(key)
+        decision = decide(entry, self.clock(), limits)
+        if decision is not FRESH:
+            await self.ready()
+        if not decision.serve:
+            entry = await self.store.read(key, job.codec)
+            decision = decide(entry, self.clock(), limits)
+        if entry is not None and decision.serve:
+            if decision.revalidate is Revalidate.BACKGROUND:
+                self.refresh_soon(key, job, entry)
+            return self.outcome(entry, decision.state)
+        again = 0
+        while True:
+            flight = await self.join(key, job, entry)
+            if flight.landed is None:
+                # A flight that was denied the lease, without an error, had nobody waiting; see `_win`.
+                assert flight.error is not None
+                fallback = self.fallback(flight)
+                if fallback is None:
+                    raise flight.error
+                return self.outcome(fallback, State.STALE, flight.error)
+            if not flight.doomed or again == _AGAIN:
+                return self.outcome(flight.landed, State.MISSING)
+            again += 1
+            entry = flight.entry
+
+    def outcome(self, entry: Entry[Any], state: State, error: BaseException | None = None) -> Outcome[Any]:
+        """Return `entry` as a reader gets it."""
+        return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
+
+    def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> None:
+        """Refresh `key` in the background, unless somebody does already or all keep off for a while."""
+        if key in self._flights:
+            return
+        denied = self._denied.get(key)
+        if denied is None or anyio.current_time() >= denied[0]:
+            self._launch(key, job, entry)
+
+    async def join(self, key: str, job: Job, entry: Entry[Any] | None) -> Flight:
+        """Wait for the load of `key` that is under way, or for one that begins now; return its flight, over."""
+        flight = self._flights.get(key)
+        if flight is None or flight.fence != self.fence:
+            denied = self._denied.get(key)
+            if denied is not None and denied[1] is not None and anyio.current_time() < denied[0]:
+                flight = Flight(key, job, entry, False, self.fence)
+                if self.fallback(flight) is not None:
+                    flight.error = denied[1]
+                    return flight
+            flight = self._launch(key, job, entry)
+        await self._wait(flight)
+        return flight
+
+    async def refresh(self, key: str, job: Job) -> Outcome[Any]:
+        """Load `key` now, whatever is stored, and return the new value.
+
+        Raises:
+            Exception: whatever the loader raised.
+        """
+        await self.ready()
+        again = 0
+        while True:
+            flight = self._launch(key, job, self.store.peek(key), forced=True)
+            await self._wait(flight)
+            if flight.error is not None:
+                raise flight.error
+            assert flight.landed is not None
+            if not flight.doomed or again == _AGAIN:
+                return self.outcome(flight.landed, State.MISSING)
+            again += 1
+
+    async def _wait(self, flight: Flight) -> None:
+        flight.waiters += 1
+        try:
+            await flight.done.wait()
+        finally:
+            flight.waiters -= 1
+
+    def fallback(self, flight: Flight) -> Entry[Any] | None:
+        """Return what may be answered if the load of `flight` fails."""
+        entry = flight.entry if flight.fence == self.fence else self.store.peek(flight.key)
+        decision = decide(entry, self.clock())
+        return entry if decision.serve or decision.fallback else None
+
+    async def invalidate(self, key: str) -> None:
+        """See `Store.invalidate`."""
+        await self.ready()
+        await self.store.invalidate(key)
+
+    async def invalidate_tag(self, tag: str) -> None:
+        """See `Store.invalidate_tag`."""
+        await self.ready()
+        await self.store.invalidate_tag(tag)
+
+    # -- the path ---------------------------------------------------------------------------------------------
+
+    def _launch(self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False) -> Flight:
+        flight = self._flights[key] = Flight(key, job, entry, forced, self.fence)
+        self._owner.start(self._fly, flight, drained=True, context=job.context)
+        return flight
+
+    async def _fly(self, flight: Flight) -> None:
+        self._tokens += 1
+        token = f"{self._instance}{self._tokens:x}"
+        # Until the store has answered, a lease of this token may or may not stand.
+        lease: Lease | None = Lease(flight.key, token, 0, 0)
+        try:
+            lease = await self._win(flight, token)
+            if flight.done.is_set():
+                return
+            load = Load(self, flight, lease)
+            if lease is not None:
+                self._owner.start(self._renew, load)
+            try:
+                await flight.job.run(load)
+            finally:
+                load.scope.cancel()
+            if not flight.done.is_set():
+                raise SWRError(f"the loader of {flight.key!r} ended without a value")
+        except Exception as error:
+            if flight.done.is_set():
+                raise
+            await self._fail(flight, lease, error)
+        finally:
+            if not flight.done.is_set():
+                flight.error = SWRError(f"the cache was closed while {flight.key!r} was loaded")
+                self.finish(flight)
+                if lease is not None:
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+                        await self.store.release(lease)
+
+    async def _win(self, flight: Flight, token: str) -> Lease | None:
+        """Get the lease, waiting behind others. None: the store is away, or the flight is over without a load."""
+        known = NEWEST if flight.forced else flight.entry.version if flight.entry is not None else 0
+        waited = False
+        while True:
+            # Made before asking: news that comes while the answer is on its way must not be slept through.
+            flight.wake = anyio.Event()
+            waiting = self._waiting.setdefault(flight.key, set())
+            waiting.add(flight)
+            try:
+                answer = await self.store.acquire(
+                    flight.key,
+                    token,
+                    self._lease_for,
+                    known,
+                    flight.job.codec,
+                    # Where nothing can be served nobody keeps off: each caller is owed its loader's own answer.
+                    force=flight.forced or self.fallback(flight) is None,
+                )
+                if isinstance(answer, Lease):
+                    return answer
+                if isinstance(answer, Entry):
+                    # The second look: somebody else has loaded it. Whoever waited for that takes it as it is.
+                    flight.entry = answer
+                    if waited or flight.forced or decide(answer, self.clock()) is FRESH:
+                        flight.landed = answer
+                        self.finish(flight)
+                        return None
+                    known = answer.version
+                    continue
+                if answer.failures or not (flight.waiters or flight.forced):
+                    self._keep_off(flight, answer.retry_after, answer.failures)
+                    return None
+                if known == NEWEST:
+                    known = answer.now
+                waited = True
+                with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, answer.retry_after))):
+                    await flight.wake.wait()
+            except StoreUnavailable:
+                return None
+            finally:
+                waiting.discard(flight)
+                if not waiting:
+                    self._waiting.pop(flight.key, None)
+
+    def _keep_off(self, flight: Flight, retry_after: float, failures: int) -> None:
+        """End the flight without a load: somebody else has the lease, or all keep off after failures."""
+        if failures:
+            denied = self._denied.get(flight.key)
+            flight.error = (denied and denied[1]) or SWRError(
+                f"the last {failures} loads of {flight.key!r} failed in another process; "
+                f"the next is tried in {retry_after:.1f} s"
+            )
+        self._denied[flight.key] = (anyio.current_time() + retry_after, flight.error)
+        self.finish(flight)
+
+    async def _fail(self, flight: Flight, lease: Lease | None, error: Exception) -> None:
+        pause = 0.0
+        if self.fallback(flight) is not None:
+            failures = 0 if lease is None else lease.failures
+            pause = min(_LONGEST_PAUSE, 2.0 ** min(failures, 10)) * self._uniform(0.75, 1.25)
+            log.warning(
+                "the load of %r failed (%s: %s); what is stored stands in, the next try comes in %.1f s",
+                flight.key,
+                type(error).__name__,
+                error,
+                pause,
+            )
+        if lease is not None:
+            await self.store.release(lease, pause)
+        if pause:
+            # After the release, whose message says that the lease may be asked for again.
+            self._denied[flight.key] = (anyio.current_time() + pause, error)
+        flight.error = error
+        self.finish(flight)
+
+    async def put(self, key: str, job: Job, value: Any, policy: Policy, load: Load) -> None:
+        """Store one more value that `load` has brought, under a key of its own."""
+        if load.lease is None:
+            if not load.flight.doomed and load.flight.fence == self.fence:
+                self.store.keep(key, stamp(value, policy, load.began, 0, load.head))
+            return
+        self._tokens += 1
+        try:
+            lease = await self.store.acquire(
+                key, f"{self._instance}{self._tokens:x}", self._lease_for, NEWEST, job.codec, force=True
+            )
+            if isinstance(lease, Lease):
+                await self.store.commit(lease, stamp(value, policy, load.began, lease.version, load.head), job.codec)
+        except (StoreUnavailable, LeaseLost):
+            return
+
+    async def _renew(self, load: Load) -> None:
+        """Renew the lease at a third of its life until the load ends, ten lives at most."""
+        assert load.lease is not None
+        with load.scope:
+            for _ in range(3 * _RENEWED_FOR):
+                await anyio.sleep(self._lease_for / 3)
+                try:
+                    await self.store.renew(load.lease, self._lease_for)
+                except StoreUnavailable:
+                    continue
+                except LeaseLost:
+                    return
+
+    def finish(self, flight: Flight) -> None:
+        """Release everyone who waits for `flight`, and those of this process who wait for its lease."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        if flight.landed is not None:
+            self._denied.pop(flight.key, None)
+        flight.done.set()
+        self._wake(flight.key)

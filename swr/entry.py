@@ -1,0 +1,84 @@
+"""One stored value with its deadlines (`Entry`), how old it was when served (`State`), and what a reader gets."""
+
+import enum
+from typing import Generic, TypeVar
+
+import msgspec
+
+from swr.policy import Policy
+
+T = TypeVar("T")
+
+
+class State(enum.StrEnum):
+    """What a reader was given: a fresh entry, a stale one, or none, so that a load had to be waited for."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    MISSING = "missing"
+
+
+class Entry(msgspec.Struct, Generic[T], frozen=True):
+    """A value with absolute deadlines (wall clock, seconds), so that it explains itself wherever it lies.
+
+    All deadlines count from `created_at`, the time at which its load *began*: what was read before an
+    invalidation must lose against it.
+
+    Parameters:
+        value: what the loader returned; None is a value.
+        created_at: when the load began.
+        fresh_until, stale_until, error_until: the ends of the three windows of `swr.decision`.
+        keep_until: when a store may forget it.
+        version: the fencing number of the lease it was loaded under; 0 where there was none.
+        head: the newest barrier (tag or clear) known when the load began.
+        tags: the names under which it can be invalidated.
+    """
+
+    value: T
+    created_at: float
+    fresh_until: float
+    stale_until: float
+    error_until: float
+    keep_until: float
+    version: int = 0
+    head: int = 0
+    tags: tuple[str, ...] = ()
+
+    @property
+    def servable_until(self) -> float:
+        """The end of the last window in which the entry may be an answer."""
+        return max(self.stale_until, self.error_until)
+
+
+def stamp(value: T, policy: Policy, created_at: float, version: int = 0, head: int = 0) -> Entry[T]:
+    """Return `value` as an entry whose deadlines follow from `policy` and the time its load began."""
+    fresh_until = created_at + policy.fresh_for
+    stale_until = fresh_until + policy.stale_for
+    error_until = fresh_until + policy.stale_if_error
+    return Entry(
+        value=value,
+        created_at=created_at,
+        fresh_until=fresh_until,
+        stale_until=stale_until,
+        error_until=error_until,
+        keep_until=max(stale_until, error_until),
+        version=version,
+        head=head,
+        tags=policy.tags,
+    )
+
+
+class Outcome(msgspec.Struct, Generic[T], frozen=True):
+    """A value and how it came to be the answer.
+
+    Parameters:
+        value: what was asked for.
+        state: fresh, stale, or missing (this reader waited for a load).
+        age: seconds since its load began.
+        error: why a stale value was given in place of a new one, where a load failed; else None.
+    """
+
+    value: T
+    state: State
+    age: float
+    error: BaseException | None = None

@@ -1,0 +1,184 @@
+"""One HTTP request as the middleware sees it, and one stored response as it goes out."""
+
+import math
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+from starlette.types import Message, Scope, Send
+
+from swr.codec import Codec
+from swr.entry import Entry, State
+from swr.rules import Rule, url_tag
+from swr.semantics import Headers, cache_status, headers_of_304, matches
+
+# What of a request decides whether and how the cache may answer it.
+_NOTED: Final = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"cookie",
+        b"host",
+        b"if-modified-since",
+        b"if-none-match",
+        b"range",
+        b"x-api-key",
+    }
+)
+# What of a scope a background run is given: all that the key accounts for, and what belongs to the server.
+_REPLAYED: Final = (
+    "type",
+    "asgi",
+    "http_version",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "app_root_path",
+    "server",
+    "app",
+)
+
+
+class StoredResponse(msgspec.Struct, tag="r", array_like=True):
+    """A response as it is stored.
+
+    Parameters:
+        status, headers, body: byte for byte what the app sent, less what belongs to a connection.
+        shared: whether requests that carry credentials may be answered with it.
+        initial_age: seconds that it was old when it came.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    shared: bool = False
+    initial_age: int = 0
+
+
+class Varies(msgspec.Struct, tag="v", array_like=True):
+    """What lies under a URL whose responses are selected by request fields: the names of these fields."""
+
+    names: tuple[str, ...]
+
+
+RESPONSES: Final = Codec(StoredResponse | Varies)
+
+
+class Request:
+    """A GET or HEAD request.
+
+    Parameters:
+        scope: of ASGI.
+        rules: the rules of the middleware.
+    """
+
+    __slots__ = ("_rules", "authorized", "fields", "key", "method", "rule", "scope")
+
+    def __init__(self, scope: Scope, rules: list[Rule]) -> None:
+        self.scope = scope
+        self._rules = rules
+        self.method: str = scope["method"]
+        self.fields: dict[bytes, bytes] = {}
+        fields = self.fields
+        for name, value in scope["headers"]:
+            if name in _NOTED:
+                fields[name] = value
+        path = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
+        host = fields.get(b"host", b"").lower()
+        self.key = f"GET {scope['scheme']}://{(b'%b%b?%b' % (host, path, scope['query_string'])).decode('latin-1')}"
+        self.authorized = b"authorization" in fields or b"x-api-key" in fields
+        self.rule: tuple[Rule, dict[str, Any]] | None = None
+
+    def find_rule(self) -> Rule | None:
+        """Find the first rule that applies."""
+        for rule in self._rules:
+            parameters = rule.match(self.method, self.scope["path"])
+            if parameters is not None:
+                self.rule = rule, parameters
+                return rule
+        return None
+
+    def key_cookies(self, names: frozenset[str]) -> None:
+        """Make the named cookies part of the key; the others do not matter."""
+        pairs = self.fields.get(b"cookie", b"").decode("latin-1").split(";")
+        kept = sorted(pair for pair in map(str.strip, pairs) if pair.partition("=")[0] in names)
+        if kept:
+            self.key = f"{self.key} cookies:{';'.join(kept)}"
+
+    def variant(self, names: tuple[str, ...]) -> str:
+        """Return the key of the variant that this request selects among responses that vary by `names`."""
+        if not names:
+            return self.key
+        return f"{self.key} vary:{'&'.join(f'{name}={self.selecting(name)}' for name in names)}"
+
+    def selecting(self, name: str) -> str:
+        """Return a request field's normalised value: white space and repetition do not matter (RFC 9111 4.1)."""
+        field = name.encode("latin-1")
+        parts = b",".join(value for key, value in self.scope["headers"] if key == field).split(b",")
+        text = ",".join(part.strip().decode("latin-1") for part in parts)
+        # A missing field is not an empty one.
+        present = any(key == field for key, _ in self.scope["headers"])
+        return quote(text, safe=",;=/*. ") if present else "%"
+
+    @property
+    def tag(self) -> str:
+        """The tag of its URL."""
+        return url_tag(self.scope["path"], self.scope["query_string"].decode("latin-1"))
+
+    def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
+        """Return a scope for a run behind the reader's back: nothing in it that the key does not account for."""
+        scope: Scope = {name: self.scope[name] for name in _REPLAYED if name in self.scope}
+        wanted = {b"host", *(name.encode("latin-1") for name in names)}
+        headers = [(name, value) for name, value in self.scope["headers"] if name in wanted]
+        if " cookies:" in self.key and b"cookie" not in wanted:
+            cookies = self.key.partition(" cookies:")[2].partition(" vary:")[0].replace(";", "; ")
+            headers.append((b"cookie", cookies.encode("latin-1")))
+        scope.update(method="GET", headers=headers, client=None, state=dict(state), extensions={})
+        return scope
+
+
+async def send_stored(
+    request: Request,
+    send: Send,
+    entry: Entry[StoredResponse],
+    state: State,
+    now: float,
+    status: bytes | None = None,
+) -> None:
+    """Answer with a stored response: whole, without its body to HEAD, or as 304 to `If-None-Match`.
+
+    Parameters:
+        now: wall clock, seconds.
+        status: the member of `Cache-Status`; by default that of a hit.
+    """
+    stored = entry.value
+    age = int(now - entry.created_at)
+    headers: Headers = [
+        *stored.headers,
+        (b"age", b"%d" % (stored.initial_age + (age if age > 0 else 0))),
+        (b"swr-state", state.value.encode()),
+        (b"cache-status", status or cache_status(state, math.floor(entry.fresh_until - now))),
+    ]
+    body = stored.body
+    condition = request.fields.get(b"if-none-match")
+    if condition is not None and stored.status == 200 and matches(condition, stored.headers):
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 304,
+                "headers": [*headers_of_304(stored.headers), *headers[-3:]],
+            }
+        )
+        await send({"type": "http.response.body", "body": b""})
+        return
+    await send({"type": "http.response.start", "status": stored.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+
+
+def marked(message: Message, status: bytes) -> Message:
+    """Return a `http.response.start` with the fields that every answer carries."""
+    # One state a response: that of an upstream swr is replaced, where Cache-Status is a list that grows.
+    headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"swr-state"]
+    return {**message, "headers": [*headers, (b"swr-state", b"missing"), (b"cache-status", status)]}

@@ -1,0 +1,70 @@
+"""A flight: one load of one key in this process, and everyone who waits for it."""
+
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from swr.codec import Codec
+from swr.entry import Entry
+
+if TYPE_CHECKING:
+    from swr.engine import Load
+
+
+class Job(Protocol):
+    """What a face wants loaded: how, and what the values are."""
+
+    codec: Codec
+    # What a run sees of context variables; None: a copy of what the caller sees that causes it.
+    context: Context | None
+
+    def run(self, load: "Load") -> Coroutine[Any, Any, None]:
+        """Load, and call `load.land(...)` or `load.leave()` once; an exception is the load's failure."""
+
+
+class Flight:
+    """The states are: waiting for the lease, loading, over (`done` is set and one of the results stands).
+
+    Parameters:
+        key: what is loaded.
+        job: how.
+        entry: what is stored so far, or None.
+        forced: load even if the store has a fresh entry.
+        fence: how many barriers this process knew when the flight began; after one more it is joined no longer.
+    """
+
+    __slots__ = (
+        "done",
+        "doomed",
+        "entry",
+        "error",
+        "fence",
+        "forced",
+        "job",
+        "key",
+        "landed",
+        "left",
+        "version",
+        "waiters",
+        "wake",
+    )
+
+    def __init__(self, key: str, job: Job, entry: Entry[Any] | None, forced: bool, fence: int) -> None:
+        self.key = key
+        self.job = job
+        self.entry = entry
+        self.forced = forced
+        self.fence = fence
+        self.done = anyio.Event()
+        self.wake = anyio.Event()
+        self.waiters = 0
+        # Set while loading: the lease's version, or 0 without a lease. Before that nothing has been read that
+        # an invalidation could outdate.
+        self.version: int | None = None
+        self.doomed = False
+        # The results.
+        self.landed: Entry[Any] | None = None
+        self.error: BaseException | None = None
+        self.left = False

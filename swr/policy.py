@@ -1,0 +1,111 @@
+"""How long a value may be served, as its author says (`Policy`), and what one reader accepts (`Limits`)."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+
+from swr.errors import ConfigurationError
+
+Duration = float | int | str | timedelta
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_TEXT: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", re.ASCII)
+_LONGEST: Final = 100 * 365 * 86400.0
+
+
+def seconds(duration: Duration, name: str = "duration") -> float:
+    """Return `duration` in seconds.
+
+    Parameters:
+        duration: seconds as a number, a `timedelta`, or text such as "500ms", "90s", "10m", "12h", "1d", "2w".
+        name: what the duration is called in the error.
+
+    Raises:
+        ConfigurationError: it is none of these, negative, or longer than 100 years.
+    """
+    value = math.nan
+    if isinstance(duration, timedelta):
+        value = duration.total_seconds()
+    elif isinstance(duration, str):
+        match = _TEXT.fullmatch(duration)
+        if match:
+            value = float(match[1]) * _UNITS[match[2]]
+    elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
+        value = float(duration)
+    if not 0 <= value <= _LONGEST:
+        raise ConfigurationError(
+            f"{name}={duration!r} is not a duration: give seconds (60), a timedelta or text such as "
+            f'"90s", "10m", "1d", between 0 and 100 years'
+        )
+    return value
+
+
+def tag_names(tags: Iterable[str], name: str = "tags") -> tuple[str, ...]:
+    """Return `tags` as a tuple, refusing what is not a list of non-empty strings (a lone string included)."""
+    if isinstance(tags, (str, bytes)):
+        raise ConfigurationError(f"{name}={tags!r} is one string: give a tuple of strings, ({tags!r},)")
+    names = tuple(tags)
+    for tag in names:
+        if not isinstance(tag, str) or not tag:
+            raise ConfigurationError(f"{name}={names!r} holds {tag!r}: every tag is a non-empty string")
+    return names
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Policy:
+    """How long a value may be served after the moment its load began. Attributes are seconds.
+
+    Parameters:
+        fresh_for: how long it is served without a question.
+        stale_for: how long after that it is served at once while one refresh runs behind the reader
+            (RFC 5861, `stale-while-revalidate`).
+        stale_if_error: how long after `fresh_for` it is the answer if the load fails (RFC 5861).
+        tags: names under which the entry can be invalidated together with others.
+
+    Durations are seconds, a `timedelta`, or text: "90s", "10m", "1d".
+
+    Raises:
+        ConfigurationError: a duration or a tag that is none.
+    """
+
+    fresh_for: float
+    stale_for: float
+    stale_if_error: float
+    tags: tuple[str, ...]
+
+    def __init__(
+        self,
+        fresh_for: Duration,
+        stale_for: Duration = 0,
+        stale_if_error: Duration = 0,
+        tags: Iterable[str] = (),
+    ) -> None:
+        put = object.__setattr__
+        put(self, "fresh_for", seconds(fresh_for, "fresh_for"))
+        put(self, "stale_for", seconds(stale_for, "stale_for"))
+        put(self, "stale_if_error", seconds(stale_if_error, "stale_if_error"))
+        put(self, "tags", tag_names(tags))
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one reader accepts; it narrows or widens what the entry itself allows (RFC 9111 5.2.1).
+
+    Parameters:
+        max_age: the greatest age in seconds.
+        min_fresh: the seconds that it must stay fresh from now on.
+        max_stale: seconds past freshness at which it is still welcome; None leaves that to the entry.
+        no_cache: nothing stored will do; the reader waits for a load.
+    """
+
+    max_age: float = math.inf
+    min_fresh: float = 0.0
+    max_stale: float | None = None
+    no_cache: bool = False
+
+
+NO_LIMITS: Final = Limits()

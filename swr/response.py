@@ -1,0 +1,114 @@
+"""The decorator for endpoints: it tells the middleware how to cache this route's responses, and nothing else."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from swr.decorator import is_async
+from swr.errors import ConfigurationError
+from swr.keys import Template
+from swr.policy import Duration, Policy
+from swr.semantics import Terms
+
+log = logging.getLogger("swr")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Slip:
+    """What the middleware hands down with a request, for the endpoint to write its terms on.
+
+    Parameters:
+        owner: the cache that the middleware uses.
+    """
+
+    __slots__ = ("owner", "terms")
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.terms: Terms | None = None
+
+
+slip: ContextVar[Slip | None] = ContextVar("swr_slip", default=None)
+
+
+class ResponseRule:
+    """Terms for the responses of one endpoint.
+
+    Parameters:
+        owner: the cache whose middleware is to heed them.
+        fresh_for, stale_for, stale_if_error, tags, override: see `Rule`; tags may name the endpoint's parameters.
+
+    Raises:
+        ConfigurationError: any of these that cannot work.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        fresh_for: Duration,
+        stale_for: Duration,
+        stale_if_error: Duration,
+        tags: Sequence[str],
+        override: bool,
+    ) -> None:
+        self._owner = owner
+        self._policy = Policy(fresh_for, stale_for, stale_if_error, tags)
+        self._override = override
+        self._warned = False
+
+    def __call__(self, endpoint: F) -> F:
+        """Wrap `endpoint`, `def` or `async def`; its signature stays, for dependency injection."""
+        if not callable(endpoint) or inspect.isclass(endpoint):
+            raise ConfigurationError(f"@cache.response stands on an endpoint function, not on {endpoint!r}")
+        name = f"{endpoint.__module__}.{endpoint.__qualname__}"
+        parameters = inspect.signature(endpoint).parameters
+        templates = [Template(tag, "tags", name) for tag in self._policy.tags]
+        # An endpoint of Starlette takes its request alone; its path's parameters are known only when it runs.
+        from_request = list(parameters) in (["request"], ["self", "request"])
+        for slot in (slot for template in templates for slot in template.names):
+            if slot not in parameters and not from_request:
+                raise ConfigurationError(
+                    f"the tags of {name} name {slot!r}, which is none of its parameters: {', '.join(parameters)}"
+                )
+
+        def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            paper = slip.get()
+            if paper is None or paper.owner is not self._owner:
+                if not self._warned:
+                    self._warned = True
+                    log.warning(
+                        "@cache.response on %s does nothing: its cache's SWRMiddleware is not in place; "
+                        "app.add_middleware(SWRMiddleware, cache=cache)",
+                        name,
+                    )
+                return
+            if paper.terms is None:
+                values: Mapping[str, Any] = kwargs
+                if from_request and templates:
+                    values = (kwargs.get("request") or args[-1]).path_params
+                tags = tuple(template.fill_plain(values) for template in templates)
+                policy = self._policy
+                paper.terms = Terms(
+                    Policy(policy.fresh_for, policy.stale_for, policy.stale_if_error, tags),
+                    True,
+                    self._override,
+                )
+
+        if is_async(endpoint):
+
+            @functools.wraps(endpoint)
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                note(args, kwargs)
+                return await endpoint(*args, **kwargs)
+
+        else:
+
+            @functools.wraps(endpoint)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                note(args, kwargs)
+                return endpoint(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]

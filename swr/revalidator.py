@@ -1,0 +1,133 @@
+"""The only owner of background tasks: what it starts belongs to the cache, not to the caller that caused it."""
+
+import asyncio
+import contextvars
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVarTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from swr.errors import ConfigurationError
+
+log = logging.getLogger("swr")
+Ts = TypeVarTuple("Ts")
+
+
+def running_loop() -> object:
+    """Return what stands for the event loop that runs now."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_trio_token()
+
+
+class Revalidator:
+    """Runs tasks on the current event loop until it is closed, whoever opens and whoever closes it.
+
+    Parameters:
+        drain_for: seconds that running tasks are given at closing before they are cancelled.
+        ended: called when no task runs any more, whether it was closed or its event loop ended.
+    """
+
+    def __init__(self, drain_for: float, ended: Callable[[], None]) -> None:
+        self._drain_for = drain_for
+        self._ended = ended
+        self._pid = 0
+        self._loop: object | None = None
+        self._group: TaskGroup | None = None
+        self._busy = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks can be started here and now."""
+        return self._group is not None and self._loop is running_loop()
+
+    async def open(self) -> None:
+        """Take the current event loop.
+
+        Raises:
+            ConfigurationError: another event loop, which still runs, is using the cache.
+        """
+        loop, pid = running_loop(), os.getpid()
+        if self._loop not in (None, loop) and self._pid == pid and not _is_over(self._loop):
+            raise ConfigurationError(
+                "the cache is in use on another event loop: give each loop (each thread) a Cache of its own"
+            )
+        self._loop, self._pid = loop, pid
+        self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
+        self._idle = anyio.Event()
+        self._busy = 0
+        # In an empty context: whoever happens to be first must not lend its context variables to all.
+        context = contextvars.Context()
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            self._root: object = context.run(loop.create_task, self._run())
+        else:
+            import trio
+
+            trio.lowlevel.spawn_system_task(self._run, context=context)
+        await self._ready.wait()
+
+    async def _run(self) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                self._ready.set()
+                await self._stop.wait()
+                with anyio.move_on_after(self._drain_for):
+                    while self._busy:
+                        self._idle = anyio.Event()
+                        await self._idle.wait()
+                group.cancel_scope.cancel()
+        finally:
+            self._group = None
+            self._loop = None
+            self._ended()
+            self._over.set()
+
+    def start(
+        self,
+        function: Callable[[*Ts], Awaitable[Any]],
+        *args: *Ts,
+        drained: bool = False,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Run `function(*args)` in a task of its own.
+
+        Parameters:
+            drained: closing waits for it.
+            context: what it sees of context variables; by default a copy of the caller's.
+        """
+        assert self._group is not None
+        if drained:
+            self._busy += 1
+        run = self._group.start_soon
+        if context is None:
+            run(self._guard, function, args, drained)
+        else:
+            context.run(run, self._guard, function, args, drained)
+
+    async def _guard(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], drained: bool) -> None:
+        try:
+            await function(*args)
+        except Exception:
+            log.exception("a background task failed")
+        finally:
+            if drained:
+                self._busy -= 1
+                self._idle.set()
+
+    async def aclose(self) -> None:
+        """Wait for what is drained, then cancel the rest."""
+        self._stop.set()
+        with anyio.CancelScope(shield=True):
+            await self._over.wait()
+
+
+def _is_over(loop: object) -> bool:
+    # A run of trio does not end without `_run` saying so.
+    return isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()

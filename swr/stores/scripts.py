@@ -1,0 +1,150 @@
+"""What runs on the server, each step atomic there. Portable: Redis 6.2 to 8, Valkey 8 and 9, cluster included.
+
+Keys, for the namespace `ns` and the storage name `h` of an entry's key:
+
+- `ns:{h}` the entry: a frame (`swr.codec`), or a tombstone: 16 digits of version and `t`
+- `ns:{h}:l` the lease: `l`, 16 digits of version, the holder's token. Or a pause after failed loads: `p`,
+  16 digits of the time (microseconds) at which it ends, the number of failures
+- `ns:{!}b` a sorted set of barriers by tag, `*` for all and `!` for the floor; tags are written `t` + tag
+- `ns:{!}h` the newest barrier
+
+Versions are the server's microseconds, raised where needed so that they never go back. They travel as 16
+digits of text, in which order is the order of numbers: Lua's own numbers would be printed in exponents.
+
+The lease is the fence: deleting it dooms the load in flight, however long its process sleeps.
+"""
+
+from typing import Final
+
+_TIME: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function digits(number) return string.format('%016.0f', number) end
+local function version_in(text) return tonumber(string.match(text, '^(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)[et]')) or 0 end
+local function read_head(key)
+  local text = redis.pcall('GETRANGE', key, 0, 16)
+  return type(text) == 'string' and text or ''
+end
+local function read(key)
+  local text = redis.pcall('GET', key)
+  return type(text) == 'string' and text or ''
+end
+"""
+
+# entry, lease | token, ttl (ms), known version, force -> {what, …}
+ACQUIRE: Final = (
+    _TIME
+    + """
+local head = read_head(KEYS[1])
+local newest = version_in(head)
+if string.sub(head, 17, 17) == 'e' and newest > tonumber(ARGV[3]) then
+  return {'found', redis.call('GET', KEYS[1])}
+end
+local lease = read(KEYS[2])
+local kind, failures = string.sub(lease, 1, 1), 0
+if kind == 'l' then
+  if string.sub(lease, 18) == ARGV[1] then
+    redis.call('PEXPIRE', KEYS[2], ARGV[2])
+    return {'lease', string.sub(lease, 2, 17), 0}
+  end
+  return {'held', redis.call('PTTL', KEYS[2]), digits(now - 1), 0}
+elseif kind == 'p' then
+  local left = (tonumber(string.sub(lease, 2, 17)) or 0) - now
+  failures = tonumber(string.sub(lease, 18)) or 0
+  if left > 0 and ARGV[4] == '0' then
+    return {'held', math.ceil(left / 1000), digits(now - 1), failures}
+  end
+end
+local version = digits(math.max(now, newest + 1))
+redis.call('SET', KEYS[2], 'l' .. version .. ARGV[1], 'PX', ARGV[2])
+return {'lease', version, failures}
+"""
+)
+
+# entry, lease | token, version, frame, ttl (ms), channel, message -> 1, or 0: fenced off
+COMMIT: Final = (
+    _TIME
+    + """
+if read(KEYS[2]) ~= 'l' .. ARGV[2] .. ARGV[1] then
+  -- Ours is already there: the first reply was lost.
+  if read_head(KEYS[1]) == ARGV[2] .. 'e' then return 1 end
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
+redis.call('DEL', KEYS[2])
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return 1
+"""
+)
+
+# lease | token, version, ttl (ms) -> 1, or 0: lost
+RENEW: Final = """
+if redis.call('GET', KEYS[1]) ~= 'l' .. ARGV[2] .. ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+
+# lease | token, version ('' for whichever), pause (ms), failures, channel, message
+RELEASE: Final = (
+    _TIME
+    + """
+local lease = read(KEYS[1])
+if string.sub(lease, 1, 1) ~= 'l' or string.sub(lease, 18) ~= ARGV[1] then return 0 end
+if ARGV[2] ~= '' and string.sub(lease, 2, 17) ~= ARGV[2] then return 0 end
+local pause = tonumber(ARGV[3])
+if pause > 0 then
+  -- It outlives its own end by a minute, so that failures go on being counted.
+  redis.call('SET', KEYS[1], 'p' .. digits(now + pause * 1000) .. ARGV[4], 'PX', pause + 60000)
+else
+  redis.call('DEL', KEYS[1])
+end
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return 1
+"""
+)
+
+# entry, lease | tombstone's ttl (ms), channel, message before the version, message after it -> version
+INVALIDATE: Final = (
+    _TIME
+    + """
+local leased = tonumber(string.match(read(KEYS[2]), '^l(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)')) or 0
+local version = digits(math.max(now, version_in(read_head(KEYS[1])) + 1, leased + 1))
+redis.call('SET', KEYS[1], version .. 't', 'PX', ARGV[1])
+redis.call('DEL', KEYS[2])
+redis.call('PUBLISH', ARGV[2], ARGV[3] .. version .. ARGV[4])
+return version
+"""
+)
+
+# barriers, head | member, most tags, channel, message before the number, message after it -> number
+BARRIER: Final = (
+    _TIME
+    + """
+local number = math.max(now, (tonumber(read(KEYS[2])) or 0) + 1)
+redis.call('ZADD', KEYS[1], 'GT', number, ARGV[1])
+redis.call('SET', KEYS[2], digits(number))
+local most = tonumber(ARGV[2])
+if redis.call('ZCARD', KEYS[1]) > most then
+  -- The oldest tenth of the tags becomes the floor; the clear stays.
+  local all = redis.call('ZSCORE', KEYS[1], '*')
+  redis.call('ZREM', KEYS[1], '*', '!')
+  local last = math.max(1, math.floor(most / 10)) - 1
+  local floor = redis.call('ZRANGE', KEYS[1], last, last, 'WITHSCORES')[2]
+  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, last)
+  redis.call('ZADD', KEYS[1], floor, '!')
+  if all then redis.call('ZADD', KEYS[1], all, '*') end
+end
+redis.call('PUBLISH', ARGV[3], ARGV[4] .. digits(number) .. ARGV[5])
+return digits(number)
+"""
+)
+
+# barriers, head | head, number, member, number, member, … : give back what the server has lost
+RESTORE: Final = (
+    _TIME
+    + """
+for i = 2, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1]) end
+if (tonumber(read(KEYS[2])) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[2], ARGV[1]) end
+return 1
+"""
+)

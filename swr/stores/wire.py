@@ -1,0 +1,114 @@
+"""One connection to Redis on which the commands of many coroutines are pipelined.
+
+A coroutine that asks is not the one that reads: whoever is cancelled while waiting leaves the connection in
+order, and commands issued in the same turn of the event loop leave in one write.
+"""
+
+import asyncio
+import math
+from collections import deque
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+from swr.errors import StoreUnavailable
+
+_TICKS: Final = 5
+
+
+class Wire:
+    """Commands in, replies out, in order.
+
+    Parameters:
+        connection: connected, and used by nobody else.
+        timeout: seconds without any reply after which the server counts as hung.
+    """
+
+    def __init__(self, connection: AbstractConnection, timeout: float) -> None:
+        self._connection = connection
+        self._tick_for = timeout / _TICKS
+        self._pending: deque[asyncio.Future[Any]] = deque()
+        self._outbox: list[bytes] = []
+        self._filled = asyncio.Event()
+        self._ticking = False
+        self._answered = 0
+        self._overdue = asyncio.Event()
+        self.broken: Exception | None = None
+
+    def ask(self, *command: bytes | str | int) -> asyncio.Future[Any]:
+        """Send a command; the future holds its reply, or the exception that it came to."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.broken is not None:
+            future.set_exception(StoreUnavailable(str(self.broken)))
+            return future
+        self._outbox.extend(self._connection.pack_command(*command))
+        self._pending.append(future)
+        self._filled.set()
+        if not self._ticking:
+            self._ticking = True
+            self._tick(self._answered, 0)
+        return future
+
+    def _tick(self, answered: int, stuck: int) -> None:
+        """Count turns of a timer without a reply: after a pause of this process itself, replies come first."""
+        if not self._pending or self.broken is not None:
+            self._ticking = False
+            return
+        stuck = stuck + 1 if answered == self._answered else 0
+        if stuck > _TICKS:
+            self._overdue.set()
+            return
+        asyncio.get_running_loop().call_later(self._tick_for, self._tick, self._answered, stuck)
+
+    async def run(self) -> None:
+        """Carry commands and replies until the connection breaks; then every waiting coroutine is told.
+
+        Raises:
+            StoreUnavailable: why it broke.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write())
+                group.create_task(self._read())
+                group.create_task(self._watch())
+        except* (RedisError, OSError, StoreUnavailable) as errors:
+            self._break(errors.exceptions[0])
+        finally:
+            self._break(StoreUnavailable("the connection to Redis was closed"))
+        raise StoreUnavailable(str(self.broken))
+
+    def _break(self, error: Exception) -> None:
+        if self.broken is None:
+            self.broken = error
+        while self._pending:
+            future = self._pending.popleft()
+            if not future.done():
+                future.set_exception(StoreUnavailable(str(self.broken)))
+
+    async def _write(self) -> None:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            outbox, self._outbox = self._outbox, []
+            await self._connection.send_packed_command(outbox, check_health=False)
+
+    async def _read(self) -> None:
+        read, pending = self._connection.read_response, self._pending
+        while True:
+            try:
+                reply = await read(disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
+            except ResponseError as error:
+                reply = error
+            self._answered += 1
+            future = pending.popleft() if pending else None
+            if future is None or future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+    async def _watch(self) -> None:
+        await self._overdue.wait()
+        raise StoreUnavailable(f"Redis has not answered for {self._tick_for * _TICKS:g} s")

@@ -1,0 +1,33 @@
+"""Fixtures: event loops, and real servers that the tests start and end themselves."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Server, kinds
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=kinds())
+def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """One server of each kind for the whole run; nobody hurts it."""
+    with Server(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """A server, empty."""
+    shared_server.command("FLUSHALL")
+    return shared_server
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server to be paused, killed and started again."""
+    with Server(kinds()[0]) as server:
+        yield server

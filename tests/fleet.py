@@ -1,0 +1,74 @@
+"""Engines for tests: one process's, or several over one store, with a job that counts."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import Context
+
+import anyio
+
+from swr.codec import ANY
+from swr.engine import Engine, Load
+from swr.policy import Policy
+from swr.stores.memory import MemoryStore
+from swr.stores.shelf import Shelf
+from swr.stores.tiered import TieredStore
+from swr.testing import FakeClock, FlakyStore
+
+POLICY = Policy(60, 600, 3600)
+
+
+class Job:
+    """Counts its runs; each asks `answer` at once, waits for `gate` if there is one, and gives what it was told."""
+
+    codec = ANY
+    context: Context | None = None
+
+    def __init__(self, answer: Callable[[int], object] | None = None, policy: Policy = POLICY) -> None:
+        self.runs = 0
+        self.begun = anyio.Event()
+        self.gate: anyio.Event | None = None
+        self.policy = policy
+        self.answer = answer or (lambda run: run)
+        self.before_landing: Callable[[], Awaitable[object]] | None = None
+
+    async def run(self, load: Load) -> None:
+        self.runs += 1
+        run = self.runs
+        value = self.answer(run)
+        self.begun.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if isinstance(value, Exception):
+            raise value
+        if self.before_landing is not None:
+            await self.before_landing()
+        await load.land(value, self.policy)
+
+
+class Process:
+    """What stands for one process: an engine with a shelf of its own over a link of its own."""
+
+    def __init__(self, shared: MemoryStore, clock: FakeClock, shelf_bytes: int = 2**20) -> None:
+        self.link = FlakyStore(shared)
+        self.shelf = Shelf(shelf_bytes, 1000)
+        self.store = TieredStore(self.shelf, self.link, clock)
+        self.engine = Engine(self.store, clock=clock, drain_for=2.0, uniform=lambda low, high: 1.0)
+
+
+@asynccontextmanager
+async def fleet(number: int, clock: FakeClock, shelf_bytes: int = 2**20) -> AsyncIterator[list[Process]]:
+    """Several processes over one store."""
+    shared = MemoryStore(clock=clock)
+    processes = [Process(shared, clock, shelf_bytes) for _ in range(number)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.link.away = False
+            await process.engine.aclose()
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(30):
+        await anyio.lowlevel.checkpoint()

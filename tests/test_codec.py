@@ -1,0 +1,215 @@
+"""Entries survive the way through bytes as what the annotation says; whatever else lies there is an error."""
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import functools
+import typing
+import uuid
+from typing import Annotated, Any
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swr import CodecError, ConfigurationError, Policy
+from swr.codec import ANY, Codec, codec_for, decode, encode
+from swr.entry import stamp
+
+SEOUL = datetime.timezone(datetime.timedelta(hours=9))
+
+
+class Kind(enum.Enum):
+    A = "a"
+
+
+@dataclasses.dataclass
+class Row:
+    tail: str
+    delay: decimal.Decimal
+    at: datetime.datetime
+    id: uuid.UUID
+    kind: Kind = Kind.A
+    ratio: float = float("nan")
+
+
+@dataclasses.dataclass
+class Ranking:
+    rows: list[Row]
+    note: str | None = None
+
+
+class Struct(msgspec.Struct):
+    a: int
+    b: tuple[str, ...]
+
+
+class Typed(typing.TypedDict):
+    a: int
+
+
+class Named(typing.NamedTuple):
+    a: int
+    b: str
+
+
+class Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+    a: int = pydantic.Field(alias="A")
+    at: datetime.datetime
+    s: set[int]
+    x: float = 1.0
+
+
+ROW = Row("N1", decimal.Decimal("1.50"), datetime.datetime(2013, 1, 1, tzinfo=SEOUL), uuid.UUID(int=5))
+MODEL = Model(A=1, at=ROW.at, s={1, 2})
+
+
+def there_and_back(kind, value):
+    codec = Codec(kind)
+    return decode("k", encode("k", stamp(value, Policy(60), 1.5, version=3), codec), codec).value
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Any, None), (Any, []), (Any, {}), (Any, ""), (Any, 0), (Any, False), (Any, 1.5), (Any, b"\x00"), (Any, "일"),
+        (Any, {"a": [1, {"b": None}], "c": True}), (Any, {1: "a"}), (list[int], []), (Row | None, None),
+        (Struct, Struct(1, ("x",))), (Typed, {"a": 1}), (Named, Named(1, "x")), (Model, MODEL), (list[Model], [MODEL]),
+        (dict[str, Model | None], {"x": MODEL, "y": None}), (dict[int, set[str]], {1: {"a"}}), (frozenset[int], frozenset({1})),
+        (bytes, b"raw"), (bytes, b""), (bytes | None, None), (bytearray, bytearray(b"x")), (decimal.Decimal, decimal.Decimal("1.10")),
+        (datetime.datetime, ROW.at), (datetime.datetime, datetime.datetime(2013, 1, 1)), (datetime.date, datetime.date(2013, 1, 1)),
+        (datetime.time, datetime.time(1, 2)), (datetime.timedelta, datetime.timedelta(1, 2, 3)), (Kind, Kind.A),
+        (tuple[int, str], (1, "a")), (Annotated[int, "note"], 5), (int, 2**64 - 1),
+    ],
+)  # fmt: skip
+def test_a_value_comes_back_as_what_its_annotation_says(kind, value):
+    back = there_and_back(kind, value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_a_ranking_comes_back_whole():
+    back = there_and_back(Ranking, Ranking([ROW]))
+    assert isinstance(back.rows[0], Row)
+    assert back.rows[0].at.utcoffset() == datetime.timedelta(hours=9)
+    assert back.rows[0].delay == decimal.Decimal("1.50")
+    assert back.rows[0].kind is Kind.A
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (float, float("nan")), (Any, [float("nan")]), (Any, {"a": (float("nan"))}), (Row, ROW), (list[tuple[float, int]], [(float("nan"), 1)]),
+        (Struct, Struct(1, ())),
+    ],
+)  # fmt: skip
+def test_what_is_not_even_equal_to_itself_comes_back_all_the_same(kind, value):
+    assert repr(there_and_back(kind, value)) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "named"),
+    [
+        (Any, ROW, "Row"), (Any, (1,), "tuple"), (Any, {1}, "set"), (Any, ROW.at, "datetime"), (Any, MODEL, "Model"),
+        (Any, decimal.Decimal(1), "Decimal"), (Any, object(), "object"), (Any, [1, object()], "object"), (Any, 2**80, "int"),
+        (Any, "\ud800", "str"), (list[Row], [{"tail": 1}], "list"), (Row, "text", "str"), (bytes, "text", "str"),
+        (Any, [(1, 2)], "list"), (Any, {"a": {1, 2}}, "dict"), (Model, MODEL.model_copy(update={"x": float("inf")}), "Model"), (Model, ROW, "Row"), (object, object(), "object"),
+        (Any, (number for number in ()), "generator"), (list[float], [float("nan"), "x"], "list"),
+    ],
+)  # fmt: skip
+def test_what_would_come_back_changed_is_refused_by_type(kind, value, named):
+    with pytest.raises(CodecError, match=named):
+        there_and_back(kind, value)
+
+
+@dataclasses.dataclass
+class Special(Ranking):
+    more: int = 1
+
+
+def test_a_subclass_of_the_annotation_is_refused_rather_than_cut():
+    with pytest.raises(CodecError, match="changed"):
+        there_and_back(Ranking, Special([], None, 2))
+
+
+def test_a_custom_class_cannot_be_read_back():
+    class Own:
+        pass
+
+    with pytest.raises(CodecError, match="Own"):
+        Codec(Own)._decode(msgspec.msgpack.encode({"a": 1}))
+
+
+def frame(codec=ANY, key="k", value=("x" * 40)):
+    return encode(key, stamp(value, Policy(60, 600, tags=("t",)), 1.5, version=3, head=2), codec)
+
+
+def test_every_changed_byte_is_found():
+    whole = frame()
+    for position in range(len(whole)):
+        for change in (1, 128):
+            broken = bytearray(whole)
+            broken[position] ^= change
+            try:
+                entry = decode("k", bytes(broken), ANY)
+            except CodecError:
+                continue
+            # The version alone is outside the checksum, for the server has to be able to write it.
+            assert position < 16
+            assert entry.value == "x" * 40
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_no_bytes_raise_anything_but_a_codec_error(noise, cut):
+    for bytes_ in (noise, frame()[:cut], frame()[:cut] + noise):
+        if bytes_ == frame():
+            continue
+        with pytest.raises(CodecError):
+            decode("k", bytes_, ANY)
+
+
+def test_an_entry_of_another_key_or_type_is_not_taken():
+    with pytest.raises(CodecError, match="key"):
+        decode("other", frame(), ANY)
+    with pytest.raises(CodecError, match="type"):
+        decode("k", frame(), Codec(str))
+
+
+def test_the_fingerprint_is_of_the_shape():
+    first = dataclasses.make_dataclass("R", [("a", int)])
+    same = dataclasses.make_dataclass("R", [("a", int)])
+    other = dataclasses.make_dataclass("R", [("a", int), ("b", int, 0)])
+    assert Codec(first).fingerprint == Codec(same).fingerprint != Codec(other).fingerprint
+    assert Codec(Model).fingerprint != Codec(Struct).fingerprint
+    assert Codec(dict[bytes, int]).fingerprint
+
+
+def test_the_codec_of_a_loader_is_of_its_return_annotation():
+    async def annotated() -> list[Row]: ...
+    def bare(): ...
+    def unresolvable() -> "Nowhere": ...  # noqa: F821
+    def unsupported() -> dict[Row, int] | list[Row] | set[int]: ...
+
+    class Callable:
+        def __call__(self) -> int: ...
+
+    assert codec_for(annotated).kind == list[Row]
+    assert codec_for(bare).kind is Any
+    assert codec_for(Callable()).kind is int
+    assert codec_for(functools.partial(Callable())).kind is int
+    assert codec_for(lambda: 1).kind is Any
+    with pytest.raises(ConfigurationError, match="Nowhere"):
+        codec_for(unresolvable)
+    with pytest.raises(ConfigurationError, match="cannot be stored"):
+        codec_for(unsupported)
+
+
+def test_an_annotation_that_cannot_be_hashed_has_a_codec():
+    def f() -> Annotated[int, []]: ...
+
+    assert codec_for(f).kind == Annotated[int, []]

@@ -1,0 +1,81 @@
+"""The decision as a table: just before, at and just after each deadline."""
+
+import pytest
+
+from swr.decision import FALLBACK, FRESH, MISSING, STALE, decide
+from swr.entry import stamp
+from swr.policy import Limits, Policy
+
+BEGAN = 1000.0
+TICK = 0.001
+SWR = Policy(60, 600, 3600)
+NO_GRACE = Policy(60)
+ERROR_ONLY = Policy(60, 0, 3600)
+SHORT_ERROR = Policy(60, 600, 30)
+
+
+@pytest.mark.parametrize(
+    ("policy", "age", "expected"),
+    [
+        (SWR, -5, FRESH),
+        (SWR, 0, FRESH),
+        (SWR, 60 - TICK, FRESH),
+        (SWR, 60, STALE),
+        (SWR, 60 + TICK, STALE),
+        (SWR, 660 - TICK, STALE),
+        (SWR, 660, FALLBACK),
+        (SWR, 660 + TICK, FALLBACK),
+        (SWR, 3660 - TICK, FALLBACK),
+        (SWR, 3660, MISSING),
+        (SWR, 3660 + TICK, MISSING),
+        (NO_GRACE, 60 - TICK, FRESH),
+        (NO_GRACE, 60, MISSING),
+        (ERROR_ONLY, 60, FALLBACK),
+        (ERROR_ONLY, 3660, MISSING),
+        (SHORT_ERROR, 90, STALE),
+        (SHORT_ERROR, 660 - TICK, STALE),
+        (SHORT_ERROR, 660, MISSING),
+        (Policy(0), 0, MISSING),
+    ],
+)
+def test_the_table(policy, age, expected):
+    assert decide(stamp(1, policy, BEGAN), BEGAN + age) == expected
+
+
+def test_no_entry_is_missing():
+    assert decide(None, BEGAN) == MISSING
+
+
+def test_none_is_a_value():
+    assert decide(stamp(None, SWR, BEGAN), BEGAN) == FRESH
+
+
+@pytest.mark.parametrize(
+    ("limits", "age", "expected"),
+    [
+        (Limits(), 0, FRESH),
+        (Limits(), 60, STALE),
+        (Limits(max_age=30), 30 - TICK, FRESH),
+        (Limits(max_age=30), 30, FALLBACK),
+        (Limits(max_age=100), 60, STALE),
+        (Limits(min_fresh=10), 50 - TICK, FRESH),
+        (Limits(min_fresh=10), 50, FALLBACK),
+        (Limits(min_fresh=10), 61, FALLBACK),
+        (Limits(no_cache=True), 0, FALLBACK),
+        (Limits(no_cache=True), 3660, MISSING),
+        (Limits(max_stale=5), 60, STALE),
+        (Limits(max_stale=5), 65, FALLBACK),
+        (Limits(max_stale=5000), 5000, STALE),
+        (Limits(max_age=30, max_stale=5), 34, STALE),
+        (Limits(max_age=30, max_stale=5), 35, FALLBACK),
+    ],
+)
+def test_limits_narrow_or_widen_what_may_be_served(limits, age, expected):
+    assert decide(stamp(1, SWR, BEGAN), BEGAN + age, limits) == expected
+
+
+def test_an_entry_is_stamped_from_when_its_load_began():
+    entry = stamp("v", SWR, BEGAN, version=7, head=3)
+    assert (entry.fresh_until, entry.stale_until, entry.error_until) == (1060, 1660, 4660)
+    assert (entry.keep_until, entry.servable_until) == (4660, 4660)
+    assert (entry.version, entry.head, entry.created_at) == (7, 3, BEGAN)

@@ -1,0 +1,482 @@
+"""The decorator on loaders: functions, methods, plain `def`, types through Redis, and every misuse at decoration."""
+
+import asyncio
+import contextvars
+import dataclasses
+import datetime
+import decimal
+import functools
+import inspect
+import threading
+import uuid
+from typing import Annotated
+
+import anyio
+import pydantic
+import pytest
+from fastapi import Depends, FastAPI, Request, Response
+from starlette.websockets import WebSocket
+
+from swr import Cache, CodecError, ConfigurationError, Policy, State
+from swr.testing import FakeClock
+from tests.fleet import settle
+from tests.servers import Server
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+class TestCalls:
+    async def test_the_face(self, cache, clock):
+        loads = []
+
+        @cache.cached(
+            "ranking:{group}:{limit}", fresh_for=60, stale_for="10m", stale_if_error="1d", tags=("group:{group}",)
+        )
+        async def top100(group: str, limit: int = 100) -> list[str]:
+            """Rank."""
+            loads.append(group)
+            return [group, str(limit), str(len(loads))]
+
+        assert await top100("ATL") == ["ATL", "100", "1"]
+        assert await top100("ATL") is await top100(group="ATL", limit=100)
+        assert top100.key("ATL") == "ranking:ATL:100"
+        assert (await top100.outcome("ATL")).state is State.FRESH
+        assert await top100.refresh("ATL") == ["ATL", "100", "2"]
+        await top100.invalidate("ATL")
+        assert (await top100.outcome("ATL")).state is State.MISSING
+        await cache.invalidate_tag("group:ATL")
+        assert (await top100.outcome("ATL")).value == ["ATL", "100", "4"]
+        await cache.invalidate("ranking:ATL:100")
+        await top100("ATL")
+        await cache.clear()
+        clock.advance(1)
+        outcome = await top100.outcome("ATL")
+        assert (outcome.value[2], outcome.state, outcome.age, outcome.error) == ("6", State.MISSING, 0, None)
+        assert top100.__name__ == "top100"
+        assert top100.__doc__ == "Rank."
+        assert list(inspect.signature(top100).parameters) == ["group", "limit"]
+        assert inspect.iscoroutinefunction(top100.__call__)
+
+    async def test_a_plain_def_runs_in_a_thread(self, cache):
+        @cache.cached("t", fresh_for=60)
+        def thread() -> int:
+            return threading.get_ident()
+
+        assert await thread() != threading.get_ident()
+        assert await thread() == await thread()
+
+    async def test_a_plain_def_that_gives_an_awaitable_is_awaited(self, cache):
+        async def inner() -> int:
+            return 5
+
+        @cache.cached("t", fresh_for=60)
+        def outer():
+            return inner()
+
+        assert await outer() == 5
+
+    async def test_slow_threads_do_not_stop_the_loop(self, cache):
+        release = threading.Event()
+
+        @cache.cached("t:{n}", fresh_for=60)
+        def slow(n: int) -> int:
+            release.wait(5)
+            return n
+
+        async with anyio.create_task_group() as group:
+            for n in range(3):
+                group.start_soon(slow, n)
+            await settle()
+            release.set()
+        assert await slow(2) == 2
+
+    async def test_a_stale_call_is_refreshed_with_its_own_arguments_and_context(self, cache, clock):
+        tenant = contextvars.ContextVar("tenant", default="nobody")
+        seen = []
+
+        @cache.cached("k:{a}", fresh_for=60, stale_for=600, ignore=("extra",))
+        async def load(a: int, extra: str) -> int:
+            seen.append((extra, tenant.get()))
+            return a
+
+        tenant.set("first")
+        await load(1, "x")
+        clock.advance(61)
+        tenant.set("second")
+        await load(1, "y")
+        await settle()
+        assert seen == [("x", "first"), ("y", "second")]
+
+    async def test_methods_are_bound(self, cache):
+        class Service:
+            def __init__(self, name: str) -> None:
+                self.name = name
+                self.loads = 0
+
+            @cache.cached("service:{self.name}:{group}", fresh_for=60)
+            async def top(self, group: str) -> str:
+                """Of a service."""
+                self.loads += 1
+                return f"{self.name}/{group}"
+
+            @cache.cached("shared:{group}", fresh_for=60, ignore=("self",))
+            def shared(self, group: str) -> str:
+                return f"{self.name}/{group}"
+
+            @staticmethod
+            @cache.cached("static:{group}", fresh_for=60)
+            async def static(group: str) -> str:
+                return group
+
+            @classmethod
+            @cache.cached("class:{group}", fresh_for=60, ignore=("cls",))
+            async def of_class(cls, group: str) -> str:
+                return cls.__name__ + group
+
+        a, b = Service("a"), Service("b")
+        assert (await a.top("x"), await b.top("x"), await a.top(group="x")) == ("a/x", "b/x", "a/x")
+        assert (a.loads, a.top.key("x"), a.top.__name__) == (1, "service:a:x", "top")
+        assert (await a.top.outcome("x")).state is State.FRESH
+        assert await a.top.refresh("x") == "a/x"
+        await a.top.invalidate("x")
+        assert (await a.top.outcome("x")).state is State.MISSING
+        assert (await a.shared("y"), await b.shared("y")) == ("a/y", "a/y")
+        assert (await Service.static("z"), await a.static("z"), await Service.of_class("q")) == ("z", "z", "Serviceq")
+        assert Service.top.key(a, "x") == "service:a:x"
+
+    async def test_values_are_shared_unless_copies_are_asked_for(self, cache):
+        @cache.cached("shared", fresh_for=60)
+        async def shared() -> list[int]:
+            return [1]
+
+        @cache.cached("copied", fresh_for=60, copy=True)
+        async def copied() -> list[int]:
+            return [1]
+
+        assert await shared() is await shared()
+        (await copied()).append(2)
+        (await copied()).append(3)
+        (await copied.outcome()).value.append(4)
+        (await copied.refresh()).append(5)
+        assert await copied() == [1]
+
+    async def test_a_loaders_error_passes_through(self, cache):
+        error = LookupError("no such group")
+
+        @cache.cached(fresh_for=60)
+        async def fail(group: str) -> str:
+            raise error
+
+        for call in (fail, fail.outcome, fail.refresh):
+            with pytest.raises(LookupError) as caught:
+                await call("x")
+            assert caught.value is error
+
+    async def test_wrong_arguments_are_a_type_error(self, cache):
+        @cache.cached("k:{a}", fresh_for=60)
+        async def load(a: int) -> int:
+            return a
+
+        for bad in (lambda: load(), lambda: load(1, 2), lambda: load(b=1), lambda: load(1, b=2)):
+            with pytest.raises(TypeError):
+                await bad()
+        with pytest.raises(ConfigurationError, match="'a'"):
+            await load(object())
+
+    async def test_types_of_equal_arguments_matter_on_the_fresh_hit(self, cache):
+        @cache.cached("k:{a}", fresh_for=60)
+        async def kind(a) -> str:
+            return type(a).__name__
+
+        for _ in range(3):
+            assert [await kind(value) for value in (1, True, 1.0, "1", None)] == [
+                "int",
+                "bool",
+                "float",
+                "str",
+                "NoneType",
+            ]
+            assert await kind(a=True) == "bool"
+
+    async def test_an_unhashable_argument_is_a_key_like_others(self, cache):
+        @cache.cached(fresh_for=60)
+        async def total(numbers: list[int]) -> int:
+            return sum(numbers)
+
+        assert (await total([1, 2]), await total([3]), await total([1, 2])) == (3, 3, 3)
+        assert (await total.outcome([1, 2])).state is State.FRESH
+
+    async def test_get_or_load_needs_no_decorator(self, cache, clock):
+        async def load() -> str:
+            return "x"
+
+        outcome = await cache.get_or_load("k", load, Policy(fresh_for=60, stale_for=600))
+        assert (outcome.value, outcome.state) == ("x", State.MISSING)
+        clock.advance(61)
+        assert (await cache.get_or_load("k", lambda: "y", Policy(60, 600))).state is State.STALE
+        await anyio.sleep(0.05)
+        assert (await cache.get_or_load("k", load, Policy(60, 600))).value == "y"
+
+    async def test_a_partial_is_a_loader(self, cache):
+        async def load(a: int) -> int:
+            return a
+
+        assert (await cache.get_or_load("k", functools.partial(load, 5), Policy(60))).value == 5
+
+    async def test_it_opens_by_itself_and_nested_exits_close_last(self, clock):
+        cache = Cache(clock=clock)
+
+        @cache.cached("k", fresh_for=60)
+        async def load() -> int:
+            return 1
+
+        assert await load() == 1
+        async with cache, cache:
+            assert await load() == 1
+        await cache.aclose()
+        assert await load() == 1
+        await cache.aclose()
+
+
+def test_a_cache_that_cannot_be_opened_here_is_not_open():
+    import trio
+
+    cache = Cache("redis://127.0.0.1:1/0")
+
+    async def enter() -> None:
+        async with cache:
+            pass
+
+    with pytest.raises(ConfigurationError, match="asyncio"):
+        trio.run(enter)
+    assert cache._opened == 0
+
+
+class TestDecoration:
+    @pytest.mark.parametrize(
+        ("options", "complaint"),
+        [
+            ({"fresh_for": "soon"}, "fresh_for='soon'"),
+            ({"fresh_for": 1, "stale_for": -1}, "stale_for=-1"),
+            ({"fresh_for": 1, "tags": "x"}, "tags='x'"),
+            ({"fresh_for": 1, "ignore": "a"}, "ignore='a'"),
+            ({"fresh_for": 1, "ignore": ("z",)}, "'z'"),
+            ({"fresh_for": 1, "tags": ("{z}",)}, "'z'"),
+            ({"fresh_for": 1, "template": "k"}, "leaves out a"),
+        ],
+    )
+    def test_what_cannot_work_is_refused_where_it_is_written(self, options, complaint):
+        with pytest.raises(ConfigurationError, match=complaint):
+
+            @Cache().cached(options.pop("template", None), **options)
+            async def load(a): ...
+
+    def test_endpoints_are_sent_to_the_other_decorator(self):
+        def session(): ...
+
+        def with_request(request: Request): ...
+        def with_response(response: Response): ...
+        def with_text(request: "Request"): ...
+        def with_depends(db=Depends(session)): ...
+        def with_annotated(db: Annotated[int, Depends(session)]): ...
+        def with_optional(request: Request | None = None): ...
+        def with_socket(socket: WebSocket): ...
+
+        for endpoint in (
+            with_request,
+            with_response,
+            with_text,
+            with_depends,
+            with_annotated,
+            with_optional,
+            with_socket,
+        ):
+            with pytest.raises(ConfigurationError, match=r"@cache\.response"):
+                Cache().cached(fresh_for=1)(endpoint)
+
+    def test_what_is_no_function_is_refused(self):
+        def generator():
+            yield
+
+        async def async_generator():
+            yield
+
+        for wrong in (generator, async_generator):
+            with pytest.raises(ConfigurationError, match="generator"):
+                Cache().cached(fresh_for=1)(wrong)
+        for wrong in (5, staticmethod(len), functools.partial(int), type("C", (), {"__call__": len})()):
+            with pytest.raises(ConfigurationError, match="function"):
+                Cache().cached(fresh_for=1)(wrong)
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            ({"url": "http://x"}, "not a URL of redis://"),
+            ({"url": "redis+cluster://x:1"}, "not a URL of redis://"),
+            ({"url": "redis://:secret@host:port"}, r"redis://…@host:port"),
+            ({"url": 5}, "not a URL"),
+            ({"redis": 5}, "redis=5"),
+            ({"namespace": ""}, "namespace"),
+            ({"namespace": "a{b"}, "namespace"),
+            ({"l1_max_bytes": -1}, "l1_max_bytes"),
+            ({"l1_max_bytes": True}, "l1_max_bytes"),
+            ({"lease_for": 0}, "lease_for"),
+            ({"drain_for": "x"}, "drain_for"),
+            ({"timeout": 0}, "timeout"),
+        ],
+    )
+    def test_a_cache_that_cannot_work_is_refused(self, arguments, complaint):
+        with pytest.raises(ConfigurationError, match=complaint) as caught:
+            Cache(**arguments)
+        assert "secret" not in str(caught.value)
+
+    def test_a_client_of_ones_own_is_checked(self):
+        from redis.asyncio import Redis
+
+        with pytest.raises(ConfigurationError, match="decode_responses"):
+            Cache(redis=Redis(decode_responses=True))
+        with pytest.raises(ConfigurationError, match="give one"):
+            Cache("redis://x", redis=Redis())
+
+    async def test_calls_with_wrong_types_are_refused(self, cache):
+        for call in (
+            cache.invalidate(5),
+            cache.invalidate_tag(""),
+            cache.invalidate_url("no path"),
+            cache.invalidate_url("http://[x/"),
+            cache.get_or_load(5, None, Policy(1)),
+            cache.get_or_load("k", None, 5),
+        ):
+            with pytest.raises(ConfigurationError):
+                await call
+
+
+@dataclasses.dataclass
+class Row:
+    tail: str
+    delay: decimal.Decimal
+    at: datetime.datetime
+    id: uuid.UUID
+
+
+class Model(pydantic.BaseModel):
+    rows: list[int]
+
+
+class TestThroughRedis:
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio"
+
+    @pytest.fixture(params=[0, 2**20], ids=["no L1", "L1"])
+    def make(self, request, server: Server):
+        return lambda: Cache(server.url, l1_max_bytes=request.param, timeout=2)
+
+    async def test_values_come_back_as_what_the_annotation_says(self, make):
+        row = Row("N1", decimal.Decimal("1.5"), datetime.datetime.now(datetime.UTC), uuid.uuid4())
+        async with make() as one, make() as other:
+            for cache in (one, other):
+
+                @cache.cached("rows", fresh_for=60)
+                async def rows() -> list[Row]:
+                    return [row]
+
+                @cache.cached("model", fresh_for=60)
+                async def model() -> Model:
+                    return Model(rows=[1])
+
+                @cache.cached("none", fresh_for=60)
+                async def none() -> Row | None:
+                    return None
+
+                state = State.MISSING if cache is one else State.FRESH
+                for load, value in ((rows, [row]), (model, Model(rows=[1])), (none, None)):
+                    outcome = await load.outcome()
+                    assert (outcome.value, outcome.state) == (value, state)
+
+    async def test_what_cannot_be_stored_is_an_error_that_names_the_type(self, make):
+        async with make() as cache:
+
+            @cache.cached("k", fresh_for=60)
+            async def bare():
+                return {1, 2}
+
+            with pytest.raises(CodecError, match="set"):
+                await bare()
+            with pytest.raises(CodecError, match="Row"):
+                await cache.get_or_load("g", lambda: Row("", decimal.Decimal(0), None, None), Policy(60))
+            assert (await cache.get_or_load("g", lambda: {1}, Policy(60), returns=set[int])).value == {1}
+            # No lease was left behind.
+            with anyio.fail_after(2):
+                assert (await cache.get_or_load("k", lambda: 1, Policy(60))).value == 1
+
+    async def test_an_entry_of_another_type_is_a_miss(self, make):
+        async with make() as cache:
+            await cache.get_or_load("k", lambda: 1, Policy(60), returns=int)
+        async with make() as cache:
+            outcome = await cache.get_or_load("k", lambda: "x", Policy(60), returns=str)
+            assert (outcome.value, outcome.state) == ("x", State.MISSING)
+
+    async def test_an_annotation_that_appears_later_is_found_at_the_first_call(self, make):
+        async with make() as cache:
+
+            @cache.cached("later", fresh_for=60)
+            async def later() -> "Later":
+                return Later(1)
+
+            assert await later() == Later(1)
+
+
+@dataclasses.dataclass
+class Later:
+    a: int
+
+
+def test_one_cache_serves_one_loop_after_the_other():
+    cache = Cache()
+
+    @cache.cached("k", fresh_for=60)
+    async def load() -> int:
+        return 1
+
+    for _ in range(3):
+        assert asyncio.run(load()) == 1
+
+
+def test_without_closing_it_serves_the_next_loop_too(server: Server):
+    cache = Cache(server.url)
+    runs = []
+
+    @cache.cached("k", fresh_for=60)
+    async def load() -> int:
+        runs.append(1)
+        return 1
+
+    for _ in range(3):
+        assert asyncio.run(load()) == 1
+    assert runs == [1]
+
+
+async def test_an_endpoint_of_fastapi_may_depend_on_a_cached_loader():
+    cache, app = Cache(), FastAPI()
+
+    @cache.cached("top:{group}", fresh_for=60)
+    async def top(group: str) -> str:
+        return group
+
+    @app.get("/{group}")
+    async def endpoint(value: Annotated[str, Depends(top)]) -> str:
+        return value
+
+    assert app.openapi()["paths"]["/{group}"]["get"]["parameters"][0]["name"] == "group"

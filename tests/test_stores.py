@@ -1,0 +1,76 @@
+"""Every store, and every store behind a shelf, does what `swr.testing.StoreConformance` says."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from swr.stores.base import LeasingStore
+from swr.stores.memory import MemoryStore
+from swr.stores.redis import RedisStore
+from swr.stores.shelf import Shelf
+from swr.stores.tiered import TieredStore
+from swr.testing import StoreConformance
+from tests.servers import Server
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def opened(store: LeasingStore) -> AsyncIterator[LeasingStore]:
+    """The store, open, with a task group that runs what it starts."""
+    messages = []
+    async with anyio.create_task_group() as group:
+        await store.open(group.start_soon, messages.append)
+        yield store
+        group.cancel_scope.cancel()
+    await store.aclose(messages.append)
+
+
+def redis_store(server: Server) -> RedisStore:
+    return RedisStore(lambda: Redis.from_url(server.url), timeout=2.0)
+
+
+class TestMemory(StoreConformance):
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[LeasingStore]:
+        async with opened(MemoryStore()) as store:
+            yield store
+
+
+class TestShelfBeforeMemory(StoreConformance):
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[LeasingStore]:
+        async with opened(TieredStore(Shelf(2**20, 1000), MemoryStore())) as store:
+            yield store
+
+
+class TestNoShelfBeforeMemory(StoreConformance):
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[LeasingStore]:
+        async with opened(TieredStore(Shelf(0, 1000), MemoryStore())) as store:
+            yield store
+
+
+class TestRedis(StoreConformance):
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture
+    async def store(self, server: Server) -> AsyncIterator[LeasingStore]:
+        async with opened(redis_store(server)) as store:
+            yield store
+
+
+class TestShelfBeforeRedis(StoreConformance):
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture
+    async def store(self, server: Server) -> AsyncIterator[LeasingStore]:
+        async with opened(TieredStore(Shelf(2**20, 1000), redis_store(server))) as store:
+            yield store
