@@ -94,11 +94,11 @@ class Cache:
             from swr.stores.redis import RedisStore
 
             connect, owned = _connector(url, redis, patience)
-            self._shelf = Shelf(l1_max_bytes, _ENTRIES)
-            store = TieredStore(self._shelf, RedisStore(connect, namespace, patience, owned, clock), clock)
+            self.shelf = Shelf(l1_max_bytes, _ENTRIES)
+            store = TieredStore(self.shelf, RedisStore(connect, namespace, patience, owned, clock), clock)
         else:
             memory = MemoryStore(l1_max_bytes, _ENTRIES, clock)
-            self._shelf, store = memory.shelf, memory
+            self.shelf, store = memory.shelf, memory
         self.engine = Engine(store, lease, drain, clock)
         self._opened = 0
 
@@ -162,7 +162,7 @@ class Cache:
         def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
             check_loader(function)
             keys = CallKeys(function, template, policy.tags, ignore)
-            return Cached(self.engine, self._shelf, function, keys, policy, encodes=self._encodes, copies=copy)
+            return Cached(self.engine, self.shelf, function, keys, policy, encodes=self._encodes, copies=copy)
 
         return cast(_CachedDecorator, decorate)
 

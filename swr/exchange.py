@@ -66,6 +66,23 @@ class Varies(msgspec.Struct, tag="v", array_like=True):
 RESPONSES: Final = Codec(StoredResponse | Varies)
 
 
+def key_of(scope: Scope, host: bytes) -> str:
+    """Return the key of a URL: scheme, host, path and query as they were sent."""
+    path = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
+    return f"GET {scope['scheme']}://{(b'%b%b?%b' % (host.lower(), path, scope['query_string'])).decode('latin-1')}"
+
+
+def plain_key(scope: Scope) -> str | None:
+    """Return the key of a request that has nothing in it but what selects a URL; None for any other."""
+    host = None
+    for name, value in scope["headers"]:
+        if name in _NOTED:
+            if name != b"host" or host is not None:
+                return None
+            host = value
+    return key_of(scope, host or b"")
+
+
 class Request:
     """A GET or HEAD request.
 
@@ -74,7 +91,7 @@ class Request:
         rules: the rules of the middleware.
     """
 
-    __slots__ = ("_rules", "authorized", "fields", "key", "method", "rule", "scope")
+    __slots__ = ("_cookies", "_rules", "authorized", "fields", "key", "method", "rule", "scope")
 
     def __init__(self, scope: Scope, rules: list[Rule]) -> None:
         self.scope = scope
@@ -84,11 +101,13 @@ class Request:
         fields = self.fields
         for name, value in scope["headers"]:
             if name in _NOTED:
-                fields[name] = value
-        path = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
-        host = fields.get(b"host", b"").lower()
-        self.key = f"GET {scope['scheme']}://{(b'%b%b?%b' % (host, path, scope['query_string'])).decode('latin-1')}"
+                # All of a field's lines count: which of two the app goes by is not for us to guess.
+                fields[name] = (
+                    fields[name] + (b"; " if name == b"cookie" else b", ") + value if name in fields else value
+                )
+        self.key = key_of(scope, fields.get(b"host", b""))
         self.authorized = b"authorization" in fields or b"x-api-key" in fields
+        self._cookies = ""
         self.rule: tuple[Rule, dict[str, Any]] | None = None
 
     def find_rule(self) -> Rule | None:
@@ -105,13 +124,15 @@ class Request:
         pairs = self.fields.get(b"cookie", b"").decode("latin-1").split(";")
         kept = sorted(pair for pair in map(str.strip, pairs) if pair.partition("=")[0] in names)
         if kept:
-            self.key = f"{self.key} cookies:{';'.join(kept)}"
+            self._cookies = "; ".join(kept)
+            # A line break stands in no URL and no field: no request can write what looks like this.
+            self.key = f"{self.key}\ncookie: {self._cookies}"
 
     def variant(self, names: tuple[str, ...]) -> str:
         """Return the key of the variant that this request selects among responses that vary by `names`."""
         if not names:
             return self.key
-        return f"{self.key} vary:{'&'.join(f'{name}={self.selecting(name)}' for name in names)}"
+        return "\n".join([self.key, *(f"vary: {name}={self.selecting(name)}" for name in names)])
 
     def selecting(self, name: str) -> str:
         """Return a request field's normalised value: white space and repetition do not matter (RFC 9111 4.1)."""
@@ -120,7 +141,7 @@ class Request:
         text = ",".join(part.strip().decode("latin-1") for part in parts)
         # A missing field is not an empty one.
         present = any(key == field for key, _ in self.scope["headers"])
-        return quote(text, safe=",;=/*. ") if present else "%"
+        return text if present else "\n"
 
     @property
     def tag(self) -> str:
@@ -132,20 +153,30 @@ class Request:
         scope: Scope = {name: self.scope[name] for name in _REPLAYED if name in self.scope}
         wanted = {b"host", *(name.encode("latin-1") for name in names)}
         headers = [(name, value) for name, value in self.scope["headers"] if name in wanted]
-        if " cookies:" in self.key and b"cookie" not in wanted:
-            cookies = self.key.partition(" cookies:")[2].partition(" vary:")[0].replace(";", "; ")
-            headers.append((b"cookie", cookies.encode("latin-1")))
+        if self._cookies and b"cookie" not in wanted:
+            headers.append((b"cookie", self._cookies.encode("latin-1")))
         scope.update(method="GET", headers=headers, client=None, state=dict(state), extensions={})
         return scope
 
 
+def _marks(entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None) -> Headers:
+    """Return the fields that say where an answer comes from."""
+    age = entry.value.initial_age + max(0, math.floor(now - entry.created_at))
+    status = status or cache_status(state, math.floor(entry.fresh_until - now))
+    return [(b"age", b"%d" % age), (b"swr-state", state.value.encode()), (b"cache-status", status)]
+
+
+def headers_of_hit(entry: Entry[StoredResponse], now: float) -> tuple[float, Headers]:
+    """Return the header fields of a fresh hit, and until when they hold, for `Age` and `ttl` count seconds."""
+    until = min(
+        entry.created_at + math.floor(now - entry.created_at) + 1,
+        entry.fresh_until - math.floor(entry.fresh_until - now),
+    )
+    return until, [*entry.value.headers, *_marks(entry, State.FRESH, now)]
+
+
 async def send_stored(
-    request: Request,
-    send: Send,
-    entry: Entry[StoredResponse],
-    state: State,
-    now: float,
-    status: bytes | None = None,
+    request: Request, send: Send, entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None
 ) -> None:
     """Answer with a stored response: whole, without its body to HEAD, or as 304 to `If-None-Match`.
 
@@ -154,27 +185,20 @@ async def send_stored(
         status: the member of `Cache-Status`; by default that of a hit.
     """
     stored = entry.value
-    age = int(now - entry.created_at)
-    headers: Headers = [
-        *stored.headers,
-        (b"age", b"%d" % (stored.initial_age + (age if age > 0 else 0))),
-        (b"swr-state", state.value.encode()),
-        (b"cache-status", status or cache_status(state, math.floor(entry.fresh_until - now))),
-    ]
-    body = stored.body
+    marks = _marks(entry, state, now, status)
     condition = request.fields.get(b"if-none-match")
     if condition is not None and stored.status == 200 and matches(condition, stored.headers):
         await send(
             {
                 "type": "http.response.start",
                 "status": 304,
-                "headers": [*headers_of_304(stored.headers), *headers[-3:]],
+                "headers": [*headers_of_304(stored.headers), *marks],
             }
         )
         await send({"type": "http.response.body", "body": b""})
         return
-    await send({"type": "http.response.start", "status": stored.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+    await send({"type": "http.response.start", "status": stored.status, "headers": [*stored.headers, *marks]})
+    await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else stored.body})
 
 
 def marked(message: Message, status: bytes) -> Message:

@@ -571,7 +571,7 @@ class TestVary:
                 if len(acquired) == 2 and trouble == "away":
                     process.link.away = True
                 elif len(acquired) == 2:
-                    await other.store.acquire("GET http://test/x? vary:accept-language=de", "t", 30, 0, RESPONSES)
+                    await other.store.acquire("GET http://test/x?\nvary: accept-language=de", "t", 30, 0, RESPONSES)
 
             process.link.before["acquire"] = second
             async with client(middleware) as http:

@@ -88,7 +88,7 @@ class TestSharing:
                 runs = load.runs
                 await invalidate()
                 assert (await one.get_or_load("k", load, tagged)).value == runs + 1
-                await until(lambda: other._shelf.get("k") is None or other.engine.store.peek("k") is None)
+                await until(lambda: other.shelf.get("k") is None or other.engine.store.peek("k") is None)
                 assert (await other.get_or_load("k", load, tagged)).value == runs + 1
 
     async def test_a_cache_ignores_its_own_messages(self, server: Server):

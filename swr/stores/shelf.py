@@ -18,9 +18,12 @@ UNCHECKED: Final = -1
 
 
 class Slot:
-    """An entry on the shelf, with what the fresh hit needs at hand."""
+    """An entry on the shelf, with what the fresh hit needs at hand.
 
-    __slots__ = ("checked", "entry", "epoch", "fresh_until", "superseded", "value", "weight")
+    `ready` is for the face that serves it: what it has prepared, and until when that holds.
+    """
+
+    __slots__ = ("checked", "entry", "epoch", "fresh_until", "ready", "superseded", "value", "weight")
 
     def __init__(self, entry: Entry[Any], epoch: int, weight: int) -> None:
         self.entry = entry
@@ -29,6 +32,7 @@ class Slot:
         self.checked = UNCHECKED
         self.epoch = epoch
         self.superseded = False
+        self.ready: tuple[float, Any] = (0.0, None)
         self.weight = weight
 
 
