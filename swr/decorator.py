@@ -131,7 +131,7 @@ class Cached(Generic[P, R]):
             codec = self._codec = codec_for(self._function)
         policy = self._policy
         if self._keys.fixed_tags is None:
-            policy = Policy(policy.fresh_for, policy.stale_for, policy.stale_if_error, self._keys.tags(args, kwargs))
+            policy = policy.tagged(self._keys.tags(args, kwargs))
         function = functools.partial(self._function, *args, **kwargs)
         return Call(self._engine, function, self._runs_in_thread, policy, codec)
 

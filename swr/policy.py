@@ -91,6 +91,16 @@ class Policy:
         put(self, "stale_if_error", seconds(stale_if_error, "stale_if_error"))
         put(self, "tags", tag_names(tags))
 
+    def tagged(self, tags: tuple[str, ...]) -> "Policy":
+        """Return the same policy with other tags, which are taken as they are."""
+        policy = object.__new__(Policy)
+        put = object.__setattr__
+        put(policy, "fresh_for", self.fresh_for)
+        put(policy, "stale_for", self.stale_for)
+        put(policy, "stale_if_error", self.stale_if_error)
+        put(policy, "tags", tags)
+        return policy
+
 
 class Limits(msgspec.Struct, frozen=True):
     """What one reader accepts; it narrows or widens what the entry itself allows (RFC 9111 5.2.1).

@@ -92,7 +92,7 @@ class ResponseRule:
                 tags = tuple(template.fill_plain(values) for template in templates)
                 policy = self._policy
                 paper.terms = Terms(
-                    Policy(policy.fresh_for, policy.stale_for, policy.stale_if_error, tags),
+                    policy.tagged(tags),
                     True,
                     self._override,
                 )

@@ -76,7 +76,7 @@ class Rule:
         tags = tuple(tag.fill_plain(parameters) for tag in self._tags)
         policy = self._policy
         return Terms(
-            Policy(policy.fresh_for, policy.stale_for, policy.stale_if_error, tags),
+            policy.tagged(tags),
             self._timed,
             self._override,
         )

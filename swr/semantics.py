@@ -139,7 +139,7 @@ def judge(
     policy = _policy(status, headers, said, terms, age)
     if policy is None:
         return Verdict(None, "no freshness")
-    policy = Policy(policy.fresh_for, policy.stale_for, policy.stale_if_error, (*tags, *policy.tags))
+    policy = policy.tagged((*tags, *policy.tags))
     return Verdict(policy, "", shared, age, vary)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import logging
 import random
 import secrets
@@ -23,7 +22,7 @@ from swr.keys import storage_name
 from swr.stores import scripts
 from swr.stores.barriers import ALL, FLOOR, Barriers
 from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
-from swr.stores.wire import Wire
+from swr.stores.wire import Wire, settle
 
 log = logging.getLogger("swr")
 
@@ -301,26 +300,20 @@ class RedisStore:
         reading = self._readings.get(key)
         if reading is None:
             wire = self._wire or await self._link()
-            reply = wire.ask("MGET", self._entry_key(key), self._barrier_keys[1])
-            reading = self._readings[key] = _Reading(reply)
-            reply.add_done_callback(functools.partial(self._forget, key, reading))
+            reading = self._readings[key] = _Reading(self._readings, key)
+            wire.send(("MGET", self._entry_key(key), self._barrier_keys[1]), reading.settle)
         try:
-            # Shielded, for one reader's cancellation must not reach the others.
-            frame, head = await asyncio.shield(reading.reply)
+            frame, head = await reading.reply()
         except StoreUnavailable as error:
             self._down(error)
             frame, head = await self._ask("MGET", self._entry_key(key), self._barrier_keys[1])
-            reading = _Reading(reading.reply)
+            reading = _Reading({}, key)
         if int(head or 0) != self.barriers.head:
             await self._learn(await self._link(), head)
         if reading.codec is not codec:
             reading.codec, reading.entry = codec, self._decode(key, frame, codec)
         entry = reading.entry
         return entry if entry is not None and self.barriers.admits(entry.head, entry.tags) else None
-
-    def _forget(self, key: str, reading: "_Reading", _reply: "asyncio.Future[Any]") -> None:
-        if self._readings.get(key) is reading:
-            del self._readings[key]
 
     def _decode(self, key: str, frame: bytes | None, codec: Codec) -> Entry[Any] | None:
         if not frame or not frames.is_entry(frame):
@@ -408,14 +401,30 @@ class RedisStore:
 
 
 class _Reading:
-    """One GET under way, and what was made of its answer."""
+    """One GET under way, everyone who waits for it, and what was made of its answer.
 
-    __slots__ = ("codec", "entry", "reply")
+    Each waits on a future of his own, so that one reader's cancellation does not reach the others.
+    """
 
-    def __init__(self, reply: "asyncio.Future[Any]") -> None:
-        self.reply = reply
+    __slots__ = ("_key", "_readings", "_waiting", "codec", "entry")
+
+    def __init__(self, readings: "dict[str, _Reading]", key: str) -> None:
+        self._readings = readings
+        self._key = key
+        self._waiting: list[asyncio.Future[Any]] = []
         self.codec: Codec | None = None
         self.entry: Entry[Any] | None = None
+
+    def reply(self) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        return future
+
+    def settle(self, reply: Any) -> None:
+        if self._readings.get(self._key) is self:
+            del self._readings[self._key]
+        for future in self._waiting:
+            settle(future, reply)
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> str:

@@ -12,9 +12,8 @@ that brings an entry is watched, and the shelf never takes what a message has al
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, Self
 
 import anyio
 
@@ -30,12 +29,24 @@ _NEVER: Final = -1
 
 
 class _Watch:
-    """One operation under way: what it brings must be at least this new."""
+    """One operation under way: what it brings must be at least as new as `floor`."""
 
-    __slots__ = ("floor",)
+    __slots__ = ("_key", "_watches", "floor")
 
-    def __init__(self) -> None:
+    def __init__(self, watches: "dict[str, list[_Watch]]", key: str) -> None:
+        self._watches = watches
+        self._key = key
         self.floor: float = 0
+
+    def __enter__(self) -> Self:
+        self._watches.setdefault(self._key, []).append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        watches = self._watches[self._key]
+        watches.remove(self)
+        if not watches:
+            del self._watches[self._key]
 
 
 class TieredStore:
@@ -114,17 +125,8 @@ class TieredStore:
         if slot is not None and slot.entry.version < version:
             self.shelf.drop(key)
 
-    @contextmanager
-    def _watching(self, key: str) -> Iterator[_Watch]:
-        watch = _Watch()
-        watches = self._watches.setdefault(key, [])
-        watches.append(watch)
-        try:
-            yield watch
-        finally:
-            watches.remove(watch)
-            if not watches:
-                self._watches.pop(key, None)
+    def _watching(self, key: str) -> _Watch:
+        return _Watch(self._watches, key)
 
     # -- reading ----------------------------------------------------------------------------------------------
 

@@ -5,8 +5,10 @@ order, and commands issued in the same turn of the event loop leave in one write
 """
 
 import asyncio
+import functools
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -15,6 +17,16 @@ from redis.exceptions import RedisError, ResponseError
 from swr.errors import StoreUnavailable
 
 _TICKS: Final = 5
+
+
+def settle(future: "asyncio.Future[Any]", reply: Any) -> None:
+    """Give a reply to whoever waits for it, unless he has left."""
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)
 
 
 class Wire:
@@ -28,7 +40,7 @@ class Wire:
     def __init__(self, connection: AbstractConnection, timeout: float) -> None:
         self._connection = connection
         self._tick_for = timeout / _TICKS
-        self._pending: deque[asyncio.Future[Any]] = deque()
+        self._pending: deque[Callable[[Any], None]] = deque()
         self._outbox: list[bytes] = []
         self._filled = asyncio.Event()
         self._ticking = False
@@ -36,18 +48,22 @@ class Wire:
         self._overdue = asyncio.Event()
         self.broken: Exception | None = None
 
-    def ask(self, *command: bytes | str | int) -> asyncio.Future[Any]:
-        """Send a command; the future holds its reply, or the exception that it came to."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
+        """Send a command; `on_reply` is called with its reply, or with the exception that it came to."""
         if self.broken is not None:
-            future.set_exception(StoreUnavailable(str(self.broken)))
-            return future
+            on_reply(StoreUnavailable(str(self.broken)))
+            return
         self._outbox.extend(self._connection.pack_command(*command))
-        self._pending.append(future)
+        self._pending.append(on_reply)
         self._filled.set()
         if not self._ticking:
             self._ticking = True
             self._tick(self._answered, 0)
+
+    def ask(self, *command: bytes | str | int) -> asyncio.Future[Any]:
+        """Send a command; the future holds its reply, or the exception that it came to."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.send(command, functools.partial(settle, future))
         return future
 
     def _tick(self, answered: int, stuck: int) -> None:
@@ -82,9 +98,7 @@ class Wire:
         if self.broken is None:
             self.broken = error
         while self._pending:
-            future = self._pending.popleft()
-            if not future.done():
-                future.set_exception(StoreUnavailable(str(self.broken)))
+            self._pending.popleft()(StoreUnavailable(str(self.broken)))
 
     async def _write(self) -> None:
         while True:
@@ -101,13 +115,8 @@ class Wire:
             except ResponseError as error:
                 reply = error
             self._answered += 1
-            future = pending.popleft() if pending else None
-            if future is None or future.done():
-                continue
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
+            if pending:
+                pending.popleft()(reply)
 
     async def _watch(self) -> None:
         await self._overdue.wait()
