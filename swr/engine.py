@@ -237,7 +237,7 @@ class Engine:
     async def join(self, key: str, job: Job, entry: Entry[Any] | None) -> Flight:
         """Wait for the load of `key` that is under way, or for one that begins now; return its flight, over."""
         flight = self._flights.get(key)
-        if flight is None or flight.fence != self.fence:
+        if flight is None:
             denied = self._denied.get(key)
             if denied is not None and denied[1] is not None and anyio.current_time() < denied[0]:
                 flight = Flight(key, job, entry, False, self.fence)

@@ -32,7 +32,8 @@ class Flight:
         job: how.
         entry: what is stored so far, or None.
         forced: load even if the store has a fresh entry.
-        fence: how many barriers this process knew when the flight began; after one more it is joined no longer.
+        fence: how many barriers this process knew when the flight began; where no lease guards the load, one more
+            dooms it.
     """
 
     __slots__ = (

@@ -12,7 +12,7 @@ class Proxy:
     Attributes:
         lose: what a command must contain for its reply, and all after it, to vanish; the command gets through. Once.
         hang: nothing is forwarded any more, in either direction; connections are accepted.
-        delay: seconds by which replies are late.
+        delay: seconds by which replies are late, those on subscriptions apart.
         hang_subscriptions: the same for connections that have subscribed.
         refuse: connections are closed as soon as they come.
         connections: how many were accepted.
@@ -82,7 +82,7 @@ class Proxy:
                 if commands and self.lose is not None and self.lose in data:
                     self.lose = None
                     lost.set()
-                if not commands and self.delay:
+                if not commands and self.delay and not subscribed.is_set():
                     await asyncio.sleep(self.delay)
                 while self.hang or (self.hang_subscriptions and subscribed.is_set()):
                     await asyncio.sleep(0.005)

@@ -502,7 +502,7 @@ class TestInvalidation:
             assert isinstance(error, ValueError)
             job.gate = None
 
-    async def test_a_flight_before_a_barrier_is_joined_no_longer_and_still_collapsed(self, process):
+    async def test_a_barrier_of_another_tag_disturbs_no_flight(self, process):
         job = Job(policy=Policy(60, tags=("t",)))
         job.gate = anyio.Event()
 
@@ -518,6 +518,7 @@ class TestInvalidation:
 
         first, second = await together(process.engine.fetch("k", job), later())
         assert (first.value, second.value, job.runs) == (1, 1, 1)
+        assert process.link.calls.count("acquire") == 1
 
     async def test_news_from_elsewhere_drops_the_copy_here(self, two):
         one, other = two

@@ -91,6 +91,20 @@ class TestSharing:
                 await until(lambda: other.shelf.get("k") is None or other.engine.store.peek("k") is None)
                 assert (await other.get_or_load("k", load, tagged)).value == runs + 1
 
+    async def test_who_asks_after_the_news_does_not_share_a_get_that_was_sent_before(self, server: Server):
+        load = Counter()
+        async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
+            await other.get_or_load("k", load, POLICY)
+            await one.engine.ready()
+            proxy.delay = 0.3
+            before = asyncio.ensure_future(one.get_or_load("k", load, POLICY))
+            await asyncio.sleep(0.1)
+            await other.invalidate("k")
+            await asyncio.sleep(0.1)
+            assert one.engine.store.store._readings == {}
+            after = await one.get_or_load("k", load, POLICY)
+            assert (after.value, (await before).value) == (2, 2)
+
     async def test_a_cache_ignores_its_own_messages(self, server: Server):
         async with Cache(server.url, timeout=2) as cache:
             heard = []
