@@ -1,5 +1,6 @@
 """The middleware on bare ASGI apps and on Starlette and FastAPI: what is stored, what goes out, who waits for whom."""
 
+import contextvars
 import gzip
 import logging
 import os
@@ -431,13 +432,21 @@ class TestNeverShared:
 
     async def test_a_background_run_is_given_nothing_that_the_key_does_not_account_for(self, cache, clock):
         app = App([*MAX_AGE, (b"vary", b"Accept-Language")])
-        async with client(SWRMiddleware(app, cache)) as http:
+        variable, seen = contextvars.ContextVar("variable", default=None), []
+
+        async def look(scope, receive, send):
+            seen.append(variable.get())
+            await app(scope, receive, send)
+
+        variable.set("the client's")
+        async with client(SWRMiddleware(look, cache)) as http:
             await http.get("/x?q=1", headers={"accept-language": "de"})
             clock.advance(61)
             await http.get(
                 "/x?q=1", headers={"accept-language": "de", "x-secret": "1", "user-agent": "me", "referer": "r"}
             )
             await settle()
+        assert seen == ["the client's", None]
         scope = app.scopes[-1]
         assert (app.runs, scope["method"], scope["path"], scope["query_string"]) == (2, "GET", "/x", b"q=1")
         assert sorted(scope["headers"]) == [(b"accept-language", b"de"), (b"host", b"test")]
