@@ -93,7 +93,11 @@ class TestSharing:
 
     async def test_who_asks_after_the_news_does_not_share_a_get_that_was_sent_before(self, server: Server):
         load = Counter()
-        async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
+        async with (
+            Proxy(server.port) as proxy,
+            Cache(proxy.url, timeout=2) as one,
+            Cache(server.url, timeout=2) as other,
+        ):
             await other.get_or_load("k", load, POLICY)
             await one.engine.ready()
             proxy.delay = 0.3

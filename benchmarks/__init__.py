@@ -1,0 +1,1 @@
+"""Benchmarks: `scripts/bench decorator`, `scripts/bench middleware`, `scripts/bench stampede`; see README.md here."""

@@ -1,0 +1,334 @@
+"""What a fresh hit in the middleware costs: requests per second under uvicorn, and microseconds without a server.
+
+    scripts/bench middleware [--quick]
+
+Every app answers with the same 5 kB and the same header fields; the middleware adds its three. Each runs in a
+uvicorn of its own (one worker, httptools, uvloop, no access log), and `wrk -t1 -c32` asks one after the other in
+short rounds. Without wrk there is only the second table: one call of the ASGI app, its messages thrown away.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.measure import Run, installed, interleave, print_machine, ratio, table, verdict
+from benchmarks.rankings import top100_body
+from swr import Cache
+from swr.middleware import SWRMiddleware
+from tests.servers import Server, free_port, kinds
+
+PATH = "/rankings/ATL"
+BODY = top100_body()
+ETAG = '"top100-1"'
+FIELDS = {"cache-control": "max-age=3600, stale-while-revalidate=3600", "etag": ETAG}
+HEADERS = [
+    (b"content-length", str(len(BODY)).encode()),
+    (b"content-type", b"application/json"),
+    *((name.encode(), value.encode()) for name, value in FIELDS.items()),
+]
+
+
+# -- the apps; uvicorn finds them here by name ------------------------------------------------------------------
+
+
+async def _send(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": BODY})
+
+
+def bare() -> Any:
+    """Return an ASGI app that is one function."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await _send(send)
+        else:
+            assert scope["type"] == "lifespan"
+            for what in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{what}.complete"})
+
+    return app
+
+
+def swr_memory() -> Any:
+    """Return the middleware over the bare app, in memory."""
+    return SWRMiddleware(bare(), cache=Cache())
+
+
+def swr_redis() -> Any:
+    """Return the middleware over the bare app, in memory in front of Redis."""
+    return SWRMiddleware(bare(), cache=Cache(os.environ["BENCHMARK_REDIS"]))
+
+
+def starlette() -> Any:
+    """Return a Starlette app whose one route returns ready bytes."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def ranking(request: Request) -> Response:
+        return Response(BODY, media_type="application/json", headers=FIELDS)
+
+    return Starlette(routes=[Route("/rankings/{group}", ranking)])
+
+
+def fastapi_plain() -> Any:
+    """Return a FastAPI app that makes the same bytes out of rows at every request."""
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
+
+    app = FastAPI()
+    rows = _rows()
+
+    @app.get("/rankings/{group}")
+    async def ranking(group: str) -> Any:
+        return JSONResponse(rows, headers=FIELDS)
+
+    return app
+
+
+def fastapi_swr() -> Any:
+    """Return the same FastAPI app behind the middleware."""
+    app = fastapi_plain()
+    app.add_middleware(SWRMiddleware, cache=Cache())
+    return app
+
+
+def fastapi_fastapi_cache() -> Any:
+    """Return a FastAPI app whose endpoint carries fastapi-cache2's decorator, in memory."""
+    from fastapi import FastAPI
+    from fastapi_cache import FastAPICache
+    from fastapi_cache.backends.inmemory import InMemoryBackend
+    from fastapi_cache.decorator import cache
+
+    app = FastAPI()
+    rows = _rows()
+    FastAPICache.init(InMemoryBackend())
+
+    @app.get("/rankings/{group}")
+    @cache(expire=3600)
+    async def ranking(group: str) -> Any:
+        return rows
+
+    return app
+
+
+def fastapi_cashews() -> Any:
+    """Return a FastAPI app whose endpoint carries cashews' decorator, in memory."""
+    from cashews import Cache as CashewsCache
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    rows = _rows()
+    cache = CashewsCache()
+    cache.setup("mem://")
+
+    @app.get("/rankings/{group}")
+    @cache.early(ttl=3600, early_ttl=1800, key="ranking:{group}")
+    async def ranking(group: str) -> Any:
+        return rows
+
+    return app
+
+
+def _rows() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(BODY)
+    return rows
+
+
+# -- under uvicorn --------------------------------------------------------------------------------------------
+
+BARE = "bare ASGI function"
+OURS = "swr middleware, fresh hit"
+ROUTE = "Starlette route, ready bytes"
+
+
+def contestants(quick: bool) -> dict[str, tuple[str, list[str]]]:
+    """Return, by name, the app's factory and header fields of the request."""
+    apps: dict[str, tuple[str, list[str]]] = {BARE: ("bare", []), OURS: ("swr_memory", []), ROUTE: ("starlette", [])}
+    if quick:
+        return apps
+    apps[f"{OURS}, L1 of Redis"] = ("swr_redis", [])
+    apps[f"{OURS}, 304"] = ("swr_memory", [f"If-None-Match: {ETAG}"])
+    if installed("fastapi"):
+        apps["FastAPI, no cache"] = ("fastapi_plain", [])
+        apps["FastAPI with swr middleware"] = ("fastapi_swr", [])
+        if installed("cashews"):
+            apps["FastAPI with cashews early"] = ("fastapi_cashews", [])
+        if installed("fastapi_cache"):
+            apps["FastAPI with fastapi-cache2"] = ("fastapi_fastapi_cache", [])
+    return apps
+
+
+@contextlib.contextmanager
+def uvicorn(factory: str, redis_url: str) -> Iterator[int]:
+    """Run one app under uvicorn; the port."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", f"benchmarks.middleware:{factory}", "--factory", "--port", str(port)]
+    options = ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
+    process = subprocess.Popen([*command, *options], env={**os.environ, "BENCHMARK_REDIS": redis_url})
+    try:
+        until = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wrk(port: int, seconds: int, fields: list[str]) -> tuple[float, float]:
+    """Return requests per second and the 99th percentile of latency in milliseconds."""
+    command = ["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency"]
+    for field in fields:
+        command += ["-H", field]
+    command.append(f"http://127.0.0.1:{port}{PATH}")
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "Non-2xx" in printed or "Socket errors" in printed:
+        raise RuntimeError(f"wrk met errors:\n{printed}")
+    rate, last = re.search(r"Requests/sec:\s+([\d.]+)", printed), re.search(r"99%\s+([\d.]+)(us|ms|s)", printed)
+    assert rate is not None
+    assert last is not None
+    return float(rate[1]), float(last[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[last[2]]
+
+
+def under_uvicorn(apps: dict[str, tuple[str, list[str]]], rounds: int, seconds: int) -> None:
+    """Print the table of requests per second."""
+    seconds_each: dict[str, list[float]] = {name: [] for name in apps}
+    last: dict[str, list[float]] = {name: [] for name in apps}
+    with contextlib.ExitStack() as stack:
+        redis_url = stack.enter_context(Server(kinds()[-1])).url
+        factories = {factory for factory, _ in apps.values()}
+        ports = {factory: stack.enter_context(uvicorn(factory, redis_url)) for factory in factories}
+        for factory, fields in apps.values():
+            wrk(ports[factory], 1, fields)
+        names = list(apps)
+        for turn in range(rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                factory, fields = apps[name]
+                rate, slowest = wrk(ports[factory], seconds, fields)
+                seconds_each[name].append(1 / rate)
+                last[name].append(slowest)
+    rows = []
+    for name in apps:
+        to_bare, to_route = (
+            ratio(seconds_each[BARE], seconds_each[name]),
+            ratio(seconds_each[ROUTE], seconds_each[name]),
+        )
+        goal = ""
+        if name == OURS:
+            goal = f"{verdict(to_bare, at_least=0.8)}; {verdict(to_route, at_least=1.3)}"
+        rate = 1 / statistics.median(seconds_each[name])
+        cells = [
+            name,
+            f"{rate:,.0f}",
+            f"{statistics.median(last[name]):.1f}",
+            f"{to_bare:.2f}",
+            f"{to_route:.2f}",
+            goal,
+        ]
+        rows.append(cells)
+    columns = ["uvicorn, wrk -t1 -c32", "requests/s", "p99 ms", "to bare", "to Starlette route", "goals"]
+    table(f"Requests per second (median of {rounds} rounds of {seconds} s)", columns, rows)
+
+
+# -- without a server -----------------------------------------------------------------------------------------
+
+
+def _scope(fields: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """As uvicorn makes it for wrk's request."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 50000),
+        "scheme": "http",
+        "method": "GET",
+        "root_path": "",
+        "path": PATH,
+        "raw_path": PATH.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1:8000"), *fields],
+        "state": {},
+    }
+
+
+def _called(app: Any, fields: list[tuple[bytes, bytes]]) -> Run:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def run(times: int) -> float:
+        taken = 0.0
+        for _ in range(times):
+            # A scope of its own for each call, as a server makes it; making it is not counted.
+            scope = _scope(fields)
+            began = time.perf_counter()
+            await app(scope, receive, send)
+            taken += time.perf_counter() - began
+        return taken
+
+    return run
+
+
+async def without_server(rounds: int, calls: int) -> None:
+    """Print the table of microseconds per call of an ASGI app."""
+    cache = Cache()
+    async with cache:
+        middleware = SWRMiddleware(bare(), cache=cache)
+        runs = {
+            BARE: _called(bare(), []),
+            OURS: _called(middleware, []),
+            f"{OURS}, 304": _called(middleware, [(b"if-none-match", ETAG.encode())]),
+            ROUTE: _called(starlette(), []),
+        }
+        taken = await interleave(runs, dict.fromkeys(runs, calls), rounds)
+    rows = []
+    for name, seconds in taken.items():
+        rows.append([name, f"{statistics.median(seconds) * 1e6:.1f}", f"{ratio(seconds, taken[ROUTE]):.2f}"])
+    table(
+        f"One call without a server (median of {rounds} rounds)",
+        ["ASGI app", "µs per call", "to Starlette route"],
+        rows,
+    )
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short rounds: to see that it runs, not to measure")
+    quick = parser.parse_args().quick
+    print_machine("swr", "starlette", "uvicorn", "httptools", "uvloop", "fastapi", "fastapi-cache2", "cashews")
+    if shutil.which("wrk") is None:
+        print("\nwrk is not on PATH, so there are no requests per second: apt install wrk, or brew install wrk")
+    elif not installed("uvicorn", "httptools", "uvloop"):
+        print("\nuvicorn[standard] is not installed, so no requests per second: scripts/venv benchmark")
+    else:
+        under_uvicorn(contestants(quick), 1 if quick else 9, 1 if quick else 2)
+    asyncio.run(without_server(2 if quick else 15, 50 if quick else 5_000))
+
+
+if __name__ == "__main__":
+    main()
