@@ -71,8 +71,8 @@ class Load:
         elif lease is not None:
             await engine.store.release(lease)
         if lease is None:
-            # Nobody fenced this load but this process itself.
-            if flight.fence != engine.fence:
+            # Nobody fences this load but this process itself.
+            if flight.fence != engine.fence or not engine.is_current(flight):
                 flight.doomed = True
             if not flight.doomed:
                 engine.store.keep(flight.key, entry)
@@ -405,7 +405,7 @@ class Engine:
     async def put(self, key: str, job: Job, value: Any, policy: Policy, load: Load) -> None:
         """Store one more value that `load` has brought, under a key of its own."""
         if load.lease is None:
-            if not load.flight.doomed and load.flight.fence == self.fence:
+            if self.is_current(load.flight) and load.flight.fence == self.fence:
                 self.store.keep(key, stamp(value, policy, load.began, 0, load.head))
             return
         self._tokens += 1
@@ -431,9 +431,13 @@ class Engine:
                 except LeaseLost:
                     return
 
+    def is_current(self, flight: Flight) -> bool:
+        """Whether later callers would still join `flight`: no refresh or invalidation has come after it."""
+        return self._flights.get(flight.key) is flight
+
     def finish(self, flight: Flight) -> None:
         """Release everyone who waits for `flight`, and those of this process who wait for its lease."""
-        if self._flights.get(flight.key) is flight:
+        if self.is_current(flight):
             del self._flights[flight.key]
         if flight.landed is not None:
             self._denied.pop(flight.key, None)

@@ -735,6 +735,23 @@ class TestTheStoreAway:
             assert (await process.engine.fetch("k", job)).value == 3
             assert process.store.peek("k") is None
 
+    async def test_a_load_without_a_lease_that_a_refresh_has_replaced_is_not_kept(self, process):
+        """An invalidation after the refresh knows of no flight that it would have to doom."""
+        await process.engine.ready()
+        process.link.go(away=True)
+        slow, quick = Job(lambda run: "old" if run == 1 else "new"), Job(lambda run: "new")
+        slow.gate = anyio.Event()
+
+        async def overtake():
+            await slow.begun.wait()
+            await process.engine.refresh("k", quick)
+            await process.engine.invalidate("k")
+            slow.gate.set()
+
+        outcome, _ = await together(process.engine.fetch("k", slow), overtake())
+        assert outcome.value == "new"
+        assert (await process.engine.fetch("k", quick)).value == "new"
+
     async def test_an_older_load_without_a_lease_does_not_replace_a_newer_one(self, process, clock):
         await process.engine.ready()
         process.link.go(away=True)
