@@ -755,7 +755,7 @@ class TestTheStoreAway:
     async def test_an_older_load_without_a_lease_does_not_replace_a_newer_one(self, process, clock):
         await process.engine.ready()
         process.link.go(away=True)
-        slow, quick = Job(lambda run: "old"), Job(lambda run: "new")
+        slow, quick = Job(lambda run: "old" if run == 1 else "new"), Job(lambda run: "new")
         slow.gate = anyio.Event()
 
         async def overtake():

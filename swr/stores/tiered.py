@@ -178,9 +178,7 @@ class TieredStore:
 
     def keep(self, key: str, entry: Entry[Any]) -> None:
         """Hold an entry whose commit was not confirmed: served while the store is away, checked when it is back."""
-        slot = self.shelf.get(key)
-        if slot is None or slot.entry.created_at <= entry.created_at:
-            self.shelf.put(key, entry, _NEVER)
+        self.shelf.put(key, entry, _NEVER)
 
     # -- invalidating -----------------------------------------------------------------------------------------
 
