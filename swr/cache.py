@@ -4,7 +4,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
-from urllib.parse import urlsplit
 
 from swr.codec import ANY, Codec, codec_for
 from swr.decorator import Cached, Call, check_loader, is_async
@@ -101,6 +100,9 @@ class Cache:
             self.shelf, store = memory.shelf, memory
         self.engine = Engine(store, lease, drain, clock)
         self._opened = 0
+        # Key templates and the loaders that they belong to; those made of the name of a function inside another.
+        self._templates: dict[str, str] = {}
+        self._local: set[str] = set()
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class Cache:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Wait for loads within `drain_for`, cancel the rest, give back leases, disconnect."""
-        self._opened -= 1
+        self._opened = max(0, self._opened - 1)
         if self._opened == 0:
             await self.engine.aclose()
 
@@ -162,10 +164,39 @@ class Cache:
         def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
             check_loader(function)
             keys = CallKeys(function, template, policy.tags, ignore)
+            self._claim(keys, function, template)
             return Cached(self.engine, self.shelf, function, keys, policy, encodes=self._encodes, copies=copy)
 
         return cast(_CachedDecorator, decorate)
 
+    def _claim(self, keys: CallKeys, function: Callable[..., Any], template: str | None) -> None:
+        """Refuse two loaders that would share their answers; the same one may be defined again.
+
+        Raises:
+            ConfigurationError: the template is another function's, or is made of a name that several functions have.
+        """
+        name = f"{function.__module__}.{function.__qualname__}"
+        owner = self._templates.setdefault(keys.text, name)
+        if owner != name:
+            raise ConfigurationError(
+                f"the key template {keys.text!r} of {name} is that of {owner} already, and they would share their "
+                f"answers: begin it with a word of its own"
+            )
+        if template is None and "<" in name:
+            if keys.text in self._local:
+                raise ConfigurationError(
+                    f"several functions are called {name}, and by default would share one key: give each a template"
+                )
+            self._local.add(keys.text)
+
+    @overload
+    async def get_or_load(
+        self, key: str, loader: Callable[[], Awaitable[R]], policy: Policy, *, returns: Any = None
+    ) -> Outcome[R]: ...
+    @overload
+    async def get_or_load(
+        self, key: str, loader: Callable[[], R], policy: Policy, *, returns: Any = None
+    ) -> Outcome[R]: ...
     async def get_or_load(
         self, key: str, loader: Callable[[], Any], policy: Policy, *, returns: Any = None
     ) -> Outcome[Any]:
@@ -201,6 +232,7 @@ class Cache:
         stale_if_error: Duration = 0,
         tags: Sequence[str] = (),
         override: bool = False,
+        vary: Sequence[str] = (),
     ) -> ResponseRule:
         """Tell the middleware how to cache this endpoint's responses; its signature stays as it is.
 
@@ -208,11 +240,13 @@ class Cache:
             fresh_for, stale_for, stale_if_error: see `Policy`; they fill in what the response leaves open.
             tags: names to invalidate by; they may name the endpoint's parameters.
             override: go before the response's own directives.
+            vary: request fields that the response depends on and does not name in `Vary`. Those that the endpoint and
+                its dependencies ask FastAPI for (`Header()`, `APIKeyHeader`) are found without it.
 
         Raises:
             ConfigurationError: whatever of these cannot work.
         """
-        return ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override)
+        return ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary)
 
     # -- invalidation -----------------------------------------------------------------------------------------
 
@@ -260,7 +294,7 @@ def _connector(url: str | None, redis: "Redis | None", timeout: float) -> tuple[
         if redis.connection_pool.connection_kwargs.get("decode_responses"):
             raise ConfigurationError("redis= has decode_responses=True; entries are bytes: give a client without it")
         return lambda: redis, False
-    if not isinstance(url, str) or urlsplit(url).scheme not in _SCHEMES:
+    if not isinstance(url, str) or not url.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
         raise ConfigurationError(f"{_redacted(url)} is not a URL of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
 
     def connect() -> Any:
@@ -268,8 +302,9 @@ def _connector(url: str | None, redis: "Redis | None", timeout: float) -> tuple[
         return Redis.from_url(url, socket_timeout=None, socket_connect_timeout=5 * timeout, retry=Retry(NoBackoff(), 0))
 
     try:
-        connect()
-    except ValueError as error:
+        # A connection is made, and not connected: what redis-py does not understand it says here.
+        connect().connection_pool.make_connection()
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{_redacted(url)}: {error}") from None
     return connect, True
 

@@ -3,11 +3,13 @@
 A miss, a stale hit and an explicit refresh all run `Engine._fly`. Nothing else in swr loads and stores.
 """
 
+import asyncio
 import logging
 import random
 import secrets
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final
 
 import anyio
@@ -15,7 +17,7 @@ from cachetools import LRUCache
 
 from swr.decision import FRESH, Revalidate, decide
 from swr.entry import Entry, Outcome, State, stamp
-from swr.errors import LeaseLost, StoreUnavailable, SWRError
+from swr.errors import ConfigurationError, LeaseLost, StoreUnavailable, SWRError
 from swr.flight import Flight, Job
 from swr.policy import NO_LIMITS, Limits, Policy
 from swr.revalidator import Revalidator, running_loop
@@ -31,6 +33,11 @@ _LONGEST_WAIT: Final = 1.0
 _SHORTEST_WAIT: Final = 0.01
 _RENEWED_FOR: Final = 10
 _THREADS: Final = 40
+
+
+# The flights that wait for the code that runs here: a loader that asks for one of their keys would wait for itself.
+_Chain = tuple[tuple["Engine", Flight], ...]
+_chain: ContextVar[_Chain] = ContextVar("swr_chain", default=())
 
 
 class Load:
@@ -136,6 +143,8 @@ class Engine:
                 await self._opening[1].wait()
                 continue
             self._opening = opening = (loop, anyio.Event())
+            # Whatever the last event loop left behind when it ended without a word.
+            self._ended()
             try:
                 with anyio.CancelScope(shield=True):
                     await self._owner.open()
@@ -160,6 +169,7 @@ class Engine:
     def _ended(self) -> None:
         self._opened = False
         self._flights.clear()
+        self._waiting.clear()
         self._denied.clear()
         self.store.forget()
 
@@ -236,6 +246,7 @@ class Engine:
 
     async def join(self, key: str, job: Job, entry: Entry[Any] | None) -> Flight:
         """Wait for the load of `key` that is under way, or for one that begins now; return its flight, over."""
+        self._refuse_to_wait_for_oneself(key)
         flight = self._flights.get(key)
         if flight is None:
             denied = self._denied.get(key)
@@ -244,9 +255,17 @@ class Engine:
                 if self.fallback(flight) is not None:
                     flight.error = denied[1]
                     return flight
-            flight = self._launch(key, job, entry)
+            flight = self._launch(key, job, entry, chain=_chain.get())
         await self._wait(flight)
         return flight
+
+    def _refuse_to_wait_for_oneself(self, key: str) -> None:
+        chain = _chain.get()
+        if any(engine is self and flight.key == key and not flight.done.is_set() for engine, flight in chain):
+            keys = " -> ".join(repr(flight.key) for _, flight in chain)
+            raise ConfigurationError(
+                f"a loader asks for what it is itself to load, and would wait forever: {keys} -> {key!r}"
+            )
 
     async def refresh(self, key: str, job: Job) -> Outcome[Any]:
         """Load `key` now, whatever is stored, and return the new value.
@@ -254,10 +273,11 @@ class Engine:
         Raises:
             Exception: whatever the loader raised.
         """
+        self._refuse_to_wait_for_oneself(key)
         await self.ready()
         again = 0
         while True:
-            flight = self._launch(key, job, self.store.peek(key), forced=True)
+            flight = self._launch(key, job, self.store.peek(key), forced=True, chain=_chain.get())
             await self._wait(flight)
             if flight.error is not None:
                 raise flight.error
@@ -291,12 +311,15 @@ class Engine:
 
     # -- the path ---------------------------------------------------------------------------------------------
 
-    def _launch(self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False) -> Flight:
+    def _launch(
+        self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False, chain: _Chain = ()
+    ) -> Flight:
         flight = self._flights[key] = Flight(key, job, entry, forced, self.fence)
-        self._owner.start(self._fly, flight, drained=True, context=job.context)
+        self._owner.start(self._fly, flight, (*chain, (self, flight)), drained=True, context=job.context)
         return flight
 
-    async def _fly(self, flight: Flight) -> None:
+    async def _fly(self, flight: Flight, chain: _Chain) -> None:
+        _chain.set(chain)
         self._tokens += 1
         token = f"{self._instance}{self._tokens:x}"
         # Until the store has answered, a lease of this token may or may not stand.
@@ -318,6 +341,11 @@ class Engine:
             if flight.done.is_set():
                 raise
             await self._fail(flight, lease, error)
+        except asyncio.CancelledError:
+            if flight.done.is_set() or self._owner.is_closing:
+                raise
+            # Not our doing: something inside the loader was cancelled. That is the load's failure, and nobody else's.
+            await self._fail(flight, lease, SWRError(f"the loader of {flight.key!r} was cancelled from within"))
         finally:
             if not flight.done.is_set():
                 flight.error = SWRError(f"the cache was closed while {flight.key!r} was loaded")
@@ -393,6 +421,7 @@ class Engine:
                 type(error).__name__,
                 error,
                 pause,
+                exc_info=None if isinstance(error, SWRError) else error,
             )
         if lease is not None:
             await self.store.release(lease, pause)

@@ -19,8 +19,10 @@ _NOTED: Final = frozenset(
         b"cache-control",
         b"cookie",
         b"host",
+        b"if-match",
         b"if-modified-since",
         b"if-none-match",
+        b"if-unmodified-since",
         b"range",
         b"x-api-key",
     }
@@ -69,7 +71,9 @@ RESPONSES: Final = Codec(StoredResponse | Varies)
 def key_of(scope: Scope, host: bytes) -> str:
     """Return the key of a URL: scheme, host, path and query as they were sent."""
     path = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
-    return f"GET {scope['scheme']}://{(b'%b%b?%b' % (host.lower(), path, scope['query_string'])).decode('latin-1')}"
+    # A line break stands in no field and no URL: no host can run into a path, no path into a variant.
+    url = b"%b\n%b?%b" % (host.lower(), path, scope["query_string"])
+    return f"GET {scope['scheme']}://{url.decode('latin-1')}"
 
 
 def plain_key(scope: Scope) -> str | None:
@@ -91,10 +95,12 @@ class Request:
         rules: the rules of the middleware.
     """
 
-    __slots__ = ("_cookies", "_rules", "authorized", "fields", "key", "method", "rule", "scope")
+    __slots__ = ("_asked", "_cookies", "_rules", "authorized", "fields", "key", "method", "rule", "scope")
 
     def __init__(self, scope: Scope, rules: list[Rule]) -> None:
         self.scope = scope
+        # As it came: what the app makes of the scope afterwards is not what was asked.
+        self._asked = {**scope, "headers": list(scope["headers"])}
         self._rules = rules
         self.method: str = scope["method"]
         self.fields: dict[bytes, bytes] = {}
@@ -113,7 +119,7 @@ class Request:
     def find_rule(self) -> Rule | None:
         """Find the first rule that applies."""
         for rule in self._rules:
-            parameters = rule.match(self.method, self.scope["path"])
+            parameters = rule.match(self._asked["path"])
             if parameters is not None:
                 self.rule = rule, parameters
                 return rule
@@ -122,10 +128,10 @@ class Request:
     def key_cookies(self, names: frozenset[str]) -> None:
         """Make the named cookies part of the key; the others do not matter."""
         pairs = self.fields.get(b"cookie", b"").decode("latin-1").split(";")
-        kept = sorted(pair for pair in map(str.strip, pairs) if pair.partition("=")[0] in names)
+        # In the order they came in: of two with one name, which counts is for the app to say.
+        kept = [pair.strip() for pair in pairs if pair.partition("=")[0].strip() in names]
         if kept:
             self._cookies = "; ".join(kept)
-            # A line break stands in no URL and no field: no request can write what looks like this.
             self.key = f"{self.key}\ncookie: {self._cookies}"
 
     def variant(self, names: tuple[str, ...]) -> str:
@@ -137,22 +143,21 @@ class Request:
     def selecting(self, name: str) -> str:
         """Return a request field's normalised value: white space and repetition do not matter (RFC 9111 4.1)."""
         field = name.encode("latin-1")
-        parts = b",".join(value for key, value in self.scope["headers"] if key == field).split(b",")
-        text = ",".join(part.strip().decode("latin-1") for part in parts)
+        values = [value for key, value in self._asked["headers"] if key == field]
+        text = ",".join(part.strip().decode("latin-1") for value in values for part in value.split(b","))
         # A missing field is not an empty one.
-        present = any(key == field for key, _ in self.scope["headers"])
-        return text if present else "\n"
+        return text if values else "\n"
 
     @property
     def tag(self) -> str:
         """The tag of its URL."""
-        return url_tag(self.scope["path"], self.scope["query_string"].decode("latin-1"))
+        return url_tag(self._asked["path"], self._asked["query_string"].decode("latin-1"))
 
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
         """Return a scope for a run behind the reader's back: nothing in it that the key does not account for."""
-        scope: Scope = {name: self.scope[name] for name in _REPLAYED if name in self.scope}
+        scope: Scope = {name: self._asked[name] for name in _REPLAYED if name in self._asked}
         wanted = {b"host", *(name.encode("latin-1") for name in names)}
-        headers = [(name, value) for name, value in self.scope["headers"] if name in wanted]
+        headers = [(name, value) for name, value in self._asked["headers"] if name in wanted]
         if self._cookies and b"cookie" not in wanted:
             headers.append((b"cookie", self._cookies.encode("latin-1")))
         scope.update(method="GET", headers=headers, client=None, state=dict(state), extensions={})

@@ -1,6 +1,7 @@
 """Running the inner app to fill the cache: for a client that watches, or behind everybody's back."""
 
 import logging
+from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,18 @@ from swr.errors import SWRError
 from swr.exchange import RESPONSES, Request, StoredResponse, Varies, marked
 from swr.policy import Policy
 from swr.response import Slip, slip
-from swr.semantics import ERRORS, Terms, Verdict, delta_seconds, directives, judge, stored_headers, values_of
+from swr.semantics import (
+    ABOUT_THE_CLIENT,
+    ERRORS,
+    Headers,
+    Terms,
+    Verdict,
+    delta_seconds,
+    directives,
+    judge,
+    stored_headers,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from swr.middleware import SWRMiddleware
@@ -43,7 +55,7 @@ class Fill:
     Parameters:
         middleware: whose app, and whose limits.
         request: what is asked.
-        receive, send: of the client that waits; None: nobody does, and the request is replayed.
+        receive: of the client that waits; None: nobody does, and the request is replayed.
         names: the request fields that select the variant, as far as known.
     """
 
@@ -52,23 +64,28 @@ class Fill:
         middleware: "SWRMiddleware",
         request: Request,
         receive: Receive | None = None,
-        send: Send | None = None,
         names: tuple[str, ...] = (),
     ) -> None:
         self.codec = RESPONSES
-        self.context = Context() if send is None else None
+        self.context = Context() if receive is None else None
         self.sent = False
         self.error: BaseException | None = None
-        self.finished = anyio.Event()
+        self.client_error: Exception | None = None
         self._middleware = middleware
         self._request = request
         self._receive = receive
-        self._send = send
+        self._replays = receive is None
+        self._watched = receive is not None
         self._names = names
-        self._start: Message | None = None
+        # What the client is still to be sent, and the turns of who fills and who empties it.
+        self._outbox: deque[Message] = deque()
+        self._news, self._taken = anyio.Event(), anyio.Event()
+        self._finished = anyio.Event()
+        self._begun = False
+        self._start: Message = {}
         self._chunks: list[bytes] = []
         self._size = 0
-        self._verdict: Verdict | None = None
+        self._verdict = Verdict(None)
         self._status = 0
         # The app answered with an error that something stale may stand in for.
         self._failed = False
@@ -81,14 +98,48 @@ class Fill:
 
     # -- the client -------------------------------------------------------------------------------------------
 
+    async def deliver(self, send: Send) -> None:
+        """Send the client what comes, in the client's own task: one that reads slowly keeps nobody else waiting."""
+        while True:
+            while self._outbox:
+                try:
+                    await send(self._outbox[0])
+                except Exception as error:
+                    self.client_error = error
+                    self._watched = self.passing
+                    self._outbox.clear()
+                    self._taken.set()
+                    return
+                self._outbox.popleft()
+                self._taken.set()
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    async def over(self) -> None:
+        """Wait until the run, if it has begun, has ended and all of it is delivered."""
+        if self._begun:
+            await self._finished.wait()
+            await self._delivered()
+
+    async def _delivered(self) -> None:
+        while self._outbox and self._watched:
+            self._taken = anyio.Event()
+            await self._taken.wait()
+
     def detach(self) -> None:
         """The client is gone: go on for the store's sake, or end if there is nothing to store."""
-        self._receive = self._send = None
-        if self._passing.is_set():
+        self._watched = False
+        self._taken.set()
+        if self.passing:
             self._scope.cancel()
 
+    @property
+    def passing(self) -> bool:
+        """Whether it is known that nothing will be stored."""
+        return self._passing.is_set()
+
     async def _hear(self) -> Message:
-        while self._receive is None:
+        while self._receive is None or not self._watched:
             await anyio.sleep_forever()
         message = await self._receive()
         if message["type"] == "http.disconnect":
@@ -97,26 +148,29 @@ class Fill:
         return message
 
     async def _tell(self, message: Message) -> None:
-        if self._send is None:
-            return
-        self.sent = True
-        try:
-            await self._send(message)
-        except OSError:
-            self.detach()
-            if self._passing.is_set():
-                raise
+        if self._watched and self.client_error is None:
+            self.sent = True
+            self._outbox.append(message)
+            self._news.set()
+            if self.passing:
+                # What only passes through is held back by its client; what is stored is held here anyway.
+                await self._delivered()
+        if self.passing and self.client_error is not None:
+            # The app is told once, as it would be without the cache.
+            error, self.client_error, self._watched = self.client_error, None, False
+            raise error
 
     # -- the run ----------------------------------------------------------------------------------------------
 
     async def run(self, load: Load) -> None:
         """Run the app; land at the last message of its body, before its background tasks."""
         self._load = load
+        self._begun = True
         slip.set(self._paper)
         try:
             with self._scope:
                 await self._middleware.app(self._asgi_scope(), self._asgi_receive(), self._hear_app)
-            if not self._ended and not self._passing.is_set():
+            if not self._ended and not self.passing:
                 raise SWRError(f"the app ended before its response to {self._request.key!r} did")
             if self._failed:
                 response = self._captured() if self._size <= self._middleware.max_body_bytes else None
@@ -125,18 +179,18 @@ class Fill:
             self.error = error
             if not load.flight.done.is_set():
                 raise
-            if self._send is None and not self._passing.is_set():
+            if not self._watched and not self.passing:
                 log.exception("the app failed after its response to %r was stored", self._request.key)
         finally:
-            self.finished.set()
+            self._finished.set()
 
     def _asgi_scope(self) -> Scope:
-        if self._send is None:
+        if self._replays:
             return self._request.replay(self._names, self._middleware.state)
         return self._request.scope
 
     def _asgi_receive(self) -> Receive:
-        if self._send is not None:
+        if not self._replays:
             return self._hear
         messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
@@ -157,44 +211,48 @@ class Fill:
         else:
             # Files sent by path, trailers: what is not seen here cannot be stored.
             unseen = kind in ("http.response.pathsend", "http.response.zerocopysend")
-            if unseen and not self._passing.is_set():
+            if unseen and not self.passing:
                 await self._pass("not seen")
             await self._tell(message)
 
     async def _on_start(self, message: Message) -> None:
-        self._start = message
-        status, headers = message["status"], list(message.get("headers", ()))
-        request = self._request
-        self._status = status
-        if status in ERRORS:
-            # Held back if something stale can stand in; captured for those who wait and have nothing.
+        headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        self._start = message = {**message, "headers": headers}
+        self._status = status = message["status"]
+        request, middleware = self._request, self._middleware
+        # A replay has no credentials; that it is refused says nothing about what is stored.
+        if status in ERRORS or (self._replays and status in ABOUT_THE_CLIENT):
             self._failed = True
             said = directives(values_of(headers, b"cache-control"))
             self._for_others = said.keys().isdisjoint(("private", "no-store")) and not (
                 request.authorized or values_of(headers, b"set-cookie")
             )
-            if self._middleware.engine.fallback(self._load.flight) is not None:
-                self._send = None
+            if middleware.engine.fallback(self._load.flight) is not None:
+                # Held back: something stale can stand in.
+                self._watched = False
             await self._tell(marked(message, b"swr; fwd=uri-miss"))
             return
-        terms = self._paper.terms or self._rule_terms()
-        verdict = judge(
-            status,
-            headers,
-            terms,
-            authorized=request.authorized,
-            cookies_private=self._middleware.cookies_private,
-            tags=(request.tag,),
-        )
-        length = delta_seconds(b"".join(values_of(headers, b"content-length")[:1]).decode("latin-1"))
-        if message.get("trailers") or (length or 0) > self._middleware.max_body_bytes:
-            verdict = Verdict(None, "too large" if length else "trailers")
-        self._verdict = verdict
+        self._verdict = verdict = self._judge(status, headers, message)
         if verdict.policy is None:
             await self._pass(verdict.reason)
-            await self._tell(marked(message, b"swr; fwd=uri-miss"))
+            await self._tell(marked(message, b'swr; fwd=uri-miss; detail="%b"' % verdict.reason.encode()))
         else:
             await self._tell(marked(message, b"swr; fwd=uri-miss; stored"))
+
+    def _judge(self, status: int, headers: Headers, message: Message) -> Verdict:
+        length = delta_seconds(b"".join(values_of(headers, b"content-length")[:1]).decode("latin-1"))
+        if (length or 0) > self._middleware.max_body_bytes:
+            return Verdict(None, "too large")
+        if message.get("trailers"):
+            return Verdict(None, "trailers")
+        return judge(
+            status,
+            headers,
+            self._paper.terms or self._rule_terms(),
+            authorized=self._request.authorized,
+            cookies_private=self._middleware.cookies_private,
+            tags=(self._request.tag,),
+        )
 
     def _rule_terms(self) -> Terms | None:
         found = self._request.rule
@@ -204,7 +262,7 @@ class Fill:
 
     async def _on_body(self, message: Message) -> None:
         more = message.get("more_body", False)
-        if not self._passing.is_set() and not self._ended:
+        if not self.passing and not self._ended:
             chunk = message.get("body", b"")
             self._size += len(chunk)
             self._ended = not more
@@ -212,14 +270,13 @@ class Fill:
                 self._chunks.append(chunk)
             elif not self._failed:
                 await self._pass("too large")
-            if self._ended and not self._failed and not self._passing.is_set():
+            if self._ended and not self._failed and not self.passing:
                 # Stored before the last byte goes out: the client's next request must find it.
                 await self._land()
         await self._tell(message)
 
     async def _land(self) -> None:
         verdict = self._verdict
-        assert verdict is not None
         assert verdict.policy is not None
         response = self._captured()
         key = self._request.variant(verdict.vary)
@@ -237,23 +294,18 @@ class Fill:
         await load.land(note, policy)
 
     def _captured(self) -> StoredResponse:
-        assert self._start is not None
-        verdict = self._verdict or Verdict(None)
-        headers = stored_headers([(bytes(name), bytes(value)) for name, value in self._start.get("headers", ())])
-        return StoredResponse(
-            self._start["status"], headers, b"".join(self._chunks), verdict.shared, verdict.initial_age
-        )
+        headers, verdict = stored_headers(self._start["headers"]), self._verdict
+        return StoredResponse(self._status, headers, b"".join(self._chunks), verdict.shared, verdict.initial_age)
 
     async def _pass(self, reason: str) -> None:
         """Nothing will be stored: let go of what was kept and of everyone who waits."""
         self._chunks.clear()
         self._passing.set()
-        request, flight = self._request, self._load.flight
-        # A 304 answers this client's own condition; it says nothing about the response to others.
-        about_all = self._status != 304
-        if about_all and not request.authorized:
+        request = self._request
+        about_all = self._status not in ABOUT_THE_CLIENT and not request.authorized
+        if about_all:
             self._middleware.passes[request.key] = reason
         # What is stored so far is no longer what the app answers.
-        await self._load.leave(drop=about_all and flight.entry is not None)
-        if self._send is None:
+        await self._load.leave(drop=about_all and self._load.flight.entry is not None)
+        if not self._watched:
             self._scope.cancel()

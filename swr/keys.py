@@ -243,6 +243,11 @@ class CallKeys:
         self.fixed_tags = tuple(tag.text for tag in self._tags) if not any(t.names for t in self._tags) else None
         self.remembered: dict[tuple[Any, ...], tuple[str, tuple[type, ...] | None]] = {}
 
+    @property
+    def text(self) -> str:
+        """The key template, given or made."""
+        return self._key.text
+
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the key of a call.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
+import anyio
 from cachetools import TTLCache
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -102,6 +103,12 @@ class SWRMiddleware:
             await self._answer(Request(scope, self._rules), receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
+        elif scope["type"] == "http":
+            token = slip.set(Slip(self.cache))
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                slip.reset(token)
         else:
             await self.app(scope, receive, send)
 
@@ -141,11 +148,11 @@ class SWRMiddleware:
         if b"cookie" in fields and self.cookies_private:
             rule = request.find_rule()
             if rule is None or rule.cookies is None:
-                await self._bypass(request, receive, send, b"swr; fwd=bypass")
+                await self._bypass(request, receive, send, b'swr; fwd=bypass; detail="cookie"')
                 return
             request.key_cookies(rule.cookies)
         if b"range" in fields:
-            await self._bypass(request, receive, send, b"swr; fwd=bypass")
+            await self._bypass(request, receive, send, b'swr; fwd=bypass; detail="range"')
             return
         if b"cache-control" in fields:
             said = directives([fields[b"cache-control"]])
@@ -161,7 +168,7 @@ class SWRMiddleware:
         if await self._stored(request, send, accepted, ask=False):
             return
         if request.key in self.passes:
-            await self._bypass(request, receive, send, b"swr; fwd=uri-miss")
+            await self._bypass(request, receive, send, self._miss(request))
             return
         if request.method == "HEAD":
             if not await self._stored(request, send, accepted, ask=True):
@@ -214,13 +221,21 @@ class SWRMiddleware:
         False: it must be looked up again.
         """
         key, names, entry = await self._look(request, NO_LIMITS, ask=True)
-        fill = Fill(self, request, receive, send, names)
+        if entry is not None and type(entry.value) is StoredResponse and not _fits(request, entry):
+            # What others share is not for this request; nor is its answer for them.
+            await self._bypass(request, receive, send, b'swr; fwd=bypass; detail="authorization"')
+            return True
+        fill = Fill(self, request, receive, names)
         try:
-            flight = await self.engine.join(key, fill, entry)
-            if fill.sent:
-                await fill.finished.wait()
+            async with anyio.create_task_group() as group:
+                group.start_soon(fill.deliver, send)
+                flight = await self.engine.join(key, fill, entry)
+                await fill.over()
+                group.cancel_scope.cancel()
         finally:
             fill.detach()
+        if fill.client_error is not None and not isinstance(fill.client_error, OSError):
+            raise fill.client_error
         if fill.error is not None and fill.sent and not isinstance(fill.error, ErrorResponse):
             raise fill.error
         return fill.sent or await self._landed(request, flight, receive, send)
@@ -247,8 +262,13 @@ class SWRMiddleware:
                 await _send_error(request, send, flight.error.response)
                 return True
         # What came is not for this request, or for nobody but the one who asked.
-        await self._bypass(request, receive, send, b"swr; fwd=uri-miss")
+        await self._bypass(request, receive, send, self._miss(request))
         return True
+
+    def _miss(self, request: Request) -> bytes:
+        """Return the member of `Cache-Status` of a miss, with the reason why it is not stored, where known."""
+        reason = self.passes.get(request.key)
+        return b'swr; fwd=uri-miss; detail="%b"' % reason.encode() if reason else b"swr; fwd=uri-miss"
 
     async def _bypass(self, request: Request, receive: Receive, send: Send, status: bytes) -> None:
         """Let the app answer, in the client's own task."""

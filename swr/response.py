@@ -11,6 +11,7 @@ from swr.decorator import is_async
 from swr.errors import ConfigurationError
 from swr.keys import Template
 from swr.policy import Duration, Policy
+from swr.rules import field_names
 from swr.semantics import Terms
 
 log = logging.getLogger("swr")
@@ -39,7 +40,9 @@ class ResponseRule:
 
     Parameters:
         owner: the cache whose middleware is to heed them.
-        fresh_for, stale_for, stale_if_error, tags, override: see `Rule`; tags may name the endpoint's parameters.
+        fresh_for, stale_for, stale_if_error, tags, override, vary: see `Rule`; tags may name the endpoint's parameters.
+            Fields that the endpoint or its dependencies ask FastAPI for (`Header()`, `APIKeyHeader`) are found without
+            `vary`.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -53,10 +56,12 @@ class ResponseRule:
         stale_if_error: Duration,
         tags: Sequence[str],
         override: bool,
+        vary: Sequence[str],
     ) -> None:
         self._owner = owner
         self._policy = Policy(fresh_for, stale_for, stale_if_error, tags)
         self._override = override
+        self._vary = field_names(vary)
         self._warned = False
 
     def __call__(self, endpoint: F) -> F:
@@ -67,6 +72,7 @@ class ResponseRule:
         parameters = inspect.signature(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
         # An endpoint of Starlette takes its request alone; its path's parameters are known only when it runs.
+        vary = tuple(sorted({*self._vary, *fields_asked_for(endpoint)}))
         from_request = list(parameters) in (["request"], ["self", "request"])
         for slot in (slot for template in templates for slot in template.names):
             if slot not in parameters and not from_request:
@@ -91,11 +97,7 @@ class ResponseRule:
                     values = (kwargs.get("request") or args[-1]).path_params
                 tags = tuple(template.fill_plain(values) for template in templates)
                 policy = self._policy
-                paper.terms = Terms(
-                    policy.tagged(tags),
-                    True,
-                    self._override,
-                )
+                paper.terms = Terms(policy.tagged(tags), True, self._override, vary)
 
         if is_async(endpoint):
 
@@ -112,3 +114,36 @@ class ResponseRule:
                 return endpoint(*args, **kwargs)
 
         return wrapper  # type: ignore[return-value]
+
+
+def fields_asked_for(function: Callable[..., Any], seen: frozenset[Any] = frozenset()) -> set[str]:
+    """Return the request fields that FastAPI hands to `function` and to its dependencies, lower case.
+
+    What is read from a `Request` itself cannot be seen; it has to be named.
+    """
+    fields: set[str] = set()
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except (NameError, TypeError, ValueError):
+        parameters = inspect.signature(function).parameters
+    for name, parameter in parameters.items():
+        for mark in (parameter.default, *getattr(parameter.annotation, "__metadata__", ())):
+            kind = type(mark)
+            if not kind.__module__.startswith("fastapi."):
+                continue
+            if kind.__name__ == "Header":
+                underscores = getattr(mark, "convert_underscores", True)
+                fields.add((mark.alias or (name.replace("_", "-") if underscores else name)).lower())
+            elif kind.__name__ in ("Depends", "Security"):
+                dependency = mark.dependency or parameter.annotation
+                if kind_of_key(dependency) == "header":
+                    fields.add(dependency.model.name.lower())
+                elif callable(dependency) and dependency not in seen:
+                    fields |= fields_asked_for(dependency, seen | {dependency})
+    return fields
+
+
+def kind_of_key(dependency: Any) -> str:
+    """Return where FastAPI's `APIKeyHeader` and its like look for the key: "header", "cookie", "query", or ""."""
+    place = getattr(getattr(dependency, "model", None), "in_", "")
+    return str(getattr(place, "value", place))

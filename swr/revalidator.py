@@ -47,6 +47,11 @@ class Revalidator:
         """Whether tasks can be started here and now."""
         return self._group is not None and self._loop is running_loop()
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether tasks are being cancelled because of closing, or because the event loop ends."""
+        return self._group is None or self._group.cancel_scope.cancel_called or self._root_cancelled
+
     async def open(self) -> None:
         """Take the current event loop.
 
@@ -62,6 +67,7 @@ class Revalidator:
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
         self._idle = anyio.Event()
         self._busy = 0
+        self._root_cancelled = False
         # In an empty context: whoever happens to be first must not lend its context variables to all.
         context = contextvars.Context()
         if isinstance(loop, asyncio.AbstractEventLoop):
@@ -77,7 +83,11 @@ class Revalidator:
             async with anyio.create_task_group() as group:
                 self._group = group
                 self._ready.set()
-                await self._stop.wait()
+                try:
+                    await self._stop.wait()
+                except BaseException:
+                    self._root_cancelled = True
+                    raise
                 with anyio.move_on_after(self._drain_for):
                     while self._busy:
                         self._idle = anyio.Event()

@@ -319,9 +319,32 @@ class TestDecoration:
             with pytest.raises(ConfigurationError, match="function"):
                 Cache().cached(fresh_for=1)(wrong)
 
+    def test_two_loaders_do_not_share_a_key(self):
+        cache = Cache()
+
+        def make(template):
+            @cache.cached(template, fresh_for=1)
+            async def inner(a): ...
+
+            return inner
+
+        make("one:{a}")
+        make("one:{a}")
+        make(None)
+        with pytest.raises(ConfigurationError, match="give each a template"):
+            make(None)
+        with pytest.raises(ConfigurationError, match="give each a template"):
+            [cache.cached(fresh_for=1)(lambda n: n) for _ in range(2)]
+        with pytest.raises(ConfigurationError, match=r"is that of .*inner already"):
+
+            @cache.cached("one:{a}", fresh_for=1)
+            async def other(a): ...
+
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
+            ({"url": "redis:/127.0.0.1"}, "not a URL of redis://"),
+            ({"url": "redis://127.0.0.1/0?nonsense=1"}, "nonsense"),
             ({"url": "http://x"}, "not a URL of redis://"),
             ({"url": "redis+cluster://x:1"}, "not a URL of redis://"),
             ({"url": "redis://:secret@host:port"}, r"redis://…@host:port"),

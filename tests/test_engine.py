@@ -11,7 +11,7 @@ from swr.engine import Engine
 from swr.policy import Limits
 from swr.stores.memory import MemoryStore
 from swr.testing import FakeClock, FlakyStore
-from tests.fleet import Job, Process, fleet, settle
+from tests.fleet import POLICY, Job, Process, fleet, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -1035,3 +1035,120 @@ class TestRaces:
 
         await together(process.engine.fetch("k", job), watch())
         assert process.link.calls.count("renew") == 3
+
+
+class TestOddLoaders:
+    async def test_one_that_asks_for_its_own_key_is_told_so(self, process):
+        """It would wait for itself; and so would everybody else."""
+        engine = process.engine
+
+        class Asks(Job):
+            def __init__(self, key):
+                super().__init__()
+                self.key = key
+
+            async def run(self, load):
+                await load.land((await engine.fetch(self.key, others[self.key])).value, POLICY)
+
+        others = {"b": Asks("a"), "a": Asks("b")}
+        with anyio.fail_after(2), pytest.raises(ConfigurationError, match="'a' -> 'b' -> 'a'"):
+            await engine.fetch("a", others["a"])
+
+        class Refreshes(Job):
+            async def run(self, load):
+                await engine.refresh("r", self)
+
+        with anyio.fail_after(2), pytest.raises(ConfigurationError, match="would wait forever"):
+            await engine.fetch("r", Refreshes())
+
+    async def test_one_that_asks_for_another_key_or_another_cache_is_answered(self, process):
+
+        class Asks(Job):
+            async def run(self, load):
+                inner = await process.engine.fetch("inner", Job())
+                elsewhere = await Engine(MemoryStore()).fetch("k", Job())
+                await load.land((inner.value, elsewhere.value), POLICY)
+
+        assert (await process.engine.fetch("k", Asks())).value == (1, 1)
+
+    async def test_what_it_started_may_ask_for_the_key_once_the_load_is_over(self, process):
+        results = []
+
+        class Starts(Job):
+            async def run(self, load):
+                group.start_soon(later)
+                await super().run(load)
+
+        async def later():
+            await settle()
+            results.append(await process.engine.fetch("k", Job()))
+
+        async with anyio.create_task_group() as group:
+            await process.engine.fetch("k", Starts())
+        assert results[0].state is State.FRESH
+
+
+async def test_a_loader_that_was_cancelled_from_within_fails_alone():
+    """asyncio lets anything raise CancelledError; it must not take the cache down with it."""
+    import asyncio
+
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        pytest.skip("trio has no such exception to raise")
+    engine = Engine(MemoryStore())
+    slow = Job()
+    slow.gate = anyio.Event()
+
+    class Cancelled(Job):
+        async def run(self, load):
+            task = asyncio.ensure_future(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await task
+
+    async def let_slow_go():
+        await slow.begun.wait()
+        await settle()
+        slow.gate.set()
+
+    class LateCancelled(Job):
+        async def run(self, load):
+            await super().run(load)
+            raise asyncio.CancelledError
+
+    bad, good, _ = await together(engine.fetch("bad", Cancelled()), engine.fetch("good", slow), let_slow_go())
+    assert isinstance(bad, SWRError)
+    assert "cancelled from within" in str(bad)
+    assert good.value == 1
+    await engine.aclose()
+
+
+async def test_closing_twice_at_once(clock):
+    async with fleet(1, clock) as (process,):
+        await process.engine.fetch("k", Job())
+        assert await together(process.engine.aclose(), process.engine.aclose()) == [None, None]
+
+
+def test_a_loop_that_ended_without_a_word_leaves_nothing_to_wait_for():
+    import asyncio
+
+    # The lease of the load that was left behind ends by itself, as that of a process that died.
+    engine = Engine(MemoryStore(), lease_for=0.05)
+
+    async def forever():
+        job = Job()
+        job.gate = anyio.Event()
+        with anyio.move_on_after(0.01):
+            await engine.fetch("k", job)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(forever())
+    tasks = asyncio.all_tasks(loop)
+
+    async def again():
+        with anyio.fail_after(2):
+            return (await engine.fetch("k", Job())).value
+
+    assert asyncio.run(again()) == 1
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.close()

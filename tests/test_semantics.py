@@ -70,6 +70,22 @@ def test_no_header_raises(values, status, headers):
         matches(value, [*named, *headers])
 
 
+def test_no_header_takes_long():
+    """Linear, whatever a client sends: a quadratic reading of this would take minutes."""
+    for value in (
+        b"," * 10**6,
+        b'"' * 10**6,
+        b" " * 10**6,
+        b"a," * 10**6,
+        b'"\\' * 10**6,
+        b'W/"' * 10**6,
+        b"=" * 10**6,
+    ):
+        directives([value])
+        matches(value, [(b"etag", b'"a"')])
+        vary_of([(b"vary", value)])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -173,7 +189,9 @@ def test_what_is_never_stored(cache_control, more, status, override):
 
 
 def test_a_rule_is_for_answers_not_for_errors():
-    assert verdict(None, status=404, terms=RULE).policy is not None
+    assert verdict(None, status=301, terms=RULE).policy is not None
+    assert verdict(None, status=404, terms=RULE).policy is None
+    assert verdict(b"max-age=5", status=404, terms=RULE).policy is not None
     assert verdict(None, status=403, terms=RULE).policy is None
     assert verdict(b"max-age=5", status=403, terms=RULE).policy is not None
 

@@ -55,12 +55,14 @@ class MemoryStore:
 
     async def open(self, start: Start, listener: Listener) -> None:
         """Tell `listener` what happens."""
-        self._listeners.append(listener)
+        if listener not in self._listeners:
+            self._listeners.append(listener)
         listener(Message(Kind.UP))
 
     async def aclose(self, listener: Listener) -> None:
         """Stop telling `listener`; the entries stay."""
-        self._listeners.remove(listener)
+        if listener in self._listeners:
+            self._listeners.remove(listener)
 
     def forget(self) -> None:
         """Nothing: what lies here is the truth, with or without listeners."""

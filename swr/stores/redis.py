@@ -22,7 +22,7 @@ from swr.keys import storage_name
 from swr.stores import scripts
 from swr.stores.barriers import ALL, FLOOR, Barriers
 from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
-from swr.stores.wire import Wire, settle
+from swr.stores.wire import Closed, Wire, settle
 
 log = logging.getLogger("swr")
 
@@ -200,7 +200,7 @@ class RedisStore:
 
     def _down(self, error: Exception) -> None:
         self._wire = None
-        if self._lost is None:
+        if self._lost is None and not isinstance(error, Closed):
             self._lost, self._lost_at = error, time.monotonic()
             log.warning("Redis is away (%s); answering from memory and from the loaders until it is back", error)
             self._changed.clear()

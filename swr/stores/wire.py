@@ -19,6 +19,10 @@ from swr.errors import StoreUnavailable
 _TICKS: Final = 5
 
 
+class Closed(StoreUnavailable):
+    """The connection was closed on this side: the cache is closing, or its event loop ends."""
+
+
 def settle(future: "asyncio.Future[Any]", reply: Any) -> None:
     """Give a reply to whoever waits for it, unless he has left."""
     if future.done():
@@ -46,7 +50,7 @@ class Wire:
         self._ticking = False
         self._answered = 0
         self._overdue = asyncio.Event()
-        self.broken: Exception | None = None
+        self.broken: StoreUnavailable | None = None
 
     def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
         """Send a command; `on_reply` is called with its reply, or with the exception that it came to."""
@@ -89,16 +93,16 @@ class Wire:
                 group.create_task(self._read())
                 group.create_task(self._watch())
         except* (RedisError, OSError, StoreUnavailable) as errors:
-            self._break(errors.exceptions[0])
+            self._break(StoreUnavailable(str(errors.exceptions[0])))
         finally:
-            self._break(StoreUnavailable("the connection to Redis was closed"))
+            self._break(Closed("the connection to Redis was closed"))
         raise StoreUnavailable(str(self.broken))
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: StoreUnavailable) -> None:
         if self.broken is None:
             self.broken = error
         while self._pending:
-            self._pending.popleft()(StoreUnavailable(str(self.broken)))
+            self._pending.popleft()(type(self.broken)(str(self.broken)))
 
     async def _write(self) -> None:
         while True:
