@@ -177,7 +177,8 @@ class Engine:
 
     def _hear(self, message: Message) -> None:
         kind, name, version = message
-        if kind is Kind.BARRIER:
+        if kind is Kind.BARRIER or kind is Kind.UP:
+            # Of what was said before the link was up nothing was heard; a load without a lease may have missed it.
             self.fence += 1
             return
         if kind is Kind.INVALIDATED:

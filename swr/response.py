@@ -135,7 +135,8 @@ def fields_asked_for(function: Callable[..., Any], seen: frozenset[Any] = frozen
                 underscores = getattr(mark, "convert_underscores", True)
                 fields.add((mark.alias or (name.replace("_", "-") if underscores else name)).lower())
             elif kind.__name__ in ("Depends", "Security"):
-                dependency = mark.dependency or parameter.annotation
+                annotation = parameter.annotation
+                dependency = mark.dependency or getattr(annotation, "__origin__", annotation)
                 if kind_of_key(dependency) == "header":
                     fields.add(dependency.model.name.lower())
                 elif callable(dependency) and dependency not in seen:

@@ -10,9 +10,9 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Security
+from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Query, Security
 from fastapi import Response as FastAPIResponse
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyCookie, APIKeyHeader
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -24,6 +24,7 @@ from starlette.routing import Mount, Route
 from swr import Cache, ConfigurationError
 from swr.exchange import RESPONSES
 from swr.middleware import Rule, SWRMiddleware
+from swr.response import fields_asked_for
 from swr.testing import FakeClock
 from tests.fleet import fleet, settle
 
@@ -120,6 +121,17 @@ class TestServing:
             (200, "2", "fresh", "0", "swr; hit; ttl=60"),
         ]
         assert "date" not in response.headers
+
+    async def test_what_was_prepared_for_a_hit_holds_for_a_second(self, cache, clock):
+        async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
+            await http.get("/x")
+            ages = []
+            for _ in range(5):
+                response = await http.get("/x")
+                ages.append((response.headers["age"], response.headers["cache-status"]))
+                clock.advance(0.5)
+        assert [age for age, _ in ages] == ["0", "0", "1", "1", "2"]
+        assert [status.rpartition("=")[2] for _, status in ages] == ["60", "59", "59", "58", "58"]
 
     async def test_the_first_second_of_staleness_is_one(self, cache, clock):
         """RFC 9211 2.5: ttl is negative once it is stale."""
@@ -493,6 +505,31 @@ class TestNeverShared:
             assert (await get(x_token="bob"))[2] == "stale"
             await anyio.sleep(0.05)
             assert await get(x_token="bob") == (200, '"bob en"', "fresh")
+
+    def test_what_an_endpoint_asks_for_is_found_through_its_dependencies(self):
+        class Settings:
+            def __init__(self, x_settings: Annotated[str, Header()] = ""): ...
+
+        def shared(x_shared: str = Header("")): ...
+        def left(a: Annotated[None, Depends(shared)]): ...
+        def right(a: Annotated[None, Depends(shared)], q: Annotated[int, Query()] = 1): ...
+        def unresolvable(a: "Nowhere", x_known: str = Header("")): ...  # noqa: F821
+        def loop(a: int = Depends(lambda: 1)): ...
+
+        loop.__defaults__ = (Depends(loop),)
+
+        def endpoint(
+            settings: Annotated[Settings, Depends()],
+            a: Annotated[None, Depends(left)],
+            b: Annotated[None, Depends(right)],
+            c: Annotated[None, Depends(unresolvable)],
+            d: Annotated[None, Depends(loop)],
+            e: Annotated[str, Security(APIKeyCookie(name="session"))],
+            f: Annotated[str, Header(convert_underscores=False)] = "",
+            x_plain: Annotated[str, Header()] = "",
+        ): ...
+
+        assert fields_asked_for(endpoint) == {"x-settings", "x-shared", "x-known", "f", "x-plain"}
 
     async def test_a_rule_may_name_the_fields_that_matter(self, cache):
         app = App()

@@ -203,7 +203,7 @@ class TestForeignData:
         async with Cache(server.url, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), POLICY)
             for data in (b"", b"hello", b"z" + b"0" * 32 + b"k", b"\xff" * 50):
-                await client.publish("swr:messages", data)
+                await client.publish("swr:0:messages", data)
             await asyncio.sleep(0.2)
             assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
         assert sum("ignored" in record.message for record in caplog.records) == 1
@@ -216,12 +216,16 @@ class TestForeignData:
             await client.config_set("maxmemory", "1")
             try:
                 load = Counter()
-                for _ in range(2):
-                    assert (await cache.get_or_load("k", load, POLICY)).value == load.runs
+                for state in (State.MISSING, State.FRESH):
+                    outcome = await cache.get_or_load("k", load, POLICY)
+                    assert (outcome.value, outcome.state) == (1, state)
                 await cache.invalidate("k")
+                assert (await cache.get_or_load("k", load, POLICY)).value == 2
             finally:
                 await client.config_set("maxmemory", "0")
             assert cache.engine.store.up
+            # What was refused is told again, though the link was never lost.
+            await until(lambda: not cache.engine.store._owed_keys)
         assert sum("refused a command" in record.message for record in caplog.records) == 1
         await client.aclose()
 
@@ -257,6 +261,54 @@ class TestBarriers:
             fence = other.engine.fence
             hear(heard[0])
             assert other.engine.fence == fence
+
+    async def test_what_was_missed_in_a_gap_is_learned_in_spite_of_ones_own(self, server: Server):
+        """One's own barrier is newer than what was missed; that must not hide it."""
+        policy = Policy(60, 600, tags=("t",))
+        for own in (True, False):
+            load = Counter()
+            async with Proxy(server.port) as proxy, Cache(proxy.url) as one, Cache(server.url, timeout=2) as other:
+                await one.clear()
+                await one.get_or_load("k", load, policy)
+                proxy.hang_subscriptions = True
+                await other.invalidate_tag("t")
+                if own:
+                    await one.invalidate_tag("mine")
+                await until(lambda: not one.engine.store.up, 4)
+                proxy.hang_subscriptions = False
+
+                async def flood(other=other):
+                    while True:
+                        await other.invalidate_tag("flood")
+                        await asyncio.sleep(0)
+
+                flooding = asyncio.ensure_future(flood())
+                await until(lambda: one.engine.store.up)
+                flooding.cancel()
+                assert (await one.get_or_load("k", load, policy)).value == 2
+
+    async def test_garbage_among_the_barriers_hurts_nobody(self, server: Server):
+        client = Redis.from_url(server.url)
+        async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as other:
+            load = Counter()
+            await one.get_or_load("k", load, POLICY)
+            for head in (b"garbage", b"\xff", b"-1", b"9" * 15):
+                await client.set("swr:{!}h", head)
+                await client.zadd("swr:{!}b", {b"\xff\xfe": 5, b"": 7})
+                assert (await other.get_or_load("k", load, POLICY)).value == 1
+                await one.invalidate_tag("t")
+            await client.delete("swr:{!}b", "swr:{!}h")
+            await client.rpush("swr:{!}h", "x")
+            assert (await other.get_or_load("k", load, POLICY)).value == 1
+        await client.aclose()
+
+    async def test_databases_of_one_server_share_nothing(self, server: Server):
+        load = Counter()
+        async with Cache(server.url, timeout=2) as one, Cache(server.url[:-1] + "1", timeout=2) as other:
+            await other.get_or_load("k", load, POLICY)
+            await one.clear()
+            await asyncio.sleep(0.1)
+            assert (await other.get_or_load("k", load, POLICY)).state is State.FRESH
 
     async def test_what_the_server_lost_is_given_back(self, server: Server):
         client = Redis.from_url(server.url)

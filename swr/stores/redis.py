@@ -62,7 +62,7 @@ class RedisStore:
         self._timeout = timeout
         self._owned = owned
         self._clock = clock
-        self._channel = b"%b:messages" % self._prefix
+        self._channel = b""
         self._barrier_keys = (b"%b:{!}b" % self._prefix, b"%b:{!}h" % self._prefix)
         self._wire: Wire | None = None
         self._changed = asyncio.Event()
@@ -70,6 +70,8 @@ class RedisStore:
         self._lost: Exception | None = None
         self._lost_at = 0.0
         self._readings: dict[str, _Reading] = {}
+        # Up to here every barrier is known; one's own may be known far beyond.
+        self._synced = 0
         self._complained: set[str] = set()
 
     # -- the link ---------------------------------------------------------------------------------------------
@@ -87,6 +89,9 @@ class RedisStore:
         self._listener = listener
         self.instance = secrets.token_hex(_INSTANCE // 2)
         self._client = self._connect()
+        # Channels belong to the server, not to a database: the number keeps databases apart.
+        database = self._client.connection_pool.connection_kwargs.get("db") or 0
+        self._channel = b"%b:%d:messages" % (self._prefix, int(database))
         self._changed, self._tried = asyncio.Event(), asyncio.Event()
         self._lost = None
         self._readings.clear()
@@ -109,7 +114,8 @@ class RedisStore:
             began, self._was_up = time.monotonic(), False
             try:
                 await self._session()
-            except (RedisError, OSError, TimeoutError, StoreUnavailable) as error:
+            except Exception as error:
+                # Whatever it was: the link is what everything hangs on, and is made again.
                 self._down(error)
             self._tried.set()
             # The first try after a loss comes at once; then with growing, random distance, half a second at most.
@@ -167,8 +173,7 @@ class RedisStore:
     def _hear(self, data: bytes) -> None:
         kind, version = data[:1], data[1:17]
         instance, name = data[17 : 17 + _INSTANCE], data[17 + _INSTANCE :]
-        if instance == self.instance.encode():
-            return
+        mine = instance == self.instance.encode()
         try:
             message = Message(Kind(kind.decode()), name.decode("utf-8", "surrogatepass"), int(version))
         except ValueError:
@@ -176,6 +181,11 @@ class RedisStore:
             return
         if message.kind is Kind.BARRIER:
             self._raise_barrier(message.name, message.version)
+            if self._wire is not None:
+                # Messages come in the order of their numbers, and none is missing while the link is whole.
+                self._synced = max(self._synced, message.version)
+            return
+        if mine:
             return
         # Who asks from now on must not be given what a GET sent before this message will answer.
         self._readings.pop(message.name, None)
@@ -257,19 +267,19 @@ class RedisStore:
 
     async def _learn(self, wire: Wire, head: bytes | None) -> None:
         """Fetch the barriers that this process has missed, or give back those that the server has lost."""
-        newest = int(head or 0)
-        if newest == self.barriers.head:
-            return
+        newest = _number(head)
         if newest < self.barriers.head:
             pairs = [part for name, number in self.barriers.items() for part in (number, _member(name))]
             await wire.ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
+        if newest <= self._synced:
             return
-        found = await wire.ask("ZRANGEBYSCORE", self._barrier_keys[0], f"({self.barriers.head}", "+inf", "WITHSCORES")
+        found = await wire.ask("ZRANGEBYSCORE", self._barrier_keys[0], f"({self._synced}", "+inf", "WITHSCORES")
         pairs_found = found if found and isinstance(found[0], list) else zip(found[::2], found[1::2], strict=True)
         for member, score in sorted(pairs_found, key=lambda pair: float(pair[1])):
             self._raise_barrier(_tag(member), int(float(score)))
         # The newest may have been trimmed away; what it said is then in the floor.
         self.barriers.head = max(self.barriers.head, newest)
+        self._synced = max(self._synced, newest)
 
     async def invalidate_tag(self, tag: str) -> None:
         """Raise the barrier of `tag` (or of ALL) and tell everyone."""
@@ -308,7 +318,7 @@ class RedisStore:
             self._down(error)
             frame, head = await self._ask("MGET", self._entry_key(key), self._barrier_keys[1])
             reading = _Reading({}, key)
-        if int(head or 0) != self.barriers.head:
+        if _number(head) != self._synced:
             await self._learn(await self._link(), head)
         if reading.codec is not codec:
             reading.codec, reading.entry = codec, self._decode(key, frame, codec)
@@ -349,11 +359,11 @@ class RedisStore:
                 newest = await head
             finally:
                 head.cancel()
-            if int(newest or 0) != self.barriers.head:
+            if _number(newest) != self._synced:
                 await self._learn(await self._link(), newest)
             what = answer[0]
             if what == b"lease":
-                return Lease(key, token, int(answer[1]), int(newest or 0), int(answer[2]))
+                return Lease(key, token, int(answer[1]), _number(newest), int(answer[2]))
             if what == b"held":
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
             frame: bytes = answer[1]
@@ -440,8 +450,17 @@ def _member(name: str) -> bytes:
 
 
 def _tag(member: bytes) -> str:
-    name = member.decode("utf-8", "surrogatepass")
+    try:
+        name = member.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        # Not ours; a tag that nothing carries.
+        name = repr(member)
     return name if name in (ALL, FLOOR) else name[1:]
+
+
+def _number(digits: bytes | None) -> int:
+    """Return a barrier's number; what is none counts as lost."""
+    return int(digits) if digits and digits.isdigit() else 0
 
 
 def _digits(version: int) -> str:

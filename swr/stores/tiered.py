@@ -26,6 +26,7 @@ from swr.stores.shelf import UNCHECKED, Shelf, Slot
 
 _MOST_OWED: Final = 10_000
 _NEVER: Final = -1
+_INSIST_EVERY: Final = 1.0
 
 
 class _Watch:
@@ -69,6 +70,7 @@ class TieredStore:
         self._owed_keys: dict[str, object] = {}
         self._owed_tags: dict[str, object] = {}
         self._owed_leases: dict[str, Lease] = {}
+        self._insisting = False
 
     @property
     def barriers(self) -> Barriers:
@@ -87,6 +89,7 @@ class TieredStore:
     def forget(self) -> None:
         """Empty the shelf, for nobody tells it of changes any more."""
         self.up = False
+        self._insisting = False
         self.shelf.clear()
         self.store.forget()
 
@@ -177,8 +180,9 @@ class TieredStore:
         return slot.epoch == self._epoch and not slot.superseded and self._admits(slot.entry)
 
     def keep(self, key: str, entry: Entry[Any]) -> None:
-        """Hold an entry whose commit was not confirmed: served while the store is away, checked when it is back."""
-        self.shelf.put(key, entry, _NEVER)
+        """Hold an entry that the store did not take: served while the store is away, checked when it is back."""
+        # With the link whole, one that the store refused to store is as good as any: news of it would be heard.
+        self.shelf.put(key, entry, self._epoch if self.up else _NEVER)
 
     # -- invalidating -----------------------------------------------------------------------------------------
 
@@ -209,6 +213,16 @@ class TieredStore:
         if len(owed) >= _MOST_OWED:
             owed, name = self._owed_tags, ALL
         owed[name] = object()
+        if self.up and not self._insisting:
+            self._insisting = True
+            self._start(self._insist)
+
+    async def _insist(self) -> None:
+        """Tell a store that is there and refuses again and again what it missed."""
+        while self.up and (self._owed_keys or self._owed_tags):
+            await anyio.sleep(_INSIST_EVERY)
+            await self._repay()
+        self._insisting = False
 
     def _is_owed(self, key: str, entry: Entry[Any]) -> bool:
         """Whether `entry` was invalidated here and the store does not know it yet."""

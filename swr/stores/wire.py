@@ -119,8 +119,7 @@ class Wire:
             except ResponseError as error:
                 reply = error
             self._answered += 1
-            if pending:
-                pending.popleft()(reply)
+            pending.popleft()(reply)
 
     async def _watch(self) -> None:
         await self._overdue.wait()
