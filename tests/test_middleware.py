@@ -129,8 +129,8 @@ class TestServing:
             for _ in range(5):
                 response = await http.get("/x")
                 ages.append((response.headers["age"], response.headers["cache-status"]))
-                clock.advance(0.5)
-        assert [age for age, _ in ages] == ["0", "0", "1", "1", "2"]
+                clock.advance(0.375)
+        assert [age for age, _ in ages] == ["0", "0", "0", "1", "1"]
         assert [status.rpartition("=")[2] for _, status in ages] == ["60", "59", "59", "58", "58"]
 
     async def test_the_first_second_of_staleness_is_one(self, cache, clock):

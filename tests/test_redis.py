@@ -297,6 +297,8 @@ class TestBarriers:
                 await client.zadd("swr:{!}b", {b"\xff\xfe": 5, b"": 7})
                 assert (await other.get_or_load("k", load, POLICY)).value == 1
                 await one.invalidate_tag("t")
+            async with Cache(server.url, timeout=2) as late:
+                assert (await late.get_or_load("k", load, POLICY)).value == 1
             await client.delete("swr:{!}b", "swr:{!}h")
             await client.rpush("swr:{!}h", "x")
             assert (await other.get_or_load("k", load, POLICY)).value == 1

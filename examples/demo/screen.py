@@ -89,13 +89,20 @@ class Progress:
             self._live.update(_table(_COLUMNS, self._rows, left=("request", "state")), refresh=True)
 
 
-def figures(progress: Progress, loads: int, uncached: Sequence[float], uncached_loads: int) -> Table:
+def figures(
+    progress: Progress,
+    loads: int,
+    seconds: float,
+    uncached: Sequence[float],
+    uncached_loads: int,
+    uncached_seconds: float,
+) -> Table:
     """Return the closing table: times by state, loads against requests, and the same without the cache."""
     rows = [_figures(state, progress.milliseconds[state]) for state in STATES]
     together = [milliseconds for state in STATES for milliseconds in progress.milliseconds[state]]
-    rows.append(_figures("with the cache", together, loads))
-    rows.append(_figures("without the cache", uncached, uncached_loads))
-    return _table(("", "requests", "loads", "p50 ms", "p99 ms"), rows, left=("",))
+    rows.append(_figures("with the cache", together, loads, seconds))
+    rows.append(_figures("without the cache", uncached, uncached_loads, uncached_seconds))
+    return _table(("", "requests", "loads", "requests/s", "p50 ms", "p99 ms"), rows, left=("",))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -104,9 +111,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 
 
-def _figures(name: str, milliseconds: Sequence[float], loads: int | None = None) -> tuple[str, ...]:
+def _figures(
+    name: str, milliseconds: Sequence[float], loads: int | None = None, seconds: float | None = None
+) -> tuple[str, ...]:
     times = [f"{percentile(milliseconds, percent):,.1f}" if milliseconds else "" for percent in (50, 99)]
-    return (name, f"{len(milliseconds):,}", "" if loads is None else f"{loads:,}", *times)
+    rate = "" if seconds is None else f"{len(milliseconds) / seconds:,.0f}"
+    return (name, f"{len(milliseconds):,}", "" if loads is None else f"{loads:,}", rate, *times)
 
 
 def _table(

@@ -59,9 +59,10 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
         )
         alone = await connect(url, workers, workers, stack)
         await replay(alone, (f"/uncached{path}" for path in requests(paths)), seconds / 3, hear_uncached)
-    console.print(figures(progress, loads, uncached, flights.loads - loads))
+    console.print(figures(progress, loads, seconds, uncached, flights.loads - loads, seconds / 3))
     console.print(
         f"{progress.requests:,} requests took {loads:,} loads, one for {progress.requests / loads:.0f} requests;\n"
-        f"without the cache every request is a load.\n"
+        f"without the cache every request is a load, and {workers} at a time, each waiting for its own, are all that\n"
+        f"these {workers} workers can do. With it they answered {progress.requests / seconds:.0f} a second.\n"
         f"{len(shown)} late flights were added; the very next answer showed {sum(shown)} of them."
     )
