@@ -983,10 +983,36 @@ class TestRaces:
             process.store._owe(process.store._owed_keys, "k")
             process.link.after.clear()
 
+        told = []
+
+        async def tell():
+            told.append(1)
+
+        process.link.before["invalidate"] = tell
         process.link.after["invalidate"] = again
         process.link.go(away=False)
         await settle()
+        assert told == [1, 1]
+        assert not process.store._owed_keys
+
+    async def test_a_debt_that_cannot_be_paid_at_once_is_paid_later(self, process, monkeypatch):
+        monkeypatch.setattr("swr.stores.tiered._AGAIN_AFTER", 0.01)
+        await process.engine.ready()
+        await settle()
+        process.link.go(away=True)
+        await process.engine.invalidate("k")
+        process.link.lost = {"invalidate"}
+        process.link.go(away=False)
+        await settle()
         assert list(process.store._owed_keys) == ["k"]
+        await anyio.sleep(0.1)
+        assert not process.store._owed_keys
+        # A store that is there and refuses is told again too.
+        process.link.lost = {"invalidate", "release"}
+        await process.engine.invalidate("k")
+        await anyio.sleep(0.1)
+        assert not process.store._owed_keys
+        assert process.link.calls.count("invalidate") == 5
 
     async def test_leases_that_cannot_be_given_back_are_remembered_up_to_a_number(self, process, monkeypatch):
         monkeypatch.setattr("swr.stores.tiered._MOST_OWED", 2)

@@ -26,7 +26,7 @@ from swr.stores.shelf import UNCHECKED, Shelf, Slot
 
 _MOST_OWED: Final = 10_000
 _NEVER: Final = -1
-_INSIST_EVERY: Final = 1.0
+_AGAIN_AFTER: Final = 1.0
 
 
 class _Watch:
@@ -70,7 +70,7 @@ class TieredStore:
         self._owed_keys: dict[str, object] = {}
         self._owed_tags: dict[str, object] = {}
         self._owed_leases: dict[str, Lease] = {}
-        self._insisting = False
+        self._paying = False
 
     @property
     def barriers(self) -> Barriers:
@@ -89,7 +89,7 @@ class TieredStore:
     def forget(self) -> None:
         """Empty the shelf, for nobody tells it of changes any more."""
         self.up = False
-        self._insisting = False
+        self._paying = False
         self.shelf.clear()
         self.store.forget()
 
@@ -102,7 +102,7 @@ class TieredStore:
             self.up = True
             self._epoch += 1
             self.shelf.doubt()
-            self._start(self._repay)
+            self._start(self._pay_all)
         elif kind is Kind.DOWN:
             self.up = False
             self.shelf.doubt()
@@ -213,16 +213,21 @@ class TieredStore:
         if len(owed) >= _MOST_OWED:
             owed, name = self._owed_tags, ALL
         owed[name] = object()
-        if self.up and not self._insisting:
-            self._insisting = True
-            self._start(self._insist)
+        self._pay_soon()
 
-    async def _insist(self) -> None:
-        """Tell a store that is there and refuses again and again what it missed."""
-        while self.up and (self._owed_keys or self._owed_tags):
-            await anyio.sleep(_INSIST_EVERY)
-            await self._repay()
-        self._insisting = False
+    def _pay_soon(self) -> None:
+        if self.up and not self._paying:
+            self._paying = True
+            self._start(self._pay_all)
+
+    async def _pay_all(self) -> None:
+        """Tell the store what it missed; one that is there and refuses, again and again."""
+        while self.up and (self._owed_keys or self._owed_tags or self._owed_leases):
+            try:
+                await self._repay()
+            except StoreUnavailable:
+                await anyio.sleep(_AGAIN_AFTER)
+        self._paying = False
 
     def _is_owed(self, key: str, entry: Entry[Any]) -> bool:
         """Whether `entry` was invalidated here and the store does not know it yet."""
@@ -231,15 +236,11 @@ class TieredStore:
         return key in self._owed_keys or ALL in self._owed_tags or any(tag in self._owed_tags for tag in entry.tags)
 
     async def _repay(self) -> None:
-        """Tell the store what it missed; what fails goes on being owed."""
-        try:
-            for token, lease in list(self._owed_leases.items()):
-                await self.store.release(lease)
-                self._owed_leases.pop(token, None)
-            await self._pay(self._owed_tags, self.store.invalidate_tag, list(self._owed_tags))
-            await self._pay(self._owed_keys, self.store.invalidate, list(self._owed_keys))
-        except StoreUnavailable:
-            return
+        for token, lease in list(self._owed_leases.items()):
+            await self.store.release(lease)
+            self._owed_leases.pop(token, None)
+        await self._pay(self._owed_tags, self.store.invalidate_tag, list(self._owed_tags))
+        await self._pay(self._owed_keys, self.store.invalidate, list(self._owed_keys))
 
     async def _pay(self, owed: dict[str, object], tell: Callable[[str], Awaitable[None]], names: Iterable[str]) -> None:
         for name in names:
@@ -278,6 +279,7 @@ class TieredStore:
     def _owe_lease(self, lease: Lease) -> None:
         if len(self._owed_leases) < _MOST_OWED:
             self._owed_leases[lease.token] = lease
+        self._pay_soon()
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the shared store's lease."""
