@@ -143,11 +143,11 @@ class Engine:
                 await self._opening[1].wait()
                 continue
             self._opening = opening = (loop, anyio.Event())
-            # Whatever the last event loop left behind when it ended without a word.
-            self._ended()
             try:
                 with anyio.CancelScope(shield=True):
                     await self._owner.open()
+                    # Whatever the last event loop left behind when it ended without a word.
+                    self._ended()
                     self.threads = anyio.CapacityLimiter(_THREADS)
                     self._instance = secrets.token_hex(8)
                     try:
@@ -231,7 +231,8 @@ class Engine:
             if not flight.doomed or again == _AGAIN:
                 return self.outcome(flight.landed, State.MISSING)
             again += 1
-            entry = flight.entry
+            # What the flight knew is what it was overtaken for.
+            entry = self.store.peek(key)
 
     def outcome(self, entry: Entry[Any], state: State, error: BaseException | None = None) -> Outcome[Any]:
         """Return `entry` as a reader gets it."""
@@ -338,15 +339,17 @@ class Engine:
                 load.scope.cancel()
             if not flight.done.is_set():
                 raise SWRError(f"the loader of {flight.key!r} ended without a value")
-        except Exception as error:
-            if flight.done.is_set():
-                raise
-            await self._fail(flight, lease, error)
-        except asyncio.CancelledError:
-            if flight.done.is_set() or self._owner.is_closing:
+        except anyio.get_cancelled_exc_class() as error:
+            if flight.done.is_set() or self._owner.is_closing or not isinstance(error, asyncio.CancelledError):
                 raise
             # Not our doing: something inside the loader was cancelled. That is the load's failure, and nobody else's.
             await self._fail(flight, lease, SWRError(f"the loader of {flight.key!r} was cancelled from within"))
+        except BaseException as error:
+            # A loader's SystemExit is its callers' to raise; here it would end every other load.
+            if flight.done.is_set():
+                log.exception("what ran on after %r was stored failed", flight.key)
+            else:
+                await self._fail(flight, lease, error)
         finally:
             if not flight.done.is_set():
                 flight.error = SWRError(f"the cache was closed while {flight.key!r} was loaded")
@@ -411,7 +414,7 @@ class Engine:
         self._denied[flight.key] = (anyio.current_time() + retry_after, flight.error)
         self.finish(flight)
 
-    async def _fail(self, flight: Flight, lease: Lease | None, error: Exception) -> None:
+    async def _fail(self, flight: Flight, lease: Lease | None, error: BaseException) -> None:
         pause = 0.0
         if self.fallback(flight) is not None:
             failures = 0 if lease is None else lease.failures

@@ -152,7 +152,7 @@ class Fill:
             self.sent = True
             self._outbox.append(message)
             self._news.set()
-            if self.passing:
+            if self.passing or self._size > self._middleware.max_body_bytes:
                 # What only passes through is held back by its client; what is stored is held here anyway.
                 await self._delivered()
         if self.passing and self.client_error is not None:

@@ -140,9 +140,19 @@ class TestOneProcess:
 
         def elsewhere():
             with pytest.raises(ConfigurationError, match="another event loop"):
-                anyio.run(engine.fetch, "other", None)
+                anyio.run(engine.fetch, "third", Job.__new__(Job))
 
-        await anyio.to_thread.run_sync(elsewhere)
+        job = Job()
+        job.gate = anyio.Event()
+
+        async def refused():
+            await job.begun.wait()
+            await anyio.to_thread.run_sync(elsewhere)
+            job.gate.set()
+
+        # The load that is under way here is none the worse for it.
+        outcome, _ = await together(engine.fetch("other", job), refused())
+        assert (outcome.value, engine._opened) == (1, True)
         await engine.aclose()
         await engine.aclose()
 
@@ -1145,6 +1155,42 @@ async def test_a_loader_that_was_cancelled_from_within_fails_alone():
     assert "cancelled from within" in str(bad)
     assert good.value == 1
     await engine.aclose()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), BaseException("own")])
+async def test_what_is_no_exception_reaches_the_caller_and_no_other_load(process, error):
+    slow = Job()
+
+    class Raises(Job):
+        async def run(self, load):
+            raise error
+
+    class Late(Job):
+        async def run(self, load):
+            await super().run(load)
+            raise error
+
+    good, _ = await together(process.engine.fetch("good", slow), let_go(slow))
+    with pytest.raises(type(error)):
+        await process.engine.fetch("bad", Raises())
+    assert (await process.engine.fetch("late", Late())).value == 1
+    await settle()
+    assert good.value == 1
+    assert (await process.engine.fetch("after", Job())).value == 1
+
+
+async def test_a_fallback_that_a_tag_outdated_is_none_for_the_next_flight_either(process, clock):
+    """A flight that was overtaken must not hand what it knew to the one that comes after it."""
+    job = Job(lambda run: run if run <= 2 else ValueError("down"), Policy(60, 0, 3600, tags=("t",)))
+    await process.engine.fetch("k", job)
+    clock.advance(61)
+
+    async def invalidate():
+        await process.engine.invalidate_tag("t")
+
+    job.before_landing = invalidate
+    with pytest.raises(ValueError, match="down"):
+        await process.engine.fetch("k", job)
 
 
 async def test_closing_twice_at_once(clock):

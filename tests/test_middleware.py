@@ -852,6 +852,32 @@ class TestErrors:
         assert app.runs == 2
         assert [len(answer.content) for answer in answers[:-1]] == [1201, 1201]
 
+    async def test_a_large_error_is_held_back_by_a_client_that_does_not_read(self, cache):
+        taken = []
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            for number in range(100):
+                await send({"type": "http.response.body", "body": b"x" * 500, "more_body": True})
+                taken.append(number)
+            await send({"type": "http.response.body"})
+
+        reading = anyio.Event()
+
+        class Slow(Client):
+            async def send(self, message):
+                await reading.wait()
+                await super().send(message)
+
+        http = Slow()
+        async with anyio.create_task_group() as group:
+            group.start_soon(SWRMiddleware(app, cache, max_body_bytes=1000), http_scope("/x"), http.receive, http.send)
+            await settle()
+            await settle()
+            assert len(taken) <= 3
+            reading.set()
+        assert len(http.sent) == 102
+
     async def test_an_exception_reaches_everyone_who_waits(self, cache):
         app = App()
         app.error = RuntimeError("x")

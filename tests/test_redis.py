@@ -331,6 +331,16 @@ class TestBarriers:
                 assert other.engine.store.barriers.head == cache.engine.store.barriers.head
         await client.aclose()
 
+    async def test_many_lost_barriers_are_given_back_once(self, server: Server, monkeypatch):
+        monkeypatch.setattr(redis_module, "_RESTORED_AT_ONCE", 10)
+        async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
+            for number in range(55):
+                await cache.invalidate_tag(str(number))
+            server.command("FLUSHALL")
+            load = Counter()
+            await asyncio.gather(*(cache.get_or_load(f"k{number}", load, POLICY) for number in range(50)))
+            assert int(server.command("ZCARD", "swr:{!}b").strip()[1:]) == 55
+
     async def test_too_many_tags_raise_the_floor(self, server: Server, monkeypatch):
         monkeypatch.setattr(redis_module, "_MOST_TAGS", 10)
         load = Counter()
@@ -500,7 +510,7 @@ class TestLostReplies:
         [
             ("read", b"MGET"),
             ("acquire", ACQUIRE[-60:].encode()),
-            ("head", b"\r\nGET\r\n"),
+            ("head", b"\r\nMGET\r\n$8\r\nswr:{!}h"),
             ("commit", b"Ours is already there"),
             ("release", b"It outlives its own end"),
             ("invalidate", b"leased + 1"),
@@ -565,6 +575,17 @@ class TestWire:
         await connection.disconnect(nowait=True)
         await client.connection_pool.release(connection)
         await client.aclose()
+
+    async def test_a_reader_on_a_wire_that_has_just_broken_is_answered(self, server: Server):
+        async with Cache(server.url, l1_max_bytes=0) as cache:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            for _ in range(10):
+                await until(lambda: cache.engine.store.up)
+                server.command("CLIENT", "KILL", "TYPE", "normal")
+                async with asyncio.timeout(5):
+                    for _ in range(100):
+                        await asyncio.gather(*(cache.get_or_load("k", load, POLICY) for _ in range(3)))
 
     async def test_a_reply_that_nobody_waits_for_is_passed_over(self, server: Server):
         client = Redis.from_url(server.url)

@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 from redis.asyncio import Redis
@@ -34,6 +34,7 @@ _BEAT: Final = 0.45
 _SILENT_BEATS: Final = 3
 _MOST_TAGS: Final = 100_000
 _INSTANCE: Final = 16
+_RESTORED_AT_ONCE: Final = 1000
 
 
 class RedisStore:
@@ -95,6 +96,7 @@ class RedisStore:
         self._changed, self._tried = asyncio.Event(), asyncio.Event()
         self._lost = None
         self._readings.clear()
+        self._learning = asyncio.Lock()
         start(self._keep_link)
         try:
             async with asyncio.timeout(self._timeout):
@@ -160,14 +162,14 @@ class RedisStore:
     async def _beat(self, channel: PubSub, wire: Wire) -> None:
         """Ask for a sign of life at every beat, and learn of barriers that were missed."""
         self._unanswered = 0
-        await self._learn(wire, await wire.ask("GET", self._barrier_keys[1]))
+        await self._learn(wire, await self._head(wire))
         self._up(wire)
         # Counted, not timed: a pause of this process itself is no silence of the server's.
         while self._unanswered < _SILENT_BEATS:
             await asyncio.sleep(_BEAT)
             self._unanswered += 1
             await channel.ping()
-            await self._learn(wire, await wire.ask("GET", self._barrier_keys[1]))
+            await self._learn(wire, await self._head(wire))
         raise StoreUnavailable("no sign of life from the subscription")
 
     def _hear(self, data: bytes) -> None:
@@ -267,10 +269,25 @@ class RedisStore:
 
     async def _learn(self, wire: Wire, head: bytes | None) -> None:
         """Fetch the barriers that this process has missed, or give back those that the server has lost."""
-        newest = _number(head)
+        if self._synced == _number(head) >= self.barriers.head:
+            return
+        async with self._learning:
+            # Asked again, for whoever was before has learned and restored already.
+            await self._learn_alone(wire, _number(await self._head(wire)))
+
+    async def _head(self, wire: Wire) -> bytes | None:
+        # MGET, for which a foreign value of another type is no error.
+        (head,) = await wire.ask("MGET", self._barrier_keys[1])
+        return cast("bytes | None", head)
+
+    async def _learn_alone(self, wire: Wire, newest: int) -> None:
         if newest < self.barriers.head:
-            pairs = [part for name, number in self.barriers.items() for part in (number, _member(name))]
-            await wire.ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
+            lost = self.barriers.items()
+            for first in range(0, len(lost), _RESTORED_AT_ONCE):
+                pairs = [
+                    part for name, number in lost[first : first + _RESTORED_AT_ONCE] for part in (number, _member(name))
+                ]
+                await wire.ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
         if newest <= self._synced:
             return
         found = await wire.ask("ZRANGEBYSCORE", self._barrier_keys[0], f"({self._synced}", "+inf", "WITHSCORES")
@@ -311,9 +328,13 @@ class RedisStore:
         if reading is None:
             wire = self._wire or await self._link()
             reading = self._readings[key] = _Reading(self._readings, key)
+            # Before it is sent, for a broken wire answers at once.
+            reply = reading.reply()
             wire.send(("MGET", self._entry_key(key), self._barrier_keys[1]), reading.settle)
+        else:
+            reply = reading.reply()
         try:
-            frame, head = await reading.reply()
+            frame, head = await reply
         except StoreUnavailable as error:
             self._down(error)
             frame, head = await self._ask("MGET", self._entry_key(key), self._barrier_keys[1])
@@ -351,12 +372,12 @@ class RedisStore:
         """Take the lease, in one trip with a second look at the entry and the newest barrier."""
         while True:
             # The barrier is read before the load begins: one raised later outdates what is loaded.
-            head = asyncio.ensure_future(self._ask("GET", self._barrier_keys[1]))
+            head = asyncio.ensure_future(self._ask("MGET", self._barrier_keys[1]))
             try:
                 answer = await self._script(
                     scripts.ACQUIRE, self._keys(key), token, _milliseconds(ttl), known, "1" if force else "0"
                 )
-                newest = await head
+                (newest,) = await head
             finally:
                 head.cancel()
             if _number(newest) != self._synced:
