@@ -1224,3 +1224,14 @@ def test_a_loop_that_ended_without_a_word_leaves_nothing_to_wait_for():
         task.cancel()
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     loop.close()
+
+
+async def test_a_task_of_the_cache_that_fails_is_logged_and_ends_no_other(process, caplog):
+    async def boom():
+        raise RuntimeError("boom")
+
+    await process.engine.ready()
+    process.engine._owner.start(boom)
+    await settle()
+    assert "a background task failed" in caplog.text
+    assert (await process.engine.fetch("k", Job())).value == 1
