@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from swr.codec import ANY, Codec, codec_for
 from swr.engine import Engine, Load
-from swr.entry import Outcome
+from swr.entry import Entry, Outcome
 from swr.errors import ConfigurationError
 from swr.keys import CallKeys
 from swr.policy import Policy
@@ -71,6 +71,10 @@ class Call:
         if inspect.isawaitable(value):
             value = await value
         await load.land(value, self._policy)
+
+    def masks(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
+        """Whatever failed, the entry's own windows say whether it stands in."""
+        return True
 
 
 class Cached(Generic[P, R]):

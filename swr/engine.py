@@ -10,11 +10,12 @@ import secrets
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 from cachetools import LRUCache
 
+from swr.codec import Codec
 from swr.decision import FRESH, Revalidate, decide
 from swr.entry import Entry, Outcome, State, stamp
 from swr.errors import ConfigurationError, LeaseLost, StoreUnavailable, SWRError
@@ -40,6 +41,22 @@ _Chain = tuple[tuple["Engine", Flight], ...]
 _chain: ContextVar[_Chain] = ContextVar("swr_chain", default=())
 
 
+class Since(NamedTuple):
+    """What was known when a load began: what it reads is not older than that.
+
+    Parameters:
+        began: wall clock, seconds.
+        head: the newest barrier.
+        fence: how many barriers this process had heard of.
+        flight: the load's own, if it has one.
+    """
+
+    began: float
+    head: int
+    fence: int
+    flight: Flight | None = None
+
+
 class Load:
     """One run of a job: when it began, under which lease, and how it ends.
 
@@ -59,6 +76,11 @@ class Load:
         self.head = engine.store.barriers.head if lease is None else lease.head
         self.scope = anyio.CancelScope()
         flight.version = 0 if lease is None else lease.version
+
+    @property
+    def since(self) -> Since:
+        """What was known when it began."""
+        return Since(self.began, self.head, self.flight.fence, self.flight)
 
     async def land(self, value: Any, policy: Policy) -> None:
         """Store `value` and give it to everyone who waits.
@@ -85,6 +107,10 @@ class Load:
                 engine.store.keep(flight.key, entry)
         flight.landed = entry
         engine.finish(flight)
+
+    async def fail(self, error: BaseException) -> None:
+        """End with a failure before the job itself ends; an exception out of the job does the same."""
+        await self._engine.failed(self.flight, self.lease, error)
 
     async def leave(self, *, drop: bool = False) -> None:
         """End without a value: what was loaded is not to be stored. `drop` removes what is stored so far."""
@@ -224,7 +250,7 @@ class Engine:
             if flight.landed is None:
                 # A flight that was denied the lease, without an error, had nobody waiting; see `_win`.
                 assert flight.error is not None
-                fallback = self.fallback(flight)
+                fallback = self.fallback(flight, flight.error)
                 if fallback is None:
                     raise flight.error
                 return self.outcome(fallback, State.STALE, flight.error)
@@ -254,7 +280,7 @@ class Engine:
             denied = self._denied.get(key)
             if denied is not None and denied[1] is not None and anyio.current_time() < denied[0]:
                 flight = Flight(key, job, entry, False, self.fence)
-                if self.fallback(flight) is not None:
+                if self.fallback(flight, denied[1]) is not None:
                     flight.error = denied[1]
                     return flight
             flight = self._launch(key, job, entry, chain=_chain.get())
@@ -295,11 +321,22 @@ class Engine:
         finally:
             flight.waiters -= 1
 
-    def fallback(self, flight: Flight) -> Entry[Any] | None:
-        """Return what may be answered if the load of `flight` fails."""
+    def fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
+        """Return what may be answered if the load of `flight` fails, with `error` or at all."""
         entry = flight.entry if flight.fence == self.fence else self.store.peek(flight.key)
-        decision = decide(entry, self.clock())
-        return entry if decision.serve or decision.fallback else None
+        now = self.clock()
+        decision = decide(entry, now)
+        if entry is None or not (decision.serve or decision.fallback):
+            return None
+        return entry if error is None or flight.job.masks(entry, error, now) else None
+
+    def is_loading(self, key: str) -> bool:
+        """Whether a load of `key` is under way in this process."""
+        return key in self._flights
+
+    def since(self) -> Since:
+        """Return what is known now, for a load without a flight."""
+        return Since(self.clock(), self.store.barriers.head, self.fence)
 
     async def invalidate(self, key: str) -> None:
         """See `Store.invalidate`."""
@@ -343,13 +380,13 @@ class Engine:
             if flight.done.is_set() or self._owner.is_closing or not isinstance(error, asyncio.CancelledError):
                 raise
             # Not our doing: something inside the loader was cancelled. That is the load's failure, and nobody else's.
-            await self._fail(flight, lease, SWRError(f"the loader of {flight.key!r} was cancelled from within"))
+            await self.failed(flight, lease, SWRError(f"the loader of {flight.key!r} was cancelled from within"))
         except BaseException as error:
             # A loader's SystemExit is its callers' to raise; here it would end every other load.
             if flight.done.is_set():
                 log.exception("what ran on after %r was stored failed", flight.key)
             else:
-                await self._fail(flight, lease, error)
+                await self.failed(flight, lease, error)
         finally:
             if not flight.done.is_set():
                 flight.error = SWRError(f"the cache was closed while {flight.key!r} was loaded")
@@ -414,9 +451,10 @@ class Engine:
         self._denied[flight.key] = (anyio.current_time() + retry_after, flight.error)
         self.finish(flight)
 
-    async def _fail(self, flight: Flight, lease: Lease | None, error: BaseException) -> None:
+    async def failed(self, flight: Flight, lease: Lease | None, error: BaseException) -> None:
+        """End a flight whose load has failed: give its lease back, and keep off for a while if anything stands in."""
         pause = 0.0
-        if self.fallback(flight) is not None:
+        if self.fallback(flight, error) is not None:
             failures = 0 if lease is None else lease.failures
             pause = min(_LONGEST_PAUSE, 2.0 ** min(failures, 10)) * self._uniform(0.75, 1.25)
             log.warning(
@@ -435,21 +473,29 @@ class Engine:
         flight.error = error
         self.finish(flight)
 
-    async def put(self, key: str, job: Job, value: Any, policy: Policy, load: Load) -> None:
-        """Store one more value that `load` has brought, under a key of its own."""
-        if load.lease is None:
-            if self.is_current(load.flight) and load.flight.fence == self.fence:
-                self.store.keep(key, stamp(value, policy, load.began, 0, load.head))
-            return
+    async def put(self, key: str, codec: Codec, value: Any, policy: Policy, since: Since, known: int = NEWEST) -> bool:
+        """Store one more value under a key of its own; False if something stands against it.
+
+        Parameters:
+            since: what was known when it was loaded.
+            known: the version of what it is to replace, if nothing newer may have come.
+        """
         self._tokens += 1
         try:
             lease = await self.store.acquire(
-                key, f"{self._instance}{self._tokens:x}", self._lease_for, NEWEST, job.codec, force=True
+                key, f"{self._instance}{self._tokens:x}", self._lease_for, known, codec, force=True
             )
-            if isinstance(lease, Lease):
-                await self.store.commit(lease, stamp(value, policy, load.began, lease.version, load.head), job.codec)
-        except (StoreUnavailable, LeaseLost):
-            return
+            if not isinstance(lease, Lease):
+                return False
+            await self.store.commit(lease, stamp(value, policy, since.began, lease.version, since.head), codec)
+        except LeaseLost:
+            return False
+        except StoreUnavailable:
+            # Nobody fences this but this process itself.
+            if since.fence != self.fence or (since.flight is not None and not self.is_current(since.flight)):
+                return False
+            self.store.keep(key, stamp(value, policy, since.began, 0, since.head))
+        return True
 
     async def _renew(self, load: Load) -> None:
         """Renew the lease at a third of its life until the load ends, ten lives at most."""

@@ -23,6 +23,9 @@ class Job(Protocol):
     def run(self, load: "Load") -> Coroutine[Any, Any, None]:
         """Load, and call `load.land(...)` or `load.leave()` once; an exception is the load's failure."""
 
+    def masks(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
+        """Whether `entry`, within its windows, may stand in for this failure."""
+
 
 class Flight:
     """The states are: waiting for the lease, loading, over (`done` is set and one of the results stands).

@@ -1,32 +1,36 @@
-"""The ASGI middleware: GET and HEAD answered from the cache where they may, everything else left alone."""
+"""The ASGI middleware: a shared HTTP cache (RFC 9111) around an app."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal
 
 import anyio
+import msgspec
 from cachetools import TTLCache
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from swr.cache import Cache
-from swr.decision import Revalidate, decide
-from swr.entry import Entry, State
-from swr.errors import ConfigurationError
-from swr.exchange import (
+from swr.answer import (
     RESPONSES,
-    Request,
     StoredResponse,
     Varies,
-    headers_of_hit,
+    answers_range,
+    is_response,
+    make_ready,
     marked,
-    plain_key,
     send_stored,
 )
-from swr.fill import ErrorResponse, Fill
+from swr.cache import Cache
+from swr.decision import FRESH, Revalidate, decide
+from swr.entry import Entry, State
+from swr.errors import ConfigurationError
+from swr.fields import Directives, directives
+from swr.fill import PART, ErrorResponse, Fill
 from swr.flight import Flight
-from swr.policy import NO_LIMITS, Limits
+from swr.forward import Unsafe, bypass, head
+from swr.policy import Duration, Limits, seconds
+from swr.request import Request, plain_key
 from swr.response import Slip, slip
-from swr.rules import Rule
-from swr.semantics import directives, limits
+from swr.rules import Rule, field_names
+from swr.semantics import HONOURED, REQUEST_DIRECTIVES, SAFE, Practice, limits
 
 __all__ = ["Rule", "SWRMiddleware"]
 
@@ -38,7 +42,7 @@ _TURNS: Final = 4
 
 
 class SWRMiddleware:
-    """Serves GET and HEAD from the cache, and lets the app's own `Cache-Control` say how long.
+    """A shared HTTP cache: GET and HEAD are answered from it as long as the app's own `Cache-Control` lets it.
 
     Parameters:
         app: any ASGI app.
@@ -47,8 +51,20 @@ class SWRMiddleware:
         cookies: "private": requests with `Cookie` are not answered from the cache (unless a rule names the cookies
             that matter), and nothing with `Set-Cookie` is stored. "rfc9111": cookies do not matter, directives do.
         max_body_bytes: a longer response passes through, unbuffered and not stored.
+        max_variants: how many responses one URL may have that varies; of more the oldest ones go.
+        request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age" and
+            "pragma" are not by default, for with them any client can make the app work. What they force is one load
+            for all who ask meanwhile.
+        targeted: fields that go before `Cache-Control`, in order of preference (RFC 9213).
+        heuristic: the share of the time since `Last-Modified` that a response without any word on it counts as fresh,
+            a day at most (RFC 9111 4.2.2); 0: never.
+        stale_if_unreachable: how long past its lifetime a response stands in for an app that gives no answer (a
+            connection error, a time-out, a 502 or 504), unless a directive forbids it. So long it is kept, too, to be
+            confirmed by the app, if it can be.
+        show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
 
-    Every answer to GET and HEAD carries `SWR-State` and `Cache-Status` (RFC 9211).
+    Every answer to GET and HEAD carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method that
+    may change something outdates its URL, and what its answer names (RFC 9111 4.4, RFC 9875).
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -61,6 +77,13 @@ class SWRMiddleware:
         rules: Sequence[Rule] = (),
         cookies: Literal["private", "rfc9111"] = "private",
         max_body_bytes: int = 2**20,
+        *,
+        max_variants: int = 64,
+        request_directives: Collection[str] = HONOURED,
+        targeted: Sequence[str] = ("SWR-Cache-Control", "CDN-Cache-Control"),
+        heuristic: float = 0.1,
+        stale_if_unreachable: Duration = "1d",
+        show_key: bool = False,
     ) -> None:
         if not isinstance(cache, Cache):
             raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
@@ -71,38 +94,64 @@ class SWRMiddleware:
                 raise ConfigurationError(f"rules holds {rule!r}: every rule is a swr.middleware.Rule")
         if not isinstance(max_body_bytes, int) or max_body_bytes < 0:
             raise ConfigurationError(f"max_body_bytes={max_body_bytes!r} is not a number of bytes, 0 or more")
+        if not isinstance(max_variants, int) or max_variants < 1:
+            raise ConfigurationError(f"max_variants={max_variants!r} is not a number, 1 or more")
+        if isinstance(request_directives, str) or not set(request_directives) <= REQUEST_DIRECTIVES:
+            known = ", ".join(sorted(REQUEST_DIRECTIVES))
+            raise ConfigurationError(f"request_directives={request_directives!r}: give a collection of: {known}")
+        if not isinstance(heuristic, (int, float)) or not 0 <= heuristic <= 1:
+            raise ConfigurationError(f"heuristic={heuristic!r} is not a share, from 0 to 1")
         self.app = app
         self.cache = cache
         self.engine = cache.engine
         self._shelf = cache.shelf
         self._clock = cache.engine.clock
-        self.cookies_private = cookies == "private"
         self.max_body_bytes = max_body_bytes
+        self.max_variants = max_variants
+        self.practice = Practice(
+            cookies == "private",
+            tuple(name.encode() for name in field_names(targeted, "targeted")),
+            heuristic,
+            seconds(stale_if_unreachable, "stale_if_unreachable"),
+        )
         self.passes: TTLCache[str, str] = TTLCache(_MOST_PASSED, _PASSED_FOR, timer=self.engine.clock)
         # The lifespan's state: what a replayed request is given, not what other middleware wrote for one client.
         self.state: dict[str, Any] = {}
         self._rules = list(rules)
+        self._honoured = frozenset(request_directives)
+        self._shows_key = show_key
+        # With either of these a look at the URL as it was sent does not do.
+        self._plain = not show_key and not any(rule.reads_query for rule in rules)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
-            # The fresh hit, spelled out: `_look`, `decide` and `send_stored` in the fewest steps.
-            slot = None
-            if scope["method"] == "GET" and (key := plain_key(scope)) is not None:
-                slot = self._shelf.get(key)
-            if slot is not None and slot.checked == self._shelf.generation and type(slot.value) is StoredResponse:
-                now = self._clock()
-                if now < slot.fresh_until:
-                    until, headers = slot.ready
-                    if now >= until:
-                        until, headers = slot.ready = headers_of_hit(slot.entry, now)
-                    value = slot.value
-                    await send({"type": "http.response.start", "status": value.status, "headers": headers.copy()})
-                    await send({"type": "http.response.body", "body": value.body})
-                    return
-            await self._answer(Request(scope, self._rules), receive, send)
+            # The fresh hit, spelled out: `_look`, `decide` and `messages_of` in the fewest steps.
+            if scope["method"] == "GET" and self._plain:
+                key, condition = plain_key(scope)
+                slot = None if key is None else self._shelf.get(key)
+                if slot is not None and slot.checked == self._shelf.generation and type(slot.value) is StoredResponse:
+                    now = self._clock()
+                    if now < slot.fresh_until:
+                        ready = slot.ready
+                        if ready is None or now >= ready.until:
+                            ready = slot.ready = make_ready(slot.entry, now)
+                        if condition is None:
+                            value = slot.value
+                            await send(
+                                {"type": "http.response.start", "status": value.status, "headers": ready.headers.copy()}
+                            )
+                            await send({"type": "http.response.body", "body": value.body})
+                            return
+                        if condition == ready.etag:
+                            await send({"type": "http.response.start", "status": 304, "headers": ready.brief.copy()})
+                            await send({"type": "http.response.body", "body": b""})
+                            return
+            await self._answer(Request(scope, self._rules), receive, self._showing(scope, send))
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] not in SAFE:
+            await Unsafe(self, Request(scope, self._rules)).answer(receive, send)
         elif scope["type"] == "http":
             token = slip.set(Slip(self.cache))
             try:
@@ -111,6 +160,24 @@ class SWRMiddleware:
                 slip.reset(token)
         else:
             await self.app(scope, receive, send)
+
+    def _showing(self, scope: Scope, send: Send) -> Send:
+        """Return a `send` that adds the key to our member of `Cache-Status`, if that is wanted."""
+        if not self._shows_key:
+            return send
+        key = Request(scope, self._rules).key.replace("\n", "")
+        shown = "".join(f"\\{char}" if char in '"\\' else char if " " <= char <= "~" else "?" for char in key)
+
+        async def show(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message["headers"])
+                # Ours is the last: it was appended to what there was.
+                name, status = headers[-1]
+                headers[-1] = (name, b'%b; key="%b"' % (status, shown.encode("ascii")))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return show
 
     # -- lifespan ---------------------------------------------------------------------------------------------
 
@@ -143,50 +210,70 @@ class SWRMiddleware:
     # -- requests ---------------------------------------------------------------------------------------------
 
     async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
-        accepted = NO_LIMITS
         fields = request.fields
-        if b"cookie" in fields and self.cookies_private:
+        if b"cookie" in fields and self.practice.cookies_private:
             rule = request.find_rule()
             if rule is None or rule.cookies is None:
-                await self._bypass(request, receive, send, b'swr; fwd=bypass; detail="cookie"')
+                await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="cookie"')
                 return
             request.key_cookies(rule.cookies)
-        if b"range" in fields:
-            await self._bypass(request, receive, send, b'swr; fwd=bypass; detail="range"')
+        if b"if-match" in fields or b"if-unmodified-since" in fields:
+            # RFC 9110 13.1.1: these are about the state of the resource itself, which its origin knows.
+            await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="precondition"')
             return
+        said: Directives = {}
         if b"cache-control" in fields:
             said = directives([fields[b"cache-control"]])
-            if "no-store" in said:
-                await self._bypass(request, receive, send, b"swr; fwd=request")
-                return
-            accepted = limits(said)
-            if "only-if-cached" in said and not await self._stored(request, send, accepted, ask=True):
+        elif b"pragma" in fields and "pragma" in self._honoured:
+            # RFC 9111 5.4: as Cache-Control has it, where there is none.
+            said = {"no-cache": None} if "no-cache" in directives([fields[b"pragma"]]) else {}
+        if "no-store" in said and "no-store" in self._honoured:
+            await bypass(self, request, receive, send, b'swr; fwd=request; detail="no-store"')
+            return
+        accepted = limits(said, self._honoured if b"cache-control" in fields else REQUEST_DIRECTIVES)
+        if "only-if-cached" in said and "only-if-cached" in self._honoured:
+            if not await self._stored(request, send, accepted):
                 await _gateway_timeout(send)
-                return
-            if "only-if-cached" in said:
-                return
-        if await self._stored(request, send, accepted, ask=False):
+            return
+        if await self._at_hand(request, send, accepted):
             return
         if request.key in self.passes:
-            await self._bypass(request, receive, send, self._miss(request))
+            await bypass(self, request, receive, send, self._miss(request, b"uri-miss"))
             return
         if request.method == "HEAD":
-            if not await self._stored(request, send, accepted, ask=True):
-                await self._bypass(request, receive, send, b"swr; fwd=uri-miss")
+            await self._head(request, receive, send, accepted)
             return
         for _ in range(_TURNS):
-            if await self._stored(request, send, accepted, ask=True):
+            key, names, entry = await self._look(request, accepted, ask=True)
+            if await self._served(request, send, accepted, key, names, entry):
                 return
-            if await self._filled(request, receive, send):
+            if await self._filled(request, receive, send, accepted, key, names, entry):
                 return
-        await self._bypass(request, receive, send, b"swr; fwd=vary-miss")
+        await bypass(self, request, receive, send, b"swr; fwd=vary-miss")
 
-    async def _stored(self, request: Request, send: Send, accepted: Limits, *, ask: bool) -> bool:
-        """Answer from what is stored, if that may be; `ask` the store, or look at what is at hand."""
-        key, names, entry = await self._look(request, accepted, ask=ask)
+    async def _at_hand(self, request: Request, send: Send, accepted: Limits) -> bool:
+        """Answer from what this process holds."""
+        return await self._served(request, send, accepted, *await self._look(request, accepted, ask=False))
+
+    async def _stored(self, request: Request, send: Send, accepted: Limits) -> bool:
+        """Answer from what is stored, here or in the store."""
+        return await self._served(request, send, accepted, *await self._look(request, accepted, ask=True))
+
+    async def _served(
+        self,
+        request: Request,
+        send: Send,
+        accepted: Limits,
+        key: str,
+        names: tuple[str, ...],
+        entry: Entry[Any] | None,
+    ) -> bool:
+        """Answer with `entry`, if that may be."""
+        if entry is None or not is_response(entry) or not self.fits(request, entry):
+            return False
         now = self.engine.clock()
-        decision = decide(entry, now, accepted)
-        if entry is None or not decision.serve or not _fits(request, entry):
+        decision = decide(entry, now, _bounded(accepted, entry))
+        if not decision.serve:
             return False
         if decision.revalidate is Revalidate.BACKGROUND:
             await self.engine.ready()
@@ -215,17 +302,46 @@ class SWRMiddleware:
         await self.engine.ready()
         return await self.engine.store.read(key, RESPONSES)
 
-    async def _filled(self, request: Request, receive: Receive, send: Send) -> bool:
+    async def _head(self, request: Request, receive: Receive, send: Send, accepted: Limits) -> None:
+        key, names, entry = await self._look(request, accepted, ask=True)
+        if not await self._served(request, send, accepted, key, names, entry):
+            known = entry if entry is not None and is_response(entry) and self.fits(request, entry) else None
+            status = b"swr; fwd=%b" % _why(names, known, self.engine.clock())
+            await head(self, request, receive, send, key, known, status)
+
+    async def _filled(
+        self,
+        request: Request,
+        receive: Receive,
+        send: Send,
+        accepted: Limits,
+        key: str,
+        names: tuple[str, ...],
+        entry: Entry[Any] | None,
+    ) -> bool:
         """Have the response loaded, by this request or by one that was before it, and answer with it.
 
         False: it must be looked up again.
         """
-        key, names, entry = await self._look(request, NO_LIMITS, ask=True)
-        if entry is not None and type(entry.value) is StoredResponse and not _fits(request, entry):
-            # What others share is not for this request; nor is its answer for them.
-            await self._bypass(request, receive, send, b'swr; fwd=bypass; detail="authorization"')
-            return True
-        fill = Fill(self, request, receive, names)
+        why = _why(names, entry, self.engine.clock())
+        if entry is not None and is_response(entry):
+            if not self.fits(request, entry):
+                # What others share is not for this request; nor is its answer for them.
+                await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="authorization"')
+                return True
+            if entry.value.validate and self.engine.is_loading(key):
+                # What has to be confirmed for every request is not to be waited for behind another one.
+                await bypass(self, request, receive, send, b"swr; fwd=%b" % why)
+                return True
+        if b"range" in request.fields:
+            part = await self._entry(key + PART, accepted, ask=True)
+            answers = part is not None and is_response(part) and answers_range(request, part.value, part.created_at)
+            if answers and await self._served(request, send, accepted, key, names, part):
+                return True
+            # Only who asks for the same part can be answered with it.
+            asked = (request.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
+            key, entry = "\n".join([key, "range", *asked]), None
+        fill = Fill(self, request, receive, names, why)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(fill.deliver, send)
@@ -238,65 +354,68 @@ class SWRMiddleware:
             raise fill.client_error
         if fill.error is not None and fill.sent and not isinstance(fill.error, ErrorResponse):
             raise fill.error
-        return fill.sent or await self._landed(request, flight, receive, send)
+        return fill.sent or await self._landed(request, flight, receive, send, why)
 
-    async def _landed(self, request: Request, flight: Flight, receive: Receive, send: Send) -> bool:
+    async def _landed(self, request: Request, flight: Flight, receive: Receive, send: Send, why: bytes) -> bool:
         """Answer with what somebody else's flight has brought."""
         now = self.engine.clock()
-        if flight.landed is not None:
-            if flight.doomed or type(flight.landed.value) is Varies:
+        landed = flight.landed
+        if landed is not None:
+            if flight.doomed or type(landed.value) is Varies:
                 return False
-            if _fits(request, flight.landed):
-                await send_stored(request, send, flight.landed, State.MISSING, now, b"swr; fwd=uri-miss; collapsed")
+            if self.fits(request, landed) and not landed.value.validate:
+                await send_stored(request, send, landed, State.MISSING, now, b"swr; fwd=%b; collapsed" % why)
                 return True
         elif flight.error is not None:
             status = flight.error.status if isinstance(flight.error, ErrorResponse) else 500
-            fallback = self.engine.fallback(flight)
-            if fallback is not None and _fits(request, fallback):
+            fallback = self.engine.fallback(flight, flight.error)
+            if fallback is not None and self.fits(request, fallback):
                 mark = b"swr; fwd=stale; fwd-status=%d" % status
                 await send_stored(request, send, fallback, State.STALE, now, mark)
                 return True
             if not isinstance(flight.error, ErrorResponse):
                 raise flight.error
             if flight.error.response is not None:
-                await _send_error(request, send, flight.error.response)
+                await _send_error(request, send, flight.error.response, why)
                 return True
+        elif isinstance(flight.job, Fill) and flight.job.elsewhere:
+            return False
         # What came is not for this request, or for nobody but the one who asked.
-        await self._bypass(request, receive, send, self._miss(request))
+        await bypass(self, request, receive, send, self._miss(request, why))
         return True
 
-    def _miss(self, request: Request) -> bytes:
+    def _miss(self, request: Request, why: bytes) -> bytes:
         """Return the member of `Cache-Status` of a miss, with the reason why it is not stored, where known."""
         reason = self.passes.get(request.key)
-        return b'swr; fwd=uri-miss; detail="%b"' % reason.encode() if reason else b"swr; fwd=uri-miss"
+        return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
-    async def _bypass(self, request: Request, receive: Receive, send: Send, status: bytes) -> None:
-        """Let the app answer, in the client's own task."""
-        token = slip.set(Slip(self.cache))
-
-        async def mark(message: Message) -> None:
-            await send(marked(message, status) if message["type"] == "http.response.start" else message)
-
-        try:
-            await self.app(request.scope, receive, mark)
-        finally:
-            slip.reset(token)
+    def fits(self, request: Request, entry: Entry[Any]) -> bool:
+        """Whether a request may be answered with what was stored for others (RFC 9111 3.5)."""
+        return not request.authorized or bool(entry.value.shared)
 
 
-def _fits(request: Request, entry: Entry[Any]) -> bool:
-    """Whether a request may be answered with what was stored for others (RFC 9111 3.5)."""
-    value = entry.value
-    return type(value) is StoredResponse and (not request.authorized or value.shared)
+def _bounded(accepted: Limits, entry: Entry[StoredResponse]) -> Limits:
+    """What a request accepts, less what the response forbids: no client may ask for what must not be stale."""
+    if accepted.max_stale is not None and entry.value.strict:
+        return msgspec.structs.replace(accepted, max_stale=None)
+    return accepted
 
 
-async def _send_error(request: Request, send: Send, response: StoredResponse) -> None:
+def _why(names: tuple[str, ...], entry: Entry[Any] | None, now: float) -> bytes:
+    """Why a request goes to the app (RFC 9211 2.2)."""
+    if entry is None or not is_response(entry):
+        return b"vary-miss" if names else b"uri-miss"
+    return b"request" if decide(entry, now) is FRESH else b"stale"
+
+
+async def _send_error(request: Request, send: Send, response: StoredResponse, why: bytes) -> None:
     start: Message = {"type": "http.response.start", "status": response.status, "headers": response.headers}
-    await send(marked(start, b"swr; fwd=uri-miss; fwd-status=%d; collapsed" % response.status))
+    await send(marked(start, b"swr; fwd=%b; fwd-status=%d; collapsed" % (why, response.status)))
     await send({"type": "http.response.body", "body": response.body})
 
 
 async def _gateway_timeout(send: Send) -> None:
     """Answer to `only-if-cached` where nothing is (RFC 9111 5.2.1.7)."""
     start: Message = {"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]}
-    await send(marked(start, b"swr; fwd=request"))
+    await send(marked(start, b'swr; fwd=request; detail="only-if-cached"'))
     await send({"type": "http.response.body", "body": b""})

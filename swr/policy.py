@@ -66,6 +66,7 @@ class Policy:
             (RFC 5861, `stale-while-revalidate`).
         stale_if_error: how long after `fresh_for` it is the answer if the load fails (RFC 5861).
         tags: names under which the entry can be invalidated together with others.
+        keep_for: how long after `fresh_for` a store keeps it at least, served or not, for its validators.
 
     Durations are seconds, a `timedelta`, or text: "90s", "10m", "1d".
 
@@ -77,6 +78,7 @@ class Policy:
     stale_for: float
     stale_if_error: float
     tags: tuple[str, ...]
+    keep_for: float
 
     def __init__(
         self,
@@ -84,12 +86,14 @@ class Policy:
         stale_for: Duration = 0,
         stale_if_error: Duration = 0,
         tags: Iterable[str] = (),
+        keep_for: Duration = 0,
     ) -> None:
         put = object.__setattr__
         put(self, "fresh_for", seconds(fresh_for, "fresh_for"))
         put(self, "stale_for", seconds(stale_for, "stale_for"))
         put(self, "stale_if_error", seconds(stale_if_error, "stale_if_error"))
         put(self, "tags", tag_names(tags))
+        put(self, "keep_for", seconds(keep_for, "keep_for"))
 
     def tagged(self, tags: tuple[str, ...]) -> "Policy":
         """Return the same policy with other tags, which are taken as they are."""
@@ -99,6 +103,7 @@ class Policy:
         put(policy, "stale_for", self.stale_for)
         put(policy, "stale_if_error", self.stale_if_error)
         put(policy, "tags", tags)
+        put(policy, "keep_for", self.keep_for)
         return policy
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from starlette.routing import compile_path
 
@@ -26,6 +26,10 @@ class Rule:
         override: whether the rule goes before the response's own directives. `no-store`, `private`, `no-cache`,
             `Set-Cookie` and `Vary: *` win even so.
         vary: request fields that the responses depend on, beside those that they name in `Vary`.
+        sort_query: whether the order of the query's parameters does not matter; those of one name keep theirs.
+        keep_params: the query's parameters that matter, "utm_*" for several; None: all.
+        drop_params: parameters that do not. What is dropped is still seen by the app that answers a client, and
+            must not change what it answers.
         cookies: the cookies that the response depends on. A request with cookies is then answered from the cache
             as if it had these alone; without this, it is not answered from the cache at all.
 
@@ -44,6 +48,9 @@ class Rule:
         override: bool = False,
         vary: Sequence[str] = (),
         cookies: Sequence[str] | None = None,
+        sort_query: bool = False,
+        keep_params: Sequence[str] | None = None,
+        drop_params: Sequence[str] = (),
     ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
@@ -68,6 +75,26 @@ class Rule:
         self.cookies = None if cookies is None else frozenset(cookies)
         self._override = override
         self._vary = field_names(vary)
+        for name, params in (("keep_params", keep_params or ()), ("drop_params", drop_params)):
+            if isinstance(params, str) or not all(isinstance(param, str) and param for param in params):
+                raise ConfigurationError(f'Rule({path!r}): {name}={params!r}: give a tuple of names, ("utm_*",)')
+        self._sort_query = sort_query
+        self._keep_params = None if keep_params is None else _pattern(keep_params)
+        self._drop_params = _pattern(drop_params)
+        self.reads_query = sort_query or keep_params is not None or bool(drop_params)
+
+    def keyed_query(self, query: bytes) -> bytes:
+        """Return the part of a query that selects the response, in the order that the key has it in."""
+        kept = []
+        for part in query.split(b"&"):
+            name = unquote_plus(part.partition(b"=")[0].decode("latin-1"))
+            if self._keep_params is not None and not self._keep_params.fullmatch(name):
+                continue
+            if not self._drop_params.fullmatch(name):
+                kept.append((name, part))
+        if self._sort_query:
+            kept.sort(key=lambda pair: pair[0])
+        return b"&".join(part for _, part in kept)
 
     def match(self, path: str) -> dict[str, Any] | None:
         """Return the path's parameters if the rule applies, else None."""
@@ -81,22 +108,30 @@ class Rule:
         return Terms(policy.tagged(tags), self._timed, self._override, self._vary)
 
 
-def field_names(vary: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of request fields in lower case.
+def _pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """One pattern for names in which `*` stands for anything; of no names, one that matches nothing."""
+    parts = [".*".join(map(re.escape, name.split("*"))) for name in names]
+    return re.compile("|".join(parts) if parts else r"(?!)", re.DOTALL)
+
+
+def field_names(names: Sequence[str], parameter: str = "vary") -> tuple[str, ...]:
+    """Return the names of fields in lower case.
 
     Raises:
-        ConfigurationError: one that is no name of a field.
+        ConfigurationError: one that is none.
     """
-    if isinstance(vary, str):
-        raise ConfigurationError(f"vary={vary!r} is one string: give ({vary!r},)")
-    for name in vary:
+    if isinstance(names, str):
+        raise ConfigurationError(f"{parameter}={names!r} is one string: give ({names!r},)")
+    for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name == "*":
-            raise ConfigurationError(f"vary={vary!r} holds {name!r}, which is no name of a request field")
-    return tuple(name.lower() for name in vary)
+            raise ConfigurationError(f"{parameter}={names!r} holds {name!r}, which is no name of a field")
+    return tuple(name.lower() for name in names)
 
 
 def url_tag(path: str, query: str) -> str:
     """Return the tag that every stored response to a URL carries, whatever its host, scheme and variant."""
+    # A server may hand over what is no text; a tag is.
+    path = path.encode("utf-8", "replace").decode()
     return f"url:{path}?{query}" if query else f"url:{path}"
 
 

@@ -1,21 +1,44 @@
-"""HTTP headers into the vocabulary of swr and back. Pure: no I/O, no clock, and no header makes it raise."""
+"""What header fields mean to a shared cache: may it be stored, for how long, for whom. Pure: no I/O, no clock.
 
-import re
-from collections.abc import Iterable
-from email.utils import parsedate_to_datetime
+RFC 9111 with RFC 5861 (stale), RFC 9213 (targeted fields) and RFC 9211 (`Cache-Status`). What a request's conditions
+and ranges mean is in `swr.conditions`; how fields are written is in `swr.fields`.
+"""
+
+import math
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from swr.entry import State
-from swr.policy import Limits, Policy
-
-Headers = list[tuple[bytes, bytes]]
+from swr.fields import (
+    LONGEST,
+    Directives,
+    Headers,
+    delta_seconds,
+    directives,
+    etag_of,
+    http_date,
+    members,
+    targeted_directives,
+    values_of,
+)
+from swr.policy import NO_LIMITS, Limits, Policy
 
 # What a rule is for: answers. That something is not there (404) is stored only if the response itself says so.
 _BY_RULE: Final = frozenset({200, 203, 204, 300, 301, 308})
+# RFC 9110 15.1: a lifetime may be guessed. (206 has a way of its own.)
+_GUESSABLE: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
+# RFC 9111 5.2.2.3: status codes whose caching requirements are known and kept here.
+_UNDERSTOOD: Final = _GUESSABLE | {206, 201, 202, 205, 302, 303, 307, 400, 401, 402, 403, *range(406, 410)} | {
+    *range(411, 414), 415, 416, 417, 421, 422, 424, 425, 426, 428, 429, 431, 451, 500, 502, 503, 504, 505, 511,
+}  # fmt: skip
 # RFC 5861 4: what counts as an error that something stale may stand in for.
 ERRORS: Final = frozenset({500, 502, 503, 504})
+# RFC 9111 4.2.4: whoever answers this has had no answer itself; the cache is disconnected from the origin.
+UNREACHABLE: Final = frozenset({502, 504})
 # What says something about who asked, not about what is there: nothing for others follows from it.
 ABOUT_THE_CLIENT: Final = frozenset({304, 401, 403, 407, 408, 412, 413, 415, 416, 417, 425, 428, 429, 431})
+# RFC 9110 9.2.1 and the registry of methods: these change nothing; any other may.
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"})
 # RFC 9111 3.1 and RFC 9110 7.6.1: what belongs to one connection or one moment, not to the response.
 _NOT_STORED: Final = frozenset(
     {
@@ -33,52 +56,50 @@ _NOT_STORED: Final = frozenset(
         b"upgrade",
     }
 )
-# RFC 9110 15.4.5: what a 304 repeats of the response it stands for.
-_IN_304: Final = frozenset({b"cache-control", b"content-location", b"date", b"etag", b"expires", b"vary"})
-_LONGEST: Final = 2**31
+# Compared without regard to case by their own definition (RFC 9110 12.5); the order of members stays significant,
+# for apps go by it.
+_CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
+_LONGEST_GUESS: Final = 86400
 
-# Both run in linear time on whatever a client sends: no two alternatives begin alike.
-_MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
-_ETAG: Final = re.compile(rb'"[^"]*"')
+# What of a request's Cache-Control and Pragma can be honoured.
+REQUEST_DIRECTIVES: Final = frozenset(
+    {"max-age", "max-stale", "min-fresh", "no-cache", "no-store", "only-if-cached", "pragma"}
+)
+# The default: what lets no client force a load that the app has not asked for.
+HONOURED: Final = frozenset({"max-stale", "min-fresh", "no-store", "only-if-cached"})
 
 
-def directives(values: Iterable[bytes]) -> dict[str, str | None]:
-    """Return the directives of `Cache-Control` fields: lower-case names, arguments unquoted, the first of a name.
+class Practice(NamedTuple):
+    """What an operator chooses where the RFCs leave a choice.
 
-    RFC 9111 5.2. What cannot be read is passed over.
+    Parameters:
+        cookies_private: whether `Set-Cookie` keeps a response from being stored.
+        targeted: fields that go before `Cache-Control`, in order of preference, lower case (RFC 9213).
+        heuristic: the share of the time since `Last-Modified` that counts as a lifetime where nothing else says one
+            (RFC 9111 4.2.2); 0: none.
+        unreachable_for: seconds past its lifetime that a response stands in for an origin that gives no answer,
+            unless a directive forbids it (RFC 9111 4.2.4).
     """
-    found: dict[str, str | None] = {}
-    for member in _MEMBER.findall(b",".join(values).decode("latin-1")):
-        name, equals, argument = member.partition("=")
-        name, argument = name.strip().lower(), argument.strip()
-        if argument.startswith('"'):
-            argument = re.sub(r"\\(.)", r"\1", argument[1:].removesuffix('"'))
-        if name:
-            found.setdefault(name, argument if equals else None)
-    return found
 
-
-def delta_seconds(argument: str | None) -> int | None:
-    """Return the seconds in a directive's argument; None where it is no number (RFC 9111 1.2.2)."""
-    if argument is None or not argument.isascii() or not argument.isdigit():
-        return None
-    return min(int(argument[:11]), _LONGEST)
-
-
-def values_of(headers: Headers, name: bytes) -> list[bytes]:
-    """Return the values of all fields called `name` (lower case)."""
-    return [value for field, value in headers if field.lower() == name]
+    cookies_private: bool = True
+    targeted: tuple[bytes, ...] = (b"swr-cache-control", b"cdn-cache-control")
+    heuristic: float = 0.1
+    unreachable_for: float = 86400.0
 
 
 class Verdict(NamedTuple):
     """Whether a response may be stored.
 
     Parameters:
-        policy: how long it may be served; None: it must not be stored.
+        policy: how long it may be served and kept; None: it must not be stored.
         reason: why not.
         shared: whether requests that carry credentials may be answered with it (RFC 9111 3.5).
-        initial_age: seconds that it was old when it came.
+        initial_age: seconds that it was old when its request was sent.
         vary: the request fields that select it, lower case, sorted.
+        strict: whether it must never be served stale, whatever a client accepts.
+        validate: whether nobody may be answered with it before the origin has confirmed it to that very request.
+        stale_if_error: seconds past its lifetime that it stands in for any error, not just for no answer.
+        hidden: fields that are not to be stored (`private="…"`, `no-cache="…"`), lower case.
     """
 
     policy: Policy | None
@@ -86,6 +107,10 @@ class Verdict(NamedTuple):
     shared: bool = False
     initial_age: int = 0
     vary: tuple[str, ...] = ()
+    strict: bool = False
+    validate: bool = False
+    stale_if_error: float = 0.0
+    hidden: frozenset[bytes] = frozenset()
 
 
 class Terms(NamedTuple):
@@ -104,32 +129,52 @@ class Terms(NamedTuple):
     vary: tuple[str, ...] = ()
 
 
+def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
+    """Return the directives that a response's storing goes by, and whether they come from a targeted field.
+
+    RFC 9213 2.2: the first targeted field that is there and well-formed goes before `Cache-Control` and `Expires`.
+    """
+    for name in targeted:
+        values = values_of(headers, name)
+        said = targeted_directives(values) if values else None
+        if said is not None:
+            return said, True
+    return directives(values_of(headers, b"cache-control")), False
+
+
 def judge(
     status: int,
     headers: Headers,
     terms: Terms | None,
+    practice: Practice,
     *,
+    began: float,
     authorized: bool,
-    cookies_private: bool,
     tags: tuple[str, ...],
 ) -> Verdict:
     """Say whether and how long a shared cache may store a response to GET (RFC 9111 3).
 
     Parameters:
-        status: its status code.
+        status: its status code; of partial content, 206.
         headers: its header fields.
         terms: what applies where the response leaves it open, or in its place.
+        practice: what the operator chose.
+        began: wall clock, seconds, when the request was sent.
         authorized: whether the request carried credentials.
-        cookies_private: whether `Set-Cookie` keeps a response from being stored.
         tags: tags that it gets beside those of `terms`.
     """
-    said = directives(values_of(headers, b"cache-control"))
-    if status < 200 or status in (206, 304) or status in ERRORS:
+    said, targeted = control(headers, practice.targeted)
+    if status < 200 or status == 304:
         return Verdict(None, f"status {status}")
-    for forbidding in ("no-store", "private", "no-cache"):
-        if forbidding in said:
-            return Verdict(None, forbidding)
-    if cookies_private and values_of(headers, b"set-cookie"):
+    if "must-understand" in said:
+        if status not in _UNDERSTOOD:
+            return Verdict(None, "must-understand")
+    elif "no-store" in said:
+        return Verdict(None, "no-store")
+    hidden = _named(said.get("private")) | _named(said.get("no-cache"))
+    if "private" in said and not _named(said["private"]):
+        return Verdict(None, "private")
+    if practice.cookies_private and b"set-cookie" not in hidden and values_of(headers, b"set-cookie"):
         return Verdict(None, "set-cookie")
     if any(value.strip().lower().startswith(b"text/event-stream") for value in values_of(headers, b"content-type")):
         return Verdict(None, "event-stream")
@@ -139,66 +184,117 @@ def judge(
     shared = not {"public", "s-maxage", "must-revalidate"}.isdisjoint(said)
     if authorized and not shared:
         return Verdict(None, "authorization")
-    age = max(
-        (delta_seconds(value.decode("latin-1").strip()) or 0 for value in values_of(headers, b"age")),
-        default=0,
-    )
-    policy = _policy(status, headers, said, terms, age)
-    if policy is None:
-        return Verdict(None, "no freshness")
-    policy = policy.tagged((*tags, *policy.tags))
     if terms is not None and terms.vary:
         vary = tuple(sorted({*vary, *terms.vary}))
-    return Verdict(policy, "", shared, age, vary)
+    # RFC 9111 4.2.3, counted from when the request was sent: the time until the answer came is added with the rest.
+    date = _date(headers, began)
+    age = max(_age(headers), math.floor(began - date))
+    verdict = Verdict(None, "no freshness", shared, age, vary, hidden=hidden)
+    return _timed(verdict, status, headers, said, targeted, terms, practice, date, tags)
 
 
-def _policy(status: int, headers: Headers, said: dict[str, str | None], terms: Terms | None, age: int) -> Policy | None:
-    explicit = _lifetime(headers, said)
-    applies = terms is not None and terms.timed and (status in _BY_RULE)
-    if terms is not None and applies and (explicit is None or terms.override):
-        fresh_for: float = terms.policy.fresh_for
-    elif explicit is not None:
-        fresh_for = max(0, explicit - age)
+def _timed(
+    verdict: Verdict,
+    status: int,
+    headers: Headers,
+    said: Directives,
+    targeted: bool,
+    terms: Terms | None,
+    practice: Practice,
+    date: int | float,
+    tags: tuple[str, ...],
+) -> Verdict:
+    """Return `verdict` with the windows of RFC 9111 4.2 and RFC 5861, and the time that a store is to keep it."""
+    validate = "no-cache" in said and not _named(said["no-cache"])
+    explicit = 0 if validate else _lifetime(headers, said, targeted, date)
+    ruled = terms if terms is not None and terms.timed and status in _BY_RULE and not validate else None
+    overrides = ruled is not None and ruled.override
+    overdue = 0
+    if ruled is not None and (explicit is None or overrides):
+        fresh_for: float = ruled.policy.fresh_for
     else:
-        return None
-    ruled = terms.policy if terms is not None and applies else Policy(0)
-    overrides = terms is not None and terms.override
-    stale_for = _window(said, "stale-while-revalidate", ruled.stale_for, overrides)
-    stale_if_error = _window(said, "stale-if-error", ruled.stale_if_error, overrides)
-    # RFC 9111 4.2.4: these forbid serving stale; s-maxage does unless the field asks for stale itself.
-    strict = "must-revalidate" in said or "proxy-revalidate" in said
+        lifetime = explicit
+        if lifetime is None and status not in ERRORS and (status in _GUESSABLE or "public" in said):
+            lifetime = _guess(headers, date, practice.heuristic)
+        if lifetime is None or (status in ERRORS and lifetime <= verdict.initial_age):
+            return verdict
+        fresh_for = max(0, lifetime - verdict.initial_age)
+        # What has run out on the way here has used up some of its windows, too.
+        overdue = max(0, verdict.initial_age - lifetime)
+    windows = ruled.policy if ruled is not None else Policy(0)
+    stale_for = max(0.0, _window(said, "stale-while-revalidate", windows.stale_for, overrides) - overdue)
+    stale_if_error = max(0.0, _window(said, "stale-if-error", windows.stale_if_error, overrides) - overdue)
+    # RFC 9111 4.2.4: these forbid serving stale. So does s-maxage (5.2.2.10), unless the same field asks for stale
+    # itself: whoever writes both means both.
     asked = "stale-while-revalidate" in said or "stale-if-error" in said
-    if not overrides and (strict or ("s-maxage" in said and not asked)):
+    strict = validate or (
+        not overrides
+        and ("must-revalidate" in said or "proxy-revalidate" in said or ("s-maxage" in said and not asked))
+    )
+    if strict:
         stale_for = stale_if_error = 0.0
-    tags = terms.policy.tags if terms is not None else ()
-    if fresh_for == 0 and stale_for == 0 and stale_if_error == 0:
-        return None
-    return Policy(fresh_for, stale_for, stale_if_error, tags)
+    unreachable_for = 0.0 if strict or status in ERRORS else max(0.0, practice.unreachable_for - overdue)
+    shown = [(name, value) for name, value in headers if name.lower() not in verdict.hidden]
+    validated = etag_of(shown) is not None or bool(values_of(shown, b"last-modified"))
+    if fresh_for == stale_for == stale_if_error == 0 and not validated:
+        return verdict
+    return verdict._replace(
+        reason="",
+        policy=Policy(
+            fresh_for,
+            stale_for,
+            max(stale_if_error, unreachable_for),
+            (*tags, *(terms.policy.tags if terms is not None else ())),
+            keep_for=practice.unreachable_for if validated or not strict else 0,
+        ),
+        strict=strict,
+        validate=validate or fresh_for == stale_for == 0,
+        stale_if_error=stale_if_error,
+    )
 
 
-def _window(said: dict[str, str | None], name: str, ruled: float, overrides: bool) -> float:
+def _named(argument: str | None) -> frozenset[bytes]:
+    """The fields that the argument of `private` or `no-cache` names (RFC 9111 5.2.2.4 and 5.2.2.7)."""
+    return frozenset(name.strip().lower().encode("latin-1") for name in (argument or "").split(",")) - {b""}
+
+
+def _window(said: Directives, name: str, ruled: float, overrides: bool) -> float:
     if name in said and not overrides:
         return float(delta_seconds(said[name]) or 0)
     return ruled
 
 
-def _lifetime(headers: Headers, said: dict[str, str | None]) -> int | None:
+def _date(headers: Headers, began: float) -> float:
+    """When the response was made; without a `Date` that can be read, when it came (RFC 9110 6.6.1)."""
+    dates = values_of(headers, b"date")
+    date = http_date(dates[0], began) if dates else None
+    return began if date is None else date
+
+
+def _age(headers: Headers) -> int:
+    """`Age` as it came: the first of several counts, and what is no number does not (RFC 9111 5.1)."""
+    values = values_of(headers, b"age")
+    return delta_seconds(values[0].partition(b",")[0].strip().decode("latin-1")) or 0 if values else 0
+
+
+def _lifetime(headers: Headers, said: Directives, targeted: bool, date: float) -> int | None:
     """The freshness lifetime in seconds that the response itself gives (RFC 9111 4.2.1)."""
     for name in ("s-maxage", "max-age"):
         if name in said:
             return delta_seconds(said[name]) or 0
-    expires = values_of(headers, b"expires")
-    if expires:
-        date = values_of(headers, b"date")
-        try:
-            until = parsedate_to_datetime(expires[0].decode("latin-1")).timestamp()
-            since = parsedate_to_datetime(date[0].decode("latin-1")).timestamp() if date else None
-        except (ValueError, TypeError, OverflowError, IndexError):
-            return 0
-        if since is None:
-            return 0
-        return min(_LONGEST, max(0, int(until - since)))
-    return None
+    expires = set() if targeted else set(values_of(headers, b"expires"))
+    if not expires:
+        return None
+    # RFC 9111 5.3: what is no date, "0" above all, is in the past; of several that differ none is to be believed.
+    until = http_date(expires.pop(), date)
+    return 0 if until is None or expires else min(LONGEST, max(0, int(until - date)))
+
+
+def _guess(headers: Headers, date: float, share: float) -> int | None:
+    """A lifetime by the time since the last change (RFC 9111 4.2.2)."""
+    modified = values_of(headers, b"last-modified")
+    since = http_date(modified[0], date) if modified else None
+    return None if since is None else min(_LONGEST_GUESS, max(0, int((date - since) * share))) or None
 
 
 def vary_of(headers: Headers) -> tuple[str, ...] | None:
@@ -210,33 +306,38 @@ def vary_of(headers: Headers) -> tuple[str, ...] | None:
     return None if "*" in names else tuple(sorted(names))
 
 
-def stored_headers(headers: Headers) -> Headers:
-    """Return the fields of a response that may be stored (RFC 9111 3.1)."""
-    named = {
-        name.strip().lower() for value in values_of(headers, b"connection") for name in value.split(b",")
-    } | _NOT_STORED
-    return [(name, value) for name, value in headers if name.lower() not in named]
+def normalised(name: str, values: list[bytes]) -> str:
+    """Return a request field as `Vary` compares it: repetition and white space do not matter (RFC 9111 4.1)."""
+    text = ",".join(members(values))
+    return text.lower() if name in _CASELESS else text
 
 
-def headers_of_304(headers: Headers) -> Headers:
-    """Return the stored fields that a 304 repeats."""
-    return [(name, value) for name, value in headers if name.lower() in _IN_304]
+def stored_headers(headers: Headers, hidden: Collection[bytes] = ()) -> Headers:
+    """Return the fields of a response that may be stored (RFC 9111 3.1), `hidden` ones left out."""
+    named = {name.strip().lower() for value in values_of(headers, b"connection") for name in value.split(b",")}
+    return [
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in _NOT_STORED and lower not in named and lower not in hidden
+    ]
 
 
-def matches(if_none_match: bytes, headers: Headers) -> bool:
-    """Whether `If-None-Match` names the stored response: weak comparison, lists, `*` (RFC 9110 13.1.2)."""
-    if if_none_match.strip() == b"*":
-        return True
-    stored = [match[0] for value in values_of(headers, b"etag") if (match := _ETAG.search(value))]
-    return bool(stored) and stored[0] in _ETAG.findall(if_none_match)
-
-
-def limits(said: dict[str, str | None]) -> Limits:
-    """Return what a request's `Cache-Control` accepts: `max-stale` and `min-fresh` (RFC 9111 5.2.1).
-
-    `no-cache` and `max-age` are not honoured: with them any client could force a load.
-    """
-    return Limits(min_fresh=float(delta_seconds(said.get("min-fresh")) or 0))
+def limits(said: Directives, honoured: Collection[str]) -> Limits:
+    """Return what a request's directives accept (RFC 9111 5.2.1), as far as they are honoured."""
+    if said.keys().isdisjoint(("max-age", "max-stale", "min-fresh", "no-cache")):
+        return NO_LIMITS
+    max_age, max_stale, min_fresh = math.inf, None, 0.0
+    if "max-age" in said and "max-age" in honoured:
+        max_age = float(delta_seconds(said["max-age"]) or 0)
+    if "max-stale" in said and "max-stale" in honoured:
+        # Without an argument a response of any age will do; with one that cannot be read, none does.
+        max_stale = math.inf if said["max-stale"] is None else float(delta_seconds(said["max-stale"]) or 0)
+    if "min-fresh" in said and "min-fresh" in honoured:
+        min_fresh = float(delta_seconds(said["min-fresh"]) or 0)
+    no_cache = "no-cache" in said and "no-cache" in honoured
+    if max_age == math.inf and max_stale is None and not min_fresh and not no_cache:
+        return NO_LIMITS
+    return Limits(max_age, min_fresh, max_stale, no_cache)
 
 
 def cache_status(state: State, ttl: int) -> bytes:

@@ -44,6 +44,9 @@ class Job:
             await self.before_landing()
         await load.land(value, self.policy)
 
+    def masks(self, entry: object, error: BaseException, now: float) -> bool:
+        return True
+
 
 class Process:
     """What stands for one process: an engine with a shelf of its own over a link of its own."""

@@ -68,6 +68,25 @@ class TestCalls:
         assert list(inspect.signature(top100).parameters) == ["group", "limit"]
         assert inspect.iscoroutinefunction(top100.__call__)
 
+    async def test_a_loader_that_fails_is_stood_in_for(self, cache, clock):
+        """RFC 5861 4, for values: whatever it raises, within `stale_if_error`."""
+        fails = []
+
+        @cache.cached("value", fresh_for=10, stale_if_error=60)
+        async def value() -> int:
+            if fails:
+                raise KeyError("gone")
+            return 1
+
+        await value()
+        fails.append(True)
+        clock.advance(20)
+        outcome = await value.outcome()
+        assert (outcome.value, outcome.state, repr(outcome.error)) == (1, State.STALE, "KeyError('gone')")
+        clock.advance(60)
+        with pytest.raises(KeyError):
+            await value()
+
     async def test_a_plain_def_runs_in_a_thread(self, cache):
         @cache.cached("t", fresh_for=60)
         def thread() -> int:

@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "policy", "entry", "decision"},
-    {"codec", "keys", "semantics", "weigh"},
+    {"codec", "conditions", "fields", "keys", "semantics", "weigh"},
     {"stores", "stores.barriers", "stores.base", "stores.memory", "stores.redis", "stores.scripts", "stores.shelf", "stores.tiered", "stores.wire"},
     {"flight", "revalidator", "engine"},
-    {"decorator", "response", "rules", "exchange", "fill", "cache", "middleware", "testing"},
+    {"decorator", "response", "rules", "answer", "request", "forward", "fill", "cache", "middleware", "proxy", "testing"},
+    {"cli", "__main__"},
     {""},
 ]  # fmt: skip
 CORE_MAY_NOT = {"asyncio", "anyio", "trio", "redis", "starlette", "httpx", "socket", "threading"}

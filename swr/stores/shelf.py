@@ -20,7 +20,7 @@ UNCHECKED: Final = -1
 class Slot:
     """An entry on the shelf, with what the fresh hit needs at hand.
 
-    `ready` is for the face that serves it: what it has prepared, and until when that holds.
+    `ready` is for the face that serves it: what it has prepared, if anything.
     """
 
     __slots__ = ("checked", "entry", "epoch", "fresh_until", "ready", "superseded", "value", "weight")
@@ -32,7 +32,7 @@ class Slot:
         self.checked = UNCHECKED
         self.epoch = epoch
         self.superseded = False
-        self.ready: tuple[float, Any] = (0.0, None)
+        self.ready: Any = None
         self.weight = weight
 
 

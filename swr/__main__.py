@@ -1,0 +1,8 @@
+"""`python -m swr` is the command `swr`."""
+
+import sys
+
+from swr.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The middleware among others, in the order that docs/http.md gives, and in what frameworks do around an endpoint."""
+
+import gzip
+
+import httpx
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from swr import Cache
+from swr.middleware import Rule, SWRMiddleware
+from swr.testing import FakeClock
+from tests.fleet import settle
+from tests.web import brief, client
+
+pytestmark = pytest.mark.anyio
+
+BODY = "x" * 2000
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+class Site:
+    """A Starlette app with one endpoint, `/x`, behind middleware, outermost first."""
+
+    def __init__(self, *middleware, headers=None):
+        self.runs = 0
+        self.headers = headers or {"cache-control": "max-age=60, stale-while-revalidate=60"}
+        self.app = Starlette(routes=[Route("/x", self.endpoint)], middleware=list(middleware))
+
+    async def endpoint(self, request):
+        self.runs += 1
+        return PlainTextResponse(BODY, headers=self.headers)
+
+
+class TestGZip:
+    async def test_outside_one_stored_body_serves_every_coding(self, cache):
+        site = Site(Middleware(GZipMiddleware), Middleware(SWRMiddleware, cache=cache))
+        async with client(site.app) as http:
+            for coding, expected in (("gzip", "gzip"), ("identity", None), ("gzip", "gzip")):
+                answer = await http.get("/x", headers={"accept-encoding": coding})
+                assert (answer.text, answer.headers.get("content-encoding")) == (BODY, expected)
+        assert site.runs == 1
+
+    async def test_inside_each_coding_is_stored_and_nothing_is_compressed_twice(self, cache):
+        site = Site(Middleware(SWRMiddleware, cache=cache), Middleware(GZipMiddleware))
+        async with client(site.app) as http:
+            for _ in range(2):
+                for coding, expected in (("gzip", "gzip"), ("identity", None)):
+                    answer = await http.get("/x", headers={"accept-encoding": coding})
+                    assert (answer.text, answer.headers.get("content-encoding")) == (BODY, expected)
+        assert site.runs == 2
+
+    async def test_a_range_is_of_the_stored_coding(self, cache):
+        """RFC 9110 14.1: of the selected representation, and its coding is part of that."""
+        site = Site(Middleware(SWRMiddleware, cache=cache), Middleware(GZipMiddleware))
+        async with client(site.app) as http:
+            raw = b""
+            for place in ("0-9", "10-"):
+                async with http.stream("GET", "/x", headers={"range": f"bytes={place}"}) as answer:
+                    part = b"".join([chunk async for chunk in answer.aiter_raw()])
+                    raw = part if answer.status_code == 200 else raw[: int(place[:2].strip("-"))] + part
+            assert gzip.decompress(raw).decode() == BODY
+        assert site.runs == 1
+
+
+class TestCORS:
+    CORS = Middleware(CORSMiddleware, allow_origins=["http://a", "http://b"])
+
+    async def test_outside_the_answer_fits_each_clients_origin(self, cache):
+        site = Site(self.CORS, Middleware(SWRMiddleware, cache=cache))
+        async with client(site.app) as http:
+            for origin in (None, "http://a", "http://b", "http://a", "http://c"):
+                answer = await http.get("/x", headers={} if origin is None else {"origin": origin})
+                allowed = origin if origin in ("http://a", "http://b") else None
+                assert answer.headers.get("access-control-allow-origin") == allowed
+            preflight = {"origin": "http://a", "access-control-request-method": "GET"}
+            assert (await http.options("/x", headers=preflight)).status_code == 200
+        assert site.runs == 1
+
+    async def test_inside_no_origin_is_given_the_answer_for_another(self, cache):
+        site = Site(Middleware(SWRMiddleware, cache=cache), self.CORS)
+        async with client(site.app) as http:
+            for origin in ("http://a", "http://b", "http://a"):
+                answer = await http.get("/x", headers={"origin": origin})
+                assert answer.headers["access-control-allow-origin"] == origin
+        assert site.runs == 2
+
+
+class TestSessions:
+    async def test_outside_a_session_costs_its_owner_the_cache_and_nobody_else_anything(self, cache):
+        site = Site(Middleware(SessionMiddleware, secret_key="s"), Middleware(SWRMiddleware, cache=cache))
+        async with client(site.app) as http:
+            await http.get("/x")
+            assert (await http.get("/x")).headers["swr-state"] == "fresh"
+            answer = await http.get("/x", headers={"cookie": "session=mine"})
+            assert answer.headers["cache-status"] == 'swr; fwd=bypass; detail="cookie"'
+        assert site.runs == 2
+
+    async def test_inside_what_it_sets_a_cookie_on_is_not_stored(self, cache):
+        async def endpoint(request):
+            request.session["seen"] = True
+            return PlainTextResponse("mine", headers={"cache-control": "max-age=60"})
+
+        session = Middleware(SessionMiddleware, secret_key="s")
+        app = Starlette(routes=[Route("/x", endpoint)], middleware=[Middleware(SWRMiddleware, cache=cache), session])
+        async with client(app) as http:
+            for _ in range(2):
+                answer = await http.get("/x")
+                http.cookies.clear()
+                assert brief(answer) == (200, "mine", "missing")
+                assert "set-cookie" in answer.headers
+
+
+class TestFastAPI:
+    async def test_dependencies_with_yield_are_of_each_run(self, cache, clock):
+        app, order = FastAPI(), []
+
+        async def session():
+            order.append("open")
+            yield len(order)
+            order.append("close")
+
+        @app.get("/x")
+        @cache.response(fresh_for=10, stale_for=60)
+        async def endpoint(number: int = Depends(session)) -> int:
+            order.append("run")
+            return number
+
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            assert brief(await http.get("/x")) == (200, "1", "missing")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "1", "stale")
+            await settle()
+            assert brief(await http.get("/x")) == (200, "4", "fresh")
+        assert order == ["open", "run", "close"] * 2
+
+    async def test_a_transaction_that_ends_after_the_response_is_not_overlooked(self, cache):
+        """A write is committed by a dependency's exit code, which FastAPI runs after the response is sent."""
+        app, rows = FastAPI(), {"value": 1}
+        reads = []
+
+        async def transaction():
+            pending = {}
+            yield pending
+            # Somebody reads, and caches, between the response and the commit.
+            reads.append((await http.get("/x")).text)
+            rows.update(pending)
+
+        @app.get("/x")
+        @cache.response(fresh_for=60)
+        async def read() -> int:
+            return rows["value"]
+
+        @app.put("/x")
+        async def write(pending: dict = Depends(transaction)) -> None:
+            pending["value"] = 2
+
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            await http.get("/x")
+            await http.put("/x")
+            assert (reads, (await http.get("/x")).text) == (["1"], "2")
+
+    async def test_background_tasks_run_once_for_each_run_of_the_app(self, cache):
+        app, ran = FastAPI(), []
+
+        @app.get("/x")
+        @cache.response(fresh_for=60)
+        async def endpoint(tasks: BackgroundTasks) -> int:
+            tasks.add_task(ran.append, 1)
+            return 1
+
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            for _ in range(3):
+                await http.get("/x")
+        assert ran == [1]
+
+
+class TestMounts:
+    async def test_around_an_app_its_mounts_are_keys_of_their_own(self, cache):
+        site, other = Site(), Site()
+        app = Starlette(routes=[Mount("/a", site.app), Mount("/b", other.app)])
+        app.add_middleware(SWRMiddleware, cache=cache)
+        async with client(app) as http:
+            for path in ("/a/x", "/b/x", "/a/x", "/b/x"):
+                assert (await http.get(path)).text == BODY
+        assert (site.runs, other.runs) == (1, 1)
+
+    async def test_in_a_mounted_app_rules_and_keys_have_whole_paths(self, cache, clock):
+        """And a background run finds its way through `root_path` as the first one did."""
+        rules = [Rule("/a/x", fresh_for=10, stale_for=60, tags=("mine",))]
+        site = Site(Middleware(SWRMiddleware, cache=cache, rules=rules), headers={"x": "y"})
+        app = Starlette(routes=[Mount("/a", site.app)])
+        async with client(app) as http:
+            await http.get("/a/x")
+            clock.advance(20)
+            assert (await http.get("/a/x")).headers["swr-state"] == "stale"
+            await settle()
+            assert (await http.get("/a/x")).headers["swr-state"] == "fresh"
+            await cache.invalidate_url("/a/x")
+            assert (await http.get("/a/x")).headers["swr-state"] == "missing"
+        assert site.runs == 3
+
+    async def test_behind_a_proxy_that_strips_a_prefix(self, cache):
+        app = FastAPI()
+
+        @app.get("/x")
+        @cache.response(fresh_for=60)
+        async def endpoint() -> int:
+            return 1
+
+        app.add_middleware(SWRMiddleware, cache=cache)
+        # The server is told of the prefix (`--root-path`), and hands over whole paths.
+        transport = httpx.ASGITransport(app, root_path="/api")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/api") as http:
+            assert [brief(await http.get("/x")) for _ in range(2)] == [(200, "1", "missing"), (200, "1", "fresh")]
+            await cache.invalidate_url("/api/x")
+            assert (await http.get("/x")).headers["swr-state"] == "missing"

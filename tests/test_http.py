@@ -1,0 +1,1173 @@
+"""The middleware as a shared HTTP cache: what RFC 9111 and its companions ask of one, section by section."""
+
+from email.utils import formatdate
+
+import anyio
+import pytest
+
+from swr import Cache, Policy
+from swr.answer import Varies
+from swr.entry import stamp
+from swr.fill import Fill
+from swr.middleware import Rule, SWRMiddleware
+from swr.request import Request
+from swr.testing import FakeClock
+from tests.fleet import fleet, settle
+from tests.web import App, Origin, brief, client, gather, http_scope, open_later
+
+pytestmark = pytest.mark.anyio
+
+OLD = "Wed, 01 Jan 2020 00:00:00 GMT"
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+def state(response):
+    return response.headers["swr-state"], response.headers["cache-status"]
+
+
+class TestStoring:
+    """RFC 9111 3."""
+
+    @pytest.mark.parametrize("status", [200, 203, 204, 299, 302, 307, 400, 404, 410, 500, 502, 503, 504, 599])
+    async def test_any_status_is_stored_whose_response_says_for_how_long(self, cache, status):
+        origin = Origin((status, {"cache-control": "max-age=60"}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            assert [brief(await http.get("/x")) for _ in range(2)] == [(status, "", "missing"), (status, "", "fresh")]
+
+    @pytest.mark.parametrize("status", [206, 304])
+    async def test_what_was_not_asked_for_is_not_stored(self, cache, status):
+        """RFC 9111 3.3: a part is never taken for the whole."""
+        app = App([(b"cache-control", b"max-age=60"), (b"content-range", b"bytes 0-0/9")], status=status)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            await http.get("/x")
+        assert app.runs == 2
+
+    @pytest.mark.parametrize(("status", "runs"), [(200, 1), (404, 1), (403, 2), (502, 2)])
+    async def test_a_lifetime_is_guessed_where_that_is_allowed(self, cache, clock, status, runs):
+        """RFC 9111 4.2.2: a tenth of the time since the last change."""
+        fields = {
+            "last-modified": formatdate(clock.now - 1000, usegmt=True),
+            "date": formatdate(clock.now, usegmt=True),
+        }
+        origin = Origin((status, fields, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(99)
+            await http.get("/x")
+        assert origin.runs == runs
+
+    async def test_nothing_is_guessed_if_so_wished(self, cache):
+        origin = Origin((200, {"last-modified": OLD}, ""))
+        async with client(SWRMiddleware(origin, cache, heuristic=0)) as http:
+            await http.get("/x")
+            await http.get("/x")
+        assert origin.runs == 2
+
+    async def test_fields_that_are_for_one_reader_are_left_out(self, cache):
+        """RFC 9111 5.2.2.4 and 5.2.2.7: `no-cache` and `private` with field names."""
+        fields = {"cache-control": 'max-age=60, private="x-me, set-cookie", no-cache=x-too', "x-all": "1"}
+        origin = Origin((200, {**fields, "x-me": "2", "x-too": "3", "set-cookie": "a=b"}, "body"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            assert (await http.get("/x")).headers["x-me"] == "2"
+            http.cookies.clear()
+            again = await http.get("/x")
+            assert (brief(again), again.headers["x-all"]) == ((200, "body", "fresh"), "1")
+            assert {"x-me", "x-too", "set-cookie"}.isdisjoint(again.headers)
+
+    @pytest.mark.parametrize(("status", "runs"), [(200, 1), (599, 2)])
+    async def test_must_understand(self, cache, status, runs):
+        """RFC 9111 5.2.2.3: no-store does not count where the status code is understood."""
+        origin = Origin((status, {"cache-control": "max-age=60, no-store, must-understand"}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            await http.get("/x")
+        assert origin.runs == runs
+
+    @pytest.mark.parametrize("directive", ["public", "s-maxage=60", "must-revalidate"])
+    async def test_what_came_for_credentials_is_shared_only_by_its_own_word(self, cache, directive):
+        """RFC 9111 3.5."""
+        origin = Origin((200, {"cache-control": f"max-age=60, {directive}"}, "all"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for headers in ({"authorization": "a"}, {"authorization": "b"}, {}):
+                assert (await http.get("/x", headers=headers)).text == "all"
+        assert origin.runs == 1
+
+    async def test_an_error_behind_the_readers_back_replaces_nothing(self, cache, clock):
+        """A 503 that may be stored itself is no reason to give up a good response."""
+        good = (200, {"cache-control": "max-age=10, stale-while-revalidate=100"}, "good")
+        origin = Origin(good, (503, {"cache-control": "max-age=1000"}, "bad"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "good", "stale")
+            await settle()
+            assert brief(await http.get("/x")) == (200, "good", "stale")
+
+    async def test_an_absurd_variant_is_not_stored(self, cache):
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for _ in range(2):
+                response = await http.get("/x", headers={"foo": "a" * 5000})
+                assert state(response) == ("missing", 'swr; fwd=uri-miss; detail="vary too long"')
+
+
+class TestAge:
+    """RFC 9111 4.2.3 and 5.1."""
+
+    async def test_the_age_that_it_came_with_counts(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=60", "age": "50"}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(5)
+            assert (await http.get("/x")).headers["age"] == "55"
+            clock.advance(5)
+            await http.get("/x")
+        assert origin.runs == 2
+
+    async def test_so_does_the_time_since_its_date(self, cache, clock):
+        fields = {"cache-control": "max-age=60", "date": formatdate(clock.now - 40, usegmt=True)}
+        origin = Origin((200, fields, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            assert (await http.get("/x")).headers["age"] == "40"
+            clock.advance(20)
+            await http.get("/x")
+        assert origin.runs == 2
+
+    async def test_and_the_time_that_the_answer_took(self, cache, clock):
+        app = App([(b"cache-control", b"max-age=60")])
+        async with client(SWRMiddleware(app, cache)) as http:
+
+            async def slowly():
+                app.gate = anyio.Event()
+                await app.begun.wait()
+                clock.advance(20)
+                app.gate.set()
+
+            await gather(http.get("/x"), slowly())
+            assert (await http.get("/x")).headers["age"] == "20"
+
+    async def test_a_clock_that_jumps_back_makes_nothing_younger_than_new(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=60"}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.now -= 3600
+            assert (await http.get("/x")).headers["age"] == "0"
+
+
+class TestValidation:
+    """RFC 9111 4.3."""
+
+    async def test_the_app_is_asked_whether_it_still_holds(self, cache, clock):
+        """4.3.1 and 4.3.4: a 304 renews what is stored, without a body."""
+        fields = {"cache-control": "max-age=10", "etag": '"1"', "last-modified": OLD, "x": "old"}
+        origin = Origin((200, fields, "body"), (200, {**fields, "x": "new"}, "not sent"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            answer = await http.get("/x")
+            assert (brief(answer), answer.headers["x"]) == ((200, "body", "missing"), "new")
+            assert answer.headers["cache-status"] == "swr; fwd=stale; fwd-status=304; stored"
+            assert answer.headers["age"] == "0"
+            clock.advance(5)
+            again = await http.get("/x")
+            assert (brief(again), again.headers["x"], again.headers["age"]) == ((200, "body", "fresh"), "new", "5")
+        assert origin.seen[1][1]["if-none-match"] == '"1"'
+        assert origin.seen[1][1]["if-modified-since"] == OLD
+
+    async def test_in_the_background_too(self, cache, clock):
+        fields = {"cache-control": "max-age=10, stale-while-revalidate=60", "etag": '"1"'}
+        origin = Origin((200, fields, "body"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "body", "stale")
+            await settle()
+            assert brief(await http.get("/x")) == (200, "body", "fresh")
+        assert [asked.get("if-none-match") for _, asked in origin.seen] == [None, '"1"']
+
+    async def test_the_conditions_of_a_client_are_its_own(self, cache, clock):
+        """The app hears those of the cache; the client is answered by what comes."""
+        fields = {"cache-control": "max-age=10", "etag": '"1"'}
+        origin = Origin((200, fields, "one"), (200, fields, "one"), (200, {**fields, "etag": '"2"'}, "two"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert (await http.get("/x", headers={"if-none-match": '"1"'})).status_code == 304
+            clock.advance(20)
+            assert brief(await http.get("/x", headers={"if-none-match": '"0"'})) == (200, "two", "missing")
+            assert brief(await http.get("/x", headers={"if-none-match": '"2"'}))[0] == 304
+        assert [asked.get("if-none-match") for _, asked in origin.seen] == [None, '"1"', '"1"']
+
+    async def test_the_client_leaves_something_in_the_scope_and_finds_its_headers_there(self, cache):
+        """Middleware around the cache sees the request as it was, and what the app has left there."""
+        origin = Origin((200, {"cache-control": "max-age=60", "etag": '"1"'}, "x"))
+
+        async def inner(scope, receive, send):
+            scope["left"] = "here"
+            await origin(scope, receive, send)
+
+        cached = SWRMiddleware(inner, cache)
+        seen = []
+
+        async def outer(scope, receive, send):
+            await cached(scope, receive, send)
+            seen.append((scope["left"], dict(scope["headers"])[b"if-none-match"]))
+
+        async with client(outer) as http:
+            await http.get("/x", headers={"if-none-match": '"0"'})
+        assert seen == [("here", b'"0"')]
+
+    async def test_a_304_about_something_else_is_no_confirmation(self, cache, clock):
+        """4.3.4: then the whole is asked for."""
+        runs = []
+
+        async def app(scope, receive, send):
+            condition = dict(scope["headers"]).get(b"if-none-match")
+            assert (await receive())["type"] == "http.request"
+            runs.append(condition)
+            status, tag = (304, b'"other"') if condition else (200, b'"mine"')
+            headers = [(b"cache-control", b"max-age=10"), (b"etag", tag)]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"%d" % len(runs) if status == 200 else b""})
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "3", "missing")
+        assert runs == [None, b'"mine"', None]
+
+    async def test_whatever_a_304_has_for_a_body_is_not_looked_at(self, cache, clock):
+        async def app(scope, receive, send):
+            condition = dict(scope["headers"]).get(b"if-none-match")
+            headers = [(b"cache-control", b"max-age=10"), (b"etag", b'"1"')]
+            await send({"type": "http.response.start", "status": 304 if condition else 200, "headers": headers})
+            for _ in range(2):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            for _ in range(2 if condition else 1):
+                await send({"type": "http.response.body"})
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "xx", "missing")
+
+    async def test_a_304_that_forbids_storing_answers_the_one_who_asked(self, cache, clock):
+        fields = {"cache-control": "max-age=10", "etag": '"1"'}
+        origin = Origin((200, fields, "body"), (200, {**fields, "cache-control": "no-store"}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            answer = await http.get("/x")
+            assert (brief(answer), answer.headers["cache-control"]) == ((200, "body", "missing"), "no-store")
+            assert answer.headers["cache-status"] == "swr; fwd=stale; fwd-status=304"
+            assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="no-store"')
+
+    async def test_a_304_in_the_background_that_forbids_storing_ends_it(self, cache, clock):
+        fields = {"cache-control": "max-age=10, stale-while-revalidate=60", "etag": '"1"'}
+        origin = Origin((200, fields, "body"), (200, {**fields, "cache-control": "no-store"}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "body", "stale")
+            await settle()
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+    async def test_no_cache_is_confirmed_for_every_request(self, cache):
+        """5.2.2.4."""
+        origin = Origin((200, {"cache-control": "max-age=60, no-cache", "etag": '"1"'}, "body"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for _ in range(3):
+                assert brief(await http.get("/x")) == (200, "body", "missing")
+        assert [asked.get("if-none-match") for _, asked in origin.seen] == [None, '"1"', '"1"']
+
+    async def test_and_nobody_is_answered_with_the_confirmation_of_another(self, cache):
+        """RFC 9111 4: what must be confirmed before it is reused is not shared among those who wait."""
+        app = App([(b"cache-control", b"no-cache"), (b"etag", b'"1"')])
+        async with client(SWRMiddleware(app, cache)) as http:
+            answers = await gather(*(http.get("/x") for _ in range(5)), open_later(app))
+            assert sorted(answer.text for answer in answers[:-1]) == list("12345")
+            app.gate = None
+            app.begun = anyio.Event()
+            answers = await gather(*(http.get("/x") for _ in range(5)), open_later(app))
+            assert sorted(answer.text for answer in answers[:-1]) == ["10", "6", "7", "8", "9"]
+
+    async def test_without_a_validator_there_is_nothing_to_keep(self, cache):
+        origin = Origin((200, {"cache-control": "no-cache"}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="no freshness"')
+
+    async def test_what_is_no_success_is_not_asked_about(self, cache, clock):
+        """RFC 9110 13.2.1."""
+        origin = Origin((404, {"cache-control": "max-age=10", "etag": '"1"'}, "none"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (404, "none", "missing")
+        assert "if-none-match" not in origin.seen[1][1]
+
+    async def test_if_modified_since_is_answered_from_the_store(self, cache):
+        """4.3.2; RFC 9110 13.1.3."""
+        origin = Origin((200, {"cache-control": "max-age=60", "last-modified": OLD}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            answer = await http.get("/x", headers={"if-modified-since": "Thursday, 02-Jan-20 00:00:00 GMT"})
+            assert (answer.status_code, answer.headers["last-modified"]) == (304, OLD)
+            later = await http.get("/x", headers={"if-modified-since": "Tue, 31 Dec 2019 00:00:00 GMT"})
+            assert brief(later) == (200, "x", "fresh")
+
+    async def test_conditions_on_a_state_are_for_the_origin(self, cache):
+        """RFC 9110 13.1.1 and 13.1.4."""
+        origin = Origin((200, {"cache-control": "max-age=60", "etag": '"1"'}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            answer = await http.get("/x", headers={"if-match": '"1"'})
+            assert state(answer) == ("missing", 'swr; fwd=bypass; detail="precondition"')
+
+    async def test_what_cannot_be_stored_goes_out_whole_to_a_client_with_a_condition(self, cache):
+        origin = Origin((200, {"cache-control": "no-store", "etag": '"1"'}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            assert brief(await http.get("/x", headers={"if-none-match": '"1"'})) == (200, "x", "missing")
+
+    async def test_a_body_that_turns_out_too_large_does_not_reach_who_has_its_304(self, cache):
+        app = App([(b"cache-control", b"max-age=60"), (b"etag", b'"1"')], chunks=[b"a" * 10] * 3)
+        async with client(SWRMiddleware(app, cache, max_body_bytes=15)) as http:
+            answer = await http.get("/x", headers={"if-none-match": '"1"'})
+            assert (answer.status_code, answer.content) == (304, b"")
+            assert (await http.get("/x")).status_code == 200
+        assert app.runs == 2
+
+
+class TestHead:
+    """RFC 9111 4.3.5."""
+
+    FIELDS = {"cache-control": "max-age=10", "etag": '"1"', "content-length": "4"}
+
+    @pytest.mark.parametrize("known", [{}, {"etag": '"1"'}, {"etag": '"1"', "content-length": "4"}])
+    async def test_it_renews_what_get_has_stored(self, cache, clock, known):
+        origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "x": "new", **known}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert state(await http.head("/x")) == ("missing", "swr; fwd=stale")
+            answer = await http.get("/x")
+            assert (brief(answer), answer.headers["x"]) == ((200, "body", "fresh"), "new")
+        assert [method for method, _ in origin.seen] == ["GET", "HEAD"]
+
+    @pytest.mark.parametrize(
+        "other", [{"etag": '"2"'}, {"content-length": "5"}, {"last-modified": OLD}, {"cache-control": "no-store"}]
+    )
+    async def test_or_outdates_it(self, cache, clock, other):
+        origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", **other}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            await http.head("/x")
+            origin.answers((200, self.FIELDS, "body"))
+            await http.get("/x")
+        assert [method for method, _ in origin.seen] == ["GET", "HEAD", "GET"]
+        assert "if-none-match" not in origin.seen[2][1]
+
+    async def test_another_status_says_nothing_about_the_body(self, cache, clock):
+        origin = Origin((200, self.FIELDS, "body"), (500, {}, ""), (200, self.FIELDS, "body"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            await http.head("/x")
+            await http.get("/x")
+        assert origin.seen[2][1]["if-none-match"] == '"1"'
+
+    async def test_with_nothing_stored_it_is_the_apps(self, cache):
+        origin = Origin((200, self.FIELDS, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            assert state(await http.head("/x")) == ("missing", "swr; fwd=uri-miss")
+
+    async def test_tags_of_rules_stay(self, cache, clock):
+        origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
+        rules = [Rule("/{name}", tags=("name:{name}",))]
+        async with client(SWRMiddleware(origin, cache, rules=rules)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            await http.head("/x")
+            assert (await http.get("/x")).headers["swr-state"] == "fresh"
+            await cache.invalidate_tag("name:x")
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+
+class TestStale:
+    """RFC 9111 4.2.4; RFC 5861."""
+
+    @pytest.mark.parametrize("status", [502, 504])
+    async def test_an_origin_that_cannot_be_reached_is_stood_in_for(self, cache, clock, status):
+        origin = Origin((200, {"cache-control": "max-age=10"}, "good"), (status, {}, "bad"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(86000)
+            answer = await http.get("/x")
+            assert brief(answer) == (200, "good", "stale")
+            assert answer.headers["cache-status"] == f"swr; fwd=stale; fwd-status={status}"
+            clock.advance(500)
+            assert (await http.get("/x")).status_code == status
+
+    @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError()])
+    async def test_so_is_one_that_lost_its_own_connection(self, cache, clock, error):
+        origin = Origin((200, {"cache-control": "max-age=10"}, "good"), error)
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "good", "stale")
+
+    async def test_any_other_failure_is_its_own_answer(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=10"}, "good"), (503, {}, "busy"), ValueError("bug"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            # Nothing stands in, so nobody keeps off either.
+            assert (await http.get("/x")).text == "busy"
+            with pytest.raises(ValueError, match="bug"):
+                await http.get("/x")
+
+    @pytest.mark.parametrize(
+        "directives",
+        ["must-revalidate", "proxy-revalidate", "no-cache", "s-maxage=10", "stale-if-error=1000, no-cache"],
+    )
+    async def test_unless_a_directive_forbids_it(self, cache, clock, directives):
+        """Neither an error, nor a client, nor the operator's patience makes these stale."""
+        fields = {"cache-control": f"max-age=10, {directives}", "etag": '"1"'}
+        origin = Origin((200, fields, "good"), (504, {}, "bad"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (504, "bad", "missing")
+            assert (await http.get("/x", headers={"cache-control": "max-stale"})).status_code == 504
+            only = await http.get("/x", headers={"cache-control": "max-stale, only-if-cached"})
+            assert (only.status_code, only.text) == (504, "")
+
+    async def test_s_maxage_with_a_window_means_both(self, cache, clock):
+        """A deviation from RFC 9111 5.2.2.10: whoever writes both means both."""
+        origin = Origin((200, {"cache-control": "s-maxage=10, stale-while-revalidate=60"}, "good"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (200, "good", "stale")
+
+    async def test_how_long_is_the_operators_choice(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=10"}, "good"), (504, {}, "bad"))
+        async with client(SWRMiddleware(origin, cache, stale_if_unreachable=5)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert (await http.get("/x")).status_code == 504
+
+    @pytest.mark.parametrize("status", [400, 403, 404, 410, 429])
+    async def test_a_4xx_is_never_masked(self, cache, clock, status):
+        fields = {"cache-control": "max-age=10, stale-if-error=1000", "etag": '"1"'}
+        origin = Origin((200, fields, "good"), (status, {}, "no"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (status, "no", "missing")
+
+    async def test_a_note_of_variants_stands_in_for_nothing(self, cache, clock):
+        """It may have come to where a response is loaded by the time that this fails."""
+        fill = Fill(SWRMiddleware(App(), cache), Request(http_scope("/x"), []))
+        assert not fill.masks(stamp(Varies(("foo",)), Policy(60), clock.now), ConnectionError(), clock.now)
+
+    async def test_a_stored_error_stands_in_for_nothing(self, cache, clock):
+        origin = Origin((503, {"cache-control": "max-age=10"}, "first"), (502, {}, "second"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert brief(await http.get("/x")) == (502, "second", "missing")
+
+
+class TestRequestDirectives:
+    """RFC 9111 5.2.1."""
+
+    async def test_max_stale_welcomes_what_is_old(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=10"}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(40)
+            answer = await http.get("/x", headers={"cache-control": "max-stale=30, only-if-cached"})
+            assert answer.status_code == 504
+            answer = await http.get("/x", headers={"cache-control": "max-stale=31, only-if-cached"})
+            assert state(answer) == ("stale", "swr; hit; ttl=-30")
+            await settle()
+            assert (await http.get("/x")).headers["swr-state"] == "fresh"
+
+    @pytest.mark.parametrize(
+        ("honoured", "headers"),
+        [
+            ("no-cache", {"cache-control": "no-cache"}),
+            ("max-age", {"cache-control": "max-age=0"}),
+            ("pragma", {"pragma": "no-cache"}),
+        ],
+    )
+    async def test_a_client_forces_a_load_only_where_that_is_allowed(self, cache, honoured, headers):
+        app = App([(b"cache-control", b"max-age=60")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            assert brief(await http.get("/x", headers=headers)) == (200, "1", "fresh")
+        middleware = SWRMiddleware(app, cache, request_directives=[honoured])
+        async with client(middleware) as http:
+            app.begun = anyio.Event()
+            answers = await gather(*(http.get("/x", headers=headers) for _ in range(5)), open_later(app))
+            assert {brief(answer) for answer in answers[:-1]} == {(200, "2", "missing")}
+            statuses = sorted(answer.headers["cache-status"] for answer in answers[:-1])
+            assert statuses == ["swr; fwd=request; collapsed"] * 4 + ["swr; fwd=request; stored"]
+            assert (await http.get("/x", headers={"pragma": "other"})).headers["swr-state"] == "fresh"
+
+    async def test_what_is_not_honoured_is_as_if_it_were_not_there(self, cache):
+        origin = Origin((200, {"cache-control": "max-age=60"}, "x"))
+        async with client(SWRMiddleware(origin, cache, request_directives=())) as http:
+            said = {"cache-control": "no-store, only-if-cached, min-fresh=1000, max-stale=x"}
+            assert (await http.get("/x", headers=said)).headers["swr-state"] == "missing"
+            assert (await http.get("/x", headers=said)).headers["swr-state"] == "fresh"
+
+
+class TestRange:
+    """RFC 9110 14; RFC 9111 3.3 and 3.4."""
+
+    FIELDS = {"cache-control": "max-age=60", "etag": '"1"', "content-length": "10"}
+
+    async def test_a_stored_whole_answers_for_its_parts(self, cache):
+        origin = Origin((200, self.FIELDS, "0123456789"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            for asked, part, place in (
+                ("0-1", "01", "0-1"),
+                ("8-", "89", "8-9"),
+                ("-3", "789", "7-9"),
+                ("5-99", "56789", "5-9"),
+            ):
+                answer = await http.get("/x", headers={"range": f"bytes={asked}"})
+                assert brief(answer) == (206, part, "fresh")
+                assert answer.headers["content-range"] == f"bytes {place}/10"
+                assert answer.headers.get_list("content-length") == [str(len(part))]
+            beyond = await http.get("/x", headers={"range": "bytes=10-"})
+            assert (brief(beyond), beyond.headers["content-range"]) == ((416, "", "fresh"), "bytes */10")
+            for disregarded in ("bytes=0-1,3-4", "lines=0-1", "bytes=5-3", "bytes=-"):
+                assert brief(await http.get("/x", headers={"range": disregarded})) == (200, "0123456789", "fresh")
+            head = await http.head("/x", headers={"range": "bytes=0-1"})
+            assert (head.status_code, head.headers["content-length"]) == (200, "10")
+        assert origin.runs == 1
+
+    async def test_if_range(self, cache):
+        """RFC 9110 13.1.5."""
+        origin = Origin((200, self.FIELDS, "0123456789"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            for condition, status in (('"1"', 206), ('W/"1"', 200), ('"2"', 200), (OLD, 200)):
+                answer = await http.get("/x", headers={"range": "bytes=0-1", "if-range": condition})
+                assert answer.status_code == status
+
+    async def test_a_condition_goes_before_a_range(self, cache):
+        """RFC 9110 13.2.2."""
+        origin = Origin((200, self.FIELDS, "0123456789"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            answer = await http.get("/x", headers={"range": "bytes=0-1", "if-none-match": '"1"'})
+            assert answer.status_code == 304
+
+    def part(self, first, body, complete=10, **more):
+        place = f"bytes {first}-{first + len(body) - 1}/{complete}"
+        return 206, {**self.FIELDS, "content-length": str(len(body)), "content-range": place, **more}, body
+
+    async def test_parts_are_stored_joined_and_never_taken_for_the_whole(self, cache):
+        origin = Origin(self.part(2, "2345"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+
+            async def get(asked):
+                return brief(await http.get("/x", headers={"range": f"bytes={asked}"}))
+
+            assert await get("2-5") == (206, "2345", "missing")
+            assert await get("3-4") == (206, "34", "fresh")
+            origin.answers(self.part(4, "456789"))
+            assert await get("4-9") == (206, "456789", "missing")
+            assert await get("3-8") == (206, "345678", "fresh")
+            assert await get("-2") == (206, "89", "fresh")
+            assert await get("20-") == (416, "", "fresh")
+            origin.answers((200, self.FIELDS, "whole"))
+            assert brief(await http.get("/x")) == (200, "whole", "missing")
+
+    async def test_all_parts_are_the_whole(self, cache):
+        origin = Origin(self.part(0, "01234"), self.part(5, "56789"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for asked in ("0-4", "5-9"):
+                await http.get("/x", headers={"range": f"bytes={asked}"})
+            whole = await http.get("/x")
+            assert (brief(whole), whole.headers["content-length"]) == ((200, "0123456789", "fresh"), "10")
+            assert "content-range" not in whole.headers
+
+    @pytest.mark.parametrize(
+        "second",
+        [
+            {"etag": '"2"'},
+            {"etag": 'W/"1"'},
+            {"etag": None},
+        ],
+    )
+    async def test_parts_of_two_versions_are_not_joined(self, cache, second):
+        """RFC 9111 3.4: only where a strong validator says that they belong together."""
+        origin = Origin(self.part(0, "01234"), self.part(5, "abcde", **second))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for asked in ("0-4", "5-9"):
+                await http.get("/x", headers={"range": f"bytes={asked}"})
+            assert brief(await http.get("/x", headers={"range": "bytes=6-7"})) == (206, "bc", "fresh")
+            await http.get("/x", headers={"range": "bytes=0-1"})
+        assert origin.runs == 3
+
+    async def test_parts_with_a_gap_are_not_joined(self, cache):
+        origin = Origin(self.part(0, "01"), self.part(5, "56"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for asked in ("0-1", "5-6", "0-1"):
+                await http.get("/x", headers={"range": f"bytes={asked}"})
+        assert origin.runs == 3
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"content-range": "bytes 0-1/*"}, {"content-range": "bytes 0-1/2"}, {"vary": "foo"}, {"cache-control": ""}],
+    )
+    async def test_a_part_without_a_clear_place_is_not_stored(self, cache, fields):
+        origin = Origin(self.part(0, "01234", **fields))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for _ in range(2):
+                assert (await http.get("/x", headers={"range": "bytes=0-4"})).text == "01234"
+            origin.answers((200, self.FIELDS, "whole"))
+            await http.get("/x")
+            assert brief(await http.get("/x")) == (200, "whole", "fresh")
+        assert origin.runs == 3
+
+    async def test_a_whole_that_comes_for_a_part_is_stored_as_such(self, cache):
+        """An app that knows no ranges."""
+        origin = Origin((200, self.FIELDS, "0123456789"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            assert brief(await http.get("/x", headers={"range": "bytes=0-1"})) == (200, "0123456789", "missing")
+            assert brief(await http.get("/x", headers={"range": "bytes=0-1"})) == (206, "01", "fresh")
+        assert origin.seen[0][1]["range"] == "bytes=0-1"
+
+    async def test_so_is_one_that_varies(self, cache):
+        origin = Origin((200, {**self.FIELDS, "vary": "foo"}, "0123456789"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x", headers={"range": "bytes=0-1", "foo": "a"})
+            assert brief(await http.get("/x", headers={"range": "bytes=0-1", "foo": "a"})) == (206, "01", "fresh")
+            assert (await http.get("/x", headers={"foo": "b"})).headers["swr-state"] == "missing"
+
+    async def test_many_who_ask_for_one_part_are_one_load(self, cache):
+        fields = [(name.encode(), value.encode()) for name, value in self.part(0, "01")[1].items()]
+        app = App(fields, status=206, body=b"01")
+        async with client(SWRMiddleware(app, cache)) as http:
+            calls = [http.get("/x", headers={"range": "bytes=0-1"}) for _ in range(5)]
+            answers = await gather(*calls, open_later(app))
+            assert {(answer.status_code, answer.text) for answer in answers[:-1]} == {(206, "01")}
+        assert app.runs == 1
+
+    async def test_a_part_is_stored_under_the_variant_that_it_is_of(self, cache):
+        """What the URL varies by has to be known from a whole response."""
+        origin = Origin(
+            (200, {"cache-control": "max-age=0", "etag": '"1"', "vary": "foo"}, "x"), self.part(0, "01", vary="foo")
+        )
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x", headers={"foo": "a"})
+            for _ in range(2):
+                answer = await http.get("/x", headers={"foo": "a", "range": "bytes=0-1"})
+            assert brief(answer) == (206, "01", "fresh")
+            await http.get("/x", headers={"foo": "b", "range": "bytes=0-1"})
+        assert origin.runs == 3
+
+    async def test_parts_are_answered_while_the_store_is_away(self, clock):
+        async with fleet(1, clock) as (process,):
+            middleware = SWRMiddleware(Origin(self.part(0, "01")), Cache(clock=clock))
+            middleware.engine = process.engine
+            await process.engine.ready()
+            process.link.go(away=True)
+            async with client(middleware) as http:
+                for expected in ("missing", "fresh"):
+                    answer = await http.get("/x", headers={"range": "bytes=0-1"})
+                    assert brief(answer) == (206, "01", expected)
+
+    async def test_a_part_longer_than_it_says_is_not_stored(self, cache):
+        place = {**self.FIELDS, "content-range": "bytes 0-1/10"}
+        del place["content-length"]
+        origin = Origin((206, place, "0123"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for _ in range(2):
+                assert (await http.get("/x", headers={"range": "bytes=0-1"})).text == "0123"
+        assert origin.runs == 2
+
+
+class TestVary:
+    """RFC 9111 4.1."""
+
+    async def test_language_and_encoding_are_compared_without_case_and_in_order(self, cache):
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": "accept-language"}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for language, expected in (("en, de", "missing"), (" EN ,de", "fresh"), ("de, en", "missing")):
+                answer = await http.get("/x", headers={"accept-language": language})
+                assert answer.headers["swr-state"] == expected
+
+    async def test_the_oldest_variants_go_when_there_are_too_many(self, cache):
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
+        async with client(SWRMiddleware(origin, cache, max_variants=3)) as http:
+
+            async def get(foo):
+                return (await http.get("/x", headers={"foo": foo})).headers["cache-status"].partition("; ttl")[0]
+
+            for foo in "abc":
+                await get(foo)
+            assert [await get(foo) for foo in "abc"] == ["swr; hit"] * 3
+            assert await get("d") == "swr; fwd=vary-miss; stored"
+            assert [await get(foo) for foo in "bcd"] == ["swr; hit"] * 3
+            assert await get("a") == "swr; fwd=vary-miss; stored"
+            assert await get("b") == "swr; fwd=vary-miss; stored"
+
+    async def test_a_variant_that_comes_back_counts_once(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
+        async with client(SWRMiddleware(origin, cache, max_variants=2, stale_if_unreachable=0)) as http:
+            for foo in "abababab":
+                await http.get("/x", headers={"foo": foo})
+                clock.advance(61)
+            note = next(slot.value for key, slot in cache.shelf.slots.items() if "vary:" not in key)
+        assert note.variants == ("\nvary: foo=a", "\nvary: foo=b")
+
+
+class TestInvalidation:
+    """RFC 9111 4.4."""
+
+    FRESH = (200, {"cache-control": "max-age=60"}, "x")
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "UNHEARD-OF"])
+    @pytest.mark.parametrize(("status", "after"), [(200, "missing"), (303, "missing"), (404, "fresh"), (500, "fresh")])
+    async def test_an_unsafe_method_that_succeeds_outdates_its_url(self, cache, method, status, after):
+        origin = Origin(self.FRESH)
+        rules = [Rule("/{name}", drop_params=("utm_*",))]
+        async with client(SWRMiddleware(origin, cache, rules=rules)) as http:
+            await http.get("/x?a=1")
+            origin.answers((status, {}, ""))
+            answer = await http.request(method, "/x?a=1")
+            assert answer.headers["cache-status"] == ("swr; fwd=method")
+            origin.answers(self.FRESH)
+            assert (await http.get("/x?a=1")).headers["swr-state"] == after
+
+    @pytest.mark.parametrize("field", ["location", "content-location"])
+    @pytest.mark.parametrize(
+        ("reference", "after"),
+        [
+            ("/other?q=1", "missing"),
+            ("other?q=1", "missing"),
+            ("http://test/other?q=1", "missing"),
+            ("HTTP://TEST/other?q=1", "missing"),
+            ("http://elsewhere/other?q=1", "fresh"),
+            ("https://test/other?q=1", "fresh"),
+            ("http://[", "fresh"),
+            ("/other", "fresh"),
+        ],
+    )
+    async def test_and_what_its_answer_refers_to_of_the_same_origin(self, cache, field, reference, after):
+        origin = Origin(self.FRESH)
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/other?q=1")
+            origin.answers((201, {field: reference}, ""))
+            await http.post("/x")
+            origin.answers(self.FRESH)
+            assert (await http.get("/other?q=1")).headers["swr-state"] == after
+
+    async def test_safe_methods_outdate_nothing(self, cache):
+        origin = Origin(
+            (200, {"cache-control": "max-age=60", "cache-group-invalidation": '"g"', "cache-groups": '"g"'}, "x")
+        )
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            await http.options("/x")
+            await http.get("/y")
+            assert (await http.get("/x")).headers["swr-state"] == "fresh"
+
+    async def test_it_takes_effect_before_the_client_hears_of_it_and_again_at_the_end(self, cache):
+        """A transaction that is committed after the response, as FastAPI's dependencies do, is not overlooked."""
+        origin = Origin((200, {"cache-control": "max-age=60"}, "old"))
+        reads = []
+
+        async def app(scope, receive, send):
+            if scope["method"] == "GET":
+                await origin(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            reads.append(brief(await http.get("/x")))
+            origin.answers((200, {"cache-control": "max-age=60"}, "new"))
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            await http.post("/x")
+            assert reads == [(200, "old", "missing")]
+            assert brief(await http.get("/x")) == (200, "new", "missing")
+
+    async def test_an_app_that_fails_after_its_answer_has_changed_something_all_the_same(self, cache):
+        origin = Origin(self.FRESH)
+
+        async def app(scope, receive, send):
+            await origin(scope, receive, send)
+            if scope["method"] == "POST":
+                raise ValueError("late")
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            with pytest.raises(ValueError, match="late"):
+                await http.post("/x")
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+    async def test_cache_groups(self, cache):
+        """RFC 9875: of one origin; what an unsafe method names is outdated as a whole."""
+        grouped = (200, {"cache-control": "max-age=60", "cache-groups": '"flights", "delta;1";x=1'}, "x")
+        origin = Origin(grouped)
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for path in ("/a", "/b"):
+                await http.get(path)
+            await http.get("/a", headers={"host": "elsewhere"})
+            for group, after in (("flight", "fresh"), ('"other"', "fresh"), ('"delta;1", "other"', "missing")):
+                origin.answers((204, {"cache-group-invalidation": group if '"' in group else f'"{group}"'}, ""))
+                await http.post("/c")
+                origin.answers(grouped)
+                assert {(await http.get(path)).headers["swr-state"] for path in ("/a", "/b")} == {after}
+            assert (await http.get("/a", headers={"host": "elsewhere"})).headers["swr-state"] == "fresh"
+
+
+class TestPost:
+    """RFC 9110 9.3.3: a response to POST that says for how long it stands for a GET of the same URL."""
+
+    FIELDS = {"cache-control": "max-age=60", "content-location": "/x"}
+
+    @pytest.mark.parametrize("where", ["/x", "http://test/x", "x"])
+    async def test_it_is_stored_for_get(self, cache, where):
+        origin = Origin((200, {"cache-control": "max-age=60"}, "old"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            origin.answers((200, {**self.FIELDS, "content-location": where}, "new"))
+            await http.post("/x", content=b"...")
+            assert brief(await http.get("/x")) == (200, "new", "fresh")
+        assert origin.runs == 2
+
+    @pytest.mark.parametrize(
+        ("status", "fields"),
+        [
+            (201, {}),
+            (200, {"content-location": "/y"}),
+            (200, {"content-location": None}),
+            (200, {"cache-control": "public", "last-modified": OLD}),
+            (200, {"cache-control": "max-age=0", "etag": '"1"'}),
+            (200, {"cache-control": "no-store, max-age=60"}),
+            (200, {"vary": "foo"}),
+            (200, {"set-cookie": "a=b"}),
+            (200, {"content-length": "100"}),
+        ],
+    )
+    async def test_unless_anything_speaks_against_it(self, cache, status, fields):
+        body = "a" * 100
+        origin = Origin((status, {**self.FIELDS, **fields}, body))
+        async with client(
+            SWRMiddleware(origin, cache, max_body_bytes=99 if "content-length" in fields else 100)
+        ) as http:
+            await http.post("/x")
+            origin.answers((200, {}, "get"))
+            assert brief(await http.get("/x")) == (200, "get", "missing")
+
+    async def test_a_body_in_pieces_is_stored_whole(self, cache):
+        app = App(
+            [(name.encode(), value.encode()) for name, value in self.FIELDS.items()], chunks=[b"a", b"b"], body=b"c"
+        )
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.post("/x")
+            assert brief(await http.get("/x")) == (200, "abc", "fresh")
+
+    async def test_put_is_no_post(self, cache):
+        origin = Origin((200, self.FIELDS, "new"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.put("/x")
+            await http.get("/x")
+        assert origin.runs == 2
+
+    async def test_what_was_outdated_meanwhile_does_not_come_back_with_it(self, cache):
+        async def app(scope, receive, send):
+            if scope["method"] == "POST":
+                await cache.invalidate_url("/x")
+            await Origin((200, self.FIELDS, "post"))(scope, receive, send)
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.post("/x")
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+    async def test_a_load_that_is_under_way_is_left_to_itself(self, cache):
+        """Its lease stands in the way; what it brings is outdated, and nothing is stored."""
+        origin = Origin((200, self.FIELDS, "post"))
+        app = App([(b"cache-control", b"max-age=60")])
+
+        async def either(scope, receive, send):
+            await (origin if scope["method"] == "POST" else app)(scope, receive, send)
+
+        async with client(SWRMiddleware(either, cache)) as http:
+
+            async def post():
+                app.gate = anyio.Event()
+                await app.begun.wait()
+                await http.post("/x")
+                app.gate.set()
+
+            await gather(http.get("/x"), post())
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+
+class TestTargeted:
+    """RFC 9213."""
+
+    @pytest.mark.parametrize(
+        ("fields", "after"),
+        [
+            ({"cdn-cache-control": "max-age=60", "cache-control": "no-store"}, "fresh"),
+            ({"cdn-cache-control": "no-store", "cache-control": "max-age=60"}, "missing"),
+            ({"cdn-cache-control": "max-age=60", "expires": "0"}, "fresh"),
+            ({"swr-cache-control": "max-age=60", "cdn-cache-control": "no-store"}, "fresh"),
+            ({"swr-cache-control": "", "cdn-cache-control": "max-age=60", "cache-control": "no-store"}, "fresh"),
+            ({"cdn-cache-control": "max-age=60, &&&", "cache-control": "no-store"}, "missing"),
+            ({"cdn-cache-control": "max-age=60, &&&", "cache-control": "max-age=60"}, "fresh"),
+            ({"cdn-cache-control": 'max-age="60"', "cache-control": "max-age=60"}, "missing"),
+            ({"cdn-cache-control": "a", "cache-control": "max-age=60"}, "missing"),
+        ],
+    )
+    async def test_a_targeted_field_goes_before_all_others(self, cache, fields, after):
+        origin = Origin((200, fields, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            answer = await http.get("/x")
+            assert answer.headers["swr-state"] == after
+            assert answer.headers.get("cdn-cache-control") == fields.get("cdn-cache-control")
+
+    async def test_which_ones_is_the_operators_choice(self, cache):
+        origin = Origin((200, {"cdn-cache-control": "max-age=60", "my-cache-control": "no-store"}, "x"))
+        async with client(SWRMiddleware(origin, cache, targeted=["My-Cache-Control"])) as http:
+            await http.get("/x")
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+
+class TestKeys:
+    async def test_rules_say_what_of_a_query_counts(self, cache):
+        app = App([(b"cache-control", b"max-age=60")])
+        rules = [
+            Rule("/sorted", sort_query=True),
+            Rule("/kept", keep_params=("a", "b*")),
+            Rule("/dropped", drop_params=("utm_*", "fbclid")),
+        ]
+        async with client(SWRMiddleware(app, cache, rules=rules)) as http:
+
+            async def same(first, second):
+                before = app.runs
+                await http.get(first)
+                await http.get(second)
+                return app.runs == before + 1
+
+            assert await same("/sorted?b=1&a=2&a=1", "/sorted?a=2&a=1&b=1")
+            assert not await same("/sorted?b=2&a=2&a=1", "/sorted?a=1&a=2&b=2")
+            assert await same("/kept?a=1&x=2&bb=3", "/kept?a=1&bb=3&y")
+            assert not await same("/kept?a=4&bb=3", "/kept?a=4")
+            assert await same("/dropped?utm_source=x&q=1", "/dropped?q=1&%75tm_x=2&fbclid=3")
+            assert not await same("/dropped?q=2", "/dropped?q=3&utm=1")
+            assert not await same("/other?b=1&a=1", "/other?a=1&b=1")
+            assert await same("/sorted", "/sorted")
+
+    async def test_a_background_run_is_given_the_part_that_counts(self, cache, clock):
+        app = App([(b"cache-control", b"max-age=10, stale-while-revalidate=60")])
+        async with client(SWRMiddleware(app, cache, rules=[Rule("/x", drop_params=("evil",))])) as http:
+            await http.get("/x?q=1&evil=1")
+            clock.advance(20)
+            await http.get("/x?q=1&evil=2")
+            await settle()
+        assert [scope["query_string"] for scope in app.scopes] == [b"q=1&evil=1", b"q=1"]
+
+    async def test_unsafe_methods_go_by_the_same_key(self, cache):
+        app = App([(b"cache-control", b"max-age=60")])
+        async with client(SWRMiddleware(app, cache, rules=[Rule("/x", drop_params=("utm_*",))])) as http:
+            await http.get("/x?q=1")
+            await http.post("/x?utm_source=a&q=1")
+            assert (await http.get("/x?q=1")).headers["swr-state"] == "missing"
+            await http.get("/x?q=1")
+            await cache.invalidate_url("/x?q=1")
+            assert (await http.get("/x?utm_a&q=1")).headers["swr-state"] == "missing"
+
+
+class TestCacheStatus:
+    """RFC 9211."""
+
+    async def test_the_key_is_shown_on_demand(self, cache):
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo", "cache-status": "upstream; hit"}, "x"))
+        async with client(SWRMiddleware(origin, cache, show_key=True)) as http:
+            for expected in ("swr; fwd=uri-miss; stored", "swr; hit; ttl=60"):
+                answer = await http.get('/a"\\b', headers={"foo": "1"})
+                values = answer.headers.get_list("cache-status")
+                assert values == ["upstream; hit", rf'{expected}; key="GET http://test/a%22\\b?"']
+
+    async def test_what_goes_to_the_app_says_why(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=10", "vary": "foo"}, "x"))
+        async with client(SWRMiddleware(origin, cache, request_directives=["no-cache"])) as http:
+            statuses = [
+                (await http.get("/x", headers=headers)).headers["cache-status"]
+                for headers in ({"foo": "1"}, {"foo": "2"}, {"foo": "2", "cache-control": "no-cache"}, {"cookie": "a"})
+            ]
+            clock.advance(20)
+            statuses.append((await http.get("/x", headers={"foo": "1"})).headers["cache-status"])
+        assert statuses == [
+            "swr; fwd=uri-miss; stored",
+            "swr; fwd=vary-miss; stored",
+            "swr; fwd=request; stored",
+            'swr; fwd=bypass; detail="cookie"',
+            "swr; fwd=stale; stored",
+        ]
+
+
+class TestFaultsOfOthers:
+    """Published faults of other caches, tried here."""
+
+    @pytest.mark.parametrize("vary", ["*", "Foo, *", " * ", ["foo", "*"], "*,*", ", *"])
+    async def test_vary_star_is_never_stored(self, cache, vary):
+        """CVE-2026-6907."""
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": vary}, "x"))
+        async with client(SWRMiddleware(origin, cache, cookies="rfc9111")) as http:
+            await http.get("/x")
+            assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="vary *"')
+
+    async def test_a_session_cookie_is_nobody_elses(self, cache):
+        """CVE-2026-35192: neither what sets one, nor what was made for one."""
+        origin = Origin((200, {"cache-control": "public, max-age=60", "set-cookie": "session=1"}, "mine"))
+        async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", fresh_for=60, override=True)])) as http:
+            await http.get("/x")
+            http.cookies.clear()
+            origin.answers((200, {"cache-control": "max-age=60"}, "yours"))
+            await http.get("/x", headers={"cookie": "session=1"})
+            assert brief(await http.get("/x")) == (200, "yours", "missing")
+
+    @pytest.mark.parametrize("name", ["authorization", "x-api-key"])
+    async def test_what_was_made_for_credentials_is_nobody_elses(self, cache, name):
+        """CVE-2026-35193: and no rule makes it so."""
+        origin = Origin((200, {"cache-control": "max-age=60"}, "secret"))
+        async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", fresh_for=60, override=True)])) as http:
+            await http.get("/x", headers={name: "me"})
+            origin.answers((401, {}, "who?"))
+            assert brief(await http.get("/x")) == (401, "who?", "missing")
+
+    @pytest.mark.parametrize("vary", [" cookie", "cookie ", "Accept , \tCookie", "accept,\t cookie\t"])
+    async def test_white_space_around_a_name_in_vary_hides_nothing(self, cache, vary):
+        """CVE-2026-48587."""
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": vary}, "a"))
+        async with client(SWRMiddleware(origin, cache, cookies="rfc9111")) as http:
+            await http.get("/x", headers={"cookie": "session=a"})
+            origin.answers((200, {"cache-control": "max-age=60", "vary": vary}, "b"))
+            assert (await http.get("/x", headers={"cookie": "session=b"})).text == "b"
+
+    @pytest.mark.parametrize("value", ["No-Store", "PRIVATE", "max-age=60, pRiVaTe", "NO-CACHE"])
+    async def test_directives_are_read_in_any_case(self, cache, value):
+        """CVE-2026-8404."""
+        origin = Origin((200, {"Cache-Control": value}, "x"))
+        async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", fresh_for=60, override=True)])) as http:
+            await http.get("/x")
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+    @pytest.mark.parametrize("first", [{}, {"range": "bytes=0-"}, {"x-nextjs-data": "1"}, {"rsc": "1"}])
+    async def test_what_says_nothing_is_not_stored_whatever_the_request(self, cache, first):
+        """CVE-2024-46982: a route that cannot be cached was, because of a field of the request."""
+        origin = Origin((200, {}, "page"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x", headers=first)
+            assert (await http.get("/x")).headers["swr-state"] == "missing"
+        assert origin.runs == 2
+
+    async def test_a_private_page_under_an_asset_like_name_is_not_stored(self, cache):
+        """Web cache deception: the name says nothing, the response does."""
+        origin = Origin((200, {"content-type": "text/html"}, "my account"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for path in ("/account/x.css", "/account%2fx.css", "/account;.js", "/account/..%2fstatic/x.png"):
+                await http.get(path, headers={"cookie": "session=1"})
+                assert (await http.get(path)).headers["swr-state"] == "missing"
+
+    async def test_paths_that_an_app_might_take_for_one_another_are_keys_of_their_own(self, cache):
+        """Path confusion: nothing is decoded or resolved on the way to the key."""
+        app = App([(b"cache-control", b"max-age=60")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            for path in ("/a/b", "/a%2fb", "/a%2Fb", "/a//b", "/a/b/", "/a/./b", "/A/b", "/a/b?", "/a/b;c"):
+                await http.get(path)
+        assert app.runs == len({scope["raw_path"] + b"?" + scope["query_string"] for scope in app.scopes})
+
+    async def test_a_field_that_is_not_in_the_key_reaches_no_background_run(self, cache, clock):
+        """Poisoning by X-Forwarded-Host and its like lasts no longer than the first lifetime."""
+
+        async def app(scope, receive, send):
+            host = dict(scope["headers"]).get(b"x-forwarded-host", b"good")
+            origin = Origin((200, {"cache-control": "max-age=10, stale-while-revalidate=60"}, host.decode()))
+            await origin(scope, receive, send)
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            await http.get("/x", headers={"x-forwarded-host": "evil"})
+            await settle()
+            assert brief(await http.get("/x")) == (200, "good", "fresh")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"cache-control": "max-age=" + "9" * 10_000},
+            {"cache-control": "," * 50_000},
+            {"range": "bytes=" + "9" * 5000 + "-"},
+            {"if-none-match": '"' * 50_000},
+            {"if-modified-since": "x" * 50_000},
+            {"if-range": "\xff" * 1000},
+            {"accept-language": "a," * 20_000},
+        ],
+    )
+    async def test_absurd_fields_are_answered(self, cache, headers):
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": "accept-language"}, "x"))
+        headers = {name: value.encode("latin-1") for name, value in headers.items()}
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for _ in range(2):
+                assert (await http.get("/x", headers=headers)).text == "x"
+
+    async def test_so_are_absurd_urls(self, cache):
+        app = App([(b"cache-control", b"max-age=60")])
+        middleware = SWRMiddleware(app, cache, rules=[Rule("/x", sort_query=True, drop_params=("utm_*",))])
+        query = "&".join(f"p{number % 100}={number}" for number in range(10_000)).encode()
+        starts = []
+
+        async def send(message):
+            starts.extend([message] if "status" in message else [])
+
+        for _ in range(2):
+            await middleware(http_scope("/x", query_string=query), None, send)
+            await middleware(http_scope("/\udcff", raw_path=b"/%ff%fe/%00"), None, send)
+        assert ([message["status"] for message in starts], app.runs) == ([200] * 4, 2)
+
+    async def test_a_scope_with_lone_surrogates_in_its_path(self, cache):
+        app = App([(b"cache-control", b"max-age=60")])
+        middleware = SWRMiddleware(app, cache)
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        for _ in range(2):
+            scope = {
+                "type": "http", "asgi": {}, "method": "GET", "scheme": "http", "path": "/\udcff", "query_string": b"",
+                "headers": [(b"host", b"\xff")],
+            }  # fmt: skip
+            await middleware(scope, None, send)
+        assert (app.runs, len(sent)) == (1, 4)
