@@ -2,7 +2,8 @@
 
     scripts/bench middleware [--quick]
 
-Every app answers with the same 5 kB and the same header fields; the middleware adds its three. Each runs in a
+Every app answers with the same 5 kB and the same header fields; the middleware adds its three, and the proxy, in
+front of the bare app, `Date` and `Via`. Each runs in a
 uvicorn of its own (one worker, httptools, uvloop, no access log), and `wrk -t1 -c32` asks one after the other in
 short rounds. Without wrk there is only the second table: one call of the ASGI app, its messages thrown away.
 """
@@ -65,6 +66,25 @@ def bare() -> Any:
 def swr_memory() -> Any:
     """Return the middleware over the bare app, in memory."""
     return SWRMiddleware(bare(), cache=Cache())
+
+
+def swr_stale() -> Any:
+    """Return the middleware over an app that answers once; from then on its answer is stale and being refreshed."""
+    fields = [*HEADERS[:2], (b"cache-control", b"max-age=0, stale-while-revalidate=3600"), (b"etag", ETAG.encode())]
+    runs = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal runs
+        if scope["type"] == "lifespan":
+            await bare()(scope, receive, send)
+            return
+        runs += 1
+        if runs > 1:
+            await asyncio.sleep(3600)
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": BODY})
+
+    return SWRMiddleware(app, cache=Cache(drain_for=0))
 
 
 def swr_redis() -> Any:
@@ -153,19 +173,28 @@ def _rows() -> list[dict[str, Any]]:
 
 BARE = "bare ASGI function"
 OURS = "swr middleware, fresh hit"
+CONFIRMED = f"{OURS}, 304"
+STALE = "swr middleware, stale hit"
+PROXY = "swr proxy, fresh hit"
 ROUTE = "Starlette route, ready bytes"
 
 
 # The app's factory, and header fields of the request, by name.
 Apps = dict[str, tuple[str, list[str]]]
-WITH_GOALS: Apps = {BARE: ("bare", []), OURS: ("swr_memory", []), ROUTE: ("starlette", [])}
+WITH_GOALS: Apps = {
+    BARE: ("bare", []),
+    OURS: ("swr_memory", []),
+    CONFIRMED: ("swr_memory", [f"If-None-Match: {ETAG}"]),
+    STALE: ("swr_stale", []),
+    PROXY: ("proxy", []),
+    ROUTE: ("starlette", []),
+}
 
 
 def others() -> Apps:
     """Return what is measured beside, without goals, and the bare app to hold it against."""
-    apps: Apps = {BARE: ("bare", []), ROUTE: ("starlette", [])}
+    apps: Apps = {BARE: ("bare", []), OURS: ("swr_memory", []), ROUTE: ("starlette", [])}
     apps[f"{OURS}, L1 of Redis"] = ("swr_redis", [])
-    apps[f"{OURS}, 304"] = ("swr_memory", [f"If-None-Match: {ETAG}"])
     if installed("fastapi"):
         apps["FastAPI, no cache"] = ("fastapi_plain", [])
         apps["FastAPI with swr middleware"] = ("fastapi_swr", [])
@@ -177,12 +206,16 @@ def others() -> Apps:
 
 
 @contextlib.contextmanager
-def uvicorn(factory: str, redis_url: str) -> Iterator[int]:
-    """Run one app under uvicorn; the port."""
+def uvicorn(factory: str, redis_url: str, origin: int) -> Iterator[int]:
+    """Run one app under uvicorn, or `swr proxy` in front of the port `origin`; the port."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", f"benchmarks.middleware:{factory}", "--factory", "--port", str(port)]
-    options = ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
-    process = subprocess.Popen([*command, *options], env={**os.environ, "BENCHMARK_REDIS": redis_url})
+    if factory == "proxy":
+        command = [sys.executable, "-m", "swr", "proxy", f"http://127.0.0.1:{origin}", "--listen", f"127.0.0.1:{port}"]
+    else:
+        command = [sys.executable, "-m", "uvicorn", f"benchmarks.middleware:{factory}", "--factory"]
+        command += ["--port", str(port), "--no-access-log", "--log-level", "warning"]
+        command += ["--loop", "uvloop", "--http", "httptools"]
+    process = subprocess.Popen(command, env={**os.environ, "BENCHMARK_REDIS": redis_url})
     try:
         until = time.monotonic() + 20
         while True:
@@ -220,8 +253,9 @@ def under_uvicorn(apps: Apps, rounds: int, seconds: int) -> None:
     last: dict[str, list[float]] = {name: [] for name in apps}
     with contextlib.ExitStack() as stack:
         redis_url = stack.enter_context(Server(kinds()[-1])).url
-        factories = {factory for factory, _ in apps.values()}
-        ports = {factory: stack.enter_context(uvicorn(factory, redis_url)) for factory in factories}
+        ports: dict[str, int] = {}
+        for factory in dict.fromkeys(factory for factory, _ in apps.values()):
+            ports[factory] = stack.enter_context(uvicorn(factory, redis_url, ports.get("bare", 0)))
         for factory, fields in apps.values():
             wrk(ports[factory], 1, fields)
         names = list(apps)
@@ -239,7 +273,18 @@ def under_uvicorn(apps: Apps, rounds: int, seconds: int) -> None:
         )
         goal = ""
         if name == OURS:
-            goal = f"{verdict(to_bare, at_least=0.8)}; {verdict(to_route, at_least=1.3)}"
+            goal = f"{verdict(to_bare, at_least=0.85)}; {verdict(to_route, at_least=1.3)}"
+        elif name == CONFIRMED:
+            goal = verdict(to_bare, at_least=0.9)
+        elif name == PROXY:
+            to_ours = ratio(seconds_each[OURS], seconds_each[PROXY])
+            goal = f"{to_ours:.2f} of the middleware, {verdict(to_ours, at_least=0.95)}"
+        elif name == STALE:
+            slower = ratio(last[STALE], last[OURS])
+            goal = f"p99 {slower:.2f} of the fresh one's, {verdict(slower, at_most=1.2)}"
+        elif name.startswith("FastAPI with") and "swr" not in name:
+            faster = ratio(seconds_each[name], seconds_each[OURS])
+            goal = f"the fresh hit is {faster:.0f} x as fast, {verdict(faster, at_least=25)}"
         rate = 1 / statistics.median(seconds_each[name])
         cells = [
             name,
@@ -304,7 +349,7 @@ async def without_server(rounds: int, calls: int) -> None:
         runs = {
             BARE: _called(bare(), []),
             OURS: _called(middleware, []),
-            f"{OURS}, 304": _called(middleware, [(b"if-none-match", ETAG.encode())]),
+            CONFIRMED: _called(middleware, [(b"if-none-match", ETAG.encode())]),
             ROUTE: _called(starlette(), []),
         }
         taken = await interleave(runs, dict.fromkeys(runs, calls), rounds)

@@ -75,7 +75,7 @@ RESPONSES: Final = Codec(StoredResponse | Varies)
 
 
 class Ready(NamedTuple):
-    """What a fresh hit sends, made once a second.
+    """What a hit sends, made once a second.
 
     Parameters:
         until: when it has to be made anew, for `Age` and `ttl` count seconds.
@@ -98,12 +98,13 @@ def _marks(entry: Entry[StoredResponse], state: State, now: float, status: bytes
 
 
 def make_ready(entry: Entry[StoredResponse], now: float) -> Ready:
-    """Return what a fresh hit sends."""
+    """Return what a hit sends."""
     until = min(
         entry.created_at + math.floor(now - entry.created_at) + 1,
         entry.fresh_until - math.floor(entry.fresh_until - now),
     )
-    stored, marks = entry.value, _marks(entry, State.FRESH, now)
+    state = State.FRESH if now < entry.fresh_until else State.STALE
+    stored, marks = entry.value, _marks(entry, state, now)
     return Ready(
         until,
         [*stored.headers, *marks],

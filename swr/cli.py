@@ -108,7 +108,7 @@ def _add_proxy(proxy: argparse.ArgumentParser) -> None:
         "--cookies",
         choices=("private", "rfc9111"),
         default="private",
-        help="private: requests with cookies are not answered from the cache; rfc9111: cookies do not matter (%(default)s)",
+        help="private: requests with cookies go past the cache; rfc9111: cookies do not matter (%(default)s)",
     )
 
     service = proxy.add_argument_group("the service")

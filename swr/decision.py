@@ -8,7 +8,7 @@
 | `now < error_until`     | missing | no    | the reader waits  | yes      |
 
 Every face of swr asks here, and nothing else in swr compares a deadline to decide what a reader gets; the
-one copy of its second row is the fresh hit, which is counted in nanoseconds.
+copies of its second and third row are the hits that are counted in nanoseconds.
 """
 
 import enum

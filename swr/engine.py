@@ -265,12 +265,16 @@ class Engine:
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
 
     def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> None:
-        """Refresh `key` in the background, unless somebody does already or all keep off for a while."""
-        if key in self._flights:
-            return
-        denied = self._denied.get(key)
-        if denied is None or anyio.current_time() >= denied[0]:
+        """Refresh `key` in the background, unless `keeps_off`."""
+        if not self.keeps_off(key):
             self._launch(key, job, entry)
+
+    def keeps_off(self, key: str) -> bool:
+        """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
+        if key in self._flights:
+            return True
+        denied = self._denied.get(key)
+        return denied is not None and anyio.current_time() < denied[0]
 
     async def join(self, key: str, job: Job, entry: Entry[Any] | None) -> Flight:
         """Wait for the load of `key` that is under way, or for one that begins now; return its flight, over."""

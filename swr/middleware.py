@@ -126,13 +126,14 @@ class SWRMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
-            # The fresh hit, spelled out: `_look`, `decide` and `messages_of` in the fewest steps.
+            # The hit, spelled out: `_look`, `decide` and `messages_of` in the fewest steps.
             if scope["method"] == "GET" and self._plain:
                 key, condition = plain_key(scope)
-                slot = None if key is None else self._shelf.get(key)
+                slot = self._shelf.get(key) if key else None
                 if slot is not None and slot.checked == self._shelf.generation and type(slot.value) is StoredResponse:
                     now = self._clock()
-                    if now < slot.fresh_until:
+                    # A stale one costs no more, as long as somebody refreshes it already.
+                    if now < slot.fresh_until or (now < slot.stale_until and self.engine.keeps_off(key)):
                         ready = slot.ready
                         if ready is None or now >= ready.until:
                             ready = slot.ready = make_ready(slot.entry, now)
@@ -275,7 +276,7 @@ class SWRMiddleware:
         decision = decide(entry, now, _bounded(accepted, entry))
         if not decision.serve:
             return False
-        if decision.revalidate is Revalidate.BACKGROUND:
+        if decision.revalidate is Revalidate.BACKGROUND and not self.engine.keeps_off(key):
             await self.engine.ready()
             self.engine.refresh_soon(key, Fill(self, request, names=names), entry)
         await send_stored(request, send, entry, decision.state, now)

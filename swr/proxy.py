@@ -9,7 +9,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from email.utils import formatdate
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import quote, unquote
 
 import anyio
@@ -198,12 +198,13 @@ class Proxy:
             response = await self._ask(method, target, fields, body if has_body else None)
         except httpx.TransportError as error:
             status, text = _failure(error)
-            log.warning("%s %s: %s (%r)", method, scope["path"], text, error)
+            log.warning("%s %r: %s (%r)", method, scope["path"], text, error)
             await _say(scope, send, status, text)
             return
         body.sent.set()
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
+        overrun = None
         try:
             received = response.headers.raw
             if not 200 <= response.status_code <= 599 or any(_CONTROL.search(value) for _, value in received):
@@ -213,6 +214,7 @@ class Proxy:
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for chunk in stream:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            overrun = _overrun(stream)
             await send({"type": "http.response.body", "body": b""})
         except httpx.TimeoutException as error:
             # Whoever gets this breaks the connection to the client: half an answer is never taken for a whole one.
@@ -221,6 +223,8 @@ class Proxy:
             raise ConnectionError(f"the service broke off its answer to {scope['path']!r}") from error
         finally:
             await stream.aclose()
+            if overrun is not None:
+                await overrun.aclose()
 
     async def _ask(self, method: str, target: bytes, fields: Fields, body: "_Body | None") -> httpx.Response:
         """Send the request and return the answer as far as its header.
@@ -393,6 +397,17 @@ def _address(scope: Scope) -> bytes | None:
         return str(ipaddress.ip_address(client[0].partition("%")[0])).encode() if client else None
     except ValueError:
         return None
+
+
+def _overrun(stream: Any) -> Any:
+    """Return the connection of an answer if more came on it than the answer holds, else None.
+
+    The next request would be answered with the rest (RFC 9112 9.2, 11.2). The connection cannot be seen from outside.
+    """
+    for name in ("_httpcore_stream", "_stream", "_connection"):
+        stream = getattr(stream, name, None)
+    state = getattr(stream, "_h11_state", None)
+    return stream if state is not None and state.trailing_data[0] else None
 
 
 async def _frame(headers: Sequence[tuple[bytes, bytes]], fields: Fields, body: _Body) -> bool:

@@ -49,10 +49,10 @@ def _key(scope: Scope, host: bytes, query: bytes) -> str:
     return f"GET {scope['scheme']}://{url.decode('latin-1')}"
 
 
-def plain_key(scope: Scope) -> tuple[str | None, bytes | None]:
+def plain_key(scope: Scope) -> tuple[str, bytes | None]:
     """Return the key of a request that has nothing in it but what selects a URL, and its `If-None-Match`, if any.
 
-    The key is None for any other request.
+    The key is empty for any other request.
     """
     host = condition = None
     for name, value in scope["headers"]:
@@ -62,7 +62,7 @@ def plain_key(scope: Scope) -> tuple[str | None, bytes | None]:
             elif name == b"if-none-match" and condition is None:
                 condition = value
             else:
-                return None, None
+                return "", None
     return _key(scope, host or b"", scope["query_string"]), condition
 
 

@@ -148,6 +148,34 @@ class TestServing:
             await settle()
             assert brief(await http.get("/x")) == (200, "2", "fresh")
 
+    async def test_stale_answers_count_on_while_one_refreshes(self, cache, clock):
+        """What is prepared for a hit is as true of a stale one: age, state and ttl, whole and as 304."""
+        app = App([*MAX_AGE, (b"etag", b'"1"')])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(59.5)
+            assert (await http.get("/x")).headers["cache-status"] == "swr; hit; ttl=0"
+            app.gate = anyio.Event()
+            clock.advance(1)
+            seen = []
+            for condition in ("", "", '"1"', '"1"', '"2"'):
+                answer = await http.get("/x", headers={"if-none-match": condition} if condition else {})
+                seen.append(
+                    (answer.status_code, *(answer.headers[name] for name in ("age", "swr-state", "cache-status")))
+                )
+                clock.advance(0.3)
+            assert seen == [
+                (200, "60", "stale", "swr; hit; ttl=-1"),
+                (200, "60", "stale", "swr; hit; ttl=-1"),
+                (304, "61", "stale", "swr; hit; ttl=-2"),
+                (304, "61", "stale", "swr; hit; ttl=-2"),
+                (200, "61", "stale", "swr; hit; ttl=-2"),
+            ]
+            clock.advance(600)
+            app.gate.set()
+            assert brief(await http.get("/x")) == (200, "2", "missing")
+        assert app.runs == 2
+
     async def test_many_cold_readers_are_one_run(self, cache):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:

@@ -23,12 +23,13 @@ class Slot:
     `ready` is for the face that serves it: what it has prepared, if anything.
     """
 
-    __slots__ = ("checked", "entry", "epoch", "fresh_until", "ready", "superseded", "value", "weight")
+    __slots__ = ("checked", "entry", "epoch", "fresh_until", "ready", "stale_until", "superseded", "value", "weight")
 
     def __init__(self, entry: Entry[Any], epoch: int, weight: int) -> None:
         self.entry = entry
         self.value = entry.value
         self.fresh_until = entry.fresh_until
+        self.stale_until = entry.stale_until
         self.checked = UNCHECKED
         self.epoch = epoch
         self.superseded = False

@@ -1,0 +1,270 @@
+"""The command as it is typed: real processes, and what they say when something is wrong."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from swr.cli import main
+from tests.servers import Server, free_port
+from tests.test_proxy import OK, PATIENCE, Upstream, body_of, talk, when_released
+
+GET = b"GET /a%2Fb HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run `python -m swr`; give the process and the first line that it says."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swr", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+        line = process.stdout.readline().decode() if ready else ""
+        assert line, process.stderr.read().decode() if process.poll() is not None else "it says nothing"
+        yield process, line.removesuffix("\n")
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=PATIENCE)
+
+
+def port_of(line: str) -> int:
+    return int(line.partition(" -> ")[0].rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def proxying(upstream: Upstream, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    with started("proxy", upstream.url, "--listen", "127.0.0.1:0", *arguments) as (process, line):
+        yield process, port_of(line)
+
+
+def state(answer: bytes) -> bytes:
+    [line] = [line for line in answer.split(b"\r\n") if line.startswith(b"swr-state: ")]
+    return line.removeprefix(b"swr-state: ")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)])
+def test_it_serves_until_a_signal_comes_and_ends_what_is_under_way(number, code):
+    with Upstream(when_released(OK)) as upstream, proxying(upstream) as (process, port):
+        answers = []
+        reader = threading.Thread(target=lambda: answers.append(talk(port, GET)))
+        reader.start()
+        assert upstream.got.acquire(timeout=PATIENCE)
+        process.send_signal(number)
+        # It listens no longer, and goes on answering.
+        until = time.monotonic() + PATIENCE
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < until:
+                socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+        upstream.release.set()
+        reader.join(PATIENCE)
+        assert body_of(answers[0]) == b"ok"
+        out, error = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, out, error) == (code, b"", b"")
+
+
+def test_it_says_where_it_serves_what():
+    with Upstream() as upstream:
+        port = free_port()
+        with started("proxy", upstream.url, "--listen", f"127.0.0.1:{port}") as (_, line):
+            assert line == f"swr: http://127.0.0.1:{port} -> {upstream.url}"
+            answer = talk(port, GET)
+        assert body_of(answer) == b"ok"
+        assert upstream.last.target == b"/a%2Fb"
+        # Not the server's own Date and Server, and once.
+        assert answer.lower().count(b"\r\ndate: ") == 1
+        assert b"\r\nserver: " not in answer.lower()
+
+
+def test_the_rule_for_what_says_nothing():
+    with Upstream() as upstream, proxying(upstream, "--fresh-for", "0", "--stale-for", "10m") as (_, port):
+        assert [state(talk(port, GET)) for _ in range(2)] == [b"missing", b"stale"]
+
+
+def test_cookies_as_the_rfc_has_it():
+    """RFC 9111 7.3: cookies by themselves do not forbid storing."""
+    asked = GET.replace(b"Host", b"Cookie: a=b\r\nHost")
+    with Upstream() as upstream:
+        with proxying(upstream, "--fresh-for", "60") as (_, port):
+            assert [state(talk(port, asked)) for _ in range(2)] == [b"missing", b"missing"]
+        with proxying(upstream, "--fresh-for", "60", "--cookies", "rfc9111") as (_, port):
+            assert [state(talk(port, asked)) for _ in range(2)] == [b"missing", b"fresh"]
+
+
+def test_two_processes_share_a_server(server: Server):
+    options = ("--fresh-for", "60", "--redis", server.url, "--namespace", "cli")
+    with Upstream() as upstream, proxying(upstream, *options) as (_, one), proxying(upstream, *options) as (_, other):
+        # The host is part of the key, and the same here.
+        assert [state(talk(port, GET)) for port in (one, other)] == [b"missing", b"fresh"]
+        assert len(upstream.asked) == 1
+
+
+def test_the_limits_of_the_service():
+    with Upstream(when_released(OK)) as upstream, proxying(upstream, "--timeout", "50ms") as (_, port):
+        assert talk(port, GET).startswith(b"HTTP/1.1 504 ")
+
+
+@pytest.mark.parametrize("option", [(), ("--trust-forwarded",)])
+def test_the_client_is_who_connects_unless_a_proxy_in_front_is_trusted(option):
+    """RFC 7239 8.1: not even on the loopback, as uvicorn would have it."""
+    with Upstream() as upstream, proxying(upstream, *option) as (_, port):
+        talk(port, GET.replace(b"Host", b"X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nHost"))
+        assert upstream.last.values("x-forwarded-for") == [b"10.0.0.1, 127.0.0.1" if option else b"127.0.0.1"]
+        assert upstream.last.values("x-forwarded-proto") == [b"https" if option else b"http"]
+
+
+def test_an_upgrade_is_not_offered():
+    """RFC 9110 7.8: a server may go on as if it had not been asked."""
+    with Upstream() as upstream, proxying(upstream, "--log-level", "error") as (_, port):
+        answer = talk(port, GET.replace(b"close", b"close, Upgrade").replace(b"Host", b"Upgrade: websocket\r\nHost"))
+        assert body_of(answer) == b"ok"
+        assert not upstream.last.names & {"upgrade", "connection"}
+
+
+def test_what_goes_wrong_behind_it_is_logged():
+    with Upstream() as upstream, proxying(upstream, "--log-level", "warning") as (process, port):
+        upstream.answers[0] = b"nonsense\r\n\r\n"
+        assert talk(port, GET).startswith(b"HTTP/1.1 502 ")
+        process.terminate()
+        _, error = process.communicate(timeout=PATIENCE)
+        assert b" WARNING swr: GET '/a/b': The service gave no valid answer. (RemoteProtocolError(" in error
+
+
+# -- in this process ------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> int:
+    """Run the command here; an exit is a code too."""
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+@pytest.mark.parametrize(("listen", "host"), [("127.0.0.1:{}", "127.0.0.1"), ("[::1]:{}", "[::1]"), (":{}", "0.0.0.0")])
+def test_it_serves_here_too(listen, host, capfd):
+    """What is interrupted here is the server, which then passes it on."""
+    port, done = free_port(), threading.Event()
+    address = ("::1" if "::1" in host else "127.0.0.1", port)
+    answers: list[bytes] = []
+
+    def interrupt() -> None:
+        until = time.monotonic() + PATIENCE
+        while not answers and not done.is_set() and time.monotonic() < until:
+            with contextlib.suppress(ConnectionError), socket.create_connection(address, PATIENCE) as connection:
+                connection.sendall(GET)
+                answers.append(b"".join(iter(lambda: connection.recv(65536), b"")))
+        if not done.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with Upstream() as upstream:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        try:
+            code = run("proxy", upstream.url, "--listen", listen.format(port))
+        finally:
+            done.set()
+            thread.join(PATIENCE)
+        assert (code, body_of(answers[0])) == (130, b"ok")
+        assert capfd.readouterr().out == f"swr: http://{host}:{port} -> {upstream.url}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "swr: the following arguments are required: command (swr --help)"),
+        (("proxy",), "swr: the following arguments are required: upstream (swr proxy --help)"),
+        (("serve",), "swr: argument command: invalid choice: 'serve' (choose from 'proxy') (swr --help)"),
+        (
+            ("proxy", "http://x", "--listen", "8000"),
+            "swr: argument --listen: '8000' is not host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000 (swr proxy --help)",
+        ),
+        (
+            ("proxy", "http://x", "--listen", "::1:8000"),
+            "swr: argument --listen: '::1:8000': write an IPv6 address in brackets, [::1]:8000 (swr proxy --help)",
+        ),
+        (
+            ("proxy", "http://x", "--max-connections", "many"),
+            "swr: argument --max-connections: invalid int value: 'many' (swr proxy --help)",
+        ),
+        (
+            ("proxy", "ftp://x"),
+            "swr: upstream='ftp://x' is not a URL of http:// or https://: give one such as \"http://127.0.0.1:9000\"",
+        ),
+        (
+            ("proxy", "http://x", "--stale-for", "60"),
+            "swr: Rule('/{path:path}'): stale_for and stale_if_error count from fresh_for; give it too",
+        ),
+        (
+            ("proxy", "http://x", "--redis", "redis:6379"),
+            "swr: 'redis:6379' is not a URL of redis://, rediss://, unix://",
+        ),
+    ],
+)
+def test_what_was_asked_wrongly_is_said_in_a_line(arguments, said, capsys):
+    assert run(*arguments) == 2
+    assert tuple(capsys.readouterr()) == ("", said + "\n")
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "", "٣"])
+def test_a_port_is_a_number(port, capsys):
+    assert run("proxy", "http://x", "--listen", f"127.0.0.1:{port}") == 2
+    assert "is not host:port" in capsys.readouterr().err
+
+
+def test_a_duration_that_is_none_is_explained(capsys):
+    assert run("proxy", "http://x", "--fresh-for", "soon") == 2
+    assert capsys.readouterr().err.startswith("swr: fresh_for='soon' is not a duration: give seconds (60)")
+
+
+def test_a_port_in_use_is_a_failure(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run("proxy", "http://x", "--listen", f"127.0.0.1:{port}") == 1
+    assert capsys.readouterr().err.startswith(f"swr: cannot listen on 127.0.0.1:{port}: Address already in use")
+
+
+@pytest.mark.parametrize("missing", ["httpx", "uvicorn"])
+def test_what_is_not_installed_is_named(missing, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "swr.proxy", raising=False)
+    assert run("proxy", "http://x") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("swr: proxy needs httpx and uvicorn (")
+    assert error.endswith("): pip install 'swr[proxy]'\n")
+    assert len(error.splitlines()) == 1
+
+
+def test_help_teaches(capsys):
+    assert run("--help") == 0
+    assert "a caching reverse proxy in front of an HTTP service" in capsys.readouterr().out
+    assert run("proxy", "--help") == 0
+    said = capsys.readouterr().out
+    assert "swr proxy http://127.0.0.1:9000 --fresh-for 60 --stale-for 10m --stale-if-error 1d" in said
+    assert "500ms, 90s, 10m, 12h, 1d, 2w" in said
+
+
+def test_the_command_is_installed_under_its_name():
+    done = subprocess.run([sys.executable, "-m", "swr", "--help"], capture_output=True, check=True, text=True)
+    assert done.stdout.startswith("usage: swr [-h] command")
+
+
+def test_the_module_is_the_command(monkeypatch):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["swr"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("swr", run_name="__main__")
+    assert runpy.run_module("swr", run_name="other")["main"] is main
