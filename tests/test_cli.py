@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import uvicorn
 
 from swr.cli import main
 from tests.servers import Server, free_port
@@ -144,12 +145,11 @@ def test_what_goes_wrong_behind_it_is_logged():
 # -- in this process ------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str) -> int:
+def run(*arguments: str) -> object:
     """Run the command here; an exit is a code too."""
     try:
         return main(arguments)
     except SystemExit as end:
-        assert isinstance(end.code, int)
         return end.code
 
 
@@ -179,6 +179,20 @@ def test_it_serves_here_too(listen, host, capfd):
             thread.join(PATIENCE)
         assert (code, body_of(answers[0])) == (130, b"ok")
         assert capfd.readouterr().out == f"swr: http://{host}:{port} -> {upstream.url}\n"
+
+
+def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
+    """It passes on, after everything has been closed, what it was interrupted by."""
+    for interrupted, code in ((KeyboardInterrupt, 130), (None, 0)):
+        with monkeypatch.context() as patched:
+
+            def serve(server, sockets, interrupted=interrupted):
+                with sockets[0]:
+                    if interrupted is not None:
+                        raise interrupted
+
+            patched.setattr(uvicorn.Server, "run", serve)
+            assert run("proxy", "http://x", "--listen", "127.0.0.1:0") == code
 
 
 @pytest.mark.parametrize(

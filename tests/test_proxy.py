@@ -1,0 +1,1290 @@
+"""The proxy between a client and a service, both of them raw sockets where bytes count."""
+
+import base64
+import contextlib
+import importlib
+import logging
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self
+
+import anyio
+import httpx
+import pytest
+import uvicorn
+
+from swr import Cache, ConfigurationError
+from swr.middleware import Rule, SWRMiddleware
+from swr.proxy import Proxy, caching_proxy
+
+pytestmark = pytest.mark.anyio
+
+# The longest that anything here is waited for.
+PATIENCE = 20.0
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\n\r\nok"
+
+
+# -- the service ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Asked:
+    """A request as the service got it."""
+
+    head: bytes
+    connection: int
+    body: bytes = b""
+    raw_body: bytes = b""
+
+    @property
+    def line(self) -> bytes:
+        return self.head.partition(b"\r\n")[0]
+
+    @property
+    def target(self) -> bytes:
+        return self.line.split(b" ")[1]
+
+    def values(self, name: str) -> list[bytes]:
+        lines = [line.partition(b": ") for line in self.head.split(b"\r\n")[1:]]
+        return [value for key, _, value in lines if key.lower() == name.encode()]
+
+    @property
+    def names(self) -> set[str]:
+        return {line.partition(b":")[0].decode().lower() for line in self.head.split(b"\r\n")[1:]}
+
+
+class Upstream:
+    """A service on raw sockets: it notes what it gets, and answers with bytes, or as a function does.
+
+    Attributes:
+        answers: one for each request, the last one for good.
+        asked: what it got.
+        opened: how many connections it accepted.
+        left: set when a client closed a connection that an answer was waiting on.
+    """
+
+    def __init__(self, *answers: bytes | Callable[["Upstream", socket.socket], None]) -> None:
+        self.answers = list(answers) or [OK]
+        self.asked: list[Asked] = []
+        self.opened = 0
+        self.left = threading.Event()
+        self.release = threading.Event()
+        self.got = threading.Semaphore(0)
+        self._connections: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release.set()
+        # A listener that is only closed goes on waiting in its thread.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+    def _start(self, run: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=run, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                connection.settimeout(PATIENCE)
+                self.opened += 1
+                self._connections.add(connection)
+                self._start(self._serve, connection, self.opened)
+
+    def _serve(self, connection: socket.socket, number: int) -> None:
+        with connection, contextlib.suppress(OSError), connection.makefile("rb") as stream:
+            while asked := read_request(stream, number):
+                self.asked.append(asked)
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                self.got.release()
+                if isinstance(answer, bytes):
+                    connection.sendall(answer)
+                else:
+                    answer(self, connection)
+        self._connections.discard(connection)
+
+    def wait_left(self, connection: socket.socket) -> None:
+        """Wait until the client has closed the connection."""
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+        self.left.set()
+        raise ConnectionError
+
+    @property
+    def last(self) -> Asked:
+        return self.asked[-1]
+
+
+def read_request(stream, number: int) -> Asked | None:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        line = stream.readline()
+        if not line:
+            return None
+        head += line
+    asked = Asked(head[:-4], number)
+    if length := asked.values("content-length"):
+        asked.body = asked.raw_body = stream.read(int(length[0]))
+    elif asked.values("transfer-encoding"):
+        size = None
+        while size != 0:
+            line = stream.readline()
+            if not line:
+                # Broken off.
+                return asked
+            size = int(line, 16)
+            chunk = stream.read(size + 2)
+            asked.raw_body += line + chunk
+            asked.body += chunk[:-2]
+    return asked
+
+
+def then_close(answer: bytes) -> Callable[[Upstream, socket.socket], None]:
+    """Answer, and close the connection."""
+
+    def run(_: Upstream, connection: socket.socket) -> None:
+        connection.sendall(answer)
+        raise ConnectionError
+
+    return run
+
+
+def then_hang(answer: bytes = b"") -> Callable[[Upstream, socket.socket], None]:
+    """Answer, and wait until the client has closed the connection."""
+
+    def run(upstream: Upstream, connection: socket.socket) -> None:
+        connection.sendall(answer)
+        upstream.wait_left(connection)
+
+    return run
+
+
+def when_released(answer: bytes) -> Callable[[Upstream, socket.socket], None]:
+    """Answer when the test says so."""
+
+    def run(upstream: Upstream, connection: socket.socket) -> None:
+        assert upstream.release.wait(PATIENCE)
+        connection.sendall(answer)
+
+    return run
+
+
+# -- the client -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
+    ended: bool = False
+
+    def values(self, name: str) -> list[bytes]:
+        return [value for key, value in self.headers if key == name.encode()]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
+
+
+def http_scope(method: str = "GET", path: str = "/", **more):
+    return {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
+        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+        "headers": [(b"host", b"test")], "client": ("192.0.2.7", 4711), **more,
+    }  # fmt: skip
+
+
+class Client:
+    """A client: it sends pieces of a body, takes what comes, and stays until it is told to leave."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = list(pieces)
+        self.answer = Answer()
+        self.gone = anyio.Event()
+        self.started, self.got_body = anyio.Event(), anyio.Event()
+        self.error: Exception | None = None
+
+    async def receive(self):
+        if self.pieces is not None:
+            piece = self.pieces.pop(0) if self.pieces else b""
+            more = bool(self.pieces)
+            if not more:
+                self.pieces = None
+            return {"type": "http.request", "body": piece, "more_body": more}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message) -> None:
+        if self.error is not None:
+            raise self.error
+        if message["type"] == "http.response.start":
+            assert self.answer.status == 0
+            self.answer.status, self.answer.headers = message["status"], message["headers"]
+            assert all(name == name.lower() for name, _ in message["headers"])
+            self.started.set()
+        else:
+            assert not self.answer.ended
+            self.answer.chunks.append(message.get("body", b""))
+            self.answer.ended = not message.get("more_body", False)
+            self.got_body.set()
+
+
+async def ask(app, *pieces: bytes, host: bytes | None = b"test", headers=(), **more) -> Answer:
+    """Ask the app for something, and return a whole answer."""
+    client = Client(*pieces)
+    scope = http_scope(**more)
+    scope["headers"] = [*([] if host is None else [(b"host", host)]), *headers]
+    with anyio.fail_after(PATIENCE):
+        await app(scope, client.receive, client.send)
+    assert client.answer.ended
+    return client.answer
+
+
+@contextlib.asynccontextmanager
+async def proxied(*answers, **options):
+    """A service and a proxy in front of it."""
+    with Upstream(*answers) as upstream:
+        proxy = Proxy(upstream.url + options.pop("base", ""), **options)
+        try:
+            yield proxy, upstream
+        finally:
+            await proxy.aclose()
+
+
+@contextlib.contextmanager
+def served(app, http: str = "h11") -> Iterator[int]:
+    """The app behind a real server; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=http, lifespan="on", log_config=None, access_log=False, ws="websockets-sansio",
+                            date_header=False, server_header=False)  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def talk(port: int, request: bytes) -> bytes:
+    """Send bytes, and return all that comes until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def body_of(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+# -- targets --------------------------------------------------------------------------------------------------
+
+TARGETS = [b"/", b"/a%2Fb", b"//a//b", b"/a;b=c/d", b"/%e4%C3%A4%zz", b"/a/../b/./", b"/a?", b"/?q", b"/a?b=c%20d&b=%2f?/",
+           b"/a?=&&;+", b"/~!$&'()*+,=:@-._|^`{}\"<>\\"]  # fmt: skip
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_paths_and_queries_go_through_byte_for_byte(http):
+    """RFC 9110 7.7: a proxy must not change path and query; a "?" with nothing after it is lost in the server."""
+    with Upstream() as upstream, served(Proxy(upstream.url), http) as port:
+        for target in TARGETS:
+            talk(port, b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target)
+            assert upstream.last.line == b"GET %b HTTP/1.1" % (b"/a" if target == b"/a?" else target)
+
+
+@pytest.mark.parametrize("base", ["/api", "/api/"])
+async def test_the_path_of_the_upstream_stands_before_every_path(base):
+    async with proxied(base=base) as (proxy, upstream):
+        await ask(proxy, path="/a", query_string=b"b=c")
+        assert upstream.last.target == b"/api/a?b=c"
+        await ask(proxy, path="//a/")
+        assert upstream.last.target == b"/api//a/"
+
+
+async def test_a_server_that_gives_no_raw_path_has_the_path_quoted():
+    """RFC 3986 3.3: what a path may hold stays; RFC 3987 3.1: what is no ASCII is written as UTF-8."""
+    async with proxied() as (proxy, upstream):
+        await ask(proxy, path="/ä b%/c;d=@:!$&'()*+,~?#", raw_path=None)
+        assert upstream.last.target == b"/%C3%A4%20b%25/c;d=@:!$&'()*+,~%3F%23"
+
+
+async def test_options_of_the_whole_server_goes_to_the_whole_server():
+    """RFC 9112 3.2.4"""
+    async with proxied(base="/api") as (proxy, upstream):
+        await ask(proxy, method="OPTIONS", path="*")
+        assert upstream.last.line == b"OPTIONS * HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [{"path": "*"}, {"path": "http://other/a"}, {"path": "a"}, {"raw_path": b"/a b"}, {"raw_path": b"/\xe4"},
+     {"headers": [(b"host", b"b")]}, {"headers": [(b"bad name", b"x")]}],
+)  # fmt: skip
+async def test_what_cannot_be_passed_on_is_a_bad_request(scope):
+    """RFC 9112 3.2: of two `Host` fields, or a target that is none, nothing is made."""
+    async with proxied() as (proxy, upstream):
+        assert (await ask(proxy, **scope)).status == 400
+        assert upstream.asked == []
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE"])
+async def test_methods_about_the_way_itself_are_not_supported(method):
+    """RFC 9110 9.3.6 and 9.3.8, 15.6.2"""
+    async with proxied() as (proxy, upstream):
+        assert (await ask(proxy, method=method)).status == 501
+        assert upstream.asked == []
+
+
+@pytest.mark.parametrize(("sent", "passed"), [(b"1", b"0"), (b"17", b"16"), (b"x", b"x"), (b"9" * 5000, b"9" * 5000)])
+async def test_max_forwards_counts_down(sent, passed):
+    """RFC 9110 7.6.2"""
+    async with proxied() as (proxy, upstream):
+        await ask(proxy, method="OPTIONS", headers=[(b"max-forwards", sent)])
+        assert upstream.last.values("max-forwards") == [passed]
+        await ask(proxy, headers=[(b"max-forwards", sent)])
+        assert upstream.last.values("max-forwards") == [sent]
+
+
+async def test_a_request_that_has_come_far_enough_is_answered_here():
+    """RFC 9110 7.6.2"""
+    async with proxied() as (proxy, upstream):
+        answer = await ask(proxy, method="OPTIONS", headers=[(b"max-forwards", b"0")])
+        assert (answer.status, answer.values("content-length"), answer.body) == (200, [b"0"], b"")
+        assert upstream.asked == []
+
+
+# -- fields ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_client_did_not_send_the_service_does_not_see():
+    """No User-Agent, Accept, Accept-Encoding or Connection of the library's own."""
+    async with proxied(forwarded=False) as (proxy, upstream):
+        await ask(proxy)
+        assert upstream.last.head == b"GET / HTTP/1.1\r\nhost: test\r\nvia: 1.1 swr"
+
+
+async def test_fields_go_through_byte_for_byte_repeated_and_in_order():
+    """RFC 9110 5.3 and 5.5: order matters, and obs-text is opaque."""
+    sent = [(b"x-a", b"1"), (b"cookie", b"a=\xe4\xff"), (b"x-a", b""), (b"x-b", b'"  , \t"'), (b"x-a", b"1")]
+    async with proxied(
+        b"HTTP/1.1 200 OK\r\nX-A: 1\r\nSet-Cookie: a=\xe4\xff\r\nx-a:\r\nX-B: \"  , \t\"\r\nX-A: 1\r\nSet-Cookie: b\r\n"
+        b"Content-Length: 0\r\n\r\n", forwarded=False
+    ) as (proxy, upstream):  # fmt: skip
+        answer = await ask(proxy, headers=sent)
+        lines = upstream.last.head.split(b"\r\n")[2:-1]
+        assert lines == [b"%b: %b" % pair for pair in sent]
+        assert answer.headers[:6] == [
+            (b"x-a", b"1"), (b"set-cookie", b"a=\xe4\xff"), (b"x-a", b""), (b"x-b", b'"  , \t"'), (b"x-a", b"1"),
+            (b"set-cookie", b"b"),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("preserve", "host"), [(True, b"test"), (False, None)])
+async def test_the_service_sees_the_host_of_the_client_or_its_own(preserve, host):
+    """RFC 9110 7.2"""
+    async with proxied(preserve_host=preserve) as (proxy, upstream):
+        own = upstream.url.removeprefix("http://").encode()
+        await ask(proxy)
+        assert upstream.last.values("host") == [host or own]
+        assert upstream.last.values("x-forwarded-host") == [b"test"]
+        # HTTP/1.0 may be without.
+        await ask(proxy, host=None, http_version="1.0")
+        assert upstream.last.values("host") == [own]
+        assert upstream.last.values("x-forwarded-host") == []
+        assert upstream.last.values("forwarded") == [b"for=192.0.2.7;proto=http"]
+        assert upstream.last.values("via") == [b"1.0 swr"]
+
+
+HOP = [(b"keep-alive", b"timeout=5"), (b"proxy-connection", b"close"), (b"proxy-authenticate", b"Basic"),
+       (b"proxy-authorization", b"Basic eA=="), (b"proxy-authentication-info", b"x"), (b"te", b"trailers"),
+       (b"trailer", b"x-t"), (b"upgrade", b"h2c"), (b"http2-settings", b"AAMA"), (b"x-hop", b"1"), (b"x-hop", b"2")]  # fmt: skip
+
+
+async def test_what_is_about_the_connection_of_the_client_stays_there():
+    """RFC 9110 7.6.1"""
+    async with proxied(forwarded=False) as (proxy, upstream):
+        named = [(b"connection", b"close, X-Hop ,upgrade"), (b"connection", b"\t x-other,,x-absent")]
+        answer = await ask(proxy, headers=[*HOP, *named, (b"x-other", b"3"), (b"x-kept", b"4")])
+        assert upstream.last.names == {"host", "x-kept", "via"}
+        assert answer.status == 200
+
+
+async def test_what_is_about_the_connection_of_the_service_stays_there():
+    """RFC 9110 7.6.1"""
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in HOP)
+    async with proxied(
+        b"HTTP/1.1 200 OK\r\nConnection: x-hop, keep-alive\r\n" + lines + b"Content-Length: 2\r\nX-Kept: 4\r\n\r\nok"
+    ) as (proxy, _):
+        answer = await ask(proxy)
+        assert {name for name, _ in answer.headers} == {b"content-length", b"x-kept", b"date", b"via"}
+        assert answer.body == b"ok"
+
+
+async def test_connection_takes_no_field_away_that_is_for_everybody():
+    """RFC 9110 7.6.1: "Cache-Control is never appropriate as a connection option"; nor is what frames a message."""
+    names = b"Cache-Control, Content-Length, Host"
+    async with proxied(
+        b"HTTP/1.1 200 OK\r\nConnection: %b\r\nCache-Control: private\r\nContent-Length: 2\r\n\r\nok" % names
+    ) as (proxy, upstream):
+        kept = [(b"cache-control", b"no-cache"), (b"content-length", b"1")]
+        answer = await ask(proxy, b"x", method="POST", headers=[(b"connection", names), *kept])
+        assert {"cache-control", "content-length", "host"} <= upstream.last.names
+        assert upstream.last.body == b"x"
+        assert answer.values("cache-control") == [b"private"]
+        assert answer.values("content-length") == [b"2"]
+
+
+async def test_via_is_added_to_what_there_is():
+    """RFC 9110 7.6.3: by the version in which a message was received."""
+    async with proxied(
+        b"HTTP/1.1 200 OK\r\nVia: 1.1 a\r\nVia: 1.0 b (c)\r\nContent-Length: 0\r\n\r\n",
+        then_close(b"HTTP/1.0 200 OK\r\n\r\nold"),
+        pseudonym="edge",
+    ) as (proxy, upstream):
+        answer = await ask(proxy, headers=[(b"via", b"1.0 x"), (b"via", b"2 y, 1.1 z")], http_version="2")
+        assert upstream.last.values("via") == [b"1.0 x, 2 y, 1.1 z, 2 edge"]
+        assert answer.values("via") == [b"1.1 a, 1.0 b (c), 1.1 edge"]
+        answer = await ask(proxy)
+        assert (answer.values("via"), answer.body) == ([b"1.0 edge"], b"old")
+
+
+@pytest.mark.parametrize(
+    ("client", "node"),
+    [
+        (("192.0.2.7", 4711), b"192.0.2.7"),
+        (("2001:db8::1", 4711), b'"[2001:db8::1]"'),
+        (("fe80::1%eth0", 4711), b'"[fe80::1]"'),
+        (("testclient", 50000), b"unknown"),
+        (("", 0), b"unknown"),
+        (None, b"unknown"),
+    ],
+)
+async def test_the_service_is_told_who_asks(client, node):
+    """RFC 7239 4 and 6: an IPv6 address in brackets and quotes, what is no address `unknown`."""
+    async with proxied() as (proxy, upstream):
+        host = b'a"\\b:80'
+        await ask(proxy, host=host, client=client, scheme="https")
+        assert upstream.last.values("forwarded") == [b'for=%b;host="a\\"\\\\b:80";proto=https' % node]
+        assert upstream.last.values("x-forwarded-for") == ([] if node == b"unknown" else [node.strip(b'"[]')])
+        assert upstream.last.values("x-forwarded-proto") == [b"https"]
+        assert upstream.last.values("x-forwarded-host") == [host]
+
+
+FORGED = [(b"forwarded", b"for=10.0.0.1"), (b"x-forwarded-for", b"10.0.0.1"), (b"x-forwarded-proto", b"https"),
+          (b"x-forwarded-host", b"bank"), (b"x-forwarded-port", b"443"), (b"x_forwarded_for", b"10.0.0.1"),
+          (b"x-real-ip", b"10.0.0.1")]  # fmt: skip
+
+
+async def test_what_a_client_says_of_itself_is_dropped():
+    """RFC 7239 8.1: anybody can write it; with underscores too, which CGI does not tell from hyphens."""
+    async with proxied() as (proxy, upstream):
+        await ask(proxy, headers=FORGED)
+        assert upstream.last.values("forwarded") == [b'for=192.0.2.7;host="test";proto=http']
+        assert upstream.last.values("x-forwarded-for") == [b"192.0.2.7"]
+        assert upstream.last.values("x-forwarded-proto") == [b"http"]
+        assert upstream.last.values("x-forwarded-host") == [b"test"]
+        assert not upstream.last.names & {"x-forwarded-port", "x_forwarded_for", "x-real-ip"}
+
+
+async def test_what_a_proxy_in_front_says_is_added_to():
+    """RFC 7239 4: each proxy adds itself at the end. The scheme and the host are those that the first one saw."""
+    async with proxied(trust_forwarded=True) as (proxy, upstream):
+        await ask(proxy, headers=[*FORGED, (b"x-forwarded-for", b"10.0.0.2")])
+        assert upstream.last.values("forwarded") == [b'for=10.0.0.1, for=192.0.2.7;host="test";proto=http']
+        assert upstream.last.values("x-forwarded-for") == [b"10.0.0.1, 10.0.0.2, 192.0.2.7"]
+        for name, value in FORGED[2:]:
+            assert upstream.last.values(name.decode()) == [value]
+
+
+@pytest.mark.parametrize("trust", [True, False])
+async def test_nothing_need_be_told_of_who_asks(trust):
+    async with proxied(forwarded=False, trust_forwarded=trust) as (proxy, upstream):
+        await ask(proxy, headers=FORGED)
+        assert upstream.last.names == {"host", "via"} | ({name.decode() for name, _ in FORGED} if trust else set())
+
+
+async def test_an_answer_has_a_date():
+    """RFC 9110 6.6.1: the service's own, or else the time of receipt."""
+    async with proxied(OK, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (proxy, _):
+        assert (await ask(proxy)).values("date") == [b"Mon, 01 Jan 2024 00:00:00 GMT"]
+        [date] = (await ask(proxy)).values("date")
+        assert parsedate_to_datetime(date.decode()).year > 2024
+
+
+async def test_no_cookie_of_one_client_reaches_another():
+    """RFC 6265 5.3 is for user agents; a proxy keeps no jar."""
+    async with proxied(b"HTTP/1.1 200 OK\r\nSet-Cookie: session=mine; Path=/\r\nContent-Length: 0\r\n\r\n") as (
+        proxy,
+        upstream,
+    ):
+        for _ in range(2):
+            assert (await ask(proxy)).values("set-cookie") == [b"session=mine; Path=/"]
+            assert upstream.last.values("cookie") == []
+
+
+async def test_redirects_are_the_clients_to_follow():
+    """RFC 9110 15.4"""
+    async with proxied(b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n") as (proxy, upstream):
+        answer = await ask(proxy)
+        assert (answer.status, answer.values("location")) == (302, [b"/there"])
+        assert len(upstream.asked) == 1
+
+
+async def test_the_environment_changes_nothing(monkeypatch, tmp_path):
+    """Neither proxies nor the credentials of whoever runs it."""
+    with Upstream() as elsewhere:
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login me password secret\n")
+        monkeypatch.setenv("NETRC", str(netrc))
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, elsewhere.url)
+        async with proxied() as (proxy, upstream):
+            assert (await ask(proxy)).body == b"ok"
+            assert upstream.last.values("authorization") == []
+        assert elsewhere.asked == []
+
+
+# -- bodies ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_body_with_a_length_is_streamed_and_keeps_it():
+    """RFC 9110 8.6"""
+    async with proxied() as (proxy, upstream):
+        await ask(proxy, b"ab", b"", b"cd", method="POST", headers=[(b"content-length", b"4")])
+        assert (upstream.last.body, upstream.last.values("content-length")) == (b"abcd", [b"4"])
+        assert "transfer-encoding" not in upstream.last.names
+        await ask(proxy, method="POST", headers=[(b"content-length", b"0")])
+        assert upstream.last.values("content-length") == [b"0"]
+
+
+async def test_a_body_without_a_length_is_streamed_in_chunks():
+    """RFC 9112 7.1; what has both is read by its chunks, and its length is dropped (RFC 9112 6.3)."""
+    async with proxied() as (proxy, upstream):
+        for more in ([], [(b"content-length", b"9")]):
+            await ask(proxy, b"ab", b"cd", method="PUT", headers=[(b"transfer-encoding", b"chunked"), *more])
+            assert upstream.last.raw_body == b"2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n"
+            assert "content-length" not in upstream.last.names
+
+
+async def test_a_body_that_nothing_announces_is_one_all_the_same():
+    """RFC 9113 8.1: HTTP/2 needs neither length nor coding."""
+    async with proxied() as (proxy, upstream):
+        await ask(proxy, b"ab", b"cd", method="POST", http_version="2")
+        assert upstream.last.body == b"abcd"
+        await ask(proxy, b"ab", method="POST", http_version="2")
+        assert upstream.last.raw_body == b"2\r\nab\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
+async def test_a_request_without_a_body_is_sent_without_one(method):
+    """RFC 9112 6.3: with neither length nor coding there is none."""
+    async with proxied(then_close(b"HTTP/1.1 204 No Content\r\n\r\n")) as (proxy, upstream):
+        await ask(proxy, method=method)
+        assert not upstream.last.names & {"transfer-encoding", "content-length"}
+
+
+async def test_a_coding_that_is_not_understood_is_refused():
+    """RFC 9112 6.1"""
+    async with proxied() as (proxy, upstream):
+        answer = await ask(proxy, b"x", method="POST", headers=[(b"transfer-encoding", b"gzip, chunked")])
+        assert (answer.status, upstream.asked) == (501, [])
+
+
+async def test_the_service_gets_a_body_while_the_client_still_sends_it():
+    async with proxied() as (proxy, upstream):
+        seen = anyio.Event()
+        client = Client()
+
+        async def receive():
+            if client.pieces is None:
+                return await Client.receive(client)
+            if not seen.is_set():
+                seen.set()
+                return {"type": "http.request", "body": b"ab", "more_body": True}
+            # The service has the beginning: its connection was made for it.
+            while not upstream.opened:
+                await anyio.sleep(0.001)
+            client.pieces = None
+            return {"type": "http.request", "body": b"cd"}
+
+        with anyio.fail_after(PATIENCE):
+            scope = http_scope("POST", headers=[(b"host", b"test"), (b"content-length", b"4")])
+            await proxy(scope, receive, client.send)
+        assert (upstream.last.body, client.answer.body) == (b"abcd", b"ok")
+
+
+async def test_an_answer_is_passed_on_as_it_comes():
+    """An event stream reaches the client event by event."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n"
+
+    def run(upstream: Upstream, connection: socket.socket) -> None:
+        connection.sendall(head + b"5\r\nfirst\r\n")
+        assert upstream.release.wait(PATIENCE)
+        connection.sendall(b"4\r\nlast\r\n0\r\n\r\n")
+
+    async with proxied(run) as (proxy, upstream):
+        client = Client()
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(proxy, http_scope(), client.receive, client.send)
+                await client.got_body.wait()
+                assert client.answer.body == b"first"
+                upstream.release.set()
+        assert client.answer.chunks == [b"first", b"last", b""]
+        assert client.answer.values("transfer-encoding") == client.answer.values("content-length") == []
+
+
+async def test_a_coded_body_is_not_touched():
+    """RFC 9110 8.4: the coding is the client's to take off."""
+    import gzip
+
+    body = gzip.compress(b"a" * 1000)
+    async with proxied(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    ) as (proxy, _):
+        answer = await ask(proxy)
+        assert (answer.body, answer.values("content-encoding")) == (body, [b"gzip"])
+        assert answer.values("content-length") == [b"%d" % len(body)]
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_answers_without_content_have_none(http):
+    """RFC 9110 8.6, 15.3.5 and 15.4.5; RFC 9112 6.3: HEAD keeps the length, a 204 and a 304 are without one."""
+    lines = {
+        b"HEAD": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+        b"GET": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"a\"\r\n\r\n",
+        b"DELETE": b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+    }  # fmt: skip
+    with Upstream(*lines.values(), OK) as upstream, served(Proxy(upstream.url), http) as port:
+        for method in lines:
+            answer = talk(port, b"%b / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % method)
+            assert body_of(answer) == b""
+            assert (b"content-length: 5" in answer) == (method == b"HEAD")
+            assert b"content-length: 0" not in answer
+        # Nothing was left over on the connection, which is still the first one.
+        assert body_of(talk(port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")) == b"ok"
+        assert upstream.opened == 1
+
+
+async def test_an_answer_with_length_and_chunks_goes_by_its_chunks():
+    """RFC 9112 6.3: the length is removed before the message is passed on."""
+    async with proxied(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\n\r\n"
+    ) as (proxy, _):
+        answer = await ask(proxy)
+        assert (answer.body, answer.values("content-length"), answer.values("x-t")) == (b"ok", [], [])
+
+
+async def test_interim_answers_are_not_the_answer():
+    """RFC 9110 15.2; ASGI has no way to pass them on."""
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+    async with proxied(hint + OK) as (proxy, _):
+        answer = await ask(proxy)
+        assert (answer.status, answer.values("link"), answer.body) == (200, [], b"ok")
+
+
+def test_an_expectation_is_met_and_passed_on():
+    """RFC 9110 10.1.1"""
+    with Upstream() as upstream, served(Proxy(upstream.url)) as port:
+        answer = talk(
+            port,
+            b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab",
+        )
+        assert answer.count(b"HTTP/1.1 ") == 2
+        assert answer.startswith(b"HTTP/1.1 100 ")
+        assert (upstream.last.body, upstream.last.values("expect")) == (b"ab", [b"100-continue"])
+
+
+# -- failures -------------------------------------------------------------------------------------------------
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Broken(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """Connections that fail: before the answer, or amid it."""
+
+    def __init__(self, error: Exception, amid: bool = False) -> None:
+        self.error, self.amid, self.closed = error, amid, False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not self.amid:
+            raise self.error
+        return httpx.Response(200, stream=self, extensions={"http_version": b"HTTP/1.1"})
+
+    async def __aiter__(self):
+        yield b"half"
+        raise self.error
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (httpx.ConnectError("10.1.2.3"), 502, b"The service could not be reached.\n"),
+        (httpx.ReadError("10.1.2.3"), 502, b"The service gave no valid answer.\n"),
+        (httpx.WriteError("10.1.2.3"), 502, b"The service gave no valid answer.\n"),
+        (httpx.RemoteProtocolError("10.1.2.3"), 502, b"The service gave no valid answer.\n"),
+        (httpx.ConnectTimeout("10.1.2.3"), 504, b"The service could not be reached in time.\n"),
+        (httpx.ReadTimeout("10.1.2.3"), 504, b"The service did not answer in time.\n"),
+        (httpx.WriteTimeout("10.1.2.3"), 504, b"The service did not answer in time.\n"),
+        (httpx.PoolTimeout("10.1.2.3"), 504, b"The service is busy: no connection to it became free in time.\n"),
+    ],
+)
+async def test_who_gives_no_answer_is_answered_for(error, status, text, monkeypatch, caplog):
+    """RFC 9110 15.6.3 and 15.6.5; what is behind it stands in the log alone."""
+    proxy = Proxy("http://127.0.0.1:1")
+    monkeypatch.setattr(proxy, "_transport", Broken(error))
+    with caplog.at_level(logging.WARNING, "swr"):
+        answer = await ask(proxy, method="POST")
+    assert (answer.status, answer.body) == (status, text)
+    assert answer.values("content-type") == [b"text/plain; charset=utf-8"]
+    assert answer.values("content-length") == [b"%d" % len(text)]
+    assert len(answer.values("date")) == 1
+    assert "10.1.2.3" in caplog.text
+    answer = await ask(proxy, method="HEAD")
+    assert (answer.status, answer.body, answer.values("content-length")) == (status, b"", [b"%d" % len(text)])
+
+
+async def test_a_service_that_is_not_there_is_a_bad_gateway():
+    """RFC 9110 15.6.3"""
+    proxy = Proxy(f"http://127.0.0.1:{closed_port()}")
+    assert (await ask(proxy)).status == 502
+    await proxy.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"220 ready\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+     b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+     b"HTTP/1.1 799 Odd\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: a\x01b\r\nContent-Length: 0\r\n\r\n"],
+)  # fmt: skip
+async def test_an_answer_that_is_none_is_a_bad_gateway(answer):
+    """RFC 9110 15 and 15.6.3, 7.8 (nobody asked for another protocol), 5.5; RFC 9112 6.3 and 8"""
+    async with proxied(then_close(answer)) as (proxy, upstream):
+        assert (await ask(proxy)).status == 502
+        assert len(upstream.asked) == 1
+
+
+async def test_a_silent_service_is_a_gateway_timeout():
+    """RFC 9110 15.6.5"""
+    async with proxied(then_hang(), timeout=0.05) as (proxy, upstream):
+        assert (await ask(proxy)).status == 504
+        assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
+
+
+async def test_a_service_that_is_busy_is_a_gateway_timeout():
+    """RFC 9110 15.6.5: who finds no connection within `connect_timeout` is told so; the next one finds it free."""
+    async with proxied(when_released(OK), OK, max_connections=1, connect_timeout=0.4) as (proxy, upstream):
+        first = Client()
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(proxy, http_scope(), first.receive, first.send)
+                assert await anyio.to_thread.run_sync(upstream.got.acquire, True, PATIENCE)
+                busy = await ask(proxy)
+                assert (busy.status, busy.body[:20]) == (504, b"The service is busy:")
+                upstream.release.set()
+        assert first.answer.body == b"ok"
+        assert (await ask(proxy)).status == 200
+        assert upstream.opened == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(httpx.ReadTimeout("x"), TimeoutError), (httpx.ReadError("x"), ConnectionError)]
+)
+async def test_a_failure_amid_an_answer_is_raised(error, raised, monkeypatch):
+    """RFC 9112 8: whoever serves this breaks the connection, and a cache takes it for no answer at all."""
+    proxy = Proxy("http://127.0.0.1:1")
+    transport = Broken(error, amid=True)
+    monkeypatch.setattr(proxy, "_transport", transport)
+    client = Client()
+    with pytest.raises(raised, match=r"amid|broke off"):
+        await proxy(http_scope(), client.receive, client.send)
+    assert (client.answer.body, client.answer.ended, transport.closed) == (b"half", False, True)
+
+
+CUT = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nCache-Control: max-age=60\r\n\r\nhalf",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nCache-Control: max-age=60\r\n\r\n4\r\nhalf\r\n",
+}
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("kind", CUT)
+def test_half_an_answer_is_never_taken_for_a_whole_one(kind, http):
+    """RFC 9112 8"""
+    with Upstream(then_close(CUT[kind])) as upstream, served(Proxy(upstream.url), http) as port:
+        answer = talk(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"half" in answer
+        assert b"0\r\n\r\n" not in answer
+        assert (b"content-length: 10" in answer) == (kind == "length")
+
+
+@pytest.mark.parametrize("kind", CUT)
+async def test_a_cache_in_front_never_stores_half_an_answer(kind):
+    """RFC 9111 3.3"""
+    with Upstream(then_close(CUT[kind]), OK) as upstream:
+        proxy, cache = Proxy(upstream.url), Cache()
+        app = SWRMiddleware(proxy, cache)
+        client = Client()
+        with anyio.fail_after(PATIENCE), pytest.raises(ConnectionError):
+            await app(http_scope(), client.receive, client.send)
+        assert not client.answer.ended
+        assert (await ask(app)).body == b"ok"
+        await cache.aclose()
+        await proxy.aclose()
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_no_failure():
+    """RFC 9112 9.3.1: a request that changes nothing, on a connection used before, is sent once more on a new one."""
+    async with proxied(OK, then_close(b""), OK) as (proxy, upstream):
+        assert (await ask(proxy)).status == 200
+        assert (await ask(proxy)).status == 200
+        assert [asked.connection for asked in upstream.asked] == [1, 1, 2]
+
+
+async def test_what_may_change_something_is_sent_once():
+    """RFC 9110 9.2.2"""
+    for pieces, scope in (([], {"method": "POST"}), ([b"x"], {"headers": [(b"content-length", b"1")]})):
+        async with proxied(OK, then_close(b"")) as (proxy, upstream):
+            assert (await ask(proxy)).status == 200
+            assert (await ask(proxy, *pieces, **scope)).status == 502
+            assert len(upstream.asked) == 2
+
+
+async def test_what_comes_after_an_answer_is_nobodys_answer():
+    """RFC 9112 9.2 and 11.2: a connection on which more came than the answer holds is not used again."""
+    async with proxied(OK + OK.replace(b"ok", b"no"), OK) as (proxy, upstream):
+        for _ in range(2):
+            assert (await ask(proxy)).body == b"ok"
+        assert upstream.opened == 2
+
+
+async def test_connections_are_used_again_and_not_longer_than_servers_keep_them():
+    """RFC 9112 9.3: 4 seconds, where many servers close after 5."""
+    async with proxied() as (proxy, upstream):
+        for _ in range(3):
+            await ask(proxy)
+        assert upstream.opened == 1
+        pool = proxy._transport._pool
+        assert (pool._keepalive_expiry, pool._max_connections, pool._max_keepalive_connections) == (4.0, 100, 100)
+
+
+# -- clients that leave ---------------------------------------------------------------------------------------
+
+ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+
+
+def free(proxy: Proxy) -> bool:
+    """Whether no request holds a connection."""
+    pool = proxy._transport._pool
+    return not pool._requests and all(connection.is_idle() for connection in pool.connections)
+
+
+@pytest.mark.parametrize("answer", [b"", ENDLESS])
+async def test_a_client_that_leaves_ends_the_request_upstream(answer):
+    """RFC 9112 9.5: before the answer and amid it, on servers that do not say so when they are written to."""
+    async with proxied(then_hang(answer)) as (proxy, upstream):
+        client = Client()
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(proxy, http_scope(), client.receive, client.send)
+                assert await anyio.to_thread.run_sync(upstream.got.acquire, True, PATIENCE)
+                if answer:
+                    await client.got_body.wait()
+                client.gone.set()
+        assert not client.answer.ended
+        assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
+        assert free(proxy)
+
+
+async def test_a_client_that_leaves_amid_its_body_has_sent_no_request():
+    """RFC 9112 8: the service sees an unfinished request, and the connection is closed."""
+    async with proxied() as (proxy, upstream):
+        for headers in ([(b"content-length", b"9")], [(b"transfer-encoding", b"chunked")]):
+            messages = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+
+            async def receive(messages=messages):
+                return messages.pop(0)
+
+            client = Client()
+            with anyio.fail_after(PATIENCE):
+                await proxy(http_scope("POST", headers=[(b"host", b"x"), *headers]), receive, client.send)
+            assert client.answer.status == 0
+            assert free(proxy)
+        with anyio.fail_after(PATIENCE):
+            while upstream.opened != 2:
+                await anyio.sleep(0.001)
+
+
+async def test_a_client_that_is_gone_at_once_asks_nothing():
+    async with proxied() as (proxy, upstream):
+        client = Client()
+        client.pieces = None
+        client.gone.set()
+        await proxy(http_scope(), client.receive, client.send)
+        assert (upstream.opened, client.answer.status) == (0, 0)
+
+
+async def test_a_send_that_fails_ends_the_request_upstream():
+    """ASGI 2.4: writing to a client that is gone raises."""
+    async with proxied(then_hang(ENDLESS)) as (proxy, upstream):
+        client = Client()
+        client.error = OSError("gone")
+        with anyio.fail_after(PATIENCE), pytest.raises(OSError, match=r"^gone$"):
+            await proxy(http_scope(), client.receive, client.send)
+        assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
+        assert free(proxy)
+
+
+async def test_a_cancelled_request_ends_the_request_upstream():
+    async with proxied(then_hang(ENDLESS)) as (proxy, upstream):
+        client = Client()
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(proxy, http_scope(), client.receive, client.send)
+                await client.got_body.wait()
+                group.cancel_scope.cancel()
+        assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
+        assert free(proxy)
+
+
+class Hasty(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A service that answers before it has read the request's body, and does not end."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=self, extensions={"http_version": b"HTTP/1.1"})
+
+    async def __aiter__(self):
+        yield b"first"
+        await anyio.sleep_forever()
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_a_client_that_leaves_is_noticed_while_it_has_not_sent_all(monkeypatch):
+    """RFC 9112 9.3: a service may answer what it has not read."""
+    proxy = Proxy("http://127.0.0.1:1")
+    monkeypatch.setattr(proxy, "_transport", Hasty())
+    client = Client(b"never", b"read")
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            scope = http_scope("POST", headers=[(b"host", b"test"), (b"content-length", b"9")])
+            group.start_soon(proxy, scope, client.receive, client.send)
+            await client.got_body.wait()
+            client.gone.set()
+    assert client.answer.body == b"first"
+
+
+async def test_a_server_may_say_more_than_once_that_the_body_has_ended():
+    async with proxied(then_hang()) as (proxy, _):
+        messages = [*[{"type": "http.request"}] * 3, {"type": "http.disconnect"}]
+
+        async def receive():
+            return messages.pop(0)
+
+        client = Client()
+        with anyio.fail_after(PATIENCE):
+            await proxy(http_scope(), receive, client.send)
+        assert messages == []
+
+
+# -- with the cache -------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def cached(*answers, rules=(), **options):
+    """A service, and a caching proxy in front of it."""
+    with Upstream(*answers) as upstream:
+        proxy, cache = Proxy(upstream.url, **options), Cache()
+        yield SWRMiddleware(proxy, cache, rules), upstream
+        await cache.aclose()
+        await proxy.aclose()
+
+
+def answer(body: bytes, *fields: bytes) -> bytes:
+    lines = b"".join(line + b"\r\n" for line in (b"Cache-Control: max-age=60", *fields))
+    return b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (lines, len(body), body)
+
+
+async def test_with_the_middleware_it_is_a_caching_proxy():
+    """RFC 9111"""
+    async with cached(answer(b"1"), answer(b"2")) as (app, upstream):
+        assert [(await ask(app)).values("swr-state") for _ in range(2)] == [[b"missing"], [b"fresh"]]
+        assert len(upstream.asked) == 1
+        await ask(app, b"x", method="POST", headers=[(b"content-length", b"1")])
+        assert (await ask(app)).body == b"2"
+
+
+@pytest.mark.parametrize("vary", [b"X-Forwarded-For", b"accept , Forwarded"])
+async def test_what_varies_by_the_clients_address_is_not_shared(vary):
+    """RFC 9110 12.5.5: the cache before the proxy does not see these fields, so that it cannot tell clients apart."""
+    async with cached(answer(b"1", b"Vary: " + vary), answer(b"2")) as (app, _):
+        first = await ask(app)
+        assert first.values("vary") == [vary, b"*"]
+        assert (await ask(app, client=("192.0.2.8", 1))).body == b"2"
+    async with cached(answer(b"1", b"Vary: " + vary), forwarded=False) as (app, upstream):
+        for _ in range(2):
+            assert (await ask(app)).values("vary") == [vary]
+        assert len(upstream.asked) == 1
+
+
+async def test_what_varies_by_scheme_and_host_is_shared():
+    """They are part of the URL."""
+    async with cached(answer(b"1", b"Vary: X-Forwarded-Proto, X-Forwarded-Host")) as (app, upstream):
+        for _ in range(2):
+            assert (await ask(app)).body == b"1"
+        assert len(upstream.asked) == 1
+
+
+async def test_who_has_a_field_taken_away_changes_nothing_for_others():
+    """RFC 9110 7.6.1: the answer to a request without a field is not stored as the answer to one with it."""
+    rules = [Rule("/", vary=["accept-language"])]
+    async with cached(answer(b"en"), answer(b"de"), rules=rules) as (app, _):
+        forged = await ask(app, headers=[(b"connection", b"Accept-Language"), (b"accept-language", b"de")])
+        assert (forged.body, forged.values("vary")) == (b"en", [b"*"])
+        assert (await ask(app, headers=[(b"accept-language", b"de")])).body == b"de"
+
+
+@pytest.mark.parametrize("failing", [then_close(b""), then_hang()])
+async def test_what_is_stored_stands_in_for_a_service_that_gives_no_answer(failing):
+    """RFC 9111 4.2.4"""
+    first = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=0\r\nETag: \"a\"\r\nContent-Length: 1\r\n\r\n1"  # fmt: skip
+    async with cached(first, failing, timeout=0.5) as (app, _):
+        assert (await ask(app)).body == b"1"
+        second = await ask(app)
+        assert (second.body, second.values("swr-state")) == (b"1", [b"stale"])
+
+
+async def test_all_who_wait_for_a_service_that_does_not_answer_are_told_at_once():
+    """RFC 9111 4: one request for all, which a `no-store` on the 504 would forbid."""
+    async with cached(then_hang(), timeout=0.3) as (app, upstream):
+        answers = []
+
+        async def one() -> None:
+            answers.append((await ask(app)).status)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(one)
+        assert answers == [504] * 20
+        assert len(upstream.asked) == 1
+
+
+async def test_a_background_refresh_names_no_client():
+    """RFC 7239 6.2"""
+    rules = [Rule("/", fresh_for=0, stale_for=600)]
+    async with cached(OK, rules=rules) as (app, upstream):
+        await ask(app)
+        assert (await ask(app)).values("swr-state") == [b"stale"]
+        for _ in range(2):
+            assert await anyio.to_thread.run_sync(upstream.got.acquire, True, PATIENCE)
+        assert upstream.last.values("forwarded") == [b'for=unknown;host="test";proto=http']
+        assert "x-forwarded-for" not in upstream.last.names
+
+
+# -- construction and life ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"upstream": None}, r"upstream=None is not a URL: give one such as"),
+        ({"upstream": "127.0.0.1:9000"}, "upstream='127.0.0.1:9000' is not a URL"),
+        ({"upstream": "ftp://x"}, "upstream='ftp://x' is not a URL of http:// or https://"),
+        ({"upstream": "http://"}, "upstream='http://' is not a URL of"),
+        ({"upstream": "http://x:port"}, "upstream='http://x:port' is not a URL .*: give one"),
+        ({"upstream": "http://x/?a"}, "has a query or a fragment"),
+        ({"upstream": "http://x/#a"}, "has a query or a fragment"),
+        ({"upstream": "http://me:secret@x"}, "^the upstream's URL holds a user or password(?!.*secret)"),
+        ({"timeout": "soon"}, "timeout='soon' is not a duration"),
+        ({"timeout": 0}, "timeout=0 and connect_timeout=5 must be more than 0"),
+        ({"connect_timeout": "0s"}, "connect_timeout='0s' must be more than 0"),
+        ({"max_connections": 0}, "max_connections=0 is not a number, 1 or more"),
+        ({"max_connections": True}, "max_connections=True"),
+        ({"max_connections": 1.5}, "max_connections=1.5"),
+        ({"pseudonym": "two words"}, "pseudonym='two words' stands in Via"),
+        ({"pseudonym": None}, "pseudonym=None"),
+    ],
+)
+def test_what_cannot_work_is_refused(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Proxy(**{"upstream": "http://127.0.0.1:9000", **options})
+
+
+def test_without_httpx_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    monkeypatch.delitem(sys.modules, "swr.proxy")
+    with pytest.raises(ImportError, match=re.escape("swr.proxy needs httpx: pip install 'swr[proxy]'")):
+        importlib.import_module("swr.proxy")
+
+
+async def test_the_lifespan_opens_and_closes():
+    async with proxied() as (proxy, _):
+        assert proxy._transport is None
+        async with running(proxy):
+            assert (await ask(proxy)).status == 200
+        assert proxy._transport is None
+        # It opens again.
+        assert (await ask(proxy)).status == 200
+
+
+async def test_a_websocket_is_refused_before_it_is_accepted():
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message)
+
+    await Proxy("http://127.0.0.1:1")({"type": "websocket"}, receive, send)
+    assert sent == [{"type": "websocket.close"}]
+
+
+def test_a_websocket_handshake_is_answered_with_403():
+    """RFC 6455 4.2.2"""
+    with served(Proxy("http://127.0.0.1:1")) as port:
+        key = base64.b64encode(b"0" * 16)
+        request = (
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        )
+        assert talk(port, request + b"Sec-WebSocket-Key: %b\r\n\r\n" % key).startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_a_service_on_tls_is_believed_if_the_system_trusts_it(certificate, monkeypatch):
+    """RFC 9110 4.3.4"""
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ssl_certfile=certificate[0],
+                            ssl_keyfile=certificate[1])  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+
+    async def through() -> Answer:
+        proxy = Proxy(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        try:
+            return await ask(proxy)
+        finally:
+            await proxy.aclose()
+
+    try:
+        assert anyio.run(through).status == 502
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        trusted = anyio.run(through)
+        assert (trusted.status, trusted.body) == (200, b"ok")
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+
+
+# -- the whole ------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def running(app):
+    """Run the app's lifespan."""
+    heard, stop = [], anyio.Event()
+
+    async def receive():
+        if heard:
+            await stop.wait()
+            return {"type": "lifespan.shutdown"}
+        return {"type": "lifespan.startup"}
+
+    async def send(message):
+        heard.append(message["type"])
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(app, {"type": "lifespan"}, receive, send)
+        yield
+        stop.set()
+    assert heard == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_caching_proxy_is_made_of_words():
+    with Upstream() as upstream:
+        app = caching_proxy(upstream.url + "/api", fresh_for="1m", stale_for=600, stale_if_error="1d")
+        async with running(app):
+            states = [(await ask(app, path="/a")).values("swr-state") for _ in range(2)]
+        assert states == [[b"missing"], [b"fresh"]]
+        assert upstream.last.target == b"/api/a"
+
+
+async def test_without_a_lifetime_of_its_own_it_goes_by_what_answers_say():
+    with Upstream() as upstream:
+        app = caching_proxy(upstream.url)
+        async with running(app):
+            for _ in range(2):
+                assert (await ask(app)).values("swr-state") == [b"missing"]
+        assert len(upstream.asked) == 2
+
+
+def test_a_caching_proxy_that_cannot_work_is_refused():
+    with pytest.raises(ConfigurationError, match="count from fresh_for"):
+        caching_proxy("http://127.0.0.1:9000", stale_for=60)
+
+
+def test_an_absolute_target_is_the_same_resource():
+    """RFC 9112 3.2.2: it must be accepted, and its host goes before the field `Host`."""
+    with Upstream() as upstream, served(caching_proxy(upstream.url, fresh_for=60)) as port:
+        for target in (b"http://a:80", b"HTTP://a:80/", b"/"):
+            answer = talk(port, b"GET %b HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n" % target)
+            assert body_of(answer) == b"ok"
+        assert len(upstream.asked) == 1
+        talk(port, b"GET http://b/%41?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert (upstream.last.line, upstream.last.values("host")) == (b"GET /%41?q HTTP/1.1", [b"b"])
