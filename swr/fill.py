@@ -469,7 +469,7 @@ class Fill:
         request = self._request
         about_all = self._status not in ABOUT_THE_CLIENT and self._status != 206 and not request.authorized
         if about_all:
-            self._middleware.passes[request.key] = reason
+            self._middleware.passes[request.variant(self._names)] = reason
         # What is stored so far is no longer what the app answers.
         await self._load.leave(drop=about_all and self._load.flight.entry is not None)
         if not self._watched:

@@ -236,10 +236,11 @@ class SWRMiddleware:
             if not await self._stored(request, send, accepted):
                 await _gateway_timeout(send)
             return
-        if await self._at_hand(request, send, accepted):
+        key, names, entry = await self._look(request, accepted, ask=False)
+        if await self._served(request, send, accepted, key, names, entry):
             return
-        if request.key in self.passes:
-            await bypass(self, request, receive, send, self._miss(request, b"uri-miss"))
+        if entry is None and key in self.passes:
+            await bypass(self, request, receive, send, self._miss(key, _why(names, None, 0)))
             return
         if request.method == "HEAD":
             await self._head(request, receive, send, accepted)
@@ -251,10 +252,6 @@ class SWRMiddleware:
             if await self._filled(request, receive, send, accepted, key, names, entry):
                 return
         await bypass(self, request, receive, send, b"swr; fwd=vary-miss")
-
-    async def _at_hand(self, request: Request, send: Send, accepted: Limits) -> bool:
-        """Answer from what this process holds."""
-        return await self._served(request, send, accepted, *await self._look(request, accepted, ask=False))
 
     async def _stored(self, request: Request, send: Send, accepted: Limits) -> bool:
         """Answer from what is stored, here or in the store."""
@@ -382,12 +379,12 @@ class SWRMiddleware:
         elif isinstance(flight.job, Fill) and flight.job.elsewhere:
             return False
         # What came is not for this request, or for nobody but the one who asked.
-        await bypass(self, request, receive, send, self._miss(request, why))
+        await bypass(self, request, receive, send, self._miss(flight.key, why))
         return True
 
-    def _miss(self, request: Request, why: bytes) -> bytes:
+    def _miss(self, key: str, why: bytes) -> bytes:
         """Return the member of `Cache-Status` of a miss, with the reason why it is not stored, where known."""
-        reason = self.passes.get(request.key)
+        reason = self.passes.get(key)
         return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
     def fits(self, request: Request, entry: Entry[Any]) -> bool:
