@@ -28,7 +28,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
 
     Parameters:
         status, headers, body: byte for byte what the app sent, less what belongs to a connection.
-        shared, initial_age, strict, validate, stale_if_error: see `swr.semantics.Verdict`.
+        shared, initial_age, strict, validate, stale_if_error, overdue: see `swr.semantics.Verdict`.
         first: where in the whole the body begins, in bytes.
         complete: how long the whole is, if the body is a part of it; None: the body is the whole.
     """
@@ -41,6 +41,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
     strict: bool = False
     validate: bool = False
     stale_if_error: float = 0.0
+    overdue: int = 0
     first: int = 0
     complete: int | None = None
 
@@ -56,6 +57,7 @@ def capture(status: int, headers: Headers, body: bytes, verdict: Verdict) -> Sto
         verdict.strict,
         verdict.validate,
         verdict.stale_if_error,
+        verdict.overdue,
     )
 
 
@@ -93,7 +95,7 @@ class Ready(NamedTuple):
 def _marks(entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None) -> Headers:
     """Return the fields that say where an answer comes from."""
     age = entry.value.initial_age + max(0, math.floor(now - entry.created_at))
-    status = status or cache_status(state, math.floor(entry.fresh_until - now))
+    status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
     return [(b"age", b"%d" % age), (b"swr-state", state.value.encode()), (b"cache-status", status)]
 
 

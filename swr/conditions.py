@@ -41,11 +41,13 @@ def not_modified(asked: Mapping[bytes, bytes], headers: Headers, received: float
         return stored is not None and stored.removeprefix(b"W/") in etags(tags)
     if b"if-modified-since" in asked:
         since = http_date(asked[b"if-modified-since"].strip(), received)
-        modified: float | None = received
+        # What cannot be read counts as if it were not there.
+        modified = received
         for name in (b"date", b"last-modified"):
             for value in values_of(headers, name)[:1]:
-                modified = http_date(value, received)
-        return since is not None and modified is not None and modified <= since
+                date = http_date(value, received)
+                modified = modified if date is None else date
+        return since is not None and modified <= since
     return False
 
 

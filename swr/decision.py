@@ -12,6 +12,7 @@ copies of its second and third row are the hits that are counted in nanoseconds.
 """
 
 import enum
+import math
 from typing import Any, Final, NamedTuple
 
 from swr.entry import Entry, State
@@ -53,11 +54,15 @@ def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> 
         return MISSING
     fresh_until, stale_until = entry.fresh_until, entry.stale_until
     if limits is not NO_LIMITS:
-        accepted = min(fresh_until, entry.created_at + limits.max_age) - limits.min_fresh
+        accepted = min(fresh_until, entry.created_at + limits.max_age)
+        if limits.min_fresh:
+            # RFC 9111 5.2.1.3: as long as that will do, to the second.
+            accepted = min(accepted, math.nextafter(fresh_until - limits.min_fresh, math.inf))
         if limits.no_cache:
             fresh_until = stale_until = 0.0
         elif limits.max_stale is not None:
-            fresh_until, stale_until = accepted, accepted + limits.max_stale
+            # 5.2.1.2: by no more than that, to the second.
+            fresh_until, stale_until = accepted, math.nextafter(accepted + limits.max_stale, math.inf)
         elif accepted < fresh_until:
             fresh_until, stale_until = accepted, 0.0
     if now < fresh_until:

@@ -1,5 +1,6 @@
 """The ASGI middleware: a shared HTTP cache (RFC 9111) around an app."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal
 
@@ -393,9 +394,13 @@ class SWRMiddleware:
 
 
 def _bounded(accepted: Limits, entry: Entry[StoredResponse]) -> Limits:
-    """What a request accepts, less what the response forbids: no client may ask for what must not be stale."""
-    if accepted.max_stale is not None and entry.value.strict:
-        return msgspec.structs.replace(accepted, max_stale=None)
+    """What a request accepts of this response: nothing that must not be stale, and its time elsewhere counts."""
+    stored = entry.value
+    if accepted.max_stale is not None and (stored.strict or stored.overdue):
+        rest = accepted.max_stale - stored.overdue
+        accepted = msgspec.structs.replace(accepted, max_stale=None if stored.strict or rest < 0 else rest)
+    if stored.initial_age and accepted.max_age < math.inf:
+        accepted = msgspec.structs.replace(accepted, max_age=accepted.max_age - stored.initial_age)
     return accepted
 
 

@@ -99,6 +99,7 @@ class Verdict(NamedTuple):
         strict: whether it must never be served stale, whatever a client accepts.
         validate: whether nobody may be answered with it before the origin has confirmed it to that very request.
         stale_if_error: seconds past its lifetime that it stands in for any error, not just for no answer.
+        overdue: seconds that it was stale already.
         hidden: fields that are not to be stored (`private="…"`, `no-cache="…"`), lower case.
     """
 
@@ -110,6 +111,7 @@ class Verdict(NamedTuple):
     strict: bool = False
     validate: bool = False
     stale_if_error: float = 0.0
+    overdue: int = 0
     hidden: frozenset[bytes] = frozenset()
 
 
@@ -250,6 +252,7 @@ def _timed(
         strict=strict,
         validate=validate or fresh_for == stale_for == 0,
         stale_if_error=stale_if_error,
+        overdue=overdue,
     )
 
 

@@ -58,16 +58,18 @@ def test_none_is_a_value():
         (Limits(max_age=30), 30 - TICK, FRESH),
         (Limits(max_age=30), 30, FALLBACK),
         (Limits(max_age=100), 60, STALE),
-        (Limits(min_fresh=10), 50 - TICK, FRESH),
-        (Limits(min_fresh=10), 50, FALLBACK),
+        # At the second itself it still is what was asked for (RFC 9111 5.2.1).
+        (Limits(min_fresh=10), 50, FRESH),
+        (Limits(min_fresh=10), 50 + TICK, FALLBACK),
         (Limits(min_fresh=10), 61, FALLBACK),
         (Limits(no_cache=True), 0, FALLBACK),
         (Limits(no_cache=True), 3660, MISSING),
         (Limits(max_stale=5), 60, STALE),
-        (Limits(max_stale=5), 65, FALLBACK),
+        (Limits(max_stale=5), 65, STALE),
+        (Limits(max_stale=5), 65 + TICK, FALLBACK),
         (Limits(max_stale=5000), 5000, STALE),
         (Limits(max_age=30, max_stale=5), 34, STALE),
-        (Limits(max_age=30, max_stale=5), 35, FALLBACK),
+        (Limits(max_age=30, max_stale=5), 35 + TICK, FALLBACK),
     ],
 )
 def test_limits_narrow_or_widen_what_may_be_served(limits, age, expected):

@@ -484,7 +484,7 @@ class TestStale:
         fill = Fill(SWRMiddleware(App(), cache), Request(http_scope("/x"), []))
         assert not fill.masks(stamp(Varies(("foo",)), Policy(60), clock.now), ConnectionError(), clock.now)
 
-    async def test_a_stored_error_stands_in_for_nothing(self, cache, clock):
+    async def test_a_stored_error_stands_in_for_nothing_of_its_own_accord(self, cache, clock):
         origin = Origin((503, {"cache-control": "max-age=10"}, "first"), (502, {}, "second"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -500,12 +500,23 @@ class TestRequestDirectives:
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
             clock.advance(40)
-            answer = await http.get("/x", headers={"cache-control": "max-stale=30, only-if-cached"})
+            answer = await http.get("/x", headers={"cache-control": "max-stale=29, only-if-cached"})
             assert answer.status_code == 504
-            answer = await http.get("/x", headers={"cache-control": "max-stale=31, only-if-cached"})
+            answer = await http.get("/x", headers={"cache-control": "max-stale=30, only-if-cached"})
             assert state(answer) == ("stale", "swr; hit; ttl=-30")
             await settle()
             assert (await http.get("/x")).headers["swr-state"] == "fresh"
+
+    async def test_max_stale_counts_from_when_it_became_stale(self, cache):
+        """Which was 50 seconds before it came here."""
+        origin = Origin((200, {"cache-control": "max-age=10", "age": "60", "etag": '"1"'}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            for accepted, status in ((49, 504), (50, 200)):
+                said = {"cache-control": f"max-stale={accepted}, only-if-cached"}
+                answer = await http.get("/x", headers=said)
+                assert answer.status_code == status
+            assert state(answer) == ("stale", "swr; hit; ttl=-50")
 
     @pytest.mark.parametrize(
         ("honoured", "headers"),
@@ -528,6 +539,21 @@ class TestRequestDirectives:
             statuses = sorted(answer.headers["cache-status"] for answer in answers[:-1])
             assert statuses == ["swr; fwd=request; collapsed"] * 4 + ["swr; fwd=request; stored"]
             assert (await http.get("/x", headers={"pragma": "other"})).headers["swr-state"] == "fresh"
+
+    async def test_max_age_counts_the_age_that_a_response_came_with(self, cache):
+        origin = Origin((200, {"cache-control": "max-age=60", "age": "30"}, "x"))
+        async with client(SWRMiddleware(origin, cache, request_directives=["max-age"])) as http:
+            await http.get("/x")
+            assert (await http.get("/x", headers={"cache-control": "max-age=31"})).headers["swr-state"] == "fresh"
+            assert (await http.get("/x", headers={"cache-control": "max-age=30"})).headers["swr-state"] == "missing"
+
+    async def test_min_fresh_is_enough_to_the_second(self, cache):
+        """RFC 9111 5.2.1.3: a lifetime no less than the age plus what is asked for."""
+        origin = Origin((200, {"cache-control": "max-age=60"}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            assert (await http.get("/x", headers={"cache-control": "min-fresh=60"})).headers["swr-state"] == "fresh"
+            assert (await http.get("/x", headers={"cache-control": "min-fresh=61"})).headers["swr-state"] == "missing"
 
     async def test_what_is_not_honoured_is_as_if_it_were_not_there(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60"}, "x"))
