@@ -55,9 +55,10 @@ def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> 
     fresh_until, stale_until = entry.fresh_until, entry.stale_until
     if limits is not NO_LIMITS:
         accepted = min(fresh_until, entry.created_at + limits.max_age)
-        if limits.min_fresh:
+        if limits.min_fresh is not None:
             # RFC 9111 5.2.1.3: as long as that will do, to the second.
-            accepted = min(accepted, math.nextafter(fresh_until - limits.min_fresh, math.inf))
+            enough = math.nextafter(fresh_until - limits.min_fresh, math.inf)
+            accepted, stale_until = min(accepted, enough), min(stale_until, enough)
         if limits.no_cache:
             fresh_until = stale_until = 0.0
         elif limits.max_stale is not None:

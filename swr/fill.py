@@ -92,6 +92,10 @@ class Fill:
         self._ranged = receive is not None and request.method == "GET" and b"range" in request.fields
         self._watched = receive is not None
         self._names = names
+        # A replay has credentials only where they select what is stored.
+        self._authorized = request.authorized and (
+            receive is not None or not {"authorization", "x-api-key"}.isdisjoint(names)
+        )
         self._why = why
         # What the client is still to be sent, and the turns of who fills and who empties it.
         self._outbox: deque[Message] = deque()
@@ -312,7 +316,7 @@ class Fill:
         self._failed = True
         said = directives(values_of(headers, b"cache-control"))
         self._for_others = said.keys().isdisjoint(("private", "no-store")) and not (
-            self._request.authorized or values_of(headers, b"set-cookie")
+            self._authorized or values_of(headers, b"set-cookie")
         )
         if self._middleware.engine.fallback(self._load.flight, ErrorResponse(status, None)) is not None:
             # Held back: something stale can stand in.
@@ -348,7 +352,7 @@ class Fill:
             self._paper.terms or request.terms(),
             self._middleware.practice,
             began=self._load.began,
-            authorized=request.authorized,
+            authorized=self._authorized,
             tags=(request.tag, *(request.group_tag(group) for group in groups)),
         )
         # Of a part, what selects it must be known already, and where it belongs must be clear.
@@ -467,7 +471,7 @@ class Fill:
         self._chunks.clear()
         self._passing.set()
         request = self._request
-        about_all = self._status not in ABOUT_THE_CLIENT and self._status != 206 and not request.authorized
+        about_all = self._status not in ABOUT_THE_CLIENT and self._status != 206 and not self._authorized
         if about_all:
             self._middleware.passes[request.variant(self._names)] = reason
         # What is stored so far is no longer what the app answers.

@@ -1,5 +1,6 @@
 """Requests that the app answers itself, and what its answers tell the cache."""
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import Message, Receive, Send
@@ -20,15 +21,27 @@ if TYPE_CHECKING:
 _MOST_GROUPS: Final = 128
 
 
-async def bypass(middleware: "SWRMiddleware", request: Request, receive: Receive, send: Send, status: bytes) -> None:
+async def bypass(
+    middleware: "SWRMiddleware",
+    request: Request,
+    receive: Receive,
+    send: Send,
+    status: bytes,
+    heed: Callable[[Message], Awaitable[None]] | None = None,
+) -> None:
     """Let the app answer, in the client's own task.
 
     Parameters:
         status: the member of `Cache-Status`.
+        heed: is told how the answer begins, before the client is.
     """
 
     async def mark(message: Message) -> None:
-        await send(marked(message, status) if message["type"] == "http.response.start" else message)
+        if message["type"] == "http.response.start":
+            if heed is not None:
+                await heed(message)
+            message = marked(message, status)
+        await send(message)
 
     token = slip.set(Slip(middleware.cache))
     try:
@@ -56,14 +69,13 @@ async def head(
     engine = middleware.engine
     since = engine.since()
 
-    async def hear(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 200 and entry is not None:
+    async def heed(message: Message) -> None:
+        if message["status"] == 200 and entry is not None:
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
             if not await _freshen(middleware, request, headers, key, entry, since):
                 await engine.invalidate(key)
-        await send(message)
 
-    await bypass(middleware, request, receive, hear, status)
+    await bypass(middleware, request, receive, send, status, heed)
 
 
 async def _freshen(

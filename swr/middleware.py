@@ -369,8 +369,10 @@ class SWRMiddleware:
             status = flight.error.status if isinstance(flight.error, ErrorResponse) else 500
             fallback = self.engine.fallback(flight, flight.error)
             if fallback is not None and self.fits(request, fallback):
-                mark = b"swr; fwd=stale; fwd-status=%d" % status
-                await send_stored(request, send, fallback, State.STALE, now, mark)
+                # One that is fresh was not fresh enough for the client.
+                state = State.FRESH if now < fallback.fresh_until else State.STALE
+                mark = b"swr; fwd=%b; fwd-status=%d" % (why, status)
+                await send_stored(request, send, fallback, state, now, mark)
                 return True
             if not isinstance(flight.error, ErrorResponse):
                 raise flight.error

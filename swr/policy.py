@@ -112,13 +112,13 @@ class Limits(msgspec.Struct, frozen=True):
 
     Parameters:
         max_age: the greatest age in seconds.
-        min_fresh: the seconds that it must stay fresh from now on.
+        min_fresh: the seconds that it must stay fresh from now on; None: it need not be fresh.
         max_stale: seconds past freshness at which it is still welcome; None leaves that to the entry.
         no_cache: nothing stored will do; the reader waits for a load.
     """
 
     max_age: float = math.inf
-    min_fresh: float = 0.0
+    min_fresh: float | None = None
     max_stale: float | None = None
     no_cache: bool = False
 

@@ -329,7 +329,7 @@ def limits(said: Directives, honoured: Collection[str]) -> Limits:
     """Return what a request's directives accept (RFC 9111 5.2.1), as far as they are honoured."""
     if said.keys().isdisjoint(("max-age", "max-stale", "min-fresh", "no-cache")):
         return NO_LIMITS
-    max_age, max_stale, min_fresh = math.inf, None, 0.0
+    max_age, max_stale, min_fresh = math.inf, None, None
     if "max-age" in said and "max-age" in honoured:
         max_age = float(delta_seconds(said["max-age"]) or 0)
     if "max-stale" in said and "max-stale" in honoured:
@@ -338,7 +338,7 @@ def limits(said: Directives, honoured: Collection[str]) -> Limits:
     if "min-fresh" in said and "min-fresh" in honoured:
         min_fresh = float(delta_seconds(said["min-fresh"]) or 0)
     no_cache = "no-cache" in said and "no-cache" in honoured
-    if max_age == math.inf and max_stale is None and not min_fresh and not no_cache:
+    if max_age == math.inf and max_stale is None and min_fresh is None and not no_cache:
         return NO_LIMITS
     return Limits(max_age, min_fresh, max_stale, no_cache)
 

@@ -1,10 +1,14 @@
 """Fixtures: event loops, and real servers that the tests start and end themselves."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.servers import Server, kinds
+
+# What a shell starts in the background ignores Ctrl-C, and so do its children; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

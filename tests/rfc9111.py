@@ -184,9 +184,8 @@ def explicit_lifetime(fields: Fields, received: float) -> float | None:
         if name in directives:
             return directives[name].seconds
     if lines(fields, "expires") and not targeted:
-        moments = {http_date(line, received) for line in lines(fields, "expires")}
-        expires = moments.pop()
-        if moments or expires is None:  # RFC 9111 5.3
+        expires = http_date(lines(fields, "expires")[0], received)
+        if expires is None or len(set(lines(fields, "expires"))) > 1:  # RFC 9111 4.2.1 and 5.3
             return 0
         return min(max(0, expires - date_of(fields, received)), CAP)
     return None
@@ -321,14 +320,17 @@ def storable(request: Fields, new: Stored) -> bool:
         return False
     explicit = explicit_lifetime(new.fields, new.received)
     if new.status in ERRORS:
-        return explicit is not None and explicit > 0 and overdue(new, new.received) < 0
+        if unqualified(directives, "no-cache") or explicit is None or explicit <= 0:
+            return False
+        return overdue(new, new.received) < 0
     validated = bool(lines(new.fields, "etag") or lines(new.fields, "last-modified"))
     if unqualified(directives, "no-cache"):
         return validated
     if explicit is None and lifetime(new) <= 0:
         return False  # it says nothing
     over = overdue(new, new.received)
-    return over < 0 or validated or (over < window(new, "stale-while-revalidate") and not never_stale(new))
+    windows = max(window(new, "stale-while-revalidate"), window(new, "stale-if-error"))
+    return over < 0 or validated or (over < windows and not never_stale(new))
 
 
 @dataclass
@@ -406,7 +408,11 @@ class NaiveCache:
         if alone and storable(request, new):
             return Answer(new.status, new.body, "missing", asked, last="a URL that is left alone")
         kept = self.take(new, entry, request, now)
-        last = "" if kept or not lines(request, "authorization") else "does what is for one client end what is stored?"
+        last = (
+            ""
+            if kept or not entry or not lines(request, "authorization")
+            else "does what is for one client end what is stored?"
+        )
         if kept:  # RFC 9111 4.3.2: conditions are looked at once the whole is there
             return self.answer(kept, method, request, "missing", asked)
         if new.status == 304:
@@ -421,8 +427,8 @@ class NaiveCache:
         over = overdue(entry, now)
         if unqualified(control(entry.fields)[0], "no-cache"):
             return None
-        if "min-fresh" in wants:  # RFC 9111 5.2.1.3
-            return "fresh" if over < 0 and -over >= wants["min-fresh"].seconds else None
+        if "min-fresh" in wants and -over < wants["min-fresh"].seconds:  # RFC 9111 5.2.1.3: "no less than"
+            return None
         if over < 0:
             return "fresh"
         if never_stale(entry):
@@ -438,8 +444,9 @@ class NaiveCache:
 
     def stands_in(self, entry: Stored, status: int, now: float) -> bool:
         """RFC 5861 4; RFC 9111 4.2.4 for an origin that cannot be reached."""
-        allowed = max(window(entry, "stale-if-error"), DAY if status in {502, 504} else 0)
-        return entry.status not in ERRORS and overdue(entry, now) < allowed and not never_stale(entry)
+        unreachable = status in {502, 504} and entry.status not in ERRORS
+        allowed = max(window(entry, "stale-if-error"), DAY if unreachable else 0)
+        return overdue(entry, now) < allowed and not never_stale(entry)
 
     def answer(self, entry: Stored, method: str, request: Fields, state: str, asked: Any) -> Answer:
         status, body = entry.status, entry.body
@@ -457,6 +464,8 @@ class NaiveCache:
         """A response to GET has come: what is stored now, if it is."""
         if new.status == 304:
             assert old
+            if lines(new.fields, "etag") and lines(new.fields, "etag") != lines(old.fields, "etag"):
+                raise Unsure("a 304 about something else than what is stored")  # RFC 9111 4.3.4
             fields, new = new.fields, Stored(old.url, old.request, old.status, old.fields, old.body, now)
             new.fields = updated(old.fields, fields)
         keep = storable(request, new)

@@ -103,6 +103,20 @@ class TestStoring:
                 assert (await http.get("/x", headers=headers)).text == "all"
         assert origin.runs == 1
 
+    @pytest.mark.parametrize("vary", [None, "authorization"])
+    async def test_a_refresh_that_somebody_with_credentials_set_off_is_without_them(self, cache, clock, vary):
+        """So what it brings is for all, as if anybody else had; unless they are what selects the answer."""
+        shared = {"cache-control": "s-maxage=10, stale-while-revalidate=60", "vary": vary}
+        origin = Origin((200, shared, "one"), (200, {"cache-control": "max-age=60", "vary": vary}, "two"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x", headers={"authorization": "me"})
+            clock.advance(20)
+            assert brief(await http.get("/x", headers={"authorization": "me"})) == (200, "one", "stale")
+            await settle()
+            answer = await http.get("/x", headers={"authorization": "me"} if vary else {})
+            assert brief(answer) == ((200, "one", "stale") if vary else (200, "two", "fresh"))
+        assert origin.seen[1][1].get("authorization") == ("me" if vary else None)
+
     async def test_an_error_behind_the_readers_back_replaces_nothing(self, cache, clock):
         """A 503 that may be stored itself is no reason to give up a good response."""
         good = (200, {"cache-control": "max-age=10, stale-while-revalidate=100"}, "good")
@@ -364,6 +378,7 @@ class TestHead:
             assert state(await http.head("/x")) == ("missing", "swr; fwd=stale")
             answer = await http.get("/x")
             assert (brief(answer), answer.headers["x"]) == ((200, "body", "fresh"), "new")
+            assert answer.headers.get_list("cache-status") == ["swr; hit; ttl=100"]
         assert [method for method, _ in origin.seen] == ["GET", "HEAD"]
 
     @pytest.mark.parametrize(
@@ -554,6 +569,20 @@ class TestRequestDirectives:
             await http.get("/x")
             assert (await http.get("/x", headers={"cache-control": "min-fresh=60"})).headers["swr-state"] == "fresh"
             assert (await http.get("/x", headers={"cache-control": "min-fresh=61"})).headers["swr-state"] == "missing"
+
+    async def test_min_fresh_of_nothing_is_still_fresh(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=10, stale-while-revalidate=60"}, "x"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert (await http.get("/x", headers={"cache-control": "min-fresh=0"})).headers["swr-state"] == "missing"
+
+    async def test_what_was_not_fresh_enough_is_fresh_all_the_same(self, cache, clock):
+        origin = Origin((200, {"cache-control": "max-age=60"}, "x"), (502, {}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            answer = await http.get("/x", headers={"cache-control": "min-fresh=100"})
+            assert (brief(answer), state(answer)[1]) == ((200, "x", "fresh"), "swr; fwd=request; fwd-status=502")
 
     async def test_what_is_not_honoured_is_as_if_it_were_not_there(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60"}, "x"))

@@ -87,13 +87,13 @@ STRICT = [
 RESPONSE = [
     (12, "cache-control", ["max-age=10", "stale-while-revalidate=60", "public"]),
     (5, "expires", [at(60), at(60, RFC850), at(60, ASCTIME), at(0), at(-60), at(600), "0", "-1", ""]),
-    (30, "expires", [at(60), at(10), "never"]),
+    (15, "expires", [at(60), at(10), "never"]),
     (2, "date", [at(0), at(0), at(0), at(-30), at(30), at(-4000), at(-7, ASCTIME), at(-7, RFC850), "now"]),
-    (8, "age", ["0", "10", "59", "60", "10, 20", "1.5", "-5", "x", "99999999999", ""]),
+    (6, "age", ["0", "10", "59", "60", "10, 20", "1.5", "-5", "x", "99999999999", ""]),
     (40, "age", ["30"]),
     (10, "set-cookie", ["a=b"]),
-    (12, "cdn-cache-control", STRICT),
-    (12, "swr-cache-control", STRICT),
+    (7, "cdn-cache-control", STRICT),
+    (7, "swr-cache-control", STRICT),
 ]
 WANTS = [
     *("no-store", "only-if-cached", "max-stale", "max-stale=10", "max-stale=60", "min-fresh=10", "min-fresh=0"),
@@ -117,7 +117,7 @@ STATUS = [*[200] * 24, 203, 204, 301, 302, 404, 410, 500, 599, 201, 202, 502, 50
 
 
 def draw(random: Random) -> Step:
-    """Drawn by hand: evenly, as hypothesis would not."""
+    """Drawn by hand and evenly: hypothesis repeats itself, and takes many times as long."""
     pick = random.choice
 
     def some(table: list[tuple[int, str, list[Any]]]) -> list[tuple[str, Any]]:
@@ -240,6 +240,8 @@ async def compare(steps: list[Step], varies: str, story: list[str]) -> None:
                 assert response.status_code == expected.status
                 if expected.state:
                     assert state == expected.state
+                if step.method != "POST":  # what this cache says, and nothing of what it said before
+                    assert len(response.headers.get_list("cache-status")) == 1
                 if expected.age is not None:
                     assert response.headers.get("age") == str(expected.age)
                 if expected.status not in {416, 504}:
@@ -275,7 +277,7 @@ def differs(steps: list[Step], varies: str) -> str:
 
 
 @settings(
-    max_examples=int(EXAMPLES or 300), derandomize=not EXAMPLES, database=None, deadline=None, phases=[Phase.generate]
+    max_examples=int(EXAMPLES or 500), derandomize=not EXAMPLES, database=None, deadline=None, phases=[Phase.generate]
 )
 @given(st.integers(0, 2**64))
 def test_the_middleware_is_the_model(seed: int) -> None:

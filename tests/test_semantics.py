@@ -742,7 +742,7 @@ def test_hidden_fields_are_not_stored():
         (b"max-age=0", Limits(max_age=0)),
         (b"max-age=x", Limits(max_age=0)),
         (b"min-fresh=5", Limits(min_fresh=5)),
-        (b"min-fresh=0", NO_LIMITS),
+        (b"min-fresh=0", Limits(min_fresh=0.0)),
         (b"max-stale", Limits(max_stale=math.inf)),
         (b"max-stale=5", Limits(max_stale=5)),
         (b"max-stale=0", Limits(max_stale=0)),
