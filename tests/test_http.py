@@ -788,6 +788,26 @@ class TestVary:
             assert await get("a") == "swr; fwd=vary-miss; stored"
             assert await get("b") == "swr; fwd=vary-miss; stored"
 
+    async def test_a_variant_that_was_outdated_while_it_was_loaded_is_not_stored(self, cache):
+        origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "old"))
+        gate, begun = anyio.Event(), anyio.Event()
+
+        async def app(scope, receive, send):
+            answers = origin.responses[0]
+            begun.set()
+            await gate.wait()
+            await Origin(answers)(scope, receive, send)
+
+        async def overtake():
+            await begun.wait()
+            await cache.invalidate_url("/x")
+            origin.answers((200, {"cache-control": "max-age=60", "vary": "foo"}, "new"))
+            gate.set()
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            await gather(http.get("/x"), overtake())
+            assert brief(await http.get("/x"))[1] == "new"
+
     async def test_a_variant_that_comes_back_counts_once(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
         async with client(SWRMiddleware(origin, cache, max_variants=2, stale_if_unreachable=0)) as http:
