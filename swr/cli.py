@@ -143,6 +143,8 @@ def _proxy(options: argparse.Namespace) -> int:
         from swr.proxy import caching_proxy
     except ImportError as error:
         return _say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", _FAILURE)
+    if options.fresh_for is None and (options.stale_for or options.stale_if_error):
+        raise ConfigurationError("--stale-for and --stale-if-error count from --fresh-for: give it too")
     app = caching_proxy(
         options.upstream,
         redis=options.redis,

@@ -477,7 +477,7 @@ def _upstream_url(upstream: str) -> httpx.URL:
     if url.userinfo:
         # Not shown: it holds a password.
         raise ConfigurationError("the upstream's URL holds a user or password, which is not passed on: leave it out")
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 2**16:
         raise ConfigurationError(f"upstream={upstream!r} is not a URL of http:// or https://: {problem}")
     if "?" in upstream or "#" in upstream:
         raise ConfigurationError(f"upstream={upstream!r} has a query or a fragment: leave it out")

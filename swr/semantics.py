@@ -219,7 +219,8 @@ def _timed(
         if lifetime is None and status not in ERRORS and (status in _GUESSABLE or "public" in said):
             lifetime = _guess(headers, date, practice.heuristic)
         if lifetime is None or (status in ERRORS and lifetime <= verdict.initial_age):
-            return verdict
+            left_out = terms is not None and terms.timed and status not in _BY_RULE
+            return verdict._replace(reason=f"status {status}") if left_out else verdict
         fresh_for = max(0, lifetime - verdict.initial_age)
         # What has run out on the way here has used up some of its windows, too.
         overdue = max(0, verdict.initial_age - lifetime)
@@ -239,7 +240,7 @@ def _timed(
     shown = [(name, value) for name, value in headers if name.lower() not in verdict.hidden]
     validated = etag_of(shown) is not None or bool(values_of(shown, b"last-modified"))
     if fresh_for == stale_for == stale_if_error == 0 and not validated:
-        return verdict
+        return verdict._replace(reason="no-cache") if validate else verdict
     return verdict._replace(
         reason="",
         policy=Policy(

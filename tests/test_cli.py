@@ -219,7 +219,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         ),
         (
             ("proxy", "http://x", "--stale-for", "60"),
-            "swr: Rule('/{path:path}'): stale_for and stale_if_error count from fresh_for; give it too",
+            "swr: --stale-for and --stale-if-error count from --fresh-for: give it too",
         ),
         (
             ("proxy", "http://x", "--redis", "redis:6379"),

@@ -321,7 +321,7 @@ class TestValidation:
         origin = Origin((200, {"cache-control": "no-cache"}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
-            assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="no freshness"')
+            assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="no-cache"')
 
     async def test_what_is_no_success_is_not_asked_about(self, cache, clock):
         """RFC 9110 13.2.1."""

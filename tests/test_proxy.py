@@ -1128,6 +1128,7 @@ async def test_a_background_refresh_names_no_client():
         ({"upstream": "127.0.0.1:9000"}, "upstream='127.0.0.1:9000' is not a URL"),
         ({"upstream": "ftp://x"}, "upstream='ftp://x' is not a URL of http:// or https://"),
         ({"upstream": "http://"}, "upstream='http://' is not a URL of"),
+        ({"upstream": "http://x:99999"}, "upstream='http://x:99999' is not a URL of"),
         ({"upstream": "http://x:port"}, "upstream='http://x:port' is not a URL .*: give one"),
         ({"upstream": "http://x/?a"}, "has a query or a fragment"),
         ({"upstream": "http://x/#a"}, "has a query or a fragment"),
