@@ -334,8 +334,7 @@ class SWRMiddleware:
                 return True
         if b"range" in request.fields:
             part = await self._entry(key + PART, accepted, ask=True)
-            answers = part is not None and is_response(part) and answers_range(request, part.value, part.created_at)
-            if answers and await self._served(request, send, accepted, key, names, part):
+            if await self._part_served(request, send, accepted, part):
                 return True
             # Only who asks for the same part can be answered with it.
             asked = (request.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
@@ -354,6 +353,16 @@ class SWRMiddleware:
         if fill.error is not None and fill.sent and not isinstance(fill.error, ErrorResponse):
             raise fill.error
         return fill.sent or await self._landed(request, flight, receive, send, why)
+
+    async def _part_served(self, request: Request, send: Send, accepted: Limits, part: Entry[Any] | None) -> bool:
+        """Answer with a stored part, if all that is asked for is in it and it is fresh: nothing refreshes a part."""
+        if part is None or not self.fits(request, part) or not answers_range(request, part.value, part.created_at):
+            return False
+        now = self.engine.clock()
+        if decide(part, now, _bounded(accepted, part)) is not FRESH:
+            return False
+        await send_stored(request, send, part, State.FRESH, now)
+        return True
 
     async def _landed(self, request: Request, flight: Flight, receive: Receive, send: Send, why: bytes) -> bool:
         """Answer with what somebody else's flight has brought."""

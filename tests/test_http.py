@@ -657,6 +657,19 @@ class TestRange:
             origin.answers((200, self.FIELDS, "whole"))
             assert brief(await http.get("/x")) == (200, "whole", "missing")
 
+    async def test_a_part_that_is_stale_is_asked_for_again(self, cache, clock):
+        """Not in the background: what confirmed it there would be taken for the whole."""
+        said = {"cache-control": "max-age=10, stale-while-revalidate=60, stale-if-error=60"}
+        origin = Origin(self.part(0, "01", **said), self.part(0, "01", **said), (200, self.FIELDS, "whole"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x", headers={"range": "bytes=0-1"})
+            clock.advance(20)
+            for expected in ("missing", "fresh"):
+                assert brief(await http.get("/x", headers={"range": "bytes=0-1"})) == (206, "01", expected)
+                await settle()
+            assert brief(await http.get("/x")) == (200, "whole", "missing")
+        assert [asked.get("if-none-match") for _, asked in origin.seen] == [None] * 3
+
     async def test_all_parts_are_the_whole(self, cache):
         origin = Origin(self.part(0, "01234"), self.part(5, "56789"))
         async with client(SWRMiddleware(origin, cache)) as http:
