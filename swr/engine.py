@@ -485,12 +485,12 @@ class Engine:
             known: the version of what it is to replace, if nothing newer may have come.
         """
         self._tokens += 1
+        lease = Lease(key, f"{self._instance}{self._tokens:x}", 0, 0)
         try:
-            lease = await self.store.acquire(
-                key, f"{self._instance}{self._tokens:x}", self._lease_for, known, codec, force=True
-            )
-            if not isinstance(lease, Lease):
+            answer = await self.store.acquire(key, lease.token, self._lease_for, known, codec, force=True)
+            if not isinstance(answer, Lease):
                 return False
+            lease = answer
             await self.store.commit(lease, stamp(value, policy, since.began, lease.version, since.head), codec)
         except LeaseLost:
             return False
@@ -499,6 +499,11 @@ class Engine:
             if since.fence != self.fence or (since.flight is not None and not self.is_current(since.flight)):
                 return False
             self.store.keep(key, stamp(value, policy, since.began, 0, since.head))
+        except BaseException:
+            # Whoever asked for this was cancelled; the lease would stand in everybody's way.
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+                await self.store.release(lease)
+            raise
         return True
 
     async def _renew(self, load: Load) -> None:

@@ -474,8 +474,9 @@ class Fill:
         about_all = self._status not in ABOUT_THE_CLIENT and self._status != 206 and not self._authorized
         if about_all:
             self._middleware.passes[request.variant(self._names)] = reason
-        # What is stored so far is no longer what the app answers.
-        await self._load.leave(drop=about_all and self._load.flight.entry is not None)
+        # What is stored so far is no longer what the app answers. The client may leave meanwhile, and end the run.
+        with anyio.CancelScope(shield=True):
+            await self._load.leave(drop=about_all and self._load.flight.entry is not None)
         if not self._watched:
             self._scope.cancel()
 

@@ -395,6 +395,29 @@ class TestHead:
         assert [method for method, _ in origin.seen] == ["GET", "HEAD", "GET"]
         assert "if-none-match" not in origin.seen[2][1]
 
+    async def test_a_client_that_leaves_meanwhile_leaves_no_lease(self, clock):
+        """The store has given it, and the client is gone before anything is stored."""
+        async with fleet(1, clock) as (process,):
+            origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
+            middleware = SWRMiddleware(origin, Cache(clock=clock))
+            middleware.engine = process.engine
+            async with client(middleware) as http:
+                await http.get("/x")
+                clock.advance(20)
+                commit = process.link.commit
+
+                async def never(*_):
+                    await anyio.sleep_forever()
+
+                process.link.commit = never
+                async with anyio.create_task_group() as group:
+                    group.start_soon(http.head, "/x")
+                    await settle()
+                    group.cancel_scope.cancel()
+                process.link.commit = commit
+                with anyio.fail_after(5):
+                    assert brief(await http.get("/x"))[0] == 200
+
     async def test_another_status_says_nothing_about_the_body(self, cache, clock):
         origin = Origin((200, self.FIELDS, "body"), (500, {}, ""), (200, self.FIELDS, "body"))
         async with client(SWRMiddleware(origin, cache)) as http:
