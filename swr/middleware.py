@@ -28,10 +28,11 @@ from swr.fill import PART, ErrorResponse, Fill
 from swr.flight import Flight
 from swr.forward import Unsafe, bypass, head
 from swr.policy import Duration, Limits, seconds
-from swr.request import Request, plain_key
+from swr.request import URL, Request, plain_url, url_key
 from swr.response import Slip, slip
 from swr.rules import Rule, field_names
 from swr.semantics import HONOURED, REQUEST_DIRECTIVES, SAFE, Practice, limits
+from swr.stores.shelf import Slot
 
 __all__ = ["Rule", "SWRMiddleware"]
 
@@ -106,6 +107,7 @@ class SWRMiddleware:
         self.cache = cache
         self.engine = cache.engine
         self._shelf = cache.shelf
+        self._aliases = cache.shelf.aliases
         self._clock = cache.engine.clock
         self.max_body_bytes = max_body_bytes
         self.max_variants = max_variants
@@ -127,28 +129,24 @@ class SWRMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
-            # The hit, spelled out: `_look`, `decide` and `messages_of` in the fewest steps.
+            # The hit, spelled out: `_look`, `decide` and `messages_of` in the fewest steps. For as long as what is
+            # ready will do, a second at most, the URL as it was sent leads to it, without a key.
             if scope["method"] == "GET" and self._plain:
-                key, condition = plain_key(scope)
-                slot = self._shelf.get(key) if key else None
-                if slot is not None and slot.checked == self._shelf.generation and type(slot.value) is StoredResponse:
-                    now = self._clock()
-                    # A stale one costs no more, as long as somebody refreshes it already.
-                    if now < slot.fresh_until or (now < slot.stale_until and self.engine.keeps_off(key)):
-                        ready = slot.ready
-                        if ready is None or now >= ready.until:
-                            ready = slot.ready = make_ready(slot.entry, now)
-                        if condition is None:
-                            value = slot.value
-                            await send(
-                                {"type": "http.response.start", "status": value.status, "headers": ready.headers.copy()}
-                            )
-                            await send({"type": "http.response.body", "body": value.body})
-                            return
-                        if condition == ready.etag:
-                            await send({"type": "http.response.start", "status": 304, "headers": ready.brief.copy()})
-                            await send({"type": "http.response.body", "body": b""})
-                            return
+                url, condition = plain_url(scope)
+                slot = self._aliases.get(url)
+                if slot is None or slot.checked != self._shelf.generation or self._clock() >= slot.ready_until:
+                    slot = self._ready(url) if url is not None else None
+                if slot is not None:
+                    ready = slot.ready
+                    if condition is None:
+                        stored, headers = slot.value, ready.headers.copy()
+                        await send({"type": "http.response.start", "status": stored.status, "headers": headers})
+                        await send({"type": "http.response.body", "body": stored.body})
+                        return
+                    if condition == ready.etag:
+                        await send({"type": "http.response.start", "status": 304, "headers": ready.brief.copy()})
+                        await send({"type": "http.response.body", "body": b""})
+                        return
             await self._answer(Request(scope, self._rules), receive, self._showing(scope, send))
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
@@ -162,6 +160,25 @@ class SWRMiddleware:
                 slip.reset(token)
         else:
             await self.app(scope, receive, send)
+
+    def _ready(self, url: URL) -> Slot | None:
+        """Return the slot of a URL whose response can be sent as it is, with what is to be sent made ready."""
+        key = url_key(url)
+        slot = self._shelf.get(key)
+        if slot is None or slot.checked != self._shelf.generation or type(slot.value) is not StoredResponse:
+            return None
+        now = self._clock()
+        if now < slot.fresh_until:
+            slot.ready = make_ready(slot.entry, now)
+            slot.ready_until = slot.ready.until
+            self._shelf.alias(slot, url)
+            return slot
+        # A stale one costs no more, as long as somebody refreshes it already.
+        if now < slot.stale_until and self.engine.keeps_off(key):
+            if slot.ready is None or now >= slot.ready.until:
+                slot.ready = make_ready(slot.entry, now)
+            return slot
+        return None
 
     def _showing(self, scope: Scope, send: Send) -> Send:
         """Return a `send` that adds the key to our member of `Cache-Status`, if that is wanted."""

@@ -41,18 +41,25 @@ _REPLAYED: Final = (
 )
 
 
-def _key(scope: Scope, host: bytes, query: bytes) -> str:
-    """Return the key of a URL: scheme, host and path as they were sent, and the query that counts."""
-    path = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
+# Scheme, host, path and query of a URL, as they were sent.
+URL = tuple[str, bytes, bytes, bytes]
+
+
+def url_key(url: URL) -> str:
+    """Return the key of a URL."""
+    scheme, host, path, query = url
     # A line break stands in no field and no URL: no host can run into a path, no path into a variant.
-    url = b"%b\n%b?%b" % (host.lower(), path, query)
-    return f"GET {scope['scheme']}://{url.decode('latin-1')}"
+    return f"GET {scheme}://" + (b"%b\n%b?%b" % (host.lower(), path, query)).decode("latin-1")
 
 
-def plain_key(scope: Scope) -> tuple[str, bytes | None]:
-    """Return the key of a request that has nothing in it but what selects a URL, and its `If-None-Match`, if any.
+def _path(scope: Scope) -> bytes:
+    return scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
 
-    The key is empty for any other request.
+
+def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
+    """Return the URL of a request that has nothing in it but what selects one, and its `If-None-Match`, if any.
+
+    There is no URL for any other request.
     """
     host = condition = None
     for name, value in scope["headers"]:
@@ -62,8 +69,8 @@ def plain_key(scope: Scope) -> tuple[str, bytes | None]:
             elif name == b"if-none-match" and condition is None:
                 condition = value
             else:
-                return "", None
-    return _key(scope, host or b"", scope["query_string"]), condition
+                return None, None
+    return (scope["scheme"], host or b"", scope.get("raw_path") or _path(scope), scope["query_string"]), condition
 
 
 class Request:
@@ -108,7 +115,7 @@ class Request:
             rule = self.find_rule()
             if rule is not None:
                 self._query = rule.keyed_query(self._query)
-        self.key = _key(scope, fields.get(b"host", b""), self._query)
+        self.key = url_key((scope["scheme"], fields.get(b"host", b""), _path(scope), self._query))
 
     def find_rule(self) -> Rule | None:
         """Find the first rule that applies."""
@@ -152,8 +159,7 @@ class Request:
     @property
     def _base(self) -> str:
         host = self.fields.get(b"host", b"").decode("latin-1").lower()
-        path = self._asked.get("raw_path") or quote(self._asked["path"], errors="surrogatepass").encode()
-        return f"{self._asked['scheme']}://{host}{path.decode('latin-1')}"
+        return f"{self._asked['scheme']}://{host}{_path(self._asked).decode('latin-1')}"
 
     def tag_of(self, reference: bytes) -> str | None:
         """Return the tag of what a `Location` or `Content-Location` refers to; None if it is of another origin."""

@@ -91,6 +91,40 @@ def test_a_shelf_of_no_bytes_holds_nothing():
     assert shelf.get("k") is None
 
 
+class TestAlias:
+    """What a face knows a slot by leads to it for as long as it is held."""
+
+    @pytest.fixture
+    def shelf(self):
+        shelf = Shelf(10_000, 5)
+        shelf.put("k", entry("x"))
+        shelf.alias(shelf.get("k"), ("a", "b"))
+        return shelf
+
+    def test_it_leads_there(self, shelf):
+        assert shelf.aliases == {("a", "b"): shelf.get("k")}
+
+    def test_a_slot_has_one(self, shelf):
+        shelf.alias(shelf.get("k"), "another")
+        assert shelf.aliases == {("a", "b"): shelf.get("k")}
+
+    @pytest.mark.parametrize(
+        "lose",
+        [
+            lambda shelf: shelf.put("k", entry("newer")),
+            lambda shelf: shelf.put("k", entry("x" * 20_000)),
+            lambda shelf: shelf.drop("k"),
+            lambda shelf: shelf.clear(),
+            lambda shelf: shelf.put("large", entry("x" * 8800)),
+            lambda shelf: [shelf.put(str(number), entry(number)) for number in range(5)],
+        ],
+        ids=["replaced", "replaced by nothing", "dropped", "cleared", "pushed out by weight", "pushed out by number"],
+    )
+    def test_it_goes_with_its_slot(self, shelf, lose):
+        lose(shelf)
+        assert shelf.aliases == {}
+
+
 def test_a_barrier_outdates_what_is_older_and_tagged_so():
     barriers = Barriers()
     assert barriers.raise_to("t", 5)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import math
 import time
 
 import pytest
@@ -11,11 +12,13 @@ from redis.exceptions import ResponseError
 
 from swr import Cache, ConfigurationError, Policy, State, StoreUnavailable
 from swr.codec import codec_for
+from swr.middleware import Rule, SWRMiddleware
 from swr.stores import redis as redis_module
 from swr.stores.scripts import ACQUIRE
 from swr.stores.wire import Wire
 from tests.proxy import Proxy
 from tests.servers import Server
+from tests.web import MAX_AGE, App, client
 
 POLICY = Policy(60, 600, 3600)
 
@@ -90,6 +93,23 @@ class TestSharing:
                 assert (await one.get_or_load("k", load, tagged)).value == runs + 1
                 await until(lambda: other.shelf.get("k") is None or other.engine.store.peek("k") is None)
                 assert (await other.get_or_load("k", load, tagged)).value == runs + 1
+
+    async def test_a_response_that_is_sent_all_the_time_is_outdated_by_another_cache(self, server: Server):
+        app = App(MAX_AGE)
+        async with (
+            Cache(server.url, timeout=2) as one,
+            Cache(server.url, timeout=2) as other,
+            client(SWRMiddleware(app, one, rules=[Rule("/x", tags=["t"])])) as http,
+        ):
+            for invalidate in (lambda: other.invalidate_url("/x"), lambda: other.invalidate_tag("t"), other.clear):
+                for _ in range(3):
+                    before = (await http.get("/x")).text
+                # What is ready to be sent stays so; only the news may end that.
+                one.shelf.get("GET http://test\n/x?").ready_until = math.inf
+                await invalidate()
+                async with asyncio.timeout(5):
+                    while (await http.get("/x")).text == before:
+                        await asyncio.sleep(0.005)
 
     async def test_who_asks_after_the_news_does_not_share_a_get_that_was_sent_before(self, server: Server):
         load = Counter()

@@ -5,6 +5,8 @@ and the clock with `Slot.fresh_until`. Whatever may make an entry wrong raises t
 is then looked at once more, when it is asked for.
 """
 
+import contextlib
+from collections.abc import Hashable
 from typing import Any, Final
 
 from cachetools import LRUCache
@@ -20,10 +22,22 @@ UNCHECKED: Final = -1
 class Slot:
     """An entry on the shelf, with what the fresh hit needs at hand.
 
-    `ready` is for the face that serves it: what it has prepared, if anything.
+    `ready` and `ready_until` are for the face that serves it: what it has prepared, and until when that will do.
     """
 
-    __slots__ = ("checked", "entry", "epoch", "fresh_until", "ready", "stale_until", "superseded", "value", "weight")
+    __slots__ = (
+        "alias",
+        "checked",
+        "entry",
+        "epoch",
+        "fresh_until",
+        "ready",
+        "ready_until",
+        "stale_until",
+        "superseded",
+        "value",
+        "weight",
+    )
 
     def __init__(self, entry: Entry[Any], epoch: int, weight: int) -> None:
         self.entry = entry
@@ -33,8 +47,28 @@ class Slot:
         self.checked = UNCHECKED
         self.epoch = epoch
         self.superseded = False
+        self.alias: Hashable = None
         self.ready: Any = None
+        self.ready_until = 0.0
         self.weight = weight
+
+
+class _Slots(LRUCache[str, Slot]):
+    """Slots by key, least recently used first to go; what goes loses its alias."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes, getsizeof=_weight)
+        self.aliases: dict[Hashable, Slot] = {}
+
+    def __delitem__(self, key: str) -> None:
+        slot = self[key]
+        if slot.alias is not None:
+            del self.aliases[slot.alias]
+        super().__delitem__(key)
+
+    def clear(self) -> None:
+        self.aliases.clear()
+        super().clear()
 
 
 class Shelf:
@@ -46,7 +80,8 @@ class Shelf:
     """
 
     def __init__(self, max_bytes: int, max_entries: int) -> None:
-        self.slots: LRUCache[str, Slot] = LRUCache(max_bytes, getsizeof=_weight)
+        self.slots = _Slots(max_bytes)
+        self.aliases = self.slots.aliases
         self.generation = 0
         self._most = max_entries
 
@@ -61,13 +96,21 @@ class Shelf:
         """Hold `entry`; one that is too large for the whole shelf is not held."""
         if not self.slots.maxsize:
             return
-        slot = Slot(entry, epoch, _OVERHEAD + 2 * len(key) + weigh(entry.value))
-        try:
+        self.drop(key)
+        slot = Slot(entry, epoch, _OVERHEAD + 3 * len(key) + weigh(entry.value))
+        with contextlib.suppress(ValueError):
             self.slots[key] = slot
-        except ValueError:
-            self.drop(key)
         if len(self.slots) > self._most:
             self.slots.popitem()
+
+    def alias(self, slot: Slot, alias: Hashable) -> None:
+        """Have `aliases` lead to `slot`, as long as it is held.
+
+        Looking there does not make it recently used; whoever does looks by its key, too, once in a while.
+        """
+        if slot.alias is None:
+            slot.alias = alias
+            self.aliases[alias] = slot
 
     def drop(self, key: str) -> None:
         """Forget `key`."""
