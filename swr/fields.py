@@ -18,6 +18,7 @@ _NAMING: Final = frozenset({"no-cache", "private"})
 
 # All of these run in linear time on whatever a client sends: no two alternatives begin alike.
 _MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
+_MEMBER_OR_COMMA: Final = re.compile(r',|(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
 _ETAG: Final = re.compile(rb'(W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _RANGE: Final = re.compile(rb"bytes[ \t]*=[ \t]*(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 _CONTENT_RANGE: Final = re.compile(rb"bytes[ \t]+(\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
@@ -184,9 +185,9 @@ def _separator(text: str, at: int) -> int | None:
     return at
 
 
-def members(values: Iterable[bytes]) -> list[str]:
-    """Return the members of a list, without the white space around them; quoted commas part nothing."""
-    return [member.strip(" \t") for member in _MEMBER.findall(b",".join(values).decode("latin-1"))]
+def unspaced(values: Iterable[bytes]) -> str:
+    """Return the lines of a field as one, without the white space around its commas; quoted ones part nothing."""
+    return "".join(part.strip(" \t") for part in _MEMBER_OR_COMMA.findall(b",".join(values).decode("latin-1")))
 
 
 def delta_seconds(argument: str | None) -> int | None:
@@ -194,6 +195,12 @@ def delta_seconds(argument: str | None) -> int | None:
     if argument is None or not argument.isascii() or not argument.isdigit():
         return None
     return min(int(argument.lstrip("0")[:11] or "0"), LONGEST)
+
+
+def content_length(headers: Headers) -> int | None:
+    """Return how many bytes a response says that its body has; None where it does not say so clearly."""
+    values = set(values_of(headers, b"content-length"))
+    return delta_seconds(values.pop().decode("latin-1").strip()) if len(values) == 1 else None
 
 
 def http_date(value: bytes, now: float) -> int | None:

@@ -24,7 +24,7 @@ from swr.conditions import CONDITIONS, headers_of_304, not_modified, selects, up
 from swr.engine import Load
 from swr.entry import Entry, stamp
 from swr.errors import SWRError
-from swr.fields import Headers, content_range, delta_seconds, directives, strings, values_of
+from swr.fields import Headers, content_length, content_range, directives, strings, values_of
 from swr.policy import Policy
 from swr.request import Request
 from swr.response import Slip, slip
@@ -43,6 +43,9 @@ _LONGEST_VARIANT: Final = 4096
 _MOST_GROUPS: Final = 128
 # After the key of a variant: that of the parts of it.
 PART: Final = "\npart"
+_NO_CONTENT: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
+# What ends a response.
+_LAST: Final = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 
 
 class ErrorResponse(SWRError):
@@ -80,7 +83,10 @@ class Fill:
     ) -> None:
         self.codec = RESPONSES
         self.context = Context() if receive is None else None
-        self.sent = False
+        # The client has the beginning of an answer; all of it.
+        self.sent = self.complete = False
+        # It will read no more.
+        self.left = False
         self.error: BaseException | None = None
         self.client_error: Exception | None = None
         # What was brought lies under another key than that of the flight.
@@ -113,6 +119,7 @@ class Fill:
         self._size = 0
         self._verdict = Verdict(None)
         self._status = 0
+        self._length: int | None = None
         # The app answered with an error that something stale may stand in for.
         self._failed = False
         self._for_others = True
@@ -145,6 +152,7 @@ class Fill:
                     await send(self._outbox[0])
                 except Exception as error:
                     self.client_error = error
+                    self.left = True
                     self._watched = self.passing
                     self._outbox.clear()
                     self._taken.set()
@@ -182,13 +190,15 @@ class Fill:
             await anyio.sleep_forever()
         message = await self._receive()
         if message["type"] == "http.disconnect":
+            self.left = True
             # The app would stop; but what it is making is wanted by more than this client.
             await self._passing.wait()
         return message
 
     async def _tell(self, message: Message) -> None:
         if self._watched and self.client_error is None and not self._answered:
-            self.sent = True
+            self.sent = self.sent or message["type"] == "http.response.start"
+            self.complete = self.complete or (message["type"] in _LAST and not message.get("more_body", False))
             self._outbox.append(message)
             self._news.set()
             if self.passing or self._size > self._middleware.max_body_bytes:
@@ -224,7 +234,7 @@ class Fill:
                     # A 304 to something else than what is stored (RFC 9111 4.3.4): it is asked for as a whole. What
                     # the client sent with its request has been heard.
                     self._base, self._unrelated = None, False
-                    await self._ask(_nothing_and_then(self._hear))
+                    await self._ask(begin_with(_NO_CONTENT, self._hear))
             if not self._ended and not self.passing:
                 raise SWRError(f"the app ended before its response to {self._request.key!r} did")
         except Exception as error:
@@ -241,7 +251,7 @@ class Fill:
         if self._replays:
             scope = self._request.replay(self._names, self._middleware.state)
             scope["headers"] = self._conditional(scope["headers"])
-            await app(scope, _nothing_and_then(receive), self._hear_app)
+            await app(scope, begin_with(_NO_CONTENT, receive), self._hear_app)
             return
         # The app gets the very scope of the client, for it may leave something there for those around the cache.
         scope = self._request.scope
@@ -274,7 +284,7 @@ class Fill:
             unseen = kind in ("http.response.pathsend", "http.response.zerocopysend")
             if unseen and not self.passing:
                 await self._pass("not seen")
-            await self._tell(message)
+            await self._tell(dict(message))
 
     async def _on_start(self, message: Message) -> None:
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
@@ -339,8 +349,8 @@ class Fill:
             await self._pass(self._verdict.reason)
 
     def _judge(self, status: int, headers: Headers, message: Message) -> Verdict:
-        length = delta_seconds(b"".join(values_of(headers, b"content-length")[:1]).decode("latin-1"))
-        if (length or 0) > self._middleware.max_body_bytes:
+        self._length = content_length(headers)
+        if (self._length or 0) > self._middleware.max_body_bytes:
             return Verdict(None, "too large")
         if message.get("trailers"):
             return Verdict(None, "trailers")
@@ -367,13 +377,21 @@ class Fill:
         if self._unrelated:
             return
         more = message.get("more_body", False)
+        # An app may use its message, and the buffer in it, again.
+        chunk = bytes(message.get("body", b""))
+        message = {**message, "body": chunk}
         if self._confirmed:
             if not more and not self._ended:
                 await self._end_confirmed()
             return
         if not self.passing and not self._ended:
-            chunk = message.get("body", b"")
             self._size += len(chunk)
+            if not more and self._length is not None and self._length != self._size and not self._failed:
+                # RFC 9111 3.3: incomplete; so is what the client gets.
+                raise SWRError(
+                    f"the response to {self._request.key!r} has {self._size} bytes, "
+                    f"and its Content-Length says {self._length}"
+                )
             self._ended = not more
             if self._size <= self._middleware.max_body_bytes:
                 self._chunks.append(chunk)
@@ -481,9 +499,9 @@ class Fill:
             self._scope.cancel()
 
 
-def _nothing_and_then(receive: Receive) -> Receive:
-    """Return a `receive` that gives an empty request, and after it what `receive` gives."""
-    messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+def begin_with(first: Message, receive: Receive) -> Receive:
+    """Return a `receive` that gives `first`, and after it what `receive` gives."""
+    messages = [first]
 
     async def hear() -> Message:
         return messages.pop() if messages else await receive()

@@ -9,10 +9,10 @@ from swr.answer import RESPONSES, StoredResponse, capture, marked
 from swr.conditions import agrees, updated
 from swr.engine import Since
 from swr.entry import Entry
-from swr.fields import Headers, strings, values_of
+from swr.fields import Headers, content_length, directives, strings, values_of
 from swr.request import Request
 from swr.response import Slip, slip
-from swr.semantics import Verdict, control, judge
+from swr.semantics import Verdict, control, judge, vary_of
 
 if TYPE_CHECKING:
     from swr.middleware import SWRMiddleware
@@ -91,6 +91,9 @@ async def _freshen(
     if stored.status != 200 or stored.complete is not None or not agrees(headers, stored.headers):
         return False
     merged = updated(stored.headers, headers)
+    if vary_of(merged) != vary_of(stored.headers):
+        # It is kept where what selected it until now says.
+        return False
     ages = [(b"age", value) for value in values_of(headers, b"age")]
     verdict = _judged(middleware, request, stored.status, [*merged, *ages], since, entry.tags)
     if verdict.policy is None:
@@ -186,6 +189,9 @@ class Unsafe:
         current = middleware.engine.store.barriers.admits(self._since.head, (request.tag,))
         if request.method != "POST" or status != 200 or where != [request.tag] or not explicit or not current:
             return
+        asked = directives([request.fields.get(b"cache-control", b"")])
+        if ("no-store" in asked and "no-store" in middleware.honoured) or not middleware.admits(request):
+            return
         verdict = _judged(middleware, request, status, headers, self._since, (request.tag,))
         if verdict.policy is not None and verdict.policy.fresh_for > 0 and not verdict.vary:
             self._verdict, self._headers, self._status = verdict, headers, status
@@ -197,6 +203,8 @@ class Unsafe:
             self._verdict = Verdict(None, "too large")
         elif not message.get("more_body", False) and verdict.policy is not None:
             self._verdict = Verdict(None)
+            if content_length(self._headers) not in (None, len(self._body)):
+                return
             response = capture(self._status, self._headers, bytes(self._body), verdict)
             since: Any = self._since._replace(head=engine.store.barriers.head, fence=engine.fence)
             if await engine.put(self._request.key, RESPONSES, response, verdict.policy, since):

@@ -22,9 +22,9 @@ from swr.answer import (
 from swr.cache import Cache
 from swr.decision import FRESH, Revalidate, decide
 from swr.entry import Entry, State
-from swr.errors import ConfigurationError
+from swr.errors import ConfigurationError, SWRError
 from swr.fields import Directives, directives
-from swr.fill import PART, ErrorResponse, Fill
+from swr.fill import PART, ErrorResponse, Fill, begin_with
 from swr.flight import Flight
 from swr.forward import Unsafe, bypass, head
 from swr.policy import Duration, Limits, seconds
@@ -121,7 +121,7 @@ class SWRMiddleware:
         # The lifespan's state: what a replayed request is given, not what other middleware wrote for one client.
         self.state: dict[str, Any] = {}
         self._rules = list(rules)
-        self._honoured = frozenset(request_directives)
+        self.honoured = frozenset(request_directives)
         self._shows_key = show_key
         # With either of these a look at the URL as it was sent does not do.
         self._plain = not show_key and not any(rule.reads_query for rule in rules)
@@ -166,6 +166,8 @@ class SWRMiddleware:
         key = url_key(url)
         slot = self._shelf.get(key)
         if slot is None or slot.checked != self._shelf.generation or type(slot.value) is not StoredResponse:
+            return None
+        if slot.value.validate:
             return None
         now = self._clock()
         if now < slot.fresh_until:
@@ -230,27 +232,28 @@ class SWRMiddleware:
 
     async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
         fields = request.fields
-        if b"cookie" in fields and self.practice.cookies_private:
-            rule = request.find_rule()
-            if rule is None or rule.cookies is None:
-                await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="cookie"')
-                return
-            request.key_cookies(rule.cookies)
+        if not self.admits(request):
+            await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="cookie"')
+            return
         if b"if-match" in fields or b"if-unmodified-since" in fields:
             # RFC 9110 13.1.1: these are about the state of the resource itself, which its origin knows.
             await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="precondition"')
             return
+        if request.has_content:
+            # The key does not account for it.
+            await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="content"')
+            return
         said: Directives = {}
         if b"cache-control" in fields:
             said = directives([fields[b"cache-control"]])
-        elif b"pragma" in fields and "pragma" in self._honoured:
+        elif b"pragma" in fields and "pragma" in self.honoured:
             # RFC 9111 5.4: as Cache-Control has it, where there is none.
             said = {"no-cache": None} if "no-cache" in directives([fields[b"pragma"]]) else {}
-        if "no-store" in said and "no-store" in self._honoured:
+        if "no-store" in said and "no-store" in self.honoured:
             await bypass(self, request, receive, send, b'swr; fwd=request; detail="no-store"')
             return
-        accepted = limits(said, self._honoured if b"cache-control" in fields else REQUEST_DIRECTIVES)
-        if "only-if-cached" in said and "only-if-cached" in self._honoured:
+        accepted = limits(said, self.honoured if b"cache-control" in fields else REQUEST_DIRECTIVES)
+        if "only-if-cached" in said and "only-if-cached" in self.honoured:
             if not await self._stored(request, send, accepted):
                 await _gateway_timeout(send)
             return
@@ -262,6 +265,14 @@ class SWRMiddleware:
             return
         if request.method == "HEAD":
             await self._head(request, receive, send, accepted)
+            return
+        # HTTP/2 and 3 may bring content that no field has announced.
+        begun = await receive()
+        while begun.get("more_body") and not begun.get("body"):
+            begun = await receive()
+        receive = begin_with(begun, receive)
+        if begun.get("body"):
+            await bypass(self, request, receive, send, b'swr; fwd=bypass; detail="content"')
             return
         for _ in range(_TURNS):
             key, names, entry = await self._look(request, accepted, ask=True)
@@ -369,6 +380,9 @@ class SWRMiddleware:
             raise fill.client_error
         if fill.error is not None and fill.sent and not isinstance(fill.error, ErrorResponse):
             raise fill.error
+        if fill.sent and not fill.complete and not fill.left:
+            # Those around the cache must not take it for the whole.
+            raise SWRError(f"the response to {key!r} broke off")
         return fill.sent or await self._landed(request, flight, receive, send, why)
 
     async def _part_served(self, request: Request, send: Send, accepted: Limits, part: Entry[Any] | None) -> bool:
@@ -416,6 +430,16 @@ class SWRMiddleware:
         reason = self.passes.get(key)
         return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
+    def admits(self, request: Request) -> bool:
+        """Whether a request's cookies let it use the cache; those that a rule names become part of its key."""
+        if b"cookie" not in request.fields or not self.practice.cookies_private:
+            return True
+        rule = request.find_rule()
+        if rule is None or rule.cookies is None:
+            return False
+        request.key_cookies(rule.cookies)
+        return True
+
     def fits(self, request: Request, entry: Entry[Any]) -> bool:
         """Whether a request may be answered with what was stored for others (RFC 9111 3.5)."""
         return not request.authorized or bool(entry.value.shared)
@@ -424,6 +448,9 @@ class SWRMiddleware:
 def _bounded(accepted: Limits, entry: Entry[StoredResponse]) -> Limits:
     """What a request accepts of this response: nothing that must not be stale, and its time elsewhere counts."""
     stored = entry.value
+    if stored.strict and stored.validate:
+        # Whatever the clock says, which may have been put back since.
+        return msgspec.structs.replace(accepted, no_cache=True)
     if accepted.max_stale is not None and (stored.strict or stored.overdue):
         rest = accepted.max_stale - stored.overdue
         accepted = msgspec.structs.replace(accepted, max_stale=None if stored.strict or rest < 0 else rest)

@@ -14,6 +14,7 @@ _NOTED: Final = frozenset(
     {
         b"authorization",
         b"cache-control",
+        b"content-length",
         b"cookie",
         b"host",
         b"if-match",
@@ -23,6 +24,7 @@ _NOTED: Final = frozenset(
         b"if-unmodified-since",
         b"pragma",
         b"range",
+        b"transfer-encoding",
         b"x-api-key",
     }
 )
@@ -70,7 +72,8 @@ def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
                 condition = value
             else:
                 return None, None
-    return (scope["scheme"], host or b"", scope.get("raw_path") or _path(scope), scope["query_string"]), condition
+    scheme, query = scope.get("scheme", "http"), scope.get("query_string", b"")
+    return (scheme, host or b"", scope.get("raw_path") or _path(scope), query), condition
 
 
 class Request:
@@ -97,7 +100,7 @@ class Request:
     def __init__(self, scope: Scope, rules: list[Rule]) -> None:
         self.scope = scope
         # As it came: what the app makes of the scope afterwards is not what was asked.
-        self._asked = {**scope, "headers": list(scope["headers"])}
+        self._asked = {"scheme": "http", "query_string": b"", **scope, "headers": list(scope["headers"])}
         self._rules = rules
         self.method: str = scope["method"]
         self.fields: dict[bytes, bytes] = {}
@@ -110,12 +113,13 @@ class Request:
                 )
         self.authorized = b"authorization" in fields or b"x-api-key" in fields
         self._cookies = ""
-        self._query: bytes = scope["query_string"]
-        if self._query and any(rule.reads_query for rule in rules):
-            rule = self.find_rule()
-            if rule is not None:
-                self._query = rule.keyed_query(self._query)
-        self.key = url_key((scope["scheme"], fields.get(b"host", b""), _path(scope), self._query))
+        self._query = self._keyed(scope["path"], self._asked["query_string"])
+        self.key = url_key((self._asked["scheme"], fields.get(b"host", b""), _path(scope), self._query))
+
+    @property
+    def has_content(self) -> bool:
+        """Whether its fields say that a body comes with it (RFC 9112 6)."""
+        return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
     def find_rule(self) -> Rule | None:
         """Find the first rule that applies."""
@@ -125,6 +129,14 @@ class Request:
                 self._parameters = parameters
                 return rule
         return None
+
+    def _keyed(self, path: str, query: bytes) -> bytes:
+        """Return the part of a query that selects the response, by the first rule that applies to the path."""
+        if query and any(rule.reads_query for rule in self._rules):
+            for rule in self._rules:
+                if rule.match(path) is not None:
+                    return rule.keyed_query(query)
+        return query
 
     def terms(self) -> Terms | None:
         """Return what the first rule that applies says about the response."""
@@ -157,9 +169,12 @@ class Request:
         return url_tag(self._asked["path"], self._query.decode("latin-1"))
 
     @property
+    def _origin(self) -> str:
+        return f"{self._asked['scheme']}://{self.fields.get(b'host', b'').decode('latin-1').lower()}"
+
+    @property
     def _base(self) -> str:
-        host = self.fields.get(b"host", b"").decode("latin-1").lower()
-        return f"{self._asked['scheme']}://{host}{_path(self._asked).decode('latin-1')}"
+        return self._origin + _path(self._asked).decode("latin-1")
 
     def tag_of(self, reference: bytes) -> str | None:
         """Return the tag of what a `Location` or `Content-Location` refers to; None if it is of another origin."""
@@ -169,12 +184,12 @@ class Request:
             return None
         if (target.scheme.lower(), target.netloc.lower()) != (base.scheme, base.netloc):
             return None
-        return url_tag(unquote(target.path), target.query)
+        path = unquote(target.path)
+        return url_tag(path, self._keyed(path, target.query.encode("latin-1", "replace")).decode("latin-1"))
 
     def group_tag(self, group: str) -> str:
         """Return the tag of a cache group of this request's origin (RFC 9875 2: groups are of one origin)."""
-        origin = urlsplit(self._base)
-        return f"group:{origin.scheme}://{origin.netloc}\n{group}"
+        return f"group:{self._origin}\n{group}"
 
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
         """Return a scope for a run behind the reader's back: nothing in it that the key does not account for."""

@@ -132,6 +132,8 @@ def url_tag(path: str, query: str) -> str:
     """Return the tag that every stored response to a URL carries, whatever its host, scheme and variant."""
     # A server may hand over what is no text; a tag is.
     path = path.encode("utf-8", "replace").decode()
+    # The order of parameters, which a rule may take away, is none of its business.
+    query = "&".join(sorted(query.split("&")))
     return f"url:{path}?{query}" if query else f"url:{path}"
 
 

@@ -17,8 +17,8 @@ from swr.fields import (
     directives,
     etag_of,
     http_date,
-    members,
     targeted_directives,
+    unspaced,
     values_of,
 )
 from swr.policy import NO_LIMITS, Limits, Policy
@@ -312,7 +312,7 @@ def vary_of(headers: Headers) -> tuple[str, ...] | None:
 
 def normalised(name: str, values: list[bytes]) -> str:
     """Return a request field as `Vary` compares it: repetition and white space do not matter (RFC 9111 4.1)."""
-    text = ",".join(members(values))
+    text = unspaced(values)
     return text.lower() if name in _CASELESS else text
 
 

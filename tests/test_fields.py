@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 
 from swr.fields import (
     byte_range,
+    content_length,
     content_range,
     delta_seconds,
     directives,
     etag_of,
     etags,
     http_date,
-    members,
     strings,
     targeted_directives,
+    unspaced,
     values_of,
 )
 
@@ -588,15 +589,24 @@ def test_the_century_is_the_latest_that_is_not_more_than_fifty_years_off(date, n
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([b"a, b", b"c"], ["a", "b", "c"]),
-        ([b'"a, b" ,c'], ['"a, b"', "c"]),
-        ([b",, a\t,"], ["a"]),
-        ([b""], []),
+        ([b"a, b", b"c"], "a,b,c"),
+        ([b'"a, b" ,c'], '"a, b",c'),
+        ([b",, a b\t,"], ",,a b,"),
+        ([b""], ""),
     ],
 )
-def test_members_of_a_list(values, expected):
-    """RFC 9110 5.6.1: white space is none of them, but inside quotes."""
-    assert members(values) == expected
+def test_white_space_around_commas(values, expected):
+    """RFC 9110 5.6.1: it means nothing, but inside quotes; in a field that is no list, an empty member may."""
+    assert unspaced(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [(["7"], 7), (["7", "7"], 7), (["7", "8"], None), (["-7"], None), (["7, 7"], None), ([], None)],
+)
+def test_content_length(values, expected):
+    """RFC 9110 8.6."""
+    assert content_length([(b"Content-Length", value.encode()) for value in values]) == expected
 
 
 def test_white_space_after_a_structured_field():

@@ -8,12 +8,13 @@ import pytest
 from swr import Cache, Policy
 from swr.answer import Varies
 from swr.entry import stamp
+from swr.errors import SWRError
 from swr.fill import Fill
 from swr.middleware import Rule, SWRMiddleware
 from swr.request import Request
 from swr.testing import FakeClock
 from tests.fleet import fleet, settle
-from tests.web import App, Origin, brief, client, gather, http_scope, open_later
+from tests.web import App, Client, Origin, brief, client, gather, http_scope, open_later
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +129,15 @@ class TestStoring:
             await settle()
             assert brief(await http.get("/x")) == (200, "good", "stale")
 
+    async def test_a_body_of_another_length_than_it_says_is_not_stored(self, cache):
+        """RFC 9111 3.3: it is incomplete, and its client is not left to take it for the whole."""
+        app = App([(b"cache-control", b"max-age=60"), (b"content-length", b"100")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            for _ in range(2):
+                with pytest.raises(SWRError, match=r"'GET http://test\\n/x\?' has 1 bytes, and its .* says 100"):
+                    await http.get("/x")
+        assert app.runs == 2
+
     async def test_an_absurd_variant_is_not_stored(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -178,6 +188,17 @@ class TestAge:
             await http.get("/x")
             clock.now -= 3600
             assert (await http.get("/x")).headers["age"] == "0"
+
+    @pytest.mark.parametrize("said", ["no-cache", "max-age=0, must-revalidate"])
+    async def test_nor_spares_it_a_confirmation(self, cache, clock, said):
+        origin = Origin((200, {"cache-control": said, "etag": '"1"'}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            await http.get("/x", headers={"cache-control": "only-if-cached"})
+            clock.now -= 1
+            for _ in range(2):
+                assert (await http.get("/x")).headers["swr-state"] == "missing"
+        assert [asked.get("if-none-match") for _, asked in origin.seen] == [None, '"1"', '"1"']
 
 
 class TestValidation:
@@ -394,6 +415,16 @@ class TestHead:
             await http.get("/x")
         assert [method for method, _ in origin.seen] == ["GET", "HEAD", "GET"]
         assert "if-none-match" not in origin.seen[2][1]
+
+    async def test_and_so_does_one_that_says_that_it_varies(self, cache, clock):
+        """What is stored was not selected by that: it is nobody else's."""
+        origin = Origin((200, self.FIELDS, "here"), (200, {**self.FIELDS, "vary": "foo"}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x", headers={"foo": "1"})
+            clock.advance(20)
+            await http.head("/x", headers={"foo": "1"})
+            origin.answers((200, {**self.FIELDS, "vary": "foo"}, "else"))
+            assert brief(await http.get("/x", headers={"foo": "2"})) == (200, "else", "missing")
 
     async def test_a_client_that_leaves_meanwhile_leaves_no_lease(self, clock):
         """The store has given it, and the client is gone before anything is stored."""
@@ -677,20 +708,20 @@ class TestRange:
             assert await get("3-8") == (206, "345678", "fresh")
             assert await get("-2") == (206, "89", "fresh")
             assert await get("20-") == (416, "", "fresh")
-            origin.answers((200, self.FIELDS, "whole"))
-            assert brief(await http.get("/x")) == (200, "whole", "missing")
+            origin.answers((200, self.FIELDS, "wholewhole"))
+            assert brief(await http.get("/x")) == (200, "wholewhole", "missing")
 
     async def test_a_part_that_is_stale_is_asked_for_again(self, cache, clock):
         """Not in the background: what confirmed it there would be taken for the whole."""
         said = {"cache-control": "max-age=10, stale-while-revalidate=60, stale-if-error=60"}
-        origin = Origin(self.part(0, "01", **said), self.part(0, "01", **said), (200, self.FIELDS, "whole"))
+        origin = Origin(self.part(0, "01", **said), self.part(0, "01", **said), (200, self.FIELDS, "wholewhole"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x", headers={"range": "bytes=0-1"})
             clock.advance(20)
             for expected in ("missing", "fresh"):
                 assert brief(await http.get("/x", headers={"range": "bytes=0-1"})) == (206, "01", expected)
                 await settle()
-            assert brief(await http.get("/x")) == (200, "whole", "missing")
+            assert brief(await http.get("/x")) == (200, "wholewhole", "missing")
         assert [asked.get("if-none-match") for _, asked in origin.seen] == [None] * 3
 
     async def test_all_parts_are_the_whole(self, cache):
@@ -736,9 +767,9 @@ class TestRange:
         async with client(SWRMiddleware(origin, cache)) as http:
             for _ in range(2):
                 assert (await http.get("/x", headers={"range": "bytes=0-4"})).text == "01234"
-            origin.answers((200, self.FIELDS, "whole"))
+            origin.answers((200, self.FIELDS, "wholewhole"))
             await http.get("/x")
-            assert brief(await http.get("/x")) == (200, "whole", "fresh")
+            assert brief(await http.get("/x")) == (200, "wholewhole", "fresh")
         assert origin.runs == 3
 
     async def test_a_whole_that_comes_for_a_part_is_stored_as_such(self, cache):
@@ -797,6 +828,66 @@ class TestRange:
             for _ in range(2):
                 assert (await http.get("/x", headers={"range": "bytes=0-1"})).text == "0123"
         assert origin.runs == 2
+
+
+class TestContent:
+    """RFC 9110 9.3.1: content in a GET has no meaning of its own; an app may give it one that no key knows of."""
+
+    @staticmethod
+    async def echo(scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message["body"]
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.body", "body": b"echo:" + body})
+
+    @pytest.mark.parametrize("announced", ["content-length", "transfer-encoding", None])
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    async def test_it_keeps_a_request_away_from_the_cache(self, cache, announced, method):
+        middleware = SWRMiddleware(self.echo, cache)
+        fields = {"content-length": b"4", "transfer-encoding": b"chunked"}
+        headers = [(b"host", b"test")] + ([(announced.encode(), fields[announced])] if announced else [])
+        messages = [{"type": "http.request", "body": b"", "more_body": True}] * 2
+        messages.append({"type": "http.request", "body": b"evil", "more_body": False})
+        http = Client()
+
+        async def receive():
+            return messages.pop(0)
+
+        async def pieces():
+            yield b"1"
+
+        await middleware(http_scope("/x", headers=headers, method=method), receive, http.send)
+        assert http.sent[1]["body"] == b"echo:evil"
+        assert dict(http.sent[0]["headers"])[b"cache-status"].startswith(b"swr; fwd=")
+        async with client(middleware) as others:
+            assert brief(await others.get("/x")) == (200, "echo:", "missing")
+            if announced:
+                # Nor is it answered with what is stored.
+                content = b"1" if announced == "content-length" else pieces()
+                answer = await others.request("GET", "/x", content=content)
+                assert brief(answer) == (200, "echo:1", "missing")
+                assert answer.headers["cache-status"] == 'swr; fwd=bypass; detail="content"'
+            assert brief(await others.get("/x", headers={"content-length": "0"})) == (200, "echo:", "fresh")
+
+    async def test_a_client_that_never_ends_it_keeps_nobody_waiting(self, cache):
+        middleware = SWRMiddleware(self.echo, cache)
+        slow = Client()
+
+        async def receive():
+            await anyio.sleep_forever()
+
+        async with anyio.create_task_group() as group:
+            for headers in ([(b"host", b"test")], [(b"host", b"test"), (b"content-length", b"9")]):
+                group.start_soon(middleware, http_scope("/x", headers=headers), receive, slow.send)
+            await settle()
+            async with client(middleware) as http:
+                assert brief(await http.get("/x")) == (200, "echo:", "missing")
+                assert brief(await http.get("/x")) == (200, "echo:", "fresh")
+            group.cancel_scope.cancel()
+        assert slow.sent == []
 
 
 class TestVary:
@@ -871,6 +962,36 @@ class TestInvalidation:
             assert answer.headers["cache-status"] == ("swr; fwd=method")
             origin.answers(self.FRESH)
             assert (await http.get("/x?a=1")).headers["swr-state"] == after
+
+    @pytest.mark.parametrize("url", ["/x?a=1&b=2", "/x?b=2&a=1"])
+    async def test_the_order_of_parameters_is_none_of_its_business(self, cache, url):
+        origin = Origin(self.FRESH)
+        async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", sort_query=True)])) as http:
+            await http.get("/x?b=2&a=1")
+            origin.answers((201, {"location": url}, ""))
+            await http.post("/new")
+            origin.answers(self.FRESH)
+            assert (await http.get("/x?b=2&a=1")).headers["swr-state"] == "missing"
+            await cache.invalidate_url(url)
+            assert (await http.get("/x?b=2&a=1")).headers["swr-state"] == "missing"
+
+    async def test_nor_are_those_that_a_rule_drops(self, cache):
+        origin = Origin(self.FRESH)
+        async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", drop_params=("utm_*",))])) as http:
+            await http.get("/x?a=1&utm_source=mail")
+            origin.answers((201, {"location": "/x?utm_source=web&a=1"}, ""))
+            await http.post("/new")
+            origin.answers(self.FRESH)
+            assert (await http.get("/x?a=1")).headers["swr-state"] == "missing"
+
+    @pytest.mark.parametrize("host", ["[", "a]", "[::1", "x[y]", "\xff", "", "a/b?c#d", "a@b"])
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+    async def test_a_host_that_is_none_fails_nothing(self, cache, host, method):
+        fields = {"cache-groups": '"g"', "cache-group-invalidation": '"g"', "location": "/y", **self.FRESH[1]}
+        http = Client()
+        scope = http_scope("/x", headers=[(b"host", host.encode("latin-1"))], method=method)
+        await SWRMiddleware(Origin((200, fields, "x")), cache)(scope, http.receive, http.send)
+        assert http.sent[0]["status"] == 200
 
     @pytest.mark.parametrize("field", ["location", "content-location"])
     @pytest.mark.parametrize(
@@ -993,6 +1114,30 @@ class TestPost:
             await http.post("/x")
             origin.answers((200, {}, "get"))
             assert brief(await http.get("/x")) == (200, "get", "missing")
+
+    @pytest.mark.parametrize(
+        ("asked", "said", "state"),
+        [
+            ({"cookie": "session=me"}, {}, "missing"),
+            ({"cache-control": "no-store"}, {}, "missing"),
+            ({}, {"content-length": "4"}, "missing"),
+            ({}, {"content-length": "5"}, "fresh"),
+        ],
+    )
+    async def test_what_keeps_a_get_from_being_stored_keeps_it_too(self, cache, asked, said, state):
+        origin = Origin((200, {**self.FIELDS, **said}, "to me"))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.post("/x", headers=asked)
+            origin.answers((200, {}, "to me"))
+            assert brief(await http.get("/x")) == (200, "to me", state)
+
+    async def test_the_cookies_that_matter_select_it(self, cache):
+        origin = Origin((200, self.FIELDS, "deutsch"))
+        async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", cookies=("lang",))])) as http:
+            await http.post("/x", headers={"cookie": "lang=de; session=me"})
+            origin.answers((200, {}, "english"))
+            assert brief(await http.get("/x", headers={"cookie": "lang=de"})) == (200, "deutsch", "fresh")
+            assert brief(await http.get("/x")) == (200, "english", "missing")
 
     async def test_a_body_in_pieces_is_stored_whole(self, cache):
         app = App(
@@ -1234,6 +1379,17 @@ class TestFaultsOfOthers:
 
 
 class TestBadInput:
+    async def test_a_scope_with_nothing_in_it_that_may_be_left_out(self, cache):
+        """ASGI: `scheme` is http where nothing is said."""
+        app = App([(b"cache-control", b"max-age=60")])
+        middleware = SWRMiddleware(app, cache)
+        for _ in range(2):
+            http = Client()
+            scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"host", b"test")]}
+            await middleware(scope, http.receive, http.send)
+        async with client(middleware) as http:
+            assert brief(await http.get("/x")) == (200, "1", "fresh")
+
     @pytest.mark.parametrize(
         "headers",
         [
@@ -1263,8 +1419,8 @@ class TestBadInput:
             starts.extend([message] if "status" in message else [])
 
         for _ in range(2):
-            await middleware(http_scope("/x", query_string=query), None, send)
-            await middleware(http_scope("/\udcff", raw_path=b"/%ff%fe/%00"), None, send)
+            await middleware(http_scope("/x", query_string=query), Client().receive, send)
+            await middleware(http_scope("/\udcff", raw_path=b"/%ff%fe/%00"), Client().receive, send)
         assert ([message["status"] for message in starts], app.runs) == ([200] * 4, 2)
 
     async def test_a_scope_with_lone_surrogates_in_its_path(self, cache):
@@ -1280,5 +1436,5 @@ class TestBadInput:
                 "type": "http", "asgi": {}, "method": "GET", "scheme": "http", "path": "/\udcff", "query_string": b"",
                 "headers": [(b"host", b"\xff")],
             }  # fmt: skip
-            await middleware(scope, None, send)
+            await middleware(scope, Client().receive, send)
         assert (app.runs, len(sent)) == (1, 4)

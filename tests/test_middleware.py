@@ -1,5 +1,6 @@
 """The middleware on bare ASGI apps and on Starlette and FastAPI: what is stored, what goes out, who waits for whom."""
 
+import asyncio
 import contextvars
 import gzip
 import logging
@@ -14,6 +15,7 @@ from fastapi import Response as FastAPIResponse
 from fastapi.security import APIKeyCookie, APIKeyHeader
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -1077,7 +1079,7 @@ class TestStreams:
             group.cancel_scope.cancel()
         gone.set()
         await anyio.sleep(0.05)
-        assert http.asked == 0
+        assert http.asked == 1
         async with client(middleware) as later:
             assert brief(await later.get("/x")) == (200, "x", "fresh")
 
@@ -1168,6 +1170,71 @@ class TestStreams:
             http = Client()
             await middleware(http_scope("/x"), http.receive, http.send)
             assert [message["type"].rpartition(".")[2] for message in http.sent] == ["start", "body", "trailers"]
+
+    async def test_a_hint_before_an_answer_that_is_held_back(self, cache, clock):
+        """RFC 8297: it is not the answer."""
+        app = App(MAX_AGE)
+
+        async def hinting(scope, receive, send):
+            await send({"type": "http.response.early_hint", "links": [b"</a>; rel=preload"]})
+            await app(scope, receive, send)
+
+        middleware = SWRMiddleware(hinting, cache)
+        async with client(middleware) as http:
+            await http.get("/x")
+        clock.advance(700)
+        app.status = 503
+        http = Client()
+        await middleware(http_scope("/x"), http.receive, http.send)
+        assert [message.get("status", message["type"]) for message in http.sent[:2]] == [
+            "http.response.early_hint",
+            200,
+        ]
+        assert http.sent[2]["body"] == b"1"
+
+    async def test_an_app_may_use_its_message_and_its_buffer_again(self, cache):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+            buffer = bytearray(1)
+            message = {"type": "http.response.body", "body": memoryview(buffer), "more_body": True}
+            for buffer[0] in b"abc":
+                await send(message)
+            message.update(body=b"d", more_body=False)
+            await send(message)
+            message.clear()
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert [brief(await http.get("/x"))[1:] for _ in range(2)] == [("abcd", "missing"), ("abcd", "fresh")]
+
+    @pytest.mark.parametrize("ending", ["cancelled", "exit", "closed"])
+    async def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(self, ending):
+        """Middleware of Starlette's around the cache ends a response by itself when the app returns."""
+        cache = Cache(drain_for=0)
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+            if ending == "cancelled":
+                raise asyncio.CancelledError
+            if ending == "exit":
+                raise SystemExit(1)
+            begun.set()
+            await anyio.sleep_forever()
+
+        async def pass_on(request, call_next):
+            return await call_next(request)
+
+        async def close():
+            if ending == "closed":
+                await begun.wait()
+                await cache.aclose()
+
+        begun = anyio.Event()
+        async with cache:
+            outside = BaseHTTPMiddleware(SWRMiddleware(app, cache), dispatch=pass_on)
+            async with client(outside) as http:
+                answer, _ = await gather(http.get("/x"), close())
+        assert "broke off" in str(answer)
 
     async def test_the_entry_is_stored_before_the_last_byte_goes_out(self, cache):
         app = App(MAX_AGE)

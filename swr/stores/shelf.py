@@ -67,8 +67,8 @@ class _Slots(LRUCache[str, Slot]):
         super().__delitem__(key)
 
     def clear(self) -> None:
-        self.aliases.clear()
         super().clear()
+        self.aliases.clear()
 
 
 class Shelf:
