@@ -21,12 +21,11 @@ from swr.stores.shelf import Shelf
 from swr.stores.tiered import TieredStore
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_SCHEMES: Final = ("redis", "rediss", "unix")
 _ENTRIES: Final = 1_000_000
 
 
@@ -41,8 +40,9 @@ class Cache:
     """A stale-while-revalidate cache: in this process's memory, or in memory in front of Redis or Valkey.
 
     Parameters:
-        url: `redis://host:port/db`, `rediss://…` or `unix:///path`; None keeps everything in memory.
-        redis: a `redis.asyncio.Redis` of your own in place of a URL; you close it.
+        url: `redis://host:port/db`, `rediss://…` (TLS), `unix:///path`, `redis+sentinel://host:port,host:port/master/db`
+            or `redis+cluster://host:port,host:port`; None keeps everything in memory.
+        redis: a client of your own in place of a URL, `redis.asyncio.Redis` or `RedisCluster`; you close it.
         namespace: the beginning of every key in Redis; caches that share it share their entries.
         l1_max_bytes: the most that this process holds in memory, in bytes; 0 with Redis: nothing.
         lease_for: how long a load may be silent before another process takes over. A lease is renewed at a third
@@ -61,7 +61,7 @@ class Cache:
         self,
         url: str | None = None,
         *,
-        redis: "Redis | None" = None,
+        redis: "Redis | RedisCluster | None" = None,
         namespace: str = "swr",
         l1_max_bytes: int = 64 * 2**20,
         lease_for: Duration = 30,
@@ -90,11 +90,12 @@ class Cache:
         self._encodes = url is not None or redis is not None
         store: LeasingStore
         if self._encodes:
+            from swr.stores.connect import servers_of
             from swr.stores.redis import RedisStore
 
-            connect, owned = _connector(url, redis, patience)
+            servers = servers_of(url, redis, patience)
             self.shelf = Shelf(l1_max_bytes, _ENTRIES)
-            store = TieredStore(self.shelf, RedisStore(connect, namespace, patience, owned, clock), clock)
+            store = TieredStore(self.shelf, RedisStore(servers, namespace, patience, clock), clock)
         else:
             memory = MemoryStore(l1_max_bytes, _ENTRIES, clock)
             self.shelf, store = memory.shelf, memory
@@ -278,39 +279,3 @@ class Cache:
     async def clear(self) -> None:
         """Outdate everything in this cache's namespace."""
         await self.engine.invalidate_tag(ALL)
-
-
-def _connector(url: str | None, redis: "Redis | None", timeout: float) -> tuple[Callable[[], Any], bool]:
-    """Return what makes the client, and whether the client is ours to close."""
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    if redis is not None:
-        if url is not None:
-            raise ConfigurationError(f"both a URL ({_redacted(url)}) and redis= were given: give one")
-        if not isinstance(redis, Redis):
-            raise ConfigurationError(f"redis={redis!r} is not a redis.asyncio.Redis (of a standalone server)")
-        if redis.connection_pool.connection_kwargs.get("decode_responses"):
-            raise ConfigurationError("redis= has decode_responses=True; entries are bytes: give a client without it")
-        return lambda: redis, False
-    if not isinstance(url, str) or not url.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
-        raise ConfigurationError(f"{_redacted(url)} is not a URL of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}")
-
-    def connect() -> Any:
-        # redis-py's own retries would make a refused connection take 4 s and a hung one a minute.
-        return Redis.from_url(url, socket_timeout=None, socket_connect_timeout=5 * timeout, retry=Retry(NoBackoff(), 0))
-
-    try:
-        # A connection is made, and not connected: what redis-py does not understand it says here.
-        connect().connection_pool.make_connection()
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{_redacted(url)}: {error}") from None
-    return connect, True
-
-
-def _redacted(url: object) -> str:
-    """A URL without its password, for errors and logs."""
-    text = str(url)
-    before, at, host = text.rpartition("@")
-    return repr(f"{before.partition('://')[0]}://…@{host}" if at else text)

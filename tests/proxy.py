@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import ssl
 from types import TracebackType
 from typing import Self
 
 
 class Proxy:
     """Forwards to a port.
+
+    Parameters:
+        port: where to.
+        tls: what clients have to speak, if any; the server is spoken to in the clear.
 
     Attributes:
         lose: what a command must contain for its reply, and all after it, to vanish; the command gets through. Once.
@@ -16,21 +21,28 @@ class Proxy:
         hang_subscriptions: the same for connections that have subscribed.
         refuse: connections are closed as soon as they come.
         connections: how many were accepted.
+        commands: how many were counted since `arm`.
+        struck: whether that fault has struck.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._target = port
+        self._tls = tls
         self.lose: bytes | None = None
         self.hang = False
         self.hang_subscriptions = False
         self.refuse = False
         self.delay = 0.0
         self.connections = 0
+        self.commands = 0
+        self.struck = False
+        self._fault = ""
+        self._strikes_at = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         return self
@@ -43,6 +55,35 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def arm(self, fault: str, number: int) -> None:
+        """Have one fault strike at the command of that number, counted from now on all connections, from 1.
+
+        Parameters:
+            fault: "unsent": the connection breaks before the command gets through; "unanswered": after that, before
+                its reply; "silent": it gets through, and nothing comes back on any connection until `hang` is ended;
+                "swallowed": nothing gets through any more, either, until then; "late": its reply takes a second.
+        """
+        self._fault, self._strikes_at = fault, number
+        self.commands, self.struck = 0, False
+
+    def heal(self) -> None:
+        """End the fault, or have it never strike."""
+        self._fault, self.hang = "", False
+
+    async def _strike(self, writer: asyncio.StreamWriter, command: bytes) -> None:
+        """Do to one command, and its connection, what `arm` said."""
+        self.struck = True
+        if self._fault in ("unanswered", "silent", "late"):
+            writer.write(command)
+            await writer.drain()
+        if self._fault == "late":
+            self.delay = 1.0
+            asyncio.get_running_loop().call_later(1.0, setattr, self, "delay", 0.0)
+        elif self._fault in ("silent", "swallowed"):
+            self.hang = True
+        else:
+            self.cut()
 
     def cut(self) -> None:
         """Close every connection."""
@@ -75,6 +116,7 @@ class Proxy:
         lost: asyncio.Event,
         subscribed: asyncio.Event,
     ) -> None:
+        buffer = b""
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 if commands and b"SUBSCRIBE" in data:
@@ -84,6 +126,18 @@ class Proxy:
                     lost.set()
                 if not commands and self.delay and not subscribed.is_set():
                     await asyncio.sleep(self.delay)
+                if commands and self._fault and not self.struck:
+                    buffer += data
+                    data = b""
+                    while not self.struck and (end := _end_of_command(buffer)):
+                        command, buffer = buffer[:end], buffer[end:]
+                        self.commands += 1
+                        if self.commands == self._strikes_at:
+                            await self._strike(sink, command)
+                        else:
+                            data += command
+                    if self.struck:
+                        data, buffer = data + buffer, b""
                 while self.hang or (self.hang_subscriptions and subscribed.is_set()):
                     await asyncio.sleep(0.005)
                 if not commands and lost.is_set():
@@ -91,3 +145,16 @@ class Proxy:
                 sink.write(data)
                 await sink.drain()
         sink.close()
+
+
+def _end_of_command(data: bytes) -> int:
+    """Return where the first command ends, 0 if it is not all there (RESP: an array of bulk strings)."""
+    at = data.find(b"\r\n") + 2
+    if at < 2:
+        return 0
+    for _ in range(int(data[1 : at - 2])):
+        begins = data.find(b"\r\n", at) + 2
+        if begins < 2:
+            return 0
+        at = begins + int(data[at + 1 : begins - 2]) + 2
+    return at if at <= len(data) else 0

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,29 +41,53 @@ def free_port() -> int:
 
 
 class Server:
-    """A server on a free port of the loopback, in memory."""
+    """A server on a free port of the loopback, in memory.
 
-    def __init__(self, kind: str) -> None:
+    Parameters:
+        kind: one of `kinds()`.
+        options: of the server's command line, beside what keeps it in memory and on the loopback.
+    """
+
+    def __init__(self, kind: str, *options: str) -> None:
         self.kind = kind
+        self.options = options
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = tempfile.mkdtemp(prefix="swr-server-")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [binary(self.kind), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder],
-            stdout=subprocess.DEVNULL,
+        command = [
+            binary(self.kind),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            self._folder,
+        ]
+        self._process = subprocess.Popen([*command, *self.options], stdout=subprocess.DEVNULL)
+        until(self._answers)
+
+    def watch(self, port: int, down_after: float) -> None:
+        """Start as a sentinel of the master on `port`, which counts as down after so many seconds of silence."""
+        settings = Path(self._folder) / "sentinel.conf"
+        settings.write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {port} 2\n"
+            f"sentinel down-after-milliseconds mymaster {int(down_after * 1000)}\n"
+            "sentinel failover-timeout mymaster 5000\n"
         )
-        until = time.monotonic() + 20
-        while True:
-            try:
-                assert self.command("PING") == b"+PONG\r\n"
-                return
-            except (OSError, AssertionError):
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.01)
+        command = [binary(self.kind), str(settings), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return self.command("PING") == b"+PONG\r\n"
+        except OSError:
+            return False
 
     def command(self, *words: str) -> bytes:
         """Send one command on a connection of its own, without a client library; return the raw reply."""
@@ -70,6 +95,10 @@ class Server:
             parts = [f"*{len(words)}\r\n", *(f"${len(word.encode())}\r\n{word}\r\n" for word in words)]
             connection.sendall("".join(parts).encode())
             return connection.recv(65536)
+
+    def says(self, *command: str) -> str:
+        """Return the reply to a command that is answered with one text."""
+        return self.command(*command).decode().partition("\r\n")[2]
 
     def pause(self) -> None:
         assert self._process is not None
@@ -96,3 +125,120 @@ class Server:
             self.resume()
         self.kill()
         shutil.rmtree(Path(self._folder), ignore_errors=True)
+
+
+class ClusterOfSix:
+    """Three masters with a replica each, the replicas in sync.
+
+    Parameters:
+        kind: one of `kinds()`.
+        options: of each node.
+        node_timeout: seconds of silence after which a node counts as down.
+    """
+
+    def __init__(self, kind: str, *options: str, node_timeout: float = 1.0) -> None:
+        self.nodes = [Server(kind) for _ in range(6)]
+        for node in self.nodes:
+            node.options = (
+                *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+                *options,
+                *("--cluster-node-timeout", str(int(node_timeout * 1000)), "--repl-diskless-sync-delay", "0"),
+            )
+        self.node_timeout = node_timeout
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
+
+    def __enter__(self) -> Self:
+        first = self.nodes[0]
+        for node in self.nodes:
+            node.start()
+        for number, node in enumerate(self.nodes[:3]):
+            slots = range(number * 16384 // 3, (number + 1) * 16384 // 3)
+            assert node.command("CLUSTER", "ADDSLOTSRANGE", str(slots[0]), str(slots[-1])) == b"+OK\r\n"
+        for node in self.nodes[1:]:
+            node.command("CLUSTER", "MEET", "127.0.0.1", str(first.port), node.options[3])
+            first.command("CLUSTER", "MEET", "127.0.0.1", str(node.port), node.options[3])
+        for master, replica in zip(self.nodes[:3], self.nodes[3:], strict=True):
+            name = master.says("CLUSTER", "MYID").strip()
+            until(lambda name=name, replica=replica: replica.command("CLUSTER", "REPLICATE", name) == b"+OK\r\n")
+        until(lambda: all("cluster_state:ok" in node.says("CLUSTER", "INFO") for node in self.nodes))
+        until(lambda: all("master_link_status:up" in node.says("INFO", "replication") for node in self.nodes[3:]))
+        # Only a node that knows of its master's replica, and the others of it, can be replaced.
+        until(lambda: all(node.says("CLUSTER", "NODES").count("slave") == 3 for node in self.nodes))
+        return self
+
+    def master_of(self, key: bytes) -> Server:
+        """Return the master that has a key now.
+
+        Raises:
+            LookupError: none has it.
+        """
+        from redis.crc import key_slot
+
+        slot = key_slot(key)
+        for node, spans in self._spans():
+            if any(int(low) <= slot <= int(high or low) for low, _, high in spans):
+                return node
+        raise LookupError(f"slot {slot} has no master")
+
+    def masters(self) -> list[Server]:
+        """Return the nodes that have slots now."""
+        return [node for node, _ in self._spans()]
+
+    def _spans(self) -> Iterator[tuple[Server, list[tuple[str, str, str]]]]:
+        """The masters and their slots, as the first node has them that answers."""
+        for node in self.nodes:
+            with contextlib.suppress(OSError):
+                for line in node.says("CLUSTER", "NODES").splitlines():
+                    words = line.split()
+                    if len(words) > 8 and "master" in words[2] and "fail" not in words[2]:
+                        port = int(words[1].partition("@")[0].rpartition(":")[2])
+                        spans = [word.partition("-") for word in words[8:] if not word.startswith("[")]
+                        yield next(node for node in self.nodes if node.port == port), spans
+                return
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.__exit__(None, None, None)
+
+
+class Sentinels:
+    """A master with two replicas, and three sentinels that watch them."""
+
+    def __init__(self, kind: str, down_after: float = 1.0) -> None:
+        self.down_after = down_after
+        self.servers = [Server(kind, "--repl-diskless-sync-delay", "0") for _ in range(3)]
+        self.sentinels = [Server(kind) for _ in range(3)]
+        self.url = "redis+sentinel://" + ",".join(f"127.0.0.1:{node.port}" for node in self.sentinels) + "/mymaster/0"
+
+    def __enter__(self) -> Self:
+        master, *replicas = self.servers
+        for server in self.servers:
+            server.start()
+        for replica in replicas:
+            replica.command("REPLICAOF", "127.0.0.1", str(master.port))
+        until(lambda: all("master_link_status:up" in server.says("INFO", "replication") for server in replicas))
+        for sentinel in self.sentinels:
+            sentinel.watch(master.port, self.down_after)
+        for sentinel in self.sentinels:
+            until(lambda sentinel=sentinel: "slaves=2,sentinels=3" in sentinel.says("INFO", "sentinel"))
+        return self
+
+    def master(self) -> Server:
+        """Return the master that the sentinels name now."""
+        for sentinel in self.sentinels:
+            with contextlib.suppress(OSError):
+                reply = sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster").decode().split("\r\n")
+                return next(server for server in self.servers if str(server.port) == reply[4])
+        raise LookupError("no sentinel answers")
+
+    def __exit__(self, *_: object) -> None:
+        for server in (*self.sentinels, *self.servers):
+            server.__exit__(None, None, None)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)

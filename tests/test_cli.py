@@ -223,7 +223,8 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         ),
         (
             ("proxy", "http://x", "--redis", "redis:6379"),
-            "swr: 'redis:6379' is not a URL of redis://, rediss://, unix://",
+            "swr: 'redis:6379' is not a URL of redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
+            "redis+cluster://, rediss+cluster://",
         ),
     ],
 )

@@ -365,7 +365,6 @@ class TestDecoration:
             ({"url": "redis:/127.0.0.1"}, "not a URL of redis://"),
             ({"url": "redis://127.0.0.1/0?nonsense=1"}, "nonsense"),
             ({"url": "http://x"}, "not a URL of redis://"),
-            ({"url": "redis+cluster://x:1"}, "not a URL of redis://"),
             ({"url": "redis://:secret@host:port"}, r"redis://…@host:port"),
             ({"url": 5}, "not a URL"),
             ({"redis": 5}, "redis=5"),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "policy", "entry", "decision"},
     {"codec", "conditions", "fields", "keys", "semantics", "weigh"},
-    {"stores", "stores.barriers", "stores.base", "stores.memory", "stores.redis", "stores.scripts", "stores.shelf", "stores.tiered", "stores.wire"},
+    {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.scripts", "stores.servers", "stores.shelf", "stores.tiered", "stores.wire"},
     {"flight", "revalidator", "engine"},
     {"decorator", "response", "rules", "answer", "request", "forward", "fill", "cache", "middleware", "proxy", "testing"},
     {"cli", "__main__"},

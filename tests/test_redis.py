@@ -15,6 +15,7 @@ from swr.codec import codec_for
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores import redis as redis_module
 from swr.stores.scripts import ACQUIRE
+from swr.stores.servers import Single
 from swr.stores.wire import Wire
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -162,7 +163,7 @@ class TestSharing:
     async def test_every_key_of_an_entry_is_under_one_hash_tag(self, server: Server):
         from redis.crc import key_slot
 
-        store = redis_module.RedisStore(lambda: Redis())
+        store = redis_module.RedisStore(Single(Redis))
         for key in ("k", "}x", "{a}b", "a:b", "x" * 999, ""):
             entry, lease = store._keys(key)
             assert key_slot(entry) == key_slot(lease)
@@ -257,7 +258,7 @@ class TestBarriers:
         async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as other:
             await one.get_or_load("k", load, policy)
             store = other.engine.store.store
-            store._hear = lambda data: None
+            store.hear = lambda link, data: None
             for number in range(3):
                 await one.invalidate_tag("t")
                 await one.invalidate_tag(f"other{number}")
@@ -271,15 +272,15 @@ class TestBarriers:
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             await other.engine.ready()
             store = other.engine.store.store
-            hear, heard = store._hear, []
-            store._hear = heard.append
+            hear, heard = store.hear, []
+            store.hear = lambda *news: heard.append(news)
             await one.invalidate_tag("t")
             await until(lambda: heard)
             lease = await store.acquire("k", "t", 30, 0, codec_for(Counter()))
             assert lease.head == store.barriers.head == one.engine.store.barriers.head
             # News that is known already is no news.
             fence = other.engine.fence
-            hear(heard[0])
+            hear(*heard[0])
             assert other.engine.fence == fence
 
     async def test_what_was_missed_in_a_gap_is_learned_in_spite_of_ones_own(self, server: Server):
@@ -445,7 +446,7 @@ class TestOutage:
             store, asked = cache.engine.store.store, []
             for number in range(100):
                 outcome = await cache.get_or_load(f"k{number}", Counter(), POLICY)
-                asked.append(store._wire)
+                asked.append(store._servers.link_to(b"").wire)
                 assert outcome.value == 1
             assert asked == [None] * 100
 

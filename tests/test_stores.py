@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from swr.stores.base import LeasingStore
 from swr.stores.memory import MemoryStore
 from swr.stores.redis import RedisStore
+from swr.stores.servers import Single
 from swr.stores.shelf import Shelf
 from swr.stores.tiered import TieredStore
 from swr.testing import StoreConformance
@@ -30,7 +31,7 @@ async def opened(store: LeasingStore) -> AsyncIterator[LeasingStore]:
 
 
 def redis_store(server: Server) -> RedisStore:
-    return RedisStore(lambda: Redis.from_url(server.url), timeout=2.0)
+    return RedisStore(Single(lambda: Redis.from_url(server.url), 2.0), timeout=2.0)
 
 
 class TestMemory(StoreConformance):

@@ -1,18 +1,15 @@
-"""The store in Redis or Valkey: frames, leases by script, messages over pub/sub, and the health of the link."""
+"""The store in Redis or Valkey: frames, leases by script, messages over pub/sub, and what makes up for their loss."""
 
 import asyncio
-import contextlib
+import functools
 import logging
-import random
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import anyio
-from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
+from cachetools import LRUCache, TTLCache
+from redis.exceptions import MovedError, RedisError, ResponseError
 
 from swr import codec as frames
 from swr.codec import Codec
@@ -22,60 +19,66 @@ from swr.keys import storage_name
 from swr.stores import scripts
 from swr.stores.barriers import ALL, FLOOR, Barriers
 from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
-from swr.stores.wire import Closed, Wire, settle
+from swr.stores.link import Link
+from swr.stores.servers import Servers
+from swr.stores.wire import Wire, settle
 
 log = logging.getLogger("swr")
 
 _TOMBSTONE_FOR: Final = 60_000
 # An entry that is too old when it is committed still lies there this long for those who wait for it.
 _AT_LEAST: Final = 5.0
-# A subscription that dies silently is noticed within 2 s.
-_BEAT: Final = 0.45
-_SILENT_BEATS: Final = 3
 _MOST_TAGS: Final = 100_000
 _INSTANCE: Final = 16
 _RESTORED_AT_ONCE: Final = 1000
+# A failover may lose what a master has acknowledged; so many seconds' invalidations are told to its successor.
+_TOLD_AGAIN: Final = 60.0
+_MOST_TOLD_AGAIN: Final = 10_000
+# Commands that leave in one MGET, at most.
+_MOST_AT_ONCE: Final = 500
 
 
 class RedisStore:
-    """Entries, leases and messages on one standalone server.
+    """Entries, leases and messages on the servers of one database, or of a cluster.
 
     Parameters:
-        connect: makes the client (`redis.asyncio.Redis`); called at every opening.
+        servers: which server has which key.
         namespace: the beginning of every key.
-        timeout: seconds after which an unanswered command counts as failed.
-        owned: whether the client is closed with the store.
+        timeout: seconds that opening waits for the servers.
         clock: wall clock, seconds.
     """
 
     def __init__(
         self,
-        connect: Callable[[], Redis],
+        servers: Servers,
         namespace: str = "swr",
         timeout: float = 0.2,
-        owned: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.barriers = Barriers(_MOST_TAGS)
         self.instance = ""
-        self._connect = connect
+        self.channel = b""
+        self._servers = servers
         self._prefix = namespace.encode()
         self._timeout = timeout
-        self._owned = owned
         self._clock = clock
-        self._channel = b""
         self._barrier_keys = (b"%b:{!}b" % self._prefix, b"%b:{!}h" % self._prefix)
-        self._wire: Wire | None = None
-        self._changed = asyncio.Event()
-        self._tried = asyncio.Event()
-        self._lost: Exception | None = None
-        self._lost_at = 0.0
+        # Whether every key can be reached; None: not known yet. And why not.
+        self._whole: bool | None = None
+        self._reason: Exception | None = None
         self._readings: dict[str, _Reading] = {}
+        self._asked: list[_Reading] = []
+        self._head_asked: asyncio.Future[int | None] | None = None
         # Up to here every barrier is known; one's own may be known far beyond.
         self._synced = 0
         self._complained: set[str] = set()
+        # What this process has invalidated of late: versions by key; the last time that this was too much to keep.
+        self._invalidated: TTLCache[str, int] = TTLCache(_MOST_TOLD_AGAIN, _TOLD_AGAIN)
+        self._forgotten_at = -_TOLD_AGAIN
+        # A cluster's masters pass messages on, so that each comes several times.
+        self._heard: LRUCache[bytes, None] = LRUCache(1000)
 
-    # -- the link ---------------------------------------------------------------------------------------------
+    # -- the links --------------------------------------------------------------------------------------------
 
     async def open(self, start: Start, listener: Listener) -> None:
         """Connect, waiting no longer than the time-out; where that fails, go on trying behind the scenes.
@@ -89,109 +92,88 @@ class RedisStore:
             raise ConfigurationError("redis-py needs asyncio: on trio use Cache() without Redis") from None
         self._listener = listener
         self.instance = secrets.token_hex(_INSTANCE // 2)
-        self._client = self._connect()
-        # Channels belong to the server, not to a database: the number keeps databases apart.
-        database = self._client.connection_pool.connection_kwargs.get("db") or 0
-        self._channel = b"%b:%d:messages" % (self._prefix, int(database))
-        self._changed, self._tried = asyncio.Event(), asyncio.Event()
-        self._lost = None
+        self._whole = None
         self._readings.clear()
+        self._asked, self._head_asked = [], None
         self._learning = asyncio.Lock()
-        start(self._keep_link)
+        self._servers.open(start, self)
+        # Channels belong to the server, not to a database: the number keeps databases apart.
+        self.channel = b"%b:%d:messages" % (self._prefix, self._servers.database)
         try:
             async with asyncio.timeout(self._timeout):
-                await self._tried.wait()
+                await self._servers.tried()
         except TimeoutError:
-            self._down(StoreUnavailable(f"no connection within {self._timeout:g} s"))
+            self._servers.give_up(StoreUnavailable(f"no connection within {self._timeout:g} s"))
 
     async def aclose(self, listener: Listener) -> None:
-        """Close the client, if it is the store's own."""
-        self._wire = None
-        if self._owned:
-            await self._client.aclose()
+        """Nothing: the links end with the tasks that keep them."""
 
-    async def _keep_link(self) -> None:
-        delay = 0.0
-        while True:
-            began, self._was_up = time.monotonic(), False
-            try:
-                await self._session()
-            except Exception as error:
-                # Whatever it was: the link is what everything hangs on, and is made again.
-                self._down(error)
-            self._tried.set()
-            # The first try after a loss comes at once; then with growing, random distance, half a second at most.
-            delay = 0.0 if time.monotonic() - began > 0.1 and self._was_up else min(0.5, delay * 2 or 0.01)
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+    async def greet(self, link: Link, wire: Wire) -> None:
+        """Learn what was missed, and tell a server that has not greeted before what it may have missed itself."""
+        info = await self._info(wire)
+        if info.get(b"role") == b"slave":
+            raise StoreUnavailable("the server is a replica: give the URL of its master, or of the sentinels")
+        await self._learn_at(link, wire)
+        run_id = info.get(b"run_id", b"")
+        if run_id != link.run_id or not run_id:
+            await self._tell_again(link, wire)
+            link.run_id = run_id
 
-    async def _session(self) -> None:
-        """One connection for commands and one for messages, while both are well."""
-        pool = self._client.connection_pool
-        channel = self._client.pubsub()
-        connection = None
+    async def pulse(self, link: Link, wire: Wire) -> None:
+        """Ask for the newest barrier, or for a sign of life."""
+        if not await self._learn_at(link, wire):
+            await wire.ask("PING")
+
+    async def _learn_at(self, link: Link, wire: Wire) -> bool:
+        """Learn of barriers, if they are made at this server."""
+        if not self._is_at(self._barrier_keys[1], link):
+            return False
         try:
-            async with asyncio.timeout(5 * self._timeout):
-                await channel.subscribe(self._channel)
-                await channel.get_message(timeout=None)
-                connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-            wire = Wire(connection, self._timeout)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(wire.run())
-                group.create_task(self._listen(channel))
-                group.create_task(self._beat(channel, wire))
-        except* (RedisError, OSError, TimeoutError, StoreUnavailable) as errors:
-            raise StoreUnavailable(_first(errors)) from None
-        finally:
-            self._wire = None
-            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
-                if connection is not None:
-                    await connection.disconnect(nowait=True)
-                    await pool.release(connection)
-                await channel.aclose()  # type: ignore[no-untyped-call]
-
-    async def _listen(self, channel: PubSub) -> None:
-        """Hear messages."""
-        while True:
-            message = await channel.get_message(timeout=None)
-            self._unanswered = 0
-            if message is not None and message["type"] == "message":
-                self._hear(message["data"])
-            elif message is not None and message["type"] == "subscribe":
-                raise StoreUnavailable("the subscription was broken and made anew; messages may be lost")
-
-    async def _beat(self, channel: PubSub, wire: Wire) -> None:
-        """Ask for a sign of life at every beat, and learn of barriers that were missed."""
-        self._unanswered = 0
-        await self._learn(wire, await self._head(wire))
-        self._up(wire)
-        # Counted, not timed: a pause of this process itself is no silence of the server's.
-        while self._unanswered < _SILENT_BEATS:
-            await asyncio.sleep(_BEAT)
-            self._unanswered += 1
-            await channel.ping()
             await self._learn(wire, await self._head(wire))
-        raise StoreUnavailable("no sign of life from the subscription")
+        except MovedError as error:
+            raise StoreUnavailable(_moved(error)) from error
+        return True
 
-    def _hear(self, data: bytes) -> None:
+    def link_changed(self) -> None:
+        """Tell the listener when not every key can be reached any more, and when every one can again."""
+        self._servers.noted()
+        reason = self._servers.lost
+        if self._servers.whole and self._whole is not True:
+            if self._whole is False:
+                log.warning("Redis is back (it was: %s)", self._reason)
+            self._whole = True
+            self._listener(Message(Kind.UP))
+        elif reason is not None and self._whole is not False:
+            self._whole, self._reason = False, reason
+            log.warning("Redis is away (%s); answering from memory and from the loaders until it is back", reason)
+            self._listener(Message(Kind.DOWN))
+
+    def hear(self, link: Link, data: bytes) -> None:
+        """Take a message, on one of the links."""
         kind, version = data[:1], data[1:17]
         instance, name = data[17 : 17 + _INSTANCE], data[17 + _INSTANCE :]
-        mine = instance == self.instance.encode()
         try:
             message = Message(Kind(kind.decode()), name.decode("utf-8", "surrogatepass"), int(version))
         except ValueError:
-            self._complain("message", f"a message on {self._channel!r} that is not swr's was ignored: {data[:80]!r}")
+            self._complain("message", f"a message on {self.channel!r} that is not swr's was ignored: {data[:80]!r}")
             return
         if message.kind is Kind.BARRIER:
             self._raise_barrier(message.name, message.version)
-            if self._wire is not None:
-                # Messages come in the order of their numbers, and none is missing while the link is whole.
+            if link.wire is not None and self._is_at(self._barrier_keys[1], link):
+                # From where they are made they come in the order of their numbers, and none is missing.
                 self._synced = max(self._synced, message.version)
             return
-        if mine:
+        if instance == self.instance.encode() or (not self._servers.one and message.version and self._again(data)):
             return
         # Who asks from now on must not be given what a GET sent before this message will answer.
         self._readings.pop(message.name, None)
         self._listener(message)
+
+    def _again(self, data: bytes) -> bool:
+        """Whether a message was heard already: a cluster's masters pass them on to each other's subscribers."""
+        known = data in self._heard
+        self._heard[data] = None
+        return known
 
     def _message(self, kind: Kind, name: str, version: int = 0) -> bytes:
         return b"%b%016d%b%b" % (
@@ -201,44 +183,13 @@ class RedisStore:
             name.encode("utf-8", "surrogatepass"),
         )
 
-    def _up(self, wire: Wire) -> None:
-        self._wire, self._was_up = wire, True
-        if self._lost is not None:
-            log.warning("Redis is back (it was: %s)", self._lost)
-            self._lost = None
-        self._tried.set()
-        self._changed.set()
-        self._listener(Message(Kind.UP))
-
-    def _down(self, error: Exception) -> None:
-        self._wire = None
-        if self._lost is None and not isinstance(error, Closed):
-            self._lost, self._lost_at = error, time.monotonic()
-            log.warning("Redis is away (%s); answering from memory and from the loaders until it is back", error)
-            self._changed.clear()
-            self._listener(Message(Kind.DOWN))
-
-    async def _link(self) -> Wire:
-        """Return the wire; where it was lost only now, wait a moment, for most often it is back at once."""
-        if self._wire is None:
-            grace = self._lost_at + self._timeout / 4 - time.monotonic()
-            if grace > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(grace):
-                        await self._changed.wait()
-        if self._wire is None:
-            raise StoreUnavailable(f"Redis is away ({self._lost})")
-        return self._wire
-
-    async def _ask(self, *command: bytes | str | int) -> Any:
-        """Ask once, and once more if the connection broke and is back at once: every command may be repeated."""
-        wire = await self._link()
+    async def _ask(self, name: bytes, *command: bytes | str | int) -> Any:
+        """Ask the server that has the key `name`."""
         try:
-            try:
-                return await wire.ask(*command)
-            except StoreUnavailable as error:
-                self._down(error)
-            return await (await self._link()).ask(*command)
+            return await self._servers.ask(name, *command)
+        except MovedError as error:
+            self._complain("moved", _moved(error))
+            raise StoreUnavailable(str(error)) from error
         except RedisError as error:
             self._complain(f"{command[0]!r} {type(error).__name__}", f"Redis refused a command: {error}")
             raise StoreUnavailable(str(error)) from error
@@ -246,7 +197,7 @@ class RedisStore:
     async def _script(self, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:
         # EVAL, not EVALSHA: the server caches by content either way, and nothing has to be loaded anew after a
         # failover.
-        return await self._ask("EVAL", script, len(keys), *keys, *args)
+        return await self._ask(keys[0], "EVAL", script, len(keys), *keys, *args)
 
     def _complain(self, about: str, text: str) -> None:
         """Log once a kind of trouble."""
@@ -267,27 +218,22 @@ class RedisStore:
         if self.barriers.raise_to(name, number):
             self._listener(Message(Kind.BARRIER, name, number))
 
-    async def _learn(self, wire: Wire, head: bytes | None) -> None:
+    async def _learn(self, wire: Wire, newest: int) -> None:
         """Fetch the barriers that this process has missed, or give back those that the server has lost."""
-        if self._synced == _number(head) >= self.barriers.head:
+        if self._synced == newest >= self.barriers.head:
             return
         async with self._learning:
             # Asked again, for whoever was before has learned and restored already.
-            await self._learn_alone(wire, _number(await self._head(wire)))
+            await self._learn_alone(wire, await self._head(wire))
 
-    async def _head(self, wire: Wire) -> bytes | None:
+    async def _head(self, wire: Wire) -> int:
         # MGET, for which a foreign value of another type is no error.
         (head,) = await wire.ask("MGET", self._barrier_keys[1])
-        return cast("bytes | None", head)
+        return _number(head)
 
     async def _learn_alone(self, wire: Wire, newest: int) -> None:
         if newest < self.barriers.head:
-            lost = self.barriers.items()
-            for first in range(0, len(lost), _RESTORED_AT_ONCE):
-                pairs = [
-                    part for name, number in lost[first : first + _RESTORED_AT_ONCE] for part in (number, _member(name))
-                ]
-                await wire.ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
+            await self._restore(wire, self.barriers.items())
         if newest <= self._synced:
             return
         found = await wire.ask("ZRANGEBYSCORE", self._barrier_keys[0], f"({self._synced}", "+inf", "WITHSCORES")
@@ -298,11 +244,86 @@ class RedisStore:
         self.barriers.head = max(self.barriers.head, newest)
         self._synced = max(self._synced, newest)
 
+    async def _restore(self, wire: Wire, lost: list[tuple[str, int]]) -> None:
+        for first in range(0, len(lost), _RESTORED_AT_ONCE):
+            some = lost[first : first + _RESTORED_AT_ONCE]
+            pairs = [part for name, number in some for part in (number, _member(name))]
+            await wire.ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
+
+    def _newest_soon(self) -> asyncio.Future[int | None]:
+        """Ask for the newest barrier, once for all who ask in one turn of the event loop; None: it cannot be known."""
+        if self._head_asked is None:
+            self._head_asked = asyncio.ensure_future(self._newest())
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        # Whoever leaves does not take it from the others.
+        return asyncio.shield(self._head_asked)
+
+    def _next_turn(self) -> None:
+        self._head_asked = None
+
+    async def _newest(self) -> int | None:
+        try:
+            (head,) = await self._ask(self._barrier_keys[1], "MGET", self._barrier_keys[1])
+        except StoreUnavailable:
+            return None
+        return _number(head)
+
+    async def _learn_from(self, newest: int | None) -> int:
+        """Learn of barriers up to the newest; return which that is."""
+        if newest is None:
+            if self._servers.one:
+                raise StoreUnavailable(f"Redis is away ({self._servers.lost})")
+            # Cut off from the one master that knows, but not from the key's: what is known here has to do.
+            return self.barriers.head
+        if newest != self._synced:
+            await self._learn(await self._servers.link_to(self._barrier_keys[1]).ready(), newest)
+        return newest
+
+    # -- failover ---------------------------------------------------------------------------------------------
+
+    async def _info(self, wire: Wire) -> dict[bytes, bytes]:
+        """Return what a server says of itself; nothing where that may not be asked."""
+        try:
+            info: bytes = await wire.ask("INFO")
+        except ResponseError:
+            return {}
+        return dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+
+    async def _tell_again(self, link: Link, wire: Wire) -> None:
+        """Tell a server that took another's place of the last invalidations, which it may have missed."""
+        seconds, microseconds = await wire.ask("TIME")
+        now = int(seconds) * 1_000_000 + int(microseconds)
+        owner = self._is_at(self._barrier_keys[1], link)
+        if time.monotonic() - self._forgotten_at < _TOLD_AGAIN:
+            # Too many to be known one by one.
+            if owner:
+                self._raise_barrier(ALL, max(now, self.barriers.head + 1))
+            else:
+                await self.invalidate_tag(ALL)
+        if owner:
+            since = now - int(_TOLD_AGAIN * 1e6)
+            await self._restore(wire, [(name, number) for name, number in self.barriers.items() if number > since])
+        told = []
+        for key, version in list(self._invalidated.items()):
+            keys = self._keys(key)
+            if self._servers.one or self._is_at(keys[0], link):
+                message = self._message(Kind.INVALIDATED, key, version)
+                told.append(
+                    wire.ask("EVAL", scripts.REMIND, 2, *keys, _digits(version), _TOMBSTONE_FOR, self.channel, message)
+                )
+        await asyncio.gather(*told)
+
+    def _is_at(self, name: bytes, link: Link) -> bool:
+        try:
+            return self._servers.link_to(name) is link
+        except StoreUnavailable:
+            return False
+
     async def invalidate_tag(self, tag: str) -> None:
         """Raise the barrier of `tag` (or of ALL) and tell everyone."""
         before, after = self._around_version(Kind.BARRIER, tag)
         number = await self._script(
-            scripts.BARRIER, self._barrier_keys, _member(tag), _MOST_TAGS, self._channel, before, after
+            scripts.BARRIER, self._barrier_keys, _member(tag), _MOST_TAGS, self.channel, before, after
         )
         self._raise_barrier(tag, int(number))
 
@@ -323,28 +344,55 @@ class RedisStore:
         return None
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
-        """Return the entry of `key`; readers of one key at one time share one trip and one decoding."""
+        """Return the entry of `key`.
+
+        Readers of one key at one time share one trip and one decoding; readers of different keys in one turn of the
+        event loop share one command, or one pipeline for each server.
+        """
         reading = self._readings.get(key)
         if reading is None:
-            wire = self._wire or await self._link()
             reading = self._readings[key] = _Reading(self._readings, key)
-            # Before it is sent, for a broken wire answers at once.
-            reply = reading.reply()
-            wire.send(("MGET", self._entry_key(key), self._barrier_keys[1]), reading.settle)
-        else:
-            reply = reading.reply()
+            if not self._asked:
+                asyncio.get_running_loop().call_soon(self._ask_all)
+            self._asked.append(reading)
+        reply = reading.reply()
+        beside = None if self._servers.one else self._newest_soon()
         try:
             frame, head = await reply
-        except StoreUnavailable as error:
-            self._down(error)
-            frame, head = await self._ask("MGET", self._entry_key(key), self._barrier_keys[1])
-            reading = _Reading({}, key)
-        if _number(head) != self._synced:
-            await self._learn(await self._link(), head)
+            newest = _number(head) if beside is None else await beside
+        except (StoreUnavailable, RedisError):
+            # Once more, and to where the server redirects.
+            name, reading = self._entry_key(key), _Reading({}, key)
+            (frame,) = await self._ask(name, "MGET", name)
+            newest = await self._newest_soon()
+        await self._learn_from(newest)
         if reading.codec is not codec:
             reading.codec, reading.entry = codec, self._decode(key, frame, codec)
         entry = reading.entry
         return entry if entry is not None and self.barriers.admits(entry.head, entry.tags) else None
+
+    def _ask_all(self) -> None:
+        """Send what was asked in this turn of the event loop."""
+        asked, self._asked = self._asked, []
+        if self._servers.one:
+            for first in range(0, len(asked), _MOST_AT_ONCE):
+                some = asked[first : first + _MOST_AT_ONCE]
+                names = [self._entry_key(reading.key) for reading in some]
+                self._send(names[0], ("MGET", *names, self._barrier_keys[1]), functools.partial(_share, some))
+        else:
+            for reading in asked:
+                name = self._entry_key(reading.key)
+                self._send(name, ("MGET", name), functools.partial(_give, reading))
+
+    def _send(self, name: bytes, command: tuple[bytes | str, ...], on_reply: Callable[[Any], None]) -> None:
+        try:
+            wire = self._servers.link_to(name).wire
+        except StoreUnavailable:
+            wire = None
+        if wire is None:
+            on_reply(StoreUnavailable("the link is broken"))
+        else:
+            wire.send(command, on_reply)
 
     def _decode(self, key: str, frame: bytes | None, codec: Codec) -> Entry[Any] | None:
         if not frame or not frames.is_entry(frame):
@@ -360,8 +408,11 @@ class RedisStore:
     async def invalidate(self, key: str) -> None:
         """Put a tombstone in the place of the entry, delete its lease and tell everyone."""
         before, after = self._around_version(Kind.INVALIDATED, key)
-        version = await self._script(scripts.INVALIDATE, self._keys(key), _TOMBSTONE_FOR, self._channel, before, after)
+        version = await self._script(scripts.INVALIDATE, self._keys(key), _TOMBSTONE_FOR, self.channel, before, after)
         self._readings.pop(key, None)
+        if len(self._invalidated) == _MOST_TOLD_AGAIN and key not in self._invalidated:
+            self._forgotten_at = time.monotonic()
+        self._invalidated[key] = int(version)
         self._listener(Message(Kind.INVALIDATED, key, int(version)))
 
     # -- leases -----------------------------------------------------------------------------------------------
@@ -372,19 +423,14 @@ class RedisStore:
         """Take the lease, in one trip with a second look at the entry and the newest barrier."""
         while True:
             # The barrier is read before the load begins: one raised later outdates what is loaded.
-            head = asyncio.ensure_future(self._ask("MGET", self._barrier_keys[1]))
-            try:
-                answer = await self._script(
-                    scripts.ACQUIRE, self._keys(key), token, _milliseconds(ttl), known, "1" if force else "0"
-                )
-                (newest,) = await head
-            finally:
-                head.cancel()
-            if _number(newest) != self._synced:
-                await self._learn(await self._link(), newest)
+            head = self._newest_soon()
+            answer = await self._script(
+                scripts.ACQUIRE, self._keys(key), token, _milliseconds(ttl), known, "1" if force else "0"
+            )
+            newest = await self._learn_from(await head)
             what = answer[0]
             if what == b"lease":
-                return Lease(key, token, int(answer[1]), _number(newest), int(answer[2]))
+                return Lease(key, token, int(answer[1]), newest, int(answer[2]))
             if what == b"held":
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
             frame: bytes = answer[1]
@@ -411,7 +457,7 @@ class RedisStore:
             _digits(lease.version),
             frame,
             _milliseconds(ttl),
-            self._channel,
+            self.channel,
             message,
         ):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
@@ -426,43 +472,56 @@ class RedisStore:
             _digits(lease.version) if lease.version else "",
             _milliseconds(pause) if pause else 0,
             lease.failures + 1,
-            self._channel,
+            self.channel,
             self._message(Kind.RELEASED, lease.key),
         )
 
 
 class _Reading:
-    """One GET under way, everyone who waits for it, and what was made of its answer.
+    """One key that is asked for, everyone who waits for it, and what was made of the answer.
 
     Each waits on a future of his own, so that one reader's cancellation does not reach the others.
     """
 
-    __slots__ = ("_key", "_readings", "_waiting", "codec", "entry")
+    __slots__ = ("_readings", "_waiting", "codec", "entry", "key")
 
     def __init__(self, readings: "dict[str, _Reading]", key: str) -> None:
+        self.key = key
         self._readings = readings
-        self._key = key
         self._waiting: list[asyncio.Future[Any]] = []
         self.codec: Codec | None = None
         self.entry: Entry[Any] | None = None
 
-    def reply(self) -> "asyncio.Future[Any]":
+    def reply(self) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         return future
 
     def settle(self, reply: Any) -> None:
-        if self._readings.get(self._key) is self:
-            del self._readings[self._key]
+        if self._readings.get(self.key) is self:
+            del self._readings[self.key]
         for future in self._waiting:
             settle(future, reply)
 
 
-def _first(errors: BaseExceptionGroup[Any]) -> str:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or type(error).__name__
+def _share(readings: list[_Reading], reply: Any) -> None:
+    """Give each reading its part of one reply, and the newest barrier, which is the last."""
+    if isinstance(reply, Exception):
+        for reading in readings:
+            reading.settle(reply)
+    else:
+        head = reply[-1]
+        for reading, frame in zip(readings, reply, strict=False):
+            reading.settle((frame, head))
+
+
+def _give(reading: _Reading, reply: Any) -> None:
+    """Give a reading a reply of its own."""
+    reading.settle(reply if isinstance(reply, Exception) else (reply[0], None))
+
+
+def _moved(error: MovedError) -> str:
+    return f"the server is a node of a cluster ({error}): give a URL redis+cluster://…"
 
 
 def _member(name: str) -> bytes:

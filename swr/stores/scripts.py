@@ -116,6 +116,19 @@ return version
 """
 )
 
+# entry, lease | version of an invalidation, tombstone's ttl (ms), channel, message: invalidate again what has lost that
+REMIND: Final = (
+    _TIME
+    + """
+local leased = tonumber(string.match(read(KEYS[2]), '^l(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)')) or 0
+if leased > 0 and leased < tonumber(ARGV[1]) then redis.call('DEL', KEYS[2]) end
+if version_in(read_head(KEYS[1])) >= tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1] .. 't', 'PX', ARGV[2])
+redis.call('PUBLISH', ARGV[3], ARGV[4])
+return 1
+"""
+)
+
 # barriers, head | member, most tags, channel, message before the number, message after it -> number
 BARRIER: Final = (
     _TIME

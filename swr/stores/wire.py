@@ -49,7 +49,8 @@ class Wire:
         self._filled = asyncio.Event()
         self._ticking = False
         self._answered = 0
-        self._overdue = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._reason = ""
         self.broken: StoreUnavailable | None = None
 
     def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
@@ -77,7 +78,7 @@ class Wire:
             return
         stuck = stuck + 1 if answered == self._answered else 0
         if stuck > _TICKS:
-            self._overdue.set()
+            self.abandon(f"Redis has not answered for {self._tick_for * _TICKS:g} s")
             return
         asyncio.get_running_loop().call_later(self._tick_for, self._tick, self._answered, stuck)
 
@@ -121,6 +122,11 @@ class Wire:
             self._answered += 1
             pending.popleft()(reply)
 
+    def abandon(self, reason: str) -> None:
+        """End the connection, for a reason."""
+        self._reason = reason
+        self._ended.set()
+
     async def _watch(self) -> None:
-        await self._overdue.wait()
-        raise StoreUnavailable(f"Redis has not answered for {self._tick_for * _TICKS:g} s")
+        await self._ended.wait()
+        raise StoreUnavailable(self._reason)

@@ -1,0 +1,98 @@
+"""Which server has which key: one that has all (or whichever Sentinel names), or the masters of a cluster."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+
+from swr.stores.base import Start
+from swr.stores.link import Keeper, Link
+
+
+class Servers(Protocol):
+    """The servers behind one store, and the way to each."""
+
+    # Whether one server has every key, so that one command can name any of them.
+    one: bool
+    # Which of a server's databases it is.
+    database: int
+
+    def open(self, start: Start, keeper: Keeper) -> None:
+        """Begin to keep the links."""
+
+    async def tried(self) -> None:
+        """Wait until it is known of every server whether it can be reached."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every key can be reached."""
+
+    @property
+    def lost(self) -> Exception | None:
+        """Why not every key can be reached; None: every one can, or it is not known yet."""
+
+    def give_up(self, error: Exception) -> None:
+        """Count what cannot be reached yet as lost."""
+
+    def noted(self) -> None:
+        """Take note that a link has changed."""
+
+    def link_to(self, name: bytes) -> Link:
+        """Return the link to the server that has a key. Raises StoreUnavailable."""
+
+    async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
+        """Ask the server that has the key `name`. Raises StoreUnavailable, ResponseError."""
+
+
+class Single:
+    """One server.
+
+    Parameters:
+        connect: makes the client; called at every opening.
+        timeout: seconds after which an unanswered command counts as failed.
+        owned: whether the client is closed with the link.
+    """
+
+    one = True
+
+    def __init__(self, connect: Callable[[], Redis], timeout: float = 0.2, owned: bool = True) -> None:
+        self.database = 0
+        self._connect = connect
+        self._timeout = timeout
+        self._owned = owned
+
+    def open(self, start: Start, keeper: Keeper) -> None:
+        """Begin to keep the link."""
+        client = self._connect()
+        self.database = int(client.connection_pool.connection_kwargs.get("db") or 0)
+        self._link = Link(client, self._timeout, keeper, owned=self._owned)
+        start(self._link.run)
+
+    async def tried(self) -> None:
+        """Wait until it is known whether the server can be reached."""
+        await self._link.tried.wait()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the server can be reached."""
+        return self._link.wire is not None
+
+    @property
+    def lost(self) -> Exception | None:
+        """Why the server cannot be reached."""
+        return self._link.lost
+
+    def give_up(self, error: Exception) -> None:
+        """Count the server as lost."""
+        self._link.lose(error)
+
+    def noted(self) -> None:
+        """Nothing: the link is made again by itself."""
+
+    def link_to(self, name: bytes) -> Link:
+        """Return the link."""
+        return self._link
+
+    async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
+        """Ask the server."""
+        return await self._link.ask(*command)

@@ -1,0 +1,228 @@
+"""From a URL to servers: what it may say, TLS, and the least rights that do."""
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio.connection import SSLConnection
+
+from swr import Cache, ConfigurationError, Policy, StoreUnavailable
+from swr.codec import ANY
+from swr.stores.base import LeasingStore
+from swr.stores.cluster import Cluster
+from swr.stores.connect import redacted, servers_of
+from swr.stores.redis import RedisStore
+from swr.stores.servers import Single
+from swr.stores.shelf import Shelf
+from swr.stores.tiered import TieredStore
+from swr.testing import StoreConformance
+from tests.proxy import Proxy
+from tests.servers import ClusterOfSix, Server, kinds
+from tests.test_redis import Counter
+from tests.test_stores import opened
+
+pytestmark = pytest.mark.anyio
+
+POLICY = Policy(60, tags=("t",))
+ACL = re.search(r"^ACL SETUSER swr (.*)$", Path("docs/redis.md").read_text(), re.MULTILINE)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        ("url", "problem"),
+        [
+            ("localhost:6379", "is not a URL of redis://, rediss://, unix://, redis+sentinel://"),
+            ("redis+sentinel://h1:1,h2:2", "after the sentinels comes the master's name"),
+            ("redis+sentinel://h1:1/mymaster/x", "after the sentinels comes the master's name"),
+            ("redis+sentinel://h1:1,/mymaster", "'' is not a host"),
+            ("redis+sentinel://h1:abc/mymaster", "Port could not be cast"),
+            ("redis+cluster://", "'' is not a host"),
+            ("redis+cluster://h1/3", "a cluster has no databases but 0"),
+            ("redis+cluster://h1?unknown=1", "unknown"),
+            ("redis://h1?unknown=1", "unknown"),
+            ("redis://h1:abc", "Port could not be cast"),
+        ],
+    )
+    def test_one_that_cannot_work(self, url, problem):
+        with pytest.raises(ConfigurationError, match=re.escape(problem)):
+            Cache(url)
+
+    @pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
+    def test_no_error_tells_a_password(self, scheme):
+        with pytest.raises(ConfigurationError) as caught:
+            Cache(f"{scheme}://me:secret@h1?unknown=1")
+        assert "secret" not in str(caught.value)
+        assert redacted(f"{scheme}://me:sec@ret@h1") == f"'{scheme}://…@h1'"
+
+    def test_one_and_a_client(self):
+        with pytest.raises(ConfigurationError, match="both a URL"):
+            Cache("redis://h1", redis=Redis())
+
+    @pytest.mark.parametrize("client", ["redis://h1", object()])
+    def test_a_client_that_is_none(self, client):
+        with pytest.raises(ConfigurationError, match=r"is not a redis\.asyncio\.Redis or RedisCluster"):
+            Cache(redis=client)
+
+    @pytest.mark.parametrize("client", [Redis, lambda **options: RedisCluster("h1", **options)])
+    def test_a_client_that_decodes(self, client):
+        with pytest.raises(ConfigurationError, match="decode_responses=True"):
+            Cache(redis=client(decode_responses=True))
+
+    async def test_accounts_and_databases(self):
+        servers = servers_of("redis+sentinel://me:p%40ss@h1,h2:5/mymaster/3?sentinel_password=other", None, 0.5)
+        assert isinstance(servers, Single)
+        client = servers._connect()
+        known = client.connection_pool.connection_kwargs
+        assert (known["username"], known["password"], known["db"]) == ("me", "p@ss", 3)
+        sentinels = client.connection_pool.sentinel_manager.sentinels
+        spoken_to = [sentinel.connection_pool.connection_kwargs for sentinel in sentinels]
+        assert [(each["host"], each["port"]) for each in spoken_to] == [("h1", 26379), ("h2", 5)]
+        assert all((each["password"], each.get("username")) == ("other", None) for each in spoken_to)
+
+    async def test_tls_to_sentinels_and_clusters(self):
+        for verify in ("", "?ssl_ca_certs=/ca.pem"):
+            servers = servers_of(f"rediss+sentinel://h1/mymaster{verify}", None, 0.5)
+            assert isinstance(servers, Single)
+            pool = servers._connect().connection_pool
+            for each in (pool, *(sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)):
+                connection = each.make_connection()
+                assert isinstance(connection, SSLConnection)
+                assert (connection.cert_reqs, connection.ca_certs) == (ssl.CERT_REQUIRED, "/ca.pem" if verify else None)
+            cluster = servers_of(f"rediss+cluster://h1{verify}", None, 0.5)
+            assert isinstance(cluster, Cluster)
+            connection = cluster._connect("h2", 7).connection_pool.make_connection()
+            assert isinstance(connection, SSLConnection)
+            assert (connection.host, connection.port, connection.cert_reqs) == ("h2", 7, ssl.CERT_REQUIRED)
+
+    async def test_a_client_of_sentinels(self):
+        client = Sentinel([("h1", 1)]).master_for("mymaster")
+        servers = servers_of(None, client, 0.5)
+        assert isinstance(servers, Single)
+        assert servers._connect() is client
+
+
+class TestTls:
+    @pytest.fixture(params=kinds())
+    async def proxy(self, request) -> AsyncIterator[Proxy]:
+        self.authority = trustme.CA()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.authority.issue_cert("127.0.0.1").configure_cert(context)
+        with Server(request.param) as server:
+            async with Proxy(server.port, context) as proxy:
+                yield proxy
+
+    async def test_a_certificate_that_is_in_order(self, proxy: Proxy, tmp_path):
+        self.authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        load = Counter()
+        async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
+            assert [(await cache.get_or_load("k", load, POLICY)).value for cache in (one, other)] == [1, 1]
+
+    async def test_one_that_is_not(self, proxy: Proxy, caplog):
+        """It is not sent a byte; memory and loaders answer."""
+        async with Cache(f"rediss://127.0.0.1:{proxy.port}/0", timeout=2) as cache:
+            assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+        assert "certificate verify failed" in caplog.text
+
+
+class TestUnix:
+    @pytest.mark.parametrize("kind", kinds())
+    async def test_a_socket(self, kind, tmp_path):
+        with Server(kind, "--unixsocket", str(tmp_path / "s")):
+            load = Counter()
+            url = f"unix://{tmp_path / 's'}?db=1"
+            async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
+                assert [(await cache.get_or_load("k", load, POLICY)).value for cache in (one, other)] == [1, 1]
+
+
+def allow(server: Server, *more: str) -> None:
+    """Make the documented user, and nobody else."""
+    assert ACL is not None
+    assert server.command("ACL", "SETUSER", "swr", *ACL[1].split(), *more) == b"+OK\r\n"
+    assert server.command("ACL", "SETUSER", "default", "-@all", "+acl", "+cluster", "+ping") == b"+OK\r\n"
+
+
+@pytest.fixture(scope="module", params=kinds())
+def guarded(request) -> Iterator[Server]:
+    with Server(request.param) as server:
+        allow(server)
+        yield server
+
+
+@pytest.fixture(scope="module", params=kinds())
+def guarded_cluster(request) -> Iterator[ClusterOfSix]:
+    with ClusterOfSix(request.param) as cluster:
+        for node in cluster.nodes:
+            allow(node, "+cluster|slots", "+asking")
+        yield cluster
+
+
+_numbers = iter(range(10**6))
+
+
+def guarded_store(url: str) -> RedisStore:
+    """Return a store of the documented user, in a namespace of its own."""
+    url = url.replace("://", "://swr:password@")
+    return RedisStore(servers_of(url, None, 2.0), f"swr:{next(_numbers)}", 2.0)
+
+
+class TestLeastRights(StoreConformance):
+    @pytest.fixture
+    async def store(self, guarded: Server) -> AsyncIterator[LeasingStore]:
+        async with opened(guarded_store(guarded.url)) as store:
+            yield store
+
+
+class TestLeastRightsInACluster(StoreConformance):
+    @pytest.fixture
+    async def store(self, guarded_cluster: ClusterOfSix) -> AsyncIterator[LeasingStore]:
+        async with opened(TieredStore(Shelf(2**20, 1000), guarded_store(guarded_cluster.url))) as store:
+            yield store
+
+
+class TestRights:
+    async def test_nothing_is_refused(self, guarded: Server, caplog):
+        url = guarded.url.replace("://", "://swr:password@")
+        load = Counter()
+        async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
+            for _ in range(3):
+                for cache in (one, other):
+                    await cache.get_or_load("k", load, POLICY)
+                await one.invalidate_tag("t")
+                await one.invalidate("k")
+                await one.clear()
+            await asyncio.sleep(1)
+        assert caplog.text == ""
+
+    async def test_a_right_that_is_taken_away(self, guarded: Server, caplog):
+        """A lease without the newest barrier is none."""
+        async with opened(guarded_store(guarded.url)) as store:
+            try:
+                guarded.command("ACL", "SETUSER", "swr", "-mget")
+                with pytest.raises(StoreUnavailable):
+                    await store.acquire("k", "token", 10, 0, ANY)
+                with pytest.raises(StoreUnavailable):
+                    await store._learn_from(None)
+                with pytest.raises(StoreUnavailable):
+                    await store.read("k", ANY)
+            finally:
+                allow(guarded)
+        assert "Redis refused a command" in caplog.text
+
+    async def test_without_info_nothing_is_lost(self, guarded: Server, caplog):
+        """A server that cannot be told from another is told again what it may have missed."""
+        guarded.command("ACL", "SETUSER", "swr", "-info")
+        try:
+            await self.test_nothing_is_refused(guarded, caplog)
+        finally:
+            allow(guarded)

@@ -1,0 +1,279 @@
+"""Masters that are killed: nobody gets an error, refreshes resume with the successor, nothing outdated comes back."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from redis.asyncio import Connection, ConnectionPool, Redis
+
+from swr import Cache, Policy
+from swr.stores.base import Kind, Message
+from swr.stores.redis import RedisStore
+from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
+from tests.test_redis import Counter, until
+from tests.test_topologies import fresh
+
+pytestmark = pytest.mark.anyio
+
+# Fresh for a moment, so that somebody refreshes all the time; stale for long.
+BRIEF = Policy(0.2, 600, 3600)
+LONG = Policy(600, tags=("t",))
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(params=kinds())
+def cluster(request) -> Iterator[ClusterOfSix]:
+    with ClusterOfSix(request.param) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=kinds())
+def sentinels(request) -> Iterator[Sentinels]:
+    with Sentinels(request.param) as group:
+        yield group
+
+
+class Readers:
+    """Ask several caches for several keys without end; any error ends the test.
+
+    Parameters:
+        caches: which.
+        keys: which.
+    """
+
+    def __init__(self, caches: list[Cache], keys: list[str]) -> None:
+        self._caches = caches
+        self._keys = keys
+        self.loads = 0
+        self.answers = 0
+
+    async def _load(self) -> int:
+        self.loads += 1
+        return self.loads
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            for cache in self._caches:
+                for key in self._keys:
+                    await cache.get_or_load(key, self._load, BRIEF)
+                    self.answers += 1
+            await asyncio.sleep(0.01)
+
+
+async def survives(readers: Readers, kill, recovered, caches: list[Cache]) -> float:
+    """Kill while they read; return the seconds from the election of a successor until every cache is in order again."""
+    whole = [watched(cache.engine.store.store) for cache in caches]
+    async with anyio.create_task_group() as group:
+        group.start_soon(readers.run)
+        await asyncio.sleep(0.5)
+        kill()
+        await until(lambda: not any(cache.engine.store.up for cache in caches), 5)
+        await until(recovered, 30)
+        elected = time.monotonic()
+        await until(lambda: all(cache.engine.store.up for cache in caches), 20)
+        took = time.monotonic() - elected
+        answers = readers.answers
+        await until(lambda: readers.answers > answers + 100)
+        group.cancel_scope.cancel()
+    assert whole == [[True]] * len(caches)
+    return took
+
+
+def watched(store: RedisStore) -> list[bool]:
+    """Return what will say of every time that the store is said to be up whether every key could be reached."""
+    whole: list[bool] = []
+    tell = store._listener
+
+    def listen(message: Message) -> None:
+        if message.kind is Kind.UP:
+            whole.append(store._servers.whole)
+        tell(message)
+
+    store._listener = listen
+    return whole
+
+
+async def shared(one: Cache, other: Cache, keys: list[str]) -> None:
+    """What one has loaded the other has without a load, and an invalidation of one reaches the other."""
+    for key in keys:
+        load = Counter()
+        for cache in (one, other):
+            assert (await cache.get_or_load(key, load, LONG)).value == 1
+        await one.invalidate(key)
+        await until(lambda key=key: other.engine.store.peek(key) is None)
+        assert (await other.get_or_load(key, load, LONG)).value == 2
+
+
+@pytest.mark.parametrize("kind", kinds())
+async def test_a_master_of_a_cluster_that_is_killed(kind, caplog):
+    with ClusterOfSix(kind, "--cluster-require-full-coverage", "no") as cluster:
+        await a_master_is_killed(cluster)
+    assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") >= 2
+
+
+async def a_master_is_killed(cluster: ClusterOfSix) -> None:
+    namespace, keys = fresh(), [f"k{number}" for number in range(12)]
+    async with Cache(cluster.url, namespace=namespace) as one, Cache(cluster.url, namespace=namespace) as other:
+        victim = cluster.master_of(f"{namespace}:{{k0}}".encode())
+        took = await survives(
+            Readers([one, other], keys), victim.kill, lambda: mastered(cluster, namespace, victim), [one, other]
+        )
+        # On a quiet machine a tenth of a second.
+        assert took < 5
+        # What comes back on the old address is a replica, and nobody's master any more.
+        victim.start()
+        before = connections(victim)
+        await asyncio.sleep(1.5)
+        assert connections(victim) == before + 1
+        await shared(one, other, [f"new{number}" for number in range(12)])
+
+
+def connections(server: Server) -> int:
+    """Return how many connections a server has taken, this one included."""
+    return int(server.says("INFO", "stats").partition("total_connections_received:")[2].split()[0])
+
+
+def mastered(cluster: ClusterOfSix, namespace: str, victim: Server) -> bool:
+    try:
+        return cluster.master_of(f"{namespace}:{{k0}}".encode()) is not victim
+    except LookupError:
+        return False
+
+
+async def test_a_master_behind_sentinels_that_is_killed(sentinels: Sentinels, caplog):
+    namespace, keys = fresh(), [f"k{number}" for number in range(12)]
+    async with Cache(sentinels.url, namespace=namespace) as one, Cache(sentinels.url, namespace=namespace) as other:
+        victim = sentinels.master()
+        took = await survives(
+            Readers([one, other], keys), victim.kill, lambda: sentinels.master() is not victim, [one, other]
+        )
+        assert took < 10
+        await shared(one, other, [f"new{number}" for number in range(12)])
+
+
+async def test_an_invalidation_that_the_failover_loses(sentinels: Sentinels):
+    """Replication is behind when the master dies: its successor is told again."""
+    namespace = fresh()
+    load, tagged = Counter(), Counter()
+    async with Cache(sentinels.url, namespace=namespace) as one, Cache(sentinels.url, namespace=namespace) as other:
+        victim = sentinels.master()
+        for cache in (one, other):
+            await cache.get_or_load("k", load, Policy(600))
+            await cache.get_or_load("tagged", tagged, LONG)
+        replicas = [server for server in sentinels.servers if server is not victim]
+        assert victim.command("WAIT", "2", "5000") == b":2\r\n"
+        # The replicas do not hear of it any more.
+        for replica in replicas:
+            replica.pause()
+        victim.command("CLIENT", "KILL", "TYPE", "replica")
+        await one.invalidate("k")
+        await one.invalidate_tag("t")
+        victim.kill()
+        for replica in replicas:
+            replica.resume()
+        await until(lambda: sentinels.master() is not victim, 30)
+        await until(lambda: one.engine.store.up and other.engine.store.up, 10)
+        for cache in (other, one):
+            assert (await cache.get_or_load("k", load, Policy(600))).value == 2
+            assert (await cache.get_or_load("tagged", tagged, LONG)).value == 2
+
+
+async def test_a_whole_cluster_that_is_killed(cluster: ClusterOfSix):
+    async with Cache(cluster.url, namespace=fresh()) as cache:
+        readers = Readers([cache], [f"k{number}" for number in range(12)])
+        async with anyio.create_task_group() as group:
+            group.start_soon(readers.run)
+            await until(lambda: readers.answers > 100)
+            for node in cluster.nodes:
+                node.kill()
+            await until(lambda: not cache.engine.store.up)
+            answers = readers.answers
+            await until(lambda: readers.answers > answers + 500)
+            group.cancel_scope.cancel()
+
+
+async def test_more_invalidations_than_can_be_told_again(cluster: ClusterOfSix, monkeypatch, caplog):
+    """Then everything is outdated, whichever master it was that came back as another."""
+    monkeypatch.setattr("swr.stores.redis._MOST_TOLD_AGAIN", 3)
+    namespace, load = fresh(), Counter()
+    async with Cache(cluster.url, namespace=namespace, timeout=1) as cache:
+        owner = cluster.master_of(f"{namespace}:{{!}}h".encode())
+        for master in (owner, next(node for node in cluster.masters() if node is not owner)):
+            for number in range(8):
+                await cache.invalidate(f"k{number}")
+            await cache.get_or_load("other", load, LONG)
+            before = load.runs
+            restart(master)
+            caplog.clear()
+            await until(lambda: "Redis is back" in caplog.text, 10)
+            assert (await cache.get_or_load("other", load, LONG)).value == before + 1
+
+
+def restart(server: Server) -> None:
+    """Kill and start a server; a node of a cluster is back before the others miss it."""
+    server.kill()
+    server.start()
+
+
+@pytest.mark.parametrize("kind", kinds())
+async def test_a_master_that_was_demoted(kind, caplog):
+    with Server(kind) as server:
+        async with Cache(server.url, namespace=fresh()) as cache:
+            await cache.get_or_load("k", Counter(), LONG)
+            server.command("REPLICAOF", "127.0.0.1", str(free_port()))
+            for number in range(5):
+                assert (await cache.get_or_load(f"new{number}", Counter(), LONG)).value == 1
+            await until(lambda: not cache.engine.store.up)
+            server.command("REPLICAOF", "NO", "ONE")
+            await until(lambda: cache.engine.store.up)
+            assert (await cache.get_or_load("k", Counter(), LONG)).value == 1
+    assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") == 1
+
+
+@pytest.mark.parametrize("kind", kinds())
+async def test_a_master_that_changes_while_it_is_connected_to(kind, caplog):
+    """Commands to one and messages from the other: such a link would miss what it has to hear."""
+
+    class Wavering(Connection):
+        async def _connect(self):
+            self.port = ports.pop(0) if len(ports) > 1 else ports[0]
+            await super()._connect()
+
+    with Server(kind) as one, Server(kind) as other:
+        ports = [one.port, other.port, other.port]
+        client = Redis(connection_pool=ConnectionPool(Wavering, host="127.0.0.1"))
+        async with Cache(redis=client, namespace=fresh()) as cache:
+            await until(lambda: cache.engine.store.up)
+        await client.aclose()
+    assert "the master changed while it was connected to" in caplog.text
+
+
+async def test_slots_that_have_no_master_any_more(cluster: ClusterOfSix, caplog):
+    """The others refuse, too, until every slot has one: memory and loaders answer."""
+    namespace = fresh()
+    async with Cache(cluster.url, namespace=namespace) as cache:
+        readers = Readers([cache], [f"k{number}" for number in range(12)])
+        async with anyio.create_task_group() as group:
+            group.start_soon(readers.run)
+            await asyncio.sleep(0.3)
+            # Those of the barriers among them.
+            master = cluster.master_of(f"{namespace}:{{!}}h".encode())
+            slots = " ".join(master.says("CLUSTER", "NODES").split("myself,master")[1].splitlines()[0].split()[5:])
+            low, _, high = slots.partition("-")
+            for node in cluster.nodes:
+                node.command("CLUSTER", "DELSLOTSRANGE", low, high)
+            await until(lambda: not cache.engine.store.up, 10)
+            answers = readers.answers
+            await until(lambda: readers.answers > answers + 200)
+            await cache.get_or_load("never asked for", readers._load, BRIEF)
+            master.command("CLUSTER", "ADDSLOTSRANGE", low, high)
+            await until(lambda: cache.engine.store.up, 20)
+            group.cancel_scope.cancel()
+    assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") == 1

@@ -1,0 +1,244 @@
+"""Redis Cluster and Sentinel for real: what is promised of one server holds of many, through their failovers."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis.asyncio import RedisCluster
+from redis.crc import key_slot
+
+from swr import Cache, Policy, StoreUnavailable
+from swr.stores.base import Kind, LeasingStore
+from swr.stores.connect import servers_of
+from swr.stores.redis import RedisStore
+from swr.stores.shelf import Shelf
+from swr.stores.tiered import TieredStore
+from swr.stores.wire import Wire
+from swr.testing import StoreConformance
+from tests.servers import ClusterOfSix, Sentinels, free_port, kinds
+from tests.test_redis import Counter, until
+from tests.test_stores import opened
+
+pytestmark = pytest.mark.anyio
+
+POLICY = Policy(60, 600, 3600, tags=("t",))
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", params=kinds())
+def cluster(request) -> Iterator[ClusterOfSix]:
+    with ClusterOfSix(request.param) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module", params=kinds())
+def sentinels(request) -> Iterator[Sentinels]:
+    with Sentinels(request.param) as group:
+        yield group
+
+
+def fresh() -> str:
+    """Return a namespace that nobody uses: after a flush, news of what was before would still be on its way."""
+    return secrets.token_hex(4)
+
+
+def store_of(url: str) -> RedisStore:
+    return RedisStore(servers_of(url, None, 2.0), fresh(), 2.0)
+
+
+class TestOnACluster(StoreConformance):
+    @pytest.fixture
+    async def store(self, cluster: ClusterOfSix) -> AsyncIterator[LeasingStore]:
+        async with opened(store_of(cluster.url)) as store:
+            yield store
+
+
+class TestShelfBeforeACluster(StoreConformance):
+    @pytest.fixture
+    async def store(self, cluster: ClusterOfSix) -> AsyncIterator[LeasingStore]:
+        async with opened(TieredStore(Shelf(2**20, 1000), store_of(cluster.url))) as store:
+            yield store
+
+
+class TestBehindSentinels(StoreConformance):
+    @pytest.fixture
+    async def store(self, sentinels: Sentinels) -> AsyncIterator[LeasingStore]:
+        async with opened(store_of(sentinels.url)) as store:
+            yield store
+
+
+class TestCluster:
+    async def test_one_load_serves_all_whichever_master_has_the_key(self, cluster: ClusterOfSix):
+        load = Counter()
+        async with Cache(cluster.url, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
+            for number in range(30):
+                for cache in (one, other):
+                    assert (await cache.get_or_load(f"k{number}", load, POLICY)).value == number + 1
+
+    async def test_invalidations_reach_all(self, cluster: ClusterOfSix):
+        keys = [f"k{number}" for number in range(10)]
+        load = Counter()
+        async with Cache(cluster.url, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
+            for invalidate in (
+                lambda: asyncio.gather(*(one.invalidate(key) for key in keys)),
+                lambda: one.invalidate_tag("t"),
+                lambda: one.clear(),
+            ):
+                for cache in (one, other):
+                    for key in keys:
+                        await cache.get_or_load(key, load, POLICY)
+                runs = load.runs
+                await invalidate()
+                await until(lambda: not any(other.engine.store.peek(key) for key in keys))
+                for cache in (one, other):
+                    for key in keys:
+                        assert (await cache.get_or_load(key, load, POLICY)).value > runs
+
+    async def test_every_message_is_heard_once(self, cluster: ClusterOfSix):
+        """Though every master passes it on, and each is listened to."""
+        namespace, heard = fresh(), []
+        async with (
+            Cache(cluster.url, namespace=namespace, timeout=2) as one,
+            Cache(cluster.url, namespace=namespace, timeout=2) as other,
+        ):
+            await other.engine.ready()
+            store = other.engine.store.store
+            tell = store._listener
+
+            def listen(message):
+                heard.append((message.kind, message.name))
+                tell(message)
+
+            store._listener = listen
+            for number in range(20):
+                await one.invalidate(f"k{number}")
+            await one.invalidate_tag("t")
+            await until(lambda: len(heard) >= 21)
+            await asyncio.sleep(0.3)
+        assert sorted(heard, key=str) == sorted(
+            [(Kind.BARRIER, "t"), *((Kind.INVALIDATED, f"k{number}") for number in range(20))], key=str
+        )
+
+    async def test_what_other_masters_pass_on_of_barriers_leaves_no_gap(self, cluster: ClusterOfSix):
+        """Only where they are made do they come in the order of their numbers."""
+        namespace = fresh()
+        async with Cache(cluster.url, namespace=namespace, timeout=2) as cache:
+            await cache.invalidate_tag("one")
+            store = cache.engine.store.store
+            owner = store._servers.link_to(store._barrier_keys[1])
+            another = next(link for link in store._servers._links.values() if link is not owner)
+            await until(lambda: store._synced)
+            before = store._synced
+            store.hear(another, store._message(Kind.BARRIER, "two", before + 10**6))
+            assert (store.barriers.head, store._synced) == (before + 10**6, before)
+            store.hear(owner, store._message(Kind.BARRIER, "three", before + 10**6 + 1))
+            assert store._synced == before + 10**6 + 1
+            # While nobody is known to make them, nobody's will do.
+            store._servers._by_slot[key_slot(store._barrier_keys[1])] = None
+            store.hear(owner, store._message(Kind.BARRIER, "four", before + 10**6 + 2))
+            assert store._synced == before + 10**6 + 1
+
+    async def test_a_client_of_ones_own(self, cluster: ClusterOfSix):
+        client = RedisCluster.from_url(cluster.url.replace("+cluster", "").partition(",")[0])
+        load = Counter()
+        async with Cache(redis=client, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
+            await one.get_or_load("k", load, POLICY)
+            await other.get_or_load("k", load, POLICY)
+        assert load.runs == 1
+        await client.aclose()
+
+    async def test_a_node_of_a_cluster_is_not_a_server(self, cluster: ClusterOfSix, caplog):
+        for node in cluster.masters():
+            caplog.clear()
+            async with Cache(node.url, namespace=fresh(), timeout=2) as cache:
+                for number in range(10):
+                    assert (await cache.get_or_load(f"k{number}", Counter(), POLICY)).value == 1
+            assert "the server is a node of a cluster" in caplog.text
+            assert "give a URL redis+cluster://" in caplog.text
+
+    async def test_patience_that_ends_as_the_last_link_is_made(self, cluster: ClusterOfSix, caplog):
+        """What is whole stays so, whatever is thought of what was before."""
+        async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
+            servers = cache.engine.store.store._servers
+            servers.give_up(StoreUnavailable("no connection within 2 s"))
+            link = servers.link_to(b"any")
+            link.lose(StoreUnavailable("of old"), Wire(None, 1))
+            assert servers.whole
+            assert cache.engine.store.up
+        assert caplog.text == ""
+
+    async def test_one_master_of_several_that_hangs_at_the_beginning(self, cluster: ClusterOfSix, caplog):
+        hung = cluster.masters()[0]
+        hung.pause()
+        try:
+            async with Cache(cluster.url, namespace=fresh()) as cache:
+                hung.resume()
+                await until(lambda: cache.engine.store.up)
+        finally:
+            hung.resume()
+        assert "no connection within 0.2 s" in caplog.text
+
+    async def test_a_cluster_that_cannot_be_reached(self, caplog):
+        load = Counter()
+        async with Cache(f"redis+cluster://127.0.0.1:{free_port()}") as cache:
+            for _ in range(2):
+                assert (await cache.get_or_load("k", load, POLICY)).value == 1
+            await cache.invalidate_tag("t")
+            assert (await cache.get_or_load("k", load, POLICY)).value == 2
+        assert caplog.text.count("Redis is away") == 1
+
+    async def test_one_that_is_silent(self, caplog):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with Cache(f"redis+cluster://127.0.0.1:{silent.getsockname()[1]}") as cache:
+                assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+        assert "no connection within 0.2 s" in caplog.text
+
+    async def test_a_slot_on_its_way_to_another_master(self, cluster: ClusterOfSix):
+        """Reads follow it; what needs two keys at once has to wait, and nobody gets an error."""
+        namespace = fresh()
+        name = f"{namespace}:{{k}}".encode()
+        slot = key_slot(name)
+        # Another key of the same slot, which is not there.
+        absent = next(f"a{n}" for n in range(10**6) if key_slot(f"{namespace}:{{a{n}}}".encode()) == slot)
+        source = cluster.master_of(name)
+        target = next(node for node in cluster.masters() if node is not source)
+        load = Counter()
+        async with Cache(cluster.url, namespace=namespace, timeout=2, l1_max_bytes=0) as cache:
+            assert (await cache.get_or_load("k", load, POLICY)).value == 1
+            # The target does not know of it yet: each names the other.
+            source.command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", target.says("CLUSTER", "MYID").strip())
+            assert (await cache.get_or_load(absent, Counter(), POLICY)).value == 1
+            target.command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", source.says("CLUSTER", "MYID").strip())
+            assert (await cache.get_or_load("k", load, POLICY)).value == 1
+            assert (await cache.get_or_load(absent, Counter(), POLICY)).value == 1
+            # Half-way: the entry is there, a lease is nowhere.
+            keys = ("127.0.0.1", str(target.port), "", "0", "5000", "KEYS", name.decode())
+            assert source.command("MIGRATE", *keys) == b"+OK\r\n"
+            assert (await cache.get_or_load("k", load, POLICY)).value == 1
+            for node in (target, source, *cluster.masters()):
+                node.command("CLUSTER", "SETSLOT", str(slot), "NODE", target.says("CLUSTER", "MYID").strip())
+            assert (await cache.get_or_load("k", load, POLICY)).value == 1
+            await cache.invalidate("k")
+            assert (await cache.get_or_load("k", load, POLICY)).value == 2
+            servers = cache.engine.store.store._servers
+            await until(lambda: servers.link_to(name).name.endswith(str(target.port)))
+
+
+class TestSentinel:
+    async def test_a_replica_is_no_master(self, sentinels: Sentinels, caplog):
+        replica = next(server for server in sentinels.servers if server is not sentinels.master())
+        async with Cache(replica.url, namespace=fresh()) as cache:
+            assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+            assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+        assert "the server is a replica: give the URL of its master" in caplog.text
+
+    async def test_sentinels_that_know_no_such_master(self, sentinels: Sentinels, caplog):
+        async with Cache(sentinels.url.replace("mymaster", "another"), timeout=2) as cache:
+            assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+        assert "No master found for 'another'" in caplog.text
