@@ -1,16 +1,21 @@
 """The cache: one object that every face of swr is made from."""
 
+import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from swr.codec import ANY, Codec, codec_for
-from swr.decorator import Cached, Call, check_loader, is_async
+from swr.decorator import Cached, Call, EarlyCached, check_loader, is_async
 from swr.engine import Engine
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
+from swr.events import KINDS, Event, Listener
 from swr.keys import CallKeys
+from swr.loader import asking
+from swr.loading import Fresh, LoadContext, NotModified
+from swr.many import CachedMany, ManyKeys
 from swr.policy import Duration, Policy, seconds
 from swr.response import ResponseRule
 from swr.rules import tag_of_url
@@ -25,15 +30,45 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+E = TypeVar("E", bound=Event)
+K = TypeVar("K")
+S = TypeVar("S")
 
 _ENTRIES: Final = 1_000_000
 
 
 class _CachedDecorator(Protocol):
+    # The context is the cache's to give, and the value what callers get. Where it is neither the first parameter
+    # nor the second, behind `self`, types cannot say that callers leave it out.
     @overload
-    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Cached[P, R]: ...
+    def __call__(
+        self, function: Callable[Concatenate[LoadContext[Any], P], Awaitable[R | Fresh[R] | NotModified]], /
+    ) -> Cached[P, R]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Cached[P, R]: ...
+    def __call__(
+        self, function: Callable[Concatenate[S, LoadContext[Any], P], Awaitable[R | Fresh[R] | NotModified]], /
+    ) -> Cached[Concatenate[S, P], R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[R | Fresh[R] | NotModified]], /) -> Cached[P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[LoadContext[Any], P], R | Fresh[R] | NotModified], /
+    ) -> Cached[P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[S, LoadContext[Any], P], R | Fresh[R] | NotModified], /
+    ) -> Cached[Concatenate[S, P], R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R | Fresh[R] | NotModified], /) -> Cached[P, R]: ...
+
+
+class _CachedManyDecorator(Protocol):
+    @overload
+    def __call__(
+        self, function: Callable[P, Awaitable[Mapping[K, R | Fresh[R] | NotModified]]], /
+    ) -> CachedMany[P, K, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Mapping[K, R | Fresh[R] | NotModified]], /) -> CachedMany[P, K, R]: ...
 
 
 class Cache:
@@ -87,6 +122,7 @@ class Cache:
         )
         if lease <= 0 or patience <= 0:
             raise ConfigurationError(f"lease_for={lease_for!r} and timeout={timeout!r} must be more than 0 seconds")
+        self.namespace = namespace
         self._encodes = url is not None or redis is not None
         store: LeasingStore
         if self._encodes:
@@ -104,6 +140,7 @@ class Cache:
         # Key templates and the loaders that they belong to; those made of the name of a function inside another.
         self._templates: dict[str, str] = {}
         self._local: set[str] = set()
+        self._templates_of_many: dict[str, str] = {}
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -142,6 +179,11 @@ class Cache:
         tags: Sequence[str] = (),
         ignore: Sequence[str] = (),
         copy: bool = False,
+        keep_for: Duration = 0,
+        soft_timeout: Duration | None = None,
+        hard_timeout: Duration | None = None,
+        early: float = 0,
+        jitter: float = 0,
     ) -> _CachedDecorator:
         """Put a loader, `async def` or `def`, function or method, behind the cache.
 
@@ -153,6 +195,12 @@ class Cache:
             ignore: parameters that do not change the answer, `self` or a database session for two.
             copy: give every caller a deep copy. Without it all callers in this process share one object, which
                 they must not change.
+            keep_for: how long past `fresh_for` a value is kept at least, served or not, for a loader that asks for a
+                `LoadContext`.
+            soft_timeout, hard_timeout: how long a reader waits where something stored can stand in, and how long a
+                load may run; see `Policy`.
+            early, jitter: refresh before a value's time, and spread the times of several; see `Policy`. With `early` a
+                fresh hit costs some microseconds more.
 
         A `def` runs in a thread. A refresh in the background runs with the arguments of the call that found the
         entry stale; what lives only as long as a request, a database session for one, must not be among them.
@@ -160,57 +208,124 @@ class Cache:
         Raises:
             ConfigurationError: at decoration, for whatever of these cannot work.
         """
-        policy = Policy(fresh_for, stale_for, stale_if_error, tags)
+        policy = Policy(fresh_for, stale_for, stale_if_error, tags, keep_for, soft_timeout, hard_timeout, early, jitter)
 
         def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
             check_loader(function)
-            keys = CallKeys(function, template, policy.tags, ignore)
-            self._claim(keys, function, template)
-            return Cached(self.engine, self.shelf, function, keys, policy, encodes=self._encodes, copies=copy)
+            asks = asking(function, copy)
+            keys = CallKeys(function, template, policy.tags, ignore, None if asks is None else asks.signature)
+            name = self._claim(self._templates, keys.text, function)
+            if template is None and "<" in name:
+                self._claim_default(keys.text, name)
+            kind: type[Cached[..., Any]] = EarlyCached if policy.early else Cached
+            return kind(
+                self.engine, self.shelf, function, keys, policy, encodes=self._encodes, copies=copy, asking=asks
+            )
 
         return cast(_CachedDecorator, decorate)
 
-    def _claim(self, keys: CallKeys, function: Callable[..., Any], template: str | None) -> None:
-        """Refuse two loaders that would share their answers; the same one may be defined again.
+    def cached_many(
+        self,
+        template: str,
+        *,
+        fresh_for: Duration,
+        stale_for: Duration = 0,
+        stale_if_error: Duration = 0,
+        tags: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+        copy: bool = False,
+        absent_for: Duration = 0,
+        soft_timeout: Duration | None = None,
+        hard_timeout: Duration | None = None,
+        early: float = 0,
+        jitter: float = 0,
+    ) -> _CachedManyDecorator:
+        """Put a batch loader, which takes a list of items and returns a dict of their values, behind the cache.
+
+        Parameters:
+            template: the key of one item, "ranking:{group}:{limit}" for `async def top(groups, limit=100)`: it names
+                every parameter but the list, or leaves it to `ignore`, and the item by any other name. The entries are
+                those of a `cached` loader with this template, if there is one.
+            absent_for: how long it is remembered that an item was not in the dict.
+            fresh_for, stale_for, stale_if_error, tags, ignore, copy, soft_timeout, hard_timeout, early, jitter: see
+                `cached`; tags may name the item.
+
+        What is missing is loaded by one call of the loader, with the items that nobody else loads already.
 
         Raises:
-            ConfigurationError: the template is another function's, or is made of a name that several functions have.
+            ConfigurationError: at decoration, for whatever of these cannot work.
+        """
+        policy = Policy(fresh_for, stale_for, stale_if_error, tags, 0, soft_timeout, hard_timeout, early, jitter)
+        absent = seconds(absent_for, "absent_for")
+
+        def decorate(function: Callable[..., Any]) -> CachedMany[..., Any, Any]:
+            check_loader(function)
+            keys = ManyKeys(function, template, policy.tags, ignore)
+            if asking(function) is not None:
+                raise ConfigurationError(
+                    f"{keys.where} asks for a LoadContext; that is about one value, and it loads many"
+                )
+            self._claim(self._templates_of_many, keys.text, function)
+            return CachedMany(self.engine, function, keys, policy, absent, encodes=self._encodes, copies=copy)
+
+        return cast(_CachedManyDecorator, decorate)
+
+    def _claim(self, owners: dict[str, str], text: str, function: Callable[..., Any]) -> str:
+        """Refuse two loaders that would share their answers; the same one may be defined again. Return its name.
+
+        Raises:
+            ConfigurationError: the template is another function's.
         """
         name = f"{function.__module__}.{function.__qualname__}"
-        owner = self._templates.setdefault(keys.text, name)
+        owner = owners.setdefault(text, name)
         if owner != name:
             raise ConfigurationError(
-                f"the key template {keys.text!r} of {name} is that of {owner} already, and they would share their "
+                f"the key template {text!r} of {name} is that of {owner} already, and they would share their "
                 f"answers: begin it with a word of its own"
             )
-        if template is None and "<" in name:
-            if keys.text in self._local:
-                raise ConfigurationError(
-                    f"several functions are called {name}, and by default would share one key: give each a template"
-                )
-            self._local.add(keys.text)
+        return name
+
+    def _claim_default(self, text: str, name: str) -> None:
+        """Refuse a second function of one name, which only those inside others can have, without a template."""
+        if text in self._local:
+            raise ConfigurationError(
+                f"several functions are called {name}, and by default would share one key: give each a template"
+            )
+        self._local.add(text)
 
     @overload
     async def get_or_load(
-        self, key: str, loader: Callable[[], Awaitable[R]], policy: Policy, *, returns: Any = None
+        self,
+        key: str,
+        loader: Callable[[], Awaitable[R | Fresh[R] | NotModified]]
+        | Callable[[LoadContext[Any]], Awaitable[R | Fresh[R] | NotModified]],
+        policy: Policy,
+        *,
+        returns: Any = None,
     ) -> Outcome[R]: ...
     @overload
     async def get_or_load(
-        self, key: str, loader: Callable[[], R], policy: Policy, *, returns: Any = None
+        self,
+        key: str,
+        loader: Callable[[], R | Fresh[R] | NotModified] | Callable[[LoadContext[Any]], R | Fresh[R] | NotModified],
+        policy: Policy,
+        *,
+        returns: Any = None,
     ) -> Outcome[R]: ...
     async def get_or_load(
-        self, key: str, loader: Callable[[], Any], policy: Policy, *, returns: Any = None
+        self, key: str, loader: Callable[..., Any], policy: Policy, *, returns: Any = None
     ) -> Outcome[Any]:
         """Return what is stored under `key`, or what `loader` returns.
 
         Parameters:
             key: any text.
-            loader: takes nothing; `async def` or `def`.
-            policy: how long its value may be served.
+            loader: takes nothing, or a `LoadContext`; `async def` or `def`.
+            policy: how long its value may be served, and how long it may be loaded.
             returns: the type of the value, for Redis; by default the loader's return annotation.
 
         Raises:
             Exception: whatever the loader raised, where nothing stored can stand in.
+            LoadTimeout: it ran longer than `policy.hard_timeout`; likewise.
             CodecError: the value cannot be stored in Redis.
             ConfigurationError: arguments that cannot work.
         """
@@ -221,7 +336,10 @@ class Cache:
         codec = ANY
         if self._encodes:
             codec = codec_for(loader) if returns is None else Codec(returns)
-        return await self.engine.fetch(key, Call(self.engine, loader, not is_async(loader), policy, codec))
+        asks = asking(loader)
+        function = loader if asks is None else functools.partial(asks.call, (), {})
+        job = Call(self.engine, function, not is_async(loader), policy, codec, asks=asks is not None)
+        return await self.engine.fetch(key, job, patience=policy.soft_timeout, early=policy.early)
 
     # -- endpoints --------------------------------------------------------------------------------------------
 
@@ -234,6 +352,7 @@ class Cache:
         tags: Sequence[str] = (),
         override: bool = False,
         vary: Sequence[str] = (),
+        hard_timeout: Duration | None = None,
     ) -> ResponseRule:
         """Tell the middleware how to cache this endpoint's responses; its signature stays as it is.
 
@@ -243,11 +362,49 @@ class Cache:
             override: go before the response's own directives.
             vary: request fields that the response depends on and does not name in `Vary`. Those that the endpoint and
                 its dependencies ask FastAPI for (`Header()`, `APIKeyHeader`) are found without it.
+            hard_timeout: how long a load of these responses may run; in place of the middleware's.
 
         Raises:
             ConfigurationError: whatever of these cannot work.
         """
-        return ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary)
+        return ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout)
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    @overload
+    def subscribe(self, listener: Callable[[Event], object]) -> Callable[[], None]: ...
+    @overload
+    def subscribe(self, listener: Callable[[E], object], kind: type[E], /) -> Callable[[], None]: ...
+    @overload
+    def subscribe(
+        self, listener: Listener, kind: type[Event], other: type[Event], /, *kinds: type[Event]
+    ) -> Callable[[], None]: ...
+    def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
+        """Have `listener` told of what happens in this cache; calling what is returned ends that.
+
+        Parameters:
+            listener: called with each event at once, in the task in which it happens: it must be quick, and must not
+                block. What it raises is logged once and reaches nobody.
+            kinds: classes of `swr.events`; none: all of them.
+
+        Returns:
+            What ends it, from the next event on.
+
+        Raises:
+            ConfigurationError: arguments that cannot work.
+        """
+        if not callable(listener):
+            raise ConfigurationError(f"listener={listener!r} cannot be called: give a function of one event")
+        if is_async(listener):
+            raise ConfigurationError(
+                f"listener={listener!r} is async, and nobody would await it: give a def, which may put the event into "
+                f"a queue for a task of your own"
+            )
+        for kind in kinds:
+            if kind not in KINDS:
+                known = ", ".join(known.__name__ for known in KINDS)
+                raise ConfigurationError(f"{kind!r} is no kind of event; of swr.events there are: {known}")
+        return self.engine.events.subscribe(listener, kinds or KINDS)
 
     # -- invalidation -----------------------------------------------------------------------------------------
 

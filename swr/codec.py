@@ -9,15 +9,17 @@ import functools
 import hashlib
 import inspect
 import struct
+import types
 import typing
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from swr.entry import Entry
 from swr.errors import CodecError, ConfigurationError
+from swr.loading import Fresh, NotModified
 
 VERSION_DIGITS: Final = 16
 _KIND: Final = b"e"
@@ -38,6 +40,9 @@ class _Head(msgspec.Struct, array_like=True):
     error_until: float
     keep_until: float
     tags: list[bytes]
+    validator: bytes | None
+    took: float
+    absent: bool
 
 
 _FORMAT: Final = 1
@@ -163,8 +168,11 @@ def _cached_codec(kind: Any) -> Codec:
     return Codec(kind)
 
 
-def codec_for(function: Callable[..., Any]) -> Codec:
-    """Return the codec for what `function` returns, by its annotation; without one, `Any`.
+def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
+    """Return the codec for the values that `function` returns, by its annotation; without one, `Any`.
+
+    Parameters:
+        many: it returns a dict of values.
 
     Raises:
         ConfigurationError: the annotation cannot be resolved, or its type cannot be stored.
@@ -181,10 +189,39 @@ def codec_for(function: Callable[..., Any]) -> Codec:
             f"the return annotation of {target.__module__}.{target.__qualname__} cannot be resolved: {error}. "
             f"Import its types at run time (not under TYPE_CHECKING)"
         ) from None
+    if many and kind is not Any:
+        kinds = typing.get_args(kind)
+        if not (isinstance(typing.get_origin(kind), type) and issubclass(typing.get_origin(kind), Mapping) and kinds):
+            raise ConfigurationError(
+                f"{target.__module__}.{target.__qualname__} returns {kind}: a batch loader returns a dict, and says of "
+                f"what, dict[str, Ranking]"
+            )
+        kind = kinds[-1]
+    kind = _of_values(kind)
     try:
         return _cached_codec(kind)
     except TypeError:  # an annotation that cannot be hashed
         return Codec(kind)
+
+
+def _of_values(kind: Any) -> Any:
+    """The type of the values alone: `Ranking` for `Ranking | Fresh[Ranking] | NotModified`."""
+    if kind is Fresh or typing.get_origin(kind) is Fresh:
+        return typing.get_args(kind)[0] if typing.get_args(kind) else Any
+    members = typing.get_args(kind)
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    # A bare Fresh says nothing that the others do not.
+    kept = [_of_values(member) for member in members if member is not NotModified and member is not Fresh]
+    return kind if kept == list(members) else typing.Union[tuple(kept)]  # noqa: UP007
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
 
 
 def encode(key: str, entry: Entry[Any], codec: Codec) -> bytes:
@@ -196,7 +233,7 @@ def encode(key: str, entry: Entry[Any], codec: Codec) -> bytes:
     head = _encode(
         _Head(
             _FORMAT,
-            key.encode("utf-8", "surrogatepass"),
+            _bytes(key),
             codec.fingerprint,
             entry.head,
             entry.created_at,
@@ -204,10 +241,13 @@ def encode(key: str, entry: Entry[Any], codec: Codec) -> bytes:
             entry.stale_until,
             entry.error_until,
             entry.keep_until,
-            [tag.encode("utf-8", "surrogatepass") for tag in entry.tags],
+            [_bytes(tag) for tag in entry.tags],
+            None if entry.validator is None else _bytes(entry.validator),
+            entry.took,
+            entry.absent,
         )
     )
-    payload = codec.encode_value(entry.value)
+    payload = b"" if entry.absent else codec.encode_value(entry.value)
     crc = zlib.crc32(payload, zlib.crc32(head))
     return b"".join((b"%016d" % entry.version, _KIND, _PREFIX.pack(crc, len(head)), head, payload))
 
@@ -234,16 +274,12 @@ def decode(key: str, frame: bytes, codec: Codec) -> Entry[Any]:
         if not is_entry(frame) or zlib.crc32(memoryview(frame)[_BODY:]) != crc:
             raise CodecError("the checksum does not match")
         head = _decode_head(memoryview(frame)[_BODY : _BODY + length])
-        if (
-            head.format != _FORMAT
-            or head.key != key.encode("utf-8", "surrogatepass")
-            or head.fingerprint != codec.fingerprint
-        ):
+        if head.format != _FORMAT or head.key != _bytes(key) or head.fingerprint != codec.fingerprint:
             raise CodecError(
                 f"it is of format {head.format}, key {head.key!r} and type {head.fingerprint}, "
                 f"not {_FORMAT}, {key!r} and {codec.fingerprint}"
             )
-        value = codec.decode_value(frame[_BODY + length :])
+        value = None if head.absent else codec.decode_value(frame[_BODY + length :])
     except CodecError:
         raise
     except Exception as error:
@@ -257,5 +293,8 @@ def decode(key: str, frame: bytes, codec: Codec) -> Entry[Any]:
         head.keep_until,
         version,
         head.head,
-        tuple([tag.decode("utf-8", "surrogatepass") for tag in head.tags]),
+        tuple([_text(tag) for tag in head.tags]),
+        None if head.validator is None else _text(head.validator),
+        head.took,
+        head.absent,
     )

@@ -13,6 +13,7 @@ copies of its second and third row are the hits that are counted in nanoseconds.
 
 import enum
 import math
+import sys
 from typing import Any, Final, NamedTuple
 
 from swr.entry import Entry, State
@@ -40,6 +41,21 @@ FRESH: Final = Decision(State.FRESH, True, Revalidate.NO, False)
 STALE: Final = Decision(State.STALE, True, Revalidate.BACKGROUND, True)
 FALLBACK: Final = Decision(State.MISSING, False, Revalidate.WAIT, True)
 MISSING: Final = Decision(State.MISSING, False, Revalidate.WAIT, False)
+
+
+def is_absent(entry: Entry[Any] | None, now: float) -> bool:
+    """Whether a batch loader has found that there is no value, and that still counts."""
+    return entry is not None and entry.absent and now < entry.keep_until
+
+
+def is_due_early(entry: Entry[Any], now: float, early: float, draw: float) -> bool:
+    """Whether one reader of a fresh entry has it refreshed before its time (XFetch).
+
+    Parameters:
+        early: see `Policy`.
+        draw: a random number between 0 and 1, this reader's own.
+    """
+    return now - entry.took * early * math.log(max(draw, sys.float_info.min)) >= entry.fresh_until
 
 
 def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> Decision:

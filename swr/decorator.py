@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
-import anyio.to_thread
-
 from swr.codec import ANY, Codec, codec_for
 from swr.engine import Engine, Load
-from swr.entry import Entry, Outcome
+from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
 from swr.keys import CallKeys
+from swr.loader import Asking, answer_of, context_of, land, last_of
 from swr.policy import Policy
 from swr.stores.shelf import Shelf
 
@@ -40,37 +39,37 @@ class Call:
         runs_in_thread: whether it is a plain `def`.
         policy: how long its value may be served.
         codec: how its value is written.
+        asks: whether `function` takes a `LoadContext`.
     """
 
-    __slots__ = ("_engine", "_function", "_policy", "_runs_in_thread", "codec", "context")
+    __slots__ = ("_asks", "_engine", "_function", "_runs_in_thread", "codec", "context", "policy")
 
     def __init__(
         self,
         engine: Engine,
-        function: Callable[[], Any],
+        function: Callable[..., Any],
         runs_in_thread: bool,
         policy: Policy,
         codec: Codec,
+        asks: bool = False,
     ) -> None:
         self._engine = engine
         self._function = function
         self._runs_in_thread = runs_in_thread
-        self._policy = policy
+        self.policy = policy
         self.codec = codec
         self.context: Context | None = None
+        self._asks = asks
 
     async def run(self, load: Load) -> None:
         """Call the loader and store what it returns."""
-        if self._runs_in_thread:
-            # In a tuple, for trio refuses a thread that returns a coroutine; a `def` may give one all the same.
-            (value,) = await anyio.to_thread.run_sync(
-                lambda: (self._function(),), limiter=self._engine.threads, abandon_on_cancel=True
-            )
-        else:
-            value = self._function()
-        if inspect.isawaitable(value):
-            value = await value
-        await load.land(value, self._policy)
+        load.limit(self.policy.hard_timeout)
+        function = self._function
+        last = await last_of(self._engine, load, asks=self._asks)
+        if self._asks:
+            function = functools.partial(function, context_of(self._engine, last))
+        value = await answer_of(self._engine, function, self._runs_in_thread)
+        await land(load, value, self.policy, last)
 
     def masks(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Whatever failed, the entry's own windows say whether it stands in."""
@@ -93,12 +92,17 @@ class Cached(Generic[P, R]):
         *,
         encodes: bool,
         copies: bool,
+        asking: Asking | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
+        self._asking = asking
+        if asking is not None:
+            self.__signature__ = asking.signature
         self._engine = engine
         self._shelf = shelf
         self._slots = shelf.slots
         self._clock = engine.clock
+        self._events = engine.events
         self._function = function
         self._runs_in_thread = not is_async(function)
         self._keys = keys
@@ -113,6 +117,7 @@ class Cached(Generic[P, R]):
 
         Raises:
             Exception: whatever the loader raised, where nothing stored can stand in.
+            LoadTimeout: it ran longer than `hard_timeout`; likewise.
             ConfigurationError: an argument cannot be part of a key.
             CodecError: the value cannot be stored in Redis.
         """
@@ -123,11 +128,17 @@ class Cached(Generic[P, R]):
                 raise KeyError
             slot = self._slots[key]
             if slot.checked == self._shelf.generation and self._clock() < slot.fresh_until:
+                if self._events.reads:
+                    self._engine.tell(key, slot.entry, State.FRESH)
                 return copy.deepcopy(slot.value) if self._copies else cast(R, slot.value)
         except (KeyError, TypeError):
             key = self._keys.key(args, kwargs)
-        outcome = await self._engine.fetch(key, self._job(args, kwargs))
+        outcome = await self._fetch(key, args, kwargs)
         return copy.deepcopy(outcome.value) if self._copies else cast(R, outcome.value)
+
+    async def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome[Any]:
+        policy = self._policy
+        return await self._engine.fetch(key, self._job(args, kwargs), patience=policy.soft_timeout, early=policy.early)
 
     def _job(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         codec = self._codec
@@ -136,6 +147,9 @@ class Cached(Generic[P, R]):
         policy = self._policy
         if self._keys.fixed_tags is None:
             policy = policy.tagged(self._keys.tags(args, kwargs))
+        if self._asking is not None:
+            function = functools.partial(self._asking.call, args, kwargs)
+            return Call(self._engine, function, self._runs_in_thread, policy, codec, asks=True)
         function = functools.partial(self._function, *args, **kwargs)
         return Call(self._engine, function, self._runs_in_thread, policy, codec)
 
@@ -149,8 +163,7 @@ class Cached(Generic[P, R]):
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
         """The same as a call, with the state, the age and the error of the answer."""
-        outcome = await self._engine.fetch(self._keys.key(args, kwargs), self._job(args, kwargs))
-        return self._copied(outcome)
+        return self._copied(await self._fetch(self._keys.key(args, kwargs), args, kwargs))
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now, whatever is stored, and return the new value.
@@ -178,6 +191,14 @@ class Cached(Generic[P, R]):
     ) -> "BoundCached[Q, R]": ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else BoundCached(self, instance)
+
+
+class EarlyCached(Cached[P, R]):
+    """A loader whose values may be refreshed before their time: no call is answered without having drawn."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See `Cached.__call__`."""
+        return (await self.outcome(*args, **kwargs)).value
 
 
 class BoundCached(Generic[P, R]):

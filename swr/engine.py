@@ -1,6 +1,7 @@
 """The one refresh path: flight, lease, second look, load, fenced commit, wake-up.
 
-A miss, a stale hit and an explicit refresh all run `Engine._fly`. Nothing else in swr loads and stores.
+A miss, a stale hit, an early refresh, an explicit one and each key of a batch all run `Engine._fly`. Nothing else in
+swr loads and stores.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -16,24 +17,44 @@ import anyio
 from cachetools import LRUCache
 
 from swr.codec import Codec
-from swr.decision import FRESH, Revalidate, decide
-from swr.entry import Entry, Outcome, State, stamp
-from swr.errors import ConfigurationError, LeaseLost, StoreUnavailable, SWRError
+from swr.decision import FRESH, Revalidate, decide, is_due_early
+from swr.entry import Entry, Outcome, State, absence, stamp
+from swr.errors import ConfigurationError, LeaseLost, LoadTimeout, StoreUnavailable, SWRError
+from swr.events import (
+    Committed,
+    FencedOff,
+    Hit,
+    Invalidated,
+    LeaseGone,
+    LeaseHeld,
+    LeaseWaited,
+    LoadBegun,
+    Loaded,
+    LoadFailed,
+    Miss,
+    Publisher,
+    Stale,
+    StoreDown,
+    StoreUp,
+)
 from swr.flight import Flight, Job
 from swr.policy import NO_LIMITS, Limits, Policy
 from swr.revalidator import Revalidator, running_loop
+from swr.stores.barriers import ALL
 from swr.stores.base import NEWEST, Kind, Lease, LeasingStore, Message
 
 log = logging.getLogger("swr")
 
 # A load that an invalidation overtook is done again, so often at most; then its value is answered, not stored.
-_AGAIN: Final = 2
+AGAIN: Final = 2
 _LONGEST_PAUSE: Final = 60.0
 # News may be lost: whoever waits for it asks again after this many seconds at the latest.
 _LONGEST_WAIT: Final = 1.0
 _SHORTEST_WAIT: Final = 0.01
 _RENEWED_FOR: Final = 10
 _THREADS: Final = 40
+# The fence of a flight that has been overtaken in its own process.
+_PARTED: Final = -1
 
 
 # The flights that wait for the code that runs here: a loader that asks for one of their keys would wait for itself.
@@ -66,7 +87,7 @@ class Load:
         lease: the right to store the value, or None where the store is away.
     """
 
-    __slots__ = ("_engine", "began", "flight", "head", "lease", "scope")
+    __slots__ = ("_engine", "_started", "_timer", "began", "flight", "head", "lease", "running", "scope")
 
     def __init__(self, engine: "Engine", flight: Flight, lease: Lease | None) -> None:
         self._engine = engine
@@ -75,6 +96,9 @@ class Load:
         self.began = engine.clock()
         self.head = engine.store.barriers.head if lease is None else lease.head
         self.scope = anyio.CancelScope()
+        self.running = anyio.CancelScope()
+        self._started = flight.began = anyio.current_time()
+        self._timer = anyio.CancelScope()
         flight.version = 0 if lease is None else lease.version
 
     @property
@@ -82,14 +106,44 @@ class Load:
         """What was known when it began."""
         return Since(self.began, self.head, self.flight.fence, self.flight)
 
-    async def land(self, value: Any, policy: Policy) -> None:
-        """Store `value` and give it to everyone who waits.
+    def limit(self, seconds: float | None, given_up: Callable[[BaseException], None] | None = None) -> None:
+        """Give the load up once it has run for `seconds`; said again, that counts in place of what was said before.
+
+        It is cancelled, and whether it heeds that or not, it has failed with `LoadTimeout`.
+
+        Parameters:
+            seconds: counted from the load's beginning; None: it may run on.
+            given_up: is told of the failure.
+        """
+        self._timer.cancel()
+        self._timer = anyio.CancelScope()
+        if seconds is not None and not self.flight.is_over:
+            self._engine.expire_later(
+                self, self._started + seconds, self._timer, LoadTimeout(self.flight.key, seconds), given_up
+            )
+
+    def _ends(self) -> bool:
+        """Stop the timer; whether it is the load itself that ends now, for it was not given up before."""
+        self._timer.cancel()
+        if self.flight.expired:
+            return False
+        self.flight.ended = anyio.current_time()
+        return True
+
+    async def land(self, value: Any, policy: Policy, validator: str | None = None, *, absent: bool = False) -> None:
+        """Store `value` and give it to everyone who waits; or store that it is absent, and leave.
 
         Raises:
             CodecError: it cannot be stored.
         """
         engine, flight, lease = self._engine, self.flight, self.lease
-        entry = stamp(value, policy, self.began, flight.version or 0, self.head)
+        if not self._ends():
+            return
+        took = max(0.0, engine.clock() - self.began)
+        shortened = engine.uniform(0.0, policy.jitter) if policy.jitter else 0.0
+        entry = stamp(value, policy, self.began, flight.version or 0, self.head, validator, took, shortened)
+        if absent:
+            entry = absence(entry)
         if lease is not None and not flight.doomed:
             try:
                 await engine.store.commit(lease, entry, flight.job.codec)
@@ -97,6 +151,8 @@ class Load:
                 flight.doomed = True
             except StoreUnavailable:
                 lease = None
+            else:
+                engine.events.publish(Committed, flight.key, entry.version)
         elif lease is not None:
             await engine.store.release(lease)
         if lease is None:
@@ -105,15 +161,21 @@ class Load:
                 flight.doomed = True
             if not flight.doomed:
                 engine.store.keep(flight.key, entry)
-        flight.landed = entry
+        if flight.doomed:
+            engine.events.publish(FencedOff, flight.key)
+        flight.left = absent
+        flight.landed = None if absent else entry
         engine.finish(flight)
 
     async def fail(self, error: BaseException) -> None:
         """End with a failure before the job itself ends; an exception out of the job does the same."""
-        await self._engine.failed(self.flight, self.lease, error)
+        if self._ends():
+            await self._engine.failed(self.flight, self.lease, error)
 
     async def leave(self, *, drop: bool = False) -> None:
         """End without a value: what was loaded is not to be stored. `drop` removes what is stored so far."""
+        if not self._ends():
+            return
         if drop:
             await self._engine.invalidate(self.flight.key)
         if self.lease is not None:
@@ -143,9 +205,12 @@ class Engine:
     ) -> None:
         self.store = store
         self.clock = clock
+        self.events = Publisher()
         self.fence = 0
+        # Since when the store is known to be away, in seconds of a clock that outlives event loops.
+        self._down_since: float | None = None
         self._lease_for = lease_for
-        self._uniform = uniform
+        self.uniform = uniform
         self._owner = Revalidator(drain_for, self._ended)
         self._opened = False
         self._opening: tuple[object, anyio.Event] | None = None
@@ -192,6 +257,11 @@ class Engine:
             await self._owner.aclose()
             await self.store.aclose(self._hear)
 
+    @property
+    def is_store_up(self) -> bool:
+        """Whether the store is there, as far as is known: before the first opening it is."""
+        return self._down_since is None
+
     def _ended(self) -> None:
         self._opened = False
         self._flights.clear()
@@ -202,23 +272,45 @@ class Engine:
     # -- news -------------------------------------------------------------------------------------------------
 
     def _hear(self, message: Message) -> None:
-        kind, name, version = message
+        kind, name, version, elsewhere = message
+        if kind is Kind.DOWN:
+            if self._down_since is None:
+                self._down_since = time.monotonic()
+                self.events.publish(StoreDown, name)
+            return
         if kind is Kind.BARRIER or kind is Kind.UP:
             # Of what was said before the link was up nothing was heard; a load without a lease may have missed it.
             self.fence += 1
+            if kind is Kind.UP and self._down_since is not None:
+                away, self._down_since = time.monotonic() - self._down_since, None
+                self.events.publish(StoreUp, away)
+            if elsewhere:
+                self._tell_of_tag(name, elsewhere=True)
             return
         if kind is Kind.INVALIDATED:
             self._doom(name, version or NEWEST)
+            if elsewhere:
+                self.events.publish(Invalidated, name, None, True)
         self._denied.pop(name, None)
         self._wake(name)
 
+    def _tell_of_tag(self, tag: str, *, elsewhere: bool) -> None:
+        self.events.publish(Invalidated, None, None if tag == ALL else tag, elsewhere)
+
     def _doom(self, key: str, version: int) -> None:
         flight = self._flights.get(key)
+        if flight is not None and flight.entry is not None and flight.entry.version < version:
+            # The load may be newer than this news; what stands in if it fails is not.
+            flight.entry = None
         if flight is not None and (flight.version is None or flight.version < version):
             # Whoever calls from now on starts another.
-            del self._flights[key]
-            flight.entry = None
+            self._part(flight)
             flight.doomed = flight.version is not None
+
+    def _part(self, flight: Flight) -> None:
+        """Have nobody join `flight` any more. No news of its key reaches it, so what it knows counts no longer."""
+        del self._flights[flight.key]
+        flight.fence = _PARTED
 
     def _wake(self, key: str) -> None:
         for flight in self._waiting.get(key, ()):
@@ -226,8 +318,17 @@ class Engine:
 
     # -- asking -----------------------------------------------------------------------------------------------
 
-    async def fetch(self, key: str, job: Job, limits: Limits = NO_LIMITS) -> Outcome[Any]:
+    async def fetch(
+        self, key: str, job: Job, limits: Limits = NO_LIMITS, patience: float | None = None, early: float = 0.0
+    ) -> Outcome[Any]:
         """Return the value of `key`: what is stored if it may be served, else what the job loads.
+
+        Parameters:
+            key: what is asked for.
+            job: how it is loaded.
+            limits: what the reader accepts.
+            patience: seconds that the reader waits for a load if something stored can stand in; None: to its end.
+            early: see `Policy`.
 
         Raises:
             Exception: whatever the loader raised, where nothing stored can stand in.
@@ -235,39 +336,69 @@ class Engine:
         """
         entry = self.store.peek(key)
         decision = decide(entry, self.clock(), limits)
-        if decision is not FRESH:
-            await self.ready()
-        if not decision.serve:
-            entry = await self.store.read(key, job.codec)
-            decision = decide(entry, self.clock(), limits)
-        if entry is not None and decision.serve:
-            if decision.revalidate is Revalidate.BACKGROUND:
-                self.refresh_soon(key, job, entry)
-            return self.outcome(entry, decision.state)
+        error: BaseException | None = None
+        try:
+            if decision is not FRESH:
+                await self.ready()
+            if not decision.serve:
+                entry = await self.store.read(key, job.codec)
+                decision = decide(entry, self.clock(), limits)
+            if entry is not None and decision.serve:
+                state = decision.state
+                if decision.revalidate is Revalidate.BACKGROUND:
+                    self.refresh_soon(key, job, entry)
+                elif early and is_due_early(entry, self.clock(), early, self.uniform(0.0, 1.0)):
+                    await self.ready()
+                    self.refresh_soon(key, job, entry)
+            else:
+                entry, state, error = await self._wait_for(key, job, entry, patience)
+        except BaseException:
+            self.events.publish(Miss, key)
+            raise
+        self.tell(key, entry, state, error)
+        return self.outcome(entry, state, error)
+
+    async def _wait_for(
+        self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None
+    ) -> tuple[Entry[Any], State, BaseException | None]:
+        """Return what a load brings, or what stands in for it and why."""
         again = 0
         while True:
-            flight = await self.join(key, job, entry)
+            flight = await self.join(key, job, entry, patience)
             if flight.landed is None:
-                # A flight that was denied the lease, without an error, had nobody waiting; see `_win`.
-                assert flight.error is not None
                 fallback = self.fallback(flight, flight.error)
-                if fallback is None:
+                if fallback is not None:
+                    return fallback, State.STALE, flight.error
+                if flight.error is not None:
                     raise flight.error
-                return self.outcome(fallback, State.STALE, flight.error)
-            if not flight.doomed or again == _AGAIN:
-                return self.outcome(flight.landed, State.MISSING)
+                # The reader's patience has ended, and nothing can stand in (any more).
+                patience = None
+                continue
+            if not flight.doomed or again == AGAIN:
+                return flight.landed, State.MISSING, None
             again += 1
             # What the flight knew is what it was overtaken for.
             entry = self.store.peek(key)
+
+    def tell(self, key: str, entry: Entry[Any], state: State, error: BaseException | None = None) -> None:
+        """Tell whoever listens that a reader is given `entry`."""
+        if state is State.MISSING:
+            self.events.publish(Miss, key)
+        elif self.events.reads:
+            now = self.clock()
+            age = max(0.0, now - entry.created_at)
+            if state is State.FRESH:
+                self.events.publish(Hit, key, age)
+            else:
+                self.events.publish(Stale, key, age, max(0.0, now - entry.fresh_until), error)
 
     def outcome(self, entry: Entry[Any], state: State, error: BaseException | None = None) -> Outcome[Any]:
         """Return `entry` as a reader gets it."""
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
 
-    def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> None:
+    def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> Flight | None:
         """Refresh `key` in the background, unless `keeps_off`."""
-        if not self.keeps_off(key):
-            self._launch(key, job, entry)
+        return None if self.keeps_off(key) else self._launch(key, job, entry)
 
     def keeps_off(self, key: str) -> bool:
         """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
@@ -276,20 +407,40 @@ class Engine:
         denied = self._denied.get(key)
         return denied is not None and anyio.current_time() < denied[0]
 
-    async def join(self, key: str, job: Job, entry: Entry[Any] | None) -> Flight:
-        """Wait for the load of `key` that is under way, or for one that begins now; return its flight, over."""
+    async def join(self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None = None) -> Flight:
+        """Wait for the load of `key` that is under way, or for one that begins now, for `patience` seconds at most.
+
+        Return its flight; it is over if it has an error, or an entry that has landed.
+        """
+        flight = self.begin(key, job, entry)
+        await self.wait((flight,), patience)
+        return flight
+
+    def begin(self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False) -> Flight:
+        """Return the flight of the load of `key` that is under way, or of one that begins now.
+
+        Parameters:
+            forced: load, whatever is stored and whoever loads already.
+        """
         self._refuse_to_wait_for_oneself(key)
-        flight = self._flights.get(key)
+        flight = None if forced else self._flights.get(key)
         if flight is None:
-            denied = self._denied.get(key)
+            denied = None if forced else self._denied.get(key)
             if denied is not None and denied[1] is not None and anyio.current_time() < denied[0]:
                 flight = Flight(key, job, entry, False, self.fence)
                 if self.fallback(flight, denied[1]) is not None:
                     flight.error = denied[1]
+                    flight.done.set()
                     return flight
-            flight = self._launch(key, job, entry, chain=_chain.get())
-        await self._wait(flight)
+            flight = self._launch(key, job, entry, forced=forced, chain=_chain.get())
+        elif entry is not None and (flight.entry is None or flight.entry.version < entry.version):
+            # The flight began without it; it may stand in all the same.
+            flight.entry = entry
         return flight
+
+    def loads_also(self, flights: Iterable[Flight]) -> None:
+        """Say that the code that runs here loads for these flights, too: it must not wait for them."""
+        _chain.set((*_chain.get(), *((self, flight) for flight in flights)))
 
     def _refuse_to_wait_for_oneself(self, key: str) -> None:
         chain = _chain.get()
@@ -305,25 +456,29 @@ class Engine:
         Raises:
             Exception: whatever the loader raised.
         """
-        self._refuse_to_wait_for_oneself(key)
         await self.ready()
         again = 0
         while True:
-            flight = self._launch(key, job, self.store.peek(key), forced=True, chain=_chain.get())
-            await self._wait(flight)
+            flight = self.begin(key, job, self.store.peek(key), forced=True)
+            await self.wait((flight,))
             if flight.error is not None:
                 raise flight.error
             assert flight.landed is not None
-            if not flight.doomed or again == _AGAIN:
+            if not flight.doomed or again == AGAIN:
                 return self.outcome(flight.landed, State.MISSING)
             again += 1
 
-    async def _wait(self, flight: Flight) -> None:
-        flight.waiters += 1
+    async def wait(self, flights: Collection[Flight], patience: float | None = None) -> None:
+        """Wait until all `flights` are over, for `patience` seconds at most."""
+        for flight in flights:
+            flight.waiters += 1
         try:
-            await flight.done.wait()
+            with anyio.move_on_after(patience):
+                for flight in flights:
+                    await flight.done.wait()
         finally:
-            flight.waiters -= 1
+            for flight in flights:
+                flight.waiters -= 1
 
     def fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
         """Return what may be answered if the load of `flight` fails, with `error` or at all."""
@@ -346,17 +501,22 @@ class Engine:
         """See `Store.invalidate`."""
         await self.ready()
         await self.store.invalidate(key)
+        self.events.publish(Invalidated, key, None, False)
 
     async def invalidate_tag(self, tag: str) -> None:
         """See `Store.invalidate_tag`."""
         await self.ready()
         await self.store.invalidate_tag(tag)
+        self._tell_of_tag(tag, elsewhere=False)
 
     # -- the path ---------------------------------------------------------------------------------------------
 
     def _launch(
         self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False, chain: _Chain = ()
     ) -> Flight:
+        before = self._flights.get(key)
+        if before is not None:
+            self._part(before)
         flight = self._flights[key] = Flight(key, job, entry, forced, self.fence)
         self._owner.start(self._fly, flight, (*chain, (self, flight)), drained=True, context=job.context)
         return flight
@@ -365,34 +525,41 @@ class Engine:
         _chain.set(chain)
         self._tokens += 1
         token = f"{self._instance}{self._tokens:x}"
+        asked = anyio.current_time()
         # Until the store has answered, a lease of this token may or may not stand.
         lease: Lease | None = Lease(flight.key, token, 0, 0)
         try:
-            lease = await self._win(flight, token)
+            try:
+                lease = await self._win(flight, token)
+            finally:
+                if flight.refused is not None:
+                    self.events.publish(LeaseWaited, flight.key, anyio.current_time() - flight.refused)
             if flight.done.is_set():
                 return
             load = Load(self, flight, lease)
+            self.events.publish(LoadBegun, flight.key, anyio.current_time() - asked)
             if lease is not None:
                 self._owner.start(self._renew, load)
             try:
-                await flight.job.run(load)
+                with load.running:
+                    await flight.job.run(load)
             finally:
                 load.scope.cancel()
-            if not flight.done.is_set():
+            if not flight.is_over:
                 raise SWRError(f"the loader of {flight.key!r} ended without a value")
         except anyio.get_cancelled_exc_class() as error:
-            if flight.done.is_set() or self._owner.is_closing or not isinstance(error, asyncio.CancelledError):
+            if flight.is_over or self._owner.is_closing or not isinstance(error, asyncio.CancelledError):
                 raise
             # Not our doing: something inside the loader was cancelled. That is the load's failure, and nobody else's.
             await self.failed(flight, lease, SWRError(f"the loader of {flight.key!r} was cancelled from within"))
         except BaseException as error:
             # A loader's SystemExit is its callers' to raise; here it would end every other load.
-            if flight.done.is_set():
-                log.exception("what ran on after %r was stored failed", flight.key)
+            if flight.is_over:
+                log.exception("what ran on after %r was stored or given up failed", flight.key)
             else:
                 await self.failed(flight, lease, error)
         finally:
-            if not flight.done.is_set():
+            if not flight.is_over:
                 flight.error = SWRError(f"the cache was closed while {flight.key!r} was loaded")
                 self.finish(flight)
                 if lease is not None:
@@ -402,10 +569,11 @@ class Engine:
     async def _win(self, flight: Flight, token: str) -> Lease | None:
         """Get the lease, waiting behind others. None: the store is away, or the flight is over without a load."""
         known = NEWEST if flight.forced else flight.entry.version if flight.entry is not None else 0
-        waited = False
         while True:
             # Made before asking: news that comes while the answer is on its way must not be slept through.
             flight.wake = anyio.Event()
+            if flight.answered.is_set():
+                flight.answered = anyio.Event()
             waiting = self._waiting.setdefault(flight.key, set())
             waiting.add(flight)
             try:
@@ -418,28 +586,38 @@ class Engine:
                     # Where nothing can be served nobody keeps off: each caller is owed its loader's own answer.
                     force=flight.forced or self.fallback(flight) is None,
                 )
+                flight.answered.set()
                 if isinstance(answer, Lease):
                     return answer
                 if isinstance(answer, Entry):
                     # The second look: somebody else has loaded it. Whoever waited for that takes it as it is.
                     flight.entry = answer
-                    if waited or flight.forced or decide(answer, self.clock()) is FRESH:
+                    # That there is none says only who is asked for several.
+                    taken = flight.refused is not None or flight.forced or decide(answer, self.clock()) is FRESH
+                    if taken and not answer.absent:
                         flight.landed = answer
                         self.finish(flight)
                         return None
                     known = answer.version
                     continue
+                if answer.failures and flight.waiters and self.fallback(flight) is None:
+                    # What could have been served was invalidated meanwhile: now nobody keeps off.
+                    continue
+                if flight.refused is None:
+                    self.events.publish(LeaseHeld, flight.key, answer.retry_after, answer.failures)
                 if answer.failures or not (flight.waiters or flight.forced):
                     self._keep_off(flight, answer.retry_after, answer.failures)
                     return None
                 if known == NEWEST:
                     known = answer.now
-                waited = True
+                if flight.refused is None:
+                    flight.refused = anyio.current_time()
                 with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, answer.retry_after))):
                     await flight.wake.wait()
             except StoreUnavailable:
                 return None
             finally:
+                flight.answered.set()
                 waiting.discard(flight)
                 if not waiting:
                     self._waiting.pop(flight.key, None)
@@ -458,9 +636,11 @@ class Engine:
     async def failed(self, flight: Flight, lease: Lease | None, error: BaseException) -> None:
         """End a flight whose load has failed: give its lease back, and keep off for a while if anything stands in."""
         pause = 0.0
+        if flight.ended is None:
+            flight.ended = anyio.current_time()
         if self.fallback(flight, error) is not None:
             failures = 0 if lease is None else lease.failures
-            pause = min(_LONGEST_PAUSE, 2.0 ** min(failures, 10)) * self._uniform(0.75, 1.25)
+            pause = min(_LONGEST_PAUSE, 2.0 ** min(failures, 10)) * self.uniform(0.75, 1.25)
             log.warning(
                 "the load of %r failed (%s: %s); what is stored stands in, the next try comes in %.1f s",
                 flight.key,
@@ -477,6 +657,38 @@ class Engine:
         flight.error = error
         self.finish(flight)
 
+    def expire_later(
+        self,
+        load: Load,
+        at: float,
+        timer: anyio.CancelScope,
+        error: LoadTimeout,
+        given_up: Callable[[BaseException], None] | None,
+    ) -> None:
+        """See `Load.limit`; `at` is a time of the event loop's clock, and cancelling `timer` prevents it."""
+        self._owner.start(self._expire, load, at, timer, error, given_up)
+
+    async def _expire(
+        self,
+        load: Load,
+        at: float,
+        timer: anyio.CancelScope,
+        error: LoadTimeout,
+        given_up: Callable[[BaseException], None] | None,
+    ) -> None:
+        with timer:
+            await anyio.sleep_until(at)
+        if timer.cancel_called or load.flight.is_over:
+            return
+        load.flight.expired = True
+        load.running.cancel()
+        load.scope.cancel()
+        if given_up is not None:
+            given_up(error)
+        # Nobody else ends the flight now, closing or not.
+        with anyio.CancelScope(shield=True):
+            await self.failed(load.flight, load.lease, error)
+
     async def put(self, key: str, codec: Codec, value: Any, policy: Policy, since: Since, known: int = NEWEST) -> bool:
         """Store one more value under a key of its own; False if something stands against it.
 
@@ -489,14 +701,18 @@ class Engine:
         try:
             answer = await self.store.acquire(key, lease.token, self._lease_for, known, codec, force=True)
             if not isinstance(answer, Lease):
+                self.events.publish(FencedOff, key)
                 return False
             lease = answer
             await self.store.commit(lease, stamp(value, policy, since.began, lease.version, since.head), codec)
+            self.events.publish(Committed, key, lease.version)
         except LeaseLost:
+            self.events.publish(FencedOff, key)
             return False
         except StoreUnavailable:
             # Nobody fences this but this process itself.
             if since.fence != self.fence or (since.flight is not None and not self.is_current(since.flight)):
+                self.events.publish(FencedOff, key)
                 return False
             self.store.keep(key, stamp(value, policy, since.began, 0, since.head))
         except BaseException:
@@ -517,6 +733,7 @@ class Engine:
                 except StoreUnavailable:
                     continue
                 except LeaseLost:
+                    self.events.publish(LeaseGone, load.flight.key)
                     return
 
     def is_current(self, flight: Flight) -> bool:
@@ -527,7 +744,13 @@ class Engine:
         """Release everyone who waits for `flight`, and those of this process who wait for its lease."""
         if self.is_current(flight):
             del self._flights[flight.key]
-        if flight.landed is not None:
+        if flight.landed is not None or flight.left:
             self._denied.pop(flight.key, None)
         flight.done.set()
         self._wake(flight.key)
+        if flight.began is not None:
+            seconds = (anyio.current_time() if flight.ended is None else flight.ended) - flight.began
+            if flight.error is None:
+                self.events.publish(Loaded, flight.key, seconds)
+            else:
+                self.events.publish(LoadFailed, flight.key, seconds, flight.error)

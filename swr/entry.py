@@ -32,6 +32,10 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
         version: the fencing number of the lease it was loaded under; 0 where there was none.
         head: the newest barrier (tag or clear) known when the load began.
         tags: the names under which it can be invalidated.
+        validator: what the next load can ask with whether the value still holds.
+        took: how long its load took, seconds.
+        absent: there is no value, as a batch loader has found, until `keep_until`. No reader is answered with it who
+            asks for the one key.
     """
 
     value: T
@@ -43,6 +47,9 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
     version: int = 0
     head: int = 0
     tags: tuple[str, ...] = ()
+    validator: str | None = None
+    took: float = 0.0
+    absent: bool = False
 
     @property
     def servable_until(self) -> float:
@@ -50,9 +57,22 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
         return max(self.stale_until, self.error_until)
 
 
-def stamp(value: T, policy: Policy, created_at: float, version: int = 0, head: int = 0) -> Entry[T]:
-    """Return `value` as an entry whose deadlines follow from `policy` and the time its load began."""
-    fresh_until = created_at + policy.fresh_for
+def stamp(
+    value: T,
+    policy: Policy,
+    created_at: float,
+    version: int = 0,
+    head: int = 0,
+    validator: str | None = None,
+    took: float = 0.0,
+    shortened: float = 0.0,
+) -> Entry[T]:
+    """Return `value` as an entry whose deadlines follow from `policy` and the time its load began.
+
+    Parameters:
+        shortened: the share of `policy.fresh_for` that is taken off.
+    """
+    fresh_until = created_at + policy.fresh_for * (1 - shortened)
     stale_until = fresh_until + policy.stale_for
     error_until = fresh_until + policy.stale_if_error
     return Entry(
@@ -65,7 +85,14 @@ def stamp(value: T, policy: Policy, created_at: float, version: int = 0, head: i
         version=version,
         head=head,
         tags=policy.tags,
+        validator=validator,
+        took=took,
     )
+
+
+def absence(entry: Entry[T]) -> Entry[T]:
+    """Return `entry` as a mark that there is no value; whatever the clock says, it is never fresh nor stale."""
+    return msgspec.structs.replace(entry, fresh_until=0.0, stale_until=0.0, error_until=0.0, absent=True)
 
 
 class Outcome(msgspec.Struct, Generic[T], frozen=True):

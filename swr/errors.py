@@ -5,7 +5,8 @@
     ├── StoreError            something between swr and its store
     │   ├── StoreUnavailable  the store did not answer, or refused; callers of a cache never see it
     │   └── CodecError        a value that cannot be written as bytes and come back the same
-    └── LeaseLost             the lease was taken away before the commit; callers of a cache never see it
+    ├── LeaseLost             the lease was taken away before the commit; callers of a cache never see it
+    └── LoadTimeout           a load ran longer than its `hard_timeout`, and nothing stored could stand in
 
 A loader's own exception is none of these: it reaches the caller as it was raised.
 """
@@ -33,3 +34,17 @@ class CodecError(StoreError):
 
 class LeaseLost(SWRError):
     """A commit or a renewal came too late: the lease had expired or an invalidation had deleted it."""
+
+
+class LoadTimeout(SWRError, TimeoutError):
+    """A load was given up because it ran too long.
+
+    Parameters:
+        key: what was loaded.
+        seconds: the `hard_timeout` that it ran into.
+    """
+
+    def __init__(self, key: str, seconds: float) -> None:
+        super().__init__(f"the load of {key!r} was given up after {seconds:g} s, its hard_timeout")
+        self.key = key
+        self.seconds = seconds

@@ -127,7 +127,8 @@ class Fill:
         # Set once it is known that nothing will be stored: from then on the client's leaving ends the run.
         self._passing = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._paper = Slip(middleware.cache)
+        self._given_up = False
+        self._paper = Slip(middleware.cache, self._limit)
 
     def masks(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Whether a stored response stands in for a failure: for any by its own word, for no answer at all longer.
@@ -215,6 +216,11 @@ class Fill:
         """Run the app; land at the last message of its body, before its background tasks."""
         self._load = load
         self._begun = True
+        rule = self._request.find_rule()
+        if rule is not None and rule.hard_timeout is not None:
+            self._limit(rule.hard_timeout)
+        elif self._middleware.hard_timeout is not None:
+            self._limit(self._middleware.hard_timeout)
         slip.set(self._paper)
         entry = load.flight.entry
         if is_response(entry) and not self._ranged:
@@ -238,6 +244,8 @@ class Fill:
             if not self._ended and not self.passing:
                 raise SWRError(f"the app ended before its response to {self._request.key!r} did")
         except Exception as error:
+            if self._given_up:
+                return
             self.error = error
             if not load.flight.done.is_set():
                 raise
@@ -245,6 +253,18 @@ class Fill:
                 log.exception("the app failed after its response to %r was stored", self._request.key)
         finally:
             self._finished.set()
+
+    def _limit(self, seconds: float) -> None:
+        self._load.limit(seconds, self._give_up)
+
+    def _give_up(self, error: BaseException) -> None:
+        """The app has had its time: let go of the client, whether the app ends now or not."""
+        self._given_up = True
+        self.error = error
+        if self._middleware.engine.fallback(self._load.flight, error) is None:
+            log.warning("%s, and nothing stored stands in", error)
+        self.detach()
+        self._finished.set()
 
     async def _ask(self, receive: Receive) -> None:
         app = self._middleware.app
@@ -274,6 +294,8 @@ class Fill:
 
     async def _hear_app(self, message: Message) -> None:
         """The app's `send`."""
+        if self._given_up:
+            raise ConnectionError("this request was given up: it took longer than its hard_timeout")
         kind = message["type"]
         if kind == "http.response.start":
             await self._on_start(message)

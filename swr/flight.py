@@ -40,16 +40,21 @@ class Flight:
     """
 
     __slots__ = (
+        "answered",
+        "began",
         "done",
         "doomed",
+        "ended",
         "entry",
         "error",
+        "expired",
         "fence",
         "forced",
         "job",
         "key",
         "landed",
         "left",
+        "refused",
         "version",
         "waiters",
         "wake",
@@ -63,12 +68,26 @@ class Flight:
         self.fence = fence
         self.done = anyio.Event()
         self.wake = anyio.Event()
+        # The store has said who has the lease, as often as it was asked.
+        self.answered = anyio.Event()
         self.waiters = 0
         # Set while loading: the lease's version, or 0 without a lease. Before that nothing has been read that
         # an invalidation could outdate.
         self.version: int | None = None
         self.doomed = False
+        # When the lease was refused, the loader called, and when it returned, in seconds of the event loop's clock;
+        # None: not yet.
+        self.refused: float | None = None
+        self.began: float | None = None
+        self.ended: float | None = None
+        # The load has run too long: whatever it still does counts for nothing.
+        self.expired = False
         # The results.
         self.landed: Entry[Any] | None = None
         self.error: BaseException | None = None
         self.left = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its load counts no more: a result stands, or will in a moment, since it was given up."""
+        return self.expired or self.done.is_set()

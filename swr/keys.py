@@ -204,6 +204,7 @@ class CallKeys:
         template: the key template, or None: a key is then made of the function's name and all arguments.
         tags: tag templates.
         ignore: parameters that are left out of the key.
+        signature: of its calls, where that is not the function's own.
 
     Raises:
         ConfigurationError: a slot or an ignored name that is no parameter, or a parameter that is neither
@@ -216,11 +217,12 @@ class CallKeys:
         template: str | None = None,
         tags: Iterable[str] = (),
         ignore: Iterable[str] = (),
+        signature: inspect.Signature | None = None,
     ) -> None:
         if isinstance(ignore, str):
             raise ConfigurationError(f"ignore={ignore!r} is one string: give a tuple, ({ignore!r},)")
         self._where = where = _where(function)
-        self._signature = signature = inspect.signature(function)
+        self._signature = signature = signature or inspect.signature(function)
         parameters = list(signature.parameters)
         ignored = frozenset(ignore)
         if template is None:

@@ -22,12 +22,13 @@ from swr.answer import (
 from swr.cache import Cache
 from swr.decision import FRESH, Revalidate, decide
 from swr.entry import Entry, State
-from swr.errors import ConfigurationError, SWRError
+from swr.errors import ConfigurationError, LoadTimeout, SWRError
+from swr.events import Miss
 from swr.fields import Directives, directives
 from swr.fill import PART, ErrorResponse, Fill, begin_with
 from swr.flight import Flight
 from swr.forward import Unsafe, bypass, head
-from swr.policy import Duration, Limits, seconds
+from swr.policy import Duration, Limits, seconds, timeout
 from swr.request import URL, Request, plain_url, url_key
 from swr.response import Slip, slip
 from swr.rules import Rule, field_names
@@ -63,6 +64,9 @@ class SWRMiddleware:
         stale_if_unreachable: how long past its lifetime a response stands in for an app that gives no answer (a
             connection error, a time-out, a 502 or 504), unless a directive forbids it. So long it is kept, too, to be
             confirmed by the app, if it can be.
+        hard_timeout: how long the app may take for a response that others may be given, its body included; then the
+            run is cancelled, and what is stored stands in, or the answer is 504. None: as long as it likes. What
+            passes through unstored is not limited. A rule or `@cache.response` may say otherwise.
         show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
 
     Every answer to GET and HEAD carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method that
@@ -85,6 +89,7 @@ class SWRMiddleware:
         targeted: Sequence[str] = ("SWR-Cache-Control", "CDN-Cache-Control"),
         heuristic: float = 0.1,
         stale_if_unreachable: Duration = "1d",
+        hard_timeout: Duration | None = None,
         show_key: bool = False,
     ) -> None:
         if not isinstance(cache, Cache):
@@ -109,6 +114,7 @@ class SWRMiddleware:
         self._shelf = cache.shelf
         self._aliases = cache.shelf.aliases
         self._clock = cache.engine.clock
+        self._events = cache.engine.events
         self.max_body_bytes = max_body_bytes
         self.max_variants = max_variants
         self.practice = Practice(
@@ -117,6 +123,7 @@ class SWRMiddleware:
             heuristic,
             seconds(stale_if_unreachable, "stale_if_unreachable"),
         )
+        self.hard_timeout = timeout(hard_timeout, "hard_timeout")
         self.passes: TTLCache[str, str] = TTLCache(_MOST_PASSED, _PASSED_FOR, timer=self.engine.clock)
         # The lifespan's state: what a replayed request is given, not what other middleware wrote for one client.
         self.state: dict[str, Any] = {}
@@ -139,15 +146,24 @@ class SWRMiddleware:
                 if slot is not None:
                     ready = slot.ready
                     if condition is None:
+                        if self._events.reads:
+                            self._tell(url, slot)
                         stored, headers = slot.value, ready.headers.copy()
                         await send({"type": "http.response.start", "status": stored.status, "headers": headers})
                         await send({"type": "http.response.body", "body": stored.body})
                         return
                     if condition == ready.etag:
+                        if self._events.reads:
+                            self._tell(url, slot)
                         await send({"type": "http.response.start", "status": 304, "headers": ready.brief.copy()})
                         await send({"type": "http.response.body", "body": b""})
                         return
-            await self._answer(Request(scope, self._rules), receive, self._showing(scope, send))
+            request = Request(scope, self._rules)
+            try:
+                await self._answer(request, receive, self._showing(scope, send))
+            finally:
+                if not request.answered:
+                    self._events.publish(Miss, request.key)
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         elif scope["type"] == "http" and scope["method"] not in SAFE:
@@ -181,6 +197,12 @@ class SWRMiddleware:
                 slot.ready = make_ready(slot.entry, now)
             return slot
         return None
+
+    def _tell(self, url: URL | None, slot: Slot) -> None:
+        """Tell whoever listens of an answer that was ready."""
+        assert url is not None
+        state = State.FRESH if self._clock() < slot.fresh_until else State.STALE
+        self.engine.tell(url_key(url), slot.entry, state)
 
     def _showing(self, scope: Scope, send: Send) -> Send:
         """Return a `send` that adds the key to our member of `Cache-Status`, if that is wanted."""
@@ -255,7 +277,7 @@ class SWRMiddleware:
         accepted = limits(said, self.honoured if b"cache-control" in fields else REQUEST_DIRECTIVES)
         if "only-if-cached" in said and "only-if-cached" in self.honoured:
             if not await self._stored(request, send, accepted):
-                await _gateway_timeout(send)
+                await _gateway_timeout(send, b'swr; fwd=request; detail="only-if-cached"')
             return
         key, names, entry = await self._look(request, accepted, ask=False)
         if await self._served(request, send, accepted, key, names, entry):
@@ -305,7 +327,7 @@ class SWRMiddleware:
         if decision.revalidate is Revalidate.BACKGROUND and not self.engine.keeps_off(key):
             await self.engine.ready()
             self.engine.refresh_soon(key, Fill(self, request, names=names), entry)
-        await send_stored(request, send, entry, decision.state, now)
+        await self._give(request, send, key, entry, decision.state, now)
         return True
 
     async def _look(
@@ -362,7 +384,7 @@ class SWRMiddleware:
                 return True
         if b"range" in request.fields:
             part = await self._entry(key + PART, accepted, ask=True)
-            if await self._part_served(request, send, accepted, part):
+            if await self._part_served(request, send, accepted, key + PART, part):
                 return True
             # Only who asks for the same part can be answered with it.
             asked = (request.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
@@ -385,14 +407,16 @@ class SWRMiddleware:
             raise SWRError(f"the response to {key!r} broke off")
         return fill.sent or await self._landed(request, flight, receive, send, why)
 
-    async def _part_served(self, request: Request, send: Send, accepted: Limits, part: Entry[Any] | None) -> bool:
+    async def _part_served(
+        self, request: Request, send: Send, accepted: Limits, key: str, part: Entry[Any] | None
+    ) -> bool:
         """Answer with a stored part, if all that is asked for is in it and it is fresh: nothing refreshes a part."""
         if part is None or not self.fits(request, part) or not answers_range(request, part.value, part.created_at):
             return False
         now = self.engine.clock()
         if decide(part, now, _bounded(accepted, part)) is not FRESH:
             return False
-        await send_stored(request, send, part, State.FRESH, now)
+        await self._give(request, send, key, part, State.FRESH, now)
         return True
 
     async def _landed(self, request: Request, flight: Flight, receive: Receive, send: Send, why: bytes) -> bool:
@@ -407,12 +431,17 @@ class SWRMiddleware:
                 return True
         elif flight.error is not None:
             status = flight.error.status if isinstance(flight.error, ErrorResponse) else 500
+            if isinstance(flight.error, LoadTimeout):
+                status = 504
             fallback = self.engine.fallback(flight, flight.error)
             if fallback is not None and self.fits(request, fallback):
                 # One that is fresh was not fresh enough for the client.
                 state = State.FRESH if now < fallback.fresh_until else State.STALE
                 mark = b"swr; fwd=%b; fwd-status=%d" % (why, status)
-                await send_stored(request, send, fallback, state, now, mark)
+                await self._give(request, send, flight.key, fallback, state, now, mark, flight.error)
+                return True
+            if isinstance(flight.error, LoadTimeout):
+                await _gateway_timeout(send, b'swr; fwd=%b; detail="timeout"' % why)
                 return True
             if not isinstance(flight.error, ErrorResponse):
                 raise flight.error
@@ -424,6 +453,22 @@ class SWRMiddleware:
         # What came is not for this request, or for nobody but the one who asked.
         await bypass(self, request, receive, send, self._miss(flight.key, why))
         return True
+
+    async def _give(
+        self,
+        request: Request,
+        send: Send,
+        key: str,
+        entry: Entry[Any],
+        state: State,
+        now: float,
+        status: bytes | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Answer with what is stored, fresh or stale, and tell of it; see `send_stored`."""
+        request.answered = True
+        self.engine.tell(key, entry, state, error)
+        await send_stored(request, send, entry, state, now, status)
 
     def _miss(self, key: str, why: bytes) -> bytes:
         """Return the member of `Cache-Status` of a miss, with the reason why it is not stored, where known."""
@@ -472,8 +517,8 @@ async def _send_error(request: Request, send: Send, response: StoredResponse, wh
     await send({"type": "http.response.body", "body": response.body})
 
 
-async def _gateway_timeout(send: Send) -> None:
-    """Answer to `only-if-cached` where nothing is (RFC 9111 5.2.1.7)."""
+async def _gateway_timeout(send: Send, status: bytes) -> None:
+    """Answer for an app that gave none in time, or, to `only-if-cached`, may not be asked (RFC 9111 5.2.1.7)."""
     start: Message = {"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]}
-    await send(marked(start, b'swr; fwd=request; detail="only-if-cached"'))
+    await send(marked(start, status))
     await send({"type": "http.response.body", "body": b""})

@@ -1,11 +1,12 @@
-"""How long a value may be served, as its author says (`Policy`), and what one reader accepts (`Limits`)."""
+"""How long a value may be served and loaded, as its author says (`Policy`), and what one reader accepts (`Limits`)."""
 
 import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -45,6 +46,28 @@ def seconds(duration: Duration, name: str = "duration") -> float:
     return value
 
 
+def timeout(duration: Duration | None, name: str) -> float | None:
+    """Return a time-out in seconds; None stands for none.
+
+    Raises:
+        ConfigurationError: it is no duration, or 0.
+    """
+    if duration is None:
+        return None
+    value = seconds(duration, name)
+    if value <= 0:
+        raise ConfigurationError(
+            f"{name}={duration!r} leaves no time at all: give more than 0 seconds, or None for no end"
+        )
+    return value
+
+
+def _number(value: float, name: str, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ConfigurationError(f"{name}={value!r} is not a number between 0 and {most:g}")
+    return float(value)
+
+
 def tag_names(tags: Iterable[str], name: str = "tags") -> tuple[str, ...]:
     """Return `tags` as a tuple, refusing what is not a list of non-empty strings (a lone string included)."""
     if isinstance(tags, (str, bytes)):
@@ -58,7 +81,7 @@ def tag_names(tags: Iterable[str], name: str = "tags") -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Policy:
-    """How long a value may be served after the moment its load began. Attributes are seconds.
+    """How long a value may be served after the moment its load began, and what a load may cost. Attributes are seconds.
 
     Parameters:
         fresh_for: how long it is served without a question.
@@ -67,11 +90,19 @@ class Policy:
         stale_if_error: how long after `fresh_for` it is the answer if the load fails (RFC 5861).
         tags: names under which the entry can be invalidated together with others.
         keep_for: how long after `fresh_for` a store keeps it at least, served or not, for its validators.
+        soft_timeout: how long a reader waits for a load where something stored can stand in; then that is the
+            answer, and the load goes on. None: to its end.
+        hard_timeout: how long a load may run; then it is cancelled and has failed. None: as long as it likes.
+        early: how eagerly a value is refreshed in the background while it is still fresh, the more likely the nearer
+            its end is and the longer its load took: β of "Optimal Probabilistic Cache Stampede Prevention" (XFetch).
+            1 is the paper's advice, more is earlier, 0 never.
+        jitter: the share of `fresh_for`, 0 to 1, by which each entry's is shortened at most, at random, so that what
+            was stored together does not end together.
 
     Durations are seconds, a `timedelta`, or text: "90s", "10m", "1d".
 
     Raises:
-        ConfigurationError: a duration or a tag that is none.
+        ConfigurationError: a duration, a tag or a number that is none.
     """
 
     fresh_for: float
@@ -79,6 +110,10 @@ class Policy:
     stale_if_error: float
     tags: tuple[str, ...]
     keep_for: float
+    soft_timeout: float | None
+    hard_timeout: float | None
+    early: float
+    jitter: float
 
     def __init__(
         self,
@@ -87,6 +122,10 @@ class Policy:
         stale_if_error: Duration = 0,
         tags: Iterable[str] = (),
         keep_for: Duration = 0,
+        soft_timeout: Duration | None = None,
+        hard_timeout: Duration | None = None,
+        early: float = 0,
+        jitter: float = 0,
     ) -> None:
         put = object.__setattr__
         put(self, "fresh_for", seconds(fresh_for, "fresh_for"))
@@ -94,16 +133,20 @@ class Policy:
         put(self, "stale_if_error", seconds(stale_if_error, "stale_if_error"))
         put(self, "tags", tag_names(tags))
         put(self, "keep_for", seconds(keep_for, "keep_for"))
+        put(self, "soft_timeout", timeout(soft_timeout, "soft_timeout"))
+        put(self, "hard_timeout", timeout(hard_timeout, "hard_timeout"))
+        put(self, "early", _number(early, "early", sys.float_info.max))
+        put(self, "jitter", _number(jitter, "jitter", 1))
 
     def tagged(self, tags: tuple[str, ...]) -> "Policy":
         """Return the same policy with other tags, which are taken as they are."""
+        return self.replaced(tags=tags)
+
+    def replaced(self, **changes: Any) -> "Policy":
+        """Return the same policy with other attributes, which are taken as they are."""
         policy = object.__new__(Policy)
-        put = object.__setattr__
-        put(policy, "fresh_for", self.fresh_for)
-        put(policy, "stale_for", self.stale_for)
-        put(policy, "stale_if_error", self.stale_if_error)
-        put(policy, "tags", tags)
-        put(policy, "keep_for", self.keep_for)
+        for name in Policy.__slots__:
+            object.__setattr__(policy, name, changes[name] if name in changes else getattr(self, name))
         return policy
 
 

@@ -90,6 +90,7 @@ class Request:
         "_parameters",
         "_query",
         "_rules",
+        "answered",
         "authorized",
         "fields",
         "key",
@@ -111,6 +112,8 @@ class Request:
                 fields[name] = (
                     fields[name] + (b"; " if name == b"cookie" else b", ") + value if name in fields else value
                 )
+        # The event of its answer has been told.
+        self.answered = False
         self.authorized = b"authorization" in fields or b"x-api-key" in fields
         self._cookies = ""
         self._query = self._keyed(scope["path"], self._asked["query_string"])

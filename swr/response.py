@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import anyio.from_thread
+
 from swr.decorator import is_async
 from swr.errors import ConfigurationError
 from swr.keys import Template
@@ -23,12 +25,14 @@ class Slip:
 
     Parameters:
         owner: the cache that the middleware uses.
+        limit: gives the load up after so many seconds, if there is one; to be called in the event loop's thread.
     """
 
-    __slots__ = ("owner", "terms")
+    __slots__ = ("limit", "owner", "terms")
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: object, limit: Callable[[float], None] | None = None) -> None:
         self.owner = owner
+        self.limit = limit
         self.terms: Terms | None = None
 
 
@@ -40,9 +44,9 @@ class ResponseRule:
 
     Parameters:
         owner: the cache whose middleware is to heed them.
-        fresh_for, stale_for, stale_if_error, tags, override, vary: see `Rule`; tags may name the endpoint's parameters.
-            Fields that the endpoint or its dependencies ask FastAPI for (`Header()`, `APIKeyHeader`) are found without
-            `vary`.
+        fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout: see `Rule`; tags may name the
+            endpoint's parameters. Fields that the endpoint or its dependencies ask FastAPI for (`Header()`,
+            `APIKeyHeader`) are found without `vary`.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -57,9 +61,10 @@ class ResponseRule:
         tags: Sequence[str],
         override: bool,
         vary: Sequence[str],
+        hard_timeout: Duration | None = None,
     ) -> None:
         self._owner = owner
-        self._policy = Policy(fresh_for, stale_for, stale_if_error, tags)
+        self._policy = Policy(fresh_for, stale_for, stale_if_error, tags, hard_timeout=hard_timeout)
         self._override = override
         self._vary = field_names(vary)
         self._warned = False
@@ -98,6 +103,8 @@ class ResponseRule:
                 tags = tuple(template.fill_plain(values) for template in templates)
                 policy = self._policy
                 paper.terms = Terms(policy.tagged(tags), True, self._override, vary)
+                if policy.hard_timeout is not None and paper.limit is not None:
+                    _in_the_loop(paper.limit, policy.hard_timeout)
 
         if is_async(endpoint):
 
@@ -114,6 +121,15 @@ class ResponseRule:
                 return endpoint(*args, **kwargs)
 
         return wrapper  # type: ignore[return-value]
+
+
+def _in_the_loop(function: Callable[[float], None], seconds: float) -> None:
+    """Call `function` in the event loop's thread: a `def` endpoint runs in one of its worker threads."""
+    try:
+        anyio.from_thread.run_sync(function, seconds)
+    except RuntimeError:
+        # No worker thread: this is the event loop's own.
+        function(seconds)
 
 
 def fields_asked_for(function: Callable[..., Any], seen: frozenset[Any] = frozenset()) -> set[str]:

@@ -9,7 +9,7 @@ from starlette.routing import compile_path
 
 from swr.errors import ConfigurationError
 from swr.keys import Template
-from swr.policy import Duration, Policy
+from swr.policy import Duration, Policy, timeout
 from swr.semantics import Terms
 
 _METHODS: Final = frozenset({"GET", "HEAD"})
@@ -32,6 +32,7 @@ class Rule:
             must not change what it answers.
         cookies: the cookies that the response depends on. A request with cookies is then answered from the cache
             as if it had these alone; without this, it is not answered from the cache at all.
+        hard_timeout: how long a load of these responses may run; in place of the middleware's.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -51,6 +52,7 @@ class Rule:
         sort_query: bool = False,
         keep_params: Sequence[str] | None = None,
         drop_params: Sequence[str] = (),
+        hard_timeout: Duration | None = None,
     ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
@@ -66,6 +68,7 @@ class Rule:
             raise ConfigurationError(f"Rule({path!r}): stale_for and stale_if_error count from fresh_for; give it too")
         self._policy = Policy(fresh_for or 0, stale_for, stale_if_error, tags)
         self._timed = fresh_for is not None
+        self.hard_timeout = timeout(hard_timeout, f"Rule({path!r}): hard_timeout")
         self._tags = [Template(tag, "tags", f"Rule({path!r})") for tag in self._policy.tags]
         for name in (name for tag in self._tags for name in tag.names):
             if name not in self._converters:

@@ -35,3 +35,25 @@ def own_server() -> Iterator[Server]:
     """A server to be paused, killed and started again."""
     with Server(kinds()[0]) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def any_server() -> Iterator[Server]:
+    """One server for the whole run, of whatever kind there is; nobody hurts it."""
+    with Server(kinds()[0]) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory on asyncio", "memory on trio", "server on asyncio"])
+def place(request: pytest.FixtureRequest) -> str:
+    """Where a cache can be: for tests of what is the same everywhere, whose backend the last word is."""
+    return request.param
+
+
+@pytest.fixture
+def place_url(place: str, any_server: Server) -> str | None:
+    """The URL of a cache at `place`, empty."""
+    if place.startswith("memory"):
+        return None
+    any_server.command("FLUSHALL")
+    return any_server.url

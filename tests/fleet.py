@@ -58,6 +58,30 @@ class Process:
         self.engine = Engine(self.store, clock=clock, drain_for=2.0, uniform=lambda low, high: 1.0)
 
 
+class Loader:
+    """A loader that counts; waits for a gate, raises, or calls something half-way if told to."""
+
+    def __init__(self):
+        self.runs = 0
+        self.error = None
+        self.meanwhile = None
+        self.begun = anyio.Event()
+        self.gate = None
+
+    async def __call__(self) -> int:
+        self.runs += 1
+        run = self.runs
+        self.begun.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        if self.error is not None:
+            raise self.error
+        return run
+
+
 @asynccontextmanager
 async def fleet(number: int, clock: FakeClock, shelf_bytes: int = 2**20) -> AsyncIterator[list[Process]]:
     """Several processes over one store."""
@@ -75,3 +99,10 @@ async def settle() -> None:
     """Let every task that can run do so."""
     for _ in range(30):
         await anyio.lowlevel.checkpoint()
+
+
+async def until(condition, seconds=10.0):
+    """Wait for something to become true."""
+    with anyio.fail_after(seconds):
+        while not condition():
+            await anyio.sleep(0.005)

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -50,6 +51,20 @@ def test_a_snippet_runs(snippet: str, server: Server) -> None:
             await names["cache"].aclose()
 
     asyncio.run(main())
+
+
+def test_what_happens_when_something_fails_is_backed_by_tests() -> None:
+    """Each line of the page names tests that there are."""
+    rows = re.findall(r"^\| (?!when|---)(.*) \|$", (ROOT / "docs" / "failures.md").read_text(), re.MULTILINE)
+    assert len(rows) > 25
+    for row in rows:
+        named = re.findall(r"`(test_\w+)\.py::([\w:]+)`", row.rpartition("|")[2])
+        assert named, row
+        for module, path in named:
+            found = importlib.import_module(f"tests.{module}")
+            for name in path.split("::"):
+                found = getattr(found, name)
+            assert callable(found)
 
 
 def test_the_readme_shows_each_face_in_under_a_screen() -> None:

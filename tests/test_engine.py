@@ -56,6 +56,12 @@ async def let_go(job):
     job.gate.set()
 
 
+async def open_gate(job):
+    """Let a job that is held go once everyone has asked."""
+    await settle()
+    job.gate.set()
+
+
 class TestOneProcess:
     async def test_missing_then_fresh_then_stale_then_fresh(self, process, clock):
         engine, job = process.engine, Job()
@@ -1039,6 +1045,79 @@ class TestRaces:
         assert (await process.engine.fetch("k", job)).error is not None
         clock.advance(3600)
         assert (await process.engine.fetch("k", job)).value == 3
+
+    async def test_a_reader_whose_fallback_was_invalidated_while_all_keep_off_gets_a_load(self, two, clock):
+        one, other = two
+        await one.engine.fetch("k", Job())
+        clock.advance(700)
+        await other.engine.fetch("k", Job(lambda run: ValueError("down")))
+
+        async def invalidate():
+            del one.link.after["acquire"]
+            await other.engine.invalidate("k")
+
+        one.link.after["acquire"] = invalidate
+        outcome = await one.engine.fetch("k", Job(lambda run: "new"))
+        assert (outcome.value, outcome.state) == ("new", State.MISSING)
+
+    async def test_what_a_reader_found_stands_in_though_the_load_it_joined_began_without_it(self, two, clock):
+        one, other = two
+        await one.engine.fetch("k", Job())
+        clock.advance(700)
+        job = Job(lambda run: ValueError("down"))
+
+        async def read_and_let_go():
+            await job.begun.wait()
+            outcomes = await together(other.engine.fetch("k", job), open_gate(job))
+            return outcomes[0]
+
+        job.gate = anyio.Event()
+        error, outcome = await together(other.engine.refresh("k", job), read_and_let_go())
+        assert isinstance(error, ValueError)
+        assert (outcome.value, outcome.state, outcome.error) == (1, State.STALE, error)
+
+    async def test_news_that_is_older_than_a_load_still_ends_what_stands_in_for_it(self, two, clock):
+        one, other = two
+        await one.engine.fetch("k", Job())
+        clock.advance(61)
+        hear, late = one.link._listener, []
+        one.link._listener = late.append
+
+        async def invalidate():
+            await other.engine.invalidate("k")
+
+        one.link.before["acquire"] = invalidate
+        job = Job(lambda run: ValueError("down"))
+        job.gate = anyio.Event()
+        assert (await one.engine.fetch("k", job)).state is State.STALE
+        await job.begun.wait()
+        for message in late:
+            hear(message)
+        error, _ = await together(one.engine.fetch("k", job), open_gate(job))
+        assert job.runs == 1
+        assert isinstance(error, ValueError)
+
+    async def test_news_ends_what_stands_in_for_a_load_that_a_refresh_has_overtaken_too(self, two, clock):
+        one, other = two
+        await one.engine.fetch("k", Job())
+        clock.advance(700)
+        job = Job(lambda run: ValueError("down"))
+        job.gate = anyio.Event()
+
+        async def refresh():
+            await job.begun.wait()
+            return await one.engine.refresh("k", Job(lambda run: "new"))
+
+        async def invalidate():
+            await job.begun.wait()
+            await settle()
+            await other.engine.invalidate("k")
+            await open_gate(job)
+
+        outcome, refreshed, _ = await together(one.engine.fetch("k", job), refresh(), invalidate())
+        assert refreshed.value == "new"
+        assert (outcome.value, outcome.state) == ("new", State.STALE)
+        assert isinstance(outcome.error, ValueError)
 
     async def test_closing_while_a_load_without_a_lease_runs(self, clock):
         shared = MemoryStore(clock=clock)

@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "policy", "entry", "decision"},
+    {"errors", "policy", "entry", "decision", "events", "loading"},
     {"codec", "conditions", "fields", "keys", "semantics", "weigh"},
     {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.scripts", "stores.servers", "stores.shelf", "stores.tiered", "stores.wire"},
     {"flight", "revalidator", "engine"},
-    {"decorator", "response", "rules", "answer", "request", "forward", "fill", "cache", "middleware", "proxy", "testing"},
+    {"loader", "decorator", "batch", "many", "response", "rules", "answer", "request", "forward", "fill", "cache", "metrics", "middleware", "otel", "prometheus", "proxy"},
+    {"testing", "testing.clock", "testing.conformance", "testing.flaky", "testing.oracle", "testing.simulate", "testing.world"},
     {"cli", "__main__"},
     {""},
 ]  # fmt: skip
@@ -77,10 +78,14 @@ def test_the_public_names_are_these():
     import swr
 
     assert swr.__all__ == [
-        "Cache", "Cached", "CodecError", "ConfigurationError", "LeaseLost", "Limits", "Outcome", "Policy", "SWRError",
-        "State", "StoreError", "StoreUnavailable",
+        "NOT_MODIFIED", "Cache", "Cached", "CachedMany", "CodecError", "ConfigurationError", "Fresh", "LeaseLost", "Limits", "LoadContext",
+        "LoadTimeout", "NotModified", "Outcome", "Policy", "SWRError", "State", "StoreError", "StoreUnavailable",
     ]  # fmt: skip
     assert all(hasattr(swr, name) for name in swr.__all__)
     from swr.middleware import __all__ as names
 
     assert names == ["Rule", "SWRMiddleware"]
+    from swr.otel import __all__ as names_of_otel
+    from swr.prometheus import __all__ as names_of_prometheus
+
+    assert names_of_otel == names_of_prometheus == ["export"]

@@ -30,13 +30,15 @@ class Message(NamedTuple):
 
     Parameters:
         kind: what.
-        name: the key, or for a barrier the tag ("*" for all); empty for UP and DOWN.
+        name: the key, or for a barrier the tag ("*" for all); for DOWN the reason; empty for UP.
         version: of the commit, the tombstone or the barrier; 0 for the others.
+        elsewhere: another process says so, right now.
     """
 
     kind: Kind
     name: str = ""
     version: int = 0
+    elsewhere: bool = False
 
 
 Listener = Callable[[Message], None]

@@ -63,7 +63,7 @@ class RedisStore:
         self._timeout = timeout
         self._clock = clock
         self._barrier_keys = (b"%b:{!}b" % self._prefix, b"%b:{!}h" % self._prefix)
-        # Whether every key can be reached; None: not known yet. And why not.
+        # Whether every key can be reached; None: not known since the last opening. And why not, since it was logged.
         self._whole: bool | None = None
         self._reason: Exception | None = None
         self._readings: dict[str, _Reading] = {}
@@ -139,31 +139,34 @@ class RedisStore:
         self._servers.noted()
         reason = self._servers.lost
         if self._servers.whole and self._whole is not True:
-            if self._whole is False:
+            if self._reason is not None:
                 log.warning("Redis is back (it was: %s)", self._reason)
-            self._whole = True
+            self._whole, self._reason = True, None
             self._listener(Message(Kind.UP))
         elif reason is not None and self._whole is not False:
+            # Once, however often the cache is closed and opened meanwhile.
+            if self._reason is None:
+                log.warning("Redis is away (%s); answering from memory and from the loaders until it is back", reason)
             self._whole, self._reason = False, reason
-            log.warning("Redis is away (%s); answering from memory and from the loaders until it is back", reason)
-            self._listener(Message(Kind.DOWN))
+            self._listener(Message(Kind.DOWN, str(reason)))
 
     def hear(self, link: Link, data: bytes) -> None:
         """Take a message, on one of the links."""
         kind, version = data[:1], data[1:17]
         instance, name = data[17 : 17 + _INSTANCE], data[17 + _INSTANCE :]
+        mine = instance == self.instance.encode()
         try:
-            message = Message(Kind(kind.decode()), name.decode("utf-8", "surrogatepass"), int(version))
+            message = Message(Kind(kind.decode()), name.decode("utf-8", "surrogatepass"), int(version), not mine)
         except ValueError:
             self._complain("message", f"a message on {self.channel!r} that is not swr's was ignored: {data[:80]!r}")
             return
         if message.kind is Kind.BARRIER:
-            self._raise_barrier(message.name, message.version)
+            self._raise_barrier(*message[1:])
             if link.wire is not None and self._is_at(self._barrier_keys[1], link):
                 # From where they are made they come in the order of their numbers, and none is missing.
                 self._synced = max(self._synced, message.version)
             return
-        if instance == self.instance.encode() or (not self._servers.one and message.version and self._again(data)):
+        if mine or (not self._servers.one and message.version and self._again(data)):
             return
         # Who asks from now on must not be given what a GET sent before this message will answer.
         self._readings.pop(message.name, None)
@@ -214,9 +217,9 @@ class RedisStore:
 
     # -- barriers ---------------------------------------------------------------------------------------------
 
-    def _raise_barrier(self, name: str, number: int) -> None:
+    def _raise_barrier(self, name: str, number: int, elsewhere: bool = False) -> None:
         if self.barriers.raise_to(name, number):
-            self._listener(Message(Kind.BARRIER, name, number))
+            self._listener(Message(Kind.BARRIER, name, number, elsewhere))
 
     async def _learn(self, wire: Wire, newest: int) -> None:
         """Fetch the barriers that this process has missed, or give back those that the server has lost."""

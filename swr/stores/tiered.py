@@ -96,7 +96,7 @@ class TieredStore:
     # -- news -------------------------------------------------------------------------------------------------
 
     def _hear(self, message: Message) -> None:
-        kind, name, version = message
+        kind, name, version, _ = message
         if kind is Kind.UP:
             # Whatever was said while nobody listened: all that is here is suspect now.
             self.up = True
@@ -150,7 +150,7 @@ class TieredStore:
         if slot.epoch != self._epoch:
             return False
         if slot.superseded:
-            return self._clock() >= entry.fresh_until
+            return self._clock() >= entry.fresh_until and not entry.absent
         slot.checked = self.shelf.generation
         return True
 

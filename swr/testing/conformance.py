@@ -1,138 +1,15 @@
-"""For tests, of swr and of what is built on it: a clock, a store that fails, and what every store must do."""
+"""What every store must do, as tests for pytest."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable
+from typing import Any
 
-from swr.codec import ANY, Codec
+from swr.codec import ANY
 from swr.entry import Entry, stamp
-from swr.errors import LeaseLost, StoreUnavailable
+from swr.errors import LeaseLost
 from swr.policy import Policy
-from swr.stores.barriers import ALL, Barriers
-from swr.stores.base import NEWEST, Held, Kind, Lease, LeasingStore, Listener, Message, Start
-
-T = TypeVar("T")
-
-_START: Final = 1_700_000_000.0
-
-
-class FakeClock:
-    """A wall clock that stands still until it is moved.
-
-    Parameters:
-        now: seconds.
-    """
-
-    def __init__(self, now: float = _START) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock; backwards too."""
-        self.now += seconds
-
-
-class FlakyStore:
-    """A store that fails when told to.
-
-    Parameters:
-        store: the store behind it.
-
-    Attributes:
-        away: every operation fails, and nothing reaches the store behind. Set it with `go` to tell the listener.
-        lost: names of operations whose next reply is lost: they happen, and fail all the same.
-        before, after: by name of an operation, what to await before it is carried out or before its reply comes.
-        calls: the names of the operations so far.
-    """
-
-    def __init__(self, store: LeasingStore) -> None:
-        self.store = store
-        self.away = False
-        self.lost: set[str] = set()
-        self.before: dict[str, Callable[[], Awaitable[Any]]] = {}
-        self.after: dict[str, Callable[[], Awaitable[Any]]] = {}
-        self.calls: list[str] = []
-
-    async def _do(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
-        self.calls.append(name)
-        if name in self.before:
-            await self.before[name]()
-        if self.away:
-            raise StoreUnavailable("away")
-        result = await operation()
-        if name in self.after:
-            await self.after[name]()
-        if name in self.lost:
-            self.lost.discard(name)
-            raise StoreUnavailable("the reply was lost")
-        return result
-
-    def go(self, *, away: bool) -> None:
-        """Break or mend the link, and tell the listener."""
-        self.away = away
-        self._listener(Message(Kind.DOWN if away else Kind.UP))
-
-    @property
-    def barriers(self) -> Barriers:
-        """Those of the store behind."""
-        return self.store.barriers
-
-    async def open(self, start: Start, listener: Listener) -> None:
-        """Open the store behind."""
-        self._listener = listener
-        await self.store.open(start, self._hear)
-
-    def _hear(self, message: Message) -> None:
-        if not self.away:
-            self._listener(message)
-
-    async def aclose(self, listener: Listener) -> None:
-        """Close the store behind."""
-        await self.store.aclose(self._hear)
-
-    def forget(self) -> None:
-        """Have the store behind forget."""
-        self.store.forget()
-
-    def keep(self, key: str, entry: Entry[Any]) -> None:
-        """Have the store behind keep."""
-        self.store.keep(key, entry)
-
-    def peek(self, key: str) -> Entry[Any] | None:
-        """Look at the store behind."""
-        return self.store.peek(key)
-
-    async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
-        """Read, or fail."""
-        return await self._do("read", lambda: self.store.read(key, codec))
-
-    async def invalidate(self, key: str) -> None:
-        """Invalidate, or fail."""
-        await self._do("invalidate", lambda: self.store.invalidate(key))
-
-    async def invalidate_tag(self, tag: str) -> None:
-        """Invalidate, or fail."""
-        await self._do("invalidate_tag", lambda: self.store.invalidate_tag(tag))
-
-    async def acquire(
-        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
-    ) -> Lease | Held | Entry[Any]:
-        """Acquire, or fail."""
-        return await self._do("acquire", lambda: self.store.acquire(key, token, ttl, known, codec, force=force))
-
-    async def renew(self, lease: Lease, ttl: float) -> None:
-        """Renew, or fail."""
-        await self._do("renew", lambda: self.store.renew(lease, ttl))
-
-    async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
-        """Commit, or fail."""
-        await self._do("commit", lambda: self.store.commit(lease, entry, codec))
-
-    async def release(self, lease: Lease, pause: float = 0.0) -> None:
-        """Release, or fail."""
-        await self._do("release", lambda: self.store.release(lease, pause))
+from swr.stores.barriers import ALL
+from swr.stores.base import NEWEST, Held, Lease, LeasingStore
+from swr.testing.clock import START
 
 
 class StoreConformance:
@@ -160,7 +37,7 @@ class StoreConformance:
     async def put(self, store: LeasingStore, key: str, value: Any, tags: tuple[str, ...] = ()) -> Entry[Any]:
         """Load and commit."""
         lease = await self.take(store, key)
-        entry = stamp(value, Policy(60, 600, tags=tags), _START, lease.version, lease.head)
+        entry = stamp(value, Policy(60, 600, tags=tags), START, lease.version, lease.head)
         await store.commit(lease, entry, ANY)
         return entry
 
@@ -243,7 +120,7 @@ class StoreConformance:
         lease = await self.take(store, "k", "a")
         await store.release(lease)
         for stale in (lease, lease._replace(token="z")):
-            entry = stamp(1, self.policy, _START, stale.version, stale.head)
+            entry = stamp(1, self.policy, START, stale.version, stale.head)
             assert await self.is_refused(store.commit(stale, entry, ANY))
         assert await store.read("k", ANY) is None
 
@@ -260,7 +137,7 @@ class StoreConformance:
         lease = await self.take(store, "k", "a")
         await store.invalidate("k")
         assert await store.read("k", ANY) is None
-        entry = stamp(2, self.policy, _START, lease.version, lease.head)
+        entry = stamp(2, self.policy, START, lease.version, lease.head)
         assert await self.is_refused(store.commit(lease, entry, ANY))
         assert await store.read("k", ANY) is None
         assert (await self.put(store, "k", 3)).version > lease.version
@@ -288,7 +165,7 @@ class StoreConformance:
         lease = await self.take(store, "k", "a")
         await store.invalidate_tag("t1")
         # A store may find out at once, or when it is read.
-        await self.is_refused(store.commit(lease, stamp(1, self.policy, _START, lease.version, lease.head), ANY))
+        await self.is_refused(store.commit(lease, stamp(1, self.policy, START, lease.version, lease.head), ANY))
         assert await store.read("k", ANY) is None
         assert store.peek("k") is None
 

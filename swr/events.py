@@ -1,0 +1,283 @@
+"""What happens in a cache, one class for each thing, and who is told of it."""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec
+
+P = ParamSpec("P")
+
+log = logging.getLogger("swr")
+
+
+class Event:
+    """Something that happened. All are frozen; times are seconds, ages by the cache's clock, the others measured."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit(Event):
+    """A reader is given a fresh entry.
+
+    Parameters:
+        key: of the entry.
+        age: seconds since its load began.
+    """
+
+    key: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stale(Event):
+    """A reader is given a stale entry.
+
+    Parameters:
+        key: of the entry.
+        age: seconds since its load began.
+        staleness: seconds since it ceased to be fresh; 0 if it is fresh, but not as fresh as this reader asked for.
+        error: why the load failed that this reader waited for; None if it waited for none.
+    """
+
+    key: str
+    age: float
+    staleness: float
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Miss(Event):
+    """A reader was given nothing that had been stored before it asked. Told when its wait is over, however it ended.
+
+    Parameters:
+        key: what was asked for; for a response that of its URL, whatever selects the variant.
+    """
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseHeld(Event):
+    """A load found the lease taken: it is the loser of a race. Told once a load.
+
+    Parameters:
+        key: what was to be loaded.
+        retry_after: seconds until the lease expires, or the pause ends.
+        failures: above 0, nobody has the lease: all keep off for a while after so many failures in a row.
+    """
+
+    key: str
+    retry_after: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseWaited(Event):
+    """A load that lost the race has waited, until it got the lease, or what the winner brought. Told once a load.
+
+    Parameters:
+        key: what was to be loaded.
+        seconds: from the refusal of the lease to the end of the wait.
+    """
+
+    key: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGone(Event):
+    """While it was loading, a process learned that its lease is gone: expired, or deleted by an invalidation.
+
+    Parameters:
+        key: what is being loaded.
+    """
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBegun(Event):
+    """A loader, or the app for a response, begins to run. Exactly one `Loaded` or `LoadFailed` follows.
+
+    Parameters:
+        key: what is loaded.
+        waited: seconds that it took to get the lease, or to find the store away.
+    """
+
+    key: str
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Event):
+    """A load ended with a value, stored or not.
+
+    `Committed` or `FencedOff` comes before it where it was to be stored; neither may come while the store is away.
+
+    Parameters:
+        key: what was loaded.
+        seconds: that the loader ran, without the commit.
+    """
+
+    key: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed(Event):
+    """A load ended without a value: its loader raised, its value cannot be stored, or the cache was closed.
+
+    Parameters:
+        key: what was loaded.
+        seconds: that the loader ran.
+        error: what was raised.
+    """
+
+    key: str
+    seconds: float
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Event):
+    """A value was stored.
+
+    Parameters:
+        key: under which.
+        version: of the entry; later ones of the same key are greater.
+    """
+
+    key: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class FencedOff(Event):
+    """A value was not stored, because an invalidation or another load has overtaken it.
+
+    Parameters:
+        key: under which.
+    """
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated(Event):
+    """A key, a tag or everything was invalidated.
+
+    Parameters:
+        key: what; None for a tag and for everything.
+        tag: what; None for a key and for everything.
+        elsewhere: another process did it, and this one has heard of it.
+    """
+
+    key: str | None
+    tag: str | None
+    elsewhere: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDown(Event):
+    """The link to the store was lost, or not there to begin with: memory and loaders answer alone.
+
+    Parameters:
+        reason: what was wrong, as the log has it.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUp(Event):
+    """The link to the store is back.
+
+    Parameters:
+        away: seconds since `StoreDown`.
+    """
+
+    away: float
+
+
+KINDS: Final = (
+    Hit,
+    Stale,
+    Miss,
+    LeaseHeld,
+    LeaseWaited,
+    LeaseGone,
+    LoadBegun,
+    Loaded,
+    LoadFailed,
+    Committed,
+    FencedOff,
+    Invalidated,
+    StoreDown,
+    StoreUp,
+)
+
+Listener = Callable[[Any], object]
+
+
+class _Subscription:
+    """One listener, and whether it has been complained about."""
+
+    __slots__ = ("failed", "listener")
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.failed = False
+
+
+class Publisher:
+    """Tells subscribers what happens: at once, in the order in which it happens, in the task in which it happens.
+
+    Attributes:
+        reads: whether anybody listens to `Hit` or `Stale`; all that a fresh hit looks at.
+    """
+
+    __slots__ = ("_subscriptions", "reads")
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[object, tuple[_Subscription, ...]] = {}
+        self.reads = False
+
+    def publish(self, kind: Callable[P, Event], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Tell those who listen to `kind` of one such event; where nobody does, none is made."""
+        subscriptions = self._subscriptions.get(kind)
+        if subscriptions is None:
+            return
+        event = kind(*args, **kwargs)
+        for subscription in subscriptions:
+            try:
+                subscription.listener(event)
+            except Exception:
+                if not subscription.failed:
+                    subscription.failed = True
+                    log.exception(
+                        "the listener %r failed at %r; it is told of more, and this is not logged again",
+                        subscription.listener,
+                        event,
+                    )
+
+    def subscribe(self, listener: Listener, kinds: Collection[type[Event]]) -> Callable[[], None]:
+        """Have `listener` told of every event of `kinds`; what is returned ends that."""
+        subscription = _Subscription(listener)
+        for kind in set(kinds):
+            self._subscriptions[kind] = (*self._subscriptions.get(kind, ()), subscription)
+        self._look()
+
+        def end() -> None:
+            for kind, subscriptions in list(self._subscriptions.items()):
+                rest = tuple(other for other in subscriptions if other is not subscription)
+                if rest:
+                    self._subscriptions[kind] = rest
+                else:
+                    del self._subscriptions[kind]
+            self._look()
+
+        return end
+
+    def _look(self) -> None:
+        self.reads = Hit in self._subscriptions or Stale in self._subscriptions

@@ -1,0 +1,81 @@
+"""What a loader may be told (`LoadContext`), and what it may answer beside a plain value (`Fresh`, `NOT_MODIFIED`)."""
+
+import enum
+import math
+from collections.abc import Iterable
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from swr.errors import ConfigurationError
+from swr.policy import Duration, Policy, seconds, tag_names
+
+T = TypeVar("T")
+
+
+class LoadContext(msgspec.Struct, Generic[T], frozen=True):
+    """What is known when a load begins; a loader asks for it by annotating one parameter with it.
+
+    Parameters:
+        value: the last value, fresh or not, or None. It is the stored object itself: it must not be changed.
+        age: seconds since its load began; infinite where there is none.
+        validator: what came with it: an ETag, a date, a revision; or None.
+        has_value: whether there is a last value, for None is a value.
+    """
+
+    value: T | None = None
+    age: float = math.inf
+    validator: str | None = None
+    has_value: bool = False
+
+
+class NotModified(enum.Enum):
+    """The type of `NOT_MODIFIED`, for annotations."""
+
+    NOT_MODIFIED = "not modified"
+
+
+# A loader's answer: the last value still holds. It is renewed, with its tags and its validator.
+NOT_MODIFIED: Final = NotModified.NOT_MODIFIED
+
+
+class Fresh(Generic[T]):
+    """A loader's answer: a value, and what counts for this entry in place of what the decorator says.
+
+    Parameters:
+        value: the value.
+        fresh_for, stale_for, stale_if_error, tags: see `Policy`; None: as the decorator says.
+        validator: handed to the next load, `LoadContext.validator`, so that it can ask for what is newer.
+
+    Raises:
+        ConfigurationError: any of these that cannot work.
+    """
+
+    __slots__ = ("_changes", "validator", "value")
+
+    def __init__(
+        self,
+        value: T,
+        *,
+        fresh_for: Duration | None = None,
+        stale_for: Duration | None = None,
+        stale_if_error: Duration | None = None,
+        tags: Iterable[str] | None = None,
+        validator: str | None = None,
+    ) -> None:
+        if isinstance(value, (Fresh, NotModified)):
+            raise ConfigurationError(f"Fresh({value!r}): give the value itself")
+        if validator is not None and not isinstance(validator, str):
+            raise ConfigurationError(f"validator={validator!r} is not a string")
+        self.value = value
+        self.validator = validator
+        durations = {"fresh_for": fresh_for, "stale_for": stale_for, "stale_if_error": stale_if_error}
+        self._changes: dict[str, Any] = {
+            name: seconds(duration, name) for name, duration in durations.items() if duration is not None
+        }
+        if tags is not None:
+            self._changes["tags"] = tag_names(tags)
+
+    def over(self, policy: Policy) -> Policy:
+        """Return `policy` with what this answer says in its place."""
+        return policy.replaced(**self._changes)

@@ -1,0 +1,733 @@
+"""Every event, when it is told and when not: in memory on asyncio and trio, and over a real server."""
+
+import asyncio
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from swr import Cache, CodecError, ConfigurationError, Policy, State, SWRError
+from swr.codec import ANY
+from swr.engine import Engine
+from swr.events import (
+    KINDS,
+    Committed,
+    Event,
+    FencedOff,
+    Hit,
+    Invalidated,
+    LeaseGone,
+    LeaseHeld,
+    LeaseWaited,
+    LoadBegun,
+    Loaded,
+    LoadFailed,
+    Miss,
+    Publisher,
+    Stale,
+    StoreDown,
+    StoreUp,
+)
+from swr.middleware import SWRMiddleware
+from swr.testing import FakeClock
+from tests.fleet import Job, Loader, fleet, settle, until
+from tests.proxy import Proxy
+from tests.web import MAX_AGE, App, Client, Origin, client, gather, http_scope, open_later
+
+pytestmark = pytest.mark.anyio
+
+POLICY = Policy(60, 600, 3600)
+READS = (Hit, Stale, Miss)
+
+
+class Heard(list):
+    """A listener that writes down."""
+
+    def __init__(self, cache, *kinds):
+        self.end = cache.subscribe(self.append, *kinds)
+
+    def take(self):
+        """What was told since the last time."""
+        told = list(self)
+        self.clear()
+        return told
+
+    def names(self):
+        return [type(event).__name__ for event in self.take()]
+
+
+@pytest.fixture
+def anyio_backend(place):
+    return place.rpartition(" ")[2]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(place_url, clock):
+    async with Cache(place_url, timeout=5, clock=clock, drain_for=0) as cache:
+        yield cache
+
+
+@pytest.fixture
+async def heard(cache):
+    return Heard(cache)
+
+
+class TestALoader:
+    async def test_a_miss_and_its_load_then_hits_on_every_way_to_ask(self, cache, heard, clock):
+        @cache.cached("k", fresh_for=60)
+        async def load() -> int:
+            return 1
+
+        await load()
+        begun, committed, loaded, miss = heard.take()
+        assert (begun.key, committed.key, loaded.key, miss) == ("k", "k", "k", Miss("k"))
+        assert (type(begun), type(committed), type(loaded)) == (LoadBegun, Committed, Loaded)
+        assert begun.waited >= 0
+        assert committed.version == cache.shelf.get("k").entry.version > 0
+        assert loaded.seconds >= 0
+        clock.advance(10)
+        await load()
+        await load.outcome()
+        await cache.get_or_load("k", load.__wrapped__, POLICY)
+        assert heard.take() == [Hit("k", 10.0)] * 3
+
+    async def test_a_stale_hit_is_told_before_its_refresh(self, cache, heard, clock):
+        load = Loader()
+        await cache.get_or_load("k", load, POLICY)
+        heard.clear()
+        clock.advance(75)
+        await cache.get_or_load("k", load, POLICY)
+        assert heard.take() == [Stale("k", 75.0, 15.0, None)]
+        await until(lambda: len(heard) == 3)
+        assert heard.names() == ["LoadBegun", "Committed", "Loaded"]
+
+    async def test_what_stands_in_for_a_failure_is_stale_and_says_why(self, cache, heard, clock):
+        load = Loader()
+        await cache.get_or_load("k", load, POLICY)
+        heard.clear()
+        clock.advance(700)
+        load.error = ValueError("no")
+        outcome = await cache.get_or_load("k", load, POLICY)
+        assert outcome.state is State.STALE
+        begun, failed, stale = heard.take()
+        assert (type(begun), type(failed)) == (LoadBegun, LoadFailed)
+        assert (failed.key, failed.error) == ("k", load.error)
+        assert stale == Stale("k", 700.0, 640.0, load.error)
+        # All keep off for a while: the next reader is told the same without a load.
+        await cache.get_or_load("k", load, POLICY)
+        assert heard.take() == [Stale("k", 700.0, 640.0, load.error)]
+
+    async def test_a_failure_that_nothing_stands_in_for_is_one_miss_for_each_reader(self, cache, heard):
+        load = Loader()
+        load.error = ValueError("no")
+        await gather(*(cache.get_or_load("k", load, POLICY) for _ in range(3)))
+        assert heard.names() == ["LoadBegun", "LoadFailed", "Miss", "Miss", "Miss"]
+
+    async def test_a_reader_that_leaves_is_a_miss_and_its_load_goes_on(self, cache, heard):
+        load = Loader()
+        load.gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(cache.get_or_load, "k", load, POLICY)
+            await load.begun.wait()
+            group.cancel_scope.cancel()
+        assert heard.names() == ["LoadBegun", "Miss"]
+        load.gate.set()
+        await until(lambda: len(heard) == 2)
+        assert heard.names() == ["Committed", "Loaded"]
+
+    async def test_a_refresh_is_a_load_and_no_read(self, cache, heard):
+        @cache.cached("k", fresh_for=60)
+        async def load() -> int:
+            return 1
+
+        await load()
+        heard.clear()
+        await load.refresh()
+        assert heard.names() == ["LoadBegun", "Committed", "Loaded"]
+
+    async def test_a_value_that_cannot_be_stored_is_a_failed_load(self, cache, heard, place_url):
+        if place_url is None:
+            # There anything can be stored; but a loader that ends without a value fails as well.
+            class Silent(Job):
+                async def run(self, load):
+                    pass
+
+            with pytest.raises(SWRError):
+                await cache.engine.fetch("k", Silent())
+        else:
+
+            async def load() -> int:
+                return object()
+
+            with pytest.raises(CodecError):
+                await cache.get_or_load("k", load, POLICY)
+        assert heard.names() == ["LoadBegun", "LoadFailed", "Miss"]
+
+    async def test_a_load_that_closing_cuts_off_has_failed(self, cache, heard):
+        load = Loader()
+        load.gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(gather, cache.get_or_load("k", load, POLICY))
+            await load.begun.wait()
+            await cache.aclose()
+        begun, failed, miss = heard.take()
+        assert (type(begun), miss) == (LoadBegun, Miss("k"))
+        assert "the cache was closed" in str(failed.error)
+
+    @pytest.mark.parametrize("by", ["key", "tag", "all"])
+    async def test_a_load_that_an_invalidation_overtakes_is_fenced_off_and_done_again(self, cache, heard, by):
+        load = Loader()
+        invalidate = {
+            "key": (lambda: cache.invalidate("k"), Invalidated("k", None, False)),
+            "tag": (lambda: cache.invalidate_tag("t"), Invalidated(None, "t", False)),
+            "all": (cache.clear, Invalidated(None, None, False)),
+        }
+        load.meanwhile, invalidated = invalidate[by]
+        outcome = await cache.get_or_load("k", load, Policy(60, tags=["t"]))
+        assert outcome.value == 2
+        told = heard.take()
+        assert (told[1], told[2]) == (invalidated, FencedOff("k"))
+        assert [type(event) for event in told] == [
+            LoadBegun, Invalidated, FencedOff, Loaded, LoadBegun, Committed, Loaded, Miss,
+        ]  # fmt: skip
+
+    async def test_a_process_learns_that_its_lease_is_gone(self, place_url):
+        async with Cache(place_url, lease_for=0.03, timeout=5) as cache:
+            heard, load = Heard(cache, LeaseGone, FencedOff), Loader()
+            load.gate = anyio.Event()
+            async with anyio.create_task_group() as group:
+                group.start_soon(cache.get_or_load, "gone", load, POLICY)
+                await load.begun.wait()
+                await cache.invalidate("gone")
+                await until(lambda: LeaseGone("gone") in heard)
+                load.gate.set()
+        # So short a lease may run out once more on a busy machine.
+        assert heard[:2] == [LeaseGone("gone"), FencedOff("gone")]
+
+
+class TestSeveralProcesses:
+    """Engines over one store, which stands in for the server: on trio too."""
+
+    @pytest.fixture(params=["asyncio", "trio"])
+    def anyio_backend(self, request):
+        return request.param
+
+    @pytest.fixture
+    async def two(self, clock):
+        async with fleet(2, clock) as processes:
+            yield processes
+
+    @staticmethod
+    def listen(process, *chosen):
+        told = []
+        process.engine.events.subscribe(told.append, chosen or KINDS)
+        return told
+
+    async def test_the_loser_of_a_race_waits_for_what_the_winner_brings(self, two):
+        winner, loser = two
+        job = Job()
+        job.gate = anyio.Event()
+        told = self.listen(loser)
+        async with anyio.create_task_group() as group:
+            group.start_soon(winner.engine.fetch, "k", job)
+            await job.begun.wait()
+            group.start_soon(loser.engine.fetch, "k", job)
+            await until(lambda: told)
+            assert told == [LeaseHeld("k", 30.0, 0)]
+            # It asks again now and then, and is told of as one.
+            job.gate.set()
+        assert [type(event) for event in told] == [LeaseHeld, LeaseWaited, Miss]
+        assert told[1].key == "k"
+        assert told[1].seconds > 0
+        assert job.runs == 1
+
+    async def test_who_asks_again_and_again_for_a_lease_is_told_of_once(self, two, monkeypatch):
+        monkeypatch.setattr("swr.engine._LONGEST_WAIT", 0.01)
+        winner, loser = two
+        job = Job()
+        job.gate = anyio.Event()
+        told = self.listen(loser, LeaseHeld, LeaseWaited)
+        async with anyio.create_task_group() as group:
+            group.start_soon(winner.engine.fetch, "k", job)
+            await job.begun.wait()
+            group.start_soon(loser.engine.fetch, "k", job)
+            await until(lambda: loser.link.calls.count("acquire") > 3)
+            job.gate.set()
+        assert [type(event) for event in told] == [LeaseHeld, LeaseWaited]
+        # All of the wait, of which two whole turns went by.
+        assert told[1].seconds > 0.015
+
+    async def test_a_refresher_that_loses_waits_for_nothing(self, two, clock):
+        winner, loser = two
+        job = Job()
+        for process in two:
+            await process.engine.fetch("k", job)
+        clock.advance(61)
+        told = self.listen(loser)
+        job.gate, job.begun = anyio.Event(), anyio.Event()
+        await winner.engine.fetch("k", job)
+        await job.begun.wait()
+        await loser.engine.fetch("k", job)
+        await settle()
+        assert told == [Stale("k", 61.0, 1.0, None), LeaseHeld("k", 30.0, 0)]
+        job.gate.set()
+
+    async def test_after_failures_elsewhere_the_lease_is_refused_for_a_pause(self, two, clock):
+        winner, loser = two
+        job, failing = Job(), Job(lambda _: ValueError("no"))
+        for process in two:
+            await process.engine.fetch("k", job)
+        clock.advance(61)
+        await winner.engine.fetch("k", failing)
+        await settle()
+        told = self.listen(loser)
+        await loser.engine.fetch("k", failing)
+        await settle()
+        assert told == [Stale("k", 61.0, 1.0, None), LeaseHeld("k", 1.0, 1)]
+
+    async def test_without_the_store_nothing_is_committed_and_an_invalidation_still_fences(self, two):
+        process = two[0]
+        await process.engine.ready()
+        process.link.go(away=True)
+        told, job = self.listen(process), Job()
+        await process.engine.fetch("k", job)
+        assert [type(event) for event in told] == [LoadBegun, Loaded, Miss]
+        told.clear()
+        job.before_landing = lambda: process.engine.invalidate("other")
+        await process.engine.fetch("other", job)
+        # It is done again, twice at most; then its value is answered and not kept.
+        again = [LoadBegun, Invalidated, FencedOff, Loaded]
+        assert [type(event) for event in told] == [*again * 3, Miss]
+
+    async def test_one_more_value_is_told_of_when_it_is_stored_and_when_it_is_not(self, two, clock):
+        process = two[0]
+        await process.engine.ready()
+        told, engine = self.listen(process), process.engine
+        since = engine.since()
+        assert await engine.put("k", ANY, 1, POLICY, since)
+        assert [type(event) for event in told] == [Committed]
+        assert (told[0].key, told[0].version) == ("k", process.shelf.get("k").entry.version)
+        told.clear()
+        # There is a newer one than the one that it was to replace.
+        assert not await engine.put("k", ANY, 2, POLICY, since, known=0)
+        assert told == [FencedOff("k")]
+        told.clear()
+        process.link.before["commit"] = lambda: two[1].engine.invalidate("k")
+        assert not await engine.put("k", ANY, 2, POLICY, since)
+        assert told == [FencedOff("k")]
+        told.clear()
+        process.link.go(away=True)
+        since = engine.since()
+        await engine.invalidate_tag("t")
+        assert not await engine.put("k", ANY, 3, POLICY, since)
+        assert told == [StoreDown(""), Invalidated(None, "t", False), FencedOff("k")]
+
+    async def test_every_change_of_the_store_is_told_once(self, two):
+        process = two[0]
+        await process.engine.ready()
+        told = self.listen(process, StoreDown, StoreUp)
+        assert process.engine.is_store_up
+        for away in (False, True, True):
+            process.link.go(away=away)
+        assert told == [StoreDown("")]
+        assert not process.engine.is_store_up
+        for _ in range(2):
+            process.link.go(away=False)
+        assert [type(event) for event in told] == [StoreDown, StoreUp]
+        assert told[1].away >= 0
+        assert process.engine.is_store_up
+
+
+class TestAServer:
+    """What only a real server shows."""
+
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio"
+
+    async def test_two_caches_race_and_one_waits(self, server):
+        load = Loader()
+        load.gate = anyio.Event()
+        async with Cache(server.url, timeout=5) as one, Cache(server.url, timeout=5) as other:
+            heard, there = Heard(one), Heard(other)
+            first = asyncio.create_task(one.get_or_load("k", load, POLICY))
+            await load.begun.wait()
+            second = asyncio.create_task(other.get_or_load("k", load, POLICY))
+            await until(lambda: there)
+            load.gate.set()
+            await asyncio.gather(first, second)
+            assert heard.names() == ["LoadBegun", "Committed", "Loaded", "Miss"]
+            held, waited, miss = there.take()
+            assert (held.key, held.failures, waited.key, miss) == ("k", 0, "k", Miss("k"))
+            assert 0 < held.retry_after <= 30
+            assert waited.seconds > 0
+
+    async def test_an_invalidation_is_told_here_as_ours_and_elsewhere_as_another_s(self, server):
+        async with Cache(server.url, timeout=5) as one, Cache(server.url, timeout=5) as other:
+            heard, there = Heard(one, Invalidated), Heard(other, Invalidated)
+            whats = [("k", None), (None, "t"), (None, None)]
+            for what, invalidate in zip(
+                whats, (one.invalidate("k"), one.invalidate_tag("t"), one.clear()), strict=True
+            ):
+                await invalidate
+                await until(lambda: there)
+                assert heard.take() == [Invalidated(*what, False)]
+                assert there.take() == [Invalidated(*what, True)]
+            # Its own messages come back to a process: by the time of this one all of them have.
+            await other.invalidate("last")
+            await until(lambda: heard)
+            assert heard.take() == [Invalidated("last", None, True)]
+            assert there.take() == [Invalidated("last", None, False)]
+
+    async def test_the_load_of_another_process_is_fenced_off(self, server):
+        load = Loader()
+        async with Cache(server.url, timeout=5) as one, Cache(server.url, timeout=5) as other:
+            heard = Heard(one)
+            load.meanwhile = lambda: other.invalidate("k")
+            assert (await one.get_or_load("k", load, POLICY)).value == 2
+            told = heard.take()
+            # The message may come before the commit or after it.
+            assert Invalidated("k", None, True) in told
+            rest = [type(event) for event in told if type(event) is not Invalidated]
+            assert rest == [LoadBegun, FencedOff, Loaded, LoadBegun, Committed, Loaded, Miss]
+
+    async def test_what_was_invalidated_before_the_opening_is_no_news(self, server):
+        async with Cache(server.url, timeout=5) as one:
+            await one.invalidate_tag("t")
+            await one.clear()
+            other = Cache(server.url, timeout=5)
+            there = Heard(other, Invalidated)
+            async with other:
+                await one.invalidate("k")
+                await until(lambda: there)
+            assert there == [Invalidated("k", None, True)]
+
+    async def test_a_server_that_is_stopped_and_comes_back_is_one_line_and_one_event_each(self, own_server, caplog):
+        caplog.set_level(logging.WARNING, "swr")
+        async with Cache(own_server.url, timeout=5) as cache:
+            heard = Heard(cache, StoreDown, StoreUp)
+            load = Loader()
+            for number in (1, 2):
+                own_server.kill()
+                await until(lambda: heard)
+                await cache.get_or_load("k", load, POLICY)
+                (down,) = heard.take()
+                assert f"Redis is away ({down.reason})" in caplog.text
+                assert down.reason
+                assert not cache.engine.is_store_up
+                own_server.start()
+                await until(lambda: heard)
+                (up,) = heard.take()
+                assert up.away > 0
+                assert cache.engine.is_store_up
+                messages = [record.message for record in caplog.records]
+                for text in ("Redis is away", "Redis is back"):
+                    assert sum(text in message for message in messages) == number
+
+    async def test_a_store_that_is_away_is_so_until_it_is_found_back_whoever_closes_in_between(
+        self, own_server, caplog
+    ):
+        caplog.set_level(logging.WARNING, "swr")
+        cache = Cache(own_server.url, timeout=2)
+        heard = Heard(cache, StoreDown, StoreUp)
+        own_server.kill()
+        for _ in range(2):
+            async with cache:
+                await cache.get_or_load("k", Loader(), POLICY)
+        own_server.start()
+        async with cache:
+            await until(lambda: len(heard) == 2)
+        assert heard.names() == ["StoreDown", "StoreUp"]
+        assert [record.message.split(" (")[0] for record in caplog.records] == ["Redis is away", "Redis is back"]
+
+    async def test_what_is_told_late_is_told_of_once(self, own_server):
+        async with (
+            Proxy(own_server.port) as proxy,
+            Cache(proxy.url, timeout=5) as cache,
+            Cache(own_server.url, timeout=5) as other,
+        ):
+            heard, there = Heard(cache, Invalidated), Heard(other, Invalidated)
+            proxy.refuse = True
+            proxy.cut()
+            await until(lambda: not cache.engine.is_store_up)
+            await cache.invalidate("k")
+            await cache.invalidate_tag("t")
+            assert heard.take() == [Invalidated("k", None, False), Invalidated(None, "t", False)]
+            # What the others say meanwhile is not heard, and not told of later.
+            await other.invalidate_tag("missed")
+            there.clear()
+            proxy.refuse = False
+            await until(lambda: len(there) == 2)
+            assert set(there) == {Invalidated("k", None, True), Invalidated(None, "t", True)}
+            await other.invalidate("last")
+            await until(lambda: heard)
+            assert heard.take() == [Invalidated("last", None, True)]
+
+
+def state_of(event):
+    return {Hit: "fresh", Stale: "stale", Miss: "missing"}[type(event)]
+
+
+class TestResponses:
+    """One event for each answer to GET and HEAD, and the one that its `SWR-State` says."""
+
+    @pytest.fixture
+    async def heard(self, cache):
+        return Heard(cache, *READS)
+
+    @staticmethod
+    async def ask(http, heard, path="/x", method="GET", **fields):
+        """Ask, and return the one event of it, which is that of the answer's state."""
+        headers = {name.replace("_", "-"): value for name, value in fields.items()}
+        response = await http.request(method, path, headers=headers)
+        (event,) = heard.take()
+        assert state_of(event) == response.headers["swr-state"]
+        return event
+
+    async def test_missing_fresh_stale(self, cache, heard, clock):
+        app = App([*MAX_AGE, (b"etag", b'"1"')])
+        async with client(SWRMiddleware(app, cache)) as http:
+            key = "GET http://test\n/x?"
+            assert await self.ask(http, heard) == Miss(key)
+            clock.advance(10)
+            # As it is ready, as a 304, by way of a request that takes more than a glance, and HEAD.
+            assert await self.ask(http, heard) == Hit(key, 10.0)
+            assert await self.ask(http, heard, if_none_match='"1"') == Hit(key, 10.0)
+            assert await self.ask(http, heard, cache_control="max-age=30") == Hit(key, 10.0)
+            assert await self.ask(http, heard, method="HEAD") == Hit(key, 10.0)
+            app.gate = anyio.Event()
+            clock.advance(60)
+            # The first one starts the refresh; then a stale one is ready.
+            for _ in range(3):
+                assert await self.ask(http, heard) == Stale(key, 70.0, 10.0, None)
+            app.gate.set()
+
+    async def test_what_the_app_has_to_answer_is_missing_whatever_the_reason(self, cache, heard):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            key = "GET http://test\n/x?"
+            for fields in ({"cookie": "a=b"}, {"if_match": "*"}, {"cache_control": "no-store"}, {"method": "HEAD"}):
+                assert await self.ask(http, heard, **fields) == Miss(key)
+            assert await self.ask(http, heard, cache_control="only-if-cached") == Miss(key)
+            assert await self.ask(http, heard) == Miss(key)
+            assert await self.ask(http, heard, cache_control="only-if-cached") == Hit(key, pytest.approx(0))
+            assert await self.ask(http, heard, authorization="me") == Miss(key)
+
+    async def test_a_request_of_another_method_is_no_read(self, cache, heard):
+        async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
+            await http.post("/x")
+            await http.options("/x")
+        assert heard == []
+
+    async def test_variants_have_keys_of_their_own_once_they_are_known(self, cache, heard):
+        app = App([*MAX_AGE, (b"vary", b"x-a")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            url = "GET http://test\n/x?"
+            assert await self.ask(http, heard, x_a="1") == Miss(url)
+            hit = await self.ask(http, heard, x_a="1")
+            assert type(hit) is Hit
+            assert hit.key != url
+            assert hit.key.startswith(url)
+            assert await self.ask(http, heard, x_a="2") == Miss(url)
+
+    async def test_a_part_is_told_of_like_a_whole(self, cache, heard):
+        fields = {"cache-control": "max-age=60", "etag": '"1"', "content-range": "bytes 0-4/10"}
+        app = Origin((206, fields, "01234"))
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert type(await self.ask(http, heard, range="bytes=0-4")) is Miss
+            hit = await self.ask(http, heard, range="bytes=1-3")
+            assert (type(hit), hit.key) == (Hit, "GET http://test\n/x?\npart")
+        assert app.runs == 1
+
+    async def test_readers_of_one_load_are_a_miss_each(self, cache, heard):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await gather(open_later(app), *(http.get("/x") for _ in range(3)))
+        assert heard == [Miss("GET http://test\n/x?")] * 3
+        assert app.runs == 1
+
+    async def test_a_stale_response_stands_in_and_says_for_what(self, cache, heard, clock):
+        app = App([(b"cache-control", b"max-age=60, stale-if-error=3600")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await self.ask(http, heard)
+            clock.advance(70)
+            app.error = ConnectionError("no")
+            stale = await self.ask(http, heard)
+            assert stale == Stale("GET http://test\n/x?", 70.0, 10.0, app.error)
+            # Fresh, but not fresh enough for this client: what stands in for it counts as it is marked.
+            app.error = None
+            async with client(SWRMiddleware(App(MAX_AGE), cache, request_directives=["max-age"])) as strict:
+                await self.ask(strict, heard, path="/y")
+                clock.advance(30)
+                assert await self.ask(strict, heard, path="/y", cache_control="max-age=60") == Hit(
+                    "GET http://test\n/y?", 30.0
+                )
+            failing = App()
+            failing.error = ConnectionError("no")
+            async with client(SWRMiddleware(failing, cache, request_directives=["max-age"])) as strict:
+                hit = await self.ask(strict, heard, path="/y", cache_control="max-age=5")
+                assert hit == Hit("GET http://test\n/y?", 30.0)
+
+    async def test_an_app_that_fails_and_a_client_that_leaves_are_misses(self, cache, heard):
+        app = App(MAX_AGE)
+        app.error = ValueError("no")
+        middleware = SWRMiddleware(app, cache)
+        async with client(middleware, raises=True) as http:
+            with pytest.raises(ValueError, match="no"):
+                await http.get("/x")
+        assert heard.take() == [Miss("GET http://test\n/x?")]
+        app.error, app.gate, app.begun = None, anyio.Event(), anyio.Event()
+        someone = Client()
+        async with anyio.create_task_group() as group:
+            group.start_soon(middleware, http_scope("/y"), someone.receive, someone.send)
+            await app.begun.wait()
+            group.cancel_scope.cancel()
+        assert heard.take() == [Miss("GET http://test\n/y?")]
+        app.gate.set()
+
+    async def test_what_is_not_to_be_stored_is_loaded_and_not_committed(self, cache):
+        heard = Heard(cache)
+        app = App([(b"cache-control", b"no-store")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            await until(lambda: len(heard) == 3)
+            assert heard.names() == ["LoadBegun", "Loaded", "Miss"]
+            await http.get("/x")
+            assert heard.names() == ["Miss"]
+
+    async def test_what_a_post_outdates_is_told(self, cache):
+        heard = Heard(cache, Invalidated)
+        async with client(SWRMiddleware(App(), cache)) as http:
+            await http.post("/x")
+        assert {(event.key, event.elsewhere) for event in heard} == {(None, False)}
+        assert all("/x" in event.tag for event in heard)
+
+
+class TestListeners:
+    async def test_a_fresh_hit_calls_nothing_where_nobody_listens_to_reads(self, cache):
+        """Of a loader and of a response, the two paths that are counted in nanoseconds."""
+
+        @cache.cached("k", fresh_for=60)
+        async def load() -> int:
+            return 1
+
+        heard = Heard(cache, Miss, LoadBegun)
+        async with client(SWRMiddleware(App([*MAX_AGE, (b"etag", b'"1"')]), cache)) as http:
+
+            async def hits():
+                await load()
+                await http.get("/x")
+                await http.get("/x", headers={"if-none-match": '"1"'})
+
+            async def called():
+                """The functions that have to do with events and are called by hits."""
+                told_by = {Engine.tell.__code__, Publisher.publish.__code__, Hit.__init__.__code__}
+                names = []
+
+                def note(frame, what, _):
+                    if what == "call" and frame.f_code in told_by:
+                        names.append(frame.f_code.co_name)
+
+                before = sys.getprofile()
+                sys.setprofile(note)
+                try:
+                    await hits()
+                finally:
+                    sys.setprofile(before)
+                return names
+
+            # Loaded; looked at once more; ready.
+            for _ in range(3):
+                await hits()
+            heard.clear()
+            assert await called() == []
+            reads = Heard(cache, Hit)
+            assert await called() == ["tell", "publish", "__init__"] * 3
+            assert len(reads) == 3
+            reads.end()
+            assert await called() == []
+            assert heard == []
+
+    async def test_each_is_told_what_it_asked_for_and_nothing_after_its_end(self, cache):
+        every, misses = Heard(cache), Heard(cache, Miss, Committed)
+        await cache.get_or_load("a", Loader(), POLICY)
+        assert (every.names(), misses.names()) == (["LoadBegun", "Committed", "Loaded", "Miss"], ["Committed", "Miss"])
+        every.end()
+        every.end()
+        await cache.get_or_load("b", Loader(), POLICY)
+        assert (every.names(), misses.names()) == ([], ["Committed", "Miss"])
+
+    async def test_one_that_raises_is_logged_once_and_hinders_nobody(self, cache, caplog):
+        told = []
+
+        def broken(event):
+            told.append(event)
+            raise ValueError("broken listener")
+
+        cache.subscribe(broken)
+        heard = Heard(cache)
+        for key in ("a", "b"):
+            assert (await cache.get_or_load(key, Loader(), POLICY)).value == 1
+        assert told == heard
+        assert len(told) == 8
+        (record,) = caplog.records
+        assert "broken" in record.message
+        assert "broken listener" in str(record.exc_info[1])
+
+    async def test_one_may_end_itself_and_others_and_begin_new_ones_while_it_is_told(self, cache):
+        first, late = [], []
+        ends = []
+
+        def once(event):
+            first.append(event)
+            for end in ends:
+                end()
+            cache.subscribe(late.append, Miss)
+
+        ends += [cache.subscribe(once, Miss), cache.subscribe(lambda event: None, Miss)]
+        for key in ("a", "b"):
+            await cache.get_or_load(key, Loader(), POLICY)
+        # From the next event on.
+        assert (first, late) == ([Miss("a")], [Miss("b")])
+
+    async def test_one_listener_may_be_subscribed_twice_and_ends_apart(self, cache):
+        told = []
+        write = told.append
+        ends = [cache.subscribe(write, Miss), cache.subscribe(write, Miss, Miss)]
+        await cache.get_or_load("a", Loader(), POLICY)
+        ends[0]()
+        await cache.get_or_load("b", Loader(), POLICY)
+        assert told == [Miss("a"), Miss("a"), Miss("b")]
+
+    @pytest.mark.parametrize(
+        ("listener", "chosen", "message"),
+        [
+            (None, (), "cannot be called"),
+            (anyio.sleep, (), "is async"),
+            (print, (Event,), "Hit, Stale, Miss"),
+            (print, ("Hit",), "no kind of event"),
+        ],
+    )
+    async def test_what_cannot_work_is_refused(self, cache, listener, chosen, message):
+        with pytest.raises(ConfigurationError, match=message):
+            cache.subscribe(listener, *chosen)
+
+
+def test_kinds_are_all_there_are_frozen_and_documented():
+    # With slots, dataclass makes each class twice.
+    assert {kind.__name__ for kind in KINDS} == {kind.__name__ for kind in Event.__subclasses__()}
+    page = (Path(__file__).parent.parent / "docs" / "events.md").read_text()
+    for kind in KINDS:
+        fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(kind))
+        assert page.count(f"\n| `{kind.__name__}` | {fields} | ") == 1
+        assert all(field.name in kind.__doc__ for field in dataclasses.fields(kind)), kind
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(kind(*[None] * len(dataclasses.fields(kind))), dataclasses.fields(kind)[0].name, "other")

@@ -1,0 +1,817 @@
+"""Batch loaders: one call for what is missing, one entry for each item, one load per key whoever asks for it."""
+
+import asyncio
+import dataclasses
+import threading
+
+import anyio
+import pytest
+
+from swr import NOT_MODIFIED, Cache, ConfigurationError, Fresh, LoadContext, LoadTimeout, Policy, State, SWRError
+from swr.codec import codec_for
+from swr.events import Hit, Miss, Stale
+from swr.many import CachedMany, ManyKeys
+from swr.testing import FakeClock
+from tests.fleet import fleet, settle
+from tests.servers import Server
+from tests.test_engine import together
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+class Table:
+    """A batch loader that notes what it is asked for, waits for its gate, and answers as it is told."""
+
+    def __init__(self):
+        self.asked = []
+        self.gate = None
+        self.begun = anyio.Event()
+        self.error = None
+        self.missing = set()
+
+    async def __call__(self, groups):
+        self.asked.append(list(groups))
+        run = len(self.asked)
+        self.begun.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return {group: f"{group}{run}" for group in groups if group not in self.missing}
+
+    def answer(self, group):
+        """What it has answered for `group`, last."""
+        return f"{group}{max(run for run, groups in enumerate(self.asked, 1) if group in groups)}"
+
+
+@pytest.fixture
+def table():
+    return Table()
+
+
+def define(cache, table, **options):
+    options = {"fresh_for": 60, "stale_for": 600, "stale_if_error": 3600, "tags": ("group:{group}",), **options}
+
+    @cache.cached_many("top:{group}", **options)
+    async def top(groups: list[str]) -> dict[str, str]:
+        return await table(groups)
+
+    return top
+
+
+def states(outcomes):
+    return {item: (outcome.value, outcome.state.value) for item, outcome in outcomes.items()}
+
+
+async def once(event, call):
+    await event.wait()
+    return await call()
+
+
+async def let_go(gate):
+    await settle()
+    gate.set()
+
+
+async def landed(engine):
+    while engine._flights:
+        await anyio.sleep(0.001)
+
+
+class TestCalls:
+    async def test_what_is_missing_is_one_call_and_what_is_there_is_none(self, cache, table):
+        top = define(cache, table)
+        assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
+        assert list((await top(["c", "b", "d", "a"])).items()) == [("c", "c2"), ("b", "b1"), ("d", "d2"), ("a", "a1")]
+        assert await top(groups=("a", "a", "b", "a")) == {"a": "a1", "b": "b1"}
+        assert await top(group for group in "ab") == {"a": "a1", "b": "b1"}
+        assert await top([]) == {}
+        assert table.asked == [["a", "b"], ["c", "d"]]
+        assert top.__name__ == "top"
+
+    async def test_each_item_is_one_read(self, cache, table, clock):
+        told = []
+        cache.subscribe(told.append, Hit, Stale, Miss)
+        top = define(cache, table, absent_for=600)
+        table.missing = {"none"}
+        await top(["a", "none"])
+        clock.advance(50)
+        await top(["b"])
+        clock.advance(15)
+        await top(["a", "b", "none", "c"])
+        await landed(cache.engine)
+        clock.advance(700)
+        table.error = ValueError("away")
+        await top(["a", "b"])
+        with pytest.raises(ValueError, match="away"):
+            await top(["a", "d"])
+        assert [(type(event).__name__, event.key) for event in told] == [
+            *(("Miss", "top:a"), ("Miss", "top:none"), ("Miss", "top:b")),
+            *(("Stale", "top:a"), ("Hit", "top:b"), ("Miss", "top:none"), ("Miss", "top:c")),
+            *(("Stale", "top:a"), ("Stale", "top:b")),
+            *(("Miss", "top:a"), ("Miss", "top:d")),
+        ]
+        assert [(event.staleness, event.error) for event in told[-4:-2]] == [(640, table.error), (655, table.error)]
+
+    async def test_what_is_stale_is_answered_at_once_and_refreshed_together(self, cache, table, clock):
+        top = define(cache, table)
+        await top(["a", "b", "c"])
+        clock.advance(50)
+        await top.refresh(["c"])
+        clock.advance(11)
+        table.gate = anyio.Event()
+        for _ in range(3):
+            with anyio.fail_after(5):
+                assert states(await top.outcome(["a", "b", "c"])) == {
+                    "a": ("a1", "stale"),
+                    "b": ("b1", "stale"),
+                    "c": ("c2", "fresh"),
+                }
+        table.gate.set()
+        await settle()
+        assert table.asked == [["a", "b", "c"], ["c"], ["a", "b"]]
+        assert states(await top.outcome(["a"])) == {"a": ("a3", "fresh")}
+
+    async def test_stale_and_missing_ones_of_one_call_are_two_loads(self, cache, table, clock):
+        top = define(cache, table)
+        await top(["a", "b"])
+        clock.advance(61)
+        outcomes = await top.outcome(["a", "x", "b", "y"])
+        assert states(outcomes) == {
+            "a": ("a1", "stale"),
+            "x": (table.answer("x"), "missing"),
+            "b": ("b1", "stale"),
+            "y": (table.answer("y"), "missing"),
+        }
+        await settle()
+        assert sorted(table.asked[1:]) == [["a", "b"], ["x", "y"]]
+
+    async def test_a_cache_that_was_closed_opens_for_what_is_stale(self, cache, table, clock):
+        top = define(cache, table)
+        await top(["a"])
+        await cache.aclose()
+        clock.advance(61)
+        assert states(await top.outcome(["a"])) == {"a": ("a1", "stale")}
+        await settle()
+        assert states(await top.outcome(["a"])) == {"a": ("a2", "fresh")}
+
+    async def test_a_refresh_loads_and_an_invalidation_forgets(self, cache, table):
+        top = define(cache, table)
+        await top(["a", "b", "c"])
+        assert await top.refresh(["b", "a"]) == {"b": "b2", "a": "a2"}
+        await top.invalidate(["a", "c", "z"])
+        assert await top(["a", "b", "c"]) == {"a": "a3", "b": "b2", "c": "c3"}
+        await cache.invalidate_tag("group:b")
+        await cache.invalidate("top:c")
+        assert await top(["a", "b", "c"]) == {"a": "a3", "b": "b4", "c": "c4"}
+        assert await top.refresh([]) == {}
+
+    async def test_its_entries_are_those_of_a_loader_of_one(self, cache, table):
+        @cache.cached("top:{group}:{limit}", fresh_for=60)
+        async def one(group: str, limit: int = 3) -> str:
+            return f"{group} alone"
+
+        @cache.cached_many("top:{group}:{limit}", fresh_for=60)
+        async def many(groups: list[str], limit: int = 3) -> dict[str, str]:
+            return await table(groups)
+
+        odd = ["a:b", "5", "", "%"]
+        assert await one("x") == "x alone"
+        assert await many([*odd, "x"]) == {**{group: f"{group}1" for group in odd}, "x": "x alone"}
+        assert [await one(group) for group in odd] == [f"{group}1" for group in odd]
+        assert await many(odd, 4) == {group: f"{group}2" for group in odd}
+        await one.invalidate("5")
+        assert (await many(odd))["5"] == "53"
+
+    async def test_methods_threads_copies_and_attributes(self, cache):
+        @dataclasses.dataclass(frozen=True)
+        class User:
+            id: int
+
+        class Service:
+            def __init__(self, region):
+                self.region = region
+
+            @cache.cached_many("of:{self.region}:{user.id}", fresh_for=60, copy=True)
+            def several(self, users: list[User]) -> dict[User, list[object]]:
+                return {user: [self.region, threading.get_ident()] for user in users}
+
+        eu, us = Service("eu"), Service("us")
+        found = await eu.several([User(1), User(2)])
+        assert {values[0] for values in found.values()} == {"eu"}
+        assert {values[1] for values in found.values()} != {threading.get_ident()}
+        found[User(1)].append("mine")
+        assert len((await eu.several([User(1)]))[User(1)]) == 2
+        assert (await us.several(users=[User(1)]))[User(1)][0] == "us"
+        assert isinstance(Service.several, CachedMany)
+        assert len(await Service.several(eu, [User(3)])) == 1
+
+    async def test_answers_may_say_for_how_long_they_hold(self, cache, clock):
+        answers = {"a": Fresh(1, fresh_for=5, validator="v"), "b": 2}
+
+        @cache.cached_many("k:{item}", fresh_for=60, jitter=0.5)
+        async def load(items: list[str]) -> dict[str, int | Fresh[int]]:
+            return {item: answers[item] for item in items}
+
+        cache.engine.uniform = lambda low, high: 0.0
+        assert await load(["a", "b"]) == {"a": 1, "b": 2}
+        entries = [cache.engine.store.peek(key) for key in ("k:a", "k:b")]
+        assert [(entry.fresh_until - clock(), entry.validator) for entry in entries] == [(5, "v"), (60, None)]
+        answers["a"] = NOT_MODIFIED
+        assert await load.refresh(["a"]) == {"a": 1}
+        assert cache.engine.store.peek("k:a").validator == "v"
+
+    async def test_what_is_fresh_is_refreshed_before_its_time(self, cache, table, clock):
+        top = define(cache, table, early=1.0)
+        cache.engine.uniform = lambda low, high: 0.0
+        begun = table.__class__.__call__
+
+        async def slow(self, groups):
+            clock.advance(1)
+            return await begun(self, groups)
+
+        table.__class__ = type("Slow", (Table,), {"__call__": slow})
+        await top(["a", "b"])
+        assert states(await top.outcome(["a", "b"])) == {"a": ("a1", "fresh"), "b": ("b1", "fresh")}
+        await settle()
+        assert table.asked == [["a", "b"]] * 2
+
+
+class TestOneLoad:
+    async def test_calls_that_overlap_load_each_key_once(self, cache, table):
+        top = define(cache, table)
+        table.gate = anyio.Event()
+        results = await together(
+            top(["a", "b"]),
+            once(table.begun, lambda: top(["b", "c"])),
+            once(table.begun, lambda: top(["c", "a"])),
+            once(table.begun, lambda: let_go(table.gate)),
+        )
+        assert results[:3] == [{"a": "a1", "b": "b1"}, {"b": "b1", "c": "c2"}, {"c": "c2", "a": "a1"}]
+        assert table.asked == [["a", "b"], ["c"]]
+
+    async def test_a_loader_of_one_and_a_batch_wait_for_each_other(self, cache, table):
+        begun, alone = anyio.Event(), []
+
+        @cache.cached("top:{group}", fresh_for=60)
+        async def one(group: str) -> str:
+            alone.append(group)
+            begun.set()
+            await table.gate.wait()
+            return f"{group} alone"
+
+        top = define(cache, table)
+        table.gate = anyio.Event()
+        first, both, second, _ = await together(
+            one("a"),
+            once(begun, lambda: top(["a", "b"])),
+            once(table.begun, lambda: one("b")),
+            once(table.begun, lambda: let_go(table.gate)),
+        )
+        assert (first, both, second) == ("a alone", {"a": "a alone", "b": "b1"}, "b1")
+        assert (alone, table.asked) == (["a"], [["b"]])
+
+    async def test_a_reader_that_leaves_ends_nothing(self, cache, table):
+        top = define(cache, table)
+        table.gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(top, ["a", "b"])
+            await table.begun.wait()
+            group.cancel_scope.cancel()
+        table.gate.set()
+        await landed(cache.engine)
+        assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
+
+    async def test_what_is_invalidated_meanwhile_is_loaded_again_alone(self, cache, table):
+        top = define(cache, table)
+        table.gate = anyio.Event()
+
+        async def invalidate():
+            await table.begun.wait()
+            await cache.invalidate_tag("group:a")
+            await top.invalidate(["b"])
+            table.gate.set()
+
+        found, _ = await together(top(["a", "b", "c"]), invalidate())
+        assert found == {"a": "a2", "b": "b2", "c": "c1"}
+        assert table.asked == [["a", "b", "c"], ["a", "b"]]
+
+    async def test_it_is_done_again_twice_at_most(self, cache, table):
+        top = define(cache, table)
+        begun = table.__class__.__call__
+
+        async def overtaken(self, groups):
+            await cache.invalidate("top:a")
+            return await begun(self, groups)
+
+        table.__class__ = type("Overtaken", (Table,), {"__call__": overtaken})
+        assert await top(["a"]) == {"a": "a3"}
+
+    async def test_one_that_asks_for_what_it_loads_is_told_so(self, cache):
+        @cache.cached("k:{item}", fresh_for=60)
+        async def one(item: str) -> str:
+            return (await many([item, "other"]))[item]
+
+        @cache.cached_many("k:{item}", fresh_for=60)
+        async def many(items: list[str]) -> dict[str, str]:
+            return {item: await one(items[-1]) for item in items}
+
+        with anyio.fail_after(5), pytest.raises(ConfigurationError, match="would wait forever"):
+            await many(["a", "b"])
+        with anyio.fail_after(5), pytest.raises(ConfigurationError, match="would wait forever"):
+            await one("x")
+
+
+class TestFailures:
+    async def test_all_of_a_call_fail_and_what_is_stored_stands_in(self, cache, table, clock):
+        top = define(cache, table)
+        await top(["a", "b"])
+        clock.advance(700)
+        table.error = ValueError("down")
+        outcomes = await top.outcome(["a", "b"])
+        assert states(outcomes) == {"a": ("a1", "stale"), "b": ("b1", "stale")}
+        assert outcomes["a"].error is table.error
+        # All keep off for a while; what nothing stands in for is tried.
+        with pytest.raises(ValueError, match="down"):
+            await top(["a", "x"])
+        assert states(await top.outcome(["a", "b"])) == {"a": ("a1", "stale"), "b": ("b1", "stale")}
+        assert table.asked[1:] == [["a", "b"], ["x"]]
+        with pytest.raises(ValueError, match="down"):
+            await top.refresh(["a", "b"])
+        table.error = None
+        assert await top.refresh(["a", "b"]) == {"a": "a5", "b": "b5"}
+
+    async def test_an_answer_that_is_no_dict_of_what_was_asked_for_is_an_error(self, cache):
+        answers = [["a"], {"a": 1, "z": 2}, None]
+
+        @cache.cached_many("k:{item}", fresh_for=60)
+        async def load(items: list[str]) -> dict[str, int]:
+            return answers.pop(0)
+
+        for complaint in ("returned list: a batch loader returns a dict", "returned 'z' too", "returned NoneType"):
+            with pytest.raises(ConfigurationError, match=complaint):
+                await load(["a", "b"])
+        assert not cache.engine._flights
+
+    async def test_a_load_that_runs_too_long_has_failed_for_all(self, cache, table, clock):
+        top = define(cache, table, hard_timeout=0.02)
+        table.gate = anyio.Event()
+        with pytest.raises(LoadTimeout, match="'top:a'"):
+            await top(["a", "b"])
+        await landed(cache.engine)
+        table.gate = None
+        assert await top(["a", "b"]) == {"a": "a2", "b": "b2"}
+        clock.advance(700)
+        table.gate = anyio.Event()
+        outcomes = await top.outcome(["b", "a"])
+        assert [(item, type(outcome.error)) for item, outcome in outcomes.items()] == [
+            ("b", LoadTimeout),
+            ("a", LoadTimeout),
+        ]
+
+    async def test_patience_ends_where_something_can_stand_in(self, cache, table, clock):
+        top = define(cache, table, soft_timeout=0.01)
+        await top(["a"])
+        clock.advance(700)
+        table.gate = anyio.Event()
+
+        async def later():
+            await anyio.sleep(0.05)
+            table.gate.set()
+
+        assert states(await top.outcome(["a"])) == {"a": ("a1", "stale")}
+        assert table.asked == [["a"], ["a"]]
+        outcomes, _ = await together(top.outcome(["a", "x"]), later())
+        assert states(outcomes) == {"a": ("a1", "stale"), "x": ("x3", "missing")}
+
+    async def test_a_value_that_cannot_be_stored_fails_alone(self, cache, table):
+        @cache.cached_many("k:{item}", fresh_for=60)
+        async def load(items: list[str]) -> dict[str, object]:
+            return {item: NOT_MODIFIED if item == "bad" else 1 for item in items}
+
+        with pytest.raises(SWRError, match="'k:bad' answered NOT_MODIFIED"):
+            await load(["good", "bad"])
+        await landed(cache.engine)
+        assert (await load.outcome(["good"]))["good"].state is State.FRESH
+
+    @pytest.mark.parametrize("error", [SystemExit(3), BaseException("own")])
+    async def test_what_is_no_exception_reaches_the_caller(self, cache, table, error):
+        top = define(cache, table)
+        table.error = error
+        with pytest.raises(type(error)):
+            await top(["a", "b"])
+        table.error = None
+        assert await top(["a"]) == {"a": "a2"}
+
+    async def test_one_that_is_cancelled_from_within_fails_for_all(self, cache):
+        if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+            pytest.skip("trio has no such exception to raise")
+
+        @cache.cached_many("k:{item}", fresh_for=60)
+        async def load(items: list[str]) -> dict[str, int]:
+            raise asyncio.CancelledError
+
+        with anyio.fail_after(5):
+            results = await together(load(["a", "b"]), load(["b"]))
+        assert [type(result) for result in results] == [SWRError, SWRError]
+
+    async def test_closing_while_it_loads(self, clock, table):
+        cache = Cache(clock=clock, drain_for=0.01)
+        top = define(cache, table)
+        table.gate = anyio.Event()
+
+        async def close():
+            await table.begun.wait()
+            await cache.aclose()
+
+        with anyio.fail_after(5):
+            result, _ = await together(top(["a", "b"]), close())
+        assert isinstance(result, SWRError)
+        assert "closed" in str(result)
+
+
+class TestAbsence:
+    async def test_what_is_not_there_is_left_out_and_asked_for_again(self, cache, table):
+        top = define(cache, table)
+        table.missing = {"b"}
+        for _ in range(2):
+            assert await top(["a", "b"]) == {"a": "a1"}
+        assert table.asked == [["a", "b"], ["b"]]
+        assert cache.engine.store.peek("top:b") is None
+
+    async def test_it_is_remembered_for_a_while(self, cache, table, clock):
+        top = define(cache, table, absent_for="10s")
+        table.missing = {"b"}
+        for _ in range(3):
+            assert await top(["a", "b"]) == {"a": "a1"}
+            clock.advance(3)
+        assert table.asked == [["a", "b"]]
+        clock.advance(2)
+        table.missing = set()
+        assert await top(["a", "b"]) == {"a": "a1", "b": "b2"}
+
+    @pytest.mark.parametrize("how", ["key", "tag", "own", "clear"])
+    async def test_it_is_forgotten_as_a_value_is(self, cache, table, how):
+        top = define(cache, table, absent_for=10)
+        table.missing = {"b"}
+        await top(["b"])
+        table.missing = set()
+        forget = {
+            "key": lambda: cache.invalidate("top:b"),
+            "tag": lambda: cache.invalidate_tag("group:b"),
+            "own": lambda: top.invalidate(["b"]),
+            "clear": cache.clear,
+        }
+        await forget[how]()
+        assert await top(["b"]) == {"b": "b2"}
+
+    async def test_a_refresh_does_not_believe_it(self, cache, table):
+        top = define(cache, table, absent_for=10)
+        table.missing = {"b"}
+        await top(["b"])
+        table.missing = set()
+        assert await top.refresh(["b"]) == {"b": "b2"}
+
+    @pytest.mark.parametrize("absent_for", [0, 100])
+    async def test_what_was_stored_goes(self, cache, table, clock, absent_for):
+        top = define(cache, table, absent_for=absent_for)
+        await top(["a", "b"])
+        table.missing = {"a", "b"}
+        assert await top.refresh(["a"]) == {}
+        clock.advance(61)
+        assert states(await top.outcome(["b"])) == {"b": ("b1", "stale")}
+        await settle()
+        table.error = ValueError("nothing may stand in")
+        if absent_for:
+            assert await top(["a", "b"]) == {}
+        else:
+            with pytest.raises(ValueError, match="nothing may stand in"):
+                await top(["b"])
+
+    @pytest.mark.parametrize("absent_for", [0, 10])
+    async def test_a_loader_of_one_asks_itself(self, cache, table, clock, absent_for):
+        top = define(cache, table, absent_for=absent_for)
+        table.missing, table.gate = {"a"}, anyio.Event()
+
+        @cache.cached("top:{group}", fresh_for=60, stale_if_error=60)
+        async def one(group: str, context: LoadContext[str]) -> str:
+            assert not context.has_value
+            return f"{group} alone"
+
+        # One that joined the batch's load, one that comes later, and one whose clock was put back.
+        several, joined, _ = await together(
+            top(["a"]), once(table.begun, lambda: one("a")), once(table.begun, lambda: let_go(table.gate))
+        )
+        assert (several, joined) == ({}, "a alone")
+        await one.invalidate("a")
+        await top(["a"])
+        clock.advance(-5)
+        outcome = await one.outcome("a")
+        assert (outcome.value, outcome.state) == ("a alone", State.MISSING)
+
+
+def many_of(process, table, **options):
+    """The same batch loader in a process of a fleet."""
+
+    async def top(groups):
+        return await table(groups)
+
+    policy = Policy(60, 600, 3600)
+    absent_for = options.pop("absent_for", 0)
+    return CachedMany(
+        process.engine, top, ManyKeys(top, "top:{group}"), policy, absent_for, encodes=False, copies=False
+    )
+
+
+class TestFleet:
+    @pytest.fixture
+    async def two(self, clock):
+        async with fleet(2, clock) as processes:
+            yield processes
+
+    async def test_keys_that_another_process_loads_are_waited_for(self, two):
+        tables = [Table(), Table()]
+        one, other = (many_of(process, table) for process, table in zip(two, tables, strict=True))
+        tables[0].gate = anyio.Event()
+
+        first, found, _ = await together(
+            one(["a", "b", "c"]),
+            once(tables[0].begun, lambda: other(["b", "c", "d"])),
+            # The other one calls its loader without waiting for what it does not load.
+            once(tables[1].begun, lambda: let_go(tables[0].gate)),
+        )
+        assert (first, found) == ({"a": "a1", "b": "b1", "c": "c1"}, {"b": "b1", "c": "c1", "d": "d1"})
+        assert (tables[0].asked, tables[1].asked) == ([["a", "b", "c"]], [["d"]])
+
+    async def test_what_another_process_fails_to_load_is_one_more_call(self, two, monkeypatch):
+        monkeypatch.setattr("swr.batch._GATHERED_FOR", 0.3)
+        tables = [Table(), Table()]
+        one, other = (many_of(process, table) for process, table in zip(two, tables, strict=True))
+        tables[0].gate, tables[0].error = anyio.Event(), ValueError("down")
+
+        first, found, _ = await together(
+            one(["a", "b", "c"]),
+            once(tables[0].begun, lambda: other(["b", "c", "d"])),
+            once(tables[1].begun, lambda: let_go(tables[0].gate)),
+        )
+        assert isinstance(first, ValueError)
+        assert found == {"b": "b2", "c": "c2", "d": "d1"}
+        assert tables[1].asked == [["d"], ["b", "c"]]
+
+    async def test_what_another_process_has_found_absent_is_absent(self, two):
+        tables = [Table(), Table()]
+        one, other = (many_of(process, table, absent_for=10) for process, table in zip(two, tables, strict=True))
+        tables[0].gate, tables[0].missing = anyio.Event(), {"a"}
+
+        begun, gate = tables[0].begun, tables[0].gate
+        found = await together(one(["a"]), once(begun, lambda: other(["a"])), once(begun, lambda: let_go(gate)))
+        assert found[:2] == [{}, {}]
+        two[1].link.calls.clear()
+        assert await other(["a"]) == {}
+        assert (tables[1].asked, two[1].link.calls) == ([], [])
+
+    async def test_what_a_refresh_does_not_find_goes_wherever_it_lies(self, clock, table):
+        async with fleet(1, clock, shelf_bytes=0) as (process,):
+            top = many_of(process, table)
+            await top(["a"])
+            table.missing = {"a"}
+            assert await top.refresh(["a"]) == {}
+            table.error = ValueError("it is loaded again")
+            with pytest.raises(ValueError, match="again"):
+                await top(["a"])
+
+    async def test_one_whose_leader_has_had_his_time_goes_on_alone(self, two, table):
+        """The store answers for the second key when the time for the first one, whose lease was won, is up."""
+
+        async def top(groups):
+            return await table(groups)
+
+        many = CachedMany(
+            two[0].engine,
+            top,
+            ManyKeys(top, "top:{group}"),
+            Policy(60, hard_timeout=0.05),
+            0,
+            encodes=False,
+            copies=False,
+        )
+        late = anyio.Event()
+
+        async def hold():
+            if two[0].link.calls.count("acquire") == 2:
+                await late.wait()
+
+        async def answer():
+            while "release" not in two[0].link.calls:
+                await anyio.sleep(0.01)
+            late.set()
+
+        two[0].link.after["acquire"] = hold
+        with anyio.fail_after(20):
+            result, _ = await together(many(["a", "b"]), answer())
+        assert isinstance(result, LoadTimeout)
+        assert len(table.asked) == len(table.asked[0]) == 1
+
+    async def test_without_a_store_one_call_loads_all(self, two, table):
+        top = many_of(two[0], table)
+        await two[0].engine.ready()
+        two[0].link.go(away=True)
+        assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
+        assert table.asked == [["a", "b"]]
+        assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
+
+    async def test_answers_of_the_store_that_come_late_are_waited_for(self, two, table):
+        """However the replies are spread, those that ask together are loaded together."""
+        top = many_of(two[0], table)
+        turns = iter(range(10))
+
+        async def spread():
+            for _ in range(20 * next(turns)):
+                await anyio.lowlevel.checkpoint()
+
+        two[0].link.after["acquire"] = spread
+        await top(["a", "b", "c"])
+        assert table.asked == [["a", "b", "c"]]
+
+
+class TestArguments:
+    async def test_what_is_no_list_of_items_is_a_type_error(self, cache, table):
+        top = define(cache, table)
+        for wrong, complaint in (
+            ("ATL", r"groups='ATL' of .* is not a list of items: give \['ATL'\]"),
+            (b"ATL", "is not a list"),
+            (5, "is not a list"),
+            ([["a"]], r"holds \['a'\], which cannot be a key"),
+        ):
+            with pytest.raises(TypeError, match=complaint):
+                await top(wrong)
+        for call in (lambda: top(), lambda: top(["a"], 5), lambda: top(items=["a"])):
+            with pytest.raises(TypeError):
+                await call()
+        with pytest.raises(ConfigurationError, match="'group'"):
+            await top([object()])
+        assert table.asked == []
+
+    @pytest.mark.parametrize(
+        ("template", "options", "complaint"),
+        [
+            (None, {}, "template=None"),
+            ("k", {}, "names nothing else"),
+            ("k:{a}:{b}", {}, "names a, b"),
+            ("k:{items}", {}, "leaves out limit"),
+            ("k:{item}", {}, "leaves out items, limit"),
+            ("k:{items}:{limit}:{item}", {}, "leaves out nothing"),
+            ("k:{item}", {"ignore": "limit"}, "ignore='limit'"),
+            ("k:{item}", {"ignore": ("limit", "z")}, "no parameter 'z'"),
+            ("k:{item}", {"ignore": ("limit", "item")}, "no parameter 'item'"),
+            ("k:{item}", {"ignore": ("limit",), "tags": ("{z}",)}, "no parameter 'z'"),
+            ("k:{item}", {"ignore": ("limit",), "absent_for": -1}, "absent_for=-1"),
+            ("k:{item}", {"ignore": ("limit",), "stale_for": "x"}, "stale_for='x'"),
+        ],
+    )
+    def test_what_cannot_work_is_refused_where_it_is_written(self, template, options, complaint):
+        with pytest.raises(ConfigurationError, match=complaint):
+
+            @Cache().cached_many(template, fresh_for=1, **options)
+            async def load(items, limit): ...
+
+    def test_what_is_no_batch_loader_is_refused(self):
+        async def spread(*items): ...
+        async def asks(items, context: LoadContext[int]): ...
+        def generator(items):
+            yield
+
+        for function, options, complaint in (
+            (spread, {}, r"takes its items as \*items"),
+            (asks, {"ignore": ("context",)}, "asks for a LoadContext"),
+            (generator, {}, "generator"),
+        ):
+            with pytest.raises(ConfigurationError, match=complaint):
+                Cache().cached_many("k:{item}", fresh_for=1, **options)(function)
+
+    def test_two_batch_loaders_do_not_share_a_key(self):
+        cache = Cache()
+
+        @cache.cached_many("k:{item}", fresh_for=1)
+        async def one(items): ...
+
+        with pytest.raises(ConfigurationError, match=r"is that of .*one already"):
+
+            @cache.cached_many("k:{item}", fresh_for=1)
+            async def other(items): ...
+
+    def test_the_codec_is_that_of_the_dicts_values(self):
+        def kind(annotation):
+            def function(): ...
+
+            if annotation is not None:
+                function.__annotations__ = {"return": annotation}
+            return codec_for(function, many=True).kind
+
+        assert kind(dict[str, Row]) == kind(dict[str, Row | Fresh[Row]]) == Row
+        assert kind(dict[str, Row]) is Row
+        assert kind(None) is kind(dict[str, object]) or kind(None)
+        for wrong in (list[Row], dict, Row, int | None):
+            with pytest.raises(ConfigurationError, match=r"a batch loader returns a dict, and says of what"):
+                kind(wrong)
+
+
+@dataclasses.dataclass
+class Row:
+    rank: int
+
+
+class TestThroughRedis:
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio"
+
+    def make(self, server, asked, **options):
+        cache = Cache(server.url, timeout=2, **options)
+
+        @cache.cached_many("row:{n}", fresh_for=60, stale_for=600, absent_for=10, tags=("row:{n}",))
+        async def rows(numbers: list[int]) -> dict[int, Row]:
+            asked.append(sorted(numbers))
+            return {n: Row(n) for n in numbers if n < 100}
+
+        return cache, rows
+
+    @pytest.mark.parametrize("l1", [0, 2**20], ids=["no L1", "L1"])
+    async def test_values_and_absence_are_known_to_every_process(self, server: Server, l1):
+        asked = []
+        one, rows = self.make(server, asked, l1_max_bytes=l1)
+        other, others_rows = self.make(server, asked, l1_max_bytes=l1)
+
+        @other.cached("row:{n}", fresh_for=60)
+        async def row(n: int) -> Row:
+            return Row(-n)
+
+        async with one, other:
+            for load in (rows, others_rows, rows):
+                assert await load([1, 100, 2]) == {1: Row(1), 2: Row(2)}
+            assert asked == [[1, 2, 100]]
+            assert await row(1) == Row(1)
+            assert await row(100) == Row(-100)
+            assert await rows([100]) == {100: Row(-100)}
+            await one.invalidate_tag("row:2")
+            assert await others_rows([1, 2]) == {1: Row(1), 2: Row(2)}
+            assert asked == [[1, 2, 100], [2]]
+
+    async def test_a_batch_is_a_few_round_trips_however_long(self, server: Server):
+        asked = []
+        one, rows = self.make(server, asked)
+        other, others_rows = self.make(server, asked)
+        numbers = list(range(80))
+        async with one, other:
+            for cache in (one, other):
+                await cache.engine.ready()
+            writes = [count_writes(cache) for cache in (one, other)]
+            assert len(await rows(numbers)) == 80
+            loading = len(writes[0])
+            assert len(await others_rows(numbers)) == 80
+            assert len(await others_rows(numbers)) == 80
+            assert asked == [numbers]
+            # Reading is one; leases and commits are two at most, for their second command starts in a task.
+            assert loading <= 6
+            (reading,) = writes[1]
+            # One command: all that is asked for, and the newest barrier.
+            assert reading.startswith(b"*82\r\n$4\r\nMGET\r\n")
+
+    async def test_two_processes_load_each_key_once(self, server: Server):
+        asked = []
+        one, rows = self.make(server, asked)
+        other, others_rows = self.make(server, asked)
+        async with one, other:
+            for cache in (one, other):
+                await cache.engine.ready()
+            found = await together(*(load(range(n, n + 20)) for n in range(0, 60, 5) for load in (rows, others_rows)))
+        assert all(len(values) == 20 for values in found)
+        assert sorted(n for numbers in asked for n in numbers) == list(range(75))
+
+
+def count_writes(cache):
+    """Note what is written to the cache's connection for commands, one item for each write."""
+    writes = []
+    connection = cache.engine.store.store._servers._link.wire._connection
+    send = connection.send_packed_command
+
+    async def counted(command, **options):
+        data = b"".join(command)
+        if data.count(b"MGET") != 1 or b":{!}" not in data or b"EVAL" in data or data.count(b"row:"):
+            # All but the heart-beat.
+            writes.append(data)
+        await send(command, **options)
+
+    connection.send_packed_command = counted
+    return writes

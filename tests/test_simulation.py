@@ -1,0 +1,268 @@
+"""The simulation finds nothing wrong with swr, and what is wrong with an swr that was broken on purpose.
+
+The counts here are reduced; SWR_SIMULATION_SEEDS=10000 is how many seeds each scenario runs, and SWR_FULL=1
+(scripts/chaos) is the same as that.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import runpy
+import subprocess
+import sys
+import textwrap
+from random import Random
+from typing import NamedTuple
+
+import pytest
+
+from swr.engine import Engine, Load
+from swr.stores.barriers import Barriers
+from swr.stores.memory import MemoryStore
+from swr.stores.tiered import TieredStore
+from swr.testing import simulate as simulation
+from swr.testing.oracle import INVALIDATED, LOST, PAUSED, Failed, Oracle
+from swr.testing.simulate import SCENARIOS, main, simulate
+from swr.testing.world import Gate, Link, Server, Weather
+
+FULL = os.environ.get("SWR_FULL") == "1"
+SEEDS = int(os.environ.get("SWR_SIMULATION_SEEDS", 10_000 if FULL else 0))
+REDUCED = {"mixed": 120, "paused-holder": 300, "lost-reply": 300, "invalidation": 180}
+TRIED = {"paused-holder": PAUSED, "lost-reply": LOST, "invalidation": INVALIDATED}
+
+
+@pytest.mark.promise
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_no_seed_finds_anything(scenario, capsys):
+    seeds = SEEDS or REDUCED[scenario]
+    assert main(["--seeds", f"0:{seeds}", "--scenario", scenario]) == 0, capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.fullmatch(rf"{scenario}: {seeds} seeds, \d+ answers.*; 0 seeds failed\n", said)
+    if scenario in TRIED:
+        # What the scenario is about does happen, once in a run and more.
+        tried = re.search(rf"(\d+) {TRIED[scenario]}", said)
+        assert tried is not None
+        assert int(tried[1]) >= seeds
+
+
+def test_a_seed_is_one_run_in_every_process():
+    code = "from swr.testing.simulate import simulate; print(*simulate(5).trace, sep='\\n')"
+    traces = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.splitlines()
+        for salt in ("1", "2")
+    ]
+    assert traces[0] == traces[1] == simulate(5).trace
+    assert len(traces[0]) > 100
+    assert simulate(6).trace != traces[0]
+
+
+class Sabotage(NamedTuple):
+    """What is broken: `old` in the source of a function becomes `new`; and what a scenario's seeds find from `first` on."""
+
+    owner: type
+    function: str
+    old: str
+    new: str
+    scenario: str
+    found: str
+    first: int = 0
+
+    def commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        function = getattr(self.owner, self.function)
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(self.old) == 1
+        names: dict[str, object] = {}
+        exec(source.replace(self.old, self.new), function.__globals__, names)
+        monkeypatch.setattr(self.owner, self.function, names[self.function])
+
+
+MOST = 20
+SABOTAGES = {
+    "no fence": Sabotage(
+        MemoryStore,
+        "commit",
+        "raise LeaseLost(f\"the lease on {lease.key!r} had expired or was deleted\")\n    del self._holds[lease.key]",
+        "pass\n    self._holds.pop(lease.key, None)",
+        "paused-holder",
+        "replaced something newer",
+    ),
+    "the lease outlives an invalidation": Sabotage(
+        MemoryStore, "invalidate", "self._holds.pop(key, None)", "pass", "invalidation",
+        "was stored after an invalidation that it does not know",
+    ),
+    "the barrier is that of the end of the load": Sabotage(
+        Load, "land", "self.began, flight.version or 0, self.head,",
+        "self.began, flight.version or 0, engine.store.barriers.head,", "invalidation",
+        "was stored after an invalidation that it does not know",
+    ),
+    "stamped at the end of the load": Sabotage(
+        Load, "land", "policy, self.began,", "policy, engine.clock(),", "mixed", "its age given as",
+    ),
+    "a fenced commit counts as done": Sabotage(
+        Load, "land", "except LeaseLost:\n            flight.doomed = True",
+        "except LeaseLost:\n            pass", "invalidation", "that it had heard of",
+    ),
+    "without a lease anything is kept": Sabotage(
+        Load, "land", "if flight.fence != engine.fence or not engine.is_current(flight)", "if False", "mixed",
+        "older than its answer",
+    ),
+    "an invalidation dooms no flight": Sabotage(
+        Engine, "_hear", "self._doom(name, version or NEWEST)", "pass", "mixed", "older than",
+    ),
+    "what news has outdated stands in for an overtaken load": Sabotage(
+        Engine, "_part", "flight.fence = _PARTED", "pass", "mixed", "that it had heard of", 250,
+    ),
+    "a joiner's entry does not stand in": Sabotage(
+        Engine, "begin", "flight.entry = entry", "pass", "lost-reply", "could stand in", 20,
+    ),
+    "no second look": Sabotage(
+        Engine, "_win", "known = NEWEST if flight.forced else", "known = NEWEST if True else", "lost-reply",
+        "is fresh",
+    ),
+    "a refresh takes what is there": Sabotage(
+        Engine, "_win", "known = NEWEST if flight.forced else", "known =", "invalidation", "older than the refresh",
+    ),
+    "no lease is renewed": Sabotage(
+        Engine, "_renew", "await self.store.renew(load.lease, self._lease_for)", "pass", "mixed",
+        "was under way", 10,
+    ),
+    "after a failure the lease is kept": Sabotage(
+        Engine, "failed", "await self.store.release(lease, pause)", "pass", "lost-reply", "never answered",
+    ),
+    "a pause keeps off whom nothing is served": Sabotage(
+        Engine, "_win", "force=flight.forced or self.fallback(flight) is None", "force=False", "mixed",
+        "raised SWRError",
+    ),
+    "anything stands in": Sabotage(
+        Engine, "fallback", "if entry is None or not (decision.serve or decision.fallback)", "if entry is None", "lost-reply",
+        "as stale (Failed('load",
+    ),
+    "closing gives no lease back": Sabotage(
+        Engine, "_fly", "await self.store.release(lease)", "pass", "paused-holder", "a lease is left over",
+    ),
+    "suspects are served": Sabotage(
+        TieredStore, "_trust", "if slot.epoch != self._epoch", "if False", "invalidation", "before its link came up",
+    ),
+    "superseded entries are served as fresh": Sabotage(
+        TieredStore, "_trust", "if slot.superseded", "if False", "lost-reply", "older than a commit that it had heard of",
+    ),
+    "barriers are not asked": Sabotage(
+        Barriers, "admits", "if head < self._clear", "if False", "invalidation", "that it had heard of",
+    ),
+    "what was invalidated in vain is forgotten": Sabotage(
+        TieredStore, "invalidate_tag", "self._owe(self._owed_tags, tag)", "pass", "mixed",
+        "older than its own invalidation",
+    ),
+    "debts are not paid": Sabotage(
+        TieredStore, "_hear", "self._start(self._pay_all)", "pass", "lost-reply", "still keeps",
+    ),
+    "closing ends nothing": Sabotage(
+        Engine, "aclose", "await self._owner.aclose()", "pass", "mixed", "tasks are left over",
+    ),
+    "a silent link is never found out": Sabotage(
+        Link, "_found_out", "if broken is self._broken", "if False", "invalidation", "that it should know of by now", 100,
+    ),
+    "barriers that were missed are not learned": Sabotage(
+        Link, "_learn", "if self._synced == head >= self.barriers.head", "if True", "invalidation",
+        "before its link came up", 30,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES.values(), ids=SABOTAGES)
+def test_sabotage_is_found(sabotage, monkeypatch):
+    sabotage.commit(monkeypatch)
+    found = (
+        text
+        for seed in range(sabotage.first, sabotage.first + MOST)
+        for text in simulate(seed, sabotage.scenario).violations
+    )
+    assert any(sabotage.found in text for text in found)
+
+
+def test_what_only_a_broken_loader_could_do_is_found(monkeypatch):
+    """A value of another key, a failure of another's, and what swr calls an error."""
+    run = simulation.Job.run
+
+    async def other(self, load):
+        if self._worker.name == "w0":
+            self._key = "k0"
+        await run(self, load)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation.Job, "run", other)
+        assert any(text.endswith("of k0") for seed in range(20) for text in simulate(seed).violations)
+
+    async def fails(self, load):
+        reading = self._worker.world.oracle.load_begins("elsewhere", self._key, 0.0, forced=True)
+        raise Failed(reading)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation.Job, "run", fails)
+        assert "which is another's" in simulate(0).violations[0]
+
+    async def boom():
+        raise RuntimeError("boom")
+
+    async def starts(self, load):
+        load._engine._owner.start(boom)
+        await run(self, load)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation.Job, "run", starts)
+        assert "logged: a background task failed RuntimeError('boom')" in simulate(0).violations[0]
+
+
+def test_a_failing_seed_is_printed_and_replayed(monkeypatch, capsys):
+    SABOTAGES["suspects are served"].commit(monkeypatch)
+    assert main(["--seeds", "0:12", "--scenario", "invalidation"]) == 1
+    *failing, summary = capsys.readouterr().out.splitlines()
+    seed = re.search(
+        r"; replay: python -m swr\.testing\.simulate (--seed \d+ --scenario invalidation --trace)$", failing[0]
+    )
+    assert seed is not None
+    assert summary.endswith(f"; {len(failing)} seeds failed")
+    assert main(seed[1].split()) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2] == failing[0]
+    assert any("oracle w" in line for line in said[:-2])
+    monkeypatch.undo()
+    assert main(seed[1].split()) == 0
+
+
+def test_the_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["simulate", "--seed", "3"])
+    monkeypatch.delitem(sys.modules, "swr.testing.simulate")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("swr.testing.simulate", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("mixed: 1 seeds, ")
+
+
+@pytest.mark.parametrize("seeds", ["5", "a:b", "3:3", "-1:4"])
+def test_seeds_that_are_none_are_refused(seeds, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([f"--seeds={seeds}"])
+    assert ended.value.code == 2
+    assert f"{seeds!r} is not FIRST:LAST" in capsys.readouterr().err
+
+
+def test_a_link_holds_no_entry():
+    oracle = Oracle({}, 1.0, lambda: 0.0)
+    server = Server(lambda: 0.0, oracle, lenient=False)
+    link = Link(server, "w0", Gate(), Random(0), Weather(0.0, 0.0), oracle, lambda function: None)
+    assert link.peek("k") is None
+
+
+def test_without_trio_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trio", None)
+    monkeypatch.delitem(sys.modules, "swr.testing.simulate")
+    with pytest.raises(ImportError, match=re.escape("swr.testing.simulate needs trio: pip install 'swr[testing]'")):
+        importlib.import_module("swr.testing.simulate")

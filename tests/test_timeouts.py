@@ -1,0 +1,443 @@
+"""Slow loaders: readers whose patience ends, and loads that are given up, for values and for responses."""
+
+import logging
+import threading
+
+import anyio
+import anyio.lowlevel
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from swr import Cache, ConfigurationError, LoadTimeout, Policy, State
+from swr.middleware import Rule, SWRMiddleware
+from swr.testing import FakeClock
+from tests.fleet import Job, fleet, settle
+from tests.web import MAX_AGE, App, Client, brief, client, http_scope
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+@pytest.mark.parametrize("name", ["soft_timeout", "hard_timeout"])
+def test_a_time_out_that_leaves_no_time_is_refused(name):
+    assert getattr(Policy(1, **{name: "500ms"}), name) == 0.5
+    assert getattr(Policy(1).tagged(("t",)), name) is None
+    for wrong in (0, -1, "soon", True):
+        with pytest.raises(ConfigurationError, match=name):
+            Policy(1, **{name: wrong})
+        with pytest.raises(ConfigurationError, match=name):
+            Cache().cached(fresh_for=1, **{name: wrong})
+
+
+class TestSoft:
+    async def test_a_reader_is_answered_with_what_can_stand_in_and_the_load_goes_on(self, cache, clock):
+        gate = anyio.Event()
+        runs = []
+
+        @cache.cached("k", fresh_for=10, stale_if_error=60, soft_timeout="10ms")
+        async def load() -> int:
+            runs.append(1)
+            if len(runs) > 1:
+                await gate.wait()
+            return len(runs)
+
+        await load()
+        clock.advance(20)
+        for _ in range(2):
+            outcome = await load.outcome()
+            assert (outcome.value, outcome.state, outcome.age, outcome.error) == (1, State.STALE, 20, None)
+        assert await load() == 1
+        gate.set()
+        await settle()
+        assert (await load.outcome()).state is State.FRESH
+        assert (await load(), len(runs)) == (2, 2)
+
+    async def test_with_nothing_at_hand_the_reader_waits(self, cache):
+        async def load():
+            await anyio.sleep(0.05)
+            return 1
+
+        outcome = await cache.get_or_load("k", load, Policy(60, soft_timeout=0.001))
+        assert (outcome.value, outcome.state) == (1, State.MISSING)
+
+    async def test_what_was_invalidated_meanwhile_stands_in_for_nothing(self, cache, clock):
+        runs, gate = [], anyio.Event()
+
+        async def load():
+            runs.append(1)
+            if len(runs) == 2:
+                await cache.invalidate_tag("t")
+                await gate.wait()
+            return len(runs)
+
+        policy = Policy(10, stale_if_error=60, tags=("t",), soft_timeout=0.01)
+        await cache.get_or_load("k", load, policy)
+        clock.advance(20)
+
+        async def open_later():
+            await anyio.sleep(0.05)
+            gate.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(open_later)
+            outcome = await cache.get_or_load("k", load, policy)
+        assert (outcome.value, outcome.state) == (3, State.MISSING)
+
+    async def test_a_refresh_waits_to_the_end(self, cache):
+        @cache.cached("k", fresh_for=10, stale_for=60, soft_timeout=0.001)
+        async def load() -> int:
+            runs.append(1)
+            await anyio.sleep(0.02)
+            return len(runs)
+
+        runs = []
+        assert (await load(), await load.refresh()) == (1, 2)
+
+
+class TestHard:
+    async def test_a_load_that_runs_too_long_is_cancelled_and_has_failed(self, cache):
+        ended = []
+
+        @cache.cached("k:{a}", fresh_for=10, hard_timeout="20ms")
+        async def load(a: int) -> int:
+            if not ended:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    ended.append(True)
+            return a
+
+        with pytest.raises(LoadTimeout, match=r"'k:1' was given up after 0\.02 s, its hard_timeout") as caught:
+            await load(1)
+        assert isinstance(caught.value, TimeoutError)
+        assert (caught.value.key, caught.value.seconds) == ("k:1", 0.02)
+        await settle()
+        assert ended == [True]
+        assert await load(1) == 1
+
+    async def test_what_is_stored_stands_in(self, cache, clock, caplog):
+        hangs = []
+
+        async def load():
+            if hangs:
+                await anyio.sleep_forever()
+            return 1
+
+        policy = Policy(10, stale_if_error=60, hard_timeout=0.01)
+        await cache.get_or_load("k", load, policy)
+        clock.advance(20)
+        hangs.append(True)
+        outcome = await cache.get_or_load("k", load, policy)
+        assert (outcome.value, outcome.state, type(outcome.error)) == (1, State.STALE, LoadTimeout)
+        assert "LoadTimeout" in caplog.text
+        assert "Traceback" not in caplog.text
+
+    async def test_a_threads_result_is_abandoned(self, cache):
+        release, left = threading.Event(), threading.Event()
+        slow = [True]
+
+        @cache.cached("k", fresh_for=10, hard_timeout=0.01)
+        def load() -> str:
+            if not slow:
+                return "new"
+            release.wait(10)
+            left.set()
+            return "late"
+
+        with pytest.raises(LoadTimeout):
+            await load()
+        slow.clear()
+        assert await load() == "new"
+        release.set()
+        await anyio.to_thread.run_sync(left.wait)
+        await settle()
+        assert (await load.outcome()).state is State.FRESH
+        assert await load() == "new"
+
+    @pytest.mark.parametrize("end", ["land", "leave", "fail", "raise"])
+    async def test_whatever_it_does_later_counts_for_nothing(self, clock, caplog, end):
+        done = anyio.Event()
+
+        class Stubborn(Job):
+            async def run(self, load):
+                flights.append(load.flight)
+                load.limit(0.01)
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await stored.wait()
+                        if end == "land":
+                            await load.land("late", self.policy)
+                        elif end == "leave":
+                            await load.leave(drop=True)
+                        elif end == "fail":
+                            await load.fail(ValueError("late"))
+                        else:
+                            raise ValueError("late")
+                finally:
+                    done.set()
+
+        stored = anyio.Event()
+        flights = []
+        async with fleet(1, clock) as (process,):
+            with pytest.raises(LoadTimeout):
+                await process.engine.fetch("k", Stubborn())
+            assert (await process.engine.fetch("k", Job(lambda run: "new"))).value == "new"
+            stored.set()
+            await done.wait()
+            await settle()
+            outcome = await process.engine.fetch("k", Job())
+            assert (outcome.value, outcome.state) == ("new", State.FRESH)
+        assert (type(flights[0].error), flights[0].landed, flights[0].left) == (LoadTimeout, None, False)
+        assert ("given up failed" in caplog.text) is (end == "raise")
+
+    @pytest.fixture
+    def hangs(self):
+        class Hangs(Job):
+            async def run(self, load):
+                load.limit(0.01)
+                await anyio.sleep_forever()
+
+        return Hangs()
+
+    async def test_the_error_waits_for_the_lease_to_be_given_back(self, clock, hangs):
+        async with fleet(1, clock) as (process,):
+            process.link.before["release"] = lambda: anyio.sleep(0.02)
+            with pytest.raises(LoadTimeout):
+                await process.engine.fetch("k", hangs)
+            assert process.link.calls[-1] == "release"
+
+    async def test_the_lease_is_given_back_to_all(self, clock, hangs):
+        async with fleet(2, clock) as (one, other):
+            with pytest.raises(LoadTimeout):
+                await one.engine.fetch("k", hangs)
+            assert (await other.engine.fetch("k", Job())).value == 1
+
+    async def test_a_limit_is_replaced_and_lifted(self, clock):
+        class Lifts(Job):
+            async def run(self, load):
+                load.limit(0.01)
+                load.limit(self.policy.hard_timeout)
+                await anyio.sleep(0.05)
+                await super().run(load)
+
+        async with fleet(1, clock) as (process,):
+            assert (await process.engine.fetch("k", Lifts())).value == 1
+            with pytest.raises(LoadTimeout, match=r"0\.02 s"):
+                await process.engine.fetch("other", Lifts(policy=Policy(1, hard_timeout=0.02)))
+
+    async def test_what_runs_on_after_it_was_stored_has_no_limit(self, process_of_job):
+        ended = []
+
+        class RunsOn(Job):
+            async def run(self, load):
+                load.limit(0.01)
+                await super().run(load)
+                load.limit(0.01)
+                await anyio.sleep(0.05)
+                ended.append(True)
+
+        assert (await process_of_job(RunsOn())).value == 1
+        await anyio.sleep(0.1)
+        assert ended == [True]
+
+    async def test_one_that_ends_in_the_moment_its_time_is_up_has_ended(self, clock):
+        class Ends(Job):
+            async def run(self, load):
+                load.limit(1e-9)
+                # The timer's turn has come, and it has not run yet.
+                await anyio.lowlevel.checkpoint()
+                await super().run(load)
+
+        async with fleet(1, clock) as (process,):
+            outcome = None
+            while outcome is None:
+                try:
+                    outcome = await process.engine.fetch("k", Ends())
+                except LoadTimeout:
+                    assert not process.engine._flights
+            assert outcome.value == 1
+
+    @pytest.fixture
+    async def process_of_job(self, clock):
+        async with fleet(1, clock) as (process,):
+
+            async def fetch(job):
+                return await process.engine.fetch("k", job)
+
+            yield fetch
+
+
+def hangs_at(*runs):
+    """An app that never ends in its runs of these numbers."""
+
+    class Hanging(App):
+        async def __call__(self, scope, receive, send):
+            if self.runs + 1 in runs:
+                self.runs += 1
+                await anyio.sleep_forever()
+            await super().__call__(scope, receive, send)
+
+    return Hanging(MAX_AGE)
+
+
+class TestResponses:
+    async def test_an_app_that_hangs_keeps_nobody_waiting(self, cache, caplog):
+        app = hangs_at(1)
+        async with client(SWRMiddleware(app, cache, hard_timeout=0.02)) as http:
+            answers = []
+
+            async def get():
+                answers.append(await http.get("/x"))
+
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(get)
+            assert [brief(answer) for answer in answers] == [(504, "", "missing")] * 3
+            assert answers[0].headers["cache-status"] == 'swr; fwd=uri-miss; detail="timeout"'
+            assert app.runs == 1
+            assert brief(await http.get("/x")) == (200, "2", "missing")
+        assert "given up after 0.02 s" in caplog.text
+
+    async def test_what_is_stored_stands_in(self, cache, clock):
+        app = hangs_at(2, 3)
+        async with client(SWRMiddleware(app, cache, hard_timeout=0.02)) as http:
+            await http.get("/x")
+            clock.advance(700)
+            answer = await http.get("/x")
+            assert brief(answer) == (200, "1", "stale")
+            assert answer.headers["cache-status"] == "swr; fwd=stale; fwd-status=504"
+
+    async def test_a_refresh_that_hangs_is_given_up(self, cache, clock):
+        app = hangs_at(2)
+        async with client(SWRMiddleware(app, cache, hard_timeout=0.02)) as http:
+            await http.get("/x")
+            clock.advance(61)
+            assert brief(await http.get("/x")) == (200, "1", "stale")
+            await settle()
+            while cache.engine._flights:
+                await anyio.sleep(0.01)
+            clock.advance(600)
+            assert brief(await http.get("/x")) == (200, "1", "stale")
+            assert app.runs == 2
+
+    async def test_a_body_that_never_ends_breaks_off(self, cache):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+            await send({"type": "http.response.body", "body": b"begin", "more_body": True})
+            await anyio.sleep_forever()
+
+        visitor = Client()
+        with pytest.raises(LoadTimeout):
+            await SWRMiddleware(app, cache, hard_timeout=0.02)(http_scope("/x"), visitor.receive, visitor.send)
+        assert [message.get("body") for message in visitor.sent] == [None, b"begin"]
+
+    async def test_what_passes_through_has_no_limit(self, cache):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"no-store")]})
+            await anyio.sleep(0.05)
+            await send({"type": "http.response.body", "body": b"whole"})
+
+        async with client(SWRMiddleware(app, cache, hard_timeout=0.01)) as http:
+            assert (await http.get("/x")).text == "whole"
+
+    @pytest.mark.parametrize("rule", [Rule("/{rest:path}", hard_timeout=0.01), Rule("/x", fresh_for=1)])
+    async def test_a_rule_goes_before_the_middleware(self, cache, rule):
+        own = rule.hard_timeout
+        app = SWRMiddleware(hangs_at(1), cache, [rule], hard_timeout=60 if own else 0.01)
+        async with client(app) as http:
+            with anyio.fail_after(30):
+                assert (await http.get("/x")).status_code == 504
+
+    async def test_an_endpoint_goes_before_its_rule(self, cache):
+        released = threading.Event()
+
+        @cache.response(fresh_for=60, hard_timeout=0.01)
+        async def hanging(request):
+            await anyio.sleep_forever()
+
+        @cache.response(fresh_for=60, hard_timeout=0.01)
+        def blocking(request):
+            released.wait(20)
+            return PlainTextResponse("late")
+
+        @cache.response(fresh_for=60, hard_timeout=60)
+        async def slow(request):
+            await anyio.sleep(0.1)
+            return PlainTextResponse("slow")
+
+        routes = [Route("/hanging", hanging), Route("/blocking", blocking), Route("/slow", slow)]
+        rules = [Rule("/slow", hard_timeout=0.05), Rule("/{rest:path}", hard_timeout=60)]
+        async with client(SWRMiddleware(Starlette(routes=routes), cache, rules)) as http:
+            with anyio.fail_after(30):
+                assert brief(await http.get("/hanging")) == (504, "", "missing")
+                # Its thread cannot be ended; nobody waits for it.
+                assert brief(await http.get("/blocking")) == (504, "", "missing")
+                assert brief(await http.get("/slow")) == (200, "slow", "missing")
+            released.set()
+            await settle()
+
+    async def test_a_def_that_is_called_in_the_loop_itself_is_limited_too(self, cache):
+        @cache.response(fresh_for=60, hard_timeout=0.01)
+        def endpoint(request):
+            return PlainTextResponse("x")
+
+        async def app(scope, receive, send):
+            endpoint(None)
+            await anyio.sleep_forever()
+
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert (await http.get("/x")).status_code == 504
+
+    async def test_without_a_load_there_is_nothing_to_limit(self, cache):
+        @cache.response(fresh_for=60, hard_timeout=0.01)
+        async def endpoint(request):
+            await anyio.sleep(0.05)
+            return PlainTextResponse("x")
+
+        app = Starlette(routes=[Route("/x", endpoint, methods=["POST"])])
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert (await http.post("/x")).text == "x"
+
+    async def test_an_app_that_will_not_be_cancelled_is_told_when_it_sends(self, cache, caplog):
+        heard = []
+
+        async def app(scope, receive, send):
+            with anyio.CancelScope(shield=True):
+                await gate.wait()
+                try:
+                    await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+                except ConnectionError as error:
+                    heard.append(str(error))
+                    raise
+
+        gate = anyio.Event()
+        async with client(SWRMiddleware(app, cache, hard_timeout=0.01)) as http:
+            assert (await http.get("/x")).status_code == 504
+            gate.set()
+            await settle()
+        assert heard == ["this request was given up: it took longer than its hard_timeout"]
+        assert not [record for record in caplog.records if record.levelno > logging.WARNING]
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: Rule("/x", hard_timeout=0),
+            lambda: Cache().response(fresh_for=1, hard_timeout=0),
+            lambda: SWRMiddleware(App(), Cache(), hard_timeout=0),
+        ],
+    )
+    def test_no_time_at_all_is_refused(self, make):
+        with pytest.raises(ConfigurationError, match="hard_timeout=0"):
+            make()
