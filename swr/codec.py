@@ -14,6 +14,7 @@ import typing
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -168,6 +169,10 @@ def _cached_codec(kind: Any) -> Codec:
     return Codec(kind)
 
 
+# Resolving annotations takes longer than a read.
+_known_codecs: WeakKeyDictionary[Callable[..., Any], Codec] = WeakKeyDictionary()
+
+
 def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
     """Return the codec for the values that `function` returns, by its annotation; without one, `Any`.
 
@@ -177,6 +182,9 @@ def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
     Raises:
         ConfigurationError: the annotation cannot be resolved, or its type cannot be stored.
     """
+    known = _known_codecs.get(function) if type(function) is types.FunctionType else None
+    if known is not None and not many:
+        return known
     target: Any = inspect.unwrap(function)
     while isinstance(target, functools.partial):
         target = inspect.unwrap(target.func)
@@ -199,9 +207,12 @@ def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
         kind = kinds[-1]
     kind = _of_values(kind)
     try:
-        return _cached_codec(kind)
+        codec = _cached_codec(kind)
     except TypeError:  # an annotation that cannot be hashed
-        return Codec(kind)
+        codec = Codec(kind)
+    if type(function) is types.FunctionType and not many:
+        _known_codecs[function] = codec
+    return codec
 
 
 def _of_values(kind: Any) -> Any:
