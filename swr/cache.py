@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from swr.codec import ANY, Codec, codec_for
-from swr.decorator import Cached, Call, EarlyCached, check_loader, is_async
+from swr.decorator import Cached, Call, IndirectCached, check_loader, is_async
 from swr.engine import Engine
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
@@ -217,7 +217,8 @@ class Cache:
             name = self._claim(self._templates, keys.text, function)
             if template is None and "<" in name:
                 self._claim_default(keys.text, name)
-            kind: type[Cached[..., Any]] = EarlyCached if policy.early else Cached
+            indirect = policy.early or not self.shelf.slots.maxsize
+            kind: type[Cached[..., Any]] = IndirectCached if indirect else Cached
             return kind(
                 self.engine, self.shelf, function, keys, policy, encodes=self._encodes, copies=copy, asking=asks
             )

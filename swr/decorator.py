@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -126,19 +126,22 @@ class Cached(Generic[P, R]):
             key, types = self._remembered[args]
             if kwargs or (types is not None and types != tuple(map(type, args))):
                 raise KeyError
+        except (KeyError, TypeError):
+            key = self._keys.key(args, kwargs)
+        try:
             slot = self._slots[key]
             if slot.checked == self._shelf.generation and self._clock() < slot.fresh_until:
                 if self._events.reads:
                     self._engine.tell(key, slot.entry, State.FRESH)
                 return copy.deepcopy(slot.value) if self._copies else cast(R, slot.value)
-        except (KeyError, TypeError):
-            key = self._keys.key(args, kwargs)
+        except KeyError:
+            pass
         outcome = await self._fetch(key, args, kwargs)
         return copy.deepcopy(outcome.value) if self._copies else cast(R, outcome.value)
 
-    async def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome[Any]:
+    def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Outcome[Any]]:
         policy = self._policy
-        return await self._engine.fetch(key, self._job(args, kwargs), patience=policy.soft_timeout, early=policy.early)
+        return self._engine.fetch(key, self._job(args, kwargs), patience=policy.soft_timeout, early=policy.early)
 
     def _job(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         codec = self._codec
@@ -193,12 +196,13 @@ class Cached(Generic[P, R]):
         return self if instance is None else BoundCached(self, instance)
 
 
-class EarlyCached(Cached[P, R]):
-    """A loader whose values may be refreshed before their time: no call is answered without having drawn."""
+class IndirectCached(Cached[P, R]):
+    """A loader without the short way to a fresh hit: its values may be refreshed early, or none is held in memory."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `Cached.__call__`."""
-        return (await self.outcome(*args, **kwargs)).value
+        outcome = await self._fetch(self._keys.key(args, kwargs), args, kwargs)
+        return copy.deepcopy(outcome.value) if self._copies else cast(R, outcome.value)
 
 
 class BoundCached(Generic[P, R]):

@@ -338,7 +338,7 @@ class Engine:
         decision = decide(entry, self.clock(), limits)
         error: BaseException | None = None
         try:
-            if decision is not FRESH:
+            if decision is not FRESH and not (self._opened and self._owner.is_open):
                 await self.ready()
             if not decision.serve:
                 entry = await self.store.read(key, job.codec)

@@ -10,6 +10,7 @@ import decimal
 import enum
 import hashlib
 import inspect
+import re
 import string
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -291,12 +292,18 @@ class CallKeys:
 _KEYWORDS: Final = object()
 
 
+# Printable ASCII but `%`, `{` and `}`: encoding it would take longer than looking.
+_AS_IT_IS: Final = re.compile(r"[ -$&-z|~]{1,200}")
+
+
 def storage_name(key: str) -> str:
     """Return `key` as it stands in a store: safe inside a Redis hash tag, at most 200 bytes.
 
     Braces are percent-encoded, because a key such as `}x` would put an entry and its lease into two slots.
     What is longer becomes a digest; the full key stands in the frame and is compared on every read.
     """
+    if _AS_IT_IS.fullmatch(key):
+        return key
     if not key:
         # An empty hash tag is none; no key is encoded to this.
         return "%"

@@ -368,7 +368,8 @@ class RedisStore:
             name, reading = self._entry_key(key), _Reading({}, key)
             (frame,) = await self._ask(name, "MGET", name)
             newest = await self._newest_soon()
-        await self._learn_from(newest)
+        if newest is None or newest != self._synced:
+            await self._learn_from(newest)
         if reading.codec is not codec:
             reading.codec, reading.entry = codec, self._decode(key, frame, codec)
         entry = reading.entry

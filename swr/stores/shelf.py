@@ -87,10 +87,7 @@ class Shelf:
 
     def get(self, key: str) -> Slot | None:
         """Return the slot of `key`, now the most recently used."""
-        try:
-            return self.slots[key]
-        except KeyError:
-            return None
+        return self.slots.get(key)
 
     def put(self, key: str, entry: Entry[Any], epoch: int = 0) -> None:
         """Hold `entry`; one that is too large for the whole shelf is not held."""
