@@ -199,7 +199,8 @@ def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
         ) from None
     if many and kind is not Any:
         kinds = typing.get_args(kind)
-        if not (isinstance(typing.get_origin(kind), type) and issubclass(typing.get_origin(kind), Mapping) and kinds):
+        origin = typing.get_origin(kind)
+        if not (isinstance(origin, type) and issubclass(origin, Mapping) and len(kinds) == 2):
             raise ConfigurationError(
                 f"{target.__module__}.{target.__qualname__} returns {kind}: a batch loader returns a dict, and says of "
                 f"what, dict[str, Ranking]"

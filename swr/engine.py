@@ -211,7 +211,7 @@ class Engine:
         self._down_since: float | None = None
         self._lease_for = lease_for
         self.uniform = uniform
-        self._owner = Revalidator(drain_for, self._ended)
+        self._owner = Revalidator(drain_for, store.settled, self._ended)
         self._opened = False
         self._opening: tuple[object, anyio.Event] | None = None
         self._flights: dict[str, Flight] = {}
@@ -242,7 +242,7 @@ class Engine:
                     self.threads = anyio.CapacityLimiter(_THREADS)
                     self._instance = secrets.token_hex(8)
                     try:
-                        await self.store.open(self._owner.start, self._hear)
+                        await self.store.open(self._owner.start_last, self._hear)
                     except BaseException:
                         await self._owner.aclose()
                         raise
@@ -277,6 +277,9 @@ class Engine:
             if self._down_since is None:
                 self._down_since = time.monotonic()
                 self.events.publish(StoreDown, name)
+            return
+        if kind is Kind.REPEATED:
+            self._tell_of_tag(name, elsewhere=True)
             return
         if kind is Kind.BARRIER or kind is Kind.UP:
             # Of what was said before the link was up nothing was heard; a load without a lease may have missed it.
@@ -365,7 +368,10 @@ class Engine:
         again = 0
         while True:
             flight = await self.join(key, job, entry, patience)
-            if flight.landed is None:
+            if flight.left:
+                # Somebody who asked for several has found that there is none; a loader of one speaks for itself.
+                entry = None
+            elif flight.landed is None:
                 fallback = self.fallback(flight, flight.error)
                 if fallback is not None:
                     return fallback, State.STALE, flight.error
@@ -373,12 +379,12 @@ class Engine:
                     raise flight.error
                 # The reader's patience has ended, and nothing can stand in (any more).
                 patience = None
-                continue
-            if not flight.doomed or again == AGAIN:
+            elif not flight.doomed or again == AGAIN:
                 return flight.landed, State.MISSING, None
-            again += 1
-            # What the flight knew is what it was overtaken for.
-            entry = self.store.peek(key)
+            else:
+                again += 1
+                # What the flight knew is what it was overtaken for.
+                entry = self.store.peek(key)
 
     def tell(self, key: str, entry: Entry[Any], state: State, error: BaseException | None = None) -> None:
         """Tell whoever listens that a reader is given `entry`."""
@@ -469,9 +475,18 @@ class Engine:
             again += 1
 
     async def wait(self, flights: Collection[Flight], patience: float | None = None) -> None:
-        """Wait until all `flights` are over, for `patience` seconds at most."""
+        """Wait until all `flights` are over, for `patience` seconds at most.
+
+        Raises:
+            ConfigurationError: they wait for what is loaded here.
+        """
+        # What the code that runs here loads is not over before this.
+        blocked = [flight for _, flight in _chain.get() if not flight.done.is_set()]
+        _refuse_circles(blocked, flights)
         for flight in flights:
             flight.waiters += 1
+        for flight in blocked:
+            flight.waits_for = (*flight.waits_for, *flights)
         try:
             with anyio.move_on_after(patience):
                 for flight in flights:
@@ -479,6 +494,8 @@ class Engine:
         finally:
             for flight in flights:
                 flight.waiters -= 1
+            for flight in blocked:
+                flight.waits_for = tuple(other for other in flight.waits_for if other not in flights)
 
     def fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
         """Return what may be answered if the load of `flight` fails, with `error` or at all."""
@@ -754,3 +771,20 @@ class Engine:
                 self.events.publish(Loaded, flight.key, seconds)
             else:
                 self.events.publish(LoadFailed, flight.key, seconds, flight.error)
+
+
+def _refuse_circles(blocked: Collection[Flight], flights: Iterable[Flight]) -> None:
+    """Refuse to wait for `flights` if one of them waits, directly or through others, for one that is `blocked`.
+
+    Raises:
+        ConfigurationError: one does.
+    """
+    todo: list[tuple[Flight, tuple[str, ...]]] = [(flight, (flight.key,)) for flight in flights] if blocked else []
+    seen: set[Flight] = set()
+    while todo:
+        flight, path = todo.pop()
+        if flight in blocked:
+            raise ConfigurationError(f"loaders wait for each other, and would do so forever: {' -> '.join(path)}")
+        if flight not in seen:
+            seen.add(flight)
+            todo.extend((other, (*path, other.key)) for other in flight.waits_for if not other.done.is_set())

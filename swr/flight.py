@@ -57,6 +57,7 @@ class Flight:
         "refused",
         "version",
         "waiters",
+        "waits_for",
         "wake",
     )
 
@@ -71,6 +72,8 @@ class Flight:
         # The store has said who has the lease, as often as it was asked.
         self.answered = anyio.Event()
         self.waiters = 0
+        # What its loader is waiting for.
+        self.waits_for: tuple[Flight, ...] = ()
         # Set while loading: the lease's version, or 0 without a lease. Before that nothing has been read that
         # an invalidation could outdate.
         self.version: int | None = None

@@ -3,9 +3,10 @@
 import copy
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import anyio.to_thread
 import msgspec
@@ -47,6 +48,9 @@ class Asking:
         return self._function(*whole.args, **whole.kwargs)
 
 
+_WRAPPED: Final = (typing.Union, types.UnionType, typing.Annotated)
+
+
 def asking(function: Callable[..., Any], copies: bool = False) -> Asking | None:
     """Return `function` as one that asks for a `LoadContext`; None: it does not.
 
@@ -82,7 +86,9 @@ def _is_context(annotation: Any, names: dict[str, Any]) -> bool:
         except Exception:
             # A type that is imported for type checkers alone, or defined further down.
             return text.partition("[")[0].rpartition(".")[2].strip() == "LoadContext"
-    return LoadContext in (annotation, typing.get_origin(annotation))
+    # Optional, or Annotated, it is one all the same.
+    inner = typing.get_args(annotation) if typing.get_origin(annotation) in _WRAPPED else (annotation,)
+    return any(LoadContext in (kind, typing.get_origin(kind)) for kind in inner)
 
 
 async def answer_of(engine: Engine, function: Callable[[], Any], runs_in_thread: bool) -> Any:
@@ -94,6 +100,8 @@ async def answer_of(engine: Engine, function: Callable[[], Any], runs_in_thread:
         )
     else:
         answer = function()
+    if isinstance(answer, (types.GeneratorType, types.AsyncGeneratorType)):
+        raise ConfigurationError(f"{function!r} is a generator: a loader returns its value whole, a list for one")
     return await answer if inspect.isawaitable(answer) else answer
 
 

@@ -134,7 +134,8 @@ class ManyCall:
         Raises:
             ConfigurationError: it answered with something else than a dict of these.
         """
-        answer = await answer_of(engine, self._keys.loader(self._bound, items), runs_in_thread)
+        # A list of the loader's own, to do with as it likes.
+        answer = await answer_of(engine, self._keys.loader(self._bound, list(items)), runs_in_thread)
         if not isinstance(answer, Mapping):
             raise ConfigurationError(
                 f"{self._keys.where} returned {type(answer).__name__}: a batch loader returns a dict, item: value"
@@ -195,9 +196,34 @@ class CachedMany(Generic[P, K, V]):
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
         """The same as a call, with the state, the age and the error of each answer."""
-        call, engine, policy = self._bind(args, kwargs), self._engine, self._policy
+        call, engine = self._bind(args, kwargs), self._engine
+        answers: dict[Any, _Answer] = {}
+        try:
+            items: Iterable[Any] = call.keys
+            for _ in range(AGAIN + 1):
+                found, missing = await self._look(call, items)
+                loaded = await self._load(call, missing, forced=False)
+                answers.update(loaded)
+                if not missing:
+                    break
+                # What was found before that wait may have been invalidated meanwhile.
+                items = found
+            answers.update(found)
+        finally:
+            for item, key in call.keys.items():
+                if item in answers:
+                    engine.tell(key, *answers[item])
+                else:
+                    engine.events.publish(Miss, key)
+        return self._in_order(call, answers)
+
+    async def _look(
+        self, call: ManyCall, items: Iterable[Any]
+    ) -> tuple[dict[Any, _Answer], dict[Any, Entry[Any] | None]]:
+        """Return what may be answered from the cache, and what has to be loaded; refresh what is stale."""
+        engine, policy = self._engine, self._policy
         store, clock = engine.store, engine.clock
-        entries = {item: store.peek(key) for item, key in call.keys.items()}
+        entries = {item: store.peek(call.keys[item]) for item in items}
         now = clock()
         unsure = [item for item, entry in entries.items() if not (decide(entry, now).serve or is_absent(entry, now))]
         if unsure:
@@ -211,7 +237,8 @@ class CachedMany(Generic[P, K, V]):
             await _all_at_once(read, unsure)
             now = clock()
         found: dict[Any, _Answer] = {}
-        behind, missing = {}, {}
+        missing: dict[Any, Entry[Any] | None] = {}
+        behind = {}
         for item, entry in entries.items():
             decision = decide(entry, now)
             if entry is not None and decision.serve:
@@ -228,15 +255,7 @@ class CachedMany(Generic[P, K, V]):
             batch = self._batch(call)
             for item, entry in behind.items():
                 batch.refresh_soon(item, call.keys[item], call.policy(item, policy), entry)
-        try:
-            found.update(await self._load(call, missing, forced=False))
-        finally:
-            for item, key in call.keys.items():
-                if item in found:
-                    engine.tell(key, *found[item])
-                else:
-                    engine.events.publish(Miss, key)
-        return self._in_order(call, found)
+        return found, missing
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
         """Load now, by one call of the loader, whatever is stored, and return what there is.
@@ -327,6 +346,10 @@ def _values(outcomes: Mapping[K, Outcome[V]]) -> dict[K, V]:
 
 async def _all_at_once(function: Callable[[Any], Coroutine[Any, Any, None]], arguments: list[Any]) -> None:
     """Call `function` for each argument, all in one turn of the event loop, and wait for all."""
-    async with anyio.create_task_group() as group:
-        for argument in arguments:
-            group.start_soon(function, argument)
+    try:
+        async with anyio.create_task_group() as group:
+            for argument in arguments:
+                group.start_soon(function, argument)
+    except ExceptionGroup as errors:
+        # Each is the cache's own, and one is as good as another.
+        raise errors.exceptions[0] from None

@@ -390,14 +390,21 @@ class SWRMiddleware:
             asked = (request.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
             key, entry = "\n".join([key, "range", *asked]), None
         fill = Fill(self, request, receive, names, why)
+        refused: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(fill.deliver, send)
-                flight = await self.engine.join(key, fill, entry)
-                await fill.over()
+                try:
+                    flight = await self.engine.join(key, fill, entry)
+                    await fill.over()
+                except Exception as error:
+                    # Raised here it would leave the group as an ExceptionGroup.
+                    refused = error
                 group.cancel_scope.cancel()
         finally:
             fill.detach()
+        if refused is not None:
+            raise refused
         if fill.client_error is not None and not isinstance(fill.client_error, OSError):
             raise fill.client_error
         if fill.error is not None and fill.sent and not isinstance(fill.error, ErrorResponse):

@@ -5,7 +5,7 @@ import contextvars
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVarTuple
+from typing import Any, Final, TypeVarTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 from swr.errors import ConfigurationError
 
 log = logging.getLogger("swr")
+_SETTLED_WITHIN: Final = 2.0
 Ts = TypeVarTuple("Ts")
 
 
@@ -31,15 +32,19 @@ class Revalidator:
 
     Parameters:
         drain_for: seconds that running tasks are given at closing before they are cancelled.
+        settle: awaited at closing, for two seconds at most, between the end of what `start` has started and that of
+            what `start_last` has.
         ended: called when no task runs any more, whether it was closed or its event loop ended.
     """
 
-    def __init__(self, drain_for: float, ended: Callable[[], None]) -> None:
+    def __init__(self, drain_for: float, settle: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
         self._drain_for = drain_for
+        self._settle = settle
         self._ended = ended
         self._pid = 0
         self._loop: object | None = None
         self._group: TaskGroup | None = None
+        self._last: TaskGroup | None = None
         self._busy = 0
 
     @property
@@ -79,25 +84,32 @@ class Revalidator:
         await self._ready.wait()
 
     async def _run(self) -> None:
+        # Another event loop may have taken over by the time that this one ends.
+        stop, over, group = self._stop, self._over, None
         try:
-            async with anyio.create_task_group() as group:
-                self._group = group
-                self._ready.set()
-                try:
-                    await self._stop.wait()
-                except BaseException:
-                    self._root_cancelled = True
-                    raise
-                with anyio.move_on_after(self._drain_for):
-                    while self._busy:
-                        self._idle = anyio.Event()
-                        await self._idle.wait()
-                group.cancel_scope.cancel()
+            async with anyio.create_task_group() as last:
+                async with anyio.create_task_group() as group:
+                    self._group, self._last = group, last
+                    self._ready.set()
+                    try:
+                        await stop.wait()
+                    except BaseException:
+                        self._root_cancelled = True
+                        raise
+                    with anyio.move_on_after(self._drain_for):
+                        while self._busy:
+                            self._idle = anyio.Event()
+                            await self._idle.wait()
+                    group.cancel_scope.cancel()
+                with anyio.move_on_after(_SETTLED_WITHIN):
+                    await self._settle()
+                last.cancel_scope.cancel()
         finally:
-            self._group = None
-            self._loop = None
-            self._ended()
-            self._over.set()
+            if self._group is group:
+                self._group = self._last = None
+                self._loop = None
+                self._ended()
+            over.set()
 
     def start(
         self,
@@ -120,6 +132,11 @@ class Revalidator:
             run(self._guard, function, args, drained)
         else:
             context.run(run, self._guard, function, args, drained)
+
+    def start_last(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
+        """Run `function(*args)` in a task that ends after all that `start` has started, and may be needed for that."""
+        assert self._last is not None
+        self._last.start_soon(self._guard, function, args, False)
 
     async def _guard(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], drained: bool) -> None:
         try:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import typing
+from typing import Annotated, Any
 
 import anyio
 import pytest
@@ -356,3 +357,34 @@ class TestThroughRedis:
             await one.invalidate_tag("own")
             await define(one)("ATL")
         assert told == [(None, None), (Ranking([1]), '"é1"'), (None, None)]
+
+
+@pytest.mark.parametrize("kind", [LoadContext[int] | None, Annotated[LoadContext[int], "x"], "LoadContext | None"])
+async def test_one_that_may_be_none_or_is_annotated_is_given(kind):
+    seen = []
+
+    async def load(x: int, context: Any = None) -> int:
+        seen.append(context)
+        return x
+
+    load.__annotations__["context"] = kind
+    async with Cache() as cache:
+        cached = cache.cached("k:{x}", fresh_for=60)(load)
+        await cached(1)
+        await cached.refresh(1)
+    assert [context.has_value for context in seen] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_generator_is_no_loader(kind):
+    """`cached` sees it where it stands; `get_or_load` when it is called."""
+
+    async def pieces():
+        yield 1
+
+    def plain():
+        yield 1
+
+    async with Cache() as cache:
+        with pytest.raises(ConfigurationError, match="is a generator: a loader returns its value whole"):
+            await cache.get_or_load("k", pieces if kind == "async" else plain, Policy(60))

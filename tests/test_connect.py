@@ -45,12 +45,12 @@ class TestUrls:
             ("redis+sentinel://h1:1,h2:2", "after the sentinels comes the master's name"),
             ("redis+sentinel://h1:1/mymaster/x", "after the sentinels comes the master's name"),
             ("redis+sentinel://h1:1,/mymaster", "'' is not a host"),
-            ("redis+sentinel://h1:abc/mymaster", "Port could not be cast"),
+            ("redis+sentinel://h1:abc/mymaster", "a port is no number"),
             ("redis+cluster://", "'' is not a host"),
             ("redis+cluster://h1/3", "a cluster has no databases but 0"),
             ("redis+cluster://h1?unknown=1", "unknown"),
             ("redis://h1?unknown=1", "unknown"),
-            ("redis://h1:abc", "Port could not be cast"),
+            ("redis://h1:abc", "a port is no number"),
         ],
     )
     def test_one_that_cannot_work(self, url, problem):
@@ -62,7 +62,12 @@ class TestUrls:
         with pytest.raises(ConfigurationError) as caught:
             Cache(f"{scheme}://me:secret@h1?unknown=1")
         assert "secret" not in str(caught.value)
-        assert redacted(f"{scheme}://me:sec@ret@h1") == f"'{scheme}://…@h1'"
+        assert redacted(f"{scheme}://me:sec@ret@h1?password=sec") == f"'{scheme}://…@h1?…'"
+        assert redacted(f"{scheme}://me:sec?ret@h1") == f"'{scheme}://…'"
+        for url in (f"{scheme}://me:sec?ret@h1", f"{scheme}://h1:0?password=secret&unknown=1"):
+            with pytest.raises(ConfigurationError) as caught:
+                Cache(url)
+            assert "sec" not in str(caught.value).replace("password", "")
 
     def test_one_and_a_client(self):
         with pytest.raises(ConfigurationError, match="both a URL"):

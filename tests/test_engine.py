@@ -1,12 +1,13 @@
 """The refresh path, on asyncio and trio, by events: one load, whoever asks, whatever fails."""
 
+import asyncio
 import logging
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from swr import ConfigurationError, Policy, State, SWRError
+from swr import Cache, ConfigurationError, Policy, State, SWRError
 from swr.engine import Engine
 from swr.policy import Limits
 from swr.stores.memory import MemoryStore
@@ -1314,3 +1315,29 @@ async def test_a_task_of_the_cache_that_fails_is_logged_and_ends_no_other(proces
     await settle()
     assert "a background task failed" in caplog.text
     assert (await process.engine.fetch("k", Job())).value == 1
+
+
+def test_a_loop_that_ends_late_ends_nothing_of_its_successors():
+    cache = Cache()
+    runs = []
+
+    async def load():
+        runs.append(1)
+        await anyio.sleep(0.05)
+        return len(runs)
+
+    with asyncio.Runner() as second:
+        with asyncio.Runner() as first:
+            assert first.run(cache.get_or_load("one", load, Policy(60))).value == 1
+
+            async def begin():
+                return asyncio.create_task(cache.get_or_load("two", load, Policy(60)))
+
+            task = second.run(begin())
+
+        async def end():
+            joined = await cache.get_or_load("two", load, Policy(60))
+            return (await task).value, joined.value
+
+        assert second.run(end()) == (2, 2)
+    assert len(runs) == 2

@@ -1236,6 +1236,17 @@ class TestStreams:
                 answer, _ = await gather(http.get("/x"), close())
         assert "broke off" in str(answer)
 
+    async def test_an_endpoint_that_asks_for_itself_is_told_so(self, cache):
+        async def app(scope, receive, send):
+            async with client(middleware) as http:
+                await http.get("/x")
+
+        middleware = SWRMiddleware(app, cache)
+        with anyio.fail_after(5):
+            async with client(middleware) as http:
+                with pytest.raises(ConfigurationError, match="it is itself to load"):
+                    await http.get("/x")
+
     async def test_the_entry_is_stored_before_the_last_byte_goes_out(self, cache):
         app = App(MAX_AGE)
         middleware = SWRMiddleware(app, cache)

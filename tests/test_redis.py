@@ -6,12 +6,14 @@ import logging
 import math
 import time
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from swr import Cache, ConfigurationError, Policy, State, StoreUnavailable
 from swr.codec import codec_for
+from swr.events import Invalidated
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores import redis as redis_module
 from swr.stores.scripts import ACQUIRE
@@ -670,3 +672,71 @@ def test_nothing_is_left_when_the_loop_ends_without_closing(server: Server):
 
     asyncio.run(main())
     gc.collect()
+
+
+async def test_a_server_without_memory_refuses_what_it_had_lost_and_nobody_gets_an_error(own_server: Server, caplog):
+    tagged = Policy(60, tags=("t",))
+    async with Cache(own_server.url) as cache:
+        await cache.get_or_load("k", Counter(), tagged)
+        await cache.invalidate_tag("t")
+        own_server.command("FLUSHALL")
+        own_server.command("CONFIG", "SET", "maxmemory", "1")
+        for number in range(3):
+            assert (await cache.get_or_load(f"k{number}", Counter(), tagged)).value == 1
+    assert "did not take back barriers" in caplog.text
+
+
+async def test_closing_gives_back_the_lease_of_a_load_that_cleans_up(server: Server):
+    """The link ends after whoever needs it."""
+    cache = Cache(server.url, drain_for=0.05, lease_for=60, timeout=2)
+
+    async def load() -> int:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.sleep(0.05)
+        return 1
+
+    async with cache:
+        reader = asyncio.create_task(cache.get_or_load("cleaned", load, POLICY))
+        await asyncio.sleep(0.05)
+    await asyncio.gather(reader, return_exceptions=True)
+    async with asyncio.timeout(5), Cache(server.url, timeout=2) as other:
+        assert (await other.get_or_load("cleaned", Counter(), POLICY)).value == 1
+
+
+async def test_closing_waits_for_what_could_not_be_told_yet(server: Server):
+    """A short program, far from its Redis, that invalidates and ends."""
+    load = Counter()
+    async with Proxy(server.port) as proxy, Cache(server.url, timeout=2) as near:
+        await near.get_or_load("far", load, POLICY)
+        proxy.delay = 0.1
+        async with Cache(proxy.url) as far:
+            await far.invalidate("far")
+        await until(lambda: near.engine.store.peek("far") is None)
+
+
+async def test_closing_says_what_it_could_tell_nobody(caplog, monkeypatch):
+    monkeypatch.setattr("swr.revalidator._SETTLED_WITHIN", 0.05)
+    async with Cache("redis://127.0.0.1:1/0") as cache:
+        await cache.invalidate("k")
+        await cache.invalidate_tag("t")
+    assert "2 invalidations have reached this process alone" in caplog.text
+
+
+async def test_a_tag_that_was_learned_of_before_its_message_is_told_once(server: Server):
+    told = []
+    async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
+        one.subscribe(told.append, Invalidated)
+
+        async def read() -> None:
+            for number in range(300):
+                await one.get_or_load(f"told{number}", Counter(), POLICY)
+
+        reading = asyncio.create_task(read())
+        for number in range(100):
+            await other.invalidate_tag(f"t{number}")
+        await reading
+        await until(lambda: len(told) == 100)
+    assert {event.tag for event in told} == {f"t{number}" for number in range(100)}

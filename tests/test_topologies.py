@@ -10,6 +10,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from swr import Cache, Policy, StoreUnavailable
+from swr.events import StoreDown
 from swr.stores.base import Kind, LeasingStore
 from swr.stores.connect import servers_of
 from swr.stores.redis import RedisStore
@@ -228,6 +229,47 @@ class TestCluster:
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
             servers = cache.engine.store.store._servers
             await until(lambda: servers.link_to(name).name.endswith(str(target.port)))
+
+    @pytest.mark.parametrize("arrived", [False, True])
+    async def test_the_slot_of_the_barriers_on_its_way(self, cluster: ClusterOfSix, arrived):
+        """Nobody gets an error, no link is lost, and tags are invalidated all the same."""
+        namespace = fresh()
+        slot = key_slot(f"{namespace}:{{!}}h".encode())
+        source = cluster.master_of(f"{namespace}:{{!}}h".encode())
+        target = next(node for node in cluster.masters() if node is not source)
+        ids = [node.says("CLUSTER", "MYID").strip() for node in (source, target)]
+        down = []
+        async with (
+            Cache(cluster.url, namespace=namespace, timeout=2) as one,
+            Cache(cluster.url, namespace=namespace, timeout=2) as other,
+        ):
+            one.subscribe(down.append, StoreDown)
+            load = Counter()
+            await one.get_or_load("k", load, POLICY)
+            await other.invalidate_tag("t")
+            await one.get_or_load("k", load, POLICY)
+            target.command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", ids[0])
+            source.command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", ids[1])
+            keys = (f"{namespace}:{{!}}b", f"{namespace}:{{!}}h")
+            source.command("MIGRATE", "127.0.0.1", str(target.port), "", "0", "5000", "KEYS", *keys)
+            try:
+                if arrived:
+                    settle_slot(cluster, slot, ids[1])
+                for number in range(40):
+                    assert (await one.get_or_load(f"n{number}", Counter(), POLICY)).value == 1
+                    if number % 10 == 5:
+                        await other.invalidate_tag("t")
+                        await until(lambda: one.engine.store.peek("n0") is None)
+                    await asyncio.sleep(0.02)
+                assert down == []
+            finally:
+                settle_slot(cluster, slot, ids[1])
+
+
+def settle_slot(cluster: ClusterOfSix, slot: int, owner: str) -> None:
+    """Give a slot to a master, for good."""
+    for node in cluster.masters():
+        node.command("CLUSTER", "SETSLOT", str(slot), "NODE", owner)
 
 
 class TestSentinel:

@@ -21,6 +21,8 @@ class Kind(enum.Enum):
     RELEASED = "r"
     INVALIDATED = "i"
     BARRIER = "b"
+    # A barrier that was learned of before its message came.
+    REPEATED = "r!"
     UP = "u"
     DOWN = "d"
 
@@ -94,6 +96,9 @@ class Store(Protocol):
 
     async def aclose(self, listener: Listener) -> None:
         """Disconnect; `listener` hears no more."""
+
+    async def settled(self) -> None:
+        """Wait until all that could not be told to the store is told."""
 
     def forget(self) -> None:
         """Let go of what is only true while somebody listens: the event loop has ended."""

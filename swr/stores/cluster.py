@@ -79,10 +79,9 @@ class Cluster:
         for link in self._links.values():
             link.lose(error)
 
-    def noted(self) -> None:
-        """Ask for the map again, if something is amiss."""
-        if self.lost is not None:
-            self._unsure.set()
+    def doubt(self) -> None:
+        """Ask for the map again."""
+        self._unsure.set()
 
     def link_to(self, name: bytes) -> Link:
         """Return the link to the master that has a key.

@@ -52,7 +52,11 @@ def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
         # A connection is made, and not connected: what redis-py does not understand it says here.
         connect().connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{redacted(url)}: {error}") from None
+        # urllib would tell what it took for the port, a password for one.
+        text = "a port is no number; what is special in a password has to be percent-encoded"
+        raise ConfigurationError(
+            f"{redacted(url)}: {text if 'Port could not be cast' in str(error) else error}"
+        ) from None
     return Single(connect, timeout)
 
 
@@ -69,6 +73,7 @@ def _sentinel(url: str, timeout: float, options: dict[str, Any]) -> Callable[[],
     """`redis+sentinel://user:password@host:port,host:port/master/database?sentinel_username=…&sentinel_password=…`"""
     hosts, path, kwargs = _several(url, 26379)
     master, _, database = path.strip("/").partition("/")
+    database = database or str(kwargs.get("db") or "")
     if not master or (database and not database.isdigit()):
         raise ValueError("after the sentinels comes the master's name, and the database: …/mymaster/0")
     kwargs.update(options, db=int(database or 0))
@@ -142,7 +147,11 @@ def _refuse_decoding(kwargs: dict[str, Any]) -> None:
 
 
 def redacted(url: object) -> str:
-    """A URL without its password, for errors and logs."""
-    text = str(url)
-    before, at, host = text.rpartition("@")
-    return repr(f"{before.partition('://')[0]}://…@{host}" if at else text)
+    """A URL without its passwords, for errors and logs."""
+    scheme, slashes, rest = str(url).partition("://")
+    location, mark, query = rest.partition("?")
+    if "@" in query:
+        # A password with a question mark in it, or one in the query: where it begins nobody can tell.
+        return repr(f"{scheme}{slashes}…")
+    _, at, host = location.rpartition("@")
+    return repr(f"{scheme}{slashes}{'…@' if at else ''}{host}{mark and '?…'}")

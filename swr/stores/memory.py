@@ -64,6 +64,9 @@ class MemoryStore:
         if listener in self._listeners:
             self._listeners.remove(listener)
 
+    async def settled(self) -> None:
+        """At once."""
+
     def forget(self) -> None:
         """Nothing: what lies here is the truth, with or without listeners."""
 

@@ -5,11 +5,11 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from cachetools import LRUCache, TTLCache
-from redis.exceptions import MovedError, RedisError, ResponseError
+from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
 from swr import codec as frames
 from swr.codec import Codec
@@ -36,6 +36,10 @@ _TOLD_AGAIN: Final = 60.0
 _MOST_TOLD_AGAIN: Final = 10_000
 # Commands that leave in one MGET, at most.
 _MOST_AT_ONCE: Final = 500
+
+
+# Sends a command; on one connection, or to wherever the server redirects.
+_Ask = Callable[..., Awaitable[Any]]
 
 
 class RedisStore:
@@ -129,15 +133,19 @@ class RedisStore:
         if not self._is_at(self._barrier_keys[1], link):
             return False
         try:
-            await self._learn(wire, await self._head(wire))
-        except MovedError as error:
-            raise StoreUnavailable(_moved(error)) from error
+            await self._learn(wire.ask, await self._head(wire.ask))
+        except AskError as error:
+            if self._servers.one:
+                raise StoreUnavailable(_moved(error)) from error
+            # Their slot is with another master, or on its way there.
+            self._servers.doubt()
         return True
 
     def link_changed(self) -> None:
         """Tell the listener when not every key can be reached any more, and when every one can again."""
-        self._servers.noted()
         reason = self._servers.lost
+        if reason is not None:
+            self._servers.doubt()
         if self._servers.whole and self._whole is not True:
             if self._reason is not None:
                 log.warning("Redis is back (it was: %s)", self._reason)
@@ -161,7 +169,11 @@ class RedisStore:
             self._complain("message", f"a message on {self.channel!r} that is not swr's was ignored: {data[:80]!r}")
             return
         if message.kind is Kind.BARRIER:
-            self._raise_barrier(*message[1:])
+            again = not self._servers.one and self._again(data)
+            if self.barriers.raise_to(message.name, message.version):
+                self._listener(message)
+            elif not (mine or again):
+                self._listener(message._replace(kind=Kind.REPEATED))
             if link.wire is not None and self._is_at(self._barrier_keys[1], link):
                 # From where they are made they come in the order of their numbers, and none is missing.
                 self._synced = max(self._synced, message.version)
@@ -217,29 +229,29 @@ class RedisStore:
 
     # -- barriers ---------------------------------------------------------------------------------------------
 
-    def _raise_barrier(self, name: str, number: int, elsewhere: bool = False) -> None:
+    def _raise_barrier(self, name: str, number: int) -> None:
         if self.barriers.raise_to(name, number):
-            self._listener(Message(Kind.BARRIER, name, number, elsewhere))
+            self._listener(Message(Kind.BARRIER, name, number))
 
-    async def _learn(self, wire: Wire, newest: int) -> None:
+    async def _learn(self, ask: _Ask, newest: int) -> None:
         """Fetch the barriers that this process has missed, or give back those that the server has lost."""
         if self._synced == newest >= self.barriers.head:
             return
         async with self._learning:
             # Asked again, for whoever was before has learned and restored already.
-            await self._learn_alone(wire, await self._head(wire))
+            await self._learn_alone(ask, await self._head(ask))
 
-    async def _head(self, wire: Wire) -> int:
+    async def _head(self, ask: _Ask) -> int:
         # MGET, for which a foreign value of another type is no error.
-        (head,) = await wire.ask("MGET", self._barrier_keys[1])
+        (head,) = await ask("MGET", self._barrier_keys[1])
         return _number(head)
 
-    async def _learn_alone(self, wire: Wire, newest: int) -> None:
+    async def _learn_alone(self, ask: _Ask, newest: int) -> None:
         if newest < self.barriers.head:
-            await self._restore(wire, self.barriers.items())
+            await self._restore(ask, self.barriers.items())
         if newest <= self._synced:
             return
-        found = await wire.ask("ZRANGEBYSCORE", self._barrier_keys[0], f"({self._synced}", "+inf", "WITHSCORES")
+        found = await ask("ZRANGEBYSCORE", self._barrier_keys[0], f"({self._synced}", "+inf", "WITHSCORES")
         pairs_found = found if found and isinstance(found[0], list) else zip(found[::2], found[1::2], strict=True)
         for member, score in sorted(pairs_found, key=lambda pair: float(pair[1])):
             self._raise_barrier(_tag(member), int(float(score)))
@@ -247,11 +259,16 @@ class RedisStore:
         self.barriers.head = max(self.barriers.head, newest)
         self._synced = max(self._synced, newest)
 
-    async def _restore(self, wire: Wire, lost: list[tuple[str, int]]) -> None:
+    async def _restore(self, ask: _Ask, lost: list[tuple[str, int]]) -> None:
         for first in range(0, len(lost), _RESTORED_AT_ONCE):
             some = lost[first : first + _RESTORED_AT_ONCE]
             pairs = [part for name, number in some for part in (number, _member(name))]
-            await wire.ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
+            try:
+                await ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
+            except (ResponseError, StoreUnavailable) as error:
+                # Out of memory, for one. They are known here, and are offered again with the next look.
+                self._complain("restore", f"Redis did not take back barriers that it had lost: {error}")
+                return
 
     def _newest_soon(self) -> asyncio.Future[int | None]:
         """Ask for the newest barrier, once for all who ask in one turn of the event loop; None: it cannot be known."""
@@ -279,7 +296,7 @@ class RedisStore:
             # Cut off from the one master that knows, but not from the key's: what is known here has to do.
             return self.barriers.head
         if newest != self._synced:
-            await self._learn(await self._servers.link_to(self._barrier_keys[1]).ready(), newest)
+            await self._learn(functools.partial(self._ask, self._barrier_keys[1]), newest)
         return newest
 
     # -- failover ---------------------------------------------------------------------------------------------
@@ -305,7 +322,7 @@ class RedisStore:
                 await self.invalidate_tag(ALL)
         if owner:
             since = now - int(_TOLD_AGAIN * 1e6)
-            await self._restore(wire, [(name, number) for name, number in self.barriers.items() if number > since])
+            await self._restore(wire.ask, [(name, number) for name, number in self.barriers.items() if number > since])
         told = []
         for key, version in list(self._invalidated.items()):
             keys = self._keys(key)
@@ -335,6 +352,9 @@ class RedisStore:
         return whole[:1], whole[17:]
 
     # -- entries ----------------------------------------------------------------------------------------------
+
+    async def settled(self) -> None:
+        """At once: what this store has not told it has refused to tell."""
 
     def forget(self) -> None:
         """Nothing: this store holds no entry in the process."""
@@ -524,7 +544,7 @@ def _give(reading: _Reading, reply: Any) -> None:
     reading.settle(reply if isinstance(reply, Exception) else (reply[0], None))
 
 
-def _moved(error: MovedError) -> str:
+def _moved(error: AskError) -> str:
     return f"the server is a node of a cluster ({error}): give a URL redis+cluster://…"
 
 

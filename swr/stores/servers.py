@@ -34,8 +34,8 @@ class Servers(Protocol):
     def give_up(self, error: Exception) -> None:
         """Count what cannot be reached yet as lost."""
 
-    def noted(self) -> None:
-        """Take note that a link has changed."""
+    def doubt(self) -> None:
+        """Ask again which server has which key."""
 
     def link_to(self, name: bytes) -> Link:
         """Return the link to the server that has a key. Raises StoreUnavailable."""
@@ -86,8 +86,8 @@ class Single:
         """Count the server as lost."""
         self._link.lose(error)
 
-    def noted(self) -> None:
-        """Nothing: the link is made again by itself."""
+    def doubt(self) -> None:
+        """Nothing: there is one."""
 
     def link_to(self, name: bytes) -> Link:
         """Return the link."""

@@ -10,6 +10,7 @@ An answer of the store that was on its way when news of its key arrived is compa
 that brings an entry is watched, and the shelf never takes what a message has already outdated.
 """
 
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -27,6 +28,9 @@ from swr.stores.shelf import UNCHECKED, Shelf, Slot
 _MOST_OWED: Final = 10_000
 _NEVER: Final = -1
 _AGAIN_AFTER: Final = 1.0
+_LOOKED_AFTER: Final = 0.01
+
+log = logging.getLogger("swr")
 
 
 class _Watch:
@@ -82,8 +86,17 @@ class TieredStore:
         self._start, self._listener = start, listener
         await self.store.open(start, self._hear)
 
+    async def settled(self) -> None:
+        """Wait until what is owed is paid."""
+        # Only closing waits for it: not worth an event at every debt.
+        while self._owed_keys or self._owed_tags or self._owed_leases:  # noqa: ASYNC110
+            await anyio.sleep(_LOOKED_AFTER)
+
     async def aclose(self, listener: Listener) -> None:
         """Close the shared store."""
+        owed = len(self._owed_keys) + len(self._owed_tags)
+        if owed:
+            log.warning("closed while the store is away: %d invalidations have reached this process alone", owed)
         await self.store.aclose(self._hear)
 
     def forget(self) -> None:

@@ -70,6 +70,9 @@ class FlakyStore:
         """Close the store behind."""
         await self.store.aclose(self._hear)
 
+    async def settled(self) -> None:
+        """At once."""
+
     def forget(self) -> None:
         """Have the store behind forget."""
         self.store.forget()

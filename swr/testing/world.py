@@ -389,6 +389,9 @@ class Link:
 
     # -- entries and leases -----------------------------------------------------------------------------------
 
+    async def settled(self) -> None:
+        """At once."""
+
     def forget(self) -> None:
         """Nothing: no entry is held here."""
 
