@@ -1,11 +1,15 @@
 """The benchmarks run and print their rows. What they measure is never asserted: machines differ, clocks lie."""
 
+import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from benchmarks.processes import workers
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,3 +59,65 @@ def test_stampede() -> None:
     """A crowd on a missing key, then on a stale one, causes one load each."""
     loads_cold, loads_stale, *_ = row(printed_by("stampede"), "swr")
     assert (loads_cold, loads_stale) == ("1", "1")
+
+
+# Most of their time they wait: all at once they take as long as one.
+SIDE_BY_SIDE = ("fleet", "outage", "cancellation", "reads", "memory")
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, str]:
+    """What each of these prints."""
+    with ThreadPoolExecutor(len(SIDE_BY_SIDE)) as pool:
+        return dict(zip(SIDE_BY_SIDE, pool.map(printed_by, SIDE_BY_SIDE), strict=True))
+
+
+def test_fleet(printed: dict[str, str]) -> None:
+    """Every invalidation arrives, and refreshes resume after every kill, with no error."""
+    for how in ("by key", "by tag"):
+        assert 0 < float(row(printed["fleet"], how)[4]) < math.inf
+    for servers in ("cluster, node_timeout 0.3 s", "sentinels, down_after 0.3 s"):
+        answers, errors, *seconds, _ = row(printed["fleet"], servers)
+        assert int(answers.replace(",", "")) > 0
+        assert errors == "0"
+        assert all(0 < float(taken) < math.inf for taken in seconds)
+
+
+def test_outage(printed: dict[str, str]) -> None:
+    """Readers are answered while Redis is away, and stale hits are stale."""
+    for fault in ("hung", "refused"):
+        assert row(printed["outage"], f"{fault}: errors and wrong answers")[0] == "0"
+        for reader in ("fresh in L1", "stale in L1", "nowhere"):
+            assert int(row(printed["outage"], f"{fault}, at first: {reader}")[0]) > 0
+    for answers in ("in time", "a second late", "a second late, time-out 0.2 s"):
+        assert float(row(printed["outage"], answers)[2]) > 0
+
+
+def test_cancellation(printed: dict[str, str]) -> None:
+    """Cancelled requests leave nothing behind, and nobody is answered wrongly."""
+    for name in ("swr, 10 keys, L1 off", "swr, 10 keys, L1 in front", "swr, 100 keys, L1 off"):
+        requests, cancelled, _, wrong, left, leases, *_ = row(printed["cancellation"], name)
+        assert int(requests) >= int(cancelled) > 0
+        assert (wrong, left, leases) == ("0", "0, 0", "0")
+
+
+def test_reads(printed: dict[str, str]) -> None:
+    """Many reads at once are compared."""
+    for loop in ("asyncio: bytes", "asyncio: list[dict]"):
+        assert f"| {loop} " in printed["reads"]
+
+
+def test_memory(printed: dict[str, str]) -> None:
+    """A few keys and many go through two processes."""
+    for keys in ("1,000", "2,500"):
+        held, *_ = row(printed["memory"], keys)
+        assert int(held.replace(",", "")) >= 1_000
+
+
+def test_a_worker_that_fails() -> None:
+    """Nobody waits for it."""
+    with (
+        pytest.raises(RuntimeError, match="a worker ended"),
+        workers(1, "benchmarks.fleet", "--work", "redis://wrong:x"),
+    ):
+        pass

@@ -1341,3 +1341,17 @@ def test_a_loop_that_ends_late_ends_nothing_of_its_successors():
 
         assert second.run(end()) == (2, 2)
     assert len(runs) == 2
+
+
+async def test_what_was_invalidated_in_vain_is_told_before_leases_are_given_back():
+    """There may be many leases, and until it is told others answer what it outdates."""
+    async with fleet(1, FakeClock()) as (process,):
+        await process.engine.ready()
+        process.link.go(away=True)
+        await process.engine.fetch("a", Job())
+        await process.engine.invalidate("k")
+        await process.engine.invalidate_tag("t")
+        process.link.calls.clear()
+        process.link.go(away=False)
+        await settle()
+        assert process.link.calls == ["invalidate_tag", "invalidate", "release"]

@@ -11,16 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count as counting
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import pytest
 
+from tests.proxy import Proxy
 from tests.servers import Server
 
 FULL = os.environ.get("SWR_FULL") == "1"
 ROUNDS = 20 if FULL else 3
+PROCESSES = 32 if FULL else 8
+# What is tried so often: losses, pauses and invalidations in the middle of a load.
+TIMES = 100 if FULL else 3
 PATIENCE = 60
 
 pytestmark = pytest.mark.promise
@@ -106,9 +113,9 @@ def loads(tmp_path: Path) -> Loads:
 def start(server: Server, loads: Loads) -> Iterator[Any]:
     with ExitStack() as stack:
 
-        def start(number: int, **options: Any) -> list[Process]:
-            # Patient, for eight processes share what may be two cores; what waits for a hung server is tried elsewhere.
-            made = [Process(server.url, loads.path, **{"timeout": 2, **options}) for _ in range(number)]
+        def start(number: int, of: Loads = loads, url: str = server.url, **options: Any) -> list[Process]:
+            # Patient, for all processes share what may be two cores; what waits for a hung server is tried elsewhere.
+            made = [Process(url, of.path, **{"timeout": 2, **options}) for _ in range(number)]
             return [stack.enter_context(process) for process in made]
 
         yield start
@@ -121,34 +128,47 @@ def together(processes: list[Process], do: str, **what: Any) -> list[Any]:
 
 
 def test_one_load_per_cold_or_expired_key_in_the_whole_fleet(start, loads):
-    """Promise 1: 8 processes x 250 readers, cold and stale, again and again: exactly 1 load each."""
-    processes = start(8)
+    """Promise 1: 8 processes x 250 readers (in full 32), cold and stale, again and again: exactly 1 load each."""
+    processes = start(PROCESSES)
+    # The readers of all processes come before the load is over, and before its value is stale.
+    load_for, fresh_for = (1.0, 4.0) if FULL else (0.3, 1.0)
     for round_ in range(ROUNDS):
         key, before = f"k{round_}", len(loads.lines())
         for process in processes:
-            process.ask("set", load_for=0.3, policy=[1.0, 600])
+            process.ask("set", load_for=load_for, policy=[fresh_for, 600])
         answers = together(processes, "read", key=key, readers=250)
         assert len(loads.lines()) - before == 1
         states: dict[str, int] = {}
         for answer in answers:
             for state, count in answer["states"].items():
                 states[state] = states.get(state, 0) + count
-        assert states.pop("missing") + states.pop("fresh", 0) == 2000
+        assert states.pop("missing") + states.pop("fresh", 0) == 250 * PROCESSES
         assert states == {}
-        time.sleep(max(0.0, 1.1 - (time.time() - loads.lines()[-1][1])))
+        time.sleep(max(0.0, fresh_for + 0.1 - (time.time() - loads.lines()[-1][1])))
         answers = together(processes, "read", key=key, readers=250)
-        assert [answer["states"] for answer in answers] == [{"stale": 250}] * 8
-        time.sleep(0.5)
+        assert [answer["states"] for answer in answers] == [{"stale": 250}] * PROCESSES
+        time.sleep(load_for + 0.2)
         assert len(loads.lines()) - before == 2
 
 
 @pytest.mark.parametrize("readers_have", ["something stale", "nothing"])
-def test_the_refresher_is_killed(start, loads, readers_have):
-    """Promise 2: the next refresh begins within the lease's time-to-live + 250 ms; readers keep getting stale."""
+def test_the_refresher_is_killed(start, tmp_path, readers_have):
+    """Promise 2: the next refresh begins within the lease's time-to-live + 250 ms; readers keep getting stale.
+
+    In full 200 times, half of them with something stale: several fleets side by side, for each waits for its lease.
+    """
+    fleets, rounds = (4, 25) if FULL else (1, 1)
+    with ThreadPoolExecutor(fleets) as threads:
+        for done in [threads.submit(kill_refreshers, start, tmp_path, n, rounds, readers_have) for n in range(fleets)]:
+            done.result()
+
+
+def kill_refreshers(start: Any, folder: Path, fleet: int, rounds: int, readers_have: str) -> None:
     lease_for = 1.0
-    doomed, other = start(2, lease_for=lease_for)
-    for round_ in range(20 if FULL else 1):
-        key = f"k{round_}"
+    loads = Loads(folder / f"loads of {fleet}")
+    doomed, other = start(2, loads, lease_for=lease_for)
+    for round_ in range(rounds):
+        key = f"k{fleet}-{round_}"
         if readers_have == "something stale":
             doomed.ask("set", load_for=0, policy=[0.05, 600])
             doomed.ask("read", key=key, readers=1)
@@ -174,13 +194,13 @@ def test_the_refresher_is_killed(start, loads, readers_have):
         assert pid == other.pid
         # The lease may have been renewed just before the kill; the rest is allowance for a busy machine.
         assert taken_over - killed < lease_for + (0.25 if FULL else 2.0)
-        (doomed,) = start(1, lease_for=lease_for)
+        (doomed,) = start(1, loads, lease_for=lease_for)
 
 
 def test_a_paused_holder_overwrites_nothing_newer(start, loads):
     """Promise 3: stopped past its lease, continued, and its value is nowhere."""
     paused, other = start(2, lease_for=0.5)
-    for round_ in range(20 if FULL else 2):
+    for round_ in range(TIMES):
         key = f"k{round_}"
         loads.now("old")
         before = len(loads.lines())
@@ -197,6 +217,60 @@ def test_a_paused_holder_overwrites_nothing_newer(start, loads):
         assert paused.answer()["values"] == {"new": 1}
         for process in (paused, other):
             assert process.ask("read", key=key, readers=1)["values"] == {"new": 1}
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Any]:
+    """A proxy in front of the server, on an event loop of its own: called with a function of it."""
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Proxy(server.port)) as made,
+    ):
+        yield lambda function: portal.call(function, made)
+
+
+@pytest.mark.parametrize("fault", ["unsent", "unanswered"])
+def test_a_lost_reply_locks_nobody_out_and_doubles_no_work(start, loads, proxy, fault):
+    """Promise 7: the connection breaks at any command of a load, before it gets through or before its reply."""
+    (unlucky,) = start(1, url=proxy(lambda proxy: proxy.url))
+    (other,) = start(1)
+    numbers = counting()
+    struck = 0
+    while struck < TIMES:
+        key = f"k{(round_ := next(numbers))}"
+        before = len(loads.lines())
+        # A link that breaks again at once is given time; until it is back nobody's load is the only one.
+        time.sleep(0.25)
+        proxy(lambda proxy, number=1 + round_ % 3: proxy.arm(fault, number))
+        assert unlucky.ask("read", key=key, readers=5)["values"] == {"0": 5}
+        struck += proxy(lambda proxy: (proxy.struck, proxy.heal())[0])
+        assert other.ask("read", key=key, readers=5)["values"] == {"0": 5}
+        assert len(loads.lines()) - before == 1
+        assert round_ < 3 * TIMES
+
+
+@pytest.mark.parametrize("how", ["invalidate", "invalidate_tag", "clear"])
+def test_what_is_invalidated_while_it_is_loaded_is_loaded_again(start, loads, how):
+    """Promise 4: wherever it is loaded, whoever waits for it gets what was loaded afterwards, and so does everybody."""
+    what = {"invalidate": lambda key: {"key": key}, "invalidate_tag": lambda _: {"tag": "t"}, "clear": lambda _: {}}[
+        how
+    ]
+    loading, other = start(2)
+    for process in (loading, other):
+        process.ask("set", load_for=0.1, tags=["t"])
+    for round_ in range(TIMES):
+        key, before = f"k{round_}", len(loads.lines())
+        loads.now(f"old {round_}")
+        loading.tell("read", key=key, readers=5)
+        deadline = time.time() + 10
+        while len(loads.lines()) == before:
+            assert time.time() < deadline
+            time.sleep(0.001)
+        loads.now(f"new {round_}")
+        other.ask(how, **what(key))
+        assert other.ask("read", key=key, readers=5)["values"] == {f"new {round_}": 5}
+        assert loading.answer()["values"] == {f"new {round_}": 5}
+        assert loading.ask("read", key=key, readers=5)["values"] == {f"new {round_}": 5}
 
 
 @pytest.mark.parametrize("how", ["invalidate", "invalidate_tag", "clear"])

@@ -249,11 +249,12 @@ class TieredStore:
         return key in self._owed_keys or ALL in self._owed_tags or any(tag in self._owed_tags for tag in entry.tags)
 
     async def _repay(self) -> None:
+        # Invalidations first: others answer what they outdate, and leases, of which there may be many, end anyway.
+        await self._pay(self._owed_tags, self.store.invalidate_tag, list(self._owed_tags))
+        await self._pay(self._owed_keys, self.store.invalidate, list(self._owed_keys))
         for token, lease in list(self._owed_leases.items()):
             await self.store.release(lease)
             self._owed_leases.pop(token, None)
-        await self._pay(self._owed_tags, self.store.invalidate_tag, list(self._owed_tags))
-        await self._pay(self._owed_keys, self.store.invalidate, list(self._owed_keys))
 
     async def _pay(self, owed: dict[str, object], tell: Callable[[str], Awaitable[None]], names: Iterable[str]) -> None:
         for name in names:

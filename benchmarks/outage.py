@@ -1,0 +1,281 @@
+"""What readers wait while Redis is hung, refuses, or answers late.
+
+    scripts/bench outage [--quick]
+
+A TCP proxy in front of the server hangs or refuses, again and again, while readers ask for what lies in memory, fresh
+and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's own first step to its
+answer; of those who wait for the loader, what it took is taken off. The first failures are over a tenth of a second
+after the cache has said that Redis is away (`StoreDown`).
+
+Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
+once each time it has become stale, so that each read begins a refresh.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import statistics
+import time
+from typing import NamedTuple
+
+from benchmarks.measure import percentile, print_machine, ratio, table, verdict
+from swr import Cache, Cached, State
+from swr.events import Event, StoreDown, StoreUp
+from tests.proxy import Proxy
+from tests.servers import Server, kinds
+
+_LOADER_TAKES = 0.02
+_FAILING_FOR = 0.1
+
+
+class Setting(NamedTuple):
+    """How often, and how long each time (seconds)."""
+
+    rounds: int
+    away_for: float
+    delayed_rounds: int
+    stale_keys: int
+
+
+FULL = Setting(rounds=25, away_for=1.5, delayed_rounds=15, stale_keys=400)
+QUICK = Setting(rounds=1, away_for=0.6, delayed_rounds=1, stale_keys=20)
+
+
+class Waits:
+    """What readers waited, in milliseconds, by who they are: while the first failures lasted, and later."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, list[float]] = {}
+        self.later: dict[str, list[float]] = {}
+        self.errors = 0
+        self.down_at: float | None = None
+
+    def note(self, event: Event) -> None:
+        """Listen to the cache."""
+        self.down_at = time.perf_counter()
+
+    def add(self, reader: str, began: float, waited: float) -> None:
+        """Take note of one reader's wait (seconds)."""
+        over = self.down_at is not None and began > self.down_at + _FAILING_FOR
+        (self.later if over else self.first).setdefault(reader, []).append(1000 * waited)
+
+
+class Readers:
+    """Those who ask while Redis is away.
+
+    Parameters:
+        cache: over the proxy.
+        waits: where it is noted what they waited.
+    """
+
+    def __init__(self, cache: Cache, waits: Waits) -> None:
+        self._waits = waits
+        # What the loader took, by what was asked for.
+        self._took: dict[int, float] = {}
+
+        @cache.cached("fresh:{number}", fresh_for=3600)
+        async def fresh(number: int) -> int:
+            return number
+
+        @cache.cached("stale:{number}", fresh_for=0.001, stale_for=3600)
+        async def stale(number: int) -> int:
+            await asyncio.sleep(_LOADER_TAKES)
+            return number
+
+        @cache.cached("nowhere:{number}", fresh_for=3600)
+        async def nowhere(number: int) -> int:
+            began = time.perf_counter()
+            await asyncio.sleep(_LOADER_TAKES)
+            self._took[number] = time.perf_counter() - began
+            return number
+
+        self._in_memory = {"fresh in L1": fresh, "stale in L1": stale}
+        self._nowhere = nowhere
+
+    async def fill(self) -> None:
+        """Have in memory what is to be there."""
+        for read in self._in_memory.values():
+            await asyncio.gather(*(read(number) for number in range(10)))
+        await asyncio.sleep(0.05)
+
+    async def run(self, seconds: float) -> None:
+        """Ask for what is in memory two hundred times a second, and for something new a hundred times."""
+        until = time.perf_counter() + seconds
+        number = 0
+        async with asyncio.TaskGroup() as group:
+            while time.perf_counter() < until:
+                if number % 2 == 0:
+                    group.create_task(self._ask("nowhere", self._nowhere, number))
+                for reader, read in self._in_memory.items():
+                    await self._ask(reader, read, number % 10)
+                number += 1
+                await asyncio.sleep(0.005)
+
+    async def _ask(self, reader: str, read: Cached[[int], int], number: int) -> None:
+        began = time.perf_counter()
+        try:
+            value = await read(number)
+        except Exception:
+            self._waits.errors += 1
+            return
+        waited = time.perf_counter() - began
+        self._waits.errors += value != number
+        self._waits.add(reader, began, waited - (self._took.pop(number) if reader == "nowhere" else 0.0))
+
+
+async def without_redis(server: Server, setting: Setting) -> None:
+    """Print the table of a server that is hung, and of one that refuses."""
+    faults = {"hung": Waits(), "refused": Waits()}
+    for turn in range(setting.rounds):
+        for fault, waits in faults.items():
+            # What a round leaves undone, a lease for one, is nobody's business in the next.
+            async with Proxy(server.port) as proxy, Cache(proxy.url, namespace=f"{fault}-{turn}") as cache:
+                cache.subscribe(waits.note, StoreDown)
+                waits.down_at = None
+                readers = Readers(cache, waits)
+                await readers.fill()
+                if fault == "hung":
+                    proxy.hang = True
+                else:
+                    proxy.refuse = True
+                    proxy.cut()
+                await readers.run(setting.away_for)
+                proxy.heal()
+                proxy.refuse = False
+    rows = []
+    for fault, waits in faults.items():
+        for when, by_reader, goals in (
+            ("at first", waits.first, {"nowhere": 250.0}),
+            ("later", waits.later, {"nowhere": 1.0, "fresh in L1": 1.0, "stale in L1": 1.0}),
+        ):
+            for reader, waited in by_reader.items():
+                last = percentile(waited, 99)
+                goal = verdict(last, at_most=goals.get(reader, 5.0))
+                name = f"{fault}, {when}: {reader}"
+                rows.append([name, str(len(waited)), *(f"{percentile(waited, p):.3f}" for p in (50, 99, 100)), goal])
+        rows.append([f"{fault}: errors and wrong answers", str(waits.errors), "", "", "", _none(waits.errors)])
+    columns = ["Redis is", "readers", "p50 ms", "p99 ms", "most ms", "goal (p99)"]
+    title = f"Redis away; for what is nowhere, above the loader's 20 ms ({setting.rounds} rounds)"
+    table(title, columns, rows)
+
+
+def _none(count: int) -> str:
+    return f"0 {'MISSED' if count else 'reached'}"
+
+
+# -- a second late --------------------------------------------------------------------------------------------
+
+
+class Stale:
+    """Stale hits over a proxy of its own.
+
+    Parameters:
+        cache: over that proxy.
+        proxy: which.
+        delay: seconds by which Redis is late.
+    """
+
+    def __init__(self, cache: Cache, proxy: Proxy, delay: float) -> None:
+        self._proxy = proxy
+        self._delay = delay
+        self.not_stale = 0
+        self._to_refresh = 0
+        self._refreshed = asyncio.Event()
+
+        @cache.cached("stale:{number}", fresh_for=0.001, stale_for=3600)
+        async def read(number: int) -> int:
+            self._to_refresh -= 1
+            if self._to_refresh == 0:
+                self._refreshed.set()
+            return number
+
+        self._read = read
+        self._up = asyncio.Event()
+        self._up.set()
+        cache.subscribe(lambda event: self._up.set(), StoreUp)
+        cache.subscribe(lambda event: self._up.clear(), StoreDown)
+
+    async def round(self, keys: int) -> list[float]:
+        """Return what each of as many stale hits took, in milliseconds."""
+        # Whatever the last round has left undone, and what is in memory is confirmed again.
+        await self._up.wait()
+        for number in range(keys):
+            await self._read.refresh(number)
+        self._to_refresh = keys
+        self._refreshed.clear()
+        waited = []
+        self._proxy.delay = self._delay
+        for number in range(keys):
+            began = time.perf_counter()
+            outcome = await self._read.outcome(number)
+            waited.append(1000 * (time.perf_counter() - began))
+            self.not_stale += outcome.state is not State.STALE
+            await asyncio.sleep(0.001)
+        self._proxy.delay = 0.0
+        async with asyncio.timeout(30):
+            await self._refreshed.wait()
+        return waited
+
+
+async def a_second_late(server: Server, setting: Setting) -> None:
+    """Print the table of stale hits with a slow Redis."""
+    # One that may be as late as that, so that every refresh waits; and one that counts it as away.
+    kinds_of = {
+        "in time": (0.0, 3.0),
+        "a second late": (1.0, 3.0),
+        "a second late, time-out 0.2 s": (1.0, 0.2),
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        contestants = {}
+        for number, (name, (delay, timeout)) in enumerate(kinds_of.items()):
+            proxy = await stack.enter_async_context(Proxy(server.port))
+            cache = await stack.enter_async_context(Cache(proxy.url, namespace=f"late-{number}", timeout=timeout))
+            contestants[name] = Stale(cache, proxy, delay)
+        waited: dict[str, list[list[float]]] = {name: [] for name in contestants}
+        for turn in range(setting.delayed_rounds):
+            names = list(contestants)
+            for name in names[turn % 3 :] + names[: turn % 3]:
+                waited[name].append(await contestants[name].round(setting.stale_keys))
+    last = {name: [percentile(hits, 99) for hits in rounds] for name, rounds in waited.items()}
+    rows = []
+    for name, contestant in contestants.items():
+        factor = ratio(last[name], last["in time"])
+        goal = "" if name == "in time" else f"0.80 to 1.20 {'reached' if 0.8 <= factor <= 1.2 else 'MISSED'}"
+        hits = [wait for waits in waited[name] for wait in waits]
+        rows.append(
+            [
+                name,
+                str(len(hits)),
+                str(contestant.not_stale),
+                f"{percentile(hits, 50):.3f}",
+                f"{statistics.median(last[name]):.3f}",
+                f"{factor:.2f}",
+                goal,
+            ]
+        )
+    columns = ["Redis answers", "readers", "not stale", "p50 ms", "p99 ms", "p99, to in time", "goal"]
+    title = f"A stale hit in L1, each with a refresh begun (p99: median of {setting.delayed_rounds} rounds)"
+    table(title, columns, rows)
+
+
+async def measure(setting: Setting) -> None:
+    """Print both tables."""
+    with Server(kinds()[-1]) as server:
+        await without_redis(server, setting)
+        await a_second_late(server, setting)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round: to see that it runs, not to measure")
+    options = parser.parse_args()
+    print_machine("swr", "redis")
+    # That Redis is away is said at every round.
+    logging.getLogger("swr").setLevel(logging.ERROR)
+    asyncio.run(measure(QUICK if options.quick else FULL))
+
+
+if __name__ == "__main__":
+    main()
