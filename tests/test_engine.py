@@ -8,7 +8,8 @@ import anyio.lowlevel
 import pytest
 
 from swr import Cache, ConfigurationError, Policy, State, SWRError
-from swr.engine import Engine
+from swr.engine import Engine, _refuse_circles
+from swr.flight import Flight
 from swr.policy import Limits
 from swr.stores.memory import MemoryStore
 from swr.testing import FakeClock, FlakyStore
@@ -1355,3 +1356,17 @@ async def test_what_was_invalidated_in_vain_is_told_before_leases_are_given_back
         process.link.go(away=False)
         await settle()
         assert process.link.calls == ["invalidate_tag", "invalidate", "release"]
+
+
+async def test_loaders_that_wait_for_one_and_the_same_are_no_circle(process):
+    """Found on two ways, it is looked at once."""
+    process_job = Job()
+    flights = [Flight(key, process_job, None, False, 0) for key in "abcd"]
+    here, one, other, both = flights
+    one.waits_for = other.waits_for = (both,)
+    _refuse_circles([here], [one, other])
+    both.waits_for = (here,)
+    with pytest.raises(ConfigurationError, match=r"[bc] -> d -> a"):
+        _refuse_circles([here], [one, other])
+    here.done.set()
+    _refuse_circles([here], [one, other])

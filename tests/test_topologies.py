@@ -140,6 +140,8 @@ class TestCluster:
             assert (store.barriers.head, store._synced) == (before + 10**6, before)
             store.hear(owner, store._message(Kind.BARRIER, "three", before + 10**6 + 1))
             assert store._synced == before + 10**6 + 1
+            # Where they cannot be asked for, what is known has to do.
+            assert await store._learn_from(None) == store.barriers.head
             # While nobody is known to make them, nobody's will do.
             store._servers._by_slot[key_slot(store._barrier_keys[1])] = None
             store.hear(owner, store._message(Kind.BARRIER, "four", before + 10**6 + 2))
