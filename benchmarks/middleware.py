@@ -116,6 +116,7 @@ def fastapi_plain() -> Any:
     app = FastAPI()
     rows = _rows()
 
+    # Here and below without a return type, as in the documentation of those libraries: FastAPI goes by it.
     @app.get("/rankings/{group}")
     async def ranking(group: str, response: Response):  # type: ignore[no-untyped-def]
         response.headers.update(FIELDS)

@@ -8,10 +8,11 @@ import anyio
 
 from swr.codec import Codec
 from swr.decision import is_absent
-from swr.engine import Engine, Load
+from swr.engine import Engine
 from swr.entry import Entry
 from swr.errors import SWRError
 from swr.flight import Flight
+from swr.load import Load
 from swr.loader import land, last_of
 from swr.policy import Policy
 

@@ -225,6 +225,7 @@ def _of_values(kind: Any) -> Any:
         return kind
     # A bare Fresh says nothing that the others do not.
     kept = [_of_values(member) for member in members if member is not NotModified and member is not Fresh]
+    # As many members as are left; `|` takes two.
     return kind if kept == list(members) else typing.Union[tuple(kept)]  # noqa: UP007
 
 

@@ -8,10 +8,11 @@ from contextvars import Context
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from swr.codec import ANY, Codec, codec_for
-from swr.engine import Engine, Load
+from swr.engine import Engine
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
 from swr.keys import CallKeys
+from swr.load import Load
 from swr.loader import Asking, answer_of, context_of, land, last_of
 from swr.policy import Policy
 from swr.stores.shelf import Shelf
@@ -26,6 +27,7 @@ def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling `function` gives an awaitable, wrapped and partial functions included."""
     while isinstance(function, functools.partial):
         function = function.func
+    # Not whether it can be called, but the method, which may be a coroutine function.
     call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 

@@ -21,10 +21,10 @@ from swr.answer import (
     validated,
 )
 from swr.conditions import CONDITIONS, headers_of_304, not_modified, selects, updated, validators
-from swr.engine import Load
 from swr.entry import Entry, stamp
 from swr.errors import SWRError
 from swr.fields import Headers, content_length, content_range, directives, strings, values_of
+from swr.load import Load
 from swr.policy import Policy
 from swr.request import Request
 from swr.response import Slip, slip

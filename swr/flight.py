@@ -10,7 +10,7 @@ from swr.codec import Codec
 from swr.entry import Entry
 
 if TYPE_CHECKING:
-    from swr.engine import Load
+    from swr.load import Load
 
 
 class Job(Protocol):

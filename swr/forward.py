@@ -7,9 +7,9 @@ from starlette.types import Message, Receive, Send
 
 from swr.answer import RESPONSES, StoredResponse, capture, marked
 from swr.conditions import agrees, updated
-from swr.engine import Since
 from swr.entry import Entry
 from swr.fields import Headers, content_length, directives, strings, values_of
+from swr.load import Since
 from swr.request import Request
 from swr.response import Slip, slip
 from swr.semantics import Verdict, control, judge, vary_of

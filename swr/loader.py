@@ -11,9 +11,10 @@ from typing import Any, Final
 import anyio.to_thread
 import msgspec
 
-from swr.engine import Engine, Load
+from swr.engine import Engine
 from swr.entry import Entry
 from swr.errors import ConfigurationError
+from swr.load import Load
 from swr.loading import NOT_MODIFIED, Fresh, LoadContext
 from swr.policy import Policy
 
@@ -61,6 +62,7 @@ def asking(function: Callable[..., Any], copies: bool = False) -> Asking | None:
     while isinstance(target, functools.partial):
         target = target.func
     if not inspect.isroutine(target):
+        # Not whether it can be called, but the method, for its annotations.
         target = getattr(type(target), "__call__", None)  # noqa: B004
     # Most loaders that are made where they are used have no annotations, and are not looked at more closely.
     if not set(getattr(target, "__annotations__", ())) - {"return"}:

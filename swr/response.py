@@ -120,6 +120,7 @@ class ResponseRule:
                 note(args, kwargs)
                 return endpoint(*args, **kwargs)
 
+        # It takes and returns what the endpoint does, whichever of the two it is.
         return wrapper  # type: ignore[return-value]
 
 

@@ -7,7 +7,8 @@ from contextvars import Context
 import anyio
 
 from swr.codec import ANY
-from swr.engine import Engine, Load
+from swr.engine import Engine
+from swr.load import Load
 from swr.policy import Policy
 from swr.stores.memory import MemoryStore
 from swr.stores.shelf import Shelf

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from swr.engine import Engine, Load
+from swr.engine import Engine
+from swr.load import Load
 from swr.stores.barriers import Barriers
 from swr.stores.memory import MemoryStore
 from swr.stores.tiered import TieredStore

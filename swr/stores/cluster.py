@@ -108,10 +108,10 @@ class Cluster:
                 return await (_ask_once(link, command) if asking else link.ask(*command))
             except MovedError as moved:
                 self._unsure.set()
-                link, asking = self._link(self._address(moved, link)), False
+                link, asking = self._link(_address(moved, link)), False
             except AskError as asked:
                 # The slot is on its way there, and this key was first, or is none.
-                link, asking = self._link(self._address(asked, link)), True
+                link, asking = self._link(_address(asked, link)), True
             except TryAgainError:
                 # Of several keys some are there already.
                 await asyncio.sleep(self._timeout / _REDIRECTED)
@@ -146,13 +146,13 @@ class Cluster:
         if whole:
             link = random.choice(whole)
             wire = await link.ready()
-            return self._host(link), await wire.ask("CLUSTER", "SLOTS")
+            return _host(link), await wire.ask("CLUSTER", "SLOTS")
         error: Exception = StoreUnavailable("a cluster needs at least one node to begin with")
         for host, port in dict.fromkeys([*random.sample(self._seeds, len(self._seeds)), *self._links]):
             client = self._connect(host, port)
             try:
                 async with asyncio.timeout(2 * self._timeout):
-                    connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+                    connection = await client.connection_pool.get_connection()
                     await connection.send_command("CLUSTER", "SLOTS")
                     return host, await connection.read_response(disable_decoding=True)
             except (RedisError, OSError, TimeoutError) as failed:
@@ -188,11 +188,14 @@ class Cluster:
             self._start(link.run)
         return link
 
-    def _host(self, link: Link) -> str:
-        return next(host for (host, _), known in self._links.items() if known is link)
 
-    def _address(self, error: AskError, link: Link) -> Address:
-        return cast(str, error.host) or self._host(link), int(error.port)
+def _host(link: Link) -> str:
+    return cast(str, link.client.connection_pool.connection_kwargs["host"])
+
+
+def _address(error: AskError, link: Link) -> Address:
+    # A node that does not know the other's host means its own.
+    return cast(str, error.host) or _host(link), int(error.port)
 
 
 async def _ask_once(link: Link, command: tuple[bytes | str | int, ...]) -> Any:

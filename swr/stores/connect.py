@@ -50,7 +50,7 @@ def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
             return _cluster(url, timeout, options)
         connect = _sentinel(url, timeout, options) if "+sentinel://" in url else _server(url, options)
         # A connection is made, and not connected: what redis-py does not understand it says here.
-        connect().connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        connect().connection_pool.make_connection()
     except (TypeError, ValueError) as error:
         # urllib would tell what it took for the port, a password for one.
         text = "a port is no number; what is special in a password has to be percent-encoded"
@@ -87,7 +87,7 @@ def _sentinel(url: str, timeout: float, options: dict[str, Any]) -> Callable[[],
         known.update({name: value for name, value in kwargs.items() if name.startswith("ssl_")})
 
     def connect() -> Redis:
-        sentinel = Sentinel(hosts, sentinel_kwargs=known)  # type: ignore[no-untyped-call]
+        sentinel = Sentinel(hosts, sentinel_kwargs=known)
         client: Redis = sentinel.master_for(master, **kwargs)
         return client
 
@@ -109,7 +109,7 @@ def _node(kwargs: dict[str, Any]) -> Callable[[str, int], Redis]:
     def connect(host: str, port: int) -> Redis:
         return Redis.from_pool(ConnectionPool(host=host, port=port, **kwargs))
 
-    connect("", 0).connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    connect("", 0).connection_pool.make_connection()
     return connect
 
 

@@ -110,7 +110,7 @@ class Link:
             async with asyncio.timeout(5 * self._timeout):
                 await channel.subscribe(self._keeper.channel)
                 await channel.get_message(timeout=None)
-                connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+                connection = await pool.get_connection()
             if _address(connection) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while it was connected to")
             wire = Wire(connection, self._timeout)
@@ -126,7 +126,7 @@ class Link:
                 if connection is not None:
                     await connection.disconnect(nowait=True)
                     await pool.release(connection)
-                await channel.aclose()  # type: ignore[no-untyped-call]
+                await channel.aclose()
 
     async def _listen(self, channel: PubSub) -> None:
         """Hear messages."""

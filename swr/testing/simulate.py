@@ -23,8 +23,9 @@ from typing import Any, Final
 import anyio
 
 from swr.codec import ANY
-from swr.engine import Engine, Load
+from swr.engine import Engine
 from swr.entry import Entry
+from swr.load import Load
 from swr.policy import Policy
 from swr.stores.barriers import ALL
 from swr.stores.base import Kind
