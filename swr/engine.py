@@ -98,6 +98,9 @@ class Engine:
         # Keys whose lease was denied, or whose load failed: until when not to ask again, and why.
         self._denied: LRUCache[str, tuple[float, BaseException | None]] = LRUCache(10_000)
         self._tokens = 0
+        # Loads under way: when their leases are to be renewed next, and how often yet.
+        self._renewed: dict[Load, tuple[float, int]] = {}
+        self._renewing = False
 
     # -- opening and closing ----------------------------------------------------------------------------------
 
@@ -146,6 +149,8 @@ class Engine:
         self._flights.clear()
         self._waiting.clear()
         self._denied.clear()
+        self._renewed.clear()
+        self._renewing = False
         self.store.forget()
 
     # -- news -------------------------------------------------------------------------------------------------
@@ -435,12 +440,12 @@ class Engine:
             load = Load(self, flight, lease)
             self.events.publish(LoadBegun, flight.key, anyio.current_time() - asked)
             if lease is not None:
-                self._owner.start(self._renew, load)
+                self._renew_until_over(load)
             try:
                 with load.running:
                     await flight.job.run(load)
             finally:
-                load.scope.cancel()
+                self._renewed.pop(load, None)
             if not flight.is_over:
                 raise SWRError(f"the loader of {flight.key!r} ended without a value")
         except anyio.get_cancelled_exc_class() as error:
@@ -578,7 +583,7 @@ class Engine:
             return
         load.flight.expired = True
         load.running.cancel()
-        load.scope.cancel()
+        self._renewed.pop(load, None)
         if given_up is not None:
             given_up(error)
         # Nobody else ends the flight now, closing or not.
@@ -618,19 +623,39 @@ class Engine:
             raise
         return True
 
-    async def _renew(self, load: Load) -> None:
+    def _renew_until_over(self, load: Load) -> None:
         """Renew the lease at a third of its life until the load ends, ten lives at most."""
+        self._renewed[load] = (anyio.current_time() + self._lease_for / 3, 3 * _RENEWED_FOR)
+        if not self._renewing:
+            self._renewing = True
+            self._owner.start(self._renew_all)
+
+    async def _renew_all(self) -> None:
+        # One task for all loads, most of which end before anything is due: a task for each would cost more than
+        # many a load.
+        while self._renewed:
+            # In the order in which they are due, for whatever comes in comes in last.
+            load, (due, times) = next(iter(self._renewed.items()))
+            now = anyio.current_time()
+            if due > now:
+                await anyio.sleep_until(due)
+                continue
+            del self._renewed[load]
+            if times:
+                self._renewed[load] = (now + self._lease_for / 3, times - 1)
+                self._owner.start(self._renew, load)
+        self._renewing = False
+
+    async def _renew(self, load: Load) -> None:
         assert load.lease is not None
-        with load.scope:
-            for _ in range(3 * _RENEWED_FOR):
-                await anyio.sleep(self._lease_for / 3)
-                try:
-                    await self.store.renew(load.lease, self._lease_for)
-                except StoreUnavailable:
-                    continue
-                except LeaseLost:
-                    self.events.publish(LeaseGone, load.flight.key)
-                    return
+        try:
+            await self.store.renew(load.lease, self._lease_for)
+        except StoreUnavailable:
+            return
+        except LeaseLost:
+            # What came of a load that is over by now has given its lease back.
+            if self._renewed.pop(load, None) is not None:
+                self.events.publish(LeaseGone, load.flight.key)
 
     def is_current(self, flight: Flight) -> bool:
         """Whether later callers would still join `flight`: no refresh or invalidation has come after it."""

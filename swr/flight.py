@@ -61,6 +61,9 @@ class Flight:
         "wake",
     )
 
+    # Set by news of its key, once it waits for the lease.
+    wake: anyio.Event
+
     def __init__(self, key: str, job: Job, entry: Entry[Any] | None, forced: bool, fence: int) -> None:
         self.key = key
         self.job = job
@@ -68,7 +71,6 @@ class Flight:
         self.forced = forced
         self.fence = fence
         self.done = anyio.Event()
-        self.wake = anyio.Event()
         # The store has said who has the lease, as often as it was asked.
         self.answered = anyio.Event()
         self.waiters = 0

@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from swr.errors import ConfigurationError
+from swr.tasks import Tasks
 
 log = logging.getLogger("swr")
 _SETTLED_WITHIN: Final = 2.0
@@ -43,8 +44,8 @@ class Revalidator:
         self._ended = ended
         self._pid = 0
         self._loop: object | None = None
-        self._group: TaskGroup | None = None
-        self._last: TaskGroup | None = None
+        self._group: Tasks | TaskGroup | None = None
+        self._last: Tasks | TaskGroup | None = None
         self._busy = 0
 
     @property
@@ -55,7 +56,7 @@ class Revalidator:
     @property
     def is_closing(self) -> bool:
         """Whether tasks are being cancelled because of closing, or because the event loop ends."""
-        return self._group is None or self._group.cancel_scope.cancel_called or self._root_cancelled
+        return self._group is None or self._cancelling
 
     async def open(self) -> None:
         """Take the current event loop.
@@ -72,38 +73,40 @@ class Revalidator:
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
         self._idle = anyio.Event()
         self._busy = 0
-        self._root_cancelled = False
+        self._cancelling = False
         # In an empty context: whoever happens to be first must not lend its context variables to all.
         context = contextvars.Context()
         if isinstance(loop, asyncio.AbstractEventLoop):
-            self._root: object = context.run(loop.create_task, self._run())
+            self._root: object = context.run(loop.create_task, self._run(Tasks(), Tasks()))
         else:
             import trio
 
-            trio.lowlevel.spawn_system_task(self._run, context=context)
+            groups = anyio.create_task_group(), anyio.create_task_group()
+            trio.lowlevel.spawn_system_task(self._run, *groups, context=context)
         await self._ready.wait()
 
-    async def _run(self) -> None:
+    async def _run(self, group: Tasks | TaskGroup, last: Tasks | TaskGroup) -> None:
         # Another event loop may have taken over by the time that this one ends.
-        stop, over, group = self._stop, self._over, None
+        stop, over = self._stop, self._over
         try:
-            async with anyio.create_task_group() as last:
-                async with anyio.create_task_group() as group:
+            async with last:
+                async with group:
                     self._group, self._last = group, last
                     self._ready.set()
                     try:
                         await stop.wait()
                     except BaseException:
-                        self._root_cancelled = True
+                        self._cancelling = True
                         raise
                     with anyio.move_on_after(self._drain_for):
                         while self._busy:
                             self._idle = anyio.Event()
                             await self._idle.wait()
-                    group.cancel_scope.cancel()
+                    self._cancelling = True
+                    _cancel(group)
                 with anyio.move_on_after(_SETTLED_WITHIN):
                     await self._settle()
-                last.cancel_scope.cancel()
+                _cancel(last)
         finally:
             if self._group is group:
                 self._group = self._last = None
@@ -153,6 +156,13 @@ class Revalidator:
         self._stop.set()
         with anyio.CancelScope(shield=True):
             await self._over.wait()
+
+
+def _cancel(group: Tasks | TaskGroup) -> None:
+    if isinstance(group, Tasks):
+        group.cancel()
+    else:
+        group.cancel_scope.cancel()
 
 
 def _is_over(loop: object) -> bool:

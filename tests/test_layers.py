@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "policy", "entry", "decision", "events", "loading"},
     {"codec", "conditions", "fields", "keys", "semantics", "weigh"},
     {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.scripts", "stores.servers", "stores.shelf", "stores.tiered", "stores.wire"},
-    {"flight", "load", "revalidator", "engine"},
+    {"flight", "load", "tasks", "revalidator", "engine"},
     {"loader", "decorator", "batch", "many", "response", "rules", "answer", "request", "forward", "fill", "cache", "metrics", "middleware", "otel", "prometheus", "proxy"},
     {"testing", "testing.clock", "testing.conformance", "testing.flaky", "testing.oracle", "testing.simulate", "testing.world"},
     {"cli", "__main__"},

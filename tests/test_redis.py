@@ -543,7 +543,7 @@ class TestLostReplies:
     async def test_a_lost_reply_changes_nothing(self, server: Server, command, marker):
         async with (
             Proxy(server.port) as proxy,
-            Cache(proxy.url, lease_for=60) as cache,
+            Cache(proxy.url, timeout=0.4, lease_for=60) as cache,
             Cache(server.url, timeout=2) as other,
         ):
             load = Counter()

@@ -118,7 +118,7 @@ SABOTAGES = {
         Engine, "_hear", "self._doom(name, version or NEWEST)", "pass", "mixed", "older than",
     ),
     "what news has outdated stands in for an overtaken load": Sabotage(
-        Engine, "_part", "flight.fence = _PARTED", "pass", "mixed", "that it had heard of", 250,
+        Engine, "_part", "flight.fence = _PARTED", "pass", "mixed", "that it had heard of", 1975,
     ),
     "a joiner's entry does not stand in": Sabotage(
         Engine, "begin", "flight.entry = entry", "pass", "lost-reply", "could stand in", 20,
@@ -146,7 +146,7 @@ SABOTAGES = {
         "as stale (Failed('load",
     ),
     "closing gives no lease back": Sabotage(
-        Engine, "_fly", "await self.store.release(lease)", "pass", "paused-holder", "a lease is left over",
+        Engine, "_fly", "await self.store.release(lease)", "pass", "paused-holder", "a lease is left over", 30,
     ),
     "suspects are served": Sabotage(
         TieredStore, "_trust", "if slot.epoch != self._epoch", "if False", "invalidation", "before its link came up", 50,

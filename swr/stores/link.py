@@ -171,14 +171,29 @@ class Link:
             StoreUnavailable: the link is broken.
         """
         if self.wire is None:
-            grace = self._lost_at + self._timeout / 4 - time.monotonic()
-            if grace > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(grace):
-                        await self._changed.wait()
+            self.check()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._grace):
+                    await self._changed.wait()
         if self.wire is None:
-            raise StoreUnavailable(f"{self.name} is away ({self.lost})")
+            raise self._away()
         return self.wire
+
+    def check(self) -> None:
+        """Nothing, if there is hope.
+
+        Raises:
+            StoreUnavailable: the link is broken, and was not lost only now.
+        """
+        if self.wire is None and self._grace <= 0:
+            raise self._away()
+
+    @property
+    def _grace(self) -> float:
+        return self._lost_at + self._timeout / 8 - time.monotonic()
+
+    def _away(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self.name} is away ({self.lost})")
 
     async def ask(self, *command: bytes | str | int) -> Any:
         """Ask once, and once more if the connection broke and is back at once: every command may be repeated.

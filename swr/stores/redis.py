@@ -372,6 +372,7 @@ class RedisStore:
         Readers of one key at one time share one trip and one decoding; readers of different keys in one turn of the
         event loop share one command, or one pipeline for each server.
         """
+        self._check(key)
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = _Reading(self._readings, key)
@@ -394,6 +395,11 @@ class RedisStore:
             reading.codec, reading.entry = codec, self._decode(key, frame, codec)
         entry = reading.entry
         return entry if entry is not None and self.barriers.admits(entry.head, entry.tags) else None
+
+    def _check(self, key: str) -> None:
+        """Refuse at once what could only fail: nobody pays for a server that is known to be away."""
+        if self._whole is False:
+            self._servers.link_to(self._entry_key(key)).check()
 
     def _ask_all(self) -> None:
         """Send what was asked in this turn of the event loop."""
@@ -445,6 +451,7 @@ class RedisStore:
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, in one trip with a second look at the entry and the newest barrier."""
+        self._check(key)
         while True:
             # The barrier is read before the load begins: one raised later outdates what is loaded.
             head = self._newest_soon()
