@@ -7,8 +7,8 @@ and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from
 answer; of those who wait for the loader, what it took is taken off. The first failures are over a tenth of a second
 after the cache has said that Redis is away (`StoreDown`).
 
-Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
-once each time it has become stale, so that each read begins a refresh.
+Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read five
+times after it has become stale. In time each read begins a refresh, and so does a second late the first.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from tests.servers import Server, kinds
 
 _LOADER_TAKES = 0.02
 _FAILING_FOR = 0.1
+_READ_EACH = 5
 
 
 class Setting(NamedTuple):
@@ -38,7 +39,7 @@ class Setting(NamedTuple):
     stale_keys: int
 
 
-FULL = Setting(rounds=25, away_for=1.5, delayed_rounds=15, stale_keys=400)
+FULL = Setting(rounds=25, away_for=1.5, delayed_rounds=11, stale_keys=400)
 QUICK = Setting(rounds=1, away_for=0.6, delayed_rounds=1, stale_keys=20)
 
 
@@ -186,7 +187,7 @@ class Stale:
         @cache.cached("stale:{number}", fresh_for=0.001, stale_for=3600)
         async def read(number: int) -> int:
             self._to_refresh -= 1
-            if self._to_refresh == 0:
+            if self._to_refresh <= 0:
                 self._refreshed.set()
             return number
 
@@ -197,7 +198,7 @@ class Stale:
         cache.subscribe(lambda event: self._up.clear(), StoreDown)
 
     async def round(self, keys: int) -> list[float]:
-        """Return what each of as many stale hits took, in milliseconds."""
+        """Return what each of five stale hits of as many keys took, in milliseconds."""
         # Whatever the last round has left undone, and what is in memory is confirmed again.
         await self._up.wait()
         for number in range(keys):
@@ -206,7 +207,7 @@ class Stale:
         self._refreshed.clear()
         waited = []
         self._proxy.delay = self._delay
-        for number in range(keys):
+        for number in _READ_EACH * list(range(keys)):
             began = time.perf_counter()
             outcome = await self._read.outcome(number)
             waited.append(1000 * (time.perf_counter() - began))
@@ -237,25 +238,27 @@ async def a_second_late(server: Server, setting: Setting) -> None:
             names = list(contestants)
             for name in names[turn % 3 :] + names[: turn % 3]:
                 waited[name].append(await contestants[name].round(setting.stale_keys))
-    last = {name: [percentile(hits, 99) for hits in rounds] for name, rounds in waited.items()}
     rows = []
-    for name, contestant in contestants.items():
-        factor = ratio(last[name], last["in time"])
-        goal = "" if name == "in time" else f"0.80 to 1.20 {'reached' if 0.8 <= factor <= 1.2 else 'MISSED'}"
-        hits = [wait for waits in waited[name] for wait in waits]
-        rows.append(
-            [
-                name,
-                str(len(hits)),
-                str(contestant.not_stale),
-                f"{percentile(hits, 50):.3f}",
-                f"{statistics.median(last[name]):.3f}",
-                f"{factor:.2f}",
-                goal,
-            ]
-        )
-    columns = ["Redis answers", "readers", "not stale", "p50 ms", "p99 ms", "p99, to in time", "goal"]
-    title = f"A stale hit in L1, each with a refresh begun (p99: median of {setting.delayed_rounds} rounds)"
+    # Which of the hits, and how many there are of them in a round; the first of all keys come first.
+    for which, count, has_goal in (("", None, True), ("; first hits", setting.stale_keys, False)):
+        last = {name: [percentile(hits[:count], 99) for hits in rounds] for name, rounds in waited.items()}
+        for name, contestant in contestants.items():
+            factor = ratio(last[name], last["in time"])
+            goal = f"0.80 to 1.20 {'reached' if 0.8 <= factor <= 1.2 else 'MISSED'}"
+            hits = [wait for waits in waited[name] for wait in waits[:count]]
+            rows.append(
+                [
+                    name + which,
+                    str(len(hits)),
+                    "" if which else str(contestant.not_stale),
+                    f"{percentile(hits, 50):.3f}",
+                    f"{statistics.median(last[name]):.3f}",
+                    f"{factor:.2f}",
+                    goal if has_goal and name != "in time" else "",
+                ]
+            )
+    columns = ["Redis answers", "stale hits", "not stale", "p50 ms", "p99 ms", "p99, to in time", "goal"]
+    title = f"A stale hit in L1 (p99: median of {setting.delayed_rounds} rounds)"
     table(title, columns, rows)
 
 

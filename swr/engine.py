@@ -5,6 +5,7 @@ swr loads and stores.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
@@ -372,7 +373,7 @@ class Engine:
         for flight in blocked:
             flight.waits_for = (*flight.waits_for, *flights)
         try:
-            with anyio.move_on_after(patience):
+            with contextlib.nullcontext() if patience is None else anyio.move_on_after(patience):
                 for flight in flights:
                     await flight.done.wait()
         finally:
