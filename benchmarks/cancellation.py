@@ -134,6 +134,8 @@ async def try_out(
     server: Server, ask: Callable[[], Awaitable[None]], setting: Setting, count: Count
 ) -> tuple[Snapshot, Snapshot, float]:
     """Return what there was before and what there is after, and the seconds."""
+    # With the first load begins the one task that renews leases.
+    await ask()
     await asyncio.sleep(setting.settled_after)
     before, began = Snapshot(server), time.perf_counter()
     await bombard(ask, setting.requests, count)
