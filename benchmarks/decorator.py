@@ -145,7 +145,7 @@ async def in_redis(url: str, kind: str, loop: str, rounds: int, calls: int) -> N
             ]
         )
     columns = [
-        "hit in Redis, L1 off",
+        f"{loop}: hit in Redis, L1 off",
         "µs per call",
         "to GET + loads",
         "to GET + loads + dataclasses",
