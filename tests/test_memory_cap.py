@@ -12,8 +12,8 @@ from swr.middleware import SWRMiddleware
 pytestmark = [pytest.mark.anyio, pytest.mark.promise]
 
 FULL = os.environ.get("SWR_FULL") == "1"
-REQUESTS = 1_000_000 if FULL else 4_000
-CAP = (64 if FULL else 1) * 2**20
+REQUESTS = 1_000_000 if FULL else 1_200
+CAP = 64 * 2**20 if FULL else 2**18
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def anyio_backend():
 @pytest.mark.parametrize("stored", [True, False])
 async def test_distinct_query_strings_fill_no_memory(stored, monkeypatch):
     if not FULL:
-        monkeypatch.setattr("swr.middleware._MOST_PASSED", 500)
+        monkeypatch.setattr("swr.middleware._MOST_PASSED", 150)
     control = b"max-age=600" if stored else b"private"
 
     async def app(scope, receive, send):
@@ -64,8 +64,8 @@ async def test_distinct_query_strings_fill_no_memory(stored, monkeypatch):
         finally:
             tracemalloc.stop()
         assert cache.shelf.slots.currsize <= CAP
-        assert whole < half * 1.1 + 2**19
+        assert whole < half * 1.05 + 2**15, (half, whole)
         if stored:
             # What the cap counts is what is really there.
-            assert len(cache.shelf.slots) > 500
+            assert len(cache.shelf.slots) > 125
             assert whole < 2 * CAP

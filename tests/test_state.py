@@ -475,7 +475,7 @@ class Fleet(RuleBasedStateMachine):
 
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(
-    max_examples=int(EXAMPLES or 100),
+    max_examples=int(EXAMPLES or 60),
     stateful_step_count=40,
     derandomize=not EXAMPLES,
     database=None,
