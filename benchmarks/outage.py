@@ -7,8 +7,8 @@ and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from
 answer; of those who wait for the loader, what it took is taken off. The first failures are over a tenth of a second
 after the cache has said that Redis is away (`StoreDown`).
 
-Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read five
-times after it has become stale. In time each read begins a refresh, and so does a second late the first.
+Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
+five times after it has become stale. In time each read begins a refresh, and so does a second late the first.
 """
 
 import argparse

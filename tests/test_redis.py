@@ -599,6 +599,24 @@ class TestWire:
         await client.connection_pool.release(connection)
         await client.aclose()
 
+    @pytest.mark.parametrize("turns", range(8))
+    async def test_it_ends_whatever_is_on_its_way(self, server: Server, turns):
+        """python/cpython#86296: in redis-py one cancellation may be swallowed, as the last command goes out."""
+        client = Redis.from_url(server.url, socket_timeout=5)
+        connection = await client.connection_pool.get_connection()
+        wire = Wire(connection, 2)
+        running = asyncio.ensure_future(wire.run())
+        assert await wire.ask("PING") == b"PONG"
+        wire.send(("PING",), lambda reply: None)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        done, _ = await asyncio.wait((running,), timeout=5)
+        assert done
+        await connection.disconnect(nowait=True)
+        await client.connection_pool.release(connection)
+        await client.aclose()
+
     async def test_a_reader_on_a_wire_that_has_just_broken_is_answered(self, server: Server):
         async with Cache(server.url, l1_max_bytes=0) as cache:
             load = Counter()

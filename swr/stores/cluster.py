@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
+import anyio
 from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
@@ -151,7 +152,7 @@ class Cluster:
         for host, port in dict.fromkeys([*random.sample(self._seeds, len(self._seeds)), *self._links]):
             client = self._connect(host, port)
             try:
-                async with asyncio.timeout(2 * self._timeout):
+                with anyio.fail_after(2 * self._timeout):
                     connection = await client.connection_pool.get_connection()
                     await connection.send_command("CLUSTER", "SLOTS")
                     return host, await connection.read_response(disable_decoding=True)

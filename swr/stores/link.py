@@ -107,17 +107,17 @@ class Link:
         channel = self.client.pubsub()
         connection = None
         try:
-            async with asyncio.timeout(5 * self._timeout):
+            with anyio.fail_after(5 * self._timeout):
                 await channel.subscribe(self._keeper.channel)
                 await channel.get_message(timeout=None)
                 connection = await pool.get_connection()
             if _address(connection) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while it was connected to")
             wire = Wire(connection, self._timeout)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(wire.run())
-                group.create_task(self._listen(channel))
-                group.create_task(self._beat(channel, wire))
+            async with anyio.create_task_group() as group:
+                group.start_soon(wire.run)
+                group.start_soon(self._listen, channel)
+                group.start_soon(self._beat, channel, wire)
         except* (RedisError, OSError, TimeoutError, StoreUnavailable) as errors:
             raise StoreUnavailable(_first(errors)) from None
         finally:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+import anyio
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
@@ -89,10 +90,12 @@ class Wire:
             StoreUnavailable: why it broke.
         """
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._write())
-                group.create_task(self._read())
-                group.create_task(self._watch())
+            # Not asyncio's group and not its time-outs around redis-py: they cancel once, which `asyncio.wait_for` in
+            # redis-py may swallow (before Python 3.12, python/cpython#86296), and then wait forever.
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._write)
+                group.start_soon(self._read)
+                group.start_soon(self._watch)
         except* (RedisError, OSError, StoreUnavailable) as errors:
             self._break(StoreUnavailable(str(errors.exceptions[0])))
         finally:
