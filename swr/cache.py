@@ -84,6 +84,8 @@ class Cache:
             of it, so a load may last longer.
         drain_for: how long closing waits for loads that are under way.
         timeout: how long Redis may stay silent before it counts as away.
+        read_from_replicas: whether values, and nothing else, are read from replicas where those are known: behind
+            sentinels and in a cluster. Whatever this process has invalidated or heard of holds all the same.
         clock: wall clock, seconds.
 
     It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time.
@@ -102,6 +104,7 @@ class Cache:
         lease_for: Duration = 30,
         drain_for: Duration = 10,
         timeout: Duration = 0.2,
+        read_from_replicas: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
@@ -129,9 +132,13 @@ class Cache:
             from swr.stores.connect import servers_of
             from swr.stores.redis import RedisStore
 
-            servers = servers_of(url, redis, patience)
+            servers = servers_of(url, redis, patience, read_from_replicas)
             self.shelf = Shelf(l1_max_bytes, _ENTRIES)
             store = TieredStore(self.shelf, RedisStore(servers, namespace, patience, clock), clock)
+        elif read_from_replicas:
+            raise ConfigurationError(
+                "read_from_replicas=True without Redis: give redis+sentinel://… or redis+cluster://…, or leave it out"
+            )
         else:
             memory = MemoryStore(l1_max_bytes, _ENTRIES, clock)
             self.shelf, store = memory.shelf, memory

@@ -23,7 +23,7 @@ from swr.stores.tiered import TieredStore
 from swr.testing import StoreConformance
 from tests.proxy import Proxy
 from tests.servers import ClusterOfSix, Server, kinds
-from tests.test_redis import Counter
+from tests.test_redis import Counter, until
 from tests.test_stores import opened
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +82,35 @@ class TestUrls:
     def test_a_client_that_decodes(self, client):
         with pytest.raises(ConfigurationError, match="decode_responses=True"):
             Cache(redis=client(decode_responses=True))
+
+    @pytest.mark.parametrize("url", ["redis://h1", "rediss://h1", "unix:///s"])
+    def test_replicas_of_one_server_are_not_known(self, url):
+        problem = r"read_from_replicas=True: '.*' is one server, whose replicas are not known: give redis\+sentinel://"
+        with pytest.raises(ConfigurationError, match=problem):
+            Cache(url, read_from_replicas=True)
+
+    def test_replicas_of_a_client_of_one_server_are_not_known(self):
+        with pytest.raises(ConfigurationError, match="the client redis= is one server"):
+            Cache(redis=Redis(), read_from_replicas=True)
+
+    def test_memory_has_no_replicas(self):
+        with pytest.raises(ConfigurationError, match="read_from_replicas=True without Redis: give"):
+            Cache(read_from_replicas=True)
+
+    async def test_replicas_are_connected_to_as_masters_are(self):
+        url = "rediss+sentinel://me:secret@h1:5/mymaster/3?ssl_ca_certs=/ca.pem&sentinel_password=other"
+        own = Sentinel([("h1", 5)]).master_for("mymaster", username="me", password="secret", db=3)
+        for servers in (servers_of(url, None, 0.5, True), servers_of(None, own, 0.5, True)):
+            assert isinstance(servers, Single)
+            client = servers._connect()
+            pools = [servers._replica_of(client).connection_pool, client.connection_pool]
+            assert [pool.is_master for pool in pools] == [False, True]
+            assert pools[0].sentinel_manager is pools[1].sentinel_manager
+            made = [vars(pool.make_connection()) for pool in pools]
+            for name in ("username", "password", "db", "socket_connect_timeout", "ca_certs"):
+                assert made[0].get(name) == made[1].get(name), name
+        assert isinstance(servers_of(None, RedisCluster("h1"), 0.5, True), Cluster)
+        assert servers_of("redis+cluster://h1", None, 0.5, True).replicas
 
     async def test_accounts_and_databases(self):
         servers = servers_of("redis+sentinel://me:p%40ss@h1,h2:5/mymaster/3?sentinel_password=other", None, 0.5)
@@ -154,7 +183,10 @@ def allow(server: Server, *more: str) -> None:
     """Make the documented user, and nobody else."""
     assert ACL is not None
     assert server.command("ACL", "SETUSER", "swr", *ACL[1].split(), *more) == b"+OK\r\n"
-    assert server.command("ACL", "SETUSER", "default", "-@all", "+acl", "+cluster", "+ping") == b"+OK\r\n"
+    assert (
+        server.command("ACL", "SETUSER", "default", "-@all", "+acl", "+cluster", "+ping", "+psync", "+replconf")
+        == b"+OK\r\n"
+    )
 
 
 @pytest.fixture(scope="module", params=kinds())
@@ -168,17 +200,17 @@ def guarded(request) -> Iterator[Server]:
 def guarded_cluster(request) -> Iterator[ClusterOfSix]:
     with ClusterOfSix(request.param) as cluster:
         for node in cluster.nodes:
-            allow(node, "+cluster|slots", "+asking")
+            allow(node, "+cluster|slots", "+asking", "+readonly")
         yield cluster
 
 
 _numbers = iter(range(10**6))
 
 
-def guarded_store(url: str) -> RedisStore:
+def guarded_store(url: str, replicas: bool = False) -> RedisStore:
     """Return a store of the documented user, in a namespace of its own."""
     url = url.replace("://", "://swr:password@")
-    return RedisStore(servers_of(url, None, 2.0), f"swr:{next(_numbers)}", 2.0)
+    return RedisStore(servers_of(url, None, 2.0, replicas), f"swr:{next(_numbers)}", 2.0)
 
 
 class TestLeastRights(StoreConformance):
@@ -196,6 +228,17 @@ class TestLeastRightsInACluster(StoreConformance):
 
 
 class TestRights:
+    async def test_replicas_of_a_cluster_are_read_from(self, guarded_cluster: ClusterOfSix, caplog):
+        store = guarded_store(guarded_cluster.url, True)
+        async with opened(store):
+            # Redis leaves replicas out of the map to which nothing was ever written.
+            for number in range(20):
+                await store.invalidate(f"k{number}")
+            links = store._servers._links.values()
+            await until(lambda: all(store._trusts(link.replica) for link in links), 20)
+            assert await store.read("k0", ANY) is None
+            assert all(store._trusts(link.replica) for link in links)
+
     async def test_nothing_is_refused(self, guarded: Server, caplog):
         url = guarded.url.replace("://", "://swr:password@")
         load = Counter()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
@@ -14,6 +15,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from swr.errors import StoreUnavailable
 from swr.stores.base import Start
 from swr.stores.link import Keeper, Link
+from swr.stores.replicas import Replica
 
 _SLOTS: Final = 16384
 # The map is asked for again: as long as something is amiss, and otherwise.
@@ -32,13 +34,22 @@ class Cluster:
         connect: makes the client of one node, of its host and port.
         seeds: nodes to ask for the others.
         timeout: seconds after which an unanswered command counts as failed.
+        replicas: whether values are read from the masters' replicas.
     """
 
     one = False
     # A cluster has only this one.
     database = 0
 
-    def __init__(self, connect: Callable[[str, int], Redis], seeds: Sequence[Address], timeout: float = 0.2) -> None:
+    def __init__(
+        self,
+        connect: Callable[[str, int], Redis],
+        seeds: Sequence[Address],
+        timeout: float = 0.2,
+        *,
+        replicas: bool = False,
+    ) -> None:
+        self.replicas = replicas
         self._connect = connect
         self._seeds = list(seeds)
         self._timeout = timeout
@@ -47,6 +58,7 @@ class Cluster:
         """Begin to keep the map and the links."""
         self._start, self._keeper = start, keeper
         self._links: dict[Address, Link] = {}
+        self._replicas: dict[Address, list[Address]] = {}
         self._by_slot: list[Link | None] = [None] * _SLOTS
         # Why there is no map, or which slots have no master in it.
         self._unmapped: Exception | None = StoreUnavailable("the map of its slots is not known yet")
@@ -167,9 +179,12 @@ class Cluster:
         asked, rows = answer
         by_slot: list[Link | None] = [None] * _SLOTS
         links: dict[Address, Link] = {}
-        for first, last, (host, port, *_), *_ in rows:
+        self._replicas = {}
+        for first, last, *nodes in rows:
             # A node that does not know its own address is where it was asked.
-            address = ((host or b"").decode() or asked, int(port))
+            address, *self._replicas[address] = (
+                ((host or b"").decode() or asked, int(port)) for host, port, *_ in nodes
+            )
             link = links[address] = self._link(address)
             by_slot[first : last + 1] = [link] * (last + 1 - first)
         for address, link in self._links.items():
@@ -187,7 +202,19 @@ class Cluster:
                 self._connect(host, port), self._timeout, self._keeper, f"Redis {host}:{port}"
             )
             self._start(link.run)
+            if self.replicas:
+                connect = functools.partial(self._connect_to_replica, address)
+                link.replica = Replica(link, connect, self._timeout, readonly=True)
+                self._start(link.replica.run)
         return link
+
+    def _connect_to_replica(self, address: Address) -> Redis:
+        # A replica that was lost may be another's by now, and one that is new is not in the map.
+        self._unsure.set()
+        replicas = self._replicas.get(address)
+        if not replicas:
+            raise StoreUnavailable("none is known")
+        return self._connect(*random.choice(replicas))
 
 
 def _host(link: Link) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from swr.errors import ConfigurationError
@@ -27,13 +27,14 @@ SCHEMES: Final = (
 _CLUSTERS: Final = {"max_connections", "redis_connect_func", "response_callbacks"}
 
 
-def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
+def servers_of(url: str | None, redis: object, timeout: float, replicas: bool = False) -> Servers:
     """Return the servers that a URL names, or a client.
 
     Parameters:
         url: see `swr.Cache`.
         redis: a client in place of a URL, or None.
         timeout: seconds after which an unanswered command counts as failed.
+        replicas: whether values are read from replicas.
 
     Raises:
         ConfigurationError: neither can work.
@@ -41,13 +42,15 @@ def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
     if redis is not None:
         if url is not None:
             raise ConfigurationError(f"both a URL ({redacted(url)}) and redis= were given: give one")
-        return _of_client(redis, timeout)
+        return _of_client(redis, timeout, replicas)
     if not isinstance(url, str) or not url.startswith(SCHEMES):
         raise ConfigurationError(f"{redacted(url)} is not a URL of {', '.join(SCHEMES)}")
     options = _options(timeout)
     try:
         if "+cluster://" in url:
-            return _cluster(url, timeout, options)
+            return _cluster(url, timeout, options, replicas)
+        if replicas and "+sentinel://" not in url:
+            raise ConfigurationError(_unknown(redacted(url)))
         connect = _sentinel(url, timeout, options) if "+sentinel://" in url else _server(url, options)
         # A connection is made, and not connected: what redis-py does not understand it says here.
         connect().connection_pool.make_connection()
@@ -57,7 +60,14 @@ def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
         raise ConfigurationError(
             f"{redacted(url)}: {text if 'Port could not be cast' in str(error) else error}"
         ) from None
-    return Single(connect, timeout)
+    return Single(connect, timeout, replica_of=_replica_of if replicas else None)
+
+
+def _unknown(what: str) -> str:
+    return (
+        f"read_from_replicas=True: {what} is one server, whose replicas are not known: "
+        "give redis+sentinel://… or redis+cluster://…, or leave it out"
+    )
 
 
 def _options(timeout: float) -> dict[str, Any]:
@@ -94,13 +104,24 @@ def _sentinel(url: str, timeout: float, options: dict[str, Any]) -> Callable[[],
     return connect
 
 
-def _cluster(url: str, timeout: float, options: dict[str, Any]) -> Servers:
+def _replica_of(client: Redis) -> Redis:
+    """Return a client of a replica that the sentinels name, with all that the client of the master has."""
+    pool: Any = client.connection_pool
+    # A reference to the pool itself is among them.
+    kwargs = {name: value for name, value in pool.connection_kwargs.items() if name != "connection_pool"}
+    replica: Redis = pool.sentinel_manager.slave_for(
+        pool.service_name, connection_class=pool.connection_class, **kwargs
+    )
+    return replica
+
+
+def _cluster(url: str, timeout: float, options: dict[str, Any], replicas: bool) -> Servers:
     """`redis+cluster://user:password@host:port,host:port`"""
     hosts, path, kwargs = _several(url, 6379)
     if path.strip("/") not in ("", "0"):
         raise ValueError("a cluster has no databases but 0")
     kwargs.update(options)
-    return Cluster(_node(kwargs), hosts, timeout)
+    return Cluster(_node(kwargs), hosts, timeout, replicas=replicas)
 
 
 def _node(kwargs: dict[str, Any]) -> Callable[[str, int], Redis]:
@@ -128,17 +149,19 @@ def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
     return found, path, kwargs
 
 
-def _of_client(redis: object, timeout: float) -> Servers:
+def _of_client(redis: object, timeout: float, replicas: bool) -> Servers:
     if isinstance(redis, RedisCluster):
         kwargs = redis.connection_kwargs
         _refuse_decoding(kwargs)
         seeds = [(node.host, int(node.port)) for node in redis.startup_nodes]
         own = {name: value for name, value in kwargs.items() if name not in _CLUSTERS}
-        return Cluster(_node({**own, **_options(timeout)}), seeds, timeout)
+        return Cluster(_node({**own, **_options(timeout)}), seeds, timeout, replicas=replicas)
     if not isinstance(redis, Redis):
         raise ConfigurationError(f"redis={redis!r} is not a redis.asyncio.Redis or RedisCluster")
     _refuse_decoding(redis.connection_pool.connection_kwargs)
-    return Single(lambda: redis, timeout, owned=False)
+    if replicas and not isinstance(redis.connection_pool, SentinelConnectionPool):
+        raise ConfigurationError(_unknown("the client redis="))
+    return Single(lambda: redis, timeout, owned=False, replica_of=_replica_of if replicas else None)
 
 
 def _refuse_decoding(kwargs: dict[str, Any]) -> None:

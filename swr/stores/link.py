@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 from redis.asyncio import Redis
@@ -13,6 +13,9 @@ from redis.exceptions import ReadOnlyError, RedisError
 
 from swr.errors import StoreUnavailable
 from swr.stores.wire import Closed, Wire
+
+if TYPE_CHECKING:
+    from swr.stores.replicas import Replica
 
 # A subscription that dies silently is noticed within 2 s.
 _BEAT: Final = 0.45
@@ -62,19 +65,21 @@ class Link:
         self.tried = asyncio.Event()
         # Which run of the server greeted last.
         self.run_id = b""
+        # Where values are read from, if not here; whether the server is to be asked at all.
+        self.replica: Replica | None = None
+        self.retired = False
         self._timeout = timeout
         self._keeper = keeper
         self._owned = owned
         # One that is new may take a moment, too.
         self._lost_at = time.monotonic()
         self._changed = asyncio.Event()
-        self._retired = False
 
     async def run(self) -> None:
         """Keep the link whole until `retire`."""
         delay = 0.0
         try:
-            while not self._retired:
+            while not self.retired:
                 began, self._was_whole = time.monotonic(), False
                 try:
                     await self._session()
@@ -99,7 +104,7 @@ class Link:
 
     def retire(self) -> None:
         """End at the next beat: this server is not to be asked any more."""
-        self._retired = True
+        self.retired = True
 
     async def _session(self) -> None:
         """One connection for commands and one for messages, while both are well."""
@@ -119,7 +124,7 @@ class Link:
                 group.start_soon(self._listen, channel)
                 group.start_soon(self._beat, channel, wire)
         except* (RedisError, OSError, TimeoutError, StoreUnavailable) as errors:
-            raise StoreUnavailable(_first(errors)) from None
+            raise StoreUnavailable(first(errors)) from None
         finally:
             self.wire = None
             with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
@@ -147,7 +152,7 @@ class Link:
         self._changed.set()
         self._keeper.link_changed()
         # Counted, not timed: a pause of this process itself is no silence of the server's.
-        while self._unanswered < _SILENT_BEATS and not self._retired:
+        while self._unanswered < _SILENT_BEATS and not self.retired:
             await asyncio.sleep(_BEAT)
             self._unanswered += 1
             await channel.ping()
@@ -218,8 +223,8 @@ def _address(connection: Any) -> tuple[Any, Any]:
     return getattr(connection, "host", None), getattr(connection, "port", None)
 
 
-def _first(errors: BaseExceptionGroup[Any]) -> str:
-    error: BaseException = errors
+def first(error: BaseException) -> str:
+    """Return what an error says, or the first of a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__

@@ -20,6 +20,7 @@ from swr.stores import scripts
 from swr.stores.barriers import ALL, FLOOR, Barriers
 from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
 from swr.stores.link import Link
+from swr.stores.replicas import Floors, Replica
 from swr.stores.servers import Servers
 from swr.stores.wire import Wire, settle
 
@@ -81,6 +82,9 @@ class RedisStore:
         self._forgotten_at = -_TOLD_AGAIN
         # A cluster's masters pass messages on, so that each comes several times.
         self._heard: LRUCache[bytes, None] = LRUCache(1000)
+        # What a replica's answers are held against, and whether the newest barrier is asked for apart from values.
+        self._floors = Floors()
+        self._apart = servers.replicas or not servers.one
 
     # -- the links --------------------------------------------------------------------------------------------
 
@@ -150,6 +154,8 @@ class RedisStore:
             if self._reason is not None:
                 log.warning("Redis is back (it was: %s)", self._reason)
             self._whole, self._reason = True, None
+            # Messages may have been missed.
+            self._floors.forget()
             self._listener(Message(Kind.UP))
         elif reason is not None and self._whole is not False:
             # Once, however often the cache is closed and opened meanwhile.
@@ -178,11 +184,17 @@ class RedisStore:
                 # From where they are made they come in the order of their numbers, and none is missing.
                 self._synced = max(self._synced, message.version)
             return
+        self._heed(message.name, message.version)
         if mine or (not self._servers.one and message.version and self._again(data)):
             return
         # Who asks from now on must not be given what a GET sent before this message will answer.
         self._readings.pop(message.name, None)
         self._listener(message)
+
+    def _heed(self, key: str, version: int) -> None:
+        """Take nothing older from a replica from now on."""
+        if self._servers.replicas and version:
+            self._floors.raise_to(key, version)
 
     def _again(self, data: bytes) -> bool:
         """Whether a message was heard already: a cluster's masters pass them on to each other's subscribers."""
@@ -380,7 +392,7 @@ class RedisStore:
                 asyncio.get_running_loop().call_soon(self._ask_all)
             self._asked.append(reading)
         reply = reading.reply()
-        beside = None if self._servers.one else self._newest_soon()
+        beside = self._newest_soon() if self._apart else None
         try:
             frame, head = await reply
             newest = _number(head) if beside is None else await beside
@@ -404,15 +416,44 @@ class RedisStore:
     def _ask_all(self) -> None:
         """Send what was asked in this turn of the event loop."""
         asked, self._asked = self._asked, []
-        if self._servers.one:
+        if not self._apart:
             for first in range(0, len(asked), _MOST_AT_ONCE):
                 some = asked[first : first + _MOST_AT_ONCE]
                 names = [self._entry_key(reading.key) for reading in some]
                 self._send(names[0], ("MGET", *names, self._barrier_keys[1]), functools.partial(_share, some))
         else:
+            ask = self._ask_replica if self._servers.replicas else self._ask_master
             for reading in asked:
-                name = self._entry_key(reading.key)
-                self._send(name, ("MGET", name), functools.partial(_give, reading))
+                ask(reading)
+
+    def _ask_replica(self, reading: "_Reading") -> None:
+        """Ask a replica that is in order, or else the master."""
+        name = self._entry_key(reading.key)
+        try:
+            replica = self._servers.link_to(name).replica
+        except StoreUnavailable:
+            replica = None
+        if replica is None or replica.wire is None or not self._trusts(replica):
+            self._ask_master(reading)
+        else:
+            replica.wire.send(("MGET", name), functools.partial(self._take, replica, reading))
+
+    def _ask_master(self, reading: "_Reading") -> None:
+        name = self._entry_key(reading.key)
+        self._send(name, ("MGET", name), functools.partial(_give, reading))
+
+    def _trusts(self, replica: Replica) -> bool:
+        """Whether all that a replica may lack is known by key."""
+        return self._whole is True and replica.since >= self._floors.since
+
+    def _take(self, replica: Replica, reading: "_Reading", reply: Any) -> None:
+        """Take a replica's answer, or ask its master: it has failed, or lags behind what was heard of."""
+        if isinstance(reply, ResponseError):
+            replica.doubt()
+        if isinstance(reply, Exception) or not self._trusts(replica) or not self._floors.admit(reading.key, reply[0]):
+            self._ask_master(reading)
+        else:
+            _give(reading, reply)
 
     def _send(self, name: bytes, command: tuple[bytes | str, ...], on_reply: Callable[[Any], None]) -> None:
         try:
@@ -443,6 +484,7 @@ class RedisStore:
         if len(self._invalidated) == _MOST_TOLD_AGAIN and key not in self._invalidated:
             self._forgotten_at = time.monotonic()
         self._invalidated[key] = int(version)
+        self._heed(key, int(version))
         self._listener(Message(Kind.INVALIDATED, key, int(version)))
 
     # -- leases -----------------------------------------------------------------------------------------------
@@ -465,6 +507,7 @@ class RedisStore:
             if what == b"held":
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
             frame: bytes = answer[1]
+            self._heed(key, int(frame[: frames.VERSION_DIGITS]))
             entry = self._decode(key, frame, codec)
             if entry is not None and self.barriers.admits(entry.head, entry.tags):
                 return entry
@@ -493,6 +536,7 @@ class RedisStore:
         ):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
         self._readings.pop(lease.key, None)
+        self._heed(lease.key, entry.version)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the lease back; a lease whose version is 0 is one whose grant was never heard of."""

@@ -1,5 +1,6 @@
 """Which server has which key: one that has all (or whichever Sentinel names), or the masters of a cluster."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ from redis.asyncio import Redis
 
 from swr.stores.base import Start
 from swr.stores.link import Keeper, Link
+from swr.stores.replicas import Replica
 
 
 class Servers(Protocol):
@@ -16,6 +18,8 @@ class Servers(Protocol):
     one: bool
     # Which of a server's databases it is.
     database: int
+    # Whether values are read from replicas.
+    replicas: bool
 
     def open(self, start: Start, keeper: Keeper) -> None:
         """Begin to keep the links."""
@@ -51,12 +55,21 @@ class Single:
         connect: makes the client; called at every opening.
         timeout: seconds after which an unanswered command counts as failed.
         owned: whether the client is closed with the link.
+        replica_of: makes a client of a replica, of the client of the master; None: values are read from the master.
     """
 
     one = True
 
-    def __init__(self, connect: Callable[[], Redis], timeout: float = 0.2, owned: bool = True) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Redis],
+        timeout: float = 0.2,
+        owned: bool = True,
+        replica_of: Callable[[Redis], Redis] | None = None,
+    ) -> None:
         self.database = 0
+        self.replicas = replica_of is not None
+        self._replica_of = replica_of
         self._connect = connect
         self._timeout = timeout
         self._owned = owned
@@ -67,6 +80,11 @@ class Single:
         self.database = int(client.connection_pool.connection_kwargs.get("db") or 0)
         self._link = Link(client, self._timeout, keeper, owned=self._owned)
         start(self._link.run)
+        if self._replica_of is not None:
+            replica = self._link.replica = Replica(
+                self._link, functools.partial(self._replica_of, client), self._timeout
+            )
+            start(replica.run)
 
     async def tried(self) -> None:
         """Wait until it is known whether the server can be reached."""
