@@ -1,15 +1,27 @@
 """The command `swr`: what its arguments mean, and what is said when something is wrong with them."""
 
 import argparse
+import asyncio
+import json
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from typing import Final, NoReturn
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, cast
 
-from swr.errors import ConfigurationError
+import msgspec
+
+from swr.cache import Cache
+from swr.errors import ConfigurationError, StoreUnavailable
 from swr.policy import Duration
+from swr.stores.barriers import ALL, FLOOR
+
+if TYPE_CHECKING:
+    from swr.stores.redis import RedisStore
+    from swr.stores.tiered import TieredStore
+
+T = TypeVar("T")
 
 _USAGE: Final = 2
 _FAILURE: Final = 1
@@ -31,6 +43,26 @@ Every answer says what was done, in SWR-State and Cache-Status: curl -si http://
 """
 
 
+_INSPECT: Final = """\
+examples:
+  swr inspect ranking:ATL:100 --redis redis://127.0.0.1:6379/0
+      Whether the entry is fresh, stale or missing, why, until when, and who is loading it.
+  swr inspect 'GET http://example.com\n/rankings/ATL?' --redis redis+cluster://node1,node2
+      The same for a response, in a cluster; \\n stands for the line break in a key.
+
+The key is that of the template with its arguments filled in; a decorated function tells it: top100.key("ATL").
+"""
+_INVALIDATE: Final = """\
+examples:
+  swr invalidate ranking:ATL:100 --redis redis://127.0.0.1:6379/0
+      One key, in Redis and in the memory of every process.
+  swr invalidate --tag group:ATL --redis redis+sentinel://host1,host2/main
+      All that carries a tag.
+  swr invalidate --all --redis redis://127.0.0.1:6379/0
+      Everything of the namespace.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
@@ -46,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
     except ConfigurationError as error:
         return _say(str(error), _USAGE)
+    except StoreUnavailable as error:
+        return _say(f"Redis did not do it: {error}", _FAILURE)
     except KeyboardInterrupt:
         # Ctrl-C, after everything has been closed.
         return 128 + signal.SIGINT
@@ -65,7 +99,100 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    _add_inspect(
+        commands.add_parser(
+            "inspect",
+            help="what lies in Redis for one key",
+            description="What lies in Redis for one key: state, age, deadlines, version, size, tags and lease.",
+            epilog=_INSPECT,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    _add_invalidate(
+        commands.add_parser(
+            "invalidate",
+            help="remove a key, all that carries a tag, or everything, in every process",
+            description="Remove what is stored, in Redis and in the memory of every process that uses it.",
+            epilog=_INVALIDATE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
     return parser
+
+
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("key", help="the key, ranking:ATL:100")
+    _add_store(inspect)
+
+
+def _add_invalidate(invalidate: argparse.ArgumentParser) -> None:
+    invalidate.set_defaults(run=_invalidate)
+    what = invalidate.add_mutually_exclusive_group(required=True)
+    what.add_argument("key", nargs="?", help="the key, ranking:ATL:100")
+    what.add_argument("--tag", help="all that carries this tag")
+    what.add_argument("--all", action="store_true", help="everything of the namespace")
+    _add_store(invalidate)
+
+
+def _add_store(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "--redis",
+        metavar="URL",
+        required=True,
+        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
+    )
+    add("--namespace", default="swr", metavar="NAME", help="the beginning of every key in Redis (%(default)s)")
+    add("--timeout", type=_duration, default=2, metavar="TIME", help="how long Redis may be silent (%(default)s)")
+    add("--json", action="store_true", help="for programs: one JSON object")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    """Say what lies in Redis for a key."""
+    from swr.inspection import inspect, told
+
+    key = _key(options.key)
+    found = asyncio.run(_with_store(options, lambda store: inspect(store, key)))
+    print(json.dumps(msgspec.to_builtins(found)) if options.json else told(found))
+    return 0
+
+
+def _invalidate(options: argparse.Namespace) -> int:
+    """Remove what is stored."""
+    if options.all:
+        asyncio.run(_with_store(options, lambda store: store.invalidate_tag(ALL)))
+        return _invalidated(options, "all", True, "everything")
+    if options.tag is not None:
+        if options.tag in ("", ALL, FLOOR):
+            raise ConfigurationError(f"--tag {options.tag!r} is no tag; for everything: --all")
+        asyncio.run(_with_store(options, lambda store: store.invalidate_tag(options.tag)))
+        return _invalidated(options, "tag", options.tag, f"all that carries the tag {options.tag!r}")
+    key = _key(options.key)
+    asyncio.run(_with_store(options, lambda store: store.invalidate(key)))
+    return _invalidated(options, "key", key, repr(key))
+
+
+def _invalidated(options: argparse.Namespace, kind: str, what: str | bool, shown: str) -> int:
+    said = json.dumps({"invalidated": {kind: what}, "namespace": options.namespace})
+    print(said if options.json else f"invalidated {shown} in the namespace {options.namespace!r}")
+    return 0
+
+
+def _key(text: str) -> str:
+    """Return the key that is meant; those of responses have a line break in them."""
+    return text.replace("\\n", "\n")
+
+
+async def _with_store(options: argparse.Namespace, ask: "Callable[[RedisStore], Awaitable[T]]") -> T:
+    """Do something with the store alone, where what fails is said and not made up for later."""
+    # What is said is said in one line, by whoever asked.
+    logging.getLogger("swr").setLevel(logging.CRITICAL)
+    async with Cache(options.redis, namespace=options.namespace, timeout=options.timeout, l1_max_bytes=0) as cache:
+        tiered = cast("TieredStore", cache.engine.store)
+        return await ask(cast("RedisStore", tiered.store))
 
 
 def _add_proxy(proxy: argparse.ArgumentParser) -> None:

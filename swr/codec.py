@@ -281,18 +281,35 @@ def decode(key: str, frame: bytes, codec: Codec) -> Entry[Any]:
     Raises:
         CodecError: the frame is cut, changed, of another key, of another type or from another version of swr.
     """
+    return _open(key, frame, codec)
+
+
+def describe(key: str, frame: bytes) -> Entry[int]:
+    """Return the entry in `frame`, of whatever type, with the number of bytes of its value in place of the value.
+
+    Raises:
+        CodecError: the frame is cut, changed, of another key or from another version of swr.
+    """
+    return _open(key, frame, None)
+
+
+def _open(key: str, frame: bytes, codec: Codec | None) -> Entry[Any]:
     try:
         version = int(frame[:VERSION_DIGITS])
         crc, length = _PREFIX.unpack_from(frame, _BODY - _PREFIX.size)
         if not is_entry(frame) or zlib.crc32(memoryview(frame)[_BODY:]) != crc:
             raise CodecError("the checksum does not match")
         head = _decode_head(memoryview(frame)[_BODY : _BODY + length])
-        if head.format != _FORMAT or head.key != _bytes(key) or head.fingerprint != codec.fingerprint:
+        fingerprint = head.fingerprint if codec is None else codec.fingerprint
+        if head.format != _FORMAT or head.key != _bytes(key) or head.fingerprint != fingerprint:
             raise CodecError(
                 f"it is of format {head.format}, key {head.key!r} and type {head.fingerprint}, "
-                f"not {_FORMAT}, {key!r} and {codec.fingerprint}"
+                f"not {_FORMAT}, {key!r} and {fingerprint}"
             )
-        value = None if head.absent else codec.decode_value(frame[_BODY + length :])
+        if codec is None:
+            value: Any = len(frame) - _BODY - length
+        else:
+            value = None if head.absent else codec.decode_value(frame[_BODY + length :])
     except CodecError:
         raise
     except Exception as error:

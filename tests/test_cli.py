@@ -200,7 +200,10 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
     [
         ((), "swr: the following arguments are required: command (swr --help)"),
         (("proxy",), "swr: the following arguments are required: upstream (swr proxy --help)"),
-        (("serve",), "swr: argument command: invalid choice: 'serve' (choose from 'proxy') (swr --help)"),
+        (
+            ("serve",),
+            "swr: argument command: invalid choice: 'serve' (choose from 'proxy', 'inspect', 'invalidate') (swr --help)",
+        ),
         (
             ("proxy", "http://x", "--listen", "8000"),
             "swr: argument --listen: '8000' is not host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000 (swr proxy --help)",

@@ -13,7 +13,7 @@ LAYERS = [
     {"codec", "conditions", "fields", "keys", "semantics", "weigh"},
     {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.replicas", "stores.scripts", "stores.servers", "stores.shelf", "stores.tiered", "stores.wire"},
     {"flight", "load", "tasks", "revalidator", "engine"},
-    {"loader", "decorator", "batch", "many", "response", "rules", "answer", "request", "forward", "fill", "cache", "metrics", "middleware", "otel", "prometheus", "proxy"},
+    {"inspection", "loader", "decorator", "batch", "many", "response", "rules", "answer", "request", "forward", "fill", "cache", "metrics", "middleware", "otel", "prometheus", "proxy"},
     {"testing", "testing.clock", "testing.conformance", "testing.flaky", "testing.oracle", "testing.simulate", "testing.world"},
     {"cli", "__main__"},
     {""},

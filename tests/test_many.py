@@ -15,6 +15,7 @@ from swr.testing import FakeClock
 from tests.fleet import fleet, settle
 from tests.servers import Server
 from tests.test_engine import together
+from tests.test_redis import until
 from tests.web import gather
 
 pytestmark = pytest.mark.anyio
@@ -869,6 +870,8 @@ class TestThroughRedis:
             assert await row(100) == Row(-100)
             assert await rows([100]) == {100: Row(-100)}
             await one.invalidate_tag("row:2")
+            known = one.engine.store.barriers.head
+            await until(lambda: other.engine.store.barriers.head == known)
             assert await others_rows([1, 2]) == {1: Row(1), 2: Row(2)}
             assert asked == [[1, 2, 100], [2]]
 

@@ -465,6 +465,17 @@ class RedisStore:
         else:
             wire.send(command, on_reply)
 
+    async def look(self, key: str) -> tuple[bytes, bytes, int]:
+        """Return what lies there for `key`, whoever put it there: the entry, the lease, and its time to live, in ms.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        entry, lease = self._keys(key)
+        await self._learn_from(await self._newest_soon())
+        (frame,), (held,) = await self._ask(entry, "MGET", entry), await self._ask(lease, "MGET", lease)
+        return frame or b"", held or b"", await self._ask(lease, "PTTL", lease)
+
     def _decode(self, key: str, frame: bytes | None, codec: Codec) -> Entry[Any] | None:
         if not frame or not frames.is_entry(frame):
             if frame and not frames.is_tombstone(frame):
