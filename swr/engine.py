@@ -135,7 +135,16 @@ class Engine:
                 opening[1].set()
 
     async def aclose(self) -> None:
-        """Wait for loads within the grace period, cancel the rest, give back their leases, disconnect."""
+        """Wait for loads within the grace period, cancel the rest, give back their leases, disconnect.
+
+        Raises:
+            ConfigurationError: it is a load itself that does this, and would be waited for.
+        """
+        for engine, flight in _chain.get():
+            if engine is self and not flight.done.is_set():
+                raise ConfigurationError(
+                    f"the loader of {flight.key!r} closes the cache that waits for it: close it where it was opened"
+                )
         if self._opened and self._owner.is_open:
             await self._owner.aclose()
             await self.store.aclose(self._hear)
@@ -289,7 +298,8 @@ class Engine:
 
     def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> Flight | None:
         """Refresh `key` in the background, unless `keeps_off`."""
-        return None if self.keeps_off(key) else self._launch(key, job, entry)
+        # Closed, perhaps, while the store was asked: the entry is an answer all the same.
+        return None if self.keeps_off(key) or not self._owner.is_open else self._launch(key, job, entry)
 
     def keeps_off(self, key: str) -> bool:
         """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
@@ -416,6 +426,8 @@ class Engine:
     def _launch(
         self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False, chain: _Chain = ()
     ) -> Flight:
+        if not self._owner.is_open:
+            raise SWRError(f"the cache was closed while {key!r} was asked for")
         before = self._flights.get(key)
         if before is not None:
             self._part(before)

@@ -38,6 +38,8 @@ class Revalidator:
         ended: called when no task runs any more, whether it was closed or its event loop ended.
     """
 
+    _ready: anyio.Event
+
     def __init__(self, drain_for: float, settle: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
         self._drain_for = drain_for
         self._settle = settle
@@ -65,6 +67,10 @@ class Revalidator:
             ConfigurationError: another event loop, which still runs, is using the cache.
         """
         loop, pid = running_loop(), os.getpid()
+        if self._loop is loop and self._pid == pid:
+            # Whoever began with this was cancelled before it had come to anything.
+            await self._ready.wait()
+            return
         if self._loop not in (None, loop) and self._pid == pid and not _is_over(self._loop):
             raise ConfigurationError(
                 "the cache is in use on another event loop: give each loop (each thread) a Cache of its own"

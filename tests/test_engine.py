@@ -1370,3 +1370,46 @@ async def test_loaders_that_wait_for_one_and_the_same_are_no_circle(process):
         _refuse_circles([here], [one, other])
     here.done.set()
     _refuse_circles([here], [one, other])
+
+
+@pytest.mark.parametrize("stale", [True, False])
+async def test_a_read_that_outlasts_the_cache(clock, monkeypatch, stale):
+    """What was found is an answer all the same; what would have to be loaded is nobody's to load any more."""
+    async with fleet(1, clock) as (process,):
+        job, asked, answered = Job(), anyio.Event(), anyio.Event()
+        if stale:
+            await process.engine.fetch("k", job)
+            clock.advance(61)
+        store, read, results = process.engine.store, process.engine.store.read, []
+
+        async def late(key, codec):
+            found = await read(key, codec)
+            asked.set()
+            await answered.wait()
+            return found
+
+        async def reader():
+            try:
+                results.append((await process.engine.fetch("k", job)).value)
+            except SWRError as error:
+                results.append(str(error))
+
+        monkeypatch.setattr(store, "peek", lambda key: None)
+        monkeypatch.setattr(store, "read", late)
+        async with anyio.create_task_group() as group:
+            group.start_soon(reader)
+            await asked.wait()
+            await process.engine.aclose()
+            answered.set()
+        assert results == [1 if stale else "the cache was closed while 'k' was asked for"]
+        assert job.runs == int(stale)
+
+
+async def test_a_loader_that_closes_the_cache_it_is_loaded_for(clock):
+    async with fleet(1, clock) as (process,):
+        job = Job()
+        job.before_landing = process.engine.aclose
+        with pytest.raises(ConfigurationError, match="the loader of 'k' closes the cache that waits for it"):
+            await process.engine.fetch("k", job)
+        job.before_landing = None
+        assert (await process.engine.fetch("k", job)).value == 2

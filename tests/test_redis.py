@@ -758,3 +758,19 @@ async def test_a_tag_that_was_learned_of_before_its_message_is_told_once(server:
         await reading
         await until(lambda: len(told) == 100)
     assert {event.tag for event in told} == {f"t{number}" for number in range(100)}
+
+
+async def test_an_opening_whose_caller_leaves_is_the_next_ones():
+    """A request that is the first and is cancelled at once leaves nothing behind that runs beside the next opening."""
+    before = asyncio.all_tasks()
+    for turns in range(4):
+        cache = Cache()
+        load = Counter()
+        first = asyncio.ensure_future(cache.get_or_load("k", load, POLICY))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert (await cache.get_or_load("other", load, POLICY)).value > 0
+        await cache.aclose()
+        assert asyncio.all_tasks() == before
