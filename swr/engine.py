@@ -666,8 +666,8 @@ class Engine:
         except StoreUnavailable:
             return
         except LeaseLost:
-            # What came of a load that is over by now has given its lease back.
-            if self._renewed.pop(load, None) is not None:
+            # What came of a load that is over has given its lease back, whatever its job goes on with.
+            if self._renewed.pop(load, None) is not None and not load.flight.is_over:
                 self.events.publish(LeaseGone, load.flight.key)
 
     def is_current(self, flight: Flight) -> bool:

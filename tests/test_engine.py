@@ -9,6 +9,7 @@ import pytest
 
 from swr import Cache, ConfigurationError, Policy, State, SWRError
 from swr.engine import Engine, _refuse_circles
+from swr.events import LeaseGone
 from swr.flight import Flight
 from swr.policy import Limits
 from swr.stores.memory import MemoryStore
@@ -1152,6 +1153,24 @@ class TestRaces:
 
         await together(process.engine.fetch("k", job), watch())
         assert process.link.calls.count("renew") == 3
+
+    async def test_a_job_that_goes_on_after_its_value_has_lost_no_lease(self, process):
+        process.engine._lease_for = 0.03
+        gone, ended = [], anyio.Event()
+        process.engine.events.subscribe(gone.append, (LeaseGone,))
+
+        class GoesOn(Job):
+            async def run(self, load):
+                await super().run(load)
+                while "renew" not in process.link.calls:
+                    await anyio.sleep(0.005)
+                await settle()
+                ended.set()
+
+        assert (await process.engine.fetch("k", GoesOn())).value == 1
+        with anyio.fail_after(5):
+            await ended.wait()
+        assert not gone
 
 
 class TestOddLoaders:
