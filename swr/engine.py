@@ -117,6 +117,7 @@ class Engine:
                 await self._opening[1].wait()
                 continue
             self._opening = opening = (loop, anyio.Event())
+            self._opened = False
             try:
                 with anyio.CancelScope(shield=True):
                     await self._owner.open()

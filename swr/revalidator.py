@@ -75,6 +75,7 @@ class Revalidator:
             raise ConfigurationError(
                 "the cache is in use on another event loop: give each loop (each thread) a Cache of its own"
             )
+        self._group = self._last = None
         self._loop, self._pid = loop, pid
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
         self._idle = anyio.Event()
@@ -102,7 +103,9 @@ class Revalidator:
                     try:
                         await stop.wait()
                     except BaseException:
-                        self._cancelling = True
+                        # Unless this loop was left, and this is another's by now.
+                        if self._group is group:
+                            self._cancelling = True
                         raise
                     with anyio.move_on_after(self._drain_for):
                         while self._busy:

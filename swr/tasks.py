@@ -48,6 +48,9 @@ class Tasks:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is GeneratorExit:
+            # Their event loop is no more: nobody can cancel them, or wait for them.
+            return
         cancelled: BaseException | None = None
         if error is not None:
             self.cancel()

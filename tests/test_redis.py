@@ -774,3 +774,66 @@ async def test_an_opening_whose_caller_leaves_is_the_next_ones():
         assert (await cache.get_or_load("other", load, POLICY)).value > 0
         await cache.aclose()
         assert asyncio.all_tasks() == before
+
+
+def test_the_first_callers_on_the_next_loop(server: Server):
+    """The last one has stopped without a word: all of them get a link of their own loop, and no one the old one."""
+    cache = Cache(server.url)
+    load = Counter()
+    left = asyncio.new_event_loop()
+    left.run_until_complete(cache.get_or_load("first", load, POLICY))
+
+    async def again() -> None:
+        async with cache, asyncio.timeout(5):
+            found = await asyncio.gather(*(cache.get_or_load(f"k{number}", load, POLICY) for number in range(3)))
+        assert sorted(outcome.value for outcome in found) == [2, 3, 4]
+
+    asyncio.run(again())
+    end(left)
+
+
+def test_a_loop_that_was_left_costs_the_next_one_nothing(monkeypatch):
+    """What is collected of it is not waited for, nor cancelled for ever."""
+    cache = Cache()
+    policy = Policy(0.001, 600)
+    left = asyncio.new_event_loop()
+
+    async def slow() -> int:
+        await asyncio.sleep(3600)
+        return 1
+
+    async def begin() -> None:
+        await cache.get_or_load("k", Counter(), policy)
+        await asyncio.sleep(0.01)
+        await cache.get_or_load("k", slow, policy)
+        await asyncio.sleep(0.01)
+
+    left.run_until_complete(begin())
+
+    async def again() -> None:
+        await cache.get_or_load("other", Counter(), policy)
+        gc.collect()
+        turns = 0
+        select = asyncio.get_running_loop()._selector.select
+
+        def counted(timeout):
+            nonlocal turns
+            turns += 1
+            return select(timeout)
+
+        monkeypatch.setattr(asyncio.get_running_loop()._selector, "select", counted)
+        await asyncio.sleep(0.2)
+        assert turns < 50
+        await cache.aclose()
+
+    asyncio.run(again())
+    end(left)
+
+
+def end(loop: asyncio.AbstractEventLoop) -> None:
+    """Have nothing left of a loop that was left."""
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
