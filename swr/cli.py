@@ -189,10 +189,15 @@ def _key(text: str) -> str:
 async def _with_store(options: argparse.Namespace, ask: "Callable[[RedisStore], Awaitable[T]]") -> T:
     """Do something with the store alone, where what fails is said and not made up for later."""
     # What is said is said in one line, by whoever asked.
-    logging.getLogger("swr").setLevel(logging.CRITICAL)
-    async with Cache(options.redis, namespace=options.namespace, timeout=options.timeout, l1_max_bytes=0) as cache:
-        tiered = cast("TieredStore", cache.engine.store)
-        return await ask(cast("RedisStore", tiered.store))
+    log = logging.getLogger("swr")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        async with Cache(options.redis, namespace=options.namespace, timeout=options.timeout, l1_max_bytes=0) as cache:
+            tiered = cast("TieredStore", cache.engine.store)
+            return await ask(cast("RedisStore", tiered.store))
+    finally:
+        log.setLevel(before)
 
 
 def _add_proxy(proxy: argparse.ArgumentParser) -> None:
