@@ -46,6 +46,8 @@ class Revalidator:
         self._ended = ended
         self._pid = 0
         self._loop: object | None = None
+        # On asyncio, the task that all others hang on.
+        self._root: asyncio.Task[None] | None = None
         self._group: Tasks | TaskGroup | None = None
         self._last: Tasks | TaskGroup | None = None
         self._busy = 0
@@ -67,7 +69,7 @@ class Revalidator:
             ConfigurationError: another event loop, which still runs, is using the cache.
         """
         loop, pid = running_loop(), os.getpid()
-        if self._loop is loop and self._pid == pid:
+        if self._loop is loop and self._pid == pid and not (self._root is not None and self._root.done()):
             # Whoever began with this was cancelled before it had come to anything.
             await self._ready.wait()
             return
@@ -84,7 +86,7 @@ class Revalidator:
         # In an empty context: whoever happens to be first must not lend its context variables to all.
         context = contextvars.Context()
         if isinstance(loop, asyncio.AbstractEventLoop):
-            self._root: object = context.run(loop.create_task, self._run(Tasks(), Tasks()))
+            self._root = context.run(loop.create_task, self._run(Tasks(), Tasks()))
         else:
             import trio
 

@@ -776,6 +776,20 @@ async def test_an_opening_whose_caller_leaves_is_the_next_ones():
         assert asyncio.all_tasks() == before
 
 
+async def test_an_opening_that_never_began_is_begun_again():
+    """Somebody cancels all that there is, before it has run at all."""
+    cache, load, before = Cache(), Counter(), asyncio.all_tasks()
+    first = asyncio.ensure_future(cache.get_or_load("k", load, POLICY))
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    async with asyncio.timeout(5):
+        assert (await cache.get_or_load("k", load, POLICY)).value == 1
+    await cache.aclose()
+    assert asyncio.all_tasks() == before
+
+
 def test_the_first_callers_on_the_next_loop(server: Server):
     """The last one has stopped without a word: all of them get a link of their own loop, and no one the old one."""
     cache = Cache(server.url)
