@@ -117,12 +117,9 @@ class Engine:
                 await self._opening[1].wait()
                 continue
             self._opening = opening = (loop, anyio.Event())
-            self._opened = False
             try:
                 with anyio.CancelScope(shield=True):
                     await self._owner.open()
-                    # Whatever the last event loop left behind when it ended without a word.
-                    self._ended()
                     self.threads = anyio.CapacityLimiter(_THREADS)
                     self._instance = secrets.token_hex(8)
                     try:

@@ -77,7 +77,9 @@ class Revalidator:
             raise ConfigurationError(
                 "the cache is in use on another event loop: give each loop (each thread) a Cache of its own"
             )
+        # Whatever the last event loop left behind when it ended without a word.
         self._group = self._last = None
+        self._ended()
         self._loop, self._pid = loop, pid
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
         self._idle = anyio.Event()
