@@ -1432,3 +1432,11 @@ async def test_a_loader_that_closes_the_cache_it_is_loaded_for(clock):
             await process.engine.fetch("k", job)
         job.before_landing = None
         assert (await process.engine.fetch("k", job)).value == 2
+
+
+async def test_a_loader_that_closes_another_cache(clock):
+    async with fleet(2, clock) as (one, other):
+        assert (await other.engine.fetch("k", Job())).value == 1
+        job = Job()
+        job.before_landing = other.engine.aclose
+        assert (await one.engine.fetch("mine", job)).value == 1
