@@ -187,6 +187,18 @@ class TestCluster:
             hung.resume()
         assert "no connection within 0.2 s" in caplog.text
 
+    async def test_a_node_that_knows_of_fewer_masters_takes_none_away(self, cluster: ClusterOfSix, caplog):
+        """What nodes know of each other spreads by gossip: whichever is asked for the map may lag behind."""
+        async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
+            servers = cache.engine.store.store._servers
+            host, rows = await servers._ask_for_map()
+            servers._draw((host, rows[1:]))
+            servers._keeper.link_changed()
+            assert servers.whole
+            for number in range(12):
+                assert (await cache.get_or_load(f"k{number}", Counter(), POLICY)).value == 1
+        assert "Redis is away" not in caplog.text
+
     async def test_a_cluster_that_cannot_be_reached(self, caplog):
         load = Counter()
         async with Cache(f"redis+cluster://127.0.0.1:{free_port()}") as cache:

@@ -100,6 +100,13 @@ class Store(Protocol):
     async def settled(self) -> None:
         """Wait until all that could not be told to the store is told."""
 
+    async def now(self) -> int:
+        """Return the store's clock, in the unit of versions: microseconds since 1970. Raises StoreUnavailable."""
+
+    @property
+    def sent(self) -> int:
+        """How many commands have been sent to servers since the store was opened."""
+
     def forget(self) -> None:
         """Let go of what is only true while somebody listens: the event loop has ended."""
 

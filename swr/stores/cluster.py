@@ -83,6 +83,11 @@ class Cluster:
             return self._unmapped
         return next((link.lost for link in self._links.values() if link.lost is not None), None)
 
+    @property
+    def sent(self) -> int:
+        """How many commands have been sent to those who are masters now."""
+        return sum(link.sent for link in self._links.values())
+
     def give_up(self, error: Exception) -> None:
         """Count as lost every master that has not been reached yet."""
         if not self._drawn.is_set():
@@ -188,6 +193,11 @@ class Cluster:
             link = links[address] = self._link(address)
             by_slot[first : last + 1] = [link] * (last + 1 - first)
         for address, link in self._links.items():
+            if link.wire is not None and None in by_slot:
+                # Who knows of no master for a slot knows less than who did: the master itself says if it is none.
+                for slot, before in enumerate(self._by_slot):
+                    if before is link and by_slot[slot] is None:
+                        by_slot[slot] = links[address] = link
             if address not in links:
                 link.retire()
         self._links, self._by_slot = links, by_slot

@@ -68,6 +68,8 @@ class Link:
         # Where values are read from, if not here; whether the server is to be asked at all.
         self.replica: Replica | None = None
         self.retired = False
+        # How many commands went over wires that broke.
+        self._sent = 0
         self._timeout = timeout
         self._keeper = keeper
         self._owned = owned
@@ -102,6 +104,11 @@ class Link:
             if sentinel is not None:
                 await sentinel.aclose()
 
+    @property
+    def sent(self) -> int:
+        """How many commands it has carried."""
+        return self._sent + (0 if self.wire is None else self.wire.sent)
+
     def retire(self) -> None:
         """End at the next beat: this server is not to be asked any more."""
         self.retired = True
@@ -110,7 +117,7 @@ class Link:
         """One connection for commands and one for messages, while both are well."""
         pool = self.client.connection_pool
         channel = self.client.pubsub()
-        connection = None
+        connection = wire = None
         try:
             with anyio.fail_after(5 * self._timeout):
                 await channel.subscribe(self._keeper.channel)
@@ -126,6 +133,7 @@ class Link:
         except* (RedisError, OSError, TimeoutError, StoreUnavailable) as errors:
             raise StoreUnavailable(first(errors)) from None
         finally:
+            self._sent += wire.sent if wire is not None else 0
             self.wire = None
             with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
                 if connection is not None:

@@ -67,6 +67,15 @@ class MemoryStore:
     async def settled(self) -> None:
         """At once."""
 
+    async def now(self) -> int:
+        """Return the clock's microseconds."""
+        return max(int(self._clock() * 1e6), self._last)
+
+    @property
+    def sent(self) -> int:
+        """None: there is no server."""
+        return 0
+
     def forget(self) -> None:
         """Nothing: what lies here is the truth, with or without listeners."""
 

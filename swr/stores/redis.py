@@ -6,8 +6,9 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import anyio
 from cachetools import LRUCache, TTLCache
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
@@ -74,6 +75,7 @@ class RedisStore:
         self._readings: dict[str, _Reading] = {}
         self._asked: list[_Reading] = []
         self._head_asked: asyncio.Future[int | None] | None = None
+        self._claims: _Claims | None = None
         # Up to here every barrier is known; one's own may be known far beyond.
         self._synced = 0
         self._complained: set[str] = set()
@@ -102,7 +104,7 @@ class RedisStore:
         self.instance = secrets.token_hex(_INSTANCE // 2)
         self._whole = None
         self._readings.clear()
-        self._asked, self._head_asked = [], None
+        self._asked, self._head_asked, self._claims = [], None, None
         self._learning = asyncio.Lock()
         self._servers.open(start, self)
         # Channels belong to the server, not to a database: the number keeps databases apart.
@@ -368,6 +370,16 @@ class RedisStore:
     async def settled(self) -> None:
         """At once: what this store has not told it has refused to tell."""
 
+    async def now(self) -> int:
+        """Return the clock of the server that has the barriers."""
+        seconds, microseconds = await self._ask(self._barrier_keys[1], "TIME")
+        return int(seconds) * 1_000_000 + int(microseconds)
+
+    @property
+    def sent(self) -> int:
+        """Return how many commands have been sent."""
+        return self._servers.sent
+
     def forget(self) -> None:
         """Nothing: this store holds no entry in the process."""
 
@@ -506,12 +518,8 @@ class RedisStore:
         """Take the lease, in one trip with a second look at the entry and the newest barrier."""
         self._check(key)
         while True:
-            # The barrier is read before the load begins: one raised later outdates what is loaded.
-            head = self._newest_soon()
-            answer = await self._script(
-                scripts.ACQUIRE, self._keys(key), token, _milliseconds(ttl), known, "1" if force else "0"
-            )
-            newest = await self._learn_from(await head)
+            newest, answer = await self._claim(_Claim(key, token, _milliseconds(ttl), known, force))
+            newest = await self._learn_from(newest)
             what = answer[0]
             if what == b"lease":
                 return Lease(key, token, int(answer[1]), newest, int(answer[2]))
@@ -523,6 +531,41 @@ class RedisStore:
             if entry is not None and self.barriers.admits(entry.head, entry.tags):
                 return entry
             known = int(frame[: frames.VERSION_DIGITS])
+
+    async def _claim(self, claim: "_Claim") -> tuple[int | None, list[Any]]:
+        """Return the newest barrier and the script's answer to one claim.
+
+        The barrier is read before the load begins: one raised later outdates what is loaded.
+        """
+        if not self._servers.one:
+            head = self._newest_soon()
+            _, answer = await self._script(scripts.ACQUIRE, self._keys(claim.key), *claim.arguments)
+            return await head, answer
+        # What is claimed in one turn of the event loop leaves in one command.
+        if self._claims is None or len(self._claims.made) == _MOST_AT_ONCE:
+            self._claims = _Claims()
+            self._claims.sent = asyncio.ensure_future(self._claim_all(self._claims))
+        claims = self._claims
+        claims.made.append(claim)
+        try:
+            newest, answers = await asyncio.shield(claims.sent)
+        except asyncio.CancelledError:
+            if self._claims is claims:
+                claims.made.remove(claim)
+            else:
+                # Whoever leaves gives back what he may have got: not before it is known.
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([claims.sent])
+            raise
+        return _number(newest), answers[claim]
+
+    async def _claim_all(self, claims: "_Claims") -> tuple[bytes, dict["_Claim", list[Any]]]:
+        if self._claims is claims:
+            self._claims = None
+        keys = [key for claim in claims.made for key in self._keys(claim.key)]
+        arguments = [part for claim in claims.made for part in claim.arguments]
+        head, *answers = await self._script(scripts.ACQUIRE, (*keys, self._barrier_keys[1]), *arguments)
+        return head, dict(zip(claims.made, answers, strict=True))
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the lease."""
@@ -561,6 +604,29 @@ class RedisStore:
             self.channel,
             self._message(Kind.RELEASED, lease.key),
         )
+
+
+class _Claim(NamedTuple):
+    """A lease that is asked for."""
+
+    key: str
+    token: str
+    ttl: int
+    known: int
+    force: bool
+
+    @property
+    def arguments(self) -> tuple[str | int, ...]:
+        return self.token, self.ttl, self.known, "1" if self.force else "0"
+
+
+class _Claims:
+    """The leases that are asked for in one turn of the event loop, and the answer to all."""
+
+    sent: "asyncio.Future[tuple[bytes, dict[_Claim, list[Any]]]]"
+
+    def __init__(self) -> None:
+        self.made: list[_Claim] = []
 
 
 class _Reading:

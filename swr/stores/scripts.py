@@ -31,33 +31,44 @@ local function read(key)
 end
 """
 
-# entry, lease | token, ttl (ms), known version, force -> {what, …}
+# (entry, lease)…, and the newest barrier where it lies on the same server
+# | (token, ttl (ms), known version, force)… -> {newest barrier, {what, …}…}
 ACQUIRE: Final = (
     _TIME
     + """
-local head = read_head(KEYS[1])
-local newest = version_in(head)
-if string.sub(head, 17, 17) == 'e' and newest > tonumber(ARGV[3]) then
-  return {'found', redis.call('GET', KEYS[1])}
-end
-local lease = read(KEYS[2])
-local kind, failures = string.sub(lease, 1, 1), 0
-if kind == 'l' then
-  if string.sub(lease, 18) == ARGV[1] then
-    redis.call('PEXPIRE', KEYS[2], ARGV[2])
-    return {'lease', string.sub(lease, 2, 17), 0}
+local function acquire(entry, lease, token, ttl, known, force)
+  local head = read_head(entry)
+  local newest = version_in(head)
+  if string.sub(head, 17, 17) == 'e' and newest > tonumber(known) then
+    return {'found', redis.call('GET', entry)}
   end
-  return {'held', redis.call('PTTL', KEYS[2]), digits(now - 1), 0}
-elseif kind == 'p' then
-  local left = (tonumber(string.sub(lease, 2, 17)) or 0) - now
-  failures = tonumber(string.sub(lease, 18)) or 0
-  if left > 0 and ARGV[4] == '0' then
-    return {'held', math.ceil(left / 1000), digits(now - 1), failures}
+  local held = read(lease)
+  local kind, failures = string.sub(held, 1, 1), 0
+  if kind == 'l' then
+    if string.sub(held, 18) == token then
+      redis.call('PEXPIRE', lease, ttl)
+      return {'lease', string.sub(held, 2, 17), 0}
+    end
+    return {'held', redis.call('PTTL', lease), digits(now - 1), 0}
+  elseif kind == 'p' then
+    local left = (tonumber(string.sub(held, 2, 17)) or 0) - now
+    failures = tonumber(string.sub(held, 18)) or 0
+    if left > 0 and force == '0' then
+      return {'held', math.ceil(left / 1000), digits(now - 1), failures}
+    end
   end
+  local version = digits(math.max(now, newest + 1))
+  redis.call('SET', lease, 'l' .. version .. token, 'PX', ttl)
+  return {'lease', version, failures}
 end
-local version = digits(math.max(now, newest + 1))
-redis.call('SET', KEYS[2], 'l' .. version .. ARGV[1], 'PX', ARGV[2])
-return {'lease', version, failures}
+local count = #ARGV / 4
+local barrier = KEYS[2 * count + 1]
+local answers = {barrier and read(barrier) or ''}
+for i = 1, count do
+  local a = 4 * i - 3
+  answers[i + 1] = acquire(KEYS[2 * i - 1], KEYS[2 * i], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
+end
+return answers
 """
 )
 

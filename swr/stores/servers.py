@@ -35,6 +35,10 @@ class Servers(Protocol):
     def lost(self) -> Exception | None:
         """Why not every key can be reached; None: every one can, or it is not known yet."""
 
+    @property
+    def sent(self) -> int:
+        """How many commands have been sent."""
+
     def give_up(self, error: Exception) -> None:
         """Count what cannot be reached yet as lost."""
 
@@ -99,6 +103,11 @@ class Single:
     def lost(self) -> Exception | None:
         """Why the server cannot be reached."""
         return self._link.lost
+
+    @property
+    def sent(self) -> int:
+        """How many commands have been sent."""
+        return self._link.sent
 
     def give_up(self, error: Exception) -> None:
         """Count the server as lost."""

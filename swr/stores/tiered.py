@@ -92,6 +92,15 @@ class TieredStore:
         while self._owed_keys or self._owed_tags or self._owed_leases:  # noqa: ASYNC110
             await anyio.sleep(_LOOKED_AFTER)
 
+    async def now(self) -> int:
+        """Return the shared store's clock."""
+        return await self.store.now()
+
+    @property
+    def sent(self) -> int:
+        """Return how many commands the shared store has sent."""
+        return self.store.sent
+
     async def aclose(self, listener: Listener) -> None:
         """Close the shared store."""
         owed = len(self._owed_keys) + len(self._owed_tags)

@@ -40,9 +40,13 @@ class Wire:
     Parameters:
         connection: connected, and used by nobody else.
         timeout: seconds without any reply after which the server counts as hung.
+
+    Attributes:
+        sent: how many commands so far.
     """
 
     def __init__(self, connection: AbstractConnection, timeout: float) -> None:
+        self.sent = 0
         self._connection = connection
         self._tick_for = timeout / _TICKS
         self._pending: deque[Callable[[Any], None]] = deque()
@@ -61,6 +65,7 @@ class Wire:
             return
         self._outbox.extend(self._connection.pack_command(*command))
         self._pending.append(on_reply)
+        self.sent += 1
         self._filled.set()
         if not self._ticking:
             self._ticking = True

@@ -3,6 +3,8 @@
 from collections.abc import Awaitable
 from typing import Any
 
+import anyio
+
 from swr.codec import ANY
 from swr.entry import Entry, stamp
 from swr.errors import LeaseLost
@@ -114,6 +116,35 @@ class StoreConformance:
         assert lease.version <= held.now
         await store.release(lease)
         assert (await self.take(store, "k", "c")).version > held.now
+
+    async def test_its_clock_is_that_of_versions(self, store: LeasingStore) -> None:
+        """What is loaded before is older than its clock, and what is loaded after is newer."""
+        before = await self.put(store, "k", 1)
+        now = await store.now()
+        assert before.version <= now
+        assert not isinstance(await store.acquire("k", "a", 30, now, ANY), Entry)
+        assert (await self.take(store, "other")).version >= now
+        assert isinstance(store.sent, int)
+
+    async def test_leases_asked_for_at_once_do_not_mix(self, store: LeasingStore) -> None:
+        """Each asker gets the answer to its own question, whatever the others get."""
+        await self.put(store, "stored", 1)
+        await self.take(store, "taken", "somebody")
+        answers: dict[str, object] = {}
+
+        async def ask(key: str) -> None:
+            answers[key] = await store.acquire(key, f"mine of {key}", 30, 0, ANY)
+
+        async with anyio.create_task_group() as group:
+            for key in ("free", "stored", "taken", "free too"):
+                group.start_soon(ask, key)
+        kinds = {key: type(answer) for key, answer in answers.items()}
+        assert kinds == {"free": Lease, "stored": Entry, "taken": Held, "free too": Lease}
+        for key in ("free", "free too"):
+            lease = answers[key]
+            assert isinstance(lease, Lease)
+            assert (lease.key, lease.token) == (key, f"mine of {key}")
+            await store.commit(lease, stamp(1, self.policy, START, lease.version, lease.head), ANY)
 
     async def test_a_commit_without_the_lease_is_fenced_off(self, store: LeasingStore) -> None:
         """Released, taken over or never held: LeaseLost, and nothing is stored."""

@@ -66,6 +66,15 @@ class FlakyStore:
         if not self.away:
             self._listener(message)
 
+    async def now(self) -> int:
+        """Return the clock of the store behind, or fail."""
+        return await self._do("now", self.store.now)
+
+    @property
+    def sent(self) -> int:
+        """Return how many operations there were."""
+        return len(self.calls)
+
     async def aclose(self, listener: Listener) -> None:
         """Close the store behind."""
         await self.store.aclose(self._hear)

@@ -389,6 +389,15 @@ class Link:
 
     # -- entries and leases -----------------------------------------------------------------------------------
 
+    async def now(self) -> int:
+        """Return the server's clock."""
+        return await self._ask(lambda: self._server.store.now())
+
+    @property
+    def sent(self) -> int:
+        """None: nothing is counted."""
+        return 0
+
     async def settled(self) -> None:
         """At once."""
 
