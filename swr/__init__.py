@@ -7,6 +7,7 @@ from swr.errors import CodecError, ConfigurationError, LeaseLost, LoadTimeout, S
 from swr.loading import NOT_MODIFIED, Fresh, LoadContext, NotModified
 from swr.many import CachedMany
 from swr.policy import Limits, Policy
+from swr.refreshers import Refresher
 
 __all__ = [
     "NOT_MODIFIED",
@@ -23,6 +24,7 @@ __all__ = [
     "NotModified",
     "Outcome",
     "Policy",
+    "Refresher",
     "SWRError",
     "State",
     "StoreError",

@@ -63,10 +63,19 @@ class Batch:
         self._first: dict[Any, anyio.Event] = {}
         self._gathering: _Round | None = None
 
-    def begin(self, item: Any, key: str, policy: Policy, entry: Entry[Any] | None, *, forced: bool = False) -> Flight:
+    def begin(
+        self,
+        item: Any,
+        key: str,
+        policy: Policy,
+        entry: Entry[Any] | None,
+        *,
+        forced: bool = False,
+        since: int | None = None,
+    ) -> Flight:
         """Return the flight of the load of `key` that is under way, or of one that begins now, in this batch."""
         part = Part(self, item, policy)
-        flight = self.engine.begin(key, part, entry, forced=forced)
+        flight = self.engine.begin(key, part, entry, forced=forced, since=since)
         if flight.job is part and not flight.done.is_set():
             self._note(item, flight)
         return flight

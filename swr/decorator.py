@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -11,6 +11,7 @@ from swr.codec import ANY, Codec, codec_for
 from swr.engine import Engine
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
+from swr.flight import Flight
 from swr.keys import CallKeys
 from swr.load import Load
 from swr.loader import Asking, answer_of, context_of, land, last_of
@@ -170,6 +171,28 @@ class Cached(Generic[P, R]):
         """The same as a call, with the state, the age and the error of the answer."""
         return self._copied(await self._fetch(self._keys.key(args, kwargs), args, kwargs))
 
+    @property
+    def engine(self) -> Engine:
+        """What runs its loads."""
+        return self._engine
+
+    @property
+    def template(self) -> str:
+        """The key template, given or made."""
+        return self._keys.text
+
+    def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
+        """Begin to load what is stored for each call, unless it is newer than a version; see `Flight.since`.
+
+        Parameters:
+            calls: positional arguments, and the version.
+        """
+        engine, flights = self._engine, []
+        for args, since in calls:
+            key = self._keys.key(args, {})
+            flights.append(engine.begin(key, self._job(args, {}), engine.store.peek(key), since=since))
+        return flights
+
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now, whatever is stored, and return the new value.
 
@@ -226,6 +249,10 @@ class BoundCached(Generic[P, R]):
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """See `Cached.key`."""
         return self._cached.key(self._instance, *args, **kwargs)
+
+    def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
+        """See `Cached.begin`."""
+        return self._cached.begin(((self._instance, *args), since) for args, since in calls)
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
         """See `Cached.outcome`."""

@@ -10,9 +10,9 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVarTuple
 
 import anyio
 from cachetools import LRUCache
@@ -46,6 +46,7 @@ from swr.stores.barriers import ALL
 from swr.stores.base import NEWEST, Kind, Lease, LeasingStore, Message
 
 log = logging.getLogger("swr")
+Ts = TypeVarTuple("Ts")
 
 # A load that an invalidation overtook is done again, so often at most; then its value is answered, not stored.
 AGAIN: Final = 2
@@ -102,6 +103,8 @@ class Engine:
         # Loads under way: when their leases are to be renewed next, and how often yet.
         self._renewed: dict[Load, tuple[float, int]] = {}
         self._renewing = False
+        # Who hears of every message, beside the engine.
+        self._listeners: list[Callable[[Message], None]] = []
 
     # -- opening and closing ----------------------------------------------------------------------------------
 
@@ -163,8 +166,21 @@ class Engine:
 
     # -- news -------------------------------------------------------------------------------------------------
 
+    def listen(self, listener: Callable[[Message], None]) -> Callable[[], None]:
+        """Have `listener` told of every message of the store; what is returned ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def start(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
+        """Run `function(*args)` in a task of the cache's own, to the end of the cache at the latest."""
+        self._owner.start(function, *args)
+
     def _hear(self, message: Message) -> None:
+        for listener in self._listeners:
+            listener(message)
         kind, name, version, elsewhere = message
+        if kind is Kind.QUEUED:
+            return
         if kind is Kind.DOWN:
             if self._down_since is None:
                 self._down_since = time.monotonic()
@@ -301,10 +317,7 @@ class Engine:
 
     def keeps_off(self, key: str) -> bool:
         """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
-        if key in self._flights:
-            return True
-        denied = self._denied.get(key)
-        return denied is not None and anyio.current_time() < denied[0]
+        return key in self._flights or self.kept_off_for(key) > 0
 
     async def join(self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None = None) -> Flight:
         """Wait for the load of `key` that is under way, or for one that begins now, for `patience` seconds at most.
@@ -315,23 +328,26 @@ class Engine:
         await self.wait((flight,), patience)
         return flight
 
-    def begin(self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False) -> Flight:
+    def begin(
+        self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False, since: int | None = None
+    ) -> Flight:
         """Return the flight of the load of `key` that is under way, or of one that begins now.
 
         Parameters:
             forced: load, whatever is stored and whoever loads already.
+            since: see `Flight`.
         """
         self._refuse_to_wait_for_oneself(key)
         flight = None if forced else self._flights.get(key)
         if flight is None:
-            denied = None if forced else self._denied.get(key)
+            denied = None if forced or since is not None else self._denied.get(key)
             if denied is not None and denied[1] is not None and anyio.current_time() < denied[0]:
-                flight = Flight(key, job, entry, False, self.fence)
+                flight = Flight(key, job, entry, self.fence)
                 if self.fallback(flight, denied[1]) is not None:
                     flight.error = denied[1]
                     flight.done.set()
                     return flight
-            flight = self._launch(key, job, entry, forced=forced, chain=_chain.get())
+            flight = self._launch(key, job, entry, forced=forced, since=since, chain=_chain.get())
         elif entry is not None and (flight.entry is None or flight.entry.version < entry.version):
             # The flight began without it; it may stand in all the same.
             flight.entry = entry
@@ -399,6 +415,11 @@ class Engine:
             return None
         return entry if error is None or flight.job.masks(entry, error, now) else None
 
+    def kept_off_for(self, key: str) -> float:
+        """Return for how many seconds nobody here is to ask for the lease of `key` again."""
+        denied = self._denied.get(key)
+        return 0.0 if denied is None else max(0.0, denied[0] - anyio.current_time())
+
     def is_loading(self, key: str) -> bool:
         """Whether a load of `key` is under way in this process."""
         return key in self._flights
@@ -422,14 +443,21 @@ class Engine:
     # -- the path ---------------------------------------------------------------------------------------------
 
     def _launch(
-        self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False, chain: _Chain = ()
+        self,
+        key: str,
+        job: Job,
+        entry: Entry[Any] | None,
+        *,
+        forced: bool = False,
+        since: int | None = None,
+        chain: _Chain = (),
     ) -> Flight:
         if not self._owner.is_open:
             raise SWRError(f"the cache was closed while {key!r} was asked for")
         before = self._flights.get(key)
         if before is not None:
             self._part(before)
-        flight = self._flights[key] = Flight(key, job, entry, forced, self.fence)
+        flight = self._flights[key] = Flight(key, job, entry, self.fence, forced=forced, since=since)
         self._owner.start(self._fly, flight, (*chain, (self, flight)), drained=True, context=job.context)
         return flight
 
@@ -480,7 +508,11 @@ class Engine:
 
     async def _win(self, flight: Flight, token: str) -> Lease | None:
         """Get the lease, waiting behind others. None: the store is away, or the flight is over without a load."""
-        known = NEWEST if flight.forced else flight.entry.version if flight.entry is not None else 0
+        known = flight.entry.version if flight.entry is not None else 0
+        if flight.forced:
+            known = NEWEST
+        elif flight.since is not None:
+            known = flight.since
         while True:
             # Made before asking: news that comes while the answer is on its way must not be slept through.
             flight.wake = anyio.Event()
@@ -496,7 +528,7 @@ class Engine:
                     known,
                     flight.job.codec,
                     # Where nothing can be served nobody keeps off: each caller is owed its loader's own answer.
-                    force=flight.forced or self.fallback(flight) is None,
+                    force=flight.forced or (not _is_unasked(flight) and self.fallback(flight) is None),
                 )
                 flight.answered.set()
                 if isinstance(answer, Lease):
@@ -506,7 +538,7 @@ class Engine:
                     flight.entry = answer
                     # That there is none says only who is asked for several.
                     taken = flight.refused is not None or flight.forced or decide(answer, self.clock()) is FRESH
-                    if taken and not answer.absent:
+                    if (taken or _is_unasked(flight)) and not answer.absent:
                         flight.landed = answer
                         self.finish(flight)
                         return None
@@ -526,7 +558,11 @@ class Engine:
                     flight.refused = anyio.current_time()
                 with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, answer.retry_after))):
                     await flight.wake.wait()
-            except StoreUnavailable:
+            except StoreUnavailable as error:
+                if _is_unasked(flight):
+                    # Nobody waits, and one process's memory is not what it was to fill.
+                    flight.error = error
+                    self.finish(flight)
                 return None
             finally:
                 flight.answered.set()
@@ -550,14 +586,16 @@ class Engine:
         pause = 0.0
         if flight.ended is None:
             flight.ended = anyio.current_time()
-        if self.fallback(flight, error) is not None:
+        stands_in = self.fallback(flight, error) is not None
+        if stands_in or flight.since is not None:
             failures = 0 if lease is None else lease.failures
             pause = min(_LONGEST_PAUSE, 2.0 ** min(failures, 10)) * self.uniform(0.75, 1.25)
             log.warning(
-                "the load of %r failed (%s: %s); what is stored stands in, the next try comes in %.1f s",
+                "the load of %r failed (%s: %s); %sthe next try comes in %.1f s",
                 flight.key,
                 type(error).__name__,
                 error,
+                "what is stored stands in, " if stands_in else "",
                 pause,
                 exc_info=None if isinstance(error, SWRError) else error,
             )
@@ -686,6 +724,11 @@ class Engine:
                 self.events.publish(Loaded, flight.key, seconds)
             else:
                 self.events.publish(LoadFailed, flight.key, seconds, flight.error)
+
+
+def _is_unasked(flight: Flight) -> bool:
+    """Whether it is a refresher's, and no reader has joined it."""
+    return flight.since is not None and not flight.waiters
 
 
 def _refuse_circles(blocked: Collection[Flight], flights: Iterable[Flight]) -> None:

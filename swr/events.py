@@ -200,6 +200,54 @@ class StoreUp(Event):
     away: float
 
 
+@dataclass(frozen=True, slots=True)
+class RoundQueued(Event):
+    """The leader of a `Refresher` with a queue has enqueued a round.
+
+    Parameters:
+        name: of the refresher.
+        number: of the round: its start, in seconds since 1970, divided by `every`.
+        new: how many tasks there are now that were not there before.
+        merged: how many groups were in the queue already, since an earlier round.
+        missed: rounds that nobody has enqueued since the last one.
+    """
+
+    name: str
+    number: int
+    new: int
+    merged: int
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded(Event):
+    """A worker of a `Refresher` has done its part of a round.
+
+    Parameters:
+        name: of the refresher.
+        number: of the round: its start, in seconds since 1970, divided by `every`.
+        seconds: that it took.
+        groups: how many it has looked at, or taken from the queue.
+        loaded: how many it has loaded.
+        current: how many had been loaded already.
+        held: how many somebody else was loading, or all kept off.
+        failed: how many loads have failed.
+        missed: rounds that nobody has done since the last one.
+        commands: how many commands this process sent to Redis in that time, whoever caused them.
+    """
+
+    name: str
+    number: int
+    seconds: float
+    groups: int
+    loaded: int
+    current: int
+    held: int
+    failed: int
+    missed: int
+    commands: int
+
+
 KINDS: Final = (
     Hit,
     Stale,
@@ -215,6 +263,8 @@ KINDS: Final = (
     Invalidated,
     StoreDown,
     StoreUp,
+    RoundQueued,
+    RoundEnded,
 )
 
 Listener = Callable[[Any], object]

@@ -35,6 +35,8 @@ class Flight:
         job: how.
         entry: what is stored so far, or None.
         forced: load even if the store has a fresh entry.
+        since: load even so, unless it is newer than this version; with it nobody waits behind another's lease or
+            disregards a pause after failures, but readers who have joined.
         fence: how many barriers this process knew when the flight began; where no lease guards the load, one more
             dooms it.
     """
@@ -51,10 +53,12 @@ class Flight:
         "fence",
         "forced",
         "job",
+        "kept",
         "key",
         "landed",
         "left",
         "refused",
+        "since",
         "version",
         "waiters",
         "waits_for",
@@ -64,11 +68,21 @@ class Flight:
     # Set by news of its key, once it waits for the lease.
     wake: anyio.Event
 
-    def __init__(self, key: str, job: Job, entry: Entry[Any] | None, forced: bool, fence: int) -> None:
+    def __init__(
+        self,
+        key: str,
+        job: Job,
+        entry: Entry[Any] | None,
+        fence: int,
+        *,
+        forced: bool = False,
+        since: int | None = None,
+    ) -> None:
         self.key = key
         self.job = job
         self.entry = entry
         self.forced = forced
+        self.since = since
         self.fence = fence
         self.done = anyio.Event()
         # The store has said who has the lease, as often as it was asked.
@@ -91,6 +105,8 @@ class Flight:
         self.landed: Entry[Any] | None = None
         self.error: BaseException | None = None
         self.left = False
+        # What has landed is this process's alone: the store was away, or did not confirm it.
+        self.kept = False
 
     @property
     def is_over(self) -> bool:

@@ -115,6 +115,7 @@ class Load:
         elif lease is not None:
             await engine.store.release(lease)
         if lease is None:
+            flight.kept = True
             # Nobody fences this load but this process itself.
             if flight.fence != engine.fence or not engine.is_current(flight):
                 flight.doomed = True

@@ -16,6 +16,7 @@ from swr.engine import AGAIN, Engine
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
 from swr.events import Miss
+from swr.flight import Flight
 from swr.keys import Template
 from swr.loader import answer_of
 from swr.policy import Policy, tag_names
@@ -97,6 +98,16 @@ class ManyKeys:
                     f"{self._list} of {self.where} holds {item!r}, which cannot be a key of the dict that is returned"
                 ) from None
         return ManyCall(self, bound, list(items))
+
+    def split(self, args: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+        """Return the one item that stands in the place of the list, and the other arguments by name."""
+        bound = self._signature.bind(*args)
+        bound.apply_defaults()
+        return bound.arguments.pop(self._list), bound.arguments
+
+    def call(self, rest: dict[str, Any], items: list[Any]) -> "ManyCall":
+        """Return a call for `items`, with the other arguments by name."""
+        return ManyCall(self, inspect.BoundArguments(self._signature, {**rest, self._list: items}), items)
 
     def key(self, values: Mapping[str, Any], item: Any) -> str:
         """Return the key of `item`.
@@ -256,6 +267,46 @@ class CachedMany(Generic[P, K, V]):
             for item, entry in behind.items():
                 batch.refresh_soon(item, call.keys[item], call.policy(item, policy), entry)
         return found, missing
+
+    @property
+    def engine(self) -> Engine:
+        """What runs its loads."""
+        return self._engine
+
+    @property
+    def template(self) -> str:
+        """The key template of one item."""
+        return self._keys.text
+
+    def key(self, *args: Any) -> str:
+        """Return the key of one item, which stands in the place of the loader's list.
+
+        Raises:
+            ConfigurationError: an argument or the item cannot be part of a key.
+        """
+        item, rest = self._keys.split((*self._bound_to, *args))
+        return self._keys.key(rest, item)
+
+    def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
+        """Begin to load what is stored for each item, unless it is newer than a version; see `Flight.since`.
+
+        Those whose other arguments are equal are one call of the loader.
+
+        Parameters:
+            calls: positional arguments with one item in the place of the list, and the version.
+        """
+        engine, flights = self._engine, []
+        batches: list[tuple[dict[str, Any], Batch, ManyCall]] = []
+        for args, since in calls:
+            item, rest = self._keys.split((*self._bound_to, *args))
+            together = next((known for known in batches if known[0] == rest), None)
+            if together is None:
+                call = self._keys.call(rest, [])
+                batches.append(together := (rest, self._batch(call), call))
+            _, batch, call = together
+            key = self._keys.key(rest, item)
+            flights.append(batch.begin(item, key, call.policy(item, self._policy), engine.store.peek(key), since=since))
+        return flights
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
         """Load now, by one call of the loader, whatever is stored, and return what there is.

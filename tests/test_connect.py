@@ -11,8 +11,10 @@ import trustme
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.connection import SSLConnection
 
-from swr import Cache, ConfigurationError, Policy, StoreUnavailable
+from swr import Cache, ConfigurationError, Policy, Refresher, StoreUnavailable
 from swr.codec import ANY
+from swr.events import RoundQueued
+from swr.refreshers.queue import known
 from swr.stores.base import LeasingStore
 from swr.stores.cluster import Cluster
 from swr.stores.connect import redacted, servers_of
@@ -29,6 +31,10 @@ from tests.test_stores import opened
 pytestmark = pytest.mark.anyio
 
 POLICY = Policy(60, tags=("t",))
+QUEUE_ACL = re.search(
+    r"need more: `([^`]*)`, for streams `([^`]*)`, for lists `([^`]*)`",
+    Path("docs/redis.md").read_text().replace("\n", " "),
+)
 ACL = re.search(r"^ACL SETUSER swr (.*)$", Path("docs/redis.md").read_text(), re.MULTILINE)
 
 
@@ -251,6 +257,43 @@ class TestRights:
                 await one.clear()
             await asyncio.sleep(1)
         assert caplog.text == ""
+
+    @pytest.mark.parametrize(("backend", "rights"), [("streams", 2), ("list", 3)])
+    async def test_a_queue_needs_more(self, guarded: Server, backend, rights, caplog):
+        assert QUEUE_ACL is not None
+        more = QUEUE_ACL[1].split() + QUEUE_ACL[rights].split()
+        guarded.command("ACL", "SETUSER", "swr", *more)
+        try:
+            async with Cache(guarded.url.replace("//", "//swr:password@"), namespace="swr", timeout=2) as cache:
+
+                @cache.cached("r:{group}", fresh_for=60)
+                async def ranking(group: str) -> str:
+                    if group == "bad":
+                        raise ValueError("bad")
+                    return group
+
+                told = []
+                cache.subscribe(told.append, RoundQueued)
+                options = {
+                    "backend": backend,
+                    "deliveries": 1,
+                    "reclaim_after": 0.1,
+                    "dirty_only": True,
+                    "name": backend,
+                }
+                async with Refresher(ranking, ["a", "bad"], 0.3, "queue", **options) as refresher:
+                    await until(lambda: told)
+                    await refresher.mark_dirty("a")
+                    await until(lambda: len(told) >= 3)
+                    queue = refresher._queue
+                    assert [letter.why for letter in await queue.dead()] == ["ValueError: bad"]
+                    assert (await queue.retry(), await queue.purge(["r:bad"])) == (1, 0)
+                    assert (await queue.status()).counts["done"] >= 2
+                    assert backend in await known(cache.engine.store.store)
+        finally:
+            guarded.command("ACL", "DELUSER", "swr")
+            allow(guarded)
+        assert "refused" not in caplog.text
 
     async def test_a_right_that_is_taken_away(self, guarded: Server, caplog):
         """A lease without the newest barrier is none."""

@@ -1380,7 +1380,7 @@ async def test_what_was_invalidated_in_vain_is_told_before_leases_are_given_back
 async def test_loaders_that_wait_for_one_and_the_same_are_no_circle(process):
     """Found on two ways, it is looked at once."""
     process_job = Job()
-    flights = [Flight(key, process_job, None, False, 0) for key in "abcd"]
+    flights = [Flight(key, process_job, None, 0) for key in "abcd"]
     here, one, other, both = flights
     one.waits_for = other.waits_for = (both,)
     _refuse_circles([here], [one, other])

@@ -14,6 +14,7 @@ LAYERS = [
     {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.replicas", "stores.scripts", "stores.servers", "stores.shelf", "stores.tiered", "stores.wire"},
     {"flight", "load", "tasks", "revalidator", "engine"},
     {"inspection", "loader", "decorator", "batch", "many", "response", "rules", "answer", "request", "forward", "fill", "cache", "metrics", "middleware", "otel", "prometheus", "proxy"},
+    {"refreshers", "refreshers.consumer", "refreshers.groups", "refreshers.leader", "refreshers.locks", "refreshers.queue", "refreshers.queued", "refreshers.refresher", "refreshers.report", "refreshers.rounds", "refreshers.scripts", "refreshers.window"},
     {"testing", "testing.clock", "testing.conformance", "testing.flaky", "testing.oracle", "testing.simulate", "testing.world"},
     {"cli", "__main__"},
     {""},
@@ -79,7 +80,8 @@ def test_the_public_names_are_these():
 
     assert swr.__all__ == [
         "NOT_MODIFIED", "Cache", "Cached", "CachedMany", "CodecError", "ConfigurationError", "Fresh", "LeaseLost", "Limits", "LoadContext",
-        "LoadTimeout", "NotModified", "Outcome", "Policy", "SWRError", "State", "StoreError", "StoreUnavailable",
+        "LoadTimeout", "NotModified", "Outcome", "Policy", "Refresher", "SWRError", "State", "StoreError",
+        "StoreUnavailable",
     ]  # fmt: skip
     assert all(hasattr(swr, name) for name in swr.__all__)
     from swr.middleware import __all__ as names

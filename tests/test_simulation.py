@@ -124,11 +124,11 @@ SABOTAGES = {
         Engine, "begin", "flight.entry = entry", "pass", "lost-reply", "could stand in", 20,
     ),
     "no second look": Sabotage(
-        Engine, "_win", "known = NEWEST if flight.forced else", "known = NEWEST if True else", "lost-reply",
+        Engine, "_win", "known = flight.entry.version if flight.entry is not None else 0", "known = NEWEST", "lost-reply",
         "is fresh",
     ),
     "a refresh takes what is there": Sabotage(
-        Engine, "_win", "known = NEWEST if flight.forced else", "known =", "invalidation", "older than the refresh",
+        Engine, "_win", "known = NEWEST", "pass", "invalidation", "older than the refresh",
     ),
     "no lease is renewed": Sabotage(
         Engine, "_renew", "await self.store.renew(load.lease, self._lease_for)", "pass", "mixed",
@@ -138,8 +138,8 @@ SABOTAGES = {
         Engine, "failed", "await self.store.release(lease, pause)", "pass", "lost-reply", "never answered",
     ),
     "a pause keeps off whom nothing is served": Sabotage(
-        Engine, "_win", "force=flight.forced or self.fallback(flight) is None", "force=False", "mixed",
-        "raised SWRError",
+        Engine, "_win", "force=flight.forced or (not _is_unasked(flight) and self.fallback(flight) is None)",
+        "force=False", "mixed", "raised SWRError",
     ),
     "anything stands in": Sabotage(
         Engine, "fallback", "if entry is None or not (decision.serve or decision.fallback)", "if entry is None", "lost-reply",

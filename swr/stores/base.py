@@ -23,6 +23,8 @@ class Kind(enum.Enum):
     BARRIER = "b"
     # A barrier that was learned of before its message came.
     REPEATED = "r!"
+    # Tasks were put into the queue of a refresher, whose name it is.
+    QUEUED = "q"
     UP = "u"
     DOWN = "d"
 
@@ -100,8 +102,11 @@ class Store(Protocol):
     async def settled(self) -> None:
         """Wait until all that could not be told to the store is told."""
 
-    async def now(self) -> int:
-        """Return the store's clock, in the unit of versions: microseconds since 1970. Raises StoreUnavailable."""
+    async def now(self, key: str | None = None) -> int:
+        """Return the clock that versions of `key`, or of barriers, come from: microseconds since 1970.
+
+        It is older than every version to come. Raises StoreUnavailable.
+        """
 
     @property
     def sent(self) -> int:

@@ -67,9 +67,9 @@ class MemoryStore:
     async def settled(self) -> None:
         """At once."""
 
-    async def now(self) -> int:
-        """Return the clock's microseconds."""
-        return max(int(self._clock() * 1e6), self._last)
+    async def now(self, key: str | None = None) -> int:
+        """Return the clock's microseconds: older than every version to come, newer than none so far."""
+        return max(int(self._clock() * 1e6) - 1, self._last)
 
     @property
     def sent(self) -> int:
@@ -117,7 +117,7 @@ class MemoryStore:
         if entry is not None and entry.version > known:
             return entry
         now = self._clock()
-        before = max(int(now * 1e6) - 1, self._last)
+        before = await self.now()
         hold = self._holds.get(key)
         failures = 0
         if hold is not None and hold.token is None:

@@ -186,6 +186,9 @@ class RedisStore:
                 # From where they are made they come in the order of their numbers, and none is missing.
                 self._synced = max(self._synced, message.version)
             return
+        if message.kind is Kind.QUEUED:
+            self._listener(message)
+            return
         self._heed(message.name, message.version)
         if mine or (not self._servers.one and message.version and self._again(data)):
             return
@@ -204,6 +207,32 @@ class RedisStore:
         self._heard[data] = None
         return known
 
+    async def replicated(self, replicas: int, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:
+        """Run a script, and wait until so many replicas have what it has written.
+
+        Raises:
+            StoreUnavailable: they have not, or nobody knows.
+        """
+        before = self._servers.link_to(keys[0]).wire
+        answer = await self.script(script, keys, *args)
+        if replicas:
+            wire = self._servers.link_to(keys[0]).wire
+            # On the connection of the write itself: of any other it would say nothing.
+            if wire is None or wire is not before:
+                raise StoreUnavailable("the connection broke before replicas had said that they have it")
+            had = await wire.ask("WAIT", replicas, _milliseconds(self._timeout / 2))
+            if had < replicas:
+                raise StoreUnavailable(f"{had} of {replicas} replicas have it after {self._timeout / 2:g} s")
+        return answer
+
+    def named(self, name: str) -> bytes:
+        """Return `name` as a key of this namespace."""
+        return b"%b:%b" % (self._prefix, name.encode())
+
+    def told(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
+        """Return the channel, and the message on it that says that something has happened."""
+        return self.channel, self._message(kind, name)
+
     def _message(self, kind: Kind, name: str, version: int = 0) -> bytes:
         return b"%b%016d%b%b" % (
             kind.value.encode(),
@@ -212,8 +241,12 @@ class RedisStore:
             name.encode("utf-8", "surrogatepass"),
         )
 
-    async def _ask(self, name: bytes, *command: bytes | str | int) -> Any:
-        """Ask the server that has the key `name`."""
+    async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
+        """Ask the server that has the key `name`.
+
+        Raises:
+            StoreUnavailable: no answer, or an error.
+        """
         try:
             return await self._servers.ask(name, *command)
         except MovedError as error:
@@ -223,10 +256,15 @@ class RedisStore:
             self._complain(f"{command[0]!r} {type(error).__name__}", f"Redis refused a command: {error}")
             raise StoreUnavailable(str(error)) from error
 
-    async def _script(self, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:
+    async def script(self, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:
+        """Run a script where its keys lie.
+
+        Raises:
+            StoreUnavailable: it did not run, or nobody knows.
+        """
         # EVAL, not EVALSHA: the server caches by content either way, and nothing has to be loaded anew after a
         # failover.
-        return await self._ask(keys[0], "EVAL", script, len(keys), *keys, *args)
+        return await self.ask(keys[0], "EVAL", script, len(keys), *keys, *args)
 
     def _complain(self, about: str, text: str) -> None:
         """Log once a kind of trouble."""
@@ -297,7 +335,7 @@ class RedisStore:
 
     async def _newest(self) -> int | None:
         try:
-            (head,) = await self._ask(self._barrier_keys[1], "MGET", self._barrier_keys[1])
+            (head,) = await self.ask(self._barrier_keys[1], "MGET", self._barrier_keys[1])
         except StoreUnavailable:
             return None
         return _number(head)
@@ -310,7 +348,7 @@ class RedisStore:
             # Cut off from the one master that knows, but not from the key's: what is known here has to do.
             return self.barriers.head
         if newest != self._synced:
-            await self._learn(functools.partial(self._ask, self._barrier_keys[1]), newest)
+            await self._learn(functools.partial(self.ask, self._barrier_keys[1]), newest)
         return newest
 
     # -- failover ---------------------------------------------------------------------------------------------
@@ -356,7 +394,7 @@ class RedisStore:
     async def invalidate_tag(self, tag: str) -> None:
         """Raise the barrier of `tag` (or of ALL) and tell everyone."""
         before, after = self._around_version(Kind.BARRIER, tag)
-        number = await self._script(
+        number = await self.script(
             scripts.BARRIER, self._barrier_keys, _member(tag), _MOST_TAGS, self.channel, before, after
         )
         self._raise_barrier(tag, int(number))
@@ -370,10 +408,16 @@ class RedisStore:
     async def settled(self) -> None:
         """At once: what this store has not told it has refused to tell."""
 
-    async def now(self) -> int:
-        """Return the clock of the server that has the barriers."""
-        seconds, microseconds = await self._ask(self._barrier_keys[1], "TIME")
-        return int(seconds) * 1_000_000 + int(microseconds)
+    async def now(self, key: str | None = None) -> int:
+        """Return the clock of the server that has `key`, or the barriers."""
+        name = self._barrier_keys[1] if key is None else self._entry_key(key)
+        seconds, microseconds = await self.ask(name, "TIME")
+        return int(seconds) * 1_000_000 + int(microseconds) - 1
+
+    @property
+    def one(self) -> bool:
+        """Whether one server has every key, and one clock makes all versions."""
+        return self._servers.one
 
     @property
     def sent(self) -> int:
@@ -411,7 +455,7 @@ class RedisStore:
         except (StoreUnavailable, RedisError):
             # Once more, and to where the server redirects.
             name, reading = self._entry_key(key), _Reading({}, key)
-            (frame,) = await self._ask(name, "MGET", name)
+            (frame,) = await self.ask(name, "MGET", name)
             newest = await self._newest_soon()
         if newest is None or newest != self._synced:
             await self._learn_from(newest)
@@ -485,8 +529,8 @@ class RedisStore:
         """
         entry, lease = self._keys(key)
         await self._learn_from(await self._newest_soon())
-        (frame,), (held,) = await self._ask(entry, "MGET", entry), await self._ask(lease, "MGET", lease)
-        return frame or b"", held or b"", await self._ask(lease, "PTTL", lease)
+        (frame,), (held,) = await self.ask(entry, "MGET", entry), await self.ask(lease, "MGET", lease)
+        return frame or b"", held or b"", await self.ask(lease, "PTTL", lease)
 
     def _decode(self, key: str, frame: bytes | None, codec: Codec) -> Entry[Any] | None:
         if not frame or not frames.is_entry(frame):
@@ -502,7 +546,7 @@ class RedisStore:
     async def invalidate(self, key: str) -> None:
         """Put a tombstone in the place of the entry, delete its lease and tell everyone."""
         before, after = self._around_version(Kind.INVALIDATED, key)
-        version = await self._script(scripts.INVALIDATE, self._keys(key), _TOMBSTONE_FOR, self.channel, before, after)
+        version = await self.script(scripts.INVALIDATE, self._keys(key), _TOMBSTONE_FOR, self.channel, before, after)
         self._readings.pop(key, None)
         if len(self._invalidated) == _MOST_TOLD_AGAIN and key not in self._invalidated:
             self._forgotten_at = time.monotonic()
@@ -539,7 +583,7 @@ class RedisStore:
         """
         if not self._servers.one:
             head = self._newest_soon()
-            _, answer = await self._script(scripts.ACQUIRE, self._keys(claim.key), *claim.arguments)
+            _, answer = await self.script(scripts.ACQUIRE, self._keys(claim.key), *claim.arguments)
             return await head, answer
         # What is claimed in one turn of the event loop leaves in one command.
         if self._claims is None or len(self._claims.made) == _MOST_AT_ONCE:
@@ -564,13 +608,13 @@ class RedisStore:
             self._claims = None
         keys = [key for claim in claims.made for key in self._keys(claim.key)]
         arguments = [part for claim in claims.made for part in claim.arguments]
-        head, *answers = await self._script(scripts.ACQUIRE, (*keys, self._barrier_keys[1]), *arguments)
+        head, *answers = await self.script(scripts.ACQUIRE, (*keys, self._barrier_keys[1]), *arguments)
         return head, dict(zip(claims.made, answers, strict=True))
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the lease."""
         _, key = self._keys(lease.key)
-        if not await self._script(scripts.RENEW, (key,), lease.token, _digits(lease.version), _milliseconds(ttl)):
+        if not await self.script(scripts.RENEW, (key,), lease.token, _digits(lease.version), _milliseconds(ttl)):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
@@ -578,7 +622,7 @@ class RedisStore:
         frame = frames.encode(lease.key, entry, codec)
         message = self._message(Kind.COMMITTED, lease.key, entry.version)
         ttl = max(entry.keep_until - self._clock(), _AT_LEAST)
-        if not await self._script(
+        if not await self.script(
             scripts.COMMIT,
             self._keys(lease.key),
             lease.token,
@@ -594,7 +638,7 @@ class RedisStore:
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the lease back; a lease whose version is 0 is one whose grant was never heard of."""
-        await self._script(
+        await self.script(
             scripts.RELEASE,
             self._keys(lease.key)[1:],
             lease.token,

@@ -63,7 +63,8 @@ local function acquire(entry, lease, token, ttl, known, force)
 end
 local count = #ARGV / 4
 local barrier = KEYS[2 * count + 1]
-local answers = {barrier and read(barrier) or ''}
+-- Not to be allowed to read it is an error; for MGET a foreign value of another type is none.
+local answers = {barrier and redis.call('MGET', barrier)[1] or ''}
 for i = 1, count do
   local a = 4 * i - 3
   answers[i + 1] = acquire(KEYS[2 * i - 1], KEYS[2 * i], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])

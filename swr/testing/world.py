@@ -389,9 +389,9 @@ class Link:
 
     # -- entries and leases -----------------------------------------------------------------------------------
 
-    async def now(self) -> int:
+    async def now(self, key: str | None = None) -> int:
         """Return the server's clock."""
-        return await self._ask(lambda: self._server.store.now())
+        return await self._ask(lambda: self._server.store.now(key))
 
     @property
     def sent(self) -> int:

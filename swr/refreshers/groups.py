@@ -1,0 +1,68 @@
+"""Which groups there are: what a user gives as `keys`."""
+
+import inspect
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+
+from swr.errors import ConfigurationError
+
+# A list, or a function, `def` or `async def`, that returns or yields one.
+Keys = Iterable[Any] | Callable[..., Any]
+
+
+def checked(keys: Keys, name: str = "keys") -> Keys:
+    """Return `keys`.
+
+    Raises:
+        ConfigurationError: they are neither a list nor a function.
+    """
+    if isinstance(keys, (str, bytes)) or not (callable(keys) or isinstance(keys, Iterable)):
+        raise ConfigurationError(f"{name}={keys!r} is neither a list of groups nor a function that returns one")
+    if inspect.isgenerator(keys) or inspect.isasyncgen(keys) or inspect.iscoroutine(keys):
+        raise ConfigurationError(f"{name}={keys!r} would be used up by one round: give the function itself")
+    return keys
+
+
+async def groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
+    """Return the arguments of every call; a plain function runs in a thread."""
+    found: Any = keys
+    if callable(keys):
+        if inspect.isasyncgenfunction(keys) or inspect.iscoroutinefunction(keys):
+            found = keys(*args)
+        else:
+            function = keys
+            (found,) = await anyio.to_thread.run_sync(lambda: [_whole(function(*args))])
+    if isinstance(found, Awaitable):
+        found = await found
+    listed = [item async for item in found] if isinstance(found, AsyncIterable) else list(found)
+    return [item if isinstance(item, tuple) else (item,) for item in listed]
+
+
+def _whole(found: Any) -> Any:
+    return list(found) if inspect.isgenerator(found) else found
+
+
+def travelling(key: str, args: tuple[Any, ...]) -> bytes:
+    """Return arguments as they travel through a queue.
+
+    Raises:
+        ConfigurationError: they would not come back as they are.
+    """
+    try:
+        text = msgspec.json.encode(args)
+        back = tuple(msgspec.json.decode(text))
+    except (TypeError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ConfigurationError(_cannot(key, args, str(error))) from None
+    if repr(back) != repr(args):
+        raise ConfigurationError(_cannot(key, args, f"it would come back as {back!r}"))
+    return text
+
+
+def _cannot(key: str, args: tuple[Any, ...], why: str) -> str:
+    return (
+        f"the group {args!r} of {key!r} cannot travel through a queue ({why}): name groups by strings, numbers and "
+        f"booleans, an id for one"
+    )

@@ -1,0 +1,166 @@
+"""Who fills the queue: one of the workers, by a lease with an epoch."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from swr.engine import Engine
+from swr.errors import StoreUnavailable
+from swr.events import RoundQueued
+from swr.refreshers.queue import Queue, Superseded
+from swr.refreshers.rounds import MICROSECONDS
+from swr.refreshers.window import Loader
+
+log = logging.getLogger("swr")
+_AGAIN_IN = 1.0
+_AT_ONCE = 1000
+
+Groups = Callable[[], Awaitable[dict[str, tuple[Any, ...]]]]
+ChangedSince = Callable[[float], Awaitable[dict[str, tuple[Any, ...]]]]
+
+
+class Leader:
+    """One who may lead.
+
+    Parameters:
+        loader: what is refreshed.
+        queue: what is filled.
+        groups: the arguments of every call, by key.
+        changed_since: those of what has changed since a time (seconds since 1970), or None.
+        dirty_only: whether only what is marked or has changed is enqueued, after a first round of all.
+        every: seconds between two rounds.
+        lead_for: seconds that the lease lasts unless it is renewed.
+        token: who this is.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        queue: Queue,
+        groups: Groups,
+        changed_since: ChangedSince | None,
+        dirty_only: bool,
+        every: float,
+        lead_for: float,
+        token: str,
+    ) -> None:
+        self._loader = loader
+        self._queue = queue
+        self._groups = groups
+        self._changed_since = changed_since
+        self._dirty_only = dirty_only
+        self._every = max(1, int(every * MICROSECONDS))
+        self._lead_for = lead_for
+        self._token = token
+        self._epoch = ""
+        self._stop = anyio.Event()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._loader.engine
+
+    async def begin(self) -> None:
+        """Lead when nobody else does, until `end`."""
+        self._engine.start(self._run)
+
+    async def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                pause = await self._turn()
+            except Superseded:
+                self._epoch, pause = "", _AGAIN_IN
+            except StoreUnavailable:
+                pause = _AGAIN_IN
+            except Exception:
+                # `keys` or `changed_since`: the database is away, perhaps.
+                log.exception("the refresher %r could not enqueue a round; the next try comes soon", self._queue.name)
+                pause = _AGAIN_IN
+            with anyio.move_on_after(pause):
+                await self._stop.wait()
+
+    async def end(self) -> None:
+        """Begin no round any more, and have somebody else lead."""
+        self._stop.set()
+        await self._queue.abdicate(self._token)
+
+    async def _turn(self) -> float:
+        """Enqueue a round if one is due; return in how many seconds to look again."""
+        epoch, held_for, last, now = await self._queue.lead(self._token, self._lead_for)
+        if not epoch:
+            self._epoch = ""
+            # Not all at once.
+            return held_for + random.uniform(0.01, 0.2)
+        if epoch != self._epoch:
+            # Whoever led before is shut out of every shard first.
+            await self._queue.enqueue(epoch, ())
+            await self._queue.register()
+            self._epoch = epoch
+        number = now // self._every
+        if last is None or number > last:
+            await self._enqueue(epoch, number, last)
+            return 0.0
+        # A server's clock that went back does not begin a round again.
+        next_in = min(self._every, (last + 1) * self._every - now) / MICROSECONDS
+        return min(next_in, self._lead_for / 3)
+
+    async def _enqueue(self, epoch: str, number: int, last: int | None) -> None:
+        since = number * self._every
+        missed = 0 if last is None else number - last - 1
+        new = merged = 0
+        if last is None or not self._dirty_only:
+            groups = await self._kept(self._groups)
+            tasks = [(key, since, args) for key, args in groups.items()]
+            for first in range(0, len(tasks), _AT_ONCE):
+                counts = await self._queue.enqueue(epoch, tasks[first : first + _AT_ONCE])
+                new, merged = new + counts[0], merged + counts[1]
+                await self._keep()
+            if merged:
+                log.warning(
+                    "round %d of the refresher %r: %d of %d groups are still in the queue since the last one; give it "
+                    "more workers, or a longer `every`",
+                    number,
+                    self._queue.name,
+                    merged,
+                    len(groups),
+                )
+        elif self._changed_since is not None:
+            began = last * self._every / MICROSECONDS
+            changed = self._changed_since
+            groups = await self._kept(lambda: changed(began))
+            await self._queue.mark(groups)
+        drained = await self._queue.drain(epoch)
+        new, merged = new + drained[0], merged + drained[1]
+        if not await self._queue.enqueued(self._token, number):
+            raise Superseded
+        if missed:
+            log.warning(
+                "%d rounds of the refresher %r were left out; this one makes up for all", missed, self._queue.name
+            )
+        self._engine.events.publish(RoundQueued, self._queue.name, number, new, merged, missed)
+
+    async def _keep(self) -> None:
+        """Renew the lease."""
+        epoch, *_ = await self._queue.lead(self._token, self._lead_for)
+        if epoch != self._epoch:
+            raise Superseded
+
+    async def _kept(self, ask: Groups) -> dict[str, tuple[Any, ...]]:
+        """Return what `ask` does, and renew the lease as long as that takes."""
+        found: dict[str, tuple[Any, ...]] = {}
+
+        async def renew() -> None:
+            while True:
+                await anyio.sleep(self._lead_for / 3)
+                await self._keep()
+
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(renew)
+                found = await ask()
+                group.cancel_scope.cancel()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return found

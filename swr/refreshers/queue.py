@@ -1,0 +1,390 @@
+"""A refresher's queue on Redis: tasks, marks and dead letters, each group at most once, in one or several shards."""
+
+import zlib
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from swr.engine import Engine
+from swr.errors import ConfigurationError
+from swr.keys import storage_name
+from swr.refreshers import scripts
+from swr.refreshers.groups import travelling
+from swr.stores.base import Kind
+from swr.stores.redis import RedisStore
+from swr.stores.tiered import TieredStore
+
+_MICROSECONDS: Final = 1_000_000
+# Tasks in one command, at most.
+_AT_ONCE: Final = 500
+_REGISTRY: Final = "{!}q"
+BACKENDS: Final = ("streams", "list")
+
+
+class Delivery(NamedTuple):
+    """A task that a consumer has been given.
+
+    Parameters:
+        shard: which it comes from.
+        receipt: what the queue knows it by.
+        key: of the group's entry.
+        since: the entry must be newer than this version.
+        number: counts the deliveries of this task; the fence of what is settled.
+        tries: how many deliveries, this one included, count against it.
+        args: of the loader.
+    """
+
+    shard: int
+    receipt: bytes
+    key: str
+    since: int
+    number: int
+    tries: int
+    args: tuple[Any, ...]
+
+
+class Settlement(NamedTuple):
+    """What came of a delivery.
+
+    Parameters:
+        delivery: which.
+        what: "done", "current", "failed", or "back": handed back, which does not count as a try.
+        delay: seconds until it is given to anybody again.
+        why: it failed.
+    """
+
+    delivery: Delivery
+    what: str
+    delay: float = 0.0
+    why: str = ""
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A task that was given up.
+
+    Parameters:
+        key: of the group's entry.
+        args: of the loader.
+        why: what its last load raised.
+        tries: how often it was delivered.
+        at: when, seconds since 1970.
+    """
+
+    key: str
+    args: list[Any]
+    why: str
+    tries: int
+    at: float
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What a queue holds.
+
+    Parameters:
+        name: of the refresher.
+        backend: "streams" or "list".
+        queued, running, waiting, dirty, dead: how many tasks are to be done, are being done, wait for another try;
+            how many groups are marked; how many dead letters there are.
+        consumers: seconds since each was seen.
+        counts: tasks so far, by what became of them: `enqueued`, `merged` (with one that was queued already),
+            `marked`, `done`, `current`, `failed`, `reclaimed`, `late`, `buried`.
+        epoch: of the leader, 0: there was none yet.
+        leads_for: seconds until its lease ends unless it is renewed; 0: there is none.
+        round: the last one that was enqueued whole, or None.
+    """
+
+    name: str
+    backend: str
+    queued: int
+    running: int
+    waiting: int
+    dirty: int
+    dead: int
+    consumers: dict[str, float]
+    counts: dict[str, int]
+    epoch: int
+    leads_for: float
+    round: int | None
+
+
+class Superseded(Exception):
+    """There is a newer leader."""
+
+
+class Queue:
+    """The queue of one refresher.
+
+    Parameters:
+        store: where it lies.
+        name: of the refresher.
+        backend: "streams" or "list".
+        shards: how many, each in a slot of its own.
+        deliveries: how often a task is delivered before it is a dead letter.
+        replicas: how many replicas must have a mark, or a round, before it counts.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        name: str,
+        backend: str = "streams",
+        shards: int = 1,
+        deliveries: int = 5,
+        replicas: int = 0,
+    ) -> None:
+        self.name = name
+        self.shards = range(shards)
+        self._store = store
+        self._backend = backend
+        self._deliveries = deliveries
+        self._replicas = replicas
+        safe = storage_name(name)
+        self._keys = [
+            tuple(store.named(f"{{{safe}:{shard}}}:{part}") for part in ("t", "s", "z", "m", "d", "c", "h"))
+            for shard in self.shards
+        ]
+        self._lease, self._rounds = (store.named(f"{{{safe}:0}}:{part}") for part in ("l", "r"))
+
+    async def _run(self, shard: int, body: str, *args: bytes | str | int, replicas: int = 0) -> Any:
+        script = scripts.of(self._backend, body)
+        return await self._store.replicated(replicas, script, self._keys[shard], *args)
+
+    def _shard(self, key: str) -> int:
+        return zlib.crc32(_bytes(key)) % len(self.shards)
+
+    async def register(self) -> None:
+        """Have the queue known to `swr queue`."""
+        registry = self._store.named(_REGISTRY)
+        await self._store.ask(registry, "HSET", registry, self.name, f"{self._backend}:{len(self.shards)}")
+
+    # -- tasks ------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, epoch: str, tasks: Iterable[tuple[str, int, tuple[Any, ...]]]) -> tuple[int, int]:
+        """Enqueue tasks (key, since, arguments); return how many are new, and how many were there already.
+
+        Raises:
+            Superseded: there is a newer leader.
+            ConfigurationError: arguments that cannot travel.
+            StoreUnavailable: no answer.
+        """
+        parts: list[list[bytes | str]] = [[] for _ in self.shards]
+        for key, since, args in tasks:
+            parts[self._shard(key)] += (_bytes(key), f"{since:016d}", travelling(key, args))
+        new = merged = 0
+        for shard in self.shards:
+            # At least once for every shard: the older leaders are shut out of it.
+            for first in range(0, max(1, len(parts[shard])), 3 * _AT_ONCE):
+                answer = await self._enqueue(shard, scripts.ENQUEUE, epoch, *parts[shard][first : first + 3 * _AT_ONCE])
+                new, merged = new + answer[0], merged + answer[1]
+        return new, merged
+
+    async def _enqueue(self, shard: int, body: str, epoch: str, *args: bytes | str | int) -> list[Any]:
+        told = self._store.told(Kind.QUEUED, self.name)
+        answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *told, *args, replicas=self._replicas)
+        if answer[0] == -1:
+            raise Superseded
+        return answer
+
+    async def mark(self, groups: dict[str, tuple[Any, ...]]) -> None:
+        """Put groups (arguments by key) into the dirty set: what is loaded from now on is new enough.
+
+        Raises:
+            ConfigurationError: arguments that cannot travel.
+            StoreUnavailable: it is not known that all are there.
+        """
+        parts: list[list[bytes | str]] = [[] for _ in self.shards]
+        now = None
+        for key, args in groups.items():
+            # By the clock that the versions of this key come from.
+            if now is None or not self._store.one:
+                now = await self._store.now(key)
+            parts[self._shard(key)] += (_bytes(key), f"{now:016d}", travelling(key, args))
+        for shard, part in enumerate(parts):
+            for first in range(0, len(part), 3 * _AT_ONCE):
+                some = part[first : first + 3 * _AT_ONCE]
+                await self._run(shard, scripts.MARK, *some, replicas=self._replicas)
+
+    async def drain(self, epoch: str) -> tuple[int, int]:
+        """Enqueue what is dirty; see `enqueue`."""
+        new = merged = 0
+        for shard in self.shards:
+            cursor: bytes | str = "0"
+            while True:
+                answer = await self._enqueue(shard, scripts.DRAIN, epoch, cursor, _AT_ONCE)
+                new, merged, cursor = new + answer[0], merged + answer[1], answer[2]
+                if cursor == b"0":
+                    break
+        return new, merged
+
+    async def take(self, shard: int, consumer: str, most: int) -> tuple[float | None, list[Delivery]]:
+        """Take tasks; return how many seconds from now a task that waits may be taken, and the tasks."""
+        wait, *taken = await self._run(shard, scripts.TAKE, consumer, most, self._deliveries)
+        deliveries = [
+            Delivery(shard, receipt, _text(key), int(since), number, tries, tuple(msgspec.json.decode(args)))
+            for receipt, key, since, number, tries, args in taken
+        ]
+        return (None if wait < 0 else wait / _MICROSECONDS), deliveries
+
+    async def settle(self, consumer: str, settlements: list[Settlement]) -> int:
+        """Say what came of deliveries; return how many had been given to others meanwhile."""
+        late = 0
+        for shard in self.shards:
+            args: list[bytes | str | int] = []
+            for delivery, what, delay, why in settlements:
+                if delivery.shard == shard:
+                    args += (what, delivery.receipt, _bytes(delivery.key), delivery.number)
+                    args += (int(delay * _MICROSECONDS), why[:1000].encode("utf-8", "replace"))
+            if args:
+                late += await self._run(shard, scripts.SETTLE, consumer, self._deliveries, *args)
+        return late
+
+    async def tend(self, shard: int, consumer: str, silent_for: float, deliveries: Iterable[Delivery]) -> int:
+        """Say that the consumer lives, and put back what others have who have been silent for so many seconds."""
+        receipts = [delivery.receipt for delivery in deliveries if delivery.shard == shard]
+        back: int = await self._run(shard, scripts.TEND, consumer, int(silent_for * _MICROSECONDS), *receipts)
+        return back
+
+    async def leave(self, consumer: str) -> None:
+        """Have the consumer, who has nothing any more, forgotten."""
+        for shard in self.shards:
+            await self._run(shard, scripts.LEAVE, consumer)
+
+    # -- the leader -------------------------------------------------------------------------------------------
+
+    async def lead(self, token: str, ttl: float) -> tuple[str, float, int | None, int]:
+        """Take or renew the leader's lease.
+
+        Return the epoch ("": somebody else leads), for how many seconds he does, the last round that was enqueued,
+        and the server's clock.
+        """
+        keys = (self._lease, self._rounds, self._keys[0][5])
+        epoch, rest, now = await self._store.script(scripts.LEAD, keys, token, int(ttl * 1000))
+        if epoch:
+            return epoch.decode(), 0.0, int(rest) if rest else None, int(now)
+        return "", max(0, rest) / 1000, None, int(now)
+
+    async def enqueued(self, token: str, number: int) -> bool:
+        """Say that a round was enqueued whole; False: somebody else leads."""
+        return bool(await self._store.script(scripts.ENQUEUED, (self._lease, self._rounds), token, number))
+
+    async def abdicate(self, token: str) -> None:
+        """Give the leader's lease back."""
+        await self._store.script(scripts.ABDICATE, (self._lease,), token)
+
+    # -- for those who look after it --------------------------------------------------------------------------
+
+    async def status(self) -> Status:
+        """Return what the queue holds."""
+        held = [0] * 5
+        consumers: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        epoch = 0
+        for shard in self.shards:
+            *numbers, seen, counted, now = await self._run(shard, scripts.STATUS)
+            held = [sum(pair) for pair in zip(held, numbers, strict=True)]
+            for name, at in zip(seen[::2], seen[1::2], strict=True):
+                silent = max(0.0, (int(now) - float(at)) / _MICROSECONDS)
+                consumers[name.decode()] = min(silent, consumers.get(name.decode(), silent))
+            for name, number in zip(counted[::2], counted[1::2], strict=True):
+                if name == b"epoch":
+                    epoch = max(epoch, int(number))
+                else:
+                    counts[name.decode()] = counts.get(name.decode(), 0) + int(number)
+        left = await self._store.ask(self._lease, "PTTL", self._lease)
+        last = await self._store.ask(self._rounds, "HGET", self._rounds, "round")
+        queued, running, waiting, dirty, dead = held
+        return Status(
+            name=self.name,
+            backend=self._backend,
+            queued=queued,
+            running=running,
+            waiting=waiting,
+            dirty=dirty,
+            dead=dead,
+            consumers=consumers,
+            counts=counts,
+            epoch=epoch,
+            leads_for=max(0, left) / 1000,
+            round=int(last) if last else None,
+        )
+
+    async def dead(self) -> list[DeadLetter]:
+        """Return the dead letters, by key."""
+        letters = []
+        for keys in self._keys:
+            found = await self._store.ask(keys[4], "HGETALL", keys[4])
+            for key, text in _pairs(found):
+                letter = msgspec.json.decode(text)
+                record = letter["record"]
+                args = msgspec.json.decode(record[29:])
+                letters.append(
+                    DeadLetter(_text(key), args, letter["why"], int(record[25:29]), int(letter["at"]) / _MICROSECONDS)
+                )
+        return sorted(letters, key=lambda letter: letter.key)
+
+    async def retry(self, keys: Iterable[str] = ()) -> int:
+        """Make dead letters tasks again, these or all; return how many."""
+        return await self._of_letters(keys, self._retry)
+
+    async def _retry(self, shard: int, keys: list[bytes]) -> int:
+        told = self._store.told(Kind.QUEUED, self.name)
+        back: int = await self._run(shard, scripts.RETRY, self._deliveries, *told, *keys)
+        return back
+
+    async def purge(self, keys: Iterable[str] = ()) -> int:
+        """Throw dead letters away, these or all; return how many."""
+        return await self._of_letters(keys, self._purge)
+
+    async def _purge(self, shard: int, keys: list[bytes]) -> int:
+        dead = self._keys[shard][4]
+        gone: int = await self._store.ask(dead, "HDEL", dead, *(keys or [b""]))
+        return gone
+
+    async def _of_letters(self, keys: Iterable[str], do: Any) -> int:
+        wanted = list(keys) or [letter.key for letter in await self.dead()]
+        done = 0
+        for shard in self.shards:
+            own = [_bytes(key) for key in wanted if self._shard(key) == shard]
+            for first in range(0, len(own), _AT_ONCE):
+                done += await do(shard, own[first : first + _AT_ONCE])
+        return done
+
+
+def store_of(engine: Engine) -> RedisStore:
+    """Return the store in Redis behind a cache.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if isinstance(engine.store, TieredStore) and isinstance(engine.store.store, RedisStore):
+        return engine.store.store
+    raise ConfigurationError('strategy="queue" keeps its queue in Redis: give the cache a URL, Cache("redis://…")')
+
+
+async def known(store: RedisStore) -> dict[str, Queue]:
+    """Return the queues of a namespace, by name.
+
+    Raises:
+        StoreUnavailable: no answer.
+    """
+    registry = store.named(_REGISTRY)
+    found = await store.ask(registry, "HGETALL", registry)
+    queues = {}
+    for name, text in _pairs(found):
+        backend, _, shards = text.decode().partition(":")
+        queues[name.decode()] = Queue(store, name.decode(), backend, int(shards))
+    return queues
+
+
+def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
+    """A hash, as either version of the servers' protocol has it."""
+    return reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogatepass")
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogatepass")

@@ -1,0 +1,234 @@
+"""Rankings that are warm before anyone asks: groups that are refreshed every so many seconds."""
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self
+
+import anyio
+
+from swr.errors import ConfigurationError
+from swr.policy import Duration, seconds
+from swr.refreshers.groups import Keys, checked, groups_of, travelling
+from swr.refreshers.locks import Locks
+from swr.refreshers.report import Report
+from swr.refreshers.rounds import Rounds
+from swr.refreshers.window import Loader, Window
+
+log = logging.getLogger("swr")
+
+STRATEGIES: Final = ("read", "locks", "queue")
+
+
+class Strategy(Protocol):
+    """How groups are refreshed, in this process."""
+
+    async def begin(self) -> None:
+        """Begin, in tasks of the cache's. Raises StoreUnavailable."""
+
+    async def end(self, seconds: float) -> None:
+        """Begin nothing more, and give what is under way so many seconds."""
+
+
+class Refresher:
+    """Keeps what a cached loader loads warm, from any number of processes.
+
+    Parameters:
+        loader: what `@cache.cached` or `@cache.cached_many` made.
+        keys: the groups: a list, or a function (`def`, `async def`, a generator of either kind) that is asked at every
+            round; of one argument each, or a tuple of arguments. For a batch loader, of one item in the list's place.
+        every: how much time lies between the beginnings of two rounds.
+        strategy: "locks": every process walks all groups and loads those whose lease it gets. "queue": one process
+            enqueues, all take and load. "read": nothing, for the decorator refreshes what is asked for.
+        at_once: how many loads a process runs at a time.
+        name: of the refresher in Redis, the same in every process; by default made of the key template.
+        dirty_only: with "queue": after a first round of all groups, only those that `mark_dirty` or `changed_since`
+            names are enqueued.
+        changed_since: with "queue": a function that is given a time, in seconds since 1970 by the clock of Redis, and
+            returns or yields the groups that have changed since; it makes the refresher `dirty_only`.
+        backend: of the queue, "streams" or "list".
+        shards: of the queue: how many slots of a cluster it is spread over.
+        deliveries: how often a task of the queue is delivered before it is a dead letter.
+        reclaim_after: after how much silence of a process its tasks are given to others.
+        lead_for: how long the leader may be silent before another process leads.
+        drain_for: how long closing waits for loads before it hands tasks back.
+        replicas: how many replicas must have a mark, or a round, before it counts.
+
+    Rounds begin at multiples of `every` by the clock of Redis, whatever the clocks of the processes say.
+
+    Raises:
+        ConfigurationError: any of these that cannot work.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        keys: Keys,
+        every: Duration,
+        strategy: Literal["read", "locks", "queue"] = "locks",
+        *,
+        at_once: int = 32,
+        name: str | None = None,
+        dirty_only: bool = False,
+        changed_since: Callable[[float], Any] | None = None,
+        backend: Literal["streams", "list"] = "streams",
+        shards: int = 1,
+        deliveries: int = 5,
+        reclaim_after: Duration = 10,
+        lead_for: Duration = 5,
+        drain_for: Duration = 10,
+        replicas: int = 0,
+    ) -> None:
+        if not hasattr(loader, "begin") or not hasattr(loader, "template"):
+            raise ConfigurationError(
+                f"loader={loader!r} is not cached: a refresher keeps warm what @cache.cached or @cache.cached_many made"
+            )
+        if strategy not in STRATEGIES:
+            raise ConfigurationError(f"strategy={strategy!r} is none of {', '.join(STRATEGIES)}")
+        for option, number, least in (
+            ("at_once", at_once, 1),
+            ("shards", shards, 1),
+            ("deliveries", deliveries, 1),
+            ("replicas", replicas, 0),
+        ):
+            if not isinstance(number, int) or isinstance(number, bool) or number < least:
+                raise ConfigurationError(f"{option}={number!r} is not a whole number, {least} or more")
+        times = {
+            option: seconds(duration, option)
+            for option, duration in (
+                ("every", every),
+                ("reclaim_after", reclaim_after),
+                ("lead_for", lead_for),
+                ("drain_for", drain_for),
+            )
+        }
+        for option in ("every", "reclaim_after", "lead_for"):
+            if not 0.01 <= times[option] <= 1e9:
+                raise ConfigurationError(f"{option}={locals()[option]!r} is not between 0.01 and 1e9 seconds")
+        if changed_since is not None and not callable(changed_since):
+            raise ConfigurationError(f"changed_since={changed_since!r} is not a function of a time")
+        self.loader = loader
+        self.strategy = strategy
+        self.every = times["every"]
+        self.name = name or loader.template.replace("{", "").replace("}", "")
+        self._keys = checked(keys)
+        self._at_once = at_once
+        self._dirty_only = dirty_only or changed_since is not None
+        self._changed_since = changed_since
+        self._times = times
+        self._replicas = replicas
+        self._running: Strategy | None = None
+        self._begun = False
+        self._queue = None
+        if strategy == "queue":
+            from swr.refreshers.queue import BACKENDS, Queue, store_of
+
+            if backend not in BACKENDS:
+                raise ConfigurationError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
+            self._queue = Queue(store_of(loader.engine), self.name, backend, shards, deliveries, replicas)
+
+    async def groups(self) -> dict[str, tuple[Any, ...]]:
+        """Return the arguments of every call by key, as `keys` gives them now; what cannot be a call is left out."""
+        return self._keyed(await groups_of(self._keys))
+
+    async def _changed(self, since: float) -> dict[str, tuple[Any, ...]]:
+        assert self._changed_since is not None
+        return self._keyed(await groups_of(self._changed_since, since))
+
+    def _keyed(self, groups: list[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        keyed, wrong = {}, []
+        for args in groups:
+            try:
+                keyed[self._key(args)] = args
+            except (ConfigurationError, TypeError) as error:
+                wrong.append((args, error))
+        if wrong:
+            log.error(
+                "the refresher %r leaves out %d of %d groups; the first is %r: %s",
+                self.name,
+                len(wrong),
+                len(groups),
+                *wrong[0],
+            )
+        return keyed
+
+    def _key(self, args: tuple[Any, ...]) -> str:
+        key = self.loader.key(*args)
+        if self._queue is not None:
+            travelling(key, args)
+        return key
+
+    async def mark_dirty(self, *groups: Any) -> None:
+        """Have groups refreshed in the next round; once, however often they are marked until then.
+
+        One that is marked while it is being loaded is loaded again. Without a queue there is nothing to be marked:
+        "locks" refreshes every group each round, "read" what is asked for.
+
+        Parameters:
+            groups: as `keys` gives them: one argument each, or a tuple of arguments.
+
+        Raises:
+            ConfigurationError: a group that cannot be part of a key, or cannot travel.
+            StoreUnavailable: it is not known whether all are marked: mark them again.
+        """
+        if self._queue is None:
+            return
+        marked = [group if isinstance(group, tuple) else (group,) for group in groups]
+        await self.loader.engine.ready()
+        await self._queue.mark({self._key(args): args for args in marked})
+
+    async def __aenter__(self) -> Self:
+        """Begin to refresh.
+
+        Raises:
+            ConfigurationError: it has begun already.
+        """
+        if self._begun:
+            raise ConfigurationError(f"the refresher {self.name!r} is running already")
+        self._begun = True
+        if self.strategy != "read":
+            await self.loader.engine.ready()
+            self._running = self._made()
+            await self._running.begin()
+        return self
+
+    async def aclose(self) -> None:
+        """Begin no more loads, wait for those under way within `drain_for`, hand the rest back."""
+        running, self._running, self._begun = self._running, None, False
+        if running is not None:
+            with anyio.CancelScope(shield=True):
+                await running.end(self._times["drain_for"])
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _made(self) -> Strategy:
+        engine = self.loader.engine
+        worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        window = Window(self.loader, self._at_once)
+        rounds = Rounds(engine, self.every)
+        report = Report(self.name, engine, window, self.every if self._queue is None else None)
+        if self._queue is None:
+            return Locks(self.loader, self.groups, rounds, window, report, worker)
+        from swr.refreshers.consumer import Consumer
+        from swr.refreshers.leader import Leader
+        from swr.refreshers.queued import Queued
+
+        return Queued(
+            Leader(
+                self.loader,
+                self._queue,
+                self.groups,
+                None if self._changed_since is None else self._changed,
+                self._dirty_only,
+                self.every,
+                self._times["lead_for"],
+                worker,
+            ),
+            Consumer(engine, self._queue, window, rounds, report, worker, self._times["reclaim_after"]),
+        )

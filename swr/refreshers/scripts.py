@@ -1,0 +1,379 @@
+"""What runs on the server for queues, each step atomic there.
+
+Keys, for the refresher `r` of the namespace `ns` and its shard `i`, under one hash tag `{r:i}`:
+
+- `ns:{r:i}:t` a hash, the tasks that are not done: by the key of the group's entry a *record*
+- `ns:{r:i}:s` what is to be done, of task keys: a stream with the consumer group `swr`, or a list
+- `ns:{r:i}:s:C` of a list: what the consumer C has taken
+- `ns:{r:i}:z` a sorted set, when tasks are to be tried again (microseconds)
+- `ns:{r:i}:m` a hash, the dirty set: by key the version of its last mark and the arguments
+- `ns:{r:i}:d` a hash, the dead letters: by key the record and why
+- `ns:{r:i}:c` a hash of counters, and the highest epoch of a leader that was heard of
+- `ns:{r:i}:h` a sorted set, when each consumer was last seen (microseconds)
+- `ns:{r:0}:l` the leader's lease: 16 digits of epoch and its token
+- `ns:{r:0}:r` a hash: the last round that was enqueued whole
+
+A record is one letter of state, 16 digits of the version that the entry must be newer than, 8 digits that count
+deliveries, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and wanted again,
+`w` waiting for another try. The count of deliveries is the fence of a delivery: who was taken for dead settles
+nothing any more.
+"""
+
+from typing import Final
+
+_COMMON: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local tasks, ready, delayed, marks, dead, counts, seen = unpack(KEYS)
+local function digits(number) return string.format('%016.0f', number) end
+local function count(what, by) redis.call('HINCRBY', counts, what, by or 1) end
+local function get(id)
+  local text = redis.call('HGET', tasks, id)
+  if not text then return nil end
+  return {state = string.sub(text, 1, 1), since = string.sub(text, 2, 17),
+    delivered = tonumber(string.sub(text, 18, 25)), tries = tonumber(string.sub(text, 26, 29)),
+    args = string.sub(text, 30)}
+end
+local function text_of(task)
+  return task.state .. task.since .. string.format('%08d%04d', task.delivered, task.tries) .. task.args
+end
+local function put(id, task) redis.call('HSET', tasks, id, text_of(task)) end
+local function bury(id, task, why)
+  redis.call('HDEL', tasks, id)
+  redis.call('HSET', dead, id, cjson.encode({record = text_of(task), why = why, at = digits(now)}))
+  count('buried')
+end
+"""
+
+STREAM: Final = """
+local function push(id) redis.call('XADD', ready, '*', 'k', id) end
+local function group() redis.pcall('XGROUP', 'CREATE', ready, 'swr', '0', 'MKSTREAM') end
+local function drop(receipt, consumer)
+  redis.call('XACK', ready, 'swr', receipt)
+  redis.call('XDEL', ready, receipt)
+end
+local function pull(consumer, most)
+  local reply = redis.pcall('XREADGROUP', 'GROUP', 'swr', consumer, 'COUNT', most, 'STREAMS', ready, '>')
+  if type(reply) == 'table' and reply.err then
+    group()
+    reply = redis.call('XREADGROUP', 'GROUP', 'swr', consumer, 'COUNT', most, 'STREAMS', ready, '>')
+  end
+  local pulled = {}
+  if reply then
+    for _, entry in ipairs(reply[1][2]) do pulled[#pulled + 1] = {entry[1], entry[2][2]} end
+  end
+  return pulled
+end
+local function reclaim(consumer, receipts, first, idle, most, give_back)
+  for i = first, #receipts do
+    -- Seen just now; what was given to somebody else meanwhile is not pending any more.
+    redis.pcall('XCLAIM', ready, 'swr', consumer, 0, receipts[i], 'JUSTID')
+  end
+  local cursor, left = '0-0', most
+  repeat
+    local reply = redis.pcall('XAUTOCLAIM', ready, 'swr', '!', math.floor(idle / 1000), cursor, 'COUNT', 100)
+    if reply.err then return end
+    cursor = reply[1]
+    for _, entry in ipairs(reply[2]) do
+      drop(entry[1])
+      give_back(entry[2][2])
+      left = left - 1
+    end
+  until cursor == '0-0' or left <= 0
+end
+local function forget(consumer)
+  local idle = redis.pcall('XINFO', 'CONSUMERS', ready, 'swr')
+  if idle.err then return end
+  for _, fields in ipairs(idle) do
+    if fields[2] == consumer and fields[4] == 0 then redis.call('XGROUP', 'DELCONSUMER', ready, 'swr', consumer) end
+  end
+end
+local function lengths()
+  local pending = redis.pcall('XPENDING', ready, 'swr')
+  local taken = type(pending) == 'table' and not pending.err and pending[1] or 0
+  return redis.call('XLEN', ready) - taken, taken
+end
+local function requeue(id) push(id) end
+"""
+
+LIST: Final = """
+local function push(id) redis.call('LPUSH', ready, id) end
+local function requeue(id) redis.call('RPUSH', ready, id) end
+local function drop(receipt, consumer) redis.call('LREM', ready .. ':' .. consumer, 1, receipt) end
+local function pull(consumer, most)
+  local pulled = {}
+  for _ = 1, most do
+    local id = redis.call('LMOVE', ready, ready .. ':' .. consumer, 'RIGHT', 'LEFT')
+    if not id then break end
+    pulled[#pulled + 1] = {id, id}
+  end
+  return pulled
+end
+local function reclaim(consumer, receipts, first, idle, most, give_back)
+  local known = {}
+  for i = first, #receipts do known[receipts[i]] = true end
+  for _, id in ipairs(redis.call('LRANGE', ready .. ':' .. consumer, 0, -1)) do
+    if not known[id] then
+      -- Taken by a command whose reply was lost.
+      drop(id, consumer)
+      give_back(id)
+    end
+  end
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - idle)) do
+    for _ = 1, most do
+      local id = redis.call('RPOP', ready .. ':' .. other)
+      if not id then break end
+      give_back(id)
+    end
+  end
+end
+local function forget(consumer) end
+local function lengths()
+  local taken = 0
+  for _, consumer in ipairs(redis.call('ZRANGE', seen, 0, -1)) do
+    taken = taken + redis.call('LLEN', ready .. ':' .. consumer)
+  end
+  return redis.call('LLEN', ready), taken
+end
+"""
+
+_ENQUEUE: Final = """
+local epoch, most = ARGV[1], tonumber(ARGV[2])
+local newest = redis.call('HGET', counts, 'epoch') or ''
+if epoch < newest then return {-1, newest} end
+redis.call('HSET', counts, 'epoch', epoch)
+local new, merged = 0, 0
+local queued, taken = lengths()
+local emptied = queued + taken == 0
+local function enqueue(id, since, args)
+  local task = get(id)
+  if task and emptied and task.state ~= 'w' then
+    -- Somebody has deleted the stream or the list, and nobody would ever come to it.
+    task.state = 'q'
+    put(id, task)
+    push(id)
+  end
+  if task then
+    merged = merged + 1
+    if since > task.since then
+      task.since, task.args = since, args
+      if task.state == 'r' then task.state = 'a' end
+      put(id, task)
+    end
+  else
+    new = new + 1
+    -- A dead letter is delivered once in a while, and no oftener.
+    put(id, {state = 'q', since = since, delivered = 0, args = args,
+      tries = redis.call('HEXISTS', dead, id) == 1 and most - 1 or 0})
+    push(id)
+  end
+end
+"""
+
+_ENQUEUED: Final = """
+count('enqueued', new)
+count('merged', merged)
+if new > 0 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+"""
+
+# epoch, most deliveries, channel, message, (id, since, args)… -> {new, merged}; {-1, epoch}: there is a newer leader
+ENQUEUE: Final = (
+    _ENQUEUE
+    + "for i = 5, #ARGV, 3 do enqueue(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end"
+    + _ENQUEUED
+    + "return {new, merged}"
+)
+
+# epoch, most deliveries, channel, message, cursor, about how many: enqueue what is dirty -> {new, merged, cursor}
+DRAIN: Final = (
+    _ENQUEUE
+    + """
+local reply = redis.call('HSCAN', marks, ARGV[5], 'COUNT', ARGV[6])
+local found = reply[2]
+for i = 1, #found, 2 do
+  enqueue(found[i], string.sub(found[i + 1], 1, 16), string.sub(found[i + 1], 17))
+  redis.call('HDEL', marks, found[i])
+end
+"""
+    + _ENQUEUED
+    + "return {new, merged, reply[1]}"
+)
+
+# (id, since, args)… -> 1: they are dirty
+MARK: Final = """
+for i = 1, #ARGV, 3 do
+  local before = redis.call('HGET', marks, ARGV[i]) or ''
+  if string.sub(before, 1, 16) < ARGV[i + 1] then redis.call('HSET', marks, ARGV[i], ARGV[i + 1] .. ARGV[i + 2]) end
+end
+count('marked', #ARGV / 3)
+return 1
+"""
+
+# consumer, most, most deliveries -> {us to the next retry or -1, {receipt, id, since, delivery, tries, args}…}
+TAKE: Final = """
+local consumer, most = ARGV[1], tonumber(ARGV[3])
+redis.call('ZADD', seen, now, consumer)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', delayed, id)
+  local task = get(id)
+  if task and task.state == 'w' then
+    task.state = 'q'
+    put(id, task)
+    push(id)
+  end
+end
+local taken = {}
+for _, pulled in ipairs(pull(consumer, tonumber(ARGV[2]))) do
+  local receipt, id = pulled[1], pulled[2]
+  local task = get(id)
+  if not task or task.state ~= 'q' then
+    drop(receipt, consumer)
+  elseif task.tries >= most then
+    drop(receipt, consumer)
+    bury(id, task, 'delivered ' .. task.tries .. ' times, and whoever had it did not come back')
+  else
+    task.state, task.delivered, task.tries = 'r', task.delivered + 1, task.tries + 1
+    put(id, task)
+    taken[#taken + 1] = {receipt, id, task.since, task.delivered, task.tries, task.args}
+  end
+end
+local next = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+return {next and math.max(0, math.floor(next - now)) or -1, unpack(taken)}
+"""
+
+# consumer, most deliveries, (what, receipt, id, delivery, delay (us), why)… -> how many had been given to others
+SETTLE: Final = """
+local consumer, most, late = ARGV[1], tonumber(ARGV[2]), 0
+for i = 3, #ARGV, 6 do
+  local what, receipt, id, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 4])
+  local task = get(id)
+  if not task or task.delivered ~= tonumber(ARGV[i + 3]) or (task.state ~= 'r' and task.state ~= 'a') then
+    late = late + 1
+  else
+    drop(receipt, consumer)
+    if what == 'done' or what == 'current' then
+      redis.call('HDEL', dead, id)
+      count(what)
+    elseif what == 'failed' then
+      count('failed')
+    else
+      task.tries = task.tries - 1
+    end
+    if task.state == 'a' then
+      task.state = 'q'
+      task.tries = what == 'done' and 0 or math.min(task.tries, most - 1)
+      put(id, task)
+      push(id)
+    elseif what == 'done' or what == 'current' then
+      redis.call('HDEL', tasks, id)
+    elseif what == 'failed' and task.tries >= most then
+      bury(id, task, ARGV[i + 5])
+    elseif delay > 0 then
+      task.state = 'w'
+      put(id, task)
+      redis.call('ZADD', delayed, now + delay, id)
+    else
+      task.state = 'q'
+      put(id, task)
+      requeue(id)
+    end
+  end
+end
+if late > 0 then count('late', late) end
+return late
+"""
+
+# consumer, idle (us), receipt… -> how many tasks were taken from consumers who have not been seen for so long
+TEND: Final = """
+local consumer, idle = ARGV[1], tonumber(ARGV[2])
+redis.call('ZADD', seen, now, consumer)
+local back = 0
+reclaim(consumer, ARGV, 3, idle, 1000, function(id)
+  local task = get(id)
+  if task and (task.state == 'r' or task.state == 'a') then
+    task.state = 'q'
+    put(id, task)
+    requeue(id)
+    back = back + 1
+  end
+end)
+if back > 0 then
+  count('reclaimed', back)
+end
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - 60 * idle)) do
+  redis.call('ZREM', seen, other)
+  forget(other)
+end
+return back
+"""
+
+# consumer: it has nothing any more
+LEAVE: Final = """
+redis.call('ZREM', seen, ARGV[1])
+forget(ARGV[1])
+return 1
+"""
+
+# -> {queued, taken, waiting, dirty, dead, consumers, counters}
+STATUS: Final = """
+local queued, taken = lengths()
+return {queued, taken, redis.call('ZCARD', delayed), redis.call('HLEN', marks), redis.call('HLEN', dead),
+  redis.call('ZRANGE', seen, 0, -1, 'WITHSCORES'), redis.call('HGETALL', counts), digits(now)}
+"""
+
+# most deliveries, channel, message, id… (none: all) -> how many dead letters are tasks again
+RETRY: Final = """
+local ids = {unpack(ARGV, 4)}
+if #ids == 0 then ids = redis.call('HKEYS', dead) end
+local back = 0
+for _, id in ipairs(ids) do
+  local letter = redis.call('HGET', dead, id)
+  if letter then
+    redis.call('HDEL', dead, id)
+    if not get(id) then
+      redis.call('HSET', tasks, id, cjson.decode(letter).record)
+      local task = get(id)
+      task.state, task.tries = 'q', 0
+      put(id, task)
+      push(id)
+      back = back + 1
+    end
+  end
+end
+if back > 0 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end
+return back
+"""
+
+# lease, rounds, counters of shard 0 | token, ttl (ms) -> {epoch, last round, now}, or {0, ms until it ends, now}
+LEAD: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function digits(number) return string.format('%016.0f', number) end
+local held = redis.call('GET', KEYS[1]) or ''
+local epoch = string.sub(held, 1, 16)
+if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', redis.call('PTTL', KEYS[1]), digits(now)} end
+if held == '' then
+  epoch = digits(math.max(now, (tonumber(redis.call('HGET', KEYS[3], 'epoch') or '0')) + 1))
+  redis.call('HSET', KEYS[3], 'epoch', epoch)
+end
+redis.call('SET', KEYS[1], epoch .. ARGV[1], 'PX', ARGV[2])
+return {epoch, redis.call('HGET', KEYS[2], 'round') or '', digits(now)}
+"""
+
+# lease, rounds | token, round -> 1, or 0: somebody else leads
+ENQUEUED: Final = """
+if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[2], 'round', ARGV[2])
+return 1
+"""
+
+# lease | token -> 1, or 0
+ABDICATE: Final = """
+if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
+
+def of(backend: str, body: str) -> str:
+    """Return a script over a stream or a list."""
+    return _COMMON + {"streams": STREAM, "list": LIST}[backend] + body

@@ -1,0 +1,162 @@
+"""Loads under way for a refresher, so many at once, and what came of each."""
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+import anyio
+
+from swr.engine import AGAIN, Engine
+from swr.errors import StoreUnavailable
+from swr.flight import Flight
+
+# Where it is not known for how long somebody else has it.
+_SOON: Final = 1.0
+
+
+class Loader(Protocol):
+    """A cached loader: what `Cache.cached` and `Cache.cached_many` make."""
+
+    @property
+    def engine(self) -> Engine:
+        """What runs its loads."""
+
+    @property
+    def template(self) -> str:
+        """The key template."""
+
+    def key(self, *args: Any) -> str:
+        """Return the key of a group. Raises ConfigurationError."""
+
+    def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
+        """Begin to load, unless what is stored is newer than a version."""
+
+
+class Task(NamedTuple):
+    """One group to refresh.
+
+    Parameters:
+        key: of its entry.
+        args: of its loader.
+        since: the entry must be newer than this version.
+    """
+
+    key: str
+    args: tuple[Any, ...]
+    since: int
+
+
+class Result(enum.Enum):
+    """What came of a task."""
+
+    LOADED = "loaded"
+    # Somebody else had loaded it in time.
+    CURRENT = "current"
+    # Somebody else is loading it, or all keep off after failures.
+    HELD = "held"
+    FAILED = "failed"
+    # Redis is away: nothing was loaded.
+    AWAY = "away"
+
+
+class Ended(NamedTuple):
+    """How a task ended.
+
+    Parameters:
+        result: what came of it.
+        again_in: seconds until it is worth another try, where it was not done.
+        error: why it failed.
+    """
+
+    result: Result
+    again_in: float = 0.0
+    error: BaseException | None = None
+
+
+class Window:
+    """Runs tasks, so many at once.
+
+    Parameters:
+        loader: what is refreshed.
+        at_once: how many.
+    """
+
+    def __init__(self, loader: Loader, at_once: int) -> None:
+        self.at_once = at_once
+        self.running = 0
+        # Counts what may be worth another look.
+        self.changes = 0
+        self.counts = dict.fromkeys(Result, 0)
+        self._loader = loader
+        self._changed = anyio.Event()
+
+    @property
+    def room(self) -> int:
+        """How many may begin now: none before half of them can, for those that begin together share commands."""
+        room = self.at_once - self.running
+        return room if 2 * room >= self.at_once else 0
+
+    def begin(self, tasks: Sequence[Task], ended: Callable[[Task, Ended], None]) -> None:
+        """Begin to load; `ended` is called for each when it is over."""
+        flights = self._loader.begin((task.args, task.since) for task in tasks)
+        self.running += len(tasks)
+        for task, flight in zip(tasks, flights, strict=True):
+            self._loader.engine.start(self._follow, task, flight, ended)
+
+    def change(self) -> None:
+        """Wake whoever waits for a change."""
+        self.changes += 1
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
+
+    async def wait(self, seconds: float | None = None, changes: int | None = None) -> None:
+        """Wait until a load has ended or somebody has said `change`, for so many seconds at most.
+
+        Parameters:
+            changes: how many there had been when it was found that there is something to wait for; None: just now.
+        """
+        if changes in (None, self.changes):
+            with anyio.move_on_after(seconds):
+                await self._changed.wait()
+
+    async def drained(self, seconds: float) -> None:
+        """Wait until no load is under way, for so many seconds at most."""
+        with anyio.move_on_after(seconds):
+            while self.running:
+                await self.wait()
+
+    async def _follow(self, task: Task, flight: Flight, ended: Callable[[Task, Ended], None]) -> None:
+        end = Ended(Result.HELD, _SOON)
+        try:
+            for again in range(AGAIN + 1):
+                if again:
+                    # It had begun too early, or was overtaken by an invalidation.
+                    (flight,) = self._loader.begin([(task.args, task.since)])
+                await flight.done.wait()
+                judged = self._judge(task, flight)
+                if judged is not None:
+                    end = judged
+                    break
+        finally:
+            self.running -= 1
+            self.counts[end.result] += 1
+            self.change()
+            ended(task, end)
+
+    def _judge(self, task: Task, flight: Flight) -> Ended | None:
+        """Return how `task` ended with `flight`; None: it is to be begun again."""
+        if flight.error is not None:
+            if isinstance(flight.error, StoreUnavailable):
+                return Ended(Result.AWAY, _SOON, flight.error)
+            again_in = self._loader.engine.kept_off_for(task.key)
+            return Ended(Result.HELD if flight.began is None else Result.FAILED, again_in or _SOON, flight.error)
+        if flight.doomed:
+            return None
+        if flight.kept:
+            return Ended(Result.AWAY, _SOON)
+        if flight.landed is None and not flight.left:
+            return Ended(Result.HELD, self._loader.engine.kept_off_for(task.key) or _SOON)
+        version = flight.version if flight.landed is None else flight.landed.version
+        if version is None or version <= task.since:
+            return None
+        return Ended(Result.CURRENT if flight.began is None else Result.LOADED)

@@ -1,0 +1,396 @@
+"""The queue of refreshers on Redis and Valkey, as streams and as lists: one conformance suite."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from swr import ConfigurationError, StoreUnavailable
+from swr.refreshers.queue import Delivery, Queue, Settlement, Superseded, known
+from tests.proxy import Proxy
+from tests.servers import Server
+from tests.test_stores import opened, redis_store
+
+pytestmark = pytest.mark.anyio
+
+EPOCH = f"{1:016d}"
+GROUPS = {"r:ATL": ("ATL",), "r:ORD": ("ORD", 10), "r:일\ud800": ("일", None, 1.5, True, ["x"])}
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+async def store(server: Server):
+    async with opened(redis_store(server)) as store:
+        yield store
+
+
+@pytest.fixture(params=["streams", "list"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(params=[1, 3], ids=["one shard", "three shards"])
+def shards(request):
+    return request.param
+
+
+@pytest.fixture
+def queue(store, backend, shards):
+    return Queue(store, "r:group", backend, shards, deliveries=3)
+
+
+def tasks(groups=GROUPS, since=5):
+    return [(key, since, args) for key, args in groups.items()]
+
+
+async def taken(queue: Queue, consumer: str = "one", most: int = 100) -> list[Delivery]:
+    """Take from every shard."""
+    deliveries = []
+    for shard in queue.shards:
+        deliveries += (await queue.take(shard, consumer, most))[1]
+    return sorted(deliveries)
+
+
+async def tended(queue: Queue, consumer: str, silent_for: float, deliveries=()) -> int:
+    return sum([await queue.tend(shard, consumer, silent_for, deliveries) for shard in queue.shards])
+
+
+async def settled(queue: Queue, deliveries, what: str, delay: float = 0.0, why: str = "", consumer="one") -> int:
+    return await queue.settle(consumer, [Settlement(delivery, what, delay, why) for delivery in deliveries])
+
+
+async def is_empty(queue: Queue) -> bool:
+    """Whether nothing is left of any task, pending entries and records included."""
+    status = await queue.status()
+    left = 0
+    for keys in queue._keys:
+        left += await queue._store.ask(keys[0], "HLEN", keys[0])
+        if queue._backend == "streams":
+            left += await queue._store.ask(keys[1], "XLEN", keys[1])
+    return (status.queued, status.running, status.waiting, left) == (0, 0, 0, 0)
+
+
+class TestTasks:
+    async def test_what_is_enqueued_is_taken_once_and_done(self, queue: Queue):
+        assert await queue.enqueue(EPOCH, tasks()) == (3, 0)
+        deliveries = await taken(queue)
+        assert {delivery.key: delivery.args for delivery in deliveries} == GROUPS
+        assert {(delivery.since, delivery.number, delivery.tries) for delivery in deliveries} == {(5, 1, 1)}
+        assert await taken(queue, "other") == []
+        assert (await queue.status()).running == 3
+        assert await settled(queue, deliveries, "done") == 0
+        assert await is_empty(queue)
+        assert (await queue.status()).counts == {"enqueued": 3, "merged": 0, "done": 3}
+
+    async def test_a_thousand_times_enqueued_is_one_task(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, since=1))
+        for since in range(2, 1002, 100):
+            again = [("r:ATL", since + number, ("ATL",)) for number in range(100)]
+            assert await queue.enqueue(EPOCH, again) == (0, 100)
+        (delivery,) = await taken(queue)
+        # Whoever enqueued last is served, too.
+        assert delivery.since == 1001
+        await settled(queue, [delivery], "done")
+        assert await is_empty(queue)
+        assert (await queue.status()).counts["merged"] == 1000
+
+    async def test_in_bulk_and_no_more_than_asked_for(self, store, backend):
+        queue = Queue(store, "r", backend)
+        await queue.enqueue(EPOCH, [(f"k{number}", 0, (number,)) for number in range(1200)])
+        sent = store.sent
+        first = (await queue.take(0, "one", 1000))[1]
+        assert len(first) == 1000
+        assert store.sent - sent == 1
+        rest = (await queue.take(0, "other", 1000))[1]
+        assert sorted(delivery.args[0] for delivery in first + rest) == list(range(1200))
+
+    async def test_first_in_first_out(self, store, backend):
+        queue = Queue(store, "r", backend)
+        for number in range(5):
+            await queue.enqueue(EPOCH, [(f"k{number}", 0, (number,))])
+        assert [d.args[0] for d in (await queue.take(0, "one", 5))[1]] == [0, 1, 2, 3, 4]
+
+    async def test_what_is_enqueued_while_it_runs_runs_again_if_that_is_newer(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks(since=5))
+        deliveries = await taken(queue)
+        assert await queue.enqueue(EPOCH, tasks(since=5)) == (0, 3)
+        assert await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, since=6)) == (0, 1)
+        assert await taken(queue) == []
+        await settled(queue, deliveries, "done")
+        (again,) = await taken(queue)
+        assert (again.key, again.since, again.tries) == ("r:ATL", 6, 1)
+        await settled(queue, [again], "current")
+        assert await is_empty(queue)
+
+    async def test_what_is_enqueued_while_it_fails_runs_again_at_once(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
+        for since in range(10, 15):
+            (delivery,) = await taken(queue)
+            await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, since=since))
+            await settled(queue, [delivery], "failed", 60.0, "no")
+        (last,) = await taken(queue)
+        assert (last.since, last.tries) == (14, 3)
+        await settled(queue, [last], "failed", 60.0, "no")
+        assert (await queue.status()).dead == 1
+
+    async def test_a_stream_that_somebody_has_deleted_is_filled_again(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks())
+        for keys in queue._keys:
+            await queue._store.ask(keys[1], "DEL", keys[1])
+        assert await taken(queue) == []
+        assert await queue.enqueue(EPOCH, tasks()) == (0, 3)
+        assert len(await taken(queue)) == 3
+
+
+class TestTries:
+    async def test_a_failure_is_tried_again_after_its_delay(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
+        await settled(queue, await taken(queue), "failed", 0.3, "ValueError: no")
+        assert (await queue.status()).waiting == 1
+        waits = [(await queue.take(shard, "one", 10))[0] for shard in queue.shards]
+        assert [0 < wait <= 0.3 for wait in waits if wait is not None] == [True]
+        await asyncio.sleep(0.31)
+        (again,) = await taken(queue)
+        assert (again.number, again.tries) == (2, 2)
+
+    async def test_what_fails_too_often_is_a_dead_letter(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks())
+        for _ in range(3):
+            await settled(queue, await taken(queue), "failed", 0.0, "ValueError: é")
+        assert await taken(queue) == []
+        letters = await queue.dead()
+        assert {letter.key: tuple(letter.args) for letter in letters} == GROUPS
+        assert {(letter.why, letter.tries) for letter in letters} == {("ValueError: é", 3)}
+        assert abs(letters[0].at - await queue._store.now() / 1e6) < 60
+        status = await queue.status()
+        assert (status.dead, status.counts["buried"], status.counts["failed"]) == (3, 3, 9)
+
+    async def test_whoever_takes_it_and_dies_each_time_has_it_buried(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
+        for _ in range(3):
+            assert len(await taken(queue)) == 1
+            assert await tended(queue, "other", 0.0) == 1
+        assert await taken(queue) == []
+        (letter,) = await queue.dead()
+        assert letter.why == "delivered 3 times, and whoever had it did not come back"
+
+    async def test_dead_letters_are_retried_and_purged(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks())
+        for _ in range(3):
+            await settled(queue, await taken(queue), "failed", 0.0, "no")
+        assert await queue.retry(["r:ATL", "r:unknown"]) == 1
+        (again,) = await taken(queue)
+        assert (again.key, again.tries, again.args) == ("r:ATL", 1, ("ATL",))
+        await settled(queue, [again], "done")
+        assert await queue.purge(["r:ORD"]) == 1
+        assert [letter.key for letter in await queue.dead()] == ["r:일\ud800"]
+        assert await queue.retry() == 1
+        await settled(queue, await taken(queue), "done")
+        assert await queue.purge() == 0
+        assert await queue.retry() == 0
+        assert await is_empty(queue)
+
+    async def test_a_dead_group_is_delivered_once_a_round_until_it_works(self, queue: Queue):
+        group = tasks({"r:ATL": ("ATL",)})
+        await queue.enqueue(EPOCH, group)
+        for _ in range(3):
+            await settled(queue, await taken(queue), "failed", 0.0, "no")
+        await queue.enqueue(EPOCH, group)
+        await settled(queue, await taken(queue), "failed", 0.0, "still no")
+        assert await taken(queue) == []
+        assert [letter.why for letter in await queue.dead()] == ["still no"]
+        await queue.enqueue(EPOCH, group)
+        assert await queue.retry() == 0
+        await queue.enqueue(EPOCH, group)
+        await settled(queue, await taken(queue), "done")
+        assert await queue.dead() == []
+
+    async def test_handing_back_is_no_try(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
+        for _ in range(10):
+            (delivery,) = await taken(queue)
+            assert delivery.tries == 1
+            await settled(queue, [delivery], "back")
+        (delivery,) = await taken(queue)
+        await settled(queue, [delivery], "back", 60.0)
+        assert (await queue.status()).waiting == 1
+
+
+class TestTheDead:
+    async def test_what_a_silent_consumer_has_is_given_to_others(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks())
+        lost = await taken(queue, "dead")
+        assert await tended(queue, "one", 60.0) == 0
+        assert await taken(queue) == []
+        await asyncio.sleep(0.06)
+        assert await tended(queue, "one", 0.05) == 3
+        again = await taken(queue)
+        assert [(d.key, d.number) for d in again] == [(d.key, 2) for d in lost]
+        # It was not dead, but paused: what it settles counts no more.
+        assert await settled(queue, lost, "failed", consumer="dead") == 3
+        assert await settled(queue, again, "done") == 0
+        assert await is_empty(queue)
+        status = await queue.status()
+        assert (status.counts["late"], status.counts["reclaimed"]) == (3, 3)
+
+    async def test_who_says_that_he_lives_keeps_what_he_has(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks())
+        mine = await taken(queue, "slow")
+        for _ in range(5):
+            await asyncio.sleep(0.05)
+            await tended(queue, "slow", 0.2, mine)
+            assert await tended(queue, "one", 0.2) == 0
+        assert await settled(queue, mine, "done", consumer="slow") == 0
+        assert await is_empty(queue)
+
+    async def test_a_lost_reply_loses_no_task(self, server: Server, backend):
+        """The command has happened, and is sent again: what the first one took nobody knows of."""
+        async with Proxy(server.port) as proxy, opened(redis_store(server)) as other:
+            store = redis_store(server)
+            store._servers._connect = lambda: __import__("redis.asyncio").asyncio.Redis.from_url(proxy.url)
+            async with opened(store):
+                queue, observer = Queue(store, "r", backend), Queue(other, "r", backend)
+                await observer.enqueue(EPOCH, [("k", 0, ("k",))])
+                proxy.lose = b"ZRANGEBYSCORE', delayed"
+                _, deliveries = await queue.take(0, "one", 10)
+                assert proxy.lose is None
+                assert deliveries == []
+                await asyncio.sleep(0.06)
+                assert await queue.tend(0, "one", 0.05, deliveries) == 1
+                assert len((await queue.take(0, "one", 10))[1]) == 1
+
+    async def test_whoever_leaves_is_forgotten(self, queue: Queue):
+        await queue.enqueue(EPOCH, tasks())
+        await settled(queue, await taken(queue), "done")
+        assert set((await queue.status()).consumers) == {"one"}
+        await queue.leave("one")
+        assert (await queue.status()).consumers == {}
+        await taken(queue, "silent")
+        await asyncio.sleep(0.03)
+        await tended(queue, "other", 0.0004)
+        assert set((await queue.status()).consumers) == {"other"}
+
+
+class TestMarks:
+    async def test_marks_wait_for_the_leader_and_are_one_task(self, queue: Queue):
+        for _ in range(100):
+            await queue.mark(GROUPS)
+        assert (await queue.status()).dirty == 3
+        assert await taken(queue) == []
+        assert await queue.drain(EPOCH) == (3, 0)
+        assert (await queue.status()).dirty == 0
+        assert await queue.drain(EPOCH) == (0, 0)
+        deliveries = await taken(queue)
+        assert {delivery.key: delivery.args for delivery in deliveries} == GROUPS
+        now = await queue._store.now()
+        assert all(0 < delivery.since <= now for delivery in deliveries)
+
+    async def test_what_is_marked_while_it_runs_runs_again(self, queue: Queue):
+        for _ in range(50):
+            await queue.mark(GROUPS)
+            await queue.drain(EPOCH)
+            running = await taken(queue)
+            await queue.mark(GROUPS)
+            await queue.drain(EPOCH)
+            await settled(queue, running, "done")
+            again = await taken(queue)
+            assert [d.key for d in again] == [d.key for d in running]
+            assert all(later.since > first.since for first, later in zip(running, again, strict=True))
+            await settled(queue, again, "done")
+        assert await is_empty(queue)
+
+    async def test_many_marks_in_pieces(self, store, backend):
+        queue = Queue(store, "r", backend, shards=2)
+        await queue.mark({f"k{number}": (number,) for number in range(3000)})
+        assert await queue.drain(EPOCH) == (3000, 0)
+        assert (await queue.status()).queued == 3000
+
+    async def test_a_mark_that_no_replica_has_is_refused(self, store, backend):
+        queue = Queue(store, "r", backend, replicas=1)
+        with pytest.raises(StoreUnavailable, match="0 of 1 replicas have it"):
+            await queue.mark(GROUPS)
+
+    async def test_a_connection_that_breaks_meanwhile_says_nothing_of_replicas(self, store, backend, monkeypatch):
+        queue = Queue(store, "r", backend, replicas=1)
+        link = store._servers._link
+        script = store.script
+
+        async def breaking(*args):
+            answer = await script(*args)
+            link.lose(StoreUnavailable("cut"), link.wire)
+            return answer
+
+        monkeypatch.setattr(store, "script", breaking)
+        with pytest.raises(StoreUnavailable, match="the connection broke before replicas had said"):
+            await queue.mark(GROUPS)
+
+    @pytest.mark.parametrize("args", [(object(),), (b"x",), ((1, 2),), (float("nan"),), ({1: 2},), ("\ud800",)])
+    async def test_arguments_that_would_not_come_back_as_they_are(self, store, args):
+        queue = Queue(store, "r")
+        with pytest.raises(ConfigurationError, match="cannot travel through a queue"):
+            await queue.mark({"k": args})
+
+
+class TestLeaders:
+    async def test_one_leads_until_its_lease_ends(self, queue: Queue):
+        epoch, held_for, last, now = await queue.lead("a", 0.2)
+        assert (len(epoch), held_for, last) == (16, 0.0, None)
+        assert abs(now - await queue._store.now()) < 5_000_000
+        other = await queue.lead("b", 0.2)
+        assert other[0] == ""
+        assert 0 < other[1] <= 0.2
+        assert (await queue.lead("a", 0.05))[0] == epoch
+        await asyncio.sleep(0.06)
+        assert (await queue.lead("b", 60))[0] > epoch
+        assert (await queue.lead("a", 0.2))[0] == ""
+
+    async def test_nothing_is_accepted_from_the_one_before(self, queue: Queue):
+        old = (await queue.lead("a", 60))[0]
+        await queue.enqueue(old, tasks())
+        await queue.abdicate("b")
+        assert (await queue.lead("b", 60))[0] == ""
+        await queue.abdicate("a")
+        new = (await queue.lead("b", 60))[0]
+        await queue.enqueue(new, ())
+        for group, args in GROUPS.items():
+            with pytest.raises(Superseded):
+                await queue.enqueue(old, [(group, 9, args)])
+        with pytest.raises(Superseded):
+            await queue.drain(old)
+        assert await queue.enqueued("a", 5) is False
+        assert await queue.enqueued("b", 6) is True
+        assert (await queue.lead("b", 60))[2] == 6
+        assert all(delivery.since == 5 for delivery in await taken(queue))
+
+    async def test_the_status_tells_all(self, queue: Queue):
+        await queue.register()
+        epoch = (await queue.lead("a", 60))[0]
+        await queue.enqueue(epoch, tasks())
+        await queue.enqueued("a", 7)
+        status = await queue.status()
+        assert (status.name, status.backend, status.queued, status.round) == ("r:group", queue._backend, 3, 7)
+        assert status.epoch == int(epoch)
+        assert 0 < status.leads_for <= 60
+        found = await known(queue._store)
+        assert list(found) == ["r:group"]
+        assert (found["r:group"]._backend, len(found["r:group"].shards)) == (queue._backend, len(queue.shards))
+
+    async def test_a_queue_nobody_has_used(self, queue: Queue):
+        status = await queue.status()
+        assert (status.queued, status.running, status.round, status.epoch, status.leads_for) == (0, 0, None, 0, 0.0)
+        assert await tended(queue, "one", 1.0) == 0
+        await queue.leave("nobody")
+        with contextlib.suppress(Superseded):
+            await queue.drain("")
+
+
+async def test_refreshers_of_one_name_in_two_namespaces_do_not_meet(server: Server, backend):
+    async with opened(redis_store(server)) as one:
+        one._prefix = b"other"
+        async with opened(redis_store(server)) as two:
+            await Queue(one, "r", backend).enqueue(EPOCH, tasks())
+            assert (await Queue(two, "r", backend).status()).queued == 0

@@ -1,0 +1,622 @@
+"""Refreshers over memory, on asyncio and trio: what is due is loaded, once; by locks, and what all strategies share."""
+
+import math
+from collections import Counter
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from swr import Cache, ConfigurationError, Refresher, StoreUnavailable
+from swr.events import LoadBegun, RoundEnded
+from swr.refreshers.groups import groups_of
+from swr.refreshers.rounds import Rounds
+from swr.refreshers.window import Result, Task, Window
+from swr.stores.base import Kind, Message
+from swr.testing import FakeClock
+from tests.fleet import Job, fleet, settle, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Groups:
+    """A loader of a job for each key, over one engine."""
+
+    template = "job:{key}"
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.jobs = {}
+
+    def key(self, name):
+        return name
+
+    def begin(self, calls):
+        return [
+            self.engine.begin(name, self.jobs.setdefault(name, Job()), self.engine.store.peek(name), since=since)
+            for (name,), since in calls
+        ]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def two(clock):
+    async with fleet(2, clock) as processes:
+        for process in processes:
+            process.groups = Groups(process.engine)
+            process.window = Window(process.groups, 4)
+            await process.engine.ready()
+        yield processes
+
+
+async def ended(process, key, since):
+    """Run one task to its end."""
+    ends = []
+    process.window.begin([Task(key, (key,), since)], lambda task, end: ends.append(end))
+    await until(lambda: ends)
+    return ends[0]
+
+
+class TestSince:
+    """A load that is asked for since a version."""
+
+    async def test_what_is_older_is_loaded_and_what_is_newer_is_not(self, two, clock):
+        process = two[0]
+        assert (await ended(process, "k", await process.store.now())).result is Result.LOADED
+        clock.advance(1)
+        since = await process.store.now()
+        assert (await ended(process, "k", since)).result is Result.LOADED
+        assert (await ended(process, "k", since)).result is Result.CURRENT
+        assert process.groups.jobs["k"].runs == 2
+
+    async def test_what_another_process_has_loaded_since_is_not_loaded_again(self, two, clock):
+        since = await two[0].store.now()
+        clock.advance(1)
+        await ended(two[0], "k", since)
+        assert (await ended(two[1], "k", since)).result is Result.CURRENT
+        assert two[1].groups.jobs["k"].runs == 0
+
+    async def test_a_load_that_began_before_does_not_count(self, two, clock):
+        process = two[0]
+        process.groups.jobs["k"] = job = Job()
+        job.gate = anyio.Event()
+        ends = []
+        process.window.begin([Task("k", ("k",), 0)], lambda task, end: ends.append(end))
+        await job.begun.wait()
+        clock.advance(1)
+        since = await process.store.now()
+        clock.advance(1)
+        process.window.begin([Task("k", ("k",), since)], lambda task, end: ends.append(end))
+        job.gate.set()
+        await until(lambda: len(ends) == 2)
+        assert [end.result for end in ends] == [Result.LOADED] * 2
+        assert job.runs == 2
+
+    async def test_nobody_waits_behind_anothers_lease(self, two):
+        two[0].groups.jobs["k"] = job = Job()
+        job.gate = anyio.Event()
+        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+        await job.begun.wait()
+        end = await ended(two[1], "k", 0)
+        assert end.result is Result.HELD
+        assert 0 < end.again_in <= 30
+        job.gate.set()
+
+    async def test_but_a_reader_who_has_joined_is_given_what_the_other_loads(self, two):
+        two[0].groups.jobs["k"] = theirs = Job(lambda run: "theirs")
+        theirs.gate = anyio.Event()
+        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+        await theirs.begun.wait()
+        gate = anyio.Event()
+        two[1].link.before["acquire"] = gate.wait
+        ends, values = [], []
+        two[1].window.begin([Task("k", ("k",), 0)], lambda task, end: ends.append(end))
+        await settle()
+
+        async def read():
+            values.append((await two[1].engine.fetch("k", Job())).value)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await settle()
+            gate.set()
+            await settle()
+            assert not ends
+            theirs.gate.set()
+        await until(lambda: ends)
+        assert (values, ends[0].result) == (["theirs"], Result.CURRENT)
+
+    async def test_a_reader_who_has_joined_is_not_given_what_is_stale(self, two, clock):
+        """What is new enough for the refresher may be too old for the reader."""
+        process, since = two[0], await two[0].store.now()
+        clock.advance(1)
+        await ended(two[1], "k", since)
+        clock.advance(700)
+        gate = anyio.Event()
+        process.link.before["acquire"] = gate.wait
+        process.groups.jobs["k"] = Job(lambda run: "new")
+        ends, values = [], []
+        process.window.begin([Task("k", ("k",), since)], lambda task, end: ends.append(end))
+        await settle()
+
+        async def read():
+            values.append((await process.engine.fetch("k", Job())).value)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await settle()
+            gate.set()
+        assert values == ["new"]
+
+    async def test_after_a_failure_all_refreshers_keep_off_and_readers_do_not(self, two, caplog):
+        two[0].groups.jobs["k"] = Job(lambda run: ValueError("broken"))
+        end = await ended(two[0], "k", 0)
+        assert (end.result, str(end.error)) == (Result.FAILED, "broken")
+        assert end.again_in > 0
+        other = await ended(two[1], "k", 0)
+        assert (other.result, two[1].groups.jobs["k"].runs) == (Result.HELD, 0)
+        assert "failed in another process" in str(other.error)
+        assert (await two[1].engine.fetch("k", Job(lambda run: "read"))).value == "read"
+        assert "the load of 'k' failed (ValueError: broken); the next try comes in" in caplog.text
+        assert "stands in" not in caplog.text
+
+    async def test_while_the_store_is_away_nothing_is_loaded_for_nobody(self, two):
+        process = two[0]
+        process.link.go(away=True)
+        end = await ended(process, "k", 0)
+        assert end.result is Result.AWAY
+        assert isinstance(end.error, StoreUnavailable)
+        assert process.groups.jobs["k"].runs == 0
+
+    async def test_a_load_whose_commit_did_not_arrive_is_not_done(self, two):
+        process = two[0]
+        process.groups.jobs["k"] = job = Job()
+
+        async def go():
+            process.link.go(away=True)
+
+        job.before_landing = go
+        assert (await ended(process, "k", 0)).result is Result.AWAY
+
+    async def test_what_an_invalidation_overtakes_is_loaded_again(self, two):
+        process = two[0]
+        process.groups.jobs["k"] = job = Job()
+
+        async def invalidate():
+            if job.runs == 1:
+                await two[1].engine.invalidate("k")
+
+        job.before_landing = invalidate
+        assert (await ended(process, "k", 0)).result is Result.LOADED
+        assert job.runs == 2
+
+    async def test_what_is_overtaken_again_and_again_is_left_for_later(self, two):
+        process = two[0]
+        process.groups.jobs["k"] = job = Job()
+        job.before_landing = lambda: two[1].engine.invalidate("k")
+        end = await ended(process, "k", 0)
+        assert (end.result, end.again_in, job.runs) == (Result.HELD, 1.0, 3)
+
+
+class TestWindow:
+    async def test_no_more_at_once_than_it_is_told(self, two):
+        process = two[0]
+        gate = anyio.Event()
+        for name in "abcd":
+            process.groups.jobs[name] = Job()
+            process.groups.jobs[name].gate = gate
+        window = process.window
+        assert window.room == 4
+        window.begin([Task(name, (name,), 0) for name in "abc"], lambda task, end: None)
+        assert (window.room, window.running) == (0, 3)
+        gate.set()
+        await window.drained(10)
+        assert (window.room, window.running, window.counts[Result.LOADED]) == (4, 0, 3)
+
+    async def test_draining_ends_in_time(self, two):
+        process = two[0]
+        process.groups.jobs["k"] = job = Job()
+        job.gate = anyio.Event()
+        process.window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+        await process.window.drained(0.01)
+        assert process.window.running == 1
+        job.gate.set()
+
+
+class TestRounds:
+    async def test_rounds_are_multiples_by_the_stores_clock(self, two, clock):
+        rounds = Rounds(two[0].engine, 60)
+        now = await two[0].store.now()
+        this = await rounds.next()
+        assert this.number == now // 60_000_000
+        assert this.since == this.number * 60_000_000
+        assert this.missed == 0
+        assert 0 < this.left <= 60
+
+    async def test_rounds_that_were_left_out_are_one(self, two, clock):
+        rounds = Rounds(two[0].engine, 60)
+        first = await rounds.next()
+        clock.advance(600)
+        later = await rounds.next()
+        assert (later.number - first.number, later.missed) == (10, 9)
+
+    async def test_a_round_is_not_begun_twice_and_waits_for_the_store(self, two, clock):
+        rounds = Rounds(two[0].engine, 60)
+        first = await rounds.next()
+        clock.advance(-600)
+        begun = []
+
+        async def wait():
+            begun.append(await rounds.next())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await settle()
+            assert not begun
+            group.cancel_scope.cancel()
+        clock.advance(660)
+        two[0].link.go(away=True)
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await settle()
+            two[0].link.go(away=False)
+        assert [this.number - first.number for this in begun] == [1]
+
+
+def make(every=3600, keys=("ATL", "ORD", "LAX"), **options):
+    """A cache, a loader that counts, and its refresher by locks."""
+    cache = Cache()
+    loads = Counter()
+
+    @cache.cached("ranking:{group}", fresh_for=60, stale_for=600)
+    async def ranking(group: str) -> str:
+        loads[group] += 1
+        return group
+
+    return cache, loads, Refresher(ranking, keys, every, **options)
+
+
+class TestLocks:
+    async def test_every_group_is_loaded_once_a_round(self):
+        cache, loads, refresher = make(every=0.2)
+        rounds = []
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache, refresher:
+            await until(lambda: len(rounds) >= 3)
+        # One round may have been under way.
+        for group in ("ATL", "ORD", "LAX"):
+            assert len(rounds) <= loads[group] <= len(rounds) + 1
+        assert {ended.name for ended in rounds} == {"ranking:group"}
+        assert [ended.loaded for ended in rounds] == [3] * len(rounds)
+        assert all((ended.groups, ended.held, ended.failed, ended.commands) == (3, 0, 0, 0) for ended in rounds)
+
+    async def test_what_was_read_in_this_round_is_not_loaded_again(self):
+        cache, loads, refresher = make()
+        rounds = []
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache:
+            await refresher.loader("ATL")
+            async with refresher:
+                await until(lambda: rounds)
+        assert loads == Counter(ATL=1, ORD=1, LAX=1)
+        assert (rounds[0].loaded, rounds[0].current) == (2, 1)
+
+    async def test_several_workers_of_one_process_load_each_once(self):
+        cache, loads, one = make(keys=[f"g{number}" for number in range(200)])
+        other = Refresher(one.loader, one._keys, 3600)
+        rounds = []
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache, one, other:
+            await until(lambda: len(rounds) == 2)
+        assert set(loads.values()) == {1}
+        assert sum(ended.loaded for ended in rounds) >= 200
+
+    async def test_a_failure_is_tried_again_in_the_same_round(self, monkeypatch, caplog):
+        cache, rounds, fails = Cache(), [], [ValueError("first")]
+        cache.engine.uniform = lambda low, high: 0.01
+
+        @cache.cached("ranking:{group}", fresh_for=60)
+        async def ranking(group: str) -> str:
+            if fails:
+                raise fails.pop()
+            return group
+
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache, Refresher(ranking, ["ATL"], 3600):
+            await until(lambda: rounds)
+            assert (await ranking.outcome("ATL")).state == "fresh"
+        assert (rounds[0].failed, rounds[0].loaded) == (1, 1)
+
+    async def test_keys_that_fail_leave_a_round_out_and_say_so(self, caplog):
+        asked = []
+
+        def keys():
+            asked.append(1)
+            if len(asked) == 1:
+                raise OSError("the database is away")
+            return ["ATL"]
+
+        cache, loads, refresher = make(every=0.1, keys=keys)
+        async with cache, refresher:
+            await until(lambda: loads)
+        assert "of the refresher 'ranking:group' could not be done" in caplog.text
+        assert "the database is away" in caplog.text
+
+    async def test_a_round_that_takes_longer_overlaps_nothing_and_is_reported(self, caplog):
+        cache, under_way, most = Cache(), [], []
+
+        @cache.cached("ranking:{group}", fresh_for=60)
+        async def ranking(group: str) -> str:
+            under_way.append(group)
+            most.append(len(under_way))
+            await anyio.sleep(0.05)
+            under_way.remove(group)
+            return group
+
+        async with cache, Refresher(ranking, ["a", "b", "c", "d"], 0.06, at_once=1):
+            await until(lambda: "which is more than every=0.06" in caplog.text)
+        assert max(most) == 1
+
+    async def test_rounds_that_nobody_did_are_told(self, caplog):
+        cache, loads, refresher = make(every=0.05, keys=["a"])
+        gate, rounds = anyio.Event(), []
+        now = cache.engine.store.now
+
+        async def slow(key=None):
+            if loads:
+                await gate.wait()
+            return await now(key)
+
+        cache.engine.store.now = slow
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache, refresher:
+            await until(lambda: rounds)
+            await anyio.sleep(0.2)
+            gate.set()
+            await until(lambda: len(rounds) >= 2)
+        assert max(ended.missed for ended in rounds) >= 1
+        assert "were left out; this one makes up for all" in caplog.text
+
+    async def test_what_others_commit_and_release_is_heard(self):
+        """Over a store that tells of it, as Redis does: nobody asks for what is done."""
+        cache, begun = Cache(), []
+        keys = [f"g{number}" for number in range(40)]
+
+        @cache.cached("r:{group}", fresh_for=60)
+        async def ranking(group: str) -> str:
+            if len(begun) == 1:
+                # Others are faster; one has given its lease back, and one has what nobody asks for here.
+                for key in keys[:30]:
+                    if f"r:{key}" not in begun:
+                        engine._hear(Message(Kind.COMMITTED, f"r:{key}", 10**16 - 2, True))
+                engine._hear(Message(Kind.RELEASED, "r:g39", 0, True))
+                engine._hear(Message(Kind.COMMITTED, "other", 10**16 - 2, True))
+            return group
+
+        engine, rounds = cache.engine, []
+        cache.subscribe(lambda event: begun.append(event.key), LoadBegun)
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache, Refresher(ranking, keys, 3600, at_once=1):
+            await until(lambda: rounds)
+        assert 10 <= len(begun) <= 11
+
+    async def test_what_another_holds_is_done_when_he_says_so(self, two):
+        """His lease would last 30 s; his message comes at once."""
+        theirs = Job()
+        theirs.gate = anyio.Event()
+        two[0].groups.jobs["k"] = theirs
+        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+        await theirs.begun.wait()
+        rounds = []
+        two[1].engine.events.subscribe(rounds.append, [RoundEnded])
+        async with Refresher(two[1].groups, ["k"], 3600):
+            await settle()
+            assert not rounds
+            theirs.gate.set()
+            await until(lambda: rounds)
+        assert (rounds[0].held, two[1].groups.jobs["k"].runs) == (1, 0)
+
+    async def test_what_another_gives_back_is_loaded(self, two):
+        theirs = Job(lambda run: ValueError("broken"))
+        theirs.gate = anyio.Event()
+        two[0].groups.jobs["k"] = theirs
+        two[0].engine.uniform = lambda low, high: 0.0
+        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+        await theirs.begun.wait()
+        rounds = []
+        two[1].engine.events.subscribe(rounds.append, [RoundEnded])
+        async with Refresher(two[1].groups, ["k"], 3600):
+            await settle()
+            theirs.gate.set()
+            await until(lambda: rounds)
+        assert two[1].groups.jobs["k"].runs == 1
+
+    async def test_a_dead_workers_groups_are_taken_over_in_the_same_round(self, two, clock):
+        await two[0].store.acquire("k", "dead", 0.3, 0, Job.codec)
+        rounds = []
+        two[1].engine.events.subscribe(rounds.append, [RoundEnded])
+        async with Refresher(two[1].groups, ["k"], 3600):
+            await settle()
+            clock.advance(0.31)
+            await until(lambda: rounds)
+        assert (rounds[0].loaded, rounds[0].held) == (1, 1)
+
+    async def test_what_is_held_beyond_the_round_is_the_next_ones(self, two, clock):
+        await two[0].store.acquire("k", "other", 3600, 0, Job.codec)
+        rounds = []
+        two[1].engine.events.subscribe(rounds.append, [RoundEnded])
+        clock.now = math.ceil(clock.now / 60) * 60 - 0.1
+        async with Refresher(two[1].groups, ["k", "free"], 60):
+            await until(lambda: rounds)
+        assert (rounds[0].loaded, rounds[0].held) == (1, 1)
+
+    async def test_while_the_store_is_away_it_waits(self, two):
+        two[0].link.go(away=True)
+        rounds = []
+        two[0].engine.events.subscribe(rounds.append, [RoundEnded])
+        now = two[0].store.store.store.now
+        two[0].link.now = now
+        async with Refresher(two[0].groups, ["k"], 3600):
+            await settle()
+            assert not two[0].groups.jobs
+            two[0].link.go(away=False)
+            await until(lambda: rounds)
+        assert two[0].groups.jobs["k"].runs == 1
+
+    async def test_closing_waits_for_what_is_under_way(self):
+        cache, loads, gate = Cache(), [], anyio.Event()
+
+        @cache.cached("ranking:{group}", fresh_for=60)
+        async def ranking(group: str) -> str:
+            await gate.wait()
+            loads.append(group)
+            return group
+
+        async with cache:
+            refresher = Refresher(ranking, ["ATL", "ORD"], 3600, at_once=1)
+            async with anyio.create_task_group() as group, refresher:
+                await settle()
+                group.start_soon(refresher.aclose)
+                await settle()
+                assert not loads
+                gate.set()
+            assert len(loads) == 1
+
+
+class TestReading:
+    async def test_read_does_nothing(self):
+        cache, loads, refresher = make(strategy="read")
+        async with cache, refresher:
+            await refresher.mark_dirty("ATL")
+            await settle()
+        assert not loads
+
+    async def test_a_refresher_runs_once_at_a_time_and_again(self):
+        cache, loads, refresher = make()
+        async with cache:
+            async with refresher:
+                with pytest.raises(ConfigurationError, match="'ranking:group' is running already"):
+                    await refresher.__aenter__()
+                await until(lambda: len(loads) == 3)
+            await refresher.aclose()
+            async with refresher:
+                await settle()
+
+
+class TestGroups:
+    async def test_keys_are_a_list_or_a_function_of_any_kind(self):
+        def plain():
+            return ["ATL", ("ORD", 10)]
+
+        def generator():
+            yield from plain()
+
+        async def coroutine():
+            return plain()
+
+        async def stream():
+            for group in plain():
+                yield group
+
+        expected = [("ATL",), ("ORD", 10)]
+        for keys in (plain(), plain, generator, coroutine, stream, lambda: coroutine(), lambda: stream()):
+            assert await groups_of(keys) == expected
+
+    async def test_a_batch_loader_is_called_for_many(self):
+        cache, calls, rounds = Cache(), [], []
+
+        @cache.cached_many("ranking:{group}:{limit}", fresh_for=60)
+        async def rankings(groups: list[str], limit: int = 100) -> dict[str, int]:
+            calls.append((sorted(groups), limit))
+            return {group: limit for group in groups if group != "NONE"}
+
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache:
+            keys = ["ATL", "ORD", ("LAX", 10), ("SFO", 10), "NONE"]
+            async with Refresher(rankings, keys, 3600) as refresher:
+                await until(lambda: rounds)
+            assert sorted(calls) == [(["ATL", "NONE", "ORD"], 100), (["LAX", "SFO"], 10)]
+            assert await rankings(["ATL"]) == {"ATL": 100}
+            assert rankings.key("ATL") == "ranking:ATL:100"
+        assert (rounds[0].loaded, refresher.name) == (5, "ranking:group:limit")
+
+    async def test_a_batch_loader_that_finds_none_again(self):
+        """That there is none is as good as an entry."""
+        cache, calls = Cache(), []
+
+        @cache.cached_many("ranking:{group}", fresh_for=60, absent_for=60)
+        async def rankings(groups: list[str]) -> dict[str, int]:
+            calls.append(groups)
+            return {}
+
+        async with cache:
+            await rankings(["NONE"])
+            rounds = []
+            cache.subscribe(rounds.append, RoundEnded)
+            async with Refresher(rankings, ["NONE"], 3600):
+                await until(lambda: rounds)
+        assert calls == [["NONE"]]
+
+    async def test_methods(self):
+        cache, rounds = Cache(), []
+
+        class Rankings:
+            def __init__(self):
+                self.loads = []
+
+            @cache.cached("ranking:{group}", fresh_for=60, ignore=("self",))
+            async def one(self, group: str) -> str:
+                self.loads.append(group)
+                return group
+
+            @cache.cached_many("many:{group}", fresh_for=60, ignore=("self",))
+            async def many(self, groups: list[str]) -> dict[str, str]:
+                self.loads += groups
+                return {group: group for group in groups}
+
+        rankings = Rankings()
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache, Refresher(rankings.one, ["ATL"], 3600), Refresher(rankings.many, ["ORD"], 3600):
+            await until(lambda: len(rounds) == 2)
+        assert sorted(rankings.loads) == ["ATL", "ORD"]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"strategy": "lock"}, "strategy='lock' is none of read, locks, queue"),
+            ({"strategy": "queue"}, "give the cache a URL"),
+            ({"every": 0}, "every=0 is not between 0.01"),
+            ({"every": -1}, "every"),
+            ({"every": "soon"}, "soon"),
+            ({"at_once": 0}, "at_once=0 is not a whole number, 1 or more"),
+            ({"at_once": True}, "at_once=True"),
+            ({"shards": 1.5}, "shards=1.5"),
+            ({"replicas": -1}, "replicas=-1 is not a whole number, 0 or more"),
+            ({"keys": "ATL"}, "keys='ATL' is neither a list"),
+            ({"keys": 5}, "keys=5 is neither"),
+            ({"keys": (number for number in range(3))}, "used up by one round"),
+            ({"changed_since": 5}, "changed_since=5 is not a function"),
+        ],
+    )
+    def test_options_that_cannot_work(self, options, message):
+        with pytest.raises(ConfigurationError, match=message):
+            make(**options)
+
+    def test_a_loader_that_is_not_cached(self):
+        with pytest.raises(ConfigurationError, match=r"loader=.*print.* is not cached"):
+            Refresher(print, [], 60)
+
+    async def test_groups_that_are_no_arguments_are_left_out_and_told(self, caplog):
+        cache, loads, refresher = make(every=0.1, keys=[("ATL", 5), "ORD", object()])
+        async with cache, refresher:
+            await until(lambda: loads)
+        assert set(loads) == {"ORD"}
+        assert (
+            "the refresher 'ranking:group' leaves out 2 of 3 groups; the first is ('ATL', 5): too many" in caplog.text
+        )

@@ -1,0 +1,558 @@
+"""Refreshers over real servers: a fleet's rounds, its queue, its leader, and what is left when workers die."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from contextlib import asynccontextmanager
+
+import pytest
+
+from swr import Cache, ConfigurationError, Refresher
+from swr.events import RoundEnded, RoundQueued
+from tests.servers import Server
+from tests.test_redis import until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(params=["streams", "list"])
+def backend(request):
+    return request.param
+
+
+class Worker:
+    """What stands for one process: a cache, a loader that counts, and a refresher."""
+
+    def __init__(self, server: Server, loads: Counter, every=3600, strategy="queue", groups=12, **options):
+        self.cache = Cache(server.url, timeout=options.pop("timeout", 2))
+        self.loads = loads
+        self.answer = lambda group: group
+        self.gate = None
+        self.told = []
+
+        @self.cache.cached("ranking:{group}", fresh_for=3600)
+        async def ranking(group: str) -> str:
+            loads[group] += 1
+            if self.gate is not None:
+                await self.gate.wait()
+            answer = self.answer(group)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        self.ranking = ranking
+        self.cache.subscribe(self.told.append, RoundQueued, RoundEnded)
+        self.refresher = Refresher(
+            ranking, options.pop("keys", [f"g{n}" for n in range(groups)]), every, strategy, **options
+        )
+
+    @property
+    def queued(self) -> list[RoundQueued]:
+        return [event for event in self.told if isinstance(event, RoundQueued)]
+
+
+@asynccontextmanager
+async def working(*workers: Worker):
+    for worker in workers:
+        await worker.cache.__aenter__()
+        await worker.refresher.__aenter__()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            await worker.refresher.aclose()
+            await worker.cache.aclose()
+
+
+def _reached(loads: Counter, number: int):
+    return lambda: loads["g"] == number
+
+
+def _queued(worker: Worker, number: int):
+    return lambda: len(worker.queued) >= number
+
+
+def _done(worker: Worker) -> list[int]:
+    return [event.loaded for event in worker.told if isinstance(event, RoundEnded)]
+
+
+async def status(worker: Worker):
+    return await worker.refresher._queue.status()
+
+
+async def idle(worker: Worker) -> None:
+    """Wait until nothing is to be done."""
+    async with asyncio.timeout(20):
+        while True:
+            now = await status(worker)
+            if now.round is not None and (now.queued, now.running, now.waiting) == (0, 0, 0):
+                return
+            await asyncio.sleep(0.01)
+
+
+class TestLocks:
+    async def test_a_fleet_loads_each_group_once_a_round_with_few_commands(self, server: Server):
+        loads = Counter()
+        workers = [Worker(server, loads, strategy="locks", groups=400) for _ in range(4)]
+        async with working(*workers):
+            await until(lambda: all(worker.told for worker in workers), 20)
+        assert set(loads.values()) == {1}
+        assert len(loads) == 400
+        rounds = [worker.told[0] for worker in workers]
+        assert sum(ended.loaded for ended in rounds) == 400
+        # One commit a group, and the walks of all four; each asking for itself would be 5 a group.
+        assert sum(ended.commands for ended in rounds) <= 2 * 400
+
+
+class TestQueue:
+    async def test_each_group_is_loaded_once_a_round_by_whoever_takes_it(self, server: Server, backend):
+        loads = Counter()
+        workers = [Worker(server, loads, groups=200, backend=backend, at_once=8) for _ in range(3)]
+        async with working(*workers):
+            await until(lambda: any(worker.queued for worker in workers), 20)
+            await idle(workers[0])
+            assert (await status(workers[0])).counts["done"] == 200
+        rounds = [event for worker in workers for event in worker.queued]
+        assert Counter(loads.values()) == {1: 200}
+        assert [(event.new, event.merged, event.missed) for event in rounds] == [(200, 0, 0)]
+
+    async def test_one_leads_and_each_tells_what_it_has_done(self, server: Server):
+        loads = Counter()
+        workers = [Worker(server, loads, every=0.5, groups=60, at_once=4) for _ in range(3)]
+        async with working(*workers):
+            await until(lambda: all(any(_done(worker)) for worker in workers), 20)
+            await idle(workers[0])
+        assert sorted(bool(worker.queued) for worker in workers) == [False, False, True]
+        assert sum(sum(_done(worker)) for worker in workers) <= sum(loads.values())
+
+    async def test_after_the_first_round_only_what_is_dirty(self, server: Server, backend):
+        loads = Counter()
+        worker = Worker(server, loads, every=0.5, backend=backend, dirty_only=True)
+        async with working(worker):
+            await until(lambda: worker.queued)
+            await idle(worker)
+            assert set(loads.values()) == {1}
+            for _ in range(1000):
+                await worker.refresher.mark_dirty("g1", ("g2",))
+            await until(lambda: loads["g2"] >= 2 and loads["g1"] >= 2)
+            rounds = len(worker.queued)
+            await until(lambda: len(worker.queued) >= rounds + 2)
+        assert sum(loads[f"g{number}"] for number in range(3, 12)) == 9
+        # As many as there were rounds while it was marked, at most.
+        assert loads["g1"] <= len(worker.queued)
+
+    async def test_what_has_changed_since_the_last_round(self, server: Server):
+        loads, asked = Counter(), []
+
+        def changed_since(moment):
+            asked.append(moment)
+            if len(asked) == 1:
+                raise OSError("the database is away")
+            yield from (["g3"] if len(asked) == 2 else [])
+
+        worker = Worker(server, loads, every=0.4, changed_since=changed_since)
+        async with working(worker):
+            await until(lambda: len(asked) >= 4)
+            await idle(worker)
+        assert (loads["g3"], sum(loads.values())) == (2, 13)
+        assert abs(asked[-1] - time.time()) < 60
+        assert asked == sorted(asked)
+        # The one that failed was asked again, since the same moment.
+        assert asked[0] == asked[1]
+
+    async def test_what_is_marked_while_it_is_loaded_is_loaded_again(self, server: Server, backend):
+        loads = Counter()
+        worker = Worker(server, loads, every=0.1, backend=backend, dirty_only=True, keys=["g"])
+        async with working(worker):
+            await until(lambda: loads["g"])
+            await idle(worker)
+            for before in range(1, 11, 2):
+                worker.gate = asyncio.Event()
+                await worker.refresher.mark_dirty("g")
+                await until(_reached(loads, before + 1))
+                await worker.refresher.mark_dirty("g")
+                await until(_queued(worker, len(worker.queued) + 2))
+                worker.gate.set()
+                await until(_reached(loads, before + 2))
+                await idle(worker)
+
+    async def test_a_redelivered_task_whose_entry_was_loaded_meanwhile_is_not_loaded(self, server: Server, backend):
+        loads = Counter()
+        worker = Worker(server, loads, backend=backend, keys=["g"])
+        async with worker.cache:
+            await worker.ranking("g")
+        async with working(worker):
+            await idle(worker)
+            assert (await status(worker)).counts["current"] == 1
+        assert loads["g"] == 1
+
+    async def test_a_failing_group_is_retried_and_buried_and_the_others_are_loaded(
+        self, server: Server, backend, caplog
+    ):
+        loads = Counter()
+        worker = Worker(server, loads, backend=backend, deliveries=2, groups=5)
+        worker.cache.engine.uniform = lambda low, high: 0.01
+        worker.answer = lambda group: ValueError("broken") if group == "g3" else group
+        async with working(worker):
+            await until(lambda: loads["g3"] == 2, 20)
+            await idle(worker)
+            (letter,) = await worker.refresher._queue.dead()
+            assert (letter.key, letter.why, letter.tries) == ("ranking:g3", "ValueError: broken", 2)
+            worker.answer = lambda group: group
+            assert await worker.refresher._queue.retry() == 1
+            await until(lambda: loads["g3"] == 3, 20)
+            await idle(worker)
+        assert sum(loads.values()) == 7
+
+    async def test_what_somebody_else_is_loading_is_waited_for_without_a_try(self, server: Server, backend):
+        loads = Counter()
+        reader, worker = Worker(server, loads, strategy="read"), Worker(server, loads, backend=backend, keys=["g"])
+        reader.gate = asyncio.Event()
+        async with reader.cache:
+            reading = asyncio.ensure_future(reader.ranking("g"))
+            await until(lambda: loads["g"] == 1)
+            async with working(worker):
+                async with asyncio.timeout(10):
+                    while not (await status(worker)).waiting:
+                        await asyncio.sleep(0.01)
+                reader.gate.set()
+                await reading
+                await idle(worker)
+                assert (await status(worker)).counts["current"] == 1
+        assert loads["g"] == 1
+
+    async def test_a_task_that_this_loader_cannot_do(self, server: Server, backend):
+        """Another version's, perhaps."""
+        loads = Counter()
+        worker = Worker(server, loads, backend=backend, deliveries=1, keys=["g"])
+        async with worker.cache:
+            queue = worker.refresher._queue
+            await queue.enqueue("0", [("ranking:old", 0, ("a", "b")), ("ranking:more", 0, ("more",))])
+            async with working(worker):
+                async with asyncio.timeout(10):
+                    while not await queue.dead():
+                        await asyncio.sleep(0.01)
+                await idle(worker)
+                assert "too many positional arguments" in (await queue.dead())[0].why
+        assert loads == Counter(g=1, more=1)
+
+    async def test_batch_loaders_are_called_in_bulk(self, server: Server, backend):
+        calls = []
+        async with Cache(server.url, timeout=2) as cache:
+
+            @cache.cached_many("many:{group}", fresh_for=3600)
+            async def many(groups: list[str]) -> dict[str, int]:
+                calls.append(len(groups))
+                return dict.fromkeys(groups, 1)
+
+            async with Refresher(many, [f"g{n}" for n in range(96)], 3600, "queue", backend=backend, at_once=32):
+                await until(lambda: sum(calls) == 96)
+        assert len(calls) <= 6
+
+    async def test_closing_hands_back_what_is_not_done_in_time(self, server: Server, backend):
+        loads = Counter()
+        one = Worker(server, loads, backend=backend, keys=["a", "b"], drain_for=0.05)
+        other = Worker(server, loads, backend=backend, keys=["a", "b"])
+        one.gate = asyncio.Event()
+        async with one.cache:
+            async with one.refresher:
+                await until(lambda: len(loads) == 2)
+            now = await status(one)
+            assert (now.queued, now.running, now.consumers, now.leads_for) == (2, 0, {}, 0.0)
+            one.gate.set()
+            async with working(other):
+                await idle(other)
+                assert (await status(other)).counts["current"] == 2
+        assert loads == Counter(a=1, b=1)
+
+    async def test_closing_in_time_leaves_nothing(self, server: Server, backend):
+        loads = Counter()
+        worker = Worker(server, loads, backend=backend, groups=5)
+        worker.gate = asyncio.Event()
+        async with worker.cache:
+            async with asyncio.TaskGroup() as group, worker.refresher:
+                await until(lambda: len(loads) == 5)
+                closing = group.create_task(worker.refresher.aclose())
+                await asyncio.sleep(0.05)
+                assert not closing.done()
+                worker.gate.set()
+            await idle(worker)
+
+    async def test_redis_away_for_rounds_is_made_up_for_once(self, own_server: Server, caplog):
+        loads = Counter()
+        worker = Worker(own_server, loads, every=0.3, keys=["g"], lead_for=0.2)
+        async with working(worker):
+            await until(lambda: loads["g"] >= 2)
+            own_server.pause()
+            await until(lambda: not worker.cache.engine.store.up, 10)
+            before = loads["g"]
+            await asyncio.sleep(1.5)
+            assert loads["g"] <= before + 1
+            own_server.resume()
+            await until(lambda: any(event.missed for event in worker.queued), 20)
+            await idle(worker)
+        missed = [event for event in worker.queued if event.missed]
+        assert missed[0].new + missed[0].merged == 1
+        assert loads["g"] <= len(worker.queued) + 1
+        assert "were left out; this one makes up for all" in caplog.text
+
+    async def test_groups_still_queued_at_the_next_round_are_reported(self, server: Server, caplog):
+        loads = Counter()
+        worker = Worker(server, loads, every=0.2, groups=3, at_once=1)
+        worker.gate = asyncio.Event()
+        async with working(worker):
+            await until(lambda: "of 3 groups are still in the queue since the last one" in caplog.text)
+            assert sum(loads.values()) == 1
+            worker.gate.set()
+            await until(lambda: len(loads) == 3)
+
+    async def test_closed_while_redis_is_away(self, own_server: Server, caplog):
+        loads = Counter()
+        worker = Worker(own_server, loads, keys=["g"])
+        worker.cache.engine._owner._drain_for = 0.1
+        worker.gate = asyncio.Event()
+        async with working(worker):
+            await until(lambda: loads["g"])
+            own_server.kill()
+            await until(lambda: not worker.cache.engine.store.up, 10)
+            worker.gate.set()
+            await asyncio.sleep(0.1)
+            await worker.refresher.aclose()
+        assert "closed while Redis is away: the tasks of this worker are taken back later" in caplog.text
+
+    async def test_a_batch_that_is_done_while_redis_is_away_is_settled_later(self, own_server: Server):
+        """Or taken by another: it is not loaded twice."""
+        loads = Counter()
+        worker = Worker(own_server, loads, keys=["g"], timeout=0.2)
+        async with working(worker):
+            settle = worker.refresher._queue.settle
+            own = []
+
+            async def late(consumer, some):
+                own.append(len(some))
+                if len(own) == 1:
+                    own_server.pause()
+                    asyncio.get_running_loop().call_later(1.5, own_server.resume)
+                return await settle(consumer, some)
+
+            worker.refresher._queue.settle = late
+            await until(lambda: len(own) >= 2, 20)
+            await until(lambda: worker.cache.engine.store.up, 20)
+            await idle(worker)
+        assert loads["g"] == 1
+
+    def test_bad_options(self, server: Server):
+        for options, message in (
+            ({"backend": "stream"}, "backend='stream' is none of streams, list"),
+            ({"deliveries": 0}, "deliveries=0"),
+        ):
+            with pytest.raises(ConfigurationError, match=message):
+                Worker(server, Counter(), **options)
+
+
+class TestLeader:
+    async def test_a_leader_that_was_taken_for_dead_leaves_the_round_to_its_successor(self, server: Server, caplog):
+        """It comes back while it asks for its groups, or in the middle of its round."""
+        loads, asked = Counter(), []
+
+        async def keys():
+            asked.append(1)
+            if len(asked) == 1:
+                # As if it had been paused for longer than its lease lasts.
+                server.command("DEL", "swr:{ranking:group:0}:l")
+                await other.refresher._queue.lead("other", 0.5)
+                await asyncio.sleep(0.4)
+            return ["g"]
+
+        other = Worker(server, loads)
+        worker = Worker(server, loads, keys=keys, lead_for=0.3)
+        async with other.cache, working(worker):
+            await until(lambda: worker.queued)
+            await idle(worker)
+        assert (len(asked), len(worker.queued), loads["g"]) == (2, 1, 1)
+
+    async def test_or_when_it_has_enqueued_all(self, server: Server):
+        loads = Counter()
+        worker, other = Worker(server, loads, keys=["g"], lead_for=0.3), Worker(server, loads)
+        async with other.cache, worker.cache:
+            queue = worker.refresher._queue
+            drain = queue.drain
+
+            async def late(epoch):
+                counts = await drain(epoch)
+                if loads is not None and not hasattr(queue, "late"):
+                    queue.late = True
+                    server.command("DEL", "swr:{ranking:group:0}:l")
+                    await other.refresher._queue.lead("other", 0.3)
+                return counts
+
+            queue.drain = late
+            async with worker.refresher:
+                await until(lambda: worker.queued)
+                await idle(worker)
+        # What it had enqueued was a task all the same, and is not loaded twice.
+        assert loads["g"] == 1
+
+    async def test_asking_for_groups_may_take_longer_than_the_lease(self, server: Server):
+        loads = Counter()
+
+        async def keys():
+            await asyncio.sleep(0.7)
+            return ["g"]
+
+        worker, other = Worker(server, loads, keys=keys, lead_for=0.3), Worker(server, loads, keys=["g"], lead_for=0.3)
+        async with working(worker):
+            await asyncio.sleep(0.1)
+            async with working(other):
+                await until(lambda: worker.queued)
+                assert not other.queued
+
+
+class Process:
+    """A real one."""
+
+    def __init__(self, server: Server, file, **options):
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.refreshing", server.url, str(file), json.dumps(options)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self):
+        assert self.popen.stdout.readline() == "ready\n"
+
+    def end(self, number=signal.SIGTERM) -> int:
+        self.popen.send_signal(number)
+        code = self.popen.wait(30)
+        self.popen.stdout.close()
+        return code
+
+
+@pytest.fixture
+def processes(own_server: Server, tmp_path):
+    """Starts processes, and ends those that are left."""
+    started = []
+
+    def start(number: int, **options) -> list[Process]:
+        begun = [Process(own_server, tmp_path / "loads", **options) for _ in range(number)]
+        started.extend(begun)
+        for process in begun:
+            process.ready()
+        return begun
+
+    yield start
+    for process in started:
+        if process.popen.poll() is None:
+            process.end(signal.SIGKILL)
+        process.popen.stdout.close()
+
+
+def read(tmp_path) -> list[tuple[float, int, str]]:
+    try:
+        lines = (tmp_path / "loads").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [(float(at), int(pid), group) for at, pid, group in (line.split() for line in lines)]
+
+
+def by_round(tmp_path, every: float) -> dict[int, Counter]:
+    rounds = defaultdict(Counter)
+    for at, _, group in read(tmp_path):
+        rounds[int(at // every)][group] += 1
+    return rounds
+
+
+class TestProcesses:
+    async def test_a_walkers_groups_are_taken_over_when_it_is_killed(self, processes, tmp_path):
+        """In the same round, once its leases have run out."""
+        options = {"strategy": "locks", "every": 6, "groups": 60, "takes": 0.1, "lease_for": 1, "at_once": 4}
+        await asyncio.sleep(6 - time.time() % 6)
+        first, *_ = processes(3, **options)
+        await until(lambda: len({group for _, _, group in read(tmp_path)}) >= 20, 20)
+        first.popen.kill()
+        number = int(time.time() // 6)
+        await asyncio.sleep((number + 1) * 6 - time.time() - 0.3)
+        this = {group for at, _, group in read(tmp_path) if int(at // 6) == number}
+        assert len(this) == 60
+
+    async def test_a_leader_that_is_killed_has_a_successor_and_no_round_is_skipped(
+        self, processes, own_server: Server, tmp_path
+    ):
+        workers = {}
+        for process in processes(4, strategy="queue", every=2, groups=20, lead_for=1, reclaim_after=2):
+            workers[process.popen.pid] = process
+        async with Cache(own_server.url, timeout=2) as cache:
+            queue = Worker(own_server, Counter()).refresher._queue
+            queue._store = cache.engine.store.store
+            for _ in range(2):
+                before = await queue.status()
+                token = own_server.says("GET", "swr:{ranking:group:0}:l")[16:]
+                workers.pop(int(token.split(":")[1])).end(signal.SIGKILL)
+                killed = time.monotonic()
+                async with asyncio.timeout(10):
+                    while (await queue.status()).epoch == before.epoch:
+                        await asyncio.sleep(0.02)
+                took = time.monotonic() - killed
+                assert took <= 1 + 1.0
+                await asyncio.sleep(2.5)
+        rounds = by_round(tmp_path, 2)
+        # The first may be under way at the beginning, and the last at the end.
+        numbers = sorted(rounds)[1:-1]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        assert all(len(rounds[number]) == 20 for number in numbers)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    async def test_rolling_restarts_lose_nothing(self, processes, own_server: Server, tmp_path, backend, number):
+        """At SIGTERM nothing is left pending either; who is killed has his tasks taken back."""
+        options = {
+            "strategy": "queue",
+            "backend": backend,
+            "every": 3600,
+            "groups": 400,
+            "takes": 0.03,
+            "at_once": 4,
+            "lead_for": 1,
+            "lease_for": 1,
+            "reclaim_after": 1,
+            "deliveries": 50,
+        }
+        fleet = processes(2, **options)
+        for _ in range(6):
+            await asyncio.sleep(0.3)
+            process = fleet.pop(0)
+            code = process.end(number)
+            assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+            fleet += processes(1, **options)
+        async with Cache(own_server.url, timeout=2) as cache:
+            worker = Worker(own_server, Counter(), backend=backend)
+            queue = worker.refresher._queue
+            queue._store = cache.engine.store.store
+            async with asyncio.timeout(60):
+                while True:
+                    now = await queue.status()
+                    if (now.queued, now.running, now.waiting) == (0, 0, 0):
+                        break
+                    await asyncio.sleep(0.05)
+            for process in fleet:
+                assert process.end() == 0
+            now = await queue.status()
+        loads = Counter(group for _, _, group in read(tmp_path))
+        assert len(loads) == 400
+        assert now.counts["done"] + now.counts.get("current", 0) == 400
+        assert (now.dead, now.counts.get("buried", 0)) == (0, 0)
+        if number == signal.SIGTERM:
+            assert now.counts.get("reclaimed", 0) == 0
+            assert now.consumers == {}
+            assert set(loads.values()) == {1}
+        else:
+            # Loaded twice is only what was under way in one that was killed.
+            assert sum(loads.values()) - 400 <= 6 * 4
