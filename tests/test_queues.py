@@ -9,6 +9,7 @@ from swr import ConfigurationError, StoreUnavailable
 from swr.refreshers.queue import Delivery, Queue, Settlement, Superseded, known
 from tests.proxy import Proxy
 from tests.servers import Server
+from tests.test_redis import until
 from tests.test_stores import opened, redis_store
 
 pytestmark = pytest.mark.anyio
@@ -314,14 +315,18 @@ class TestMarks:
         with pytest.raises(StoreUnavailable, match="0 of 1 replicas have it"):
             await queue.mark(GROUPS)
 
-    async def test_a_connection_that_breaks_meanwhile_says_nothing_of_replicas(self, store, backend, monkeypatch):
+    @pytest.mark.parametrize("is_back", [False, True])
+    async def test_a_connection_that_breaks_meanwhile_says_nothing(self, store, backend, monkeypatch, is_back):
         queue = Queue(store, "r", backend, replicas=1)
         link = store._servers._link
         script = store.script
 
         async def breaking(*args):
             answer = await script(*args)
-            link.lose(StoreUnavailable("cut"), link.wire)
+            link.wire.abandon("cut")
+            await until(lambda: link.wire is None)
+            if is_back:
+                await until(lambda: link.wire is not None)
             return answer
 
         monkeypatch.setattr(store, "script", breaking)

@@ -80,6 +80,13 @@ class TestSince:
         assert (await ended(two[1], "k", since)).result is Result.CURRENT
         assert two[1].groups.jobs["k"].runs == 0
 
+    async def test_what_is_new_enough_is_not_loaded_even_where_it_is_stale(self, two, clock):
+        since = await two[0].store.now()
+        clock.advance(1)
+        await ended(two[0], "k", since)
+        clock.advance(100)
+        assert (await ended(two[1], "k", since)).result is Result.CURRENT
+
     async def test_a_load_that_began_before_does_not_count(self, two, clock):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
@@ -217,6 +224,13 @@ class TestWindow:
         await window.drained(10)
         assert (window.room, window.running, window.counts[Result.LOADED]) == (4, 0, 3)
 
+    async def test_a_change_that_came_before_the_wait_is_not_slept_through(self, two):
+        window = two[0].window
+        changes = window.changes
+        window.change()
+        with anyio.fail_after(5):
+            await window.wait(None, changes)
+
     async def test_draining_ends_in_time(self, two):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
@@ -264,7 +278,7 @@ class TestRounds:
             group.start_soon(wait)
             await settle()
             two[0].link.go(away=False)
-        assert [this.number - first.number for this in begun] == [1]
+        assert [(this.number - first.number, this.missed) for this in begun] == [(1, 0)]
 
 
 def make(every=3600, keys=("ATL", "ORD", "LAX"), **options):
@@ -419,6 +433,24 @@ class TestLocks:
             theirs.gate.set()
             await until(lambda: rounds)
         assert (rounds[0].held, two[1].groups.jobs["k"].runs) == (1, 0)
+
+    async def test_a_commit_that_is_heard_of_before_the_refusal_of_the_lease(self, two):
+        theirs = Job()
+        theirs.gate = anyio.Event()
+        two[0].groups.jobs["k"] = theirs
+        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+        await theirs.begun.wait()
+
+        async def commit():
+            theirs.gate.set()
+            await two[0].window.drained(10)
+
+        two[1].link.after["acquire"] = commit
+        rounds = []
+        two[1].engine.events.subscribe(rounds.append, [RoundEnded])
+        async with Refresher(two[1].groups, ["k"], 3600):
+            await until(lambda: rounds)
+        assert two[1].link.calls.count("acquire") == 1
 
     async def test_what_another_gives_back_is_loaded(self, two):
         theirs = Job(lambda run: ValueError("broken"))

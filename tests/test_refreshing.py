@@ -1,6 +1,7 @@
 """Refreshers over real servers: a fleet's rounds, its queue, its leader, and what is left when workers die."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -231,7 +232,8 @@ class TestQueue:
                 reader.gate.set()
                 await reading
                 await idle(worker)
-                assert (await status(worker)).counts["current"] == 1
+                counts = (await status(worker)).counts
+                assert (counts["current"], counts.get("failed")) == (1, None)
         assert loads["g"] == 1
 
     async def test_a_task_that_this_loader_cannot_do(self, server: Server, backend):
@@ -290,6 +292,28 @@ class TestQueue:
                 assert not closing.done()
                 worker.gate.set()
             await idle(worker)
+
+    async def test_what_no_replica_has_is_not_done(self, server: Server, backend):
+        loads = Counter()
+        worker = Worker(server, loads, backend=backend, keys=["g"])
+        async with working(worker):
+            await idle(worker)
+            queue = worker.refresher._queue
+            queue._replicas = 1
+            worker.gate = asyncio.Event()
+            epoch = str((await status(worker)).epoch)
+            now = await queue._store.now()
+            with contextlib.suppress(StoreUnavailable):
+                await queue.enqueue(epoch, [("ranking:g", now, ("g",))])
+            worker.gate.set()
+            async with asyncio.timeout(10):
+                while not (await status(worker)).waiting:
+                    await asyncio.sleep(0.01)
+            assert (await status(worker)).counts["done"] == 1
+            queue._replicas = 0
+            await idle(worker)
+            assert (await status(worker)).counts["current"] == 1
+        assert loads["g"] == 2
 
     async def test_redis_away_for_rounds_is_made_up_for_once(self, own_server: Server, caplog):
         loads = Counter()
@@ -403,6 +427,7 @@ class TestLeader:
             async with worker.refresher:
                 await until(lambda: worker.queued)
                 await idle(worker)
+        assert len(worker.queued) == 1
         # What it had enqueued was a task all the same, and is not loaded twice.
         assert loads["g"] == 1
 

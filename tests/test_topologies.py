@@ -11,6 +11,7 @@ from redis.crc import key_slot
 
 from swr import Cache, Policy, StoreUnavailable
 from swr.events import StoreDown
+from swr.refreshers.queue import Queue
 from swr.stores.base import Kind, LeasingStore
 from swr.stores.connect import servers_of
 from swr.stores.redis import RedisStore
@@ -198,6 +199,24 @@ class TestCluster:
             for number in range(12):
                 assert (await cache.get_or_load(f"k{number}", Counter(), POLICY)).value == 1
         assert "Redis is away" not in caplog.text
+
+    async def test_marks_are_timed_by_the_clock_that_makes_the_versions_of_their_key(self, cluster: ClusterOfSix):
+        """The clocks of masters differ: by another's a load could seem newer than the mark that it has not seen."""
+        async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
+            store, asked = cache.engine.store.store, []
+            now = store.now
+
+            async def noted(key=None):
+                asked.append(key)
+                return await now(key)
+
+            store.now = noted
+            queue = Queue(store, "r", shards=3)
+            await queue.mark({f"k{number}": (number,) for number in range(12)})
+            assert asked == [f"k{number}" for number in range(12)]
+            assert await queue.drain(f"{1:016d}") == (12, 0)
+            taken = [await queue.take(shard, "one", 100) for shard in queue.shards]
+            assert sorted(delivery.args[0] for _, some in taken for delivery in some) == list(range(12))
 
     async def test_a_cluster_that_cannot_be_reached(self, caplog):
         load = Counter()

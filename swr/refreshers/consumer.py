@@ -125,11 +125,11 @@ class Consumer:
         if self._deliveries.pop((delivery.key, delivery.number), None) is None:
             # It was handed back.
             return
-        result, again_in, error = end
+        result, again_in, error = end.result, end.again_in, end.error
         if result is Result.LOADED:
-            settlement = Settlement(delivery, "done")
+            settlement = Settlement(delivery, "done", stored=end.stored)
         elif result is Result.CURRENT:
-            settlement = Settlement(delivery, "current")
+            settlement = Settlement(delivery, "current", stored=end.stored)
         elif result is Result.FAILED:
             pause = min(_LONGEST_PAUSE, 2.0 ** min(delivery.tries - 1, 10)) * random.uniform(0.75, 1.25)
             settlement = Settlement(delivery, "failed", max(pause, again_in), f"{type(error).__name__}: {error}")

@@ -1,5 +1,6 @@
 """A refresher's queue on Redis: tasks, marks and dead letters, each group at most once, in one or several shards."""
 
+import asyncio
 import zlib
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
@@ -18,6 +19,8 @@ from swr.stores.tiered import TieredStore
 _MICROSECONDS: Final = 1_000_000
 # Tasks in one command, at most.
 _AT_ONCE: Final = 500
+# Replicas that lag are given so many seconds.
+_SECURED_IN: Final = 1.0
 _REGISTRY: Final = "{!}q"
 BACKENDS: Final = ("streams", "list")
 
@@ -52,12 +55,14 @@ class Settlement(NamedTuple):
         what: "done", "current", "failed", or "back": handed back, which does not count as a try.
         delay: seconds until it is given to anybody again.
         why: it failed.
+        stored: whether there is an entry, which replicas must have before it is done.
     """
 
     delivery: Delivery
     what: str
     delay: float = 0.0
     why: str = ""
+    stored: bool = False
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -121,7 +126,7 @@ class Queue:
         backend: "streams" or "list".
         shards: how many, each in a slot of its own.
         deliveries: how often a task is delivered before it is a dead letter.
-        replicas: how many replicas must have a mark, or a round, before it counts.
+        replicas: how many replicas must have a mark, a round, or what was loaded, before it counts.
     """
 
     def __init__(
@@ -227,17 +232,28 @@ class Queue:
         return (None if wait < 0 else wait / _MICROSECONDS), deliveries
 
     async def settle(self, consumer: str, settlements: list[Settlement]) -> int:
-        """Say what came of deliveries; return how many had been given to others meanwhile."""
+        """Say what came of deliveries; return how many had been given to others meanwhile.
+
+        What is done is handed back where too few replicas have its entry: a failover could lose it.
+        """
         late = 0
+        if self._replicas:
+            settlements = await asyncio.gather(*map(self._secured, settlements))
         for shard in self.shards:
             args: list[bytes | str | int] = []
-            for delivery, what, delay, why in settlements:
+            for delivery, what, delay, why, _ in settlements:
                 if delivery.shard == shard:
                     args += (what, delivery.receipt, _bytes(delivery.key), delivery.number)
                     args += (int(delay * _MICROSECONDS), why[:1000].encode("utf-8", "replace"))
             if args:
                 late += await self._run(shard, scripts.SETTLE, consumer, self._deliveries, *args)
         return late
+
+    async def _secured(self, settlement: Settlement) -> Settlement:
+        key, since = settlement.delivery.key, settlement.delivery.since
+        if not settlement.stored or await self._store.has_replicas(key, since, self._replicas):
+            return settlement
+        return Settlement(settlement.delivery, "back", _SECURED_IN)
 
     async def tend(self, shard: int, consumer: str, silent_for: float, deliveries: Iterable[Delivery]) -> int:
         """Say that the consumer lives, and put back what others have who have been silent for so many seconds."""

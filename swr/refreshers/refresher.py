@@ -55,7 +55,7 @@ class Refresher:
         reclaim_after: after how much silence of a process its tasks are given to others.
         lead_for: how long the leader may be silent before another process leads.
         drain_for: how long closing waits for loads before it hands tasks back.
-        replicas: how many replicas must have a mark, or a round, before it counts.
+        replicas: with "queue": how many replicas must have a mark, a round, or what was loaded, before it counts.
 
     Rounds begin at multiples of `every` by the clock of Redis, whatever the clocks of the processes say.
 

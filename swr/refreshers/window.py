@@ -66,11 +66,13 @@ class Ended(NamedTuple):
         result: what came of it.
         again_in: seconds until it is worth another try, where it was not done.
         error: why it failed.
+        stored: whether there is an entry now.
     """
 
     result: Result
     again_in: float = 0.0
     error: BaseException | None = None
+    stored: bool = False
 
 
 class Window:
@@ -159,4 +161,4 @@ class Window:
         version = flight.version if flight.landed is None else flight.landed.version
         if version is None or version <= task.since:
             return None
-        return Ended(Result.CURRENT if flight.began is None else Result.LOADED)
+        return Ended(Result.CURRENT if flight.began is None else Result.LOADED, stored=flight.landed is not None)

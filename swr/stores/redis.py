@@ -225,6 +225,13 @@ class RedisStore:
                 raise StoreUnavailable(f"{had} of {replicas} replicas have it after {self._timeout / 2:g} s")
         return answer
 
+    async def has_replicas(self, key: str, since: int, replicas: int) -> bool:
+        """Whether so many replicas have an entry of `key` that is newer than version `since`."""
+        try:
+            return bool(await self.replicated(replicas, scripts.SECURE, self._keys(key)[:1], since))
+        except StoreUnavailable:
+            return False
+
     def named(self, name: str) -> bytes:
         """Return `name` as a key of this namespace."""
         return b"%b:%b" % (self._prefix, name.encode())
@@ -594,12 +601,9 @@ class RedisStore:
         try:
             newest, answers = await asyncio.shield(claims.sent)
         except asyncio.CancelledError:
-            if self._claims is claims:
-                claims.made.remove(claim)
-            else:
-                # Whoever leaves gives back what he may have got: not before it is known.
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([claims.sent])
+            # Whoever leaves gives back what he may have got: not before it is known.
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([claims.sent])
             raise
         return _number(newest), answers[claim]
 

@@ -89,6 +89,17 @@ return 1
 """
 )
 
+# entry | version -> 1, or 0: there is no newer entry. It writes, so that WAIT says something of what was written before
+SECURE: Final = (
+    _TIME
+    + """
+local head = read_head(KEYS[1])
+if string.sub(head, 17, 17) ~= 'e' or version_in(head) <= tonumber(ARGV[1]) then return 0 end
+redis.call('PEXPIRE', KEYS[1], math.max(1, redis.call('PTTL', KEYS[1])))
+return 1
+"""
+)
+
 # lease | token, version, ttl (ms) -> 1, or 0: lost
 RENEW: Final = """
 if redis.call('GET', KEYS[1]) ~= 'l' .. ARGV[2] .. ARGV[1] then return 0 end
