@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from examples.cluster.servers import join
+
 
 def kinds() -> list[str]:
     """The servers that this machine can start."""
@@ -52,6 +54,8 @@ class Server:
         self.kind = kind
         self.options = options
         self.port = free_port()
+        # Where a node of a cluster listens for the others.
+        self.bus = 0
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = tempfile.mkdtemp(prefix="swr-server-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -139,8 +143,9 @@ class ClusterOfSix:
     def __init__(self, kind: str, *options: str, node_timeout: float = 1.0) -> None:
         self.nodes = [Server(kind) for _ in range(6)]
         for node in self.nodes:
+            node.bus = free_port()
             node.options = (
-                *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+                *("--cluster-enabled", "yes", "--cluster-port", str(node.bus)),
                 *options,
                 *("--cluster-node-timeout", str(int(node_timeout * 1000)), "--repl-diskless-sync-delay", "0"),
             )
@@ -148,22 +153,9 @@ class ClusterOfSix:
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
 
     def __enter__(self) -> Self:
-        first = self.nodes[0]
         for node in self.nodes:
             node.start()
-        for number, node in enumerate(self.nodes[:3]):
-            slots = range(number * 16384 // 3, (number + 1) * 16384 // 3)
-            assert node.command("CLUSTER", "ADDSLOTSRANGE", str(slots[0]), str(slots[-1])) == b"+OK\r\n"
-        for node in self.nodes[1:]:
-            node.command("CLUSTER", "MEET", "127.0.0.1", str(first.port), node.options[3])
-            first.command("CLUSTER", "MEET", "127.0.0.1", str(node.port), node.options[3])
-        for master, replica in zip(self.nodes[:3], self.nodes[3:], strict=True):
-            name = master.says("CLUSTER", "MYID").strip()
-            until(lambda name=name, replica=replica: replica.command("CLUSTER", "REPLICATE", name) == b"+OK\r\n")
-        until(lambda: all("cluster_state:ok" in node.says("CLUSTER", "INFO") for node in self.nodes))
-        until(lambda: all("master_link_status:up" in node.says("INFO", "replication") for node in self.nodes[3:]))
-        # Only a node that knows of its master's replica, and the others of it, can be replaced.
-        until(lambda: all(node.says("CLUSTER", "NODES").count("slave") == 3 for node in self.nodes))
+        join(self.nodes[:3], self.nodes[3:])
         return self
 
     def master_of(self, key: bytes) -> Server:

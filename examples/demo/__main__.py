@@ -14,11 +14,11 @@ from typing import Final
 from rich.console import Console
 
 from examples.demo.servers import StartError, redis, redis_binary, workers
+from examples.demo.signals import cancelled_by_signals
 from examples.demo.tour import tour
 from examples.flights import build
 
 WORKERS: Final = 2
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,20 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _until_signal(console: Console, seconds: float, stays: bool) -> int:
-    """Run the demo and, at a signal, end it in good order.
-
-    A signal cancels this task, so it takes effect where the task awaits and nowhere else: no child process can be
-    started and then forgotten, and a second Ctrl-C does not cut short the end of the first.
-    """
-    task, received = asyncio.current_task(), list[signal.Signals]()
-
-    def stop(number: signal.Signals) -> None:
-        received.append(number)
-        if task is not None and len(received) == 1:
-            task.cancel()
-
-    for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    """Run the demo and, at a signal, end it in good order."""
+    received = cancelled_by_signals()
     served = False
     try:
         with tempfile.TemporaryDirectory(prefix="swr-demo-") as folder, ExitStack() as stack:

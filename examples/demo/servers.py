@@ -1,4 +1,4 @@
-"""The servers of the demo: child processes on free ports of the loopback, ended with the block that started them."""
+"""Servers and workers as child processes on free ports of the loopback, ended with the block that started them."""
 
 import os
 import shutil
@@ -38,9 +38,9 @@ def redis(binary: str, folder: Path) -> Iterator[str]:
     Raises:
         StartError: it did not start.
     """
-    port = _free_port()
+    port = free_port()
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    with _running(command, {}, folder / "redis.log", lambda: _pong(port)):
+    with running(command, {}, folder / "redis.log", lambda: _pong(port)):
         yield f"redis://127.0.0.1:{port}/0"
 
 
@@ -51,17 +51,28 @@ def workers(app: str, count: int, environment: Mapping[str, str], folder: Path) 
     Raises:
         StartError: it did not start.
     """
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--workers", str(count)]
     command += ["--log-level", "warning", "--timeout-graceful-shutdown", "3"]
-    with _running(command, environment, folder / "uvicorn.log", lambda: _answers(port)):
+    with running(command, environment, folder / "uvicorn.log", lambda: _answers(port)):
         yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
-def _running(
+def running(
     command: Sequence[str], environment: Mapping[str, str], log: Path, ready: Callable[[], bool]
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command until the block ends; gives its process once it is ready.
+
+    Parameters:
+        command: with its arguments.
+        environment: variables beside those of this process.
+        log: where to write what it prints.
+        ready: whether it has started.
+
+    Raises:
+        StartError: it did not start.
+    """
     # A session of its own keeps the terminal's Ctrl-C from a child: it is ended here, after those that need it.
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -79,7 +90,7 @@ def _running(
             if process.poll() is not None or time.monotonic() > until:
                 raise StartError(f"{' '.join(command)}\ndid not start:\n{log.read_text(errors='replace')}")
             time.sleep(0.02)
-        yield
+        yield process
     finally:
         _end(process)
 
@@ -94,21 +105,23 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _pong(port: int) -> bool:
-    return _exchange(port, b"PING\r\n").startswith(b"+PONG")
+    return exchange(port, b"PING\r\n").startswith(b"+PONG")
 
 
 def _answers(port: int) -> bool:
-    return _exchange(port, b"GET /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").startswith(b"HTTP/")
+    return exchange(port, b"GET /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").startswith(b"HTTP/")
 
 
-def _exchange(port: int, request: bytes) -> bytes:
+def exchange(port: int, request: bytes) -> bytes:
+    """Send a request to a port of the loopback; return the beginning of the answer, nothing if there is none."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
         connection.sendall(request)
         return connection.recv(4096)

@@ -1,0 +1,66 @@
+"""What was acknowledged, what it took, and what of it was lost."""
+
+from collections.abc import Mapping, Sequence
+
+from examples.cluster.consumer import Consumed
+from examples.cluster.producer import Produced
+from swr import Cache, Policy
+from swr.refreshers import Refresher
+from swr.refreshers.queue import Status
+
+
+async def lost_of(
+    cache: Cache, refresher: Refresher, acknowledged: Mapping[str, int]
+) -> dict[str, tuple[int, int | None]]:
+    """Return what is not in the cache: by group the number that was acknowledged, and the one that is there.
+
+    Parameters:
+        cache: of a process that has loaded nothing itself.
+        refresher: of the groups.
+        acknowledged: by group the newest number whose mark counts.
+    """
+    lost: dict[str, tuple[int, int | None]] = {}
+    for group, number in acknowledged.items():
+        found = await _cached(cache, refresher.loader.key(group))
+        if found is None or found < number:
+            lost[group] = number, found
+    return lost
+
+
+async def _cached(cache: Cache, key: str) -> int | None:
+    async def absent() -> int:
+        raise LookupError(key)
+
+    try:
+        outcome = await cache.get_or_load(key, absent, Policy(3600))
+    except LookupError:
+        return None
+    return outcome.value
+
+
+def left_of(status: Status) -> int:
+    """Return how many tasks, marks and dead letters a queue holds."""
+    return status.dirty + status.queued + status.running + status.waiting + status.dead
+
+
+def account(produced: Sequence[Produced], consumed: Sequence[Consumed], failover: float, left: int, lost: int) -> str:
+    """Return the account of a run, a line for each figure.
+
+    Parameters:
+        produced: what the producers report.
+        consumed: what the consumers report.
+        failover: seconds without a master.
+        left: what the queue still holds.
+        lost: how many groups' marks were acknowledged and not honoured.
+    """
+    lines = (
+        ("marks acknowledged", f"{sum(each.acknowledged for each in produced):,}"),
+        ("marks refused, and repeated", f"{sum(each.refused for each in produced):,}"),
+        ("slowest mark", f"{max(each.slowest for each in produced):.1f} s"),
+        ("loads", f"{sum(each.loads for each in consumed):,}"),
+        ("loads that failed", f"{sum(each.failed for each in consumed):,}"),
+        ("failover", f"{failover:.1f} s"),
+        ("left in the queue", f"{left:,}"),
+        ("lost", f"{lost:,}"),
+    )
+    return "\n".join(f"{what:<28} {figure:>8}" for what, figure in lines)

@@ -1,0 +1,50 @@
+"""One consumer: loads what is marked, until SIGTERM.
+
+python -m examples.cluster.consumer URL DATABASE REPORT
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from examples.cluster.numbers import Numbers, warm
+from swr.events import Loaded, LoadFailed
+
+
+class Consumed(msgspec.Struct):
+    """What a consumer has done.
+
+    Parameters:
+        loads: how many groups' numbers it has asked the database for.
+        failed: how many of them without an answer.
+    """
+
+    loads: int = 0
+    failed: int = 0
+
+
+async def consume(url: str, database: Path, begun: Callable[[], None]) -> Consumed:
+    """Work until SIGTERM; what has been taken is finished, or handed back."""
+    stop, done = asyncio.Event(), Consumed()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    cache, refresher = warm(url, Numbers(database).of)
+
+    def count(event: Loaded | LoadFailed) -> None:
+        done.loads += 1
+        done.failed += isinstance(event, LoadFailed)
+
+    cache.subscribe(count, Loaded, LoadFailed)
+    async with cache, refresher:
+        begun()
+        await stop.wait()
+    return done
+
+
+if __name__ == "__main__":
+    report = Path(sys.argv[3])
+    done = asyncio.run(consume(sys.argv[1], Path(sys.argv[2]), report.touch))
+    report.write_bytes(msgspec.json.encode(done))

@@ -1,0 +1,153 @@
+"""Three masters and three replicas of a Valkey or Redis Cluster, as child processes on the loopback."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from subprocess import Popen
+from typing import Final, Protocol, Self
+
+from redis.crc import key_slot
+
+from examples.demo.servers import StartError, exchange, free_port, running
+
+SLOTS: Final = 16384
+
+
+class Node(Protocol):
+    """A server of a cluster."""
+
+    # Where it listens for clients, and for the other nodes.
+    port: int
+    bus: int
+
+    def command(self, *words: str) -> bytes:
+        """Send one command; return the raw reply, or nothing."""
+
+
+class Server:
+    """A node that keeps its data in memory, and in `folder` what it knows of the others.
+
+    Parameters:
+        binary: of Valkey or Redis.
+        folder: its own.
+        node_timeout: seconds of silence after which another node counts as down.
+    """
+
+    def __init__(self, binary: str, folder: Path, node_timeout: float) -> None:
+        self.port, self.bus = free_port(), free_port()
+        self._folder = folder
+        self._arguments = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+        self._arguments += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus)]
+        self._arguments += ["--cluster-node-timeout", str(int(node_timeout * 1000)), "--repl-diskless-sync-delay", "0"]
+        self._stack = ExitStack()
+        self._process: Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, for the first time or again. Raises StartError."""
+        self._folder.mkdir(exist_ok=True)
+        log = self._folder / "server.log"
+        ready = lambda: self.command("PING").startswith(b"+PONG")  # noqa: E731
+        self._process = self._stack.enter_context(running(self._arguments, {}, log, ready))
+
+    def command(self, *words: str) -> bytes:
+        """Send one command on a connection of its own; return the raw reply, or nothing."""
+        parts = (f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+        return exchange(self.port, f"*{len(words)}\r\n{''.join(parts)}".encode())
+
+    @property
+    def is_master(self) -> bool:
+        """Whether it takes writes."""
+        return b"role:master" in self.command("INFO", "replication")
+
+    @property
+    def has_replica(self) -> bool:
+        """Whether a replica follows it."""
+        return b"state=online" in self.command("INFO", "replication")
+
+    def kill(self) -> None:
+        """End it with SIGKILL: what it has not told its replica is lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self.end()
+
+    def end(self) -> None:
+        """End it."""
+        self._stack.close()
+        self._process = None
+
+
+class Six:
+    """The cluster, its replicas in sync.
+
+    Parameters:
+        binary: of Valkey or Redis.
+        folder: for the nodes' files.
+        node_timeout: seconds of silence after which a node counts as down.
+    """
+
+    def __init__(self, binary: str, folder: Path, node_timeout: float = 1.0) -> None:
+        self._nodes = [Server(binary, folder / f"node-{number}", node_timeout) for number in range(6)]
+        self.masters, self.replicas = self._nodes[:3], self._nodes[3:]
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self._nodes)
+
+    def of(self, key: str) -> tuple[Server, Server]:
+        """Return the master that had a key at the beginning, and its replica."""
+        third = key_slot(key.encode()) * 3 // SLOTS
+        return self.masters[third], self.replicas[third]
+
+    def __enter__(self) -> Self:
+        try:
+            for node in self._nodes:
+                node.start()
+            join(self.masters, self.replicas)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self._nodes:
+            node.end()
+
+
+def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
+    """Make one cluster of empty nodes, a replica to each master; return when any master could be replaced.
+
+    Raises:
+        StartError: they did not come together.
+    """
+    nodes, first = [*masters, *replicas], masters[0]
+    for number, node in enumerate(masters):
+        low, high = -(-number * SLOTS // len(masters)), -(-(number + 1) * SLOTS // len(masters)) - 1
+        if node.command("CLUSTER", "ADDSLOTSRANGE", str(low), str(high)) != b"+OK\r\n":
+            raise StartError(f"the node on port {node.port} did not take the slots {low} to {high}")
+    for node in nodes[1:]:
+        node.command("CLUSTER", "MEET", "127.0.0.1", str(first.port), str(first.bus))
+        first.command("CLUSTER", "MEET", "127.0.0.1", str(node.port), str(node.bus))
+    for master, replica in zip(masters, replicas, strict=True):
+        name = master.command("CLUSTER", "MYID").decode().split("\r\n")[1]
+        until(lambda: replica.command("CLUSTER", "REPLICATE", name) == b"+OK\r\n", "a replica knows its master")  # noqa: B023
+    until(lambda: all(b"cluster_state:ok" in node.command("CLUSTER", "INFO") for node in nodes), "all are one cluster")
+    in_sync = b"master_link_status:up"
+    until(lambda: all(in_sync in node.command("INFO", "replication") for node in replicas), "replicas are in sync")
+    # Only a node that knows of its master's replica, and the others of it, can be replaced.
+    known = len(replicas)
+    until(
+        lambda: all(node.command("CLUSTER", "NODES").count(b"slave") == known for node in nodes),
+        "all know the replicas",
+    )
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait for something to become true.
+
+    Raises:
+        StartError: it did not, within so many seconds.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise StartError(f"{what}: that did not come true within {seconds:g} s")
+        time.sleep(0.02)
