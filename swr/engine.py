@@ -91,6 +91,7 @@ class Engine:
         # Since when the store is known to be away, in seconds of a clock that outlives event loops.
         self._down_since: float | None = None
         self._lease_for = lease_for
+        self.drain_for = drain_for
         self.uniform = uniform
         self._owner = Revalidator(drain_for, store.settled, self._ended)
         self._opened = False

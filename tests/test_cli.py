@@ -202,7 +202,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         (("proxy",), "swr: the following arguments are required: upstream (swr proxy --help)"),
         (
             ("serve",),
-            "swr: argument command: invalid choice: 'serve' (choose from 'proxy', 'inspect', 'invalidate') (swr --help)",
+            "swr: argument command: invalid choice: 'serve' (choose from 'proxy', 'refresh', 'queue', 'warm', 'inspect', 'invalidate') (swr --help)",
         ),
         (
             ("proxy", "http://x", "--listen", "8000"),

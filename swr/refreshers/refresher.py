@@ -113,6 +113,7 @@ class Refresher:
         self.loader = loader
         self.strategy = strategy
         self.every = times["every"]
+        self.drain_for = times["drain_for"]
         self.name = name or loader.template.replace("{", "").replace("}", "")
         self._keys = checked(keys)
         self._at_once = at_once
@@ -200,7 +201,7 @@ class Refresher:
         running, self._running, self._begun = self._running, None, False
         if running is not None:
             with anyio.CancelScope(shield=True):
-                await running.end(self._times["drain_for"])
+                await running.end(self.drain_for)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,0 +1,1 @@
+"""What the command `swr` can do, one module for each family of commands."""
