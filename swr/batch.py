@@ -151,7 +151,9 @@ class Part:
     async def run(self, load: Load) -> None:
         """Store what the batch's loader says of this key."""
         batch, flight, policy = self._batch, load.flight, self.policy
-        if not flight.forced and is_absent(flight.entry, batch.engine.clock()):
+        entry = flight.entry
+        is_new = entry is not None and (flight.since is None or entry.version > flight.since)
+        if is_new and not flight.forced and is_absent(entry, batch.engine.clock()):
             # Somebody else has found that out meanwhile.
             await load.leave()
             return

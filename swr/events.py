@@ -227,7 +227,7 @@ class RoundEnded(Event):
         name: of the refresher.
         number: of the round: its start, in seconds since 1970, divided by `every`.
         seconds: that it took.
-        groups: how many it has looked at, or taken from the queue.
+        groups: how many it has looked at; with a queue, how many tasks have ended.
         loaded: how many it has loaded.
         current: how many had been loaded already.
         held: how many somebody else was loading, or all kept off.

@@ -380,10 +380,10 @@ class TestLocks:
         gate, rounds = anyio.Event(), []
         now = cache.engine.store.now
 
-        async def slow(key=None):
+        async def slow():
             if loads:
                 await gate.wait()
-            return await now(key)
+            return await now()
 
         cache.engine.store.now = slow
         cache.subscribe(rounds.append, RoundEnded)
@@ -593,6 +593,22 @@ class TestGroups:
                 await until(lambda: rounds)
         assert calls == [["NONE"]]
 
+    async def test_a_batch_loader_that_found_none_before_is_asked_again(self):
+        """In the next round, however long it is remembered for readers that there is none."""
+        cache, there, calls = Cache(), [], []
+
+        @cache.cached_many("ranking:{group}", fresh_for=60, absent_for=3600)
+        async def rankings(groups: list[str]) -> dict[str, int]:
+            calls.append(groups)
+            return dict.fromkeys(there, 1)
+
+        async with cache:
+            assert await rankings(["LATE"]) == {}
+            there.append("LATE")
+            async with Refresher(rankings, ["LATE"], 0.2):
+                await until(lambda: len(calls) >= 2)
+            assert await rankings(["LATE"]) == {"LATE": 1}
+
     async def test_methods(self):
         cache, rounds = Cache(), []
 
@@ -633,6 +649,7 @@ class TestBadInput:
             ({"keys": "ATL"}, "keys='ATL' is neither a list"),
             ({"keys": 5}, "keys=5 is neither"),
             ({"keys": (number for number in range(3))}, "used up by one round"),
+            ({"keys": map(str, [1])}, "used up by one round"),
             ({"changed_since": 5}, "changed_since=5 is not a function"),
         ],
     )
@@ -643,6 +660,21 @@ class TestBadInput:
     def test_a_loader_that_is_not_cached(self):
         with pytest.raises(ConfigurationError, match=r"loader=.*print.* is not cached"):
             Refresher(print, [], 60)
+
+    async def test_a_function_that_returns_one_group_and_no_list(self, caplog):
+        cache, loads, refresher = make(every=0.1, keys=lambda: "ATL")
+        async with cache, refresher:
+            await until(lambda: "returned 'ATL', and not a list of groups" in caplog.text)
+        assert not loads
+
+    async def test_what_failed_to_begin_can_begin_again(self, monkeypatch):
+        cache, loads, refresher = make()
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.engine, "ready", lambda: anyio.sleep_forever())
+            with anyio.move_on_after(0.01):
+                await refresher.__aenter__()
+        async with cache, refresher:
+            await until(lambda: len(loads) == 3)
 
     async def test_groups_that_are_no_arguments_are_left_out_and_told(self, caplog):
         cache, loads, refresher = make(every=0.1, keys=[("ATL", 5), "ORD", object()])

@@ -396,7 +396,7 @@ class TestLeader:
             asked.append(1)
             if len(asked) == 1:
                 # As if it had been paused for longer than its lease lasts.
-                server.command("DEL", "swr:{ranking:group:0}:l")
+                server.command("DEL", "swr:{ranking:group:0}L")
                 await other.refresher._queue.lead("other", 0.5)
                 await asyncio.sleep(0.4)
             return ["g"]
@@ -419,7 +419,7 @@ class TestLeader:
                 counts = await drain(epoch)
                 if loads is not None and not hasattr(queue, "late"):
                     queue.late = True
-                    server.command("DEL", "swr:{ranking:group:0}:l")
+                    server.command("DEL", "swr:{ranking:group:0}L")
                     await other.refresher._queue.lead("other", 0.3)
                 return counts
 
@@ -524,7 +524,7 @@ class TestProcesses:
             queue._store = cache.engine.store.store
             for _ in range(2):
                 before = await queue.status()
-                token = own_server.says("GET", "swr:{ranking:group:0}:l")[16:]
+                token = own_server.says("GET", "swr:{ranking:group:0}L")[16:]
                 workers.pop(int(token.split(":")[1])).end(signal.SIGKILL)
                 killed = time.monotonic()
                 async with asyncio.timeout(10):

@@ -183,7 +183,7 @@ class Warming:
         from swr.inspection import inspect
 
         if self._force:
-            self._todo.append(Task(key, args, await self._store.now(key)))
+            self._todo.append(Task(key, args, (await self._store.newest([key]))[key]))
             return
         found = await inspect(self._store, key)
         if found.state is State.FRESH:

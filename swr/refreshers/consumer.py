@@ -57,7 +57,6 @@ class Consumer:
         self._settlements: list[Settlement] = []
         self._settling = False
         self._working = anyio.CancelScope()
-        self._taken = 0
         # What is taken is known here before it is said that it is known.
         self._taking = anyio.Lock()
 
@@ -88,7 +87,7 @@ class Consumer:
         random.shuffle(shards)
         for shard in shards:
             room = self._window.room
-            if not room:
+            if not room or self._working.cancel_called:
                 return longest
             # Closing waits for the answer, for what was taken is to be handed back.
             with anyio.CancelScope(shield=True):
@@ -97,8 +96,7 @@ class Consumer:
                     for delivery in deliveries:
                         self._deliveries[delivery.key, delivery.number] = delivery
             longest = min(longest, _LOOKED_AT_EVERY if next_in is None else max(0.01, next_in))
-            if deliveries:
-                self._taken += len(deliveries)
+            if deliveries and not self._working.cancel_called:
                 self._begin(deliveries)
                 if len(deliveries) == room:
                     longest = 0.0
@@ -171,8 +169,7 @@ class Consumer:
         """Report what this one has done in each round."""
         while True:
             this = await self._rounds.next()
-            self._report.end(self._taken)
-            self._taken = 0
+            self._report.end()
             self._report.begin(this._replace(missed=0))
 
     def _hear(self, message: Message) -> None:
@@ -186,14 +183,26 @@ class Consumer:
     async def end(self, seconds: float) -> None:
         """Take nothing more, wait for the loads under way for so many seconds at most, and hand the others back."""
         self._working.cancel()
+        deadline = anyio.current_time() + seconds
         with anyio.move_on_after(seconds):
             while self._deliveries or self._settlements:
-                await self._window.wait()
-        # One that is being taken is handed back, too.
+                await self._window.wait(_AGAIN_IN)
+        while True:
+            try:
+                await self._hand_back()
+            except StoreUnavailable:
+                if anyio.current_time() > deadline:
+                    raise
+                await anyio.sleep(_AGAIN_IN / 10)
+            else:
+                return
+
+    async def _hand_back(self) -> None:
+        # What is being taken is handed back, too.
         async with self._taking:
             left = [Settlement(delivery, "back") for delivery in self._deliveries.values()]
-            self._deliveries.clear()
             if left or self._settlements:
                 await self._queue.settle(self._name, [*self._settlements, *left])
-                self._settlements.clear()
+            self._deliveries.clear()
+            self._settlements.clear()
             await self._queue.leave(self._name)

@@ -1,7 +1,7 @@
 """Which groups there are: what a user gives as `keys`."""
 
 import inspect
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import anyio.to_thread
@@ -21,7 +21,7 @@ def checked(keys: Keys, name: str = "keys") -> Keys:
     """
     if isinstance(keys, (str, bytes)) or not (callable(keys) or isinstance(keys, Iterable)):
         raise ConfigurationError(f"{name}={keys!r} is neither a list of groups nor a function that returns one")
-    if inspect.isgenerator(keys) or inspect.isasyncgen(keys) or inspect.iscoroutine(keys):
+    if isinstance(keys, (Iterator, AsyncIterator, Coroutine)):
         raise ConfigurationError(f"{name}={keys!r} would be used up by one round: give the function itself")
     return keys
 
@@ -34,9 +34,11 @@ async def groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
             found = keys(*args)
         else:
             function = keys
-            (found,) = await anyio.to_thread.run_sync(lambda: [_whole(function(*args))])
+            (found,) = await anyio.to_thread.run_sync(lambda: [_whole(function(*args))], abandon_on_cancel=True)
     if isinstance(found, Awaitable):
         found = await found
+    if isinstance(found, (str, bytes)):
+        raise ConfigurationError(f"the function of the groups returned {found!r}, and not a list of groups")
     listed = [item async for item in found] if isinstance(found, AsyncIterable) else list(found)
     return [item if isinstance(item, tuple) else (item,) for item in listed]
 

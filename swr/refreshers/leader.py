@@ -98,18 +98,19 @@ class Leader:
             await self._queue.enqueue(epoch, ())
             await self._queue.register()
             self._epoch = epoch
-        number = now // self._every
-        if last is None or number > last:
-            await self._enqueue(epoch, number, last)
+        since = now // self._every * self._every
+        if last is None or since > last:
+            await self._enqueue(epoch, since, last)
             return 0.0
         # A server's clock that went back does not begin a round again.
-        next_in = min(self._every, (last + 1) * self._every - now) / MICROSECONDS
+        next_in = min(self._every, since + self._every - now) / MICROSECONDS
         return min(next_in, self._lead_for / 3)
 
-    async def _enqueue(self, epoch: str, number: int, last: int | None) -> None:
-        since = number * self._every
-        missed = 0 if last is None else number - last - 1
+    async def _enqueue(self, epoch: str, since: int, last: int | None) -> None:
+        number = since // self._every
+        missed = 0 if last is None else max(0, (since - last) // self._every - 1)
         new = merged = 0
+        await self._queue.heal()
         if last is None or not self._dirty_only:
             groups = await self._kept(self._groups)
             tasks = [(key, since, args) for key, args in groups.items()]
@@ -127,13 +128,13 @@ class Leader:
                     len(groups),
                 )
         elif self._changed_since is not None:
-            began = last * self._every / MICROSECONDS
+            began = last / MICROSECONDS
             changed = self._changed_since
             groups = await self._kept(lambda: changed(began))
             await self._queue.mark(groups)
         drained = await self._queue.drain(epoch)
         new, merged = new + drained[0], merged + drained[1]
-        if not await self._queue.enqueued(self._token, number):
+        if not await self._queue.enqueued(self._token, since):
             raise Superseded
         if missed:
             log.warning(

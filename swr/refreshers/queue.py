@@ -33,7 +33,7 @@ class Delivery(NamedTuple):
         receipt: what the queue knows it by.
         key: of the group's entry.
         since: the entry must be newer than this version.
-        number: counts the deliveries of this task; the fence of what is settled.
+        number: when it was delivered, in microseconds by the server's clock; the fence of what is settled.
         tries: how many deliveries, this one included, count against it.
         args: of the loader.
     """
@@ -96,7 +96,7 @@ class Status(msgspec.Struct, frozen=True):
             `marked`, `done`, `current`, `failed`, `reclaimed`, `late`, `buried`.
         epoch: of the leader, 0: there was none yet.
         leads_for: seconds until its lease ends unless it is renewed; 0: there is none.
-        round: the last one that was enqueued whole, or None.
+        round: when the last one began that was enqueued whole, seconds since 1970, or None.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Status(msgspec.Struct, frozen=True):
     counts: dict[str, int]
     epoch: int
     leads_for: float
-    round: int | None
+    round: float | None
 
 
 class Superseded(Exception):
@@ -145,11 +145,9 @@ class Queue:
         self._deliveries = deliveries
         self._replicas = replicas
         safe = storage_name(name)
-        self._keys = [
-            tuple(store.named(f"{{{safe}:{shard}}}:{part}") for part in ("t", "s", "z", "m", "d", "c", "h"))
-            for shard in self.shards
-        ]
-        self._lease, self._rounds = (store.named(f"{{{safe}:0}}:{part}") for part in ("l", "r"))
+        parts = ("t", "s" if backend == "streams" else "l", "z", "m", "d", "c", "h")
+        self._keys = [tuple(store.named(f"{{{safe}:{shard}}}{part}") for part in parts) for shard in self.shards]
+        self._lease, self._rounds = (store.named(f"{{{safe}:0}}{part}") for part in ("L", "r"))
 
     async def _run(self, shard: int, body: str, *args: bytes | str | int, replicas: int = 0) -> Any:
         script = scripts.of(self._backend, body)
@@ -199,12 +197,9 @@ class Queue:
             StoreUnavailable: it is not known that all are there.
         """
         parts: list[list[bytes | str]] = [[] for _ in self.shards]
-        now = None
-        for key, args in groups.items():
-            # By the clock that the versions of this key come from.
-            if now is None or not self._store.one:
-                now = await self._store.now(key)
-            parts[self._shard(key)] += (_bytes(key), f"{now:016d}", travelling(key, args))
+        travels = {key: travelling(key, args) for key, args in groups.items()}
+        for key, since in (await self._store.newest(list(groups))).items():
+            parts[self._shard(key)] += (_bytes(key), f"{since:016d}", travels[key])
         for shard, part in enumerate(parts):
             for first in range(0, len(part), 3 * _AT_ONCE):
                 some = part[first : first + 3 * _AT_ONCE]
@@ -224,9 +219,9 @@ class Queue:
 
     async def take(self, shard: int, consumer: str, most: int) -> tuple[float | None, list[Delivery]]:
         """Take tasks; return how many seconds from now a task that waits may be taken, and the tasks."""
-        wait, *taken = await self._run(shard, scripts.TAKE, consumer, most, self._deliveries)
+        wait, taken = await self._run(shard, scripts.TAKE, consumer, min(most, _AT_ONCE), self._deliveries)
         deliveries = [
-            Delivery(shard, receipt, _text(key), int(since), number, tries, tuple(msgspec.json.decode(args)))
+            Delivery(shard, receipt, _text(key), int(since), int(number), tries, tuple(msgspec.json.decode(args)))
             for receipt, key, since, number, tries, args in taken
         ]
         return (None if wait < 0 else wait / _MICROSECONDS), deliveries
@@ -243,7 +238,7 @@ class Queue:
             args: list[bytes | str | int] = []
             for delivery, what, delay, why, _ in settlements:
                 if delivery.shard == shard:
-                    args += (what, delivery.receipt, _bytes(delivery.key), delivery.number)
+                    args += (what, delivery.receipt, _bytes(delivery.key), f"{delivery.number:016d}")
                     args += (int(delay * _MICROSECONDS), why[:1000].encode("utf-8", "replace"))
             if args:
                 late += await self._run(shard, scripts.SETTLE, consumer, self._deliveries, *args)
@@ -271,8 +266,8 @@ class Queue:
     async def lead(self, token: str, ttl: float) -> tuple[str, float, int | None, int]:
         """Take or renew the leader's lease.
 
-        Return the epoch ("": somebody else leads), for how many seconds he does, the last round that was enqueued,
-        and the server's clock.
+        Return the epoch ("": somebody else leads), for how many seconds he does, when the last round began that was
+        enqueued, and the server's clock, both in microseconds.
         """
         keys = (self._lease, self._rounds, self._keys[0][5])
         epoch, rest, now = await self._store.script(scripts.LEAD, keys, token, int(ttl * 1000))
@@ -280,9 +275,18 @@ class Queue:
             return epoch.decode(), 0.0, int(rest) if rest else None, int(now)
         return "", max(0, rest) / 1000, None, int(now)
 
-    async def enqueued(self, token: str, number: int) -> bool:
-        """Say that a round was enqueued whole; False: somebody else leads."""
-        return bool(await self._store.script(scripts.ENQUEUED, (self._lease, self._rounds), token, number))
+    async def enqueued(self, token: str, since: int) -> bool:
+        """Say that the round that began then was enqueued whole; False: somebody else leads."""
+        return bool(await self._store.script(scripts.ENQUEUED, (self._lease, self._rounds), token, since))
+
+    async def heal(self) -> None:
+        """Queue again what nobody would ever come to, for somebody has deleted a part of the queue."""
+        for shard in self.shards:
+            flags, cursor = b"", b"0"
+            while True:
+                flags, cursor = await self._run(shard, scripts.HEAL, flags, cursor)
+                if cursor == b"0":
+                    break
 
     async def abdicate(self, token: str) -> None:
         """Give the leader's lease back."""
@@ -322,7 +326,7 @@ class Queue:
             counts=counts,
             epoch=epoch,
             leads_for=max(0, left) / 1000,
-            round=int(last) if last else None,
+            round=int(last) / _MICROSECONDS if last else None,
         )
 
     async def dead(self) -> list[DeadLetter]:
@@ -333,9 +337,9 @@ class Queue:
             for key, text in _pairs(found):
                 letter = msgspec.json.decode(text)
                 record = letter["record"]
-                args = msgspec.json.decode(record[29:])
+                args = msgspec.json.decode(record[37:])
                 letters.append(
-                    DeadLetter(_text(key), args, letter["why"], int(record[25:29]), int(letter["at"]) / _MICROSECONDS)
+                    DeadLetter(_text(key), args, letter["why"], int(record[33:37]), int(letter["at"]) / _MICROSECONDS)
                 )
         return sorted(letters, key=lambda letter: letter.key)
 

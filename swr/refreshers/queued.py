@@ -29,7 +29,9 @@ class Queued:
     async def end(self, seconds: float) -> None:
         """Lead no more, take nothing more, and hand back what is not done after so many seconds."""
         try:
-            await self._leader.end()
-            await self._consumer.end(seconds)
+            try:
+                await self._leader.end()
+            finally:
+                await self._consumer.end(seconds)
         except StoreUnavailable as error:
             log.warning("closed while Redis is away: the tasks of this worker are taken back later (%s)", error)

@@ -44,7 +44,8 @@ class Refresher:
         strategy: "locks": every process walks all groups and loads those whose lease it gets. "queue": one process
             enqueues, all take and load. "read": nothing, for the decorator refreshes what is asked for.
         at_once: how many loads a process runs at a time.
-        name: of the refresher in Redis, the same in every process; by default made of the key template.
+        name: of the refresher in Redis, the same in every process; by default made of the key template. Several
+            refreshers of one loader need a name each.
         dirty_only: with "queue": after a first round of all groups, only those that `mark_dirty` or `changed_since`
             names are enqueued.
         changed_since: with "queue": a function that is given a time, in seconds since 1970 by the clock of Redis, and
@@ -190,10 +191,14 @@ class Refresher:
         if self._begun:
             raise ConfigurationError(f"the refresher {self.name!r} is running already")
         self._begun = True
-        if self.strategy != "read":
-            await self.loader.engine.ready()
-            self._running = self._made()
-            await self._running.begin()
+        try:
+            if self.strategy != "read":
+                await self.loader.engine.ready()
+                self._running = self._made()
+                await self._running.begin()
+        except BaseException:
+            self._running, self._begun = None, False
+            raise
         return self
 
     async def aclose(self) -> None:

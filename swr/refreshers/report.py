@@ -41,8 +41,8 @@ class Report:
                 "%d rounds of the refresher %r were left out; this one makes up for all", this.missed, self.name
             )
 
-    def end(self, groups: int) -> None:
-        """It has ended, with so many groups."""
+    def end(self, groups: int | None = None) -> None:
+        """It has ended, with so many groups; None: as many as were loaded, or found to be done, held or failing."""
         if self._this is None:
             return
         counted = {result: count - self._counts[result] for result, count in self._window.counts.items()}
@@ -59,7 +59,7 @@ class Report:
             self.name,
             self._this.number,
             seconds,
-            groups,
+            sum(counted.values()) if groups is None else groups,
             counted[Result.LOADED],
             counted[Result.CURRENT],
             counted[Result.HELD] + counted[Result.AWAY],

@@ -1,22 +1,23 @@
 """What runs on the server for queues, each step atomic there.
 
-Keys, for the refresher `r` of the namespace `ns` and its shard `i`, under one hash tag `{r:i}`:
+Keys, for the refresher `r` of the namespace `ns` and its shard `i`, under one hash tag `{r:i}`, behind which no colon
+stands, as it does in the keys of entries and leases:
 
-- `ns:{r:i}:t` a hash, the tasks that are not done: by the key of the group's entry a *record*
-- `ns:{r:i}:s` what is to be done, of task keys: a stream with the consumer group `swr`, or a list
-- `ns:{r:i}:s:C` of a list: what the consumer C has taken
-- `ns:{r:i}:z` a sorted set, when tasks are to be tried again (microseconds)
-- `ns:{r:i}:m` a hash, the dirty set: by key the version of its last mark and the arguments
-- `ns:{r:i}:d` a hash, the dead letters: by key the record and why
-- `ns:{r:i}:c` a hash of counters, and the highest epoch of a leader that was heard of
-- `ns:{r:i}:h` a sorted set, when each consumer was last seen (microseconds)
-- `ns:{r:0}:l` the leader's lease: 16 digits of epoch and its token
-- `ns:{r:0}:r` a hash: the last round that was enqueued whole
+- `ns:{r:i}t` a hash, the tasks that are not done: by the key of the group's entry a *record*
+- `ns:{r:i}s` what is to be done, of task keys: a stream with the consumer group `swr`; or a list, `ns:{r:i}l`
+- `ns:{r:i}l:C` of a list: what the consumer C has taken
+- `ns:{r:i}z` a sorted set, when tasks are to be tried again (microseconds)
+- `ns:{r:i}m` a hash, the dirty set: by key the version that the entry must be newer than, and the arguments
+- `ns:{r:i}d` a hash, the dead letters: by key the record and why
+- `ns:{r:i}c` a hash of counters, and the highest epoch of a leader that was heard of
+- `ns:{r:i}h` a sorted set, when each consumer was last seen (microseconds)
+- `ns:{r:0}L` the leader's lease: 16 digits of epoch and its token
+- `ns:{r:0}r` a hash: when the last round began that was enqueued whole (microseconds)
 
-A record is one letter of state, 16 digits of the version that the entry must be newer than, 8 digits that count
-deliveries, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and wanted again,
-`w` waiting for another try. The count of deliveries is the fence of a delivery: who was taken for dead settles
-nothing any more.
+A record is one letter of state, 16 digits of the version that the entry must be newer than, 16 of the time of its last
+delivery, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and wanted again,
+`w` waiting for another try. The time of a delivery (microseconds) is its fence: who was taken for dead settles nothing
+any more.
 """
 
 from typing import Final
@@ -31,11 +32,10 @@ local function get(id)
   local text = redis.call('HGET', tasks, id)
   if not text then return nil end
   return {state = string.sub(text, 1, 1), since = string.sub(text, 2, 17),
-    delivered = tonumber(string.sub(text, 18, 25)), tries = tonumber(string.sub(text, 26, 29)),
-    args = string.sub(text, 30)}
+    delivered = string.sub(text, 18, 33), tries = tonumber(string.sub(text, 34, 37)), args = string.sub(text, 38)}
 end
 local function text_of(task)
-  return task.state .. task.since .. string.format('%08d%04d', task.delivered, task.tries) .. task.args
+  return task.state .. task.since .. task.delivered .. string.format('%04d', task.tries) .. task.args
 end
 local function put(id, task) redis.call('HSET', tasks, id, text_of(task)) end
 local function bury(id, task, why)
@@ -88,6 +88,8 @@ local function forget(consumer)
     if fields[2] == consumer and fields[4] == 0 then redis.call('XGROUP', 'DELCONSUMER', ready, 'swr', consumer) end
   end
 end
+-- What it did not know of is claimed by others in time.
+local function abandon(consumer, give_back) end
 local function lengths()
   local pending = redis.pcall('XPENDING', ready, 'swr')
   local taken = type(pending) == 'table' and not pending.err and pending[1] or 0
@@ -128,6 +130,13 @@ local function reclaim(consumer, receipts, first, idle, most, give_back)
   end
 end
 local function forget(consumer) end
+local function abandon(consumer, give_back)
+  local id = redis.call('RPOP', ready .. ':' .. consumer)
+  while id do
+    give_back(id)
+    id = redis.call('RPOP', ready .. ':' .. consumer)
+  end
+end
 local function lengths()
   local taken = 0
   for _, consumer in ipairs(redis.call('ZRANGE', seen, 0, -1)) do
@@ -143,16 +152,8 @@ local newest = redis.call('HGET', counts, 'epoch') or ''
 if epoch < newest then return {-1, newest} end
 redis.call('HSET', counts, 'epoch', epoch)
 local new, merged = 0, 0
-local queued, taken = lengths()
-local emptied = queued + taken == 0
 local function enqueue(id, since, args)
   local task = get(id)
-  if task and emptied and task.state ~= 'w' then
-    -- Somebody has deleted the stream or the list, and nobody would ever come to it.
-    task.state = 'q'
-    put(id, task)
-    push(id)
-  end
   if task then
     merged = merged + 1
     if since > task.since then
@@ -163,7 +164,7 @@ local function enqueue(id, since, args)
   else
     new = new + 1
     -- A dead letter is delivered once in a while, and no oftener.
-    put(id, {state = 'q', since = since, delivered = 0, args = args,
+    put(id, {state = 'q', since = since, delivered = digits(0), args = args,
       tries = redis.call('HEXISTS', dead, id) == 1 and most - 1 or 0})
     push(id)
   end
@@ -194,6 +195,16 @@ for i = 1, #found, 2 do
   enqueue(found[i], string.sub(found[i + 1], 1, 16), string.sub(found[i + 1], 17))
   redis.call('HDEL', marks, found[i])
 end
+if ARGV[5] == '0' then
+  -- What was given up is tried again, once a round.
+  local letters = redis.call('HSCAN', dead, '0', 'COUNT', ARGV[6])[2]
+  for i = 1, #letters, 2 do
+    if not get(letters[i]) then
+      local record = cjson.decode(letters[i + 1]).record
+      enqueue(letters[i], string.sub(record, 2, 17), string.sub(record, 38))
+    end
+  end
+end
 """
     + _ENQUEUED
     + "return {new, merged, reply[1]}"
@@ -209,7 +220,7 @@ count('marked', #ARGV / 3)
 return 1
 """
 
-# consumer, most, most deliveries -> {us to the next retry or -1, {receipt, id, since, delivery, tries, args}…}
+# consumer, most, most deliveries -> {us to the next retry or -1, {{receipt, id, since, delivery, tries, args}…}}
 TAKE: Final = """
 local consumer, most = ARGV[1], tonumber(ARGV[3])
 redis.call('ZADD', seen, now, consumer)
@@ -232,13 +243,13 @@ for _, pulled in ipairs(pull(consumer, tonumber(ARGV[2]))) do
     drop(receipt, consumer)
     bury(id, task, 'delivered ' .. task.tries .. ' times, and whoever had it did not come back')
   else
-    task.state, task.delivered, task.tries = 'r', task.delivered + 1, task.tries + 1
+    task.state, task.delivered, task.tries = 'r', digits(now), task.tries + 1
     put(id, task)
     taken[#taken + 1] = {receipt, id, task.since, task.delivered, task.tries, task.args}
   end
 end
 local next = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
-return {next and math.max(0, math.floor(next - now)) or -1, unpack(taken)}
+return {next and math.max(0, math.floor(next - now)) or -1, taken}
 """
 
 # consumer, most deliveries, (what, receipt, id, delivery, delay (us), why)… -> how many had been given to others
@@ -247,7 +258,7 @@ local consumer, most, late = ARGV[1], tonumber(ARGV[2]), 0
 for i = 3, #ARGV, 6 do
   local what, receipt, id, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 4])
   local task = get(id)
-  if not task or task.delivered ~= tonumber(ARGV[i + 3]) or (task.state ~= 'r' and task.state ~= 'a') then
+  if not task or task.delivered ~= ARGV[i + 3] or (task.state ~= 'r' and task.state ~= 'a') then
     late = late + 1
   else
     drop(receipt, consumer)
@@ -283,12 +294,9 @@ if late > 0 then count('late', late) end
 return late
 """
 
-# consumer, idle (us), receipt… -> how many tasks were taken from consumers who have not been seen for so long
-TEND: Final = """
-local consumer, idle = ARGV[1], tonumber(ARGV[2])
-redis.call('ZADD', seen, now, consumer)
+_GIVE_BACK: Final = """
 local back = 0
-reclaim(consumer, ARGV, 3, idle, 1000, function(id)
+local function give_back(id)
   local task = get(id)
   if task and (task.state == 'r' or task.state == 'a') then
     task.state = 'q'
@@ -296,7 +304,16 @@ reclaim(consumer, ARGV, 3, idle, 1000, function(id)
     requeue(id)
     back = back + 1
   end
-end)
+end
+"""
+
+# consumer, idle (us), receipt… -> how many tasks were taken from consumers who have not been seen for so long
+TEND: Final = (
+    _GIVE_BACK
+    + """
+local consumer, idle = ARGV[1], tonumber(ARGV[2])
+redis.call('ZADD', seen, now, consumer)
+reclaim(consumer, ARGV, 3, idle, 1000, give_back)
 if back > 0 then
   count('reclaimed', back)
 end
@@ -306,12 +323,42 @@ for _, other in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - 60 * idle
 end
 return back
 """
+)
 
-# consumer: it has nothing any more
-LEAVE: Final = """
+# consumer: it takes nothing any more -> how many tasks it had that it did not know of
+LEAVE: Final = (
+    _GIVE_BACK
+    + """
 redis.call('ZREM', seen, ARGV[1])
+abandon(ARGV[1], give_back)
 forget(ARGV[1])
-return 1
+return back
+"""
+)
+
+# flags ('' at first), cursor -> {flags, cursor}: queue again what nobody would ever come to, for somebody has deleted
+# the stream, a list, or the times of waiting tasks. The flags are the states in which no task can be that is there
+# still. One that is queued twice is taken once.
+HEAL: Final = """
+local flags = ARGV[1]
+if flags == '' then
+  local queued, taken = lengths()
+  flags = (queued == 0 and 'q' or '-') .. (taken == 0 and 'ra' or '--')
+    .. (redis.call('ZCARD', delayed) == 0 and 'w' or '-')
+end
+if flags == '----' then return {flags, '0'} end
+local reply = redis.call('HSCAN', tasks, ARGV[2], 'COUNT', 500)
+local found = reply[2]
+for i = 1, #found, 2 do
+  local id = found[i]
+  local task = get(id)
+  if string.find(flags, task.state, 1, true) then
+    task.state = 'q'
+    put(id, task)
+    push(id)
+  end
+end
+return {flags, reply[1]}
 """
 
 # -> {queued, taken, waiting, dirty, dead, consumers, counters}
@@ -344,7 +391,8 @@ if back > 0 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end
 return back
 """
 
-# lease, rounds, counters of shard 0 | token, ttl (ms) -> {epoch, last round, now}, or {0, ms until it ends, now}
+# lease, rounds, counters of shard 0 | token, ttl (ms)
+# -> {epoch, beginning of the last round, now}, or {'', ms until it ends, now}
 LEAD: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -360,7 +408,7 @@ redis.call('SET', KEYS[1], epoch .. ARGV[1], 'PX', ARGV[2])
 return {epoch, redis.call('HGET', KEYS[2], 'round') or '', digits(now)}
 """
 
-# lease, rounds | token, round -> 1, or 0: somebody else leads
+# lease, rounds | token, beginning of a round -> 1, or 0: somebody else leads
 ENQUEUED: Final = """
 if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[2], 'round', ARGV[2])

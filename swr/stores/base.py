@@ -102,10 +102,10 @@ class Store(Protocol):
     async def settled(self) -> None:
         """Wait until all that could not be told to the store is told."""
 
-    async def now(self, key: str | None = None) -> int:
-        """Return the clock that versions of `key`, or of barriers, come from: microseconds since 1970.
+    async def now(self) -> int:
+        """Return the clock that versions come from: microseconds since 1970, older than every version to come.
 
-        It is older than every version to come. Raises StoreUnavailable.
+        Raises StoreUnavailable.
         """
 
     @property

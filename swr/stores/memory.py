@@ -67,7 +67,7 @@ class MemoryStore:
     async def settled(self) -> None:
         """At once."""
 
-    async def now(self, key: str | None = None) -> int:
+    async def now(self) -> int:
         """Return the clock's microseconds: older than every version to come, newer than none so far."""
         return max(int(self._clock() * 1e6) - 1, self._last)
 

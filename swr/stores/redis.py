@@ -225,6 +225,22 @@ class RedisStore:
                 raise StoreUnavailable(f"{had} of {replicas} replicas have it after {self._timeout / 2:g} s")
         return answer
 
+    async def newest(self, keys: list[str]) -> dict[str, int]:
+        """Return a version for each key: what is stored or being loaded is not newer, what is loaded from now on is.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        most = _MOST_AT_ONCE if self._servers.one else 1
+        some = [keys[first : first + most] for first in range(0, len(keys), most)]
+        named = [tuple(name for key in part for name in self._keys(key)) for part in some]
+        answers = await asyncio.gather(*(self.script(scripts.NEWEST, names) for names in named))
+        return {
+            key: int(version)
+            for part, answer in zip(some, answers, strict=True)
+            for key, version in zip(part, answer, strict=True)
+        }
+
     async def has_replicas(self, key: str, since: int, replicas: int) -> bool:
         """Whether so many replicas have an entry of `key` that is newer than version `since`."""
         try:
@@ -415,16 +431,10 @@ class RedisStore:
     async def settled(self) -> None:
         """At once: what this store has not told it has refused to tell."""
 
-    async def now(self, key: str | None = None) -> int:
-        """Return the clock of the server that has `key`, or the barriers."""
-        name = self._barrier_keys[1] if key is None else self._entry_key(key)
-        seconds, microseconds = await self.ask(name, "TIME")
+    async def now(self) -> int:
+        """Return the clock of the server that has the barriers."""
+        seconds, microseconds = await self.ask(self._barrier_keys[1], "TIME")
         return int(seconds) * 1_000_000 + int(microseconds) - 1
-
-    @property
-    def one(self) -> bool:
-        """Whether one server has every key, and one clock makes all versions."""
-        return self._servers.one
 
     @property
     def sent(self) -> int:

@@ -100,6 +100,19 @@ return 1
 """
 )
 
+# (entry, lease)… -> versions: what is loaded from now on is newer, whatever the clock says
+NEWEST: Final = (
+    _TIME
+    + """
+local versions = {}
+for i = 1, #KEYS, 2 do
+  local leased = tonumber(string.match(read(KEYS[i + 1]), '^l(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)')) or 0
+  versions[#versions + 1] = digits(math.max(now - 1, version_in(read_head(KEYS[i])), leased))
+end
+return versions
+"""
+)
+
 # lease | token, version, ttl (ms) -> 1, or 0: lost
 RENEW: Final = """
 if redis.call('GET', KEYS[1]) ~= 'l' .. ARGV[2] .. ARGV[1] then return 0 end

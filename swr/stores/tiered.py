@@ -92,9 +92,9 @@ class TieredStore:
         while self._owed_keys or self._owed_tags or self._owed_leases:  # noqa: ASYNC110
             await anyio.sleep(_LOOKED_AFTER)
 
-    async def now(self, key: str | None = None) -> int:
+    async def now(self) -> int:
         """Return the shared store's clock."""
-        return await self.store.now(key)
+        return await self.store.now()
 
     @property
     def sent(self) -> int:

@@ -66,9 +66,9 @@ class FlakyStore:
         if not self.away:
             self._listener(message)
 
-    async def now(self, key: str | None = None) -> int:
+    async def now(self) -> int:
         """Return the clock of the store behind, or fail."""
-        return await self._do("now", lambda: self.store.now(key))
+        return await self._do("now", self.store.now)
 
     @property
     def sent(self) -> int:

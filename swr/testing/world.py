@@ -389,9 +389,9 @@ class Link:
 
     # -- entries and leases -----------------------------------------------------------------------------------
 
-    async def now(self, key: str | None = None) -> int:
+    async def now(self) -> int:
         """Return the server's clock."""
-        return await self._ask(lambda: self._server.store.now(key))
+        return await self._ask(lambda: self._server.store.now())
 
     @property
     def sent(self) -> int:
