@@ -151,9 +151,7 @@ class Part:
     async def run(self, load: Load) -> None:
         """Store what the batch's loader says of this key."""
         batch, flight, policy = self._batch, load.flight, self.policy
-        entry = flight.entry
-        is_new = entry is not None and (flight.since is None or entry.version > flight.since)
-        if is_new and not flight.forced and is_absent(entry, batch.engine.clock()):
+        if not flight.forced and _is_known_absent(flight, batch.engine.clock()):
             # Somebody else has found that out meanwhile.
             await load.leave()
             return
@@ -162,8 +160,8 @@ class Part:
         value = await batch.value(self._item, load)
         if value is not _ABSENT:
             await land(load, value, policy, last)
-        elif batch.absent_for or flight.entry is not None or flight.forced:
-            # What is stored so far must go, too.
+        elif batch.absent_for or flight.entry is not None or flight.forced or flight.since is not None:
+            # What is stored so far must go, too; and other refreshers are told.
             await load.land(None, Policy(0, keep_for=batch.absent_for).tagged(policy.tags), absent=True)
         else:
             await load.leave()
@@ -171,3 +169,11 @@ class Part:
     def masks(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Whatever failed, the entry's own windows say whether it stands in."""
         return True
+
+
+def _is_known_absent(flight: Flight, now: float) -> bool:
+    """Whether there is no value, as somebody has found out; for readers as long as that is remembered."""
+    entry, since = flight.entry, flight.since
+    if entry is None or since is None:
+        return is_absent(entry, now)
+    return entry.absent and entry.version > since

@@ -115,7 +115,7 @@ async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | Non
     """
     flight = load.flight
     entry = flight.entry
-    if entry is None and flight.forced and asks:
+    if asks and (flight.since is not None or (entry is None and flight.forced)):
         # Whoever asked for a refresh had no reason to look.
         entry = await engine.store.read(flight.key, flight.job.codec)
     if entry is None or entry.absent or not engine.store.barriers.admits(entry.head, entry.tags):

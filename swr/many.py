@@ -100,10 +100,16 @@ class ManyKeys:
         return ManyCall(self, bound, list(items))
 
     def split(self, args: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
-        """Return the one item that stands in the place of the list, and the other arguments by name."""
+        """Return the one item that stands in the place of the list, and the other arguments by name.
+
+        Raises:
+            TypeError: the function does not take these arguments, or the item is not hashable.
+        """
         bound = self._signature.bind(*args)
         bound.apply_defaults()
-        return bound.arguments.pop(self._list), bound.arguments
+        item = bound.arguments.pop(self._list)
+        hash(item)
+        return item, bound.arguments
 
     def call(self, rest: dict[str, Any], items: list[Any]) -> "ManyCall":
         """Return a call for `items`, with the other arguments by name."""

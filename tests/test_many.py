@@ -868,6 +868,8 @@ class TestThroughRedis:
             assert asked == [[1, 2, 100]]
             assert await row(1) == Row(1)
             assert await row(100) == Row(-100)
+            # Until the message has come, it is not there.
+            await until(lambda: one.engine.store.peek("row:100") is None)
             assert await rows([100]) == {100: Row(-100)}
             await one.invalidate_tag("row:2")
             known = one.engine.store.barriers.head

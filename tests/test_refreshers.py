@@ -7,14 +7,16 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from swr import Cache, ConfigurationError, Refresher, StoreUnavailable
+from swr import NOT_MODIFIED, Cache, ConfigurationError, LoadContext, NotModified, Refresher, StoreUnavailable
+from swr.batch import Batch
+from swr.codec import ANY
 from swr.events import LoadBegun, RoundEnded
 from swr.refreshers.groups import groups_of
 from swr.refreshers.rounds import Rounds
 from swr.refreshers.window import Result, Task, Window
 from swr.stores.base import Kind, Message
 from swr.testing import FakeClock
-from tests.fleet import Job, fleet, settle, until
+from tests.fleet import POLICY, Job, fleet, settle, until
 
 pytestmark = pytest.mark.anyio
 
@@ -593,6 +595,46 @@ class TestGroups:
                 await until(lambda: rounds)
         assert calls == [["NONE"]]
 
+    async def test_items_that_are_none_are_left_out(self, caplog):
+        cache, calls = Cache(), []
+
+        @cache.cached_many("ranking:{group}", fresh_for=60)
+        async def rankings(groups: list[str]) -> dict[str, int]:
+            calls.append(groups)
+            return dict.fromkeys(groups, 1)
+
+        async with cache, Refresher(rankings, [["x"], "d"], 3600):
+            await until(lambda: calls)
+        assert calls == [["d"]]
+        assert "leaves out 1 of 2 groups; the first is (['x'],): unhashable" in caplog.text
+
+    async def test_what_is_not_there_is_found_out_once_a_round(self, two):
+        """Though it is not remembered for readers."""
+        since = await two[0].store.now()
+        calls = []
+
+        async def none(items):
+            calls.append(items)
+            return {}
+
+        for process in two:
+            flight = Batch(process.engine, none, ANY, 0.0).begin("k", "k", POLICY, None, since=since)
+            await flight.done.wait()
+            assert flight.left
+        assert calls == [["k"]]
+
+    async def test_what_was_stored_last_is_told_to_a_loader_who_asks(self, two):
+        cache, seen = Cache(), []
+
+        @cache.cached("ranking:{group}", fresh_for=60)
+        async def ranking(context: LoadContext[int], group: str) -> int | NotModified:
+            seen.append(context.has_value)
+            return NOT_MODIFIED if context.has_value else 1
+
+        async with cache, Refresher(ranking, ["a"], 0.1):
+            await until(lambda: len(seen) >= 3)
+        assert seen[:3] == [False, True, True]
+
     async def test_a_batch_loader_that_found_none_before_is_asked_again(self):
         """In the next round, however long it is remembered for readers that there is none."""
         cache, there, calls = Cache(), [], []
@@ -651,6 +693,9 @@ class TestBadInput:
             ({"keys": (number for number in range(3))}, "used up by one round"),
             ({"keys": map(str, [1])}, "used up by one round"),
             ({"changed_since": 5}, "changed_since=5 is not a function"),
+            ({"name": 5}, "name=5 is not a name"),
+            ({"name": "\ud800"}, "is not a name"),
+            ({"name": ""}, "name='' is not a name"),
         ],
     )
     def test_options_that_cannot_work(self, options, message):

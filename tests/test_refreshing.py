@@ -431,6 +431,41 @@ class TestLeader:
         # What it had enqueued was a task all the same, and is not loaded twice.
         assert loads["g"] == 1
 
+    async def test_closing_while_it_asks_for_its_groups(self, server: Server):
+        """Whoever comes next leads at once, and nothing is enqueued by one that is closed."""
+        loads, gate, asked = Counter(), asyncio.Event(), asyncio.Event()
+
+        async def keys():
+            asked.set()
+            await gate.wait()
+            return ["g"]
+
+        worker = Worker(server, loads, keys=keys)
+        async with worker.cache:
+            async with worker.refresher:
+                await asked.wait()
+            gate.set()
+            await asyncio.sleep(0.05)
+            now = await status(worker)
+        assert (now.leads_for, now.round, now.counts.get("enqueued", 0)) == (0.0, None, 0)
+
+    async def test_too_few_replicas_are_said_once_and_the_other_shards_go_on(self, server: Server, caplog):
+        loads = Counter()
+        worker = Worker(server, loads, every=0.2, groups=6, shards=2, replicas=1, dirty_only=True)
+        async with worker.cache:
+            queue = worker.refresher._queue
+            replicated = queue._store.replicated
+
+            async def on_one(replicas, script, keys, *args):
+                return await replicated(replicas if keys == queue._keys[0] else 0, script, keys, *args)
+
+            queue._store.replicated = on_one
+            queue._store.has_replicas = lambda *_: asyncio.sleep(0, True)
+            async with worker.refresher:
+                await until(lambda: len(loads) == 6, 10)
+                assert not worker.queued
+        assert caplog.text.count("could not enqueue a round: StoreUnavailable: 0 of 1 replicas have it") == 1
+
     async def test_asking_for_groups_may_take_longer_than_the_lease(self, server: Server):
         loads = Counter()
 

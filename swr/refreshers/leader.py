@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 
 from swr.engine import Engine
-from swr.errors import StoreUnavailable
+from swr.errors import SWRError
 from swr.events import RoundQueued
 from swr.refreshers.queue import Queue, Superseded
 from swr.refreshers.rounds import MICROSECONDS
@@ -56,7 +56,9 @@ class Leader:
         self._lead_for = lead_for
         self._token = token
         self._epoch = ""
-        self._stop = anyio.Event()
+        self._leading = anyio.CancelScope()
+        # How often in a row it has failed.
+        self._failures = 0
 
     @property
     def _engine(self) -> Engine:
@@ -66,25 +68,38 @@ class Leader:
         """Lead when nobody else does, until `end`."""
         self._engine.start(self._run)
 
-    async def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                pause = await self._turn()
-            except Superseded:
-                self._epoch, pause = "", _AGAIN_IN
-            except StoreUnavailable:
-                pause = _AGAIN_IN
-            except Exception:
-                # `keys` or `changed_since`: the database is away, perhaps.
-                log.exception("the refresher %r could not enqueue a round; the next try comes soon", self._queue.name)
-                pause = _AGAIN_IN
-            with anyio.move_on_after(pause):
-                await self._stop.wait()
-
     async def end(self) -> None:
         """Begin no round any more, and have somebody else lead."""
-        self._stop.set()
+        self._leading.cancel()
         await self._queue.abdicate(self._token)
+
+    async def _run(self) -> None:
+        with self._leading:
+            while True:
+                pause = await self._tried()
+                await anyio.sleep(pause)
+
+    async def _tried(self) -> float:
+        """Do what is to be done now; return in how many seconds to look again, later and later where it fails."""
+        try:
+            pause = await self._turn()
+        except Superseded:
+            self._epoch = ""
+            return _AGAIN_IN
+        except Exception as error:
+            # While Redis is away that is known; otherwise it is `keys`, `changed_since`, or too few replicas.
+            if self._engine.is_store_up and not self._failures:
+                log.warning(
+                    "the refresher %r could not enqueue a round: %s: %s; it is tried again and again",
+                    self._queue.name,
+                    type(error).__name__,
+                    error,
+                    exc_info=None if isinstance(error, SWRError) else error,
+                )
+            self._failures += 1
+            return min(_AGAIN_IN * 2.0 ** min(self._failures - 1, 10), max(_AGAIN_IN, self._every / MICROSECONDS))
+        self._failures = 0
+        return pause
 
     async def _turn(self) -> float:
         """Enqueue a round if one is due; return in how many seconds to look again."""

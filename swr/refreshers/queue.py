@@ -2,13 +2,13 @@
 
 import asyncio
 import zlib
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from swr.engine import Engine
-from swr.errors import ConfigurationError
+from swr.errors import ConfigurationError, StoreUnavailable
 from swr.keys import storage_name
 from swr.refreshers import scripts
 from swr.refreshers.groups import travelling
@@ -174,17 +174,37 @@ class Queue:
         parts: list[list[bytes | str]] = [[] for _ in self.shards]
         for key, since, args in tasks:
             parts[self._shard(key)] += (_bytes(key), f"{since:016d}", travelling(key, args))
-        new = merged = 0
-        for shard in self.shards:
+
+        async def enqueue(shard: int) -> AsyncIterator[list[Any]]:
             # At least once for every shard: the older leaders are shut out of it.
             for first in range(0, max(1, len(parts[shard])), 3 * _AT_ONCE):
-                answer = await self._enqueue(shard, scripts.ENQUEUE, epoch, *parts[shard][first : first + 3 * _AT_ONCE])
-                new, merged = new + answer[0], merged + answer[1]
+                yield await self._enqueue(shard, scripts.ENQUEUE, epoch, *parts[shard][first : first + 3 * _AT_ONCE])
+
+        return await self._in_each(enqueue)
+
+    async def _in_each(self, enqueue: Callable[[int], AsyncIterator[list[Any]]]) -> tuple[int, int]:
+        """Enqueue in every shard, whether or not others fail; return how many tasks are new, and how many were there.
+
+        Raises:
+            StoreUnavailable: one has failed.
+        """
+        new = merged = 0
+        failed: StoreUnavailable | None = None
+        for shard in self.shards:
+            try:
+                async for answer in enqueue(shard):
+                    new, merged = new + answer[0], merged + answer[1]
+            except StoreUnavailable as error:
+                failed = error
+        if failed is not None:
+            raise failed
         return new, merged
 
     async def _enqueue(self, shard: int, body: str, epoch: str, *args: bytes | str | int) -> list[Any]:
         told = self._store.told(Kind.QUEUED, self.name)
-        answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *told, *args, replicas=self._replicas)
+        # Without tasks it says who leads, and no more.
+        replicas = self._replicas if args else 0
+        answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *told, *args, replicas=replicas)
         if answer[0] == -1:
             raise Superseded
         return answer
@@ -207,15 +227,17 @@ class Queue:
 
     async def drain(self, epoch: str) -> tuple[int, int]:
         """Enqueue what is dirty; see `enqueue`."""
-        new = merged = 0
-        for shard in self.shards:
-            cursor: bytes | str = "0"
+
+        async def drain(shard: int) -> AsyncIterator[list[Any]]:
+            cursor = b"0"
             while True:
                 answer = await self._enqueue(shard, scripts.DRAIN, epoch, cursor, _AT_ONCE)
-                new, merged, cursor = new + answer[0], merged + answer[1], answer[2]
+                yield answer
+                cursor = answer[2]
                 if cursor == b"0":
                     break
-        return new, merged
+
+        return await self._in_each(drain)
 
     async def take(self, shard: int, consumer: str, most: int) -> tuple[float | None, list[Delivery]]:
         """Take tasks; return how many seconds from now a task that waits may be taken, and the tasks."""

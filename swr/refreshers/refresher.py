@@ -111,6 +111,8 @@ class Refresher:
                 raise ConfigurationError(f"{option}={locals()[option]!r} is not between 0.01 and 1e9 seconds")
         if changed_since is not None and not callable(changed_since):
             raise ConfigurationError(f"changed_since={changed_since!r} is not a function of a time")
+        if name is not None and not (isinstance(name, str) and name.isprintable() and name):
+            raise ConfigurationError(f"name={name!r} is not a name: give a string of printable characters")
         self.loader = loader
         self.strategy = strategy
         self.every = times["every"]
