@@ -2,13 +2,14 @@
 
     scripts/bench outage [--quick]
 
-A TCP proxy in front of the server hangs or refuses, again and again, while readers ask for what lies in memory, fresh
-and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's own first step to its
-answer; of those who wait for the loader, what it took is taken off. The first failures are over a tenth of a second
-after the cache has said that Redis is away (`StoreDown`).
+The server is stopped (SIGSTOP), or killed, again and again, while readers ask for what lies in memory, fresh and stale,
+and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's own first step to its answer; of those
+who wait for the loader, what it took is taken off. The first failures are over a tenth of a second after the cache has
+said that Redis is away (`StoreDown`).
 
-Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
-five times after it has become stale. In time each read begins a refresh, and so does a second late the first.
+Then, over a TCP proxy, stale hits with every reply of Redis a second late, against the same without delay, in turns:
+every key is read five times after it has become stale. In time each read begins a refresh, and so does a second late
+the first.
 """
 
 import argparse
@@ -66,7 +67,7 @@ class Readers:
     """Those who ask while Redis is away.
 
     Parameters:
-        cache: over the proxy.
+        cache: over the server.
         waits: where it is noted what they waited.
     """
 
@@ -126,24 +127,19 @@ class Readers:
 
 
 async def without_redis(server: Server, setting: Setting) -> None:
-    """Print the table of a server that is hung, and of one that refuses."""
+    """Print the table of a server that is stopped, and of one that is gone."""
     faults = {"hung": Waits(), "refused": Waits()}
     for turn in range(setting.rounds):
         for fault, waits in faults.items():
             # What a round leaves undone, a lease for one, is nobody's business in the next.
-            async with Proxy(server.port) as proxy, Cache(proxy.url, namespace=f"{fault}-{turn}") as cache:
+            async with Cache(server.url, namespace=f"{fault}-{turn}") as cache:
                 cache.subscribe(waits.note, StoreDown)
                 waits.down_at = None
                 readers = Readers(cache, waits)
                 await readers.fill()
-                if fault == "hung":
-                    proxy.hang = True
-                else:
-                    proxy.refuse = True
-                    proxy.cut()
+                (server.pause if fault == "hung" else server.kill)()
                 await readers.run(setting.away_for)
-                proxy.heal()
-                proxy.refuse = False
+                (server.resume if fault == "hung" else server.start)()
     rows = []
     for fault, waits in faults.items():
         for when, by_reader, goals in (

@@ -88,6 +88,8 @@ class Engine:
         self.clock = clock
         self.events = Publisher()
         self.fence = 0
+        # The event loop's clock, without anyio's asking each time which loop that is.
+        self.time: Callable[[], float] = anyio.current_time
         # Since when the store is known to be away, in seconds of a clock that outlives event loops.
         self._down_since: float | None = None
         self._lease_for = lease_for
@@ -125,6 +127,7 @@ class Engine:
                 with anyio.CancelScope(shield=True):
                     await self._owner.open()
                     self.threads = anyio.CapacityLimiter(_THREADS)
+                    self.time = loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
                     self._instance = secrets.token_hex(8)
                     try:
                         await self.store.open(self._owner.start_last, self._hear)
@@ -342,7 +345,7 @@ class Engine:
         flight = None if forced else self._flights.get(key)
         if flight is None:
             denied = None if forced or since is not None else self._denied.get(key)
-            if denied is not None and denied[1] is not None and anyio.current_time() < denied[0]:
+            if denied is not None and denied[1] is not None and self.time() < denied[0]:
                 flight = Flight(key, job, entry, self.fence)
                 if self.fallback(flight, denied[1]) is not None:
                     flight.error = denied[1]
@@ -419,7 +422,7 @@ class Engine:
     def kept_off_for(self, key: str) -> float:
         """Return for how many seconds nobody here is to ask for the lease of `key` again."""
         denied = self._denied.get(key)
-        return 0.0 if denied is None else max(0.0, denied[0] - anyio.current_time())
+        return 0.0 if denied is None else max(0.0, denied[0] - self.time())
 
     def is_loading(self, key: str) -> bool:
         """Whether a load of `key` is under way in this process."""
@@ -466,7 +469,7 @@ class Engine:
         _chain.set(chain)
         self._tokens += 1
         token = f"{self._instance}{self._tokens:x}"
-        asked = anyio.current_time()
+        asked = self.time()
         # Until the store has answered, a lease of this token may or may not stand.
         lease: Lease | None = Lease(flight.key, token, 0, 0)
         try:
@@ -474,11 +477,11 @@ class Engine:
                 lease = await self._win(flight, token)
             finally:
                 if flight.refused is not None:
-                    self.events.publish(LeaseWaited, flight.key, anyio.current_time() - flight.refused)
+                    self.events.publish(LeaseWaited, flight.key, self.time() - flight.refused)
             if flight.done.is_set():
                 return
             load = Load(self, flight, lease)
-            self.events.publish(LoadBegun, flight.key, anyio.current_time() - asked)
+            self.events.publish(LoadBegun, flight.key, self.time() - asked)
             if lease is not None:
                 self._renew_until_over(load)
             try:
@@ -556,7 +559,7 @@ class Engine:
                 if known == NEWEST:
                     known = answer.now
                 if flight.refused is None:
-                    flight.refused = anyio.current_time()
+                    flight.refused = self.time()
                 with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, answer.retry_after))):
                     await flight.wake.wait()
             except StoreUnavailable as error:
@@ -579,14 +582,14 @@ class Engine:
                 f"the last {failures} loads of {flight.key!r} failed in another process; "
                 f"the next is tried in {retry_after:.1f} s"
             )
-        self._denied[flight.key] = (anyio.current_time() + retry_after, flight.error)
+        self._denied[flight.key] = (self.time() + retry_after, flight.error)
         self.finish(flight)
 
     async def failed(self, flight: Flight, lease: Lease | None, error: BaseException) -> None:
         """End a flight whose load has failed: give its lease back, and keep off for a while if anything stands in."""
         pause = 0.0
         if flight.ended is None:
-            flight.ended = anyio.current_time()
+            flight.ended = self.time()
         stands_in = self.fallback(flight, error) is not None
         if stands_in or flight.since is not None:
             failures = 0 if lease is None else lease.failures
@@ -604,7 +607,7 @@ class Engine:
             await self.store.release(lease, pause)
         if pause:
             # After the release, whose message says that the lease may be asked for again.
-            self._denied[flight.key] = (anyio.current_time() + pause, error)
+            self._denied[flight.key] = (self.time() + pause, error)
         flight.error = error
         self.finish(flight)
 
@@ -675,7 +678,7 @@ class Engine:
 
     def _renew_until_over(self, load: Load) -> None:
         """Renew the lease at a third of its life until the load ends, ten lives at most."""
-        self._renewed[load] = (anyio.current_time() + self._lease_for / 3, 3 * _RENEWED_FOR)
+        self._renewed[load] = (self.time() + self._lease_for / 3, 3 * _RENEWED_FOR)
         if not self._renewing:
             self._renewing = True
             self._owner.start(self._renew_all)
@@ -686,7 +689,7 @@ class Engine:
         while self._renewed:
             # In the order in which they are due, for whatever comes in comes in last.
             load, (due, times) = next(iter(self._renewed.items()))
-            now = anyio.current_time()
+            now = self.time()
             if due > now:
                 await anyio.sleep_until(due)
                 continue
@@ -719,8 +722,10 @@ class Engine:
             self._denied.pop(flight.key, None)
         flight.done.set()
         self._wake(flight.key)
+        for then in flight.then:
+            then(flight)
         if flight.began is not None:
-            seconds = (anyio.current_time() if flight.ended is None else flight.ended) - flight.began
+            seconds = (self.time() if flight.ended is None else flight.ended) - flight.began
             if flight.error is None:
                 self.events.publish(Loaded, flight.key, seconds)
             else:

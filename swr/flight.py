@@ -1,6 +1,6 @@
 """A flight: one load of one key in this process, and everyone who waits for it."""
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,6 +59,7 @@ class Flight:
         "left",
         "refused",
         "since",
+        "then",
         "version",
         "waiters",
         "waits_for",
@@ -88,6 +89,8 @@ class Flight:
         # The store has said who has the lease, as often as it was asked.
         self.answered = anyio.Event()
         self.waiters = 0
+        # Called when it is over, in the task of its load.
+        self.then: list[Callable[[Flight], None]] = []
         # What its loader is waiting for.
         self.waits_for: tuple[Flight, ...] = ()
         # Set while loading: the lease's version, or 0 without a lease. Before that nothing has been read that

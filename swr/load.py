@@ -50,7 +50,7 @@ class Load:
         self.began = engine.clock()
         self.head = engine.store.barriers.head if lease is None else lease.head
         self.running = anyio.CancelScope()
-        self._started = flight.began = anyio.current_time()
+        self._started = flight.began = engine.time()
         self._timer: anyio.CancelScope | None = None
         flight.version = 0 if lease is None else lease.version
 
@@ -86,7 +86,7 @@ class Load:
         self._stop_timer()
         if self.flight.expired:
             return False
-        self.flight.ended = anyio.current_time()
+        self.flight.ended = self._engine.time()
         return True
 
     async def land(self, value: Any, policy: Policy, validator: str | None = None, *, absent: bool = False) -> None:

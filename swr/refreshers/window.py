@@ -1,13 +1,14 @@
 """Loads under way for a refresher, so many at once, and what came of each."""
 
 import enum
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 
 from swr.engine import AGAIN, Engine
-from swr.errors import StoreUnavailable
+from swr.errors import StoreUnavailable, SWRError
 from swr.flight import Flight
 
 # Where it is not known for how long somebody else has it.
@@ -103,7 +104,7 @@ class Window:
         flights = self._loader.begin((task.args, task.since) for task in tasks)
         self.running += len(tasks)
         for task, flight in zip(tasks, flights, strict=True):
-            self._loader.engine.start(self._follow, task, flight, ended)
+            self._follow(task, flight, ended, 0)
 
     def change(self) -> None:
         """Wake whoever waits for a change."""
@@ -127,23 +128,26 @@ class Window:
             while self.running:
                 await self.wait()
 
-    async def _follow(self, task: Task, flight: Flight, ended: Callable[[Task, Ended], None]) -> None:
-        end = Ended(Result.HELD, _SOON)
-        try:
-            for again in range(AGAIN + 1):
-                if again:
-                    # It had begun too early, or was overtaken by an invalidation.
-                    (flight,) = self._loader.begin([(task.args, task.since)])
-                await flight.done.wait()
-                judged = self._judge(task, flight)
-                if judged is not None:
-                    end = judged
-                    break
-        finally:
-            self.running -= 1
-            self.counts[end.result] += 1
-            self.change()
-            ended(task, end)
+    def _follow(self, task: Task, flight: Flight, ended: Callable[[Task, Ended], None], again: int) -> None:
+        # No task of its own waits for each: that would cost as much as many a load.
+        flight.then.append(functools.partial(self._look, task, ended, again))
+
+    def _look(self, task: Task, ended: Callable[[Task, Ended], None], again: int, flight: Flight) -> None:
+        end = self._judge(task, flight)
+        if end is None and again < AGAIN:
+            # It had begun too early, or was overtaken by an invalidation.
+            try:
+                (flight,) = self._loader.begin([(task.args, task.since)])
+            except SWRError as error:
+                end = Ended(Result.HELD, _SOON, error)
+            else:
+                self._follow(task, flight, ended, again + 1)
+                return
+        end = end or Ended(Result.HELD, _SOON)
+        self.running -= 1
+        self.counts[end.result] += 1
+        self.change()
+        ended(task, end)
 
     def _judge(self, task: Task, flight: Flight) -> Ended | None:
         """Return how `task` ended with `flight`; None: it is to be begun again."""
