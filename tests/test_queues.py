@@ -394,6 +394,16 @@ class TestMarks:
         with pytest.raises(StoreUnavailable, match="0 of 1 replicas have it"):
             await queue.mark(GROUPS)
 
+    async def test_a_mark_that_a_replica_has_is_acknowledged(self, store, server: Server, backend):
+        queue = Queue(store, "r", backend, replicas=1)
+        with Server(server.kind) as replica:
+            replica.command("REPLICAOF", "127.0.0.1", str(server.port))
+            async with asyncio.timeout(20):
+                while b"state=online" not in server.command("INFO", "replication"):
+                    await asyncio.sleep(0.05)
+            await queue.mark(GROUPS)
+            assert int(replica.command("HLEN", queue._keys[0][3].decode())[1:-2]) == len(GROUPS)
+
     @pytest.mark.parametrize("is_back", [False, True])
     async def test_a_connection_that_breaks_meanwhile_says_nothing(self, store, backend, monkeypatch, is_back):
         queue = Queue(store, "r", backend, replicas=1)

@@ -539,6 +539,13 @@ class TestClaims:
             assert store.sent - sent == 1
             assert [lease.key for lease in leases] == [f"k{number}" for number in range(100)]
 
+    async def test_a_thousand_are_a_few(self, server: Server):
+        async with opened(redis_store(server)) as store:
+            sent = store.sent
+            leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(1001)))
+            assert store.sent - sent == 3
+            assert len({lease.key for lease in leases}) == 1001
+
     async def test_who_leaves_can_give_back_what_was_on_its_way(self, server: Server):
         """Even where it is sent once more, on another connection, for those who stay."""
         async with Proxy(server.port) as proxy:

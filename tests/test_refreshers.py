@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from swr import NOT_MODIFIED, Cache, ConfigurationError, LoadContext, NotModified, Refresher, StoreUnavailable
+from swr import NOT_MODIFIED, Cache, ConfigurationError, LoadContext, NotModified, Refresher, StoreUnavailable, SWRError
 from swr.batch import Batch
 from swr.codec import ANY
 from swr.events import LoadBegun, RoundEnded
@@ -232,6 +232,22 @@ class TestWindow:
         window.change()
         with anyio.fail_after(5):
             await window.wait(None, changes)
+
+    async def test_what_cannot_begin_again_is_left(self, two, monkeypatch):
+        """The cache was closed, for one, while it was invalidated."""
+        process = two[0]
+        process.groups.jobs["k"] = job = Job()
+
+        async def invalidate():
+            await two[1].engine.invalidate("k")
+            monkeypatch.setattr(process.groups, "begin", refuse)
+
+        def refuse(calls):
+            raise SWRError("the cache was closed")
+
+        job.before_landing = invalidate
+        end = await ended(process, "k", 0)
+        assert (end.result, str(end.error)) == (Result.HELD, "the cache was closed")
 
     async def test_draining_ends_in_time(self, two):
         process = two[0]

@@ -345,7 +345,7 @@ class TestQueue:
 
     async def test_closed_while_redis_is_away(self, own_server: Server, caplog):
         loads = Counter()
-        worker = Worker(own_server, loads, keys=["g"])
+        worker = Worker(own_server, loads, keys=["g"], drain_for=0.3)
         worker.cache.engine._owner._drain_for = 0.1
         worker.gate = asyncio.Event()
         async with working(worker):
@@ -356,6 +356,20 @@ class TestQueue:
             await asyncio.sleep(0.1)
             await worker.refresher.aclose()
         assert "closed while Redis is away: the tasks of this worker are taken back later" in caplog.text
+
+    async def test_closed_while_redis_is_away_for_a_moment(self, own_server: Server, caplog):
+        """What is to be said is said as soon as it can be, within the time that closing has."""
+        loads = Counter()
+        worker = Worker(own_server, loads, keys=["g"], timeout=0.2)
+        async with worker.cache:
+            async with worker.refresher:
+                await until(lambda: loads["g"])
+                await idle(worker)
+                own_server.pause()
+                asyncio.get_running_loop().call_later(1.0, own_server.resume)
+            await until(lambda: worker.cache.engine.store.up, 10)
+            assert (await status(worker)).consumers == {}
+        assert "the tasks of this worker are taken back later" in caplog.text
 
     async def test_a_batch_that_is_done_while_redis_is_away_is_settled_later(self, own_server: Server):
         """Or taken by another: it is not loaded twice."""

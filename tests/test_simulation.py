@@ -15,8 +15,10 @@ import textwrap
 from random import Random
 from typing import NamedTuple
 
+import anyio
 import pytest
 
+from swr import StoreUnavailable
 from swr.engine import Engine
 from swr.load import Load
 from swr.stores.barriers import Barriers
@@ -259,7 +261,18 @@ def test_a_link_holds_no_entry():
     oracle = Oracle({}, 1.0, lambda: 0.0)
     server = Server(lambda: 0.0, oracle, lenient=False)
     link = Link(server, "w0", Gate(), Random(0), Weather(0.0, 0.0), oracle, lambda function: None)
-    assert link.peek("k") is None
+    assert (link.peek("k"), link.sent) == (None, 0)
+
+
+def test_a_link_that_is_down_knows_no_time():
+    oracle = Oracle({}, 1.0, lambda: 0.0)
+
+    async def ask():
+        server = Server(lambda: 0.0, oracle, lenient=False)
+        await Link(server, "w0", Gate(), Random(0), Weather(0.0, 0.0), oracle, lambda function: None).now()
+
+    with pytest.raises(StoreUnavailable, match="away"):
+        anyio.run(ask, backend="trio")
 
 
 def test_without_trio_it_says_what_to_install(monkeypatch):
