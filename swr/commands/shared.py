@@ -143,14 +143,12 @@ def redis_of(engine: "Engine", name: str) -> "RedisStore":
     Raises:
         ConfigurationError: there is none.
     """
-    from swr.stores.redis import RedisStore
-    from swr.stores.tiered import TieredStore
+    from swr.refreshers.queue import store_of
 
-    if isinstance(engine.store, TieredStore) and isinstance(engine.store.store, RedisStore):
-        return engine.store.store
-    raise ConfigurationError(
+    return store_of(
+        engine,
         f"the cache of {name!r} is in the memory of one process, and what is loaded here nobody reads: give it a URL, "
-        f'Cache("redis://…")'
+        f'Cache("redis://…")',
     )
 
 

@@ -113,8 +113,8 @@ class Locks:
                 some = {key: self._todo.pop(key) for key in list(itertools.islice(self._todo, room))}
                 window.begin([Task(key, args, this.since) for key, args in some.items()], self._ended)
             elif self._todo or self._held or window.running:
-                at = min([over_at, *(at for _, at in self._held.values())])
-                await window.wait(max(0.01, at - now) if at > now or self._held else None)
+                ahead = [at - now for at in (over_at, *(at for _, at in self._held.values())) if at > now]
+                await window.wait(min(ahead, default=None))
 
     def _ended(self, task: Task, end: Ended) -> None:
         if end.result not in (Result.LOADED, Result.CURRENT) and task.key not in self._done:

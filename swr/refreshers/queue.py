@@ -22,6 +22,7 @@ _AT_ONCE: Final = 500
 # Replicas that lag are given so many seconds.
 _SECURED_IN: Final = 1.0
 _REGISTRY: Final = "{!}q"
+_NO_REDIS: Final = 'strategy="queue" keeps its queue in Redis: give the cache a URL, Cache("redis://…")'
 BACKENDS: Final = ("streams", "list")
 
 
@@ -371,7 +372,7 @@ class Queue:
 
     async def _retry(self, shard: int, keys: list[bytes]) -> int:
         told = self._store.told(Kind.QUEUED, self.name)
-        back: int = await self._run(shard, scripts.RETRY, self._deliveries, *told, *keys)
+        back: int = await self._run(shard, scripts.RETRY, *told, *keys)
         return back
 
     async def purge(self, keys: Iterable[str] = ()) -> int:
@@ -380,7 +381,7 @@ class Queue:
 
     async def _purge(self, shard: int, keys: list[bytes]) -> int:
         dead = self._keys[shard][4]
-        gone: int = await self._store.ask(dead, "HDEL", dead, *(keys or [b""]))
+        gone: int = await self._store.ask(dead, "HDEL", dead, *keys)
         return gone
 
     async def _of_letters(self, keys: Iterable[str], do: Any) -> int:
@@ -393,15 +394,18 @@ class Queue:
         return done
 
 
-def store_of(engine: Engine) -> RedisStore:
+def store_of(engine: Engine, otherwise: str = _NO_REDIS) -> RedisStore:
     """Return the store in Redis behind a cache.
+
+    Parameters:
+        otherwise: what is wrong if there is none.
 
     Raises:
         ConfigurationError: there is none.
     """
     if isinstance(engine.store, TieredStore) and isinstance(engine.store.store, RedisStore):
         return engine.store.store
-    raise ConfigurationError('strategy="queue" keeps its queue in Redis: give the cache a URL, Cache("redis://…")')
+    raise ConfigurationError(otherwise)
 
 
 async def known(store: RedisStore) -> dict[str, Queue]:

@@ -368,12 +368,11 @@ return {queued, taken, redis.call('ZCARD', delayed), redis.call('HLEN', marks), 
   redis.call('ZRANGE', seen, 0, -1, 'WITHSCORES'), redis.call('HGETALL', counts), digits(now)}
 """
 
-# most deliveries, channel, message, id… (none: all) -> how many dead letters are tasks again
+# channel, message, id… -> how many dead letters are tasks again
 RETRY: Final = """
-local ids = {unpack(ARGV, 4)}
-if #ids == 0 then ids = redis.call('HKEYS', dead) end
 local back = 0
-for _, id in ipairs(ids) do
+for i = 3, #ARGV do
+  local id = ARGV[i]
   local letter = redis.call('HGET', dead, id)
   if letter then
     redis.call('HDEL', dead, id)
@@ -387,7 +386,7 @@ for _, id in ipairs(ids) do
     end
   end
 end
-if back > 0 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end
+if back > 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
 return back
 """
 
