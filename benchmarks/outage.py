@@ -2,14 +2,13 @@
 
     scripts/bench outage [--quick]
 
-The server is stopped (SIGSTOP), or killed, again and again, while readers ask for what lies in memory, fresh and stale,
-and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's own first step to its answer; of those
-who wait for the loader, what it took is taken off. The first failures are over a tenth of a second after the cache has
-said that Redis is away (`StoreDown`).
+A TCP proxy in front of the server hangs or refuses, again and again, while readers ask for what lies in memory, fresh
+and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's own first step to its
+answer; of those who wait for the loader, what it took is taken off. The first failures are over a tenth of a second
+after the cache has said that Redis is away (`StoreDown`).
 
-Then, over a TCP proxy, stale hits with every reply of Redis a second late, against the same without delay, in turns:
-every key is read five times after it has become stale. In time each read begins a refresh, and so does a second late
-the first.
+Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
+five times after it has become stale. In time each read begins a refresh, and so does a second late the first.
 """
 
 import argparse
@@ -67,7 +66,7 @@ class Readers:
     """Those who ask while Redis is away.
 
     Parameters:
-        cache: over the server.
+        cache: over the proxy.
         waits: where it is noted what they waited.
     """
 
@@ -127,19 +126,24 @@ class Readers:
 
 
 async def without_redis(server: Server, setting: Setting) -> None:
-    """Print the table of a server that is stopped, and of one that is gone."""
+    """Print the table of a server that is hung, and of one that refuses."""
     faults = {"hung": Waits(), "refused": Waits()}
     for turn in range(setting.rounds):
         for fault, waits in faults.items():
             # What a round leaves undone, a lease for one, is nobody's business in the next.
-            async with Cache(server.url, namespace=f"{fault}-{turn}") as cache:
+            async with Proxy(server.port) as proxy, Cache(proxy.url, namespace=f"{fault}-{turn}") as cache:
                 cache.subscribe(waits.note, StoreDown)
                 waits.down_at = None
                 readers = Readers(cache, waits)
                 await readers.fill()
-                (server.pause if fault == "hung" else server.kill)()
+                if fault == "hung":
+                    proxy.hang = True
+                else:
+                    proxy.refuse = True
+                    proxy.cut()
                 await readers.run(setting.away_for)
-                (server.resume if fault == "hung" else server.start)()
+                proxy.heal()
+                proxy.refuse = False
     rows = []
     for fault, waits in faults.items():
         for when, by_reader, goals in (

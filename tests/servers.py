@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from examples.cluster.servers import join
+from examples.demo.servers import free_port
 
 
 def kinds() -> list[str]:
@@ -34,12 +35,6 @@ def binary(kind: str) -> str:
 
         return str(get_binary_path())
     return "redis-server"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -88,6 +83,8 @@ class Server:
         until(self._answers)
 
     def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"the server on port {self.port} ended as soon as it was started"
         try:
             return self.command("PING") == b"+PONG\r\n"
         except OSError:
@@ -124,10 +121,10 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self.resume()
-        self.kill()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.resume()
+            self.kill()
         shutil.rmtree(Path(self._folder), ignore_errors=True)
 
 
@@ -153,9 +150,13 @@ class ClusterOfSix:
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
 
     def __enter__(self) -> Self:
-        for node in self.nodes:
-            node.start()
-        join(self.nodes[:3], self.nodes[3:])
+        try:
+            for node in self.nodes:
+                node.start()
+            join(self.nodes[:3], self.nodes[3:])
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def master_of(self, key: bytes) -> Server:

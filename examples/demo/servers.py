@@ -1,6 +1,7 @@
 """Servers and workers as child processes on free ports of the loopback, ended with the block that started them."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -106,10 +107,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of the loopback that nobody listens on, and that no connection is given by chance until then."""
+    while True:
+        # Below what systems give to outgoing connections, and not from `random`, which tests seed.
+        port = 10_000 + secrets.randbelow(20_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _pong(port: int) -> bool:
