@@ -74,9 +74,8 @@ class Consumer:
     async def _take_all(self) -> None:
         while True:
             wait, changes = _AGAIN_IN, self._window.changes
-            if self._engine.is_store_up:
-                with contextlib.suppress(StoreUnavailable):
-                    wait = await self._take()
+            with contextlib.suppress(StoreUnavailable):
+                wait = await self._take()
             if wait:
                 await self._window.wait(wait, changes)
 
