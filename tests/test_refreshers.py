@@ -55,6 +55,15 @@ async def two(clock):
         yield processes
 
 
+async def loading(process, answer=None) -> Job:
+    """Have a process load "k", and return its job, whose gate it waits for."""
+    process.groups.jobs["k"] = job = Job(answer)
+    job.gate = anyio.Event()
+    process.window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+    await job.begun.wait()
+    return job
+
+
 async def ended(process, key, since):
     """Run one task to its end."""
     ends = []
@@ -106,20 +115,14 @@ class TestSince:
         assert job.runs == 2
 
     async def test_nobody_waits_behind_anothers_lease(self, two):
-        two[0].groups.jobs["k"] = job = Job()
-        job.gate = anyio.Event()
-        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
-        await job.begun.wait()
+        job = await loading(two[0])
         end = await ended(two[1], "k", 0)
         assert end.result is Result.HELD
         assert 0 < end.again_in <= 30
         job.gate.set()
 
     async def test_but_a_reader_who_has_joined_is_given_what_the_other_loads(self, two):
-        two[0].groups.jobs["k"] = theirs = Job(lambda run: "theirs")
-        theirs.gate = anyio.Event()
-        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
-        await theirs.begun.wait()
+        theirs = await loading(two[0], lambda run: "theirs")
         gate = anyio.Event()
         two[1].link.before["acquire"] = gate.wait
         ends, values = [], []
@@ -438,11 +441,7 @@ class TestLocks:
 
     async def test_what_another_holds_is_done_when_he_says_so(self, two):
         """His lease would last 30 s; his message comes at once."""
-        theirs = Job()
-        theirs.gate = anyio.Event()
-        two[0].groups.jobs["k"] = theirs
-        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
-        await theirs.begun.wait()
+        theirs = await loading(two[0])
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
         async with Refresher(two[1].groups, ["k"], 3600):
@@ -453,11 +452,7 @@ class TestLocks:
         assert (rounds[0].held, two[1].groups.jobs["k"].runs) == (1, 0)
 
     async def test_a_commit_that_is_heard_of_before_the_refusal_of_the_lease(self, two):
-        theirs = Job()
-        theirs.gate = anyio.Event()
-        two[0].groups.jobs["k"] = theirs
-        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
-        await theirs.begun.wait()
+        theirs = await loading(two[0])
 
         async def commit():
             theirs.gate.set()
@@ -471,12 +466,8 @@ class TestLocks:
         assert two[1].link.calls.count("acquire") == 1
 
     async def test_what_another_gives_back_is_loaded(self, two):
-        theirs = Job(lambda run: ValueError("broken"))
-        theirs.gate = anyio.Event()
-        two[0].groups.jobs["k"] = theirs
         two[0].engine.uniform = lambda low, high: 0.0
-        two[0].window.begin([Task("k", ("k",), 0)], lambda task, end: None)
-        await theirs.begun.wait()
+        theirs = await loading(two[0], lambda run: ValueError("broken"))
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
         async with Refresher(two[1].groups, ["k"], 3600):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import Final, Protocol, Self
@@ -47,8 +48,10 @@ class Server:
         """Start it, for the first time or again. Raises StartError."""
         self._folder.mkdir(exist_ok=True)
         log = self._folder / "server.log"
-        ready = lambda: self.command("PING").startswith(b"+PONG")  # noqa: E731
-        self._process = self._stack.enter_context(running(self._arguments, {}, log, ready))
+        self._process = self._stack.enter_context(running(self._arguments, {}, log, self._pongs))
+
+    def _pongs(self) -> bool:
+        return self.command("PING").startswith(b"+PONG")
 
     def command(self, *words: str) -> bytes:
         """Send one command on a connection of its own; return the raw reply, or nothing."""
@@ -112,6 +115,11 @@ class Six:
             node.end()
 
 
+def _follows(replica: Node, name: str) -> bool:
+    """Have a node follow a master; whether it knows of it yet."""
+    return replica.command("CLUSTER", "REPLICATE", name) == b"+OK\r\n"
+
+
 def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
     """Make one cluster of empty nodes, a replica to each master; return when any master could be replaced.
 
@@ -128,7 +136,7 @@ def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
         first.command("CLUSTER", "MEET", "127.0.0.1", str(node.port), str(node.bus))
     for master, replica in zip(masters, replicas, strict=True):
         name = master.command("CLUSTER", "MYID").decode().split("\r\n")[1]
-        until(lambda: replica.command("CLUSTER", "REPLICATE", name) == b"+OK\r\n", "a replica knows its master")  # noqa: B023
+        until(partial(_follows, replica, name), "a replica knows its master")
     until(lambda: all(b"cluster_state:ok" in node.command("CLUSTER", "INFO") for node in nodes), "all are one cluster")
     in_sync = b"master_link_status:up"
     until(lambda: all(in_sync in node.command("INFO", "replication") for node in replicas), "replicas are in sync")

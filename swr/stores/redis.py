@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import anyio
 from cachetools import LRUCache, TTLCache
@@ -23,7 +23,8 @@ from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
 from swr.stores.link import Link
 from swr.stores.replicas import Floors, Replica
 from swr.stores.servers import Servers
-from swr.stores.wire import Wire, settle
+from swr.stores.together import Claim, Claims, Reading, give, share
+from swr.stores.wire import Wire
 
 log = logging.getLogger("swr")
 
@@ -72,10 +73,10 @@ class RedisStore:
         # Whether every key can be reached; None: not known since the last opening. And why not, since it was logged.
         self._whole: bool | None = None
         self._reason: Exception | None = None
-        self._readings: dict[str, _Reading] = {}
-        self._asked: list[_Reading] = []
+        self._readings: dict[str, Reading] = {}
+        self._asked: list[Reading] = []
         self._head_asked: asyncio.Future[int | None] | None = None
-        self._claims: _Claims | None = None
+        self._claims: Claims | None = None
         # Up to here every barrier is known; one's own may be known far beyond.
         self._synced = 0
         self._complained: set[str] = set()
@@ -460,7 +461,7 @@ class RedisStore:
         self._check(key)
         reading = self._readings.get(key)
         if reading is None:
-            reading = self._readings[key] = _Reading(self._readings, key)
+            reading = self._readings[key] = Reading(self._readings, key)
             if not self._asked:
                 asyncio.get_running_loop().call_soon(self._ask_all)
             self._asked.append(reading)
@@ -471,7 +472,7 @@ class RedisStore:
             newest = _number(head) if beside is None else await beside
         except (StoreUnavailable, RedisError):
             # Once more, and to where the server redirects.
-            name, reading = self._entry_key(key), _Reading({}, key)
+            name, reading = self._entry_key(key), Reading({}, key)
             (frame,) = await self.ask(name, "MGET", name)
             newest = await self._newest_soon()
         if newest is None or newest != self._synced:
@@ -493,13 +494,13 @@ class RedisStore:
             for first in range(0, len(asked), _MOST_AT_ONCE):
                 some = asked[first : first + _MOST_AT_ONCE]
                 names = [self._entry_key(reading.key) for reading in some]
-                self._send(names[0], ("MGET", *names, self._barrier_keys[1]), functools.partial(_share, some))
+                self._send(names[0], ("MGET", *names, self._barrier_keys[1]), functools.partial(share, some))
         else:
             ask = self._ask_replica if self._servers.replicas else self._ask_master
             for reading in asked:
                 ask(reading)
 
-    def _ask_replica(self, reading: "_Reading") -> None:
+    def _ask_replica(self, reading: Reading) -> None:
         """Ask a replica that is in order, or else the master."""
         name = self._entry_key(reading.key)
         try:
@@ -511,22 +512,22 @@ class RedisStore:
         else:
             replica.wire.send(("MGET", name), functools.partial(self._take, replica, reading))
 
-    def _ask_master(self, reading: "_Reading") -> None:
+    def _ask_master(self, reading: Reading) -> None:
         name = self._entry_key(reading.key)
-        self._send(name, ("MGET", name), functools.partial(_give, reading))
+        self._send(name, ("MGET", name), functools.partial(give, reading))
 
     def _trusts(self, replica: Replica) -> bool:
         """Whether all that a replica may lack is known by key."""
         return self._whole is True and replica.since >= self._floors.since
 
-    def _take(self, replica: Replica, reading: "_Reading", reply: Any) -> None:
+    def _take(self, replica: Replica, reading: Reading, reply: Any) -> None:
         """Take a replica's answer, or ask its master: it has failed, or lags behind what was heard of."""
         if isinstance(reply, ResponseError):
             replica.doubt()
         if isinstance(reply, Exception) or not self._trusts(replica) or not self._floors.admit(reading.key, reply[0]):
             self._ask_master(reading)
         else:
-            _give(reading, reply)
+            give(reading, reply)
 
     def _send(self, name: bytes, command: tuple[bytes | str, ...], on_reply: Callable[[Any], None]) -> None:
         try:
@@ -579,7 +580,7 @@ class RedisStore:
         """Take the lease, in one trip with a second look at the entry and the newest barrier."""
         self._check(key)
         while True:
-            newest, answer = await self._claim(_Claim(key, token, _milliseconds(ttl), known, force))
+            newest, answer = await self._claim(Claim(key, token, _milliseconds(ttl), known, force))
             newest = await self._learn_from(newest)
             what = answer[0]
             if what == b"lease":
@@ -593,7 +594,7 @@ class RedisStore:
                 return entry
             known = int(frame[: frames.VERSION_DIGITS])
 
-    async def _claim(self, claim: "_Claim") -> tuple[int | None, list[Any]]:
+    async def _claim(self, claim: Claim) -> tuple[int | None, list[Any]]:
         """Return the newest barrier and the script's answer to one claim.
 
         The barrier is read before the load begins: one raised later outdates what is loaded.
@@ -604,7 +605,7 @@ class RedisStore:
             return await head, answer
         # What is claimed in one turn of the event loop leaves in one command.
         if self._claims is None or len(self._claims.made) == _MOST_AT_ONCE:
-            self._claims = _Claims()
+            self._claims = Claims()
             self._claims.sent = asyncio.ensure_future(self._claim_all(self._claims))
         claims = self._claims
         claims.made.append(claim)
@@ -617,7 +618,7 @@ class RedisStore:
             raise
         return _number(newest), answers[claim]
 
-    async def _claim_all(self, claims: "_Claims") -> tuple[bytes, dict["_Claim", list[Any]]]:
+    async def _claim_all(self, claims: Claims) -> tuple[bytes, dict[Claim, list[Any]]]:
         if self._claims is claims:
             self._claims = None
         keys = [key for claim in claims.made for key in self._keys(claim.key)]
@@ -662,72 +663,6 @@ class RedisStore:
             self.channel,
             self._message(Kind.RELEASED, lease.key),
         )
-
-
-class _Claim(NamedTuple):
-    """A lease that is asked for."""
-
-    key: str
-    token: str
-    ttl: int
-    known: int
-    force: bool
-
-    @property
-    def arguments(self) -> tuple[str | int, ...]:
-        return self.token, self.ttl, self.known, "1" if self.force else "0"
-
-
-class _Claims:
-    """The leases that are asked for in one turn of the event loop, and the answer to all."""
-
-    sent: "asyncio.Future[tuple[bytes, dict[_Claim, list[Any]]]]"
-
-    def __init__(self) -> None:
-        self.made: list[_Claim] = []
-
-
-class _Reading:
-    """One key that is asked for, everyone who waits for it, and what was made of the answer.
-
-    Each waits on a future of his own, so that one reader's cancellation does not reach the others.
-    """
-
-    __slots__ = ("_readings", "_waiting", "codec", "entry", "key")
-
-    def __init__(self, readings: "dict[str, _Reading]", key: str) -> None:
-        self.key = key
-        self._readings = readings
-        self._waiting: list[asyncio.Future[Any]] = []
-        self.codec: Codec | None = None
-        self.entry: Entry[Any] | None = None
-
-    def reply(self) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        return future
-
-    def settle(self, reply: Any) -> None:
-        if self._readings.get(self.key) is self:
-            del self._readings[self.key]
-        for future in self._waiting:
-            settle(future, reply)
-
-
-def _share(readings: list[_Reading], reply: Any) -> None:
-    """Give each reading its part of one reply, and the newest barrier, which is the last."""
-    if isinstance(reply, Exception):
-        for reading in readings:
-            reading.settle(reply)
-    else:
-        head = reply[-1]
-        for reading, frame in zip(readings, reply, strict=False):
-            reading.settle((frame, head))
-
-
-def _give(reading: _Reading, reply: Any) -> None:
-    """Give a reading a reply of its own."""
-    reading.settle(reply if isinstance(reply, Exception) else (reply[0], None))
 
 
 def _moved(error: AskError) -> str:
