@@ -11,6 +11,7 @@ from swr.decision import is_absent
 from swr.engine import Engine
 from swr.entry import Entry
 from swr.errors import SWRError
+from swr.flag import Flag
 from swr.flight import Flight
 from swr.load import Load
 from swr.loader import land, last_of
@@ -30,7 +31,7 @@ class _Round:
         self.loads: dict[Any, Load] = {}
         self.values: Mapping[Any, Any] = {}
         self.error: BaseException | None = None
-        self.done = anyio.Event()
+        self.done = Flag()
 
     def end(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -60,7 +61,7 @@ class Batch:
         # What was begun for each item, in the order in which they were asked for.
         self._flights: dict[Any, Flight] = {}
         # The store's first answer to each.
-        self._first: dict[Any, anyio.Event] = {}
+        self._first: dict[Any, Flag] = {}
         self._gathering: _Round | None = None
 
     def begin(

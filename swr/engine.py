@@ -38,6 +38,7 @@ from swr.events import (
     StoreDown,
     StoreUp,
 )
+from swr.flag import Flag
 from swr.flight import Flight, Job
 from swr.load import Load, Since
 from swr.policy import NO_LIMITS, Limits, Policy
@@ -519,9 +520,9 @@ class Engine:
             known = flight.since
         while True:
             # Made before asking: news that comes while the answer is on its way must not be slept through.
-            flight.wake = anyio.Event()
+            flight.wake = Flag()
             if flight.answered.is_set():
-                flight.answered = anyio.Event()
+                flight.answered = Flag()
             waiting = self._waiting.setdefault(flight.key, set())
             waiting.add(flight)
             try:

@@ -4,10 +4,9 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
-import anyio
-
 from swr.codec import Codec
 from swr.entry import Entry
+from swr.flag import Flag
 
 if TYPE_CHECKING:
     from swr.load import Load
@@ -67,7 +66,7 @@ class Flight:
     )
 
     # Set by news of its key, once it waits for the lease.
-    wake: anyio.Event
+    wake: Flag
 
     def __init__(
         self,
@@ -85,9 +84,9 @@ class Flight:
         self.forced = forced
         self.since = since
         self.fence = fence
-        self.done = anyio.Event()
+        self.done = Flag()
         # The store has said who has the lease, as often as it was asked.
-        self.answered = anyio.Event()
+        self.answered = Flag()
         self.waiters = 0
         # Called when it is over, in the task of its load.
         self.then: list[Callable[[Flight], None]] = []

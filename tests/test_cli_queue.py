@@ -7,6 +7,7 @@ import pytest
 
 from swr import Cache, Refresher
 from swr.cli import main
+from tests.refreshing import FOR_GOOD
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
 
 GROUPS = ["ATL", "JFK", "ORD"]
@@ -27,7 +28,7 @@ def fail_twice(url: str, of: str = "top", *, shards: int = 1) -> None:
             raise ValueError(f"no\n{group}")
         return group
 
-    refresher = Refresher(top, GROUPS, every=3600, strategy="queue", deliveries=1, shards=shards)
+    refresher = Refresher(top, GROUPS, every=FOR_GOOD, strategy="queue", deliveries=1, shards=shards)
 
     async def run() -> None:
         async with cache, refresher:
@@ -77,7 +78,7 @@ def test_who_takes_and_who_leads(any_server, capsys):
         return group
 
     async def run() -> None:
-        async with cache, Refresher(top, GROUPS, every=3600, strategy="queue"):
+        async with cache, Refresher(top, GROUPS, every=FOR_GOOD, strategy="queue"):
             async with asyncio.timeout(60):
                 while True:
                     assert await asyncio.to_thread(main, ["queue", "status", "--redis", any_server.url]) == 0

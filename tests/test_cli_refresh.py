@@ -49,10 +49,13 @@ def running(
     lines: list[str] = []
 
     def listen() -> None:
+        said = False
         with os.fdopen(there) as out:
             for line in out:
                 lines.append(line.removesuffix("\n"))
-                if enough(lines):
+                if not said and enough(lines):
+                    # Once: a second signal might come when nobody listens any more.
+                    said = True
                     then()
 
     listener = threading.Thread(target=listen)
@@ -206,12 +209,12 @@ def test_a_worker_tells_of_each_event(warmed, monkeypatch):
         monkeypatch,
         "tests.warmed:Refreshers.queue",
         "--events",
-        enough=lambda lines: isinstance(read(lines[-1].encode()), RoundEnded),
+        enough=lambda lines: {type(read(line.encode())) for line in lines} == {RoundQueued, RoundEnded},
     )
     events = [read(line.encode()) for line in lines]
     assert [written(event) for event in events if event is not None] == lines
-    assert isinstance(events[0], RoundQueued)
-    assert (events[0].name, events[0].new) == ("top", 20)
+    queued = next(event for event in events if isinstance(event, RoundQueued))
+    assert (queued.name, queued.new) == ("top", 20)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from swr import Cache, ConfigurationError, Policy, State, StoreUnavailable
+from swr import Cache, ConfigurationError, LeaseLost, Policy, State, StoreUnavailable
 from swr.codec import ANY, codec_for
+from swr.entry import Entry, stamp
 from swr.events import Invalidated
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores import redis as redis_module
-from swr.stores.base import Lease
+from swr.stores.base import Kind, Lease
 from swr.stores.redis import RedisStore
 from swr.stores.scripts import ACQUIRE
 from swr.stores.servers import Single
@@ -228,7 +229,7 @@ class TestForeignData:
         client = Redis.from_url(server.url)
         async with Cache(server.url, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), POLICY)
-            for data in (b"", b"hello", b"z" + b"0" * 32 + b"k", b"\xff" * 50):
+            for data in (b"", b"hello", b"z" + b"0" * 32 + b"k", b"\xff" * 50, b"mxx", b"m00000001", b"m00000003abc0"):
                 await client.publish("swr:0:messages", data)
             await asyncio.sleep(0.2)
             assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
@@ -564,6 +565,80 @@ class TestClaims:
                 assert (await staying).token == "stays"
                 assert server.command("EXISTS", "swr:{k}:l") == b":0\r\n"
                 assert server.command("EXISTS", "swr:{other}:l") == b":1\r\n"
+
+
+def committed(number: int, value: object = 1) -> Entry:
+    return stamp(value, POLICY, time.time(), number, 0)
+
+
+class TestCommits:
+    """Entries that are stored in one turn of the event loop are one command, and others hear of them in one message."""
+
+    async def test_a_hundred_are_one_command_and_all_are_heard(self, server: Server):
+        async with opened(redis_store(server)) as store, Cache(server.url, timeout=2) as other:
+            heard = []
+            await other.engine.ready()
+            end = other.engine.listen(heard.append)
+            leases = await asyncio.gather(
+                *(store.acquire(f"k{number}\udc80", "t", 30, 0, ANY) for number in range(100))
+            )
+            sent = store.sent
+            await asyncio.gather(
+                *(store.commit(lease, committed(lease.version, lease.key[:2]), ANY) for lease in leases)
+            )
+            assert store.sent - sent == 1
+            await until(lambda: len(heard) >= 100)
+            end()
+            assert {(each.kind, each.name, each.version) for each in heard} == {
+                (Kind.COMMITTED, lease.key, lease.version) for lease in leases
+            }
+            assert (await store.read("k7\udc80", ANY)).value == "k7"
+
+    async def test_each_is_fenced_off_by_itself(self, server: Server):
+        async with opened(redis_store(server)) as store, Cache(server.url, timeout=2) as other:
+            heard = []
+            await other.engine.ready()
+            leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(4)))
+            await store.invalidate("k1")
+            await store.invalidate("k2")
+            end = other.engine.listen(lambda message: heard.append((message.kind, message.name)))
+            ends = await asyncio.gather(
+                *(store.commit(lease, committed(lease.version), ANY) for lease in leases), return_exceptions=True
+            )
+            assert [type(end) for end in ends] == [type(None), LeaseLost, LeaseLost, type(None)]
+            await until(lambda: (Kind.COMMITTED, "k3") in heard)
+            end()
+            assert [name for kind, name in heard if kind is Kind.COMMITTED] == ["k0", "k3"]
+            assert [(await store.read(f"k{number}", ANY)) is None for number in range(4)] == [False, True, True, False]
+
+    async def test_large_ones_leave_apart(self, server: Server):
+        """While a command is on its way nothing answers, and the server would seem to hang."""
+        async with opened(redis_store(server)) as store:
+            leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(6)))
+            sizes = [30_000, 30_000, 30_000, 10, 1_000_000, 10]
+            sent = store.sent
+            await asyncio.gather(
+                *(
+                    store.commit(lease, committed(lease.version, b"x" * size), ANY)
+                    for lease, size in zip(leases, sizes, strict=True)
+                )
+            )
+            assert store.sent - sent == 4
+            assert [len((await store.read(f"k{number}", ANY)).value) for number in range(6)] == sizes
+
+    async def test_who_leaves_before_it_is_sent_has_not_asked(self, server: Server):
+        async with opened(redis_store(server)) as store:
+            lease = await store.acquire("k", "t", 30, 0, ANY)
+            sent = store.sent
+            leaving = asyncio.ensure_future(store.commit(lease, committed(lease.version), ANY))
+            # As a load that ends in the turn in which it is cancelled.
+            asyncio.get_running_loop().call_soon(leaving.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            await asyncio.sleep(0.01)
+            assert store.sent == sent
+            await store.release(lease)
+            assert await store.read("k", ANY) is None
 
 
 class TestLostReplies:

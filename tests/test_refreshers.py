@@ -17,6 +17,7 @@ from swr.refreshers.window import Result, Task, Window
 from swr.stores.base import Kind, Message
 from swr.testing import FakeClock
 from tests.fleet import POLICY, Job, fleet, settle, until
+from tests.refreshing import FOR_GOOD
 
 pytestmark = pytest.mark.anyio
 
@@ -222,12 +223,12 @@ class TestWindow:
             process.groups.jobs[name] = Job()
             process.groups.jobs[name].gate = gate
         window = process.window
-        assert window.room == 4
+        assert window.room == 2
         window.begin([Task(name, (name,), 0) for name in "abc"], lambda task, end: None)
         assert (window.room, window.running) == (0, 3)
         gate.set()
         await window.drained(10)
-        assert (window.room, window.running, window.counts[Result.LOADED]) == (4, 0, 3)
+        assert (window.room, window.running, window.counts[Result.LOADED]) == (2, 0, 3)
 
     async def test_a_change_that_came_before_the_wait_is_not_slept_through(self, two):
         window = two[0].window
@@ -302,7 +303,7 @@ class TestRounds:
         assert [(this.number - first.number, this.missed) for this in begun] == [(1, 0)]
 
 
-def make(every=3600, keys=("ATL", "ORD", "LAX"), **options):
+def make(every=FOR_GOOD, keys=("ATL", "ORD", "LAX"), **options):
     """A cache, a loader that counts, and its refresher by locks."""
     cache = Cache()
     loads = Counter()
@@ -342,7 +343,7 @@ class TestLocks:
 
     async def test_several_workers_of_one_process_load_each_once(self):
         cache, loads, one = make(keys=[f"g{number}" for number in range(200)])
-        other = Refresher(one.loader, one._keys, 3600)
+        other = Refresher(one.loader, one._keys, FOR_GOOD)
         rounds = []
         cache.subscribe(rounds.append, RoundEnded)
         async with cache, one, other:
@@ -361,7 +362,7 @@ class TestLocks:
             return group
 
         cache.subscribe(rounds.append, RoundEnded)
-        async with cache, Refresher(ranking, ["ATL"], 3600):
+        async with cache, Refresher(ranking, ["ATL"], FOR_GOOD):
             await until(lambda: rounds)
             assert (await ranking.outcome("ATL")).state == "fresh"
         assert (rounds[0].failed, rounds[0].loaded) == (1, 1)
@@ -435,7 +436,7 @@ class TestLocks:
         engine, rounds = cache.engine, []
         cache.subscribe(lambda event: begun.append(event.key), LoadBegun)
         cache.subscribe(rounds.append, RoundEnded)
-        async with cache, Refresher(ranking, keys, 3600, at_once=1):
+        async with cache, Refresher(ranking, keys, FOR_GOOD, at_once=1):
             await until(lambda: rounds)
         assert 10 <= len(begun) <= 11
 
@@ -444,7 +445,7 @@ class TestLocks:
         theirs = await loading(two[0])
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
-        async with Refresher(two[1].groups, ["k"], 3600):
+        async with Refresher(two[1].groups, ["k"], FOR_GOOD):
             await settle()
             assert not rounds
             theirs.gate.set()
@@ -461,7 +462,7 @@ class TestLocks:
         two[1].link.after["acquire"] = commit
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
-        async with Refresher(two[1].groups, ["k"], 3600):
+        async with Refresher(two[1].groups, ["k"], FOR_GOOD):
             await until(lambda: rounds)
         assert two[1].link.calls.count("acquire") == 1
 
@@ -470,7 +471,7 @@ class TestLocks:
         theirs = await loading(two[0], lambda run: ValueError("broken"))
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
-        async with Refresher(two[1].groups, ["k"], 3600):
+        async with Refresher(two[1].groups, ["k"], FOR_GOOD):
             await settle()
             theirs.gate.set()
             await until(lambda: rounds)
@@ -480,7 +481,7 @@ class TestLocks:
         await two[0].store.acquire("k", "dead", 0.3, 0, Job.codec)
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
-        async with Refresher(two[1].groups, ["k"], 3600):
+        async with Refresher(two[1].groups, ["k"], FOR_GOOD):
             await settle()
             clock.advance(0.31)
             await until(lambda: rounds)
@@ -501,7 +502,7 @@ class TestLocks:
         two[0].engine.events.subscribe(rounds.append, [RoundEnded])
         now = two[0].store.store.store.now
         two[0].link.now = now
-        async with Refresher(two[0].groups, ["k"], 3600):
+        async with Refresher(two[0].groups, ["k"], FOR_GOOD):
             await settle()
             assert not two[0].groups.jobs
             two[0].link.go(away=False)
@@ -518,7 +519,7 @@ class TestLocks:
             return group
 
         async with cache:
-            refresher = Refresher(ranking, ["ATL", "ORD"], 3600, at_once=1)
+            refresher = Refresher(ranking, ["ATL", "ORD"], FOR_GOOD, at_once=1)
             async with anyio.create_task_group() as group, refresher:
                 await settle()
                 group.start_soon(refresher.aclose)
@@ -578,7 +579,7 @@ class TestGroups:
         cache.subscribe(rounds.append, RoundEnded)
         async with cache:
             keys = ["ATL", "ORD", ("LAX", 10), ("SFO", 10), "NONE"]
-            async with Refresher(rankings, keys, 3600) as refresher:
+            async with Refresher(rankings, keys, FOR_GOOD) as refresher:
                 await until(lambda: rounds)
             assert sorted(calls) == [(["ATL", "NONE", "ORD"], 100), (["LAX", "SFO"], 10)]
             assert await rankings(["ATL"]) == {"ATL": 100}
@@ -598,7 +599,7 @@ class TestGroups:
             await rankings(["NONE"])
             rounds = []
             cache.subscribe(rounds.append, RoundEnded)
-            async with Refresher(rankings, ["NONE"], 3600):
+            async with Refresher(rankings, ["NONE"], FOR_GOOD):
                 await until(lambda: rounds)
         assert calls == [["NONE"]]
 
@@ -610,7 +611,7 @@ class TestGroups:
             calls.append(groups)
             return dict.fromkeys(groups, 1)
 
-        async with cache, Refresher(rankings, [["x"], "d"], 3600):
+        async with cache, Refresher(rankings, [["x"], "d"], FOR_GOOD):
             await until(lambda: calls)
         assert calls == [["d"]]
         assert "leaves out 1 of 2 groups; the first is (['x'],): unhashable" in caplog.text
@@ -677,7 +678,7 @@ class TestGroups:
 
         rankings = Rankings()
         cache.subscribe(rounds.append, RoundEnded)
-        async with cache, Refresher(rankings.one, ["ATL"], 3600), Refresher(rankings.many, ["ORD"], 3600):
+        async with cache, Refresher(rankings.one, ["ATL"], FOR_GOOD), Refresher(rankings.many, ["ORD"], FOR_GOOD):
             await until(lambda: len(rounds) == 2)
         assert sorted(rankings.loads) == ["ATL", "ORD"]
 

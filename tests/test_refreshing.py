@@ -15,6 +15,7 @@ import pytest
 
 from swr import Cache, ConfigurationError, Refresher, StoreUnavailable
 from swr.events import RoundEnded, RoundQueued
+from tests.refreshing import FOR_GOOD
 from tests.servers import Server, kinds
 from tests.test_redis import until
 
@@ -37,7 +38,7 @@ def backend(request):
 class Worker:
     """What stands for one process: a cache, a loader that counts, and a refresher."""
 
-    def __init__(self, server: Server, loads: Counter, every=3600, strategy="queue", groups=12, **options):
+    def __init__(self, server: Server, loads: Counter, every=FOR_GOOD, strategy="queue", groups=12, **options):
         self.cache = Cache(server.url, timeout=options.pop("timeout", 2))
         self.loads = loads
         self.answer = lambda group: group
@@ -136,7 +137,8 @@ class TestQueue:
         async with working(*workers):
             await until(lambda: all(any(_done(worker)) for worker in workers), 20)
             await idle(workers[0])
-        assert sorted(bool(worker.queued) for worker in workers) == [False, False, True]
+            # Before the leader leaves, and another one may begin.
+            assert sorted(bool(worker.queued) for worker in workers) == [False, False, True]
         assert sum(sum(_done(worker)) for worker in workers) <= sum(loads.values())
 
     async def test_after_the_first_round_only_what_is_dirty(self, server: Server, backend):
@@ -260,7 +262,7 @@ class TestQueue:
                 calls.append(len(groups))
                 return dict.fromkeys(groups, 1)
 
-            async with Refresher(many, [f"g{n}" for n in range(96)], 3600, "queue", backend=backend, at_once=32):
+            async with Refresher(many, [f"g{n}" for n in range(96)], FOR_GOOD, "queue", backend=backend, at_once=32):
                 await until(lambda: sum(calls) == 96)
         assert len(calls) <= 6
 
@@ -596,7 +598,7 @@ class TestProcesses:
         options = {
             "strategy": "queue",
             "backend": backend,
-            "every": 3600,
+            "every": FOR_GOOD,
             "groups": groups,
             "takes": 0.03,
             "at_once": 4,

@@ -43,7 +43,7 @@ class Refresher:
         every: how much time lies between the beginnings of two rounds.
         strategy: "locks": every process walks all groups and loads those whose lease it gets. "queue": one process
             enqueues, all take and load. "read": nothing, for the decorator refreshes what is asked for.
-        at_once: how many loads a process runs at a time.
+        at_once: how many loads a process runs at a time. Half as many begin together: so many are a batch loader's.
         name: of the refresher in Redis, the same in every process; by default made of the key template. Several
             refreshers of one loader need a name each.
         dirty_only: with "queue": after a first round of all groups, only those that `mark_dirty` or `changed_since`

@@ -9,6 +9,7 @@ import anyio
 
 from swr.engine import AGAIN, Engine
 from swr.errors import StoreUnavailable, SWRError
+from swr.flag import Flag
 from swr.flight import Flight
 
 # Where it is not known for how long somebody else has it.
@@ -91,13 +92,16 @@ class Window:
         self.changes = 0
         self.counts = dict.fromkeys(Result, 0)
         self._loader = loader
-        self._changed = anyio.Event()
+        self._changed = Flag()
 
     @property
     def room(self) -> int:
-        """How many may begin now: none before half of them can, for those that begin together share commands."""
-        room = self.at_once - self.running
-        return room if 2 * room >= self.at_once else 0
+        """How many may begin now: half of all at a time.
+
+        Those that begin together share commands, and while one half waits for Redis the other is loaded.
+        """
+        half = max(1, self.at_once // 2)
+        return half if self.at_once - self.running >= half else 0
 
     def begin(self, tasks: Sequence[Task], ended: Callable[[Task, Ended], None]) -> None:
         """Begin to load; `ended` is called for each when it is over."""
@@ -109,7 +113,7 @@ class Window:
     def change(self) -> None:
         """Wake whoever waits for a change."""
         self.changes += 1
-        changed, self._changed = self._changed, anyio.Event()
+        changed, self._changed = self._changed, Flag()
         changed.set()
 
     async def wait(self, seconds: float | None = None, changes: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """The store in Redis or Valkey: frames, leases by script, messages over pub/sub, and what makes up for their loss."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import secrets
@@ -8,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import anyio
 from cachetools import LRUCache, TTLCache
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 
@@ -23,7 +23,7 @@ from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
 from swr.stores.link import Link
 from swr.stores.replicas import Floors, Replica
 from swr.stores.servers import Servers
-from swr.stores.together import Claim, Claims, Reading, give, share
+from swr.stores.together import Claim, Commit, Reading, Together, digits, give, messages_in, share
 from swr.stores.wire import Wire
 
 log = logging.getLogger("swr")
@@ -39,6 +39,8 @@ _TOLD_AGAIN: Final = 60.0
 _MOST_TOLD_AGAIN: Final = 10_000
 # Commands that leave in one MGET, at most.
 _MOST_AT_ONCE: Final = 500
+# And of frames in one EVAL: while more is on its way the server would seem to hang.
+_MOST_BYTES: Final = 65_536
 
 
 # Sends a command; on one connection, or to wherever the server redirects.
@@ -76,7 +78,6 @@ class RedisStore:
         self._readings: dict[str, Reading] = {}
         self._asked: list[Reading] = []
         self._head_asked: asyncio.Future[int | None] | None = None
-        self._claims: Claims | None = None
         # Up to here every barrier is known; one's own may be known far beyond.
         self._synced = 0
         self._complained: set[str] = set()
@@ -105,7 +106,9 @@ class RedisStore:
         self.instance = secrets.token_hex(_INSTANCE // 2)
         self._whole = None
         self._readings.clear()
-        self._asked, self._head_asked, self._claims = [], None, None
+        self._asked, self._head_asked = [], None
+        self._claims = Together(self._send_claims, _MOST_AT_ONCE)
+        self._commits = Together(self._send_commits, _MOST_BYTES)
         self._learning = asyncio.Lock()
         self._servers.open(start, self)
         # Channels belong to the server, not to a database: the number keeps databases apart.
@@ -168,7 +171,15 @@ class RedisStore:
             self._listener(Message(Kind.DOWN, str(reason)))
 
     def hear(self, link: Link, data: bytes) -> None:
-        """Take a message, on one of the links."""
+        """Take a message, on one of the links, or several that were sent as one."""
+        messages = messages_in(data)
+        if messages is None:
+            self._complain("message", f"a message on {self.channel!r} that is not swr's was ignored: {data[:80]!r}")
+            return
+        for message in messages:
+            self._hear(link, message)
+
+    def _hear(self, link: Link, data: bytes) -> None:
         kind, version = data[:1], data[1:17]
         instance, name = data[17 : 17 + _INSTANCE], data[17 + _INSTANCE :]
         mine = instance == self.instance.encode()
@@ -405,7 +416,7 @@ class RedisStore:
             if self._servers.one or self._is_at(keys[0], link):
                 message = self._message(Kind.INVALIDATED, key, version)
                 told.append(
-                    wire.ask("EVAL", scripts.REMIND, 2, *keys, _digits(version), _TOMBSTONE_FOR, self.channel, message)
+                    wire.ask("EVAL", scripts.REMIND, 2, *keys, digits(version), _TOMBSTONE_FOR, self.channel, message)
                 )
         await asyncio.gather(*told)
 
@@ -529,7 +540,7 @@ class RedisStore:
         else:
             give(reading, reply)
 
-    def _send(self, name: bytes, command: tuple[bytes | str, ...], on_reply: Callable[[Any], None]) -> None:
+    def _send(self, name: bytes, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
         try:
             wire = self._servers.link_to(name).wire
         except StoreUnavailable:
@@ -599,37 +610,28 @@ class RedisStore:
 
         The barrier is read before the load begins: one raised later outdates what is loaded.
         """
-        if not self._servers.one:
-            head = self._newest_soon()
-            _, answer = await self.script(scripts.ACQUIRE, self._keys(claim.key), *claim.arguments)
-            return await head, answer
-        # What is claimed in one turn of the event loop leaves in one command.
-        if self._claims is None or len(self._claims.made) == _MOST_AT_ONCE:
-            self._claims = Claims()
-            self._claims.sent = asyncio.ensure_future(self._claim_all(self._claims))
-        claims = self._claims
-        claims.made.append(claim)
-        try:
-            newest, answers = await asyncio.shield(claims.sent)
-        except asyncio.CancelledError:
-            # Whoever leaves gives back what he may have got: not before it is known.
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([claims.sent])
-            raise
-        return _number(newest), answers[claim]
+        if self._servers.one:
+            with contextlib.suppress(StoreUnavailable, RedisError):
+                newest, answer = await self._claims.ask(claim)
+                return _number(newest), answer
+        # Alone; after a failure once more, and to where the server redirects.
+        head = self._newest_soon()
+        _, answer = await self.script(scripts.ACQUIRE, self._keys(claim.key), *claim.arguments)
+        return await head, answer
 
-    async def _claim_all(self, claims: Claims) -> tuple[bytes, dict[Claim, list[Any]]]:
-        if self._claims is claims:
-            self._claims = None
-        keys = [key for claim in claims.made for key in self._keys(claim.key)]
-        arguments = [part for claim in claims.made for part in claim.arguments]
-        head, *answers = await self.script(scripts.ACQUIRE, (*keys, self._barrier_keys[1]), *arguments)
-        return head, dict(zip(claims.made, answers, strict=True))
+    def _send_claims(self, claims: list[Claim], take: Callable[[Any], None]) -> None:
+        def share(reply: Any) -> None:
+            take(reply if isinstance(reply, Exception) else [(reply[0], answer) for answer in reply[1:]])
+
+        keys = [key for claim in claims for key in self._keys(claim.key)]
+        arguments = [part for claim in claims for part in claim.arguments]
+        newest = self._barrier_keys[1]
+        self._send(newest, ("EVAL", scripts.ACQUIRE, len(keys) + 1, *keys, newest, *arguments), share)
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the lease."""
         _, key = self._keys(lease.key)
-        if not await self.script(scripts.RENEW, (key,), lease.token, _digits(lease.version), _milliseconds(ttl)):
+        if not await self.script(scripts.RENEW, (key,), lease.token, digits(lease.version), _milliseconds(ttl)):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
@@ -637,19 +639,23 @@ class RedisStore:
         frame = frames.encode(lease.key, entry, codec)
         message = self._message(Kind.COMMITTED, lease.key, entry.version)
         ttl = max(entry.keep_until - self._clock(), _AT_LEAST)
-        if not await self.script(
-            scripts.COMMIT,
-            self._keys(lease.key),
-            lease.token,
-            _digits(lease.version),
-            frame,
-            _milliseconds(ttl),
-            self.channel,
-            message,
-        ):
+        if not await self._commit(Commit(lease, frame, _milliseconds(ttl), message)):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
         self._readings.pop(lease.key, None)
         self._heed(lease.key, entry.version)
+
+    async def _commit(self, commit: Commit) -> int:
+        if self._servers.one:
+            with contextlib.suppress(StoreUnavailable, RedisError):
+                return int(await self._commits.ask(commit, len(commit.frame)))
+        keys = self._keys(commit.lease.key)
+        (done,) = await self.script(scripts.COMMIT, keys, self.channel, *commit.arguments)
+        return int(done)
+
+    def _send_commits(self, commits: list[Commit], take: Callable[[Any], None]) -> None:
+        keys = [key for commit in commits for key in self._keys(commit.lease.key)]
+        arguments = [part for commit in commits for part in commit.arguments]
+        self._send(keys[0], ("EVAL", scripts.COMMIT, len(keys), *keys, self.channel, *arguments), take)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the lease back; a lease whose version is 0 is one whose grant was never heard of."""
@@ -657,7 +663,7 @@ class RedisStore:
             scripts.RELEASE,
             self._keys(lease.key)[1:],
             lease.token,
-            _digits(lease.version) if lease.version else "",
+            digits(lease.version) if lease.version else "",
             _milliseconds(pause) if pause else 0,
             lease.failures + 1,
             self.channel,
@@ -686,10 +692,6 @@ def _tag(member: bytes) -> str:
 def _number(digits: bytes | None) -> int:
     """Return a barrier's number; what is none counts as lost."""
     return int(digits) if digits and digits.isdigit() else 0
-
-
-def _digits(version: int) -> str:
-    return f"{version:016d}"
 
 
 def _milliseconds(seconds: float) -> int:

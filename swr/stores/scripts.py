@@ -73,19 +73,35 @@ return answers
 """
 )
 
-# entry, lease | token, version, frame, ttl (ms), channel, message -> 1, or 0: fenced off
+# (entry, lease)… | channel, (token, version, frame, ttl (ms), message)… -> {1, or 0: fenced off, …}
 COMMIT: Final = (
     _TIME
     + """
-if read(KEYS[2]) ~= 'l' .. ARGV[2] .. ARGV[1] then
-  -- Ours is already there: the first reply was lost.
-  if read_head(KEYS[1]) == ARGV[2] .. 'e' then return 1 end
-  return 0
+local told = {}
+local function commit(entry, lease, token, version, frame, ttl, message)
+  if read(lease) ~= 'l' .. version .. token then
+    -- Ours is already there: the first reply was lost.
+    if read_head(entry) == version .. 'e' then return 1 end
+    return 0
+  end
+  redis.call('SET', entry, frame, 'PX', ttl)
+  redis.call('DEL', lease)
+  told[#told + 1] = message
+  return 1
 end
-redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
-redis.call('DEL', KEYS[2])
-redis.call('PUBLISH', ARGV[5], ARGV[6])
-return 1
+local answers = {}
+for i = 1, #KEYS / 2 do
+  local a = 5 * i - 3
+  answers[i] = commit(KEYS[2 * i - 1], KEYS[2 * i], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4])
+end
+if #told == 1 then
+  redis.call('PUBLISH', ARGV[1], told[1])
+elseif #told > 1 then
+  -- Every process hears of every commit: of several at a time in one message.
+  for i = 1, #told do told[i] = string.format('%08d', #told[i]) .. told[i] end
+  redis.call('PUBLISH', ARGV[1], 'm' .. table.concat(told))
+end
+return answers
 """
 )
 

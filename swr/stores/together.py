@@ -1,11 +1,16 @@
-"""What is asked of Redis in one turn of the event loop, and leaves together: values to read, leases to take."""
+"""What is asked of Redis in one turn of the event loop, and leaves together: to read, to take leases, to commit."""
 
 import asyncio
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from swr.codec import Codec
 from swr.entry import Entry
+from swr.stores.base import Lease
 from swr.stores.wire import settle
+
+Asked = TypeVar("Asked")
 
 
 class Claim(NamedTuple):
@@ -22,13 +27,65 @@ class Claim(NamedTuple):
         return self.token, self.ttl, self.known, "1" if self.force else "0"
 
 
-class Claims:
-    """The leases that are asked for in one turn of the event loop, and the answer to all."""
+class Commit(NamedTuple):
+    """An entry that is to be stored under a lease."""
 
-    sent: "asyncio.Future[tuple[bytes, dict[Claim, list[Any]]]]"
+    lease: Lease
+    frame: bytes
+    ttl: int
+    message: bytes
 
-    def __init__(self) -> None:
-        self.made: list[Claim] = []
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return self.lease.token, digits(self.lease.version), self.frame, self.ttl, self.message
+
+
+class Together(Generic[Asked]):
+    """What coroutines ask for in one turn of the event loop, sent in few commands.
+
+    Whoever is cancelled before that has not asked.
+
+    Parameters:
+        send: sends one command for all that it is given; what it is given beside that takes the list of their answers.
+        most: how much leaves in one command.
+    """
+
+    def __init__(self, send: Callable[[list[Asked], Callable[[Any], None]], None], most: int) -> None:
+        self._send = send
+        self._most = most
+        self._asked: list[tuple[Asked, int, asyncio.Future[Any]]] = []
+
+    def ask(self, asked: Asked, weight: int = 1) -> asyncio.Future[Any]:
+        """Ask; the future holds the answer, or the exception that it came to."""
+        loop = asyncio.get_running_loop()
+        if not self._asked:
+            loop.call_soon(self._leave)
+        future: asyncio.Future[Any] = loop.create_future()
+        self._asked.append((asked, weight, future))
+        return future
+
+    def _leave(self) -> None:
+        waiting, self._asked = self._asked, []
+        some: list[Asked] = []
+        futures: list[asyncio.Future[Any]] = []
+        total = 0
+        for asked, weight, future in waiting:
+            if future.done():
+                continue
+            if some and total + weight > self._most:
+                self._send(some, functools.partial(_settle_each, futures))
+                some, futures, total = [], [], 0
+            some.append(asked)
+            futures.append(future)
+            total += weight
+        if some:
+            self._send(some, functools.partial(_settle_each, futures))
+
+
+def _settle_each(futures: list[asyncio.Future[Any]], reply: Any) -> None:
+    answers = [reply] * len(futures) if isinstance(reply, Exception) else reply
+    for future, answer in zip(futures, answers, strict=True):
+        settle(future, answer)
 
 
 class Reading:
@@ -72,3 +129,25 @@ def share(readings: list[Reading], reply: Any) -> None:
 def give(reading: Reading, reply: Any) -> None:
     """Give a reading a reply of its own."""
     reading.settle(reply if isinstance(reply, Exception) else (reply[0], None))
+
+
+def digits(version: int) -> str:
+    """Return a version as scripts write it."""
+    return f"{version:016d}"
+
+
+def messages_in(data: bytes) -> list[bytes] | None:
+    """Return the message, or the several that were sent as one: "m", and each behind its length in eight digits.
+
+    None: it is neither.
+    """
+    if data[:1] != b"m":
+        return [data]
+    messages, first = [], 1
+    while first < len(data):
+        length = data[first : first + 8]
+        if not length.isdigit():
+            return None
+        first += 8 + int(length)
+        messages.append(data[first - int(length) : first])
+    return messages

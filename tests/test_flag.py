@@ -1,0 +1,41 @@
+"""The event that most often nobody waits for."""
+
+import anyio
+import pytest
+
+from swr.flag import Flag
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_all_who_wait_are_woken():
+    flag, woken = Flag(), []
+
+    async def wait(name: str) -> None:
+        await flag.wait()
+        woken.append(name)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait, "one")
+            group.start_soon(wait, "two")
+            await anyio.wait_all_tasks_blocked()
+            assert (woken, flag.is_set()) == ([], False)
+            flag.set()
+    assert (sorted(woken), flag.is_set()) == (["one", "two"], True)
+
+
+async def test_what_has_happened_is_not_waited_for_but_others_have_their_turn():
+    flag, others = Flag(), []
+    flag.set()
+    flag.set()
+
+    async def other() -> None:
+        others.append("had its turn")
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(other)
+            await flag.wait()
+            await flag.wait()
+            assert others
