@@ -2,9 +2,10 @@
 
     scripts/bench architectures [--quick] [--plots DIR] [--save FILE]
 
-Worker processes over one server; the rankings are those of the flights in SQLite: the 105 airports, or so many made
-groups, the ranking of one airport on one day. What is read is drawn from the real trace: the k-th group is read as
-often as the trace asks for its k-th hottest key. Between two runs that differ in strategy, one word differs.
+Worker processes over one server; the rankings are those of the flights in SQLite, and in PostgreSQL where that is on
+the path: the 105 airports, or so many made groups, the ranking of one airport on one day. What is read is drawn from
+the real trace: the k-th group is read as often as the trace asks for its k-th hottest key. Between two runs that
+differ in strategy, one word differs.
 
 `every` is short, so that rounds can be waited for, and all time-outs are to it as the defaults are to a minute: a lease
 lasts half of it, silent consumers are reclaimed after a sixth, a leader is replaced after a twelfth (but a second at
@@ -39,6 +40,7 @@ from typing import Any, Literal, NamedTuple
 import anyio.to_thread
 from redis import Redis
 
+from benchmarks.databases import has_postgresql, index_days, postgresql, querying
 from benchmarks.measure import percentile, print_machine, table, verdict
 from benchmarks.processes import Worker
 from examples.demo.trace import keys as trace
@@ -50,14 +52,7 @@ from tests.servers import Server, kinds, until
 
 _NAMESPACE = "architectures"
 STRATEGIES = ("no cache", "read", "locks", "queue")
-_ON_A_DAY = """
-    SELECT tailnum, name, flights, total FROM (
-        SELECT tailnum, MAX(carrier) AS carrier, COUNT(*) AS flights, SUM(arr_delay) AS total
-        FROM flights WHERE dest = ? AND month = ? AND day = ? AND tailnum IS NOT NULL AND arr_delay IS NOT NULL
-        GROUP BY tailnum ORDER BY total DESC, tailnum LIMIT 100
-    ) LEFT JOIN airlines USING (carrier) ORDER BY total DESC, tailnum
-"""
-_AIRPORTS = "SELECT dest FROM flights GROUP BY dest ORDER BY COUNT(*) DESC, dest"
+SQLITE, POSTGRESQL = "SQLite", "PostgreSQL"
 # A window begins so much of a round before the round does.
 _AHEAD = 0.04
 # A worker is killed so much of a round after it has begun.
@@ -80,6 +75,7 @@ class Run(NamedTuple):
         rounds: of reading.
         kill: whether a worker is killed at the end.
         memory: whether workers hold values in their own memory, too.
+        database: where the rankings come from.
     """
 
     strategy: str
@@ -90,10 +86,11 @@ class Run(NamedTuple):
     rounds: int
     kill: bool
     memory: bool = True
+    database: str = SQLITE
 
 
 def runs(quick: bool) -> list[Run]:
-    """Return what is run."""
+    """Return what is run; in PostgreSQL if there is one."""
     if quick:
         return [Run(strategy, 2, 20, 1.0, 100, 1, strategy != "no cache") for strategy in STRATEGIES]
     # The two that are ten times apart have as many reads a round.
@@ -104,7 +101,10 @@ def runs(quick: bool) -> list[Run]:
         for number, groups, every, reads, rounds, kill in sizes
         for strategy in STRATEGIES
     ]
-    return found + [Run(strategy, 8, 105, 3.0, 100, 2, False, False) for strategy in STRATEGIES[2:]]
+    found += [Run(strategy, 8, 105, 3.0, 100, 2, False, False) for strategy in STRATEGIES[2:]]
+    if has_postgresql():
+        found += [Run(strategy, 8, 105, 3.0, 100, 2, False, database=POSTGRESQL) for strategy in STRATEGIES]
+    return found
 
 
 # -- a worker -------------------------------------------------------------------------------------------------
@@ -158,21 +158,19 @@ class Reader:
         self.ages.append(age)
 
 
-async def work(run: Run, url: str, path: Path, index: int) -> None:
+async def work(run: Run, url: str, path: Path, where: str, index: int) -> None:
     """Be a worker: do as the lines of standard input say."""
     loads = 0
-
-    def query(group: str) -> list[Aircraft]:
-        nonlocal loads
-        loads += 1
-        airport, *day = group.split()
-        sql, parameters = (_ON_A_DAY, (airport, *day)) if day else (_OF_ALL_DAYS, (airport,))
-        with closing(sqlite3.connect(path)) as connection:
-            return [Aircraft(rank, *row) for rank, row in enumerate(connection.execute(sql, parameters), start=1)]
-
     groups = groups_of(path, run.groups)
     ended: list[float] = []
     async with AsyncExitStack() as stack:
+        ranking = stack.enter_context(querying(where))
+
+        def query(group: str) -> list[Aircraft]:
+            nonlocal loads
+            loads += 1
+            return ranking(group)
+
         memory = {} if run.memory else {"l1_max_bytes": 0}
         cache = Cache(url, namespace=_NAMESPACE, lease_for=run.every / 2, **memory)
         await stack.enter_async_context(cache)
@@ -222,9 +220,6 @@ async def work(run: Run, url: str, path: Path, index: int) -> None:
         if reading is not None:
             reading.cancel()
             await asyncio.wait((reading,))
-
-
-_OF_ALL_DAYS = _ON_A_DAY.replace("AND month = ? AND day = ? ", "")
 
 
 @dataclass
@@ -302,11 +297,14 @@ class Result(NamedTuple):
 
 
 def measure(run: Run, kind: str, path: Path) -> Result:
-    """Run it."""
-    with Server(kind) as server, ExitStack() as stack:
+    """Run it, with the flights that SQLite has at `path`."""
+    with ExitStack() as stack:
+        where = stack.enter_context(postgresql(path)) if run.database == POSTGRESQL else str(path)
+        server = stack.enter_context(Server(kind))
         fleet = []
         for index in range(run.workers):
-            worker = Worker("benchmarks.architectures", "--work", json.dumps(run), server.url, str(path), str(index))
+            said = (json.dumps(run), server.url, str(path), where, str(index))
+            worker = Worker("benchmarks.architectures", "--work", *said)
             stack.callback(worker.close)
             fleet.append(worker)
         for worker in fleet:
@@ -482,7 +480,7 @@ def print_idle(results: Sequence[Result]) -> None:
 
 def print_growth(results: Sequence[Result]) -> None:
     """Print what becomes of it when there are ten times the groups, or eight times the workers."""
-    results = with_memory(results)
+    results = that_grow(results)
     found = {(run.strategy, run.workers, run.groups): result for result in results for run in (result.run,)}
     rows = []
     for name, few, many in (("workers x 8, 105 groups", (1, 105), (8, 105)), ("groups x 10", (8, 1_000), (8, 10_000))):
@@ -534,12 +532,13 @@ def print_goal(results: Sequence[Result]) -> None:
 def name_of(run: Run) -> str:
     """Return what a row is called."""
     name = f"{run.strategy}, {run.groups:,} groups, {run.workers} worker{'s' if run.workers > 1 else ''}"
-    return name if run.memory else f"{name}, no L1"
+    name = name if run.memory else f"{name}, no L1"
+    return name if run.database == SQLITE else f"{name}, {run.database}"
 
 
-def with_memory(results: Sequence[Result]) -> list[Result]:
-    """Return the runs that grow."""
-    return [result for result in results if result.run.memory]
+def that_grow(results: Sequence[Result]) -> list[Result]:
+    """Return the runs of which there are more and fewer workers, and groups."""
+    return [result for result in results if result.run.memory and result.run.database == SQLITE]
 
 
 def save(results: Sequence[Result], path: Path) -> None:
@@ -547,7 +546,7 @@ def save(results: Sequence[Result], path: Path) -> None:
     saved = []
     for result in results:
         run, busy, idle, _ = result
-        if idle is None:
+        if idle is None or run.database != SQLITE:
             continue
         loads = max(1, sum(idle.loads))
         saved.append(
@@ -574,7 +573,7 @@ def plot(results: Sequence[Result], folder: Path) -> None:
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    results = with_memory(results)
+    results = that_grow(results)
     fewest = min(result.run.groups for result in results)
     most = max(result.run.workers for result in results)
     by_workers = [result for result in results if result.run.groups == fewest]
@@ -614,13 +613,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, once: to see that it runs, not to measure")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="where plots go, as SVG")
     parser.add_argument("--save", metavar="FILE", type=Path, help="where to write what `scripts/bench sizes` asks for")
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     # A round that takes too long, or nobody who takes over, is in the figures.
     logging.getLogger("swr").setLevel(logging.ERROR)
     if options.work:
-        run, url, path, index = options.work
-        asyncio.run(work(Run(*json.loads(run)), url, Path(path), int(index)))
+        run, url, path, where, index = options.work
+        asyncio.run(work(Run(*json.loads(run)), url, Path(path), where, int(index)))
         return
     print_machine("swr", "redis", "hiredis")
     kind = kinds()[-1]
@@ -628,8 +627,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flights.db"
         build(path)
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("CREATE INDEX flights_by_day ON flights (dest, month, day)")
+        index_days(path)
         for number, run in enumerate(all_runs := runs(options.quick), start=1):
             print(f"{number} of {len(all_runs)}: {name_of(run)}", file=sys.stderr, flush=True)
             results.append(measure(run, kind, path))

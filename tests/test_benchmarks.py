@@ -127,6 +127,21 @@ def test_architectures(printed: dict[str, str]) -> None:
     assert "Goals: locks" in said
 
 
+def test_postgresql(tmp_path: Path) -> None:
+    """Where there is one, it has what SQLite has."""
+    from benchmarks.databases import has_postgresql, index_days, postgresql, querying
+    from examples.flights import build
+
+    if not has_postgresql():
+        pytest.skip("PostgreSQL, or psycopg, is not installed")
+    path = tmp_path / "flights.db"
+    build(path)
+    index_days(path)
+    with postgresql(path) as url, querying(url) as there, querying(str(path)) as here:
+        for group in ("ATL", "JAC", "ORD 2 14"):
+            assert there(group) == here(group) != []
+
+
 def test_plots(tmp_path: Path) -> None:
     """What is measured is drawn, and compared with what is simulated."""
     pytest.importorskip("matplotlib")

@@ -594,13 +594,13 @@ class TestProcesses:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     async def test_rolling_restarts_lose_nothing(self, processes, own_server: Server, tmp_path, backend, number):
         """At SIGTERM nothing is left pending either; who is killed has his tasks taken back."""
-        restarts, groups = (100, 12_000) if FULL else (6, 400)
+        restarts, groups = (100, 16_000) if FULL else (6, 600)
         options = {
             "strategy": "queue",
             "backend": backend,
             "every": FOR_GOOD,
             "groups": groups,
-            "takes": 0.03,
+            "takes": 0.1,
             "at_once": 4,
             "lead_for": 1,
             # Who is slow on a busy machine is not to be taken for dead where nobody dies.
@@ -619,6 +619,8 @@ class TestProcesses:
             worker = Worker(own_server, Counter(), backend=backend)
             queue = worker.refresher._queue
             queue._store = cache.engine.store.store
+            # All restarts were under load.
+            assert (await queue.status()).queued
             async with asyncio.timeout(600):
                 while True:
                     now = await queue.status()
@@ -647,7 +649,7 @@ class TestProcesses:
         options = {
             "strategy": "queue",
             "backend": backend,
-            "every": 36_000,
+            "every": FOR_GOOD,
             "groups": groups,
             "lead_for": 1,
             "lease_for": 1,
