@@ -104,7 +104,7 @@ async def fill(url: str, backend: Literal["streams", "list"], batch: bool, tasks
         loader = loader_of(cache, batch, Tasks(tasks))
         await cache.engine.ready()
         queue = Queue(store_of(cache.engine), _NAME, backend)
-        epoch, _, _, now = await queue.lead("filler", _FILLED_IN)
+        epoch, _, _, now, _ = await queue.lead("filler", _FILLED_IN)
         since = int(_EVERY * 1e6)
         await queue.enqueue(epoch, [(loader.key(group), since, (group,)) for group in range(tasks)])
         await queue.enqueued("filler", now // since)

@@ -244,6 +244,9 @@ class CallKeys:
                 f"only there would share an answer. Name each in the template, or list it in ignore="
             )
         self.fixed_tags = tuple(tag.text for tag in self._tags) if not any(t.names for t in self._tags) else None
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        # What is called by position alone needs no binding, which takes as long as the rest of a key.
+        self._positional = parameters if kinds <= _BY_POSITION else None
         self.remembered: dict[tuple[Any, ...], tuple[str, tuple[type, ...] | None]] = {}
 
     @property
@@ -284,12 +287,15 @@ class CallKeys:
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return every parameter's value for a call, defaults filled in."""
+        if not kwargs and self._positional is not None and len(args) == len(self._positional):
+            return dict(zip(self._positional, args, strict=True))
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
 
 
 _KEYWORDS: Final = object()
+_BY_POSITION: Final = frozenset({inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD})
 
 
 # Printable ASCII but `%`, `{` and `}`: encoding it would take longer than looking.

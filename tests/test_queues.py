@@ -434,7 +434,7 @@ class TestMarks:
 
 class TestLeaders:
     async def test_one_leads_until_its_lease_ends(self, queue: Queue):
-        epoch, held_for, last, now = await queue.lead("a", 0.2)
+        epoch, held_for, last, now, _ = await queue.lead("a", 0.2)
         assert (len(epoch), held_for, last) == (16, 0.0, None)
         assert abs(now - await queue._store.now()) < 5_000_000
         other = await queue.lead("b", 0.2)

@@ -399,6 +399,33 @@ class TestOutage:
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
         assert sum("Redis is away" in record.message for record in caplog.records) == 1
 
+    async def test_what_was_not_asked_for_leaves_nothing_to_be_given_back(self, own_server: Server):
+        """Thousands of loads during an outage are not thousands of commands after it."""
+        load = Counter()
+        async with Cache(own_server.url) as cache:
+            await cache.get_or_load("k", load, POLICY)
+            own_server.kill()
+            await until(lambda: cache.engine.store.is_away("k"))
+            for number in range(100):
+                assert (await cache.get_or_load(f"k{number}", load, POLICY)).state is State.MISSING
+            assert not cache.engine.store._owed_leases
+            own_server.start()
+            await until(lambda: cache.engine.store.up)
+            assert not cache.engine.store.is_away("k")
+
+    async def test_a_key_that_no_server_has_is_not_asked_for(self, server: Server):
+        async with opened(redis_store(server)) as store:
+
+            def nobody(name: bytes) -> None:
+                raise StoreUnavailable("no master has the slot")
+
+            store._servers.link_to = nobody
+            assert not store.is_away("k")
+            store._whole = False
+            assert store.is_away("k")
+            store._whole = True
+            del store._servers.link_to
+
     @pytest.mark.parametrize("how", ["hung", "refused", "killed"])
     async def test_it_goes_away_and_comes_back(self, own_server: Server, caplog, how):
         caplog.set_level(logging.WARNING, "swr")
@@ -658,7 +685,8 @@ class TestLostReplies:
     async def test_a_lost_reply_changes_nothing(self, server: Server, command, marker):
         async with (
             Proxy(server.port) as proxy,
-            Cache(proxy.url, timeout=0.4, lease_for=60) as cache,
+            # A moment's grace, in which the link is to be whole again, is an eighth of it.
+            Cache(proxy.url, timeout=1.5, lease_for=60) as cache,
             Cache(server.url, timeout=2) as other,
         ):
             load = Counter()

@@ -550,6 +550,25 @@ class TestReading:
 
 
 class TestGroups:
+    async def test_listing_many_keeps_nobody_waiting(self):
+        """A leader's lease, for one, is to be renewed meanwhile."""
+        cache, _, refresher = make(FOR_GOOD, [f"g{number}" for number in range(5000)])
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        async with cache, anyio.create_task_group() as group:
+            group.start_soon(others)
+            await anyio.lowlevel.checkpoint()
+            before = turns
+            assert len(await refresher.groups()) == 5000
+            group.cancel_scope.cancel()
+        assert turns - before > 20
+
     async def test_keys_are_a_list_or_a_function_of_any_kind(self):
         def plain():
             return ["ATL", ("ORD", 10)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -403,6 +404,24 @@ class TestQueue:
                 Worker(server, Counter(), **options)
 
 
+def hanging_after(queue, times: int, enqueued: list) -> asyncio.Event:
+    """Have a leader hang when it has enqueued so many times."""
+    enqueue, hangs = queue.enqueue, asyncio.Event()
+    until_then = itertools.count()
+
+    async def counting(epoch, tasks):
+        tasks = list(tasks)
+        if tasks:
+            if next(until_then) == times:
+                hangs.set()
+                await asyncio.Event().wait()
+            enqueued.append([key for key, *_ in tasks])
+        return await enqueue(epoch, tasks)
+
+    queue.enqueue = counting
+    return hangs
+
+
 class TestLeader:
     async def test_a_leader_that_was_taken_for_dead_leaves_the_round_to_its_successor(self, server: Server, caplog):
         """It comes back while it asks for its groups, or in the middle of its round."""
@@ -446,6 +465,33 @@ class TestLeader:
         assert len(worker.queued) == 1
         # What it had enqueued was a task all the same, and is not loaded twice.
         assert loads["g"] == 1
+
+    async def test_its_successor_goes_on_where_it_was_killed(self, server: Server, backend):
+        """A round of many groups may take longer than any leader lives."""
+        loads, enqueued = Counter(), []
+        for lives_for in (2, 1, 9):
+            worker = Worker(server, loads, backend=backend, groups=4500, at_once=100)
+            hangs = hanging_after(worker.refresher._queue, lives_for, enqueued)
+            async with working(worker):
+                await until(lambda: hangs.is_set() or worker.queued, 20)  # noqa: B023
+                if worker.queued:
+                    await idle(worker)
+        assert [len(some) for some in enqueued] == [1000, 1000, 1000, 1000, 500]
+        assert len({key for some in enqueued for key in some}) == 4500
+        assert set(loads.values()) == {1}
+        assert len(loads) == 4500
+
+    async def test_but_begins_again_with_other_groups(self, server: Server, backend):
+        loads = Counter()
+        worker = Worker(server, loads, backend=backend, keys=["a", "b"])
+        async with worker.cache:
+            await worker.cache.engine.ready()
+            await worker.refresher._queue.lead("x", 60, "0:other:1000")
+            await worker.refresher._queue.abdicate("x")
+            async with worker.refresher:
+                await until(lambda: worker.queued)
+                await idle(worker)
+        assert loads == Counter(a=1, b=1)
 
     async def test_closing_while_it_asks_for_its_groups(self, server: Server):
         """Whoever comes next leads at once, and nothing is enqueued by one that is closed."""

@@ -1,8 +1,9 @@
 """Who fills the queue: one of the workers, by a lease with an epoch."""
 
+import hashlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import anyio
@@ -10,6 +11,7 @@ import anyio
 from swr.engine import Engine
 from swr.errors import SWRError
 from swr.events import RoundQueued
+from swr.refreshers.groups import in_turns
 from swr.refreshers.queue import Queue, Superseded
 from swr.refreshers.rounds import MICROSECONDS
 from swr.refreshers.window import Loader
@@ -103,7 +105,7 @@ class Leader:
 
     async def _turn(self) -> float:
         """Enqueue a round if one is due; return in how many seconds to look again."""
-        epoch, held_for, last, now = await self._queue.lead(self._token, self._lead_for)
+        epoch, held_for, last, now, part = await self._queue.lead(self._token, self._lead_for)
         if not epoch:
             self._epoch = ""
             # Not all at once.
@@ -115,13 +117,13 @@ class Leader:
             self._epoch = epoch
         since = now // self._every * self._every
         if last is None or since > last:
-            await self._enqueue(epoch, since, last)
+            await self._enqueue(epoch, since, last, part)
             return 0.0
         # A server's clock that went back does not begin a round again.
         next_in = min(self._every, since + self._every - now) / MICROSECONDS
         return min(next_in, self._lead_for / 3)
 
-    async def _enqueue(self, epoch: str, since: int, last: int | None) -> None:
+    async def _enqueue(self, epoch: str, since: int, last: int | None, part: str) -> None:
         number = since // self._every
         missed = 0 if last is None else max(0, (since - last) // self._every - 1)
         new = merged = 0
@@ -129,10 +131,13 @@ class Leader:
         if last is None or not self._dirty_only:
             groups = await self._kept(self._groups)
             tasks = [(key, since, args) for key, args in groups.items()]
-            for first in range(0, len(tasks), _AT_ONCE):
+            # Of as many groups as it takes long to enqueue, a leader that is killed leaves the rest to the next.
+            these = f"{since}:{await _digest(groups)}:"
+            done = int(part.removeprefix(these)) if part.startswith(these) else 0
+            for first in range(done, len(tasks), _AT_ONCE):
                 counts = await self._queue.enqueue(epoch, tasks[first : first + _AT_ONCE])
                 new, merged = new + counts[0], merged + counts[1]
-                await self._keep()
+                await self._keep(f"{these}{first + _AT_ONCE}")
             if merged:
                 log.warning(
                     "round %d of the refresher %r: %d of %d groups are still in the queue since the last one; give it "
@@ -157,10 +162,9 @@ class Leader:
             )
         self._engine.events.publish(RoundQueued, self._queue.name, number, new, merged, missed)
 
-    async def _keep(self) -> None:
-        """Renew the lease."""
-        epoch, *_ = await self._queue.lead(self._token, self._lead_for)
-        if epoch != self._epoch:
+    async def _keep(self, part: str = "") -> None:
+        """Renew the lease, and say what part of the round is enqueued."""
+        if (await self._queue.lead(self._token, self._lead_for, part)).epoch != self._epoch:
             raise Superseded
 
     async def _kept(self, ask: Groups) -> dict[str, tuple[Any, ...]]:
@@ -180,3 +184,11 @@ class Leader:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return found
+
+
+async def _digest(groups: Iterable[str]) -> str:
+    """Return what tells lists of groups apart, their order included."""
+    digest = hashlib.blake2b(digest_size=8)
+    async for key in in_turns(groups):
+        digest.update(key.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 
+from swr.refreshers.groups import in_turns
 from swr.refreshers.report import Report
 from swr.refreshers.rounds import Round, Rounds
 from swr.refreshers.window import Ended, Loader, Result, Task, Window
@@ -97,9 +98,9 @@ class Locks:
     async def _walk(self, this: Round, groups: dict[str, tuple[Any, ...]]) -> None:
         engine, window = self._loader.engine, self._window
         self._since = this.since
-        self._todo = {key: groups[key] for key in sorted(groups, key=self._distance)}
-        self._held = {}
-        self._done = set()
+        self._todo, self._held, self._done = {}, {}, set()
+        near = sorted([(self._distance(key), key) async for key in in_turns(groups)])
+        self._todo = {key: groups[key] for _, key in near if key not in self._done}
         over_at = anyio.current_time() + this.left
         while self._todo or self._held or window.running:
             now = anyio.current_time()

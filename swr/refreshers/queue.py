@@ -118,6 +118,24 @@ class Superseded(Exception):
     """There is a newer leader."""
 
 
+class Led(NamedTuple):
+    """Who leads.
+
+    Parameters:
+        epoch: one's own; "": somebody else leads.
+        held_for: seconds for which he does.
+        last: when the last round began that was enqueued whole, in microseconds.
+        now: the server's clock, in microseconds.
+        part: what part of another round is enqueued, as the leader has said.
+    """
+
+    epoch: str
+    held_for: float
+    last: int | None
+    now: int
+    part: str = ""
+
+
 class Queue:
     """The queue of one refresher.
 
@@ -286,17 +304,13 @@ class Queue:
 
     # -- the leader -------------------------------------------------------------------------------------------
 
-    async def lead(self, token: str, ttl: float) -> tuple[str, float, int | None, int]:
-        """Take or renew the leader's lease.
-
-        Return the epoch ("": somebody else leads), for how many seconds he does, when the last round began that was
-        enqueued, and the server's clock, both in microseconds.
-        """
+    async def lead(self, token: str, ttl: float, part: str = "") -> Led:
+        """Take or renew the leader's lease, and say what part of a round is enqueued."""
         keys = (self._lease, self._rounds, self._keys[0][5])
-        epoch, rest, now = await self._store.script(scripts.LEAD, keys, token, int(ttl * 1000))
+        epoch, rest, now, part_now = await self._store.script(scripts.LEAD, keys, token, int(ttl * 1000), part)
         if epoch:
-            return epoch.decode(), 0.0, int(rest) if rest else None, int(now)
-        return "", max(0, rest) / 1000, None, int(now)
+            return Led(epoch.decode(), 0.0, int(rest) if rest else None, int(now), part_now.decode())
+        return Led("", max(0, rest) / 1000, None, int(now))
 
     async def enqueued(self, token: str, since: int) -> bool:
         """Say that the round that began then was enqueued whole; False: somebody else leads."""

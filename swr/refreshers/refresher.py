@@ -12,7 +12,7 @@ import anyio
 
 from swr.errors import ConfigurationError
 from swr.policy import Duration, seconds
-from swr.refreshers.groups import Keys, checked, groups_of, travelling
+from swr.refreshers.groups import Keys, checked, groups_of, in_turns, travelling
 from swr.refreshers.locks import Locks
 from swr.refreshers.report import Report
 from swr.refreshers.rounds import Rounds
@@ -136,15 +136,15 @@ class Refresher:
 
     async def groups(self) -> dict[str, tuple[Any, ...]]:
         """Return the arguments of every call by key, as `keys` gives them now; what cannot be a call is left out."""
-        return self._keyed(await groups_of(self._keys))
+        return await self._keyed(await groups_of(self._keys))
 
     async def _changed(self, since: float) -> dict[str, tuple[Any, ...]]:
         assert self._changed_since is not None
-        return self._keyed(await groups_of(self._changed_since, since))
+        return await self._keyed(await groups_of(self._changed_since, since))
 
-    def _keyed(self, groups: list[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    async def _keyed(self, groups: list[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         keyed, wrong = {}, []
-        for args in groups:
+        async for args in in_turns(groups):
             try:
                 keyed[self._key(args)] = args
             except (ConfigurationError, TypeError) as error:

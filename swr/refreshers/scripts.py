@@ -12,7 +12,7 @@ stands, as it does in the keys of entries and leases:
 - `ns:{r:i}c` a hash of counters, and the highest epoch of a leader that was heard of
 - `ns:{r:i}h` a sorted set, when each consumer was last seen (microseconds)
 - `ns:{r:0}L` the leader's lease: 16 digits of epoch and its token
-- `ns:{r:0}r` a hash: when the last round began that was enqueued whole (microseconds)
+- `ns:{r:0}r` a hash: when the last round began that was enqueued whole (microseconds), and what part of another is
 
 A record is one letter of state, 16 digits of the version that the entry must be newer than, 16 of the time of its last
 delivery, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and wanted again,
@@ -390,27 +390,29 @@ if back > 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
 return back
 """
 
-# lease, rounds, counters of shard 0 | token, ttl (ms)
-# -> {epoch, beginning of the last round, now}, or {'', ms until it ends, now}
+# lease, rounds, counters of shard 0 | token, ttl (ms), what part of a round is enqueued ('': says nothing of it)
+# -> {epoch, beginning of the last round, now, part}, or {'', ms until it ends, now, ''}
 LEAD: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function digits(number) return string.format('%016.0f', number) end
 local held = redis.call('GET', KEYS[1]) or ''
 local epoch = string.sub(held, 1, 16)
-if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', redis.call('PTTL', KEYS[1]), digits(now)} end
+if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', redis.call('PTTL', KEYS[1]), digits(now), ''} end
 if held == '' then
   epoch = digits(math.max(now, (tonumber(redis.call('HGET', KEYS[3], 'epoch') or '0')) + 1))
   redis.call('HSET', KEYS[3], 'epoch', epoch)
 end
 redis.call('SET', KEYS[1], epoch .. ARGV[1], 'PX', ARGV[2])
-return {epoch, redis.call('HGET', KEYS[2], 'round') or '', digits(now)}
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'part', ARGV[3]) end
+return {epoch, redis.call('HGET', KEYS[2], 'round') or '', digits(now), redis.call('HGET', KEYS[2], 'part') or ''}
 """
 
 # lease, rounds | token, beginning of a round -> 1, or 0: somebody else leads
 ENQUEUED: Final = """
 if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[2], 'round', ARGV[2])
+redis.call('HDEL', KEYS[2], 'part')
 return 1
 """
 

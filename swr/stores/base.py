@@ -99,6 +99,9 @@ class Store(Protocol):
     async def aclose(self, listener: Listener) -> None:
         """Disconnect; `listener` hears no more."""
 
+    def is_away(self, key: str) -> bool:
+        """Whether it is known that nobody can be asked about `key`, so that nothing is lost by not asking."""
+
     async def settled(self) -> None:
         """Wait until all that could not be told to the store is told."""
 

@@ -183,8 +183,9 @@ class Link:
         Raises:
             StoreUnavailable: the link is broken.
         """
+        if self.is_away:
+            raise self._away()
         if self.wire is None:
-            self.check()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._grace):
                     await self._changed.wait()
@@ -192,14 +193,10 @@ class Link:
             raise self._away()
         return self.wire
 
-    def check(self) -> None:
-        """Nothing, if there is hope.
-
-        Raises:
-            StoreUnavailable: the link is broken, and was not lost only now.
-        """
-        if self.wire is None and self._grace <= 0:
-            raise self._away()
+    @property
+    def is_away(self) -> bool:
+        """Whether the link is broken, and was not lost only now."""
+        return self.wire is None and self._grace <= 0
 
     @property
     def _grace(self) -> float:

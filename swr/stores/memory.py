@@ -64,6 +64,10 @@ class MemoryStore:
         if listener in self._listeners:
             self._listeners.remove(listener)
 
+    def is_away(self, key: str) -> bool:
+        """Never."""
+        return False
+
     async def settled(self) -> None:
         """At once."""
 

@@ -469,7 +469,6 @@ class RedisStore:
         Readers of one key at one time share one trip and one decoding; readers of different keys in one turn of the
         event loop share one command, or one pipeline for each server.
         """
-        self._check(key)
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = Reading(self._readings, key)
@@ -493,10 +492,14 @@ class RedisStore:
         entry = reading.entry
         return entry if entry is not None and self.barriers.admits(entry.head, entry.tags) else None
 
-    def _check(self, key: str) -> None:
-        """Refuse at once what could only fail: nobody pays for a server that is known to be away."""
-        if self._whole is False:
-            self._servers.link_to(self._entry_key(key)).check()
+    def is_away(self, key: str) -> bool:
+        """Whether the key's server is known to be away, and not only since a moment ago."""
+        if self._whole is not False:
+            return False
+        try:
+            return self._servers.link_to(self._entry_key(key)).is_away
+        except StoreUnavailable:
+            return True
 
     def _ask_all(self) -> None:
         """Send what was asked in this turn of the event loop."""
@@ -589,7 +592,6 @@ class RedisStore:
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, in one trip with a second look at the entry and the newest barrier."""
-        self._check(key)
         while True:
             newest, answer = await self._claim(Claim(key, token, _milliseconds(ttl), known, force))
             newest = await self._learn_from(newest)

@@ -86,6 +86,10 @@ class TieredStore:
         self._start, self._listener = start, listener
         await self.store.open(start, self._hear)
 
+    def is_away(self, key: str) -> bool:
+        """Whether the shared store is."""
+        return self.store.is_away(key)
+
     async def settled(self) -> None:
         """Wait until what is owed is paid."""
         # Only closing waits for it: not worth an event at every debt.
@@ -178,13 +182,14 @@ class TieredStore:
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Return the shared store's entry and keep it on the shelf; while the store is away, the shelf's."""
+        if self.store.is_away(key):
+            return self._left(key)
         epoch = self._epoch
         with self._watching(key) as watch:
             try:
                 entry = await self.store.read(key, codec)
             except StoreUnavailable:
-                slot = self.shelf.get(key)
-                return slot.entry if slot is not None and self._admits(slot.entry) else None
+                return self._left(key)
             slot = self.shelf.get(key)
             if slot is not None and self._confirmed(slot) and (entry is None or slot.entry.version >= entry.version):
                 # It came while the answer was on its way.
@@ -194,6 +199,10 @@ class TieredStore:
                 return None
             self.shelf.put(key, entry, epoch)
             return entry
+
+    def _left(self, key: str) -> Entry[Any] | None:
+        slot = self.shelf.get(key)
+        return slot.entry if slot is not None and self._admits(slot.entry) else None
 
     def _admits(self, entry: Entry[Any]) -> bool:
         return self.barriers.admits(entry.head, entry.tags)
@@ -280,6 +289,9 @@ class TieredStore:
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
     ) -> Lease | Held | Entry[Any]:
         """Take the shared store's lease; an entry that it returns instead goes onto the shelf."""
+        if self.store.is_away(key):
+            # Nothing was asked: there is no lease to be given back.
+            raise StoreUnavailable("Redis is away")
         while True:
             epoch = self._epoch
             with self._watching(key) as watch:

@@ -79,6 +79,10 @@ class FlakyStore:
         """Close the store behind."""
         await self.store.aclose(self._hear)
 
+    def is_away(self, key: str) -> bool:
+        """Never: nobody knows before it is asked."""
+        return False
+
     async def settled(self) -> None:
         """At once."""
 

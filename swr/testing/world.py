@@ -398,6 +398,10 @@ class Link:
         """None: nothing is counted."""
         return 0
 
+    def is_away(self, key: str) -> bool:
+        """Whether the link has been broken for a while."""
+        return not self.up and anyio.current_time() >= self._lost_at + _TIMEOUT / 4
+
     async def settled(self) -> None:
         """At once."""
 
