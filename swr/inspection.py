@@ -126,7 +126,7 @@ def told(found: Inspection) -> str:
     elif "holder" in lease:
         lines.append(("lease", f"held by {lease['holder']}, for {lease['ends_in']:.1f} s unless it is renewed"))
     else:
-        lines.append(("lease", f"{lease['failures']} loads have failed, the next comes in {lease['ends_in']:.1f} s"))
+        lines.append(("lease", f"loads have failed: {lease['failures']}; the next comes in {lease['ends_in']:.1f} s"))
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
 

@@ -256,4 +256,4 @@ def test_memory_is_nobodys(make, capsys):
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["warm", "--help"])
-    assert "--keys-from examples.ranking:all_groups" in capsys.readouterr().out
+    assert "--keys-from examples.ranking:flights.airports" in capsys.readouterr().out

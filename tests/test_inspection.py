@@ -129,7 +129,7 @@ def test_who_keeps_off(server: Server, capsys):
     assert found["lease"]["failures"] == 1
     assert 0 < found["lease"]["ends_in"] < 2
     assert main(["inspect", "k", "--redis", server.url]) == 0
-    assert "1 loads have failed" in capsys.readouterr().out
+    assert "loads have failed: 1;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

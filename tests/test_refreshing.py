@@ -296,6 +296,14 @@ class TestQueue:
                 worker.gate.set()
             await idle(worker)
 
+    async def test_with_nothing_in_hand_closing_waits_for_no_server(self, own_server: Server, backend):
+        worker = Worker(own_server, Counter(), backend=backend, keys=["g"], drain_for=600)
+        async with worker.cache, asyncio.timeout(60), worker.refresher:
+            await until(lambda: worker.queued)
+            await idle(worker)
+            own_server.kill()
+            await until(lambda: not worker.cache.engine.store.up)
+
     async def test_what_no_replica_has_is_not_done(self, server: Server, backend):
         loads = Counter()
         worker = Worker(server, loads, backend=backend, keys=["g"])
@@ -420,6 +428,24 @@ def hanging_after(queue, times: int, enqueued: list) -> asyncio.Event:
 
     queue.enqueue = counting
     return hangs
+
+
+@pytest.mark.parametrize("strategy", ["locks", "queue"])
+async def test_what_is_cancelled_within_keys_ends_no_refresher(server: Server, strategy, caplog):
+    asked = []
+
+    async def keys():
+        asked.append(1)
+        if len(asked) == 1:
+            gone = asyncio.ensure_future(asyncio.sleep(60))
+            gone.cancel()
+            await gone
+        return ["g"]
+
+    loads = Counter()
+    async with working(Worker(server, loads, every=0.2, strategy=strategy, keys=keys)):
+        await until(lambda: loads["g"] >= 2, 20)
+    assert "was cancelled from within" in caplog.text
 
 
 class TestLeader:

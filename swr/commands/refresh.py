@@ -22,6 +22,7 @@ from swr.refreshers import Refresher
 _LEAVING: Final = 5.0
 _EXAMPLES: Final = """\
 examples:
+  export REDIS_URL=redis://127.0.0.1:6379/0 STRATEGY=queue; python -m examples.flights flights.db
   swr refresh examples.ranking:refresher
       Runs the Refresher that examples/ranking.py calls `refresher`, in this process, until SIGTERM or Ctrl-C.
   swr refresh examples.ranking:refresher --workers 4

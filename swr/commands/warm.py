@@ -21,13 +21,14 @@ from swr.refreshers.window import Ended, Loader, Result, Task, Window
 
 _EXAMPLES: Final = """\
 examples:
-  swr warm examples.ranking:top100 --keys ATL JFK ORD
+  export REDIS_URL=redis://127.0.0.1:6379/0; python -m examples.flights flights.db
+  swr warm examples.ranking:load_by_delay --keys ATL LAX ORD
       Loads the three rankings unless they are fresh, before anybody asks for them.
-  swr warm examples.ranking:top100 --keys-from examples.ranking:all_groups --at-once 8
+  swr warm examples.ranking:load_by_delay --keys-from examples.ranking:flights.airports --at-once 8
       What a list holds, or a function returns; eight at a time.
-  swr warm examples.ranking:top100 --keys '["ATL", 100]' --force
-      Two arguments, as a JSON array; loaded whether it is fresh or not.
-  swr warm examples.ranking:top100 --keys-file groups.txt
+  swr warm examples.ranking:load_by_delay --keys '["ATL"]' --force
+      The arguments as a JSON array, which several of them, and numbers, want; loaded whether it is fresh or not.
+  swr warm examples.ranking:load_by_delay --keys-file groups.txt
       One a line; - is the standard input.
 
 A batch loader is called for many at once; a key is one item of its list.
@@ -47,7 +48,7 @@ def add(commands: Commands) -> None:
     )
     warm.add_argument("loader", metavar="MODULE:FUNCTION", help="where the loader is, from the current directory")
     keys = warm.add_mutually_exclusive_group(required=True)
-    keys.add_argument("--keys", nargs="+", metavar="KEY", help="one argument each, or a JSON array of arguments")
+    keys.add_argument("--keys", nargs="+", metavar="KEY", help="one string each, or a JSON array of arguments")
     keys.add_argument("--keys-from", metavar="MODULE:NAME", help="a list of them, or a function that returns one")
     keys.add_argument("--keys-file", metavar="FILE", help="a file with one a line")
     warm.add_argument("--at-once", type=int, default=32, metavar="N", help="how many loads at a time (%(default)s)")

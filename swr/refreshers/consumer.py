@@ -21,6 +21,8 @@ _LONGEST_PAUSE = 60.0
 _SETTLED_AT_ONCE = 200
 # Whoever somebody else loads is looked at again after so many seconds at the latest.
 _HELD_FOR = 1.0
+# A server that is away may be back after so many seconds.
+_LEAVING = 3.0
 
 
 class Consumer:
@@ -182,7 +184,7 @@ class Consumer:
     async def end(self, seconds: float) -> None:
         """Take nothing more, wait for the loads under way for so many seconds at most, and hand the others back."""
         self._working.cancel()
-        deadline = anyio.current_time() + seconds
+        began = anyio.current_time()
         with anyio.move_on_after(seconds):
             while self._deliveries or self._settlements:
                 await self._window.wait(_AGAIN_IN)
@@ -190,7 +192,9 @@ class Consumer:
             try:
                 await self._hand_back()
             except StoreUnavailable:
-                if anyio.current_time() > deadline:
+                # Who has nothing in hand only takes leave, which is not worth a long wait.
+                in_hand = self._deliveries or self._settlements
+                if anyio.current_time() > began + (seconds if in_hand else min(seconds, _LEAVING)):
                     raise
                 await anyio.sleep(_AGAIN_IN / 10)
             else:

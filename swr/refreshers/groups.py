@@ -1,5 +1,6 @@
 """Which groups there are: what a user gives as `keys`."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, TypeVar
@@ -8,7 +9,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
-from swr.errors import ConfigurationError
+from swr.errors import ConfigurationError, SWRError
 
 T = TypeVar("T")
 # A key costs some 20 microseconds: an app whose event loop a refresher shares does not notice so many.
@@ -32,7 +33,22 @@ def checked(keys: Keys, name: str = "keys") -> Keys:
 
 
 async def groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
-    """Return the arguments of every call; a plain function runs in a thread."""
+    """Return the arguments of every call; a plain function runs in a thread.
+
+    Raises:
+        Exception: whatever the function raised.
+        SWRError: something inside it was cancelled, which is nobody else's end.
+    """
+    try:
+        return await _groups_of(keys, *args)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise SWRError("the function of the groups was cancelled from within") from error
+
+
+async def _groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
     found: Any = keys
     if callable(keys):
         if inspect.isasyncgenfunction(keys) or inspect.iscoroutinefunction(keys):

@@ -140,8 +140,8 @@ class Leader:
                 await self._keep(f"{these}{first + _AT_ONCE}")
             if merged:
                 log.warning(
-                    "round %d of the refresher %r: %d of %d groups are still in the queue since the last one; give it "
-                    "more workers, or a longer `every`",
+                    "round %d of the refresher %r: %d of %d groups are still in the queue since the last one: loads "
+                    "fail (`swr queue status` counts them), or it wants more workers, or a longer `every`",
                     number,
                     self._queue.name,
                     merged,

@@ -147,7 +147,8 @@ class Refresher:
         async for args in in_turns(groups):
             try:
                 keyed[self._key(args)] = args
-            except (ConfigurationError, TypeError) as error:
+            except Exception as error:
+                # Whatever its `__str__`, or the size of a number, makes of it: the others are refreshed.
                 wrong.append((args, error))
         if wrong:
             log.error(

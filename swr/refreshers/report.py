@@ -49,7 +49,8 @@ class Report:
         seconds = time.monotonic() - self._began
         if self._every is not None and seconds > self._every:
             log.warning(
-                "a round of the refresher %r took %.1f s, which is more than every=%g: give it more workers",
+                "a round of the refresher %r took %.1f s, which is more than every=%g: loads fail, or it "
+                "wants more workers",
                 self.name,
                 seconds,
                 self._every,
