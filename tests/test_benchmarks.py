@@ -182,7 +182,8 @@ def test_sizes(printed: dict[str, str]) -> None:
         one = simulate(5_000, 16, 16, MEASURED)
         assert one == simulate(5_000, 16, 16, MEASURED)
         assert sum(number for _, number in one.ended) == 5_000
-        assert one.requests > 5_000
+        # Those of eight leave together.
+        assert 5_000 / 8 < one.requests < 5_000
 
 
 def test_a_worker_that_fails() -> None:

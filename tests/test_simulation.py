@@ -114,7 +114,7 @@ SABOTAGES = {
     ),
     "without a lease anything is kept": Sabotage(
         Load, "land", "if flight.fence != engine.fence or not engine.is_current(flight)", "if False", "mixed",
-        "older than", 20,
+        "older than its answer", 50,
     ),
     "an invalidation dooms no flight": Sabotage(
         Engine, "_hear", "self._doom(name, version or NEWEST)", "pass", "mixed", "older than",
