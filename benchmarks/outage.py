@@ -5,7 +5,8 @@
 A TCP proxy in front of the server hangs or refuses, again and again, while readers ask for what lies in memory, fresh
 and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's own first step to its
 answer; of those who wait for the loader, what it took is taken off. The first failures are over a tenth of a second
-after the cache has said that Redis is away (`StoreDown`).
+after the cache has said that Redis is away (`StoreDown`). The same readers of a cache without Redis, in memory alone,
+show what of it is the machine's.
 
 Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
 five times after it has become stale. In time each read begins a refresh, and so does a second late the first.
@@ -127,7 +128,7 @@ class Readers:
 
 async def without_redis(server: Server, setting: Setting) -> None:
     """Print the table of a server that is hung, and of one that refuses."""
-    faults = {"hung": Waits(), "refused": Waits()}
+    faults, alone = {"hung": Waits(), "refused": Waits()}, Waits()
     for turn in range(setting.rounds):
         for fault, waits in faults.items():
             # What a round leaves undone, a lease for one, is nobody's business in the next.
@@ -144,7 +145,13 @@ async def without_redis(server: Server, setting: Setting) -> None:
                 await readers.run(setting.away_for)
                 proxy.heal()
                 proxy.refuse = False
+        async with Cache() as cache:
+            readers = Readers(cache, alone)
+            await readers.fill()
+            await readers.run(setting.away_for)
     rows = []
+    for reader, waited in alone.first.items():
+        rows.append([f"not there at all: {reader}", str(len(waited)), *_percentiles(waited), ""])
     for fault, waits in faults.items():
         for when, by_reader, goals in (
             ("at first", waits.first, {"nowhere": 250.0}),
@@ -154,11 +161,15 @@ async def without_redis(server: Server, setting: Setting) -> None:
                 last = percentile(waited, 99)
                 goal = verdict(last, at_most=goals.get(reader, 5.0))
                 name = f"{fault}, {when}: {reader}"
-                rows.append([name, str(len(waited)), *(f"{percentile(waited, p):.3f}" for p in (50, 99, 100)), goal])
+                rows.append([name, str(len(waited)), *_percentiles(waited), goal])
         rows.append([f"{fault}: errors and wrong answers", str(waits.errors), "", "", "", _none(waits.errors)])
     columns = ["Redis is", "readers", "p50 ms", "p99 ms", "most ms", "goal (p99)"]
     title = f"Redis away; for what is nowhere, above the loader's 20 ms ({setting.rounds} rounds)"
     table(title, columns, rows)
+
+
+def _percentiles(waited: list[float]) -> list[str]:
+    return [f"{percentile(waited, percent):.3f}" for percent in (50, 99, 100)]
 
 
 def _none(count: int) -> str:
