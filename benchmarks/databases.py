@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from examples.demo.servers import free_port
@@ -77,11 +78,7 @@ def querying(where: str) -> Iterator[Query]:
 
 def has_postgresql() -> bool:
     """Whether PostgreSQL, and what speaks to it, are there."""
-    try:
-        import psycopg_pool  # noqa: F401
-    except ImportError:
-        return False
-    return all(shutil.which(command) for command in ("initdb", "postgres"))
+    return bool(find_spec("psycopg_pool")) and all(shutil.which(command) for command in ("initdb", "postgres"))
 
 
 @contextmanager

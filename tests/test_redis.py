@@ -234,6 +234,8 @@ class TestForeignData:
             await asyncio.sleep(0.2)
             assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
         assert sum("ignored" in record.message for record in caplog.records) == 1
+        # Nor is the connection broken on which they came.
+        assert "Redis is away" not in caplog.text
         await client.aclose()
 
     async def test_a_refused_command_is_no_outage(self, server: Server, caplog):
