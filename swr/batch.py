@@ -16,6 +16,7 @@ from swr.flight import Flight
 from swr.load import Load
 from swr.loader import land, last_of
 from swr.policy import Policy
+from swr.waiting import loads_also
 
 _ABSENT: Final = object()
 # Leases that come one after the other, from a process that has failed, are gathered for so many seconds.
@@ -115,7 +116,7 @@ class Batch:
                 while not flight.answered.is_set():
                     await flight.answered.wait()
             self._gathering = None
-            self.engine.loads_also(other.flight for other in gathering.loads.values())
+            loads_also(other.flight for other in gathering.loads.values())
             gathering.values = await self._call([item for item in self._flights if item in gathering.loads])
         except anyio.get_cancelled_exc_class():
             # Where its time is up so is that of the others, and each is told so by its own timer.

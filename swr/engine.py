@@ -5,18 +5,17 @@ swr loads and stores.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVarTuple
 
 import anyio
 from cachetools import LRUCache
 
+from swr import waiting
 from swr.codec import Codec
 from swr.decision import FRESH, Revalidate, decide, is_due_early
 from swr.entry import Entry, Outcome, State, stamp
@@ -26,7 +25,6 @@ from swr.events import (
     FencedOff,
     Hit,
     Invalidated,
-    LeaseGone,
     LeaseHeld,
     LeaseWaited,
     LoadBegun,
@@ -42,6 +40,7 @@ from swr.flag import Flag
 from swr.flight import Flight, Job
 from swr.load import Load, Since
 from swr.policy import NO_LIMITS, Limits, Policy
+from swr.renewal import Renewals
 from swr.revalidator import Revalidator, running_loop
 from swr.stores.barriers import ALL
 from swr.stores.base import NEWEST, Kind, Lease, LeasingStore, Message
@@ -55,15 +54,9 @@ _LONGEST_PAUSE: Final = 60.0
 # News may be lost: whoever waits for it asks again after this many seconds at the latest.
 _LONGEST_WAIT: Final = 1.0
 _SHORTEST_WAIT: Final = 0.01
-_RENEWED_FOR: Final = 10
 _THREADS: Final = 40
 # The fence of a flight that has been overtaken in its own process.
 _PARTED: Final = -1
-
-
-# The flights that wait for the code that runs here: a loader that asks for one of their keys would wait for itself.
-_Chain = tuple[tuple["Engine", Flight], ...]
-_chain: ContextVar[_Chain] = ContextVar("swr_chain", default=())
 
 
 class Engine:
@@ -93,7 +86,7 @@ class Engine:
         self.time: Callable[[], float] = anyio.current_time
         # Since when the store is known to be away, in seconds of a clock that outlives event loops.
         self._down_since: float | None = None
-        self._lease_for = lease_for
+        self.lease_for = lease_for
         self.drain_for = drain_for
         self.uniform = uniform
         self._owner = Revalidator(drain_for, store.settled, self._ended)
@@ -104,9 +97,7 @@ class Engine:
         # Keys whose lease was denied, or whose load failed: until when not to ask again, and why.
         self._denied: LRUCache[str, tuple[float, BaseException | None]] = LRUCache(10_000)
         self._tokens = 0
-        # Loads under way: when their leases are to be renewed next, and how often yet.
-        self._renewed: dict[Load, tuple[float, int]] = {}
-        self._renewing = False
+        self._renewals = Renewals(self)
         # Who hears of every message, beside the engine.
         self._listeners: list[Callable[[Message], None]] = []
 
@@ -146,12 +137,12 @@ class Engine:
         Raises:
             ConfigurationError: it is a load itself that does this, and would be waited for.
         """
-        for engine, flight in _chain.get():
-            if engine is self and not flight.done.is_set():
+        for flight in waiting.chain():
+            if flight.engine is self and not flight.done.is_set():
                 raise ConfigurationError(
                     f"the loader of {flight.key!r} closes the cache that waits for it: close it where it was opened"
                 )
-        if self._opened and self._owner.is_open:
+        if self._opened and self._owner.is_here:
             await self._owner.aclose()
             await self.store.aclose(self._hear)
 
@@ -165,8 +156,7 @@ class Engine:
         self._flights.clear()
         self._waiting.clear()
         self._denied.clear()
-        self._renewed.clear()
-        self._renewing = False
+        self._renewals.clear()
         self.store.forget()
 
     # -- news -------------------------------------------------------------------------------------------------
@@ -330,7 +320,7 @@ class Engine:
         Return its flight; it is over if it has an error, or an entry that has landed.
         """
         flight = self.begin(key, job, entry)
-        await self.wait((flight,), patience)
+        await waiting.wait((flight,), patience)
         return flight
 
     def begin(
@@ -342,33 +332,23 @@ class Engine:
             forced: load, whatever is stored and whoever loads already.
             since: see `Flight`.
         """
-        self._refuse_to_wait_for_oneself(key)
+        chain = waiting.chain()
+        if chain:
+            waiting.refuse_oneself(self, key, chain)
         flight = None if forced else self._flights.get(key)
         if flight is None:
             denied = None if forced or since is not None else self._denied.get(key)
             if denied is not None and denied[1] is not None and self.time() < denied[0]:
-                flight = Flight(key, job, entry, self.fence)
+                flight = Flight(self, key, job, entry, self.fence)
                 if self.fallback(flight, denied[1]) is not None:
                     flight.error = denied[1]
                     flight.done.set()
                     return flight
-            flight = self._launch(key, job, entry, forced=forced, since=since, chain=_chain.get())
+            flight = self._launch(key, job, entry, forced=forced, since=since, chain=chain)
         elif entry is not None and (flight.entry is None or flight.entry.version < entry.version):
             # The flight began without it; it may stand in all the same.
             flight.entry = entry
         return flight
-
-    def loads_also(self, flights: Iterable[Flight]) -> None:
-        """Say that the code that runs here loads for these flights, too: it must not wait for them."""
-        _chain.set((*_chain.get(), *((self, flight) for flight in flights)))
-
-    def _refuse_to_wait_for_oneself(self, key: str) -> None:
-        chain = _chain.get()
-        if any(engine is self and flight.key == key and not flight.done.is_set() for engine, flight in chain):
-            keys = " -> ".join(repr(flight.key) for _, flight in chain)
-            raise ConfigurationError(
-                f"a loader asks for what it is itself to load, and would wait forever: {keys} -> {key!r}"
-            )
 
     async def refresh(self, key: str, job: Job) -> Outcome[Any]:
         """Load `key` now, whatever is stored, and return the new value.
@@ -380,36 +360,13 @@ class Engine:
         again = 0
         while True:
             flight = self.begin(key, job, self.store.peek(key), forced=True)
-            await self.wait((flight,))
+            await waiting.wait((flight,))
             if flight.error is not None:
                 raise flight.error
             assert flight.landed is not None
             if not flight.doomed or again == AGAIN:
                 return self.outcome(flight.landed, State.MISSING)
             again += 1
-
-    async def wait(self, flights: Collection[Flight], patience: float | None = None) -> None:
-        """Wait until all `flights` are over, for `patience` seconds at most.
-
-        Raises:
-            ConfigurationError: they wait for what is loaded here.
-        """
-        # What the code that runs here loads is not over before this.
-        blocked = [flight for _, flight in _chain.get() if not flight.done.is_set()]
-        _refuse_circles(blocked, flights)
-        for flight in flights:
-            flight.waiters += 1
-        for flight in blocked:
-            flight.waits_for = (*flight.waits_for, *flights)
-        try:
-            with contextlib.nullcontext() if patience is None else anyio.move_on_after(patience):
-                for flight in flights:
-                    await flight.done.wait()
-        finally:
-            for flight in flights:
-                flight.waiters -= 1
-            for flight in blocked:
-                flight.waits_for = tuple(other for other in flight.waits_for if other not in flights)
 
     def fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
         """Return what may be answered if the load of `flight` fails, with `error` or at all."""
@@ -455,19 +412,19 @@ class Engine:
         *,
         forced: bool = False,
         since: int | None = None,
-        chain: _Chain = (),
+        chain: waiting.Chain = (),
     ) -> Flight:
         if not self._owner.is_open:
             raise SWRError(f"the cache was closed while {key!r} was asked for")
         before = self._flights.get(key)
         if before is not None:
             self._part(before)
-        flight = self._flights[key] = Flight(key, job, entry, self.fence, forced=forced, since=since)
-        self._owner.start(self._fly, flight, (*chain, (self, flight)), drained=True, context=job.context)
+        flight = self._flights[key] = Flight(self, key, job, entry, self.fence, forced=forced, since=since)
+        flight.scope = self._owner.start(self._fly, flight, (*chain, flight), drained=True, context=job.context)
         return flight
 
-    async def _fly(self, flight: Flight, chain: _Chain) -> None:
-        _chain.set(chain)
+    async def _fly(self, flight: Flight, chain: waiting.Chain) -> None:
+        waiting.begin(chain)
         self._tokens += 1
         token = f"{self._instance}{self._tokens:x}"
         asked = self.time()
@@ -484,12 +441,12 @@ class Engine:
             load = Load(self, flight, lease)
             self.events.publish(LoadBegun, flight.key, self.time() - asked)
             if lease is not None:
-                self._renew_until_over(load)
+                self._renewals.begin(load)
             try:
-                with load.running:
-                    await flight.job.run(load)
+                await flight.job.run(load)
             finally:
-                self._renewed.pop(load, None)
+                self._renewals.end(load)
+                load.stop_timer()
             if not flight.is_over:
                 raise SWRError(f"the loader of {flight.key!r} ended without a value")
         except anyio.get_cancelled_exc_class() as error:
@@ -523,13 +480,13 @@ class Engine:
             flight.wake = Flag()
             if flight.answered.is_set():
                 flight.answered = Flag()
-            waiting = self._waiting.setdefault(flight.key, set())
-            waiting.add(flight)
+            here = self._waiting.setdefault(flight.key, set())
+            here.add(flight)
             try:
                 answer = await self.store.acquire(
                     flight.key,
                     token,
-                    self._lease_for,
+                    self.lease_for,
                     known,
                     flight.job.codec,
                     # Where nothing can be served nobody keeps off: each caller is owed its loader's own answer.
@@ -571,8 +528,8 @@ class Engine:
                 return None
             finally:
                 flight.answered.set()
-                waiting.discard(flight)
-                if not waiting:
+                here.discard(flight)
+                if not here:
                     self._waiting.pop(flight.key, None)
 
     def _keep_off(self, flight: Flight, retry_after: float, failures: int) -> None:
@@ -636,8 +593,8 @@ class Engine:
         if timer.cancel_called or load.flight.is_over:
             return
         load.flight.expired = True
-        load.running.cancel()
-        self._renewed.pop(load, None)
+        load.flight.scope.cancel()
+        self._renewals.end(load)
         if given_up is not None:
             given_up(error)
         # Nobody else ends the flight now, closing or not.
@@ -654,7 +611,7 @@ class Engine:
         self._tokens += 1
         lease = Lease(key, f"{self._instance}{self._tokens:x}", 0, 0)
         try:
-            answer = await self.store.acquire(key, lease.token, self._lease_for, known, codec, force=True)
+            answer = await self.store.acquire(key, lease.token, self.lease_for, known, codec, force=True)
             if not isinstance(answer, Lease):
                 self.events.publish(FencedOff, key)
                 return False
@@ -676,40 +633,6 @@ class Engine:
                 await self.store.release(lease)
             raise
         return True
-
-    def _renew_until_over(self, load: Load) -> None:
-        """Renew the lease at a third of its life until the load ends, ten lives at most."""
-        self._renewed[load] = (self.time() + self._lease_for / 3, 3 * _RENEWED_FOR)
-        if not self._renewing:
-            self._renewing = True
-            self._owner.start(self._renew_all)
-
-    async def _renew_all(self) -> None:
-        # One task for all loads, most of which end before anything is due: a task for each would cost more than
-        # many a load.
-        while self._renewed:
-            # In the order in which they are due, for whatever comes in comes in last.
-            load, (due, times) = next(iter(self._renewed.items()))
-            now = self.time()
-            if due > now:
-                await anyio.sleep_until(due)
-                continue
-            del self._renewed[load]
-            if times:
-                self._renewed[load] = (now + self._lease_for / 3, times - 1)
-                self._owner.start(self._renew, load)
-        self._renewing = False
-
-    async def _renew(self, load: Load) -> None:
-        assert load.lease is not None
-        try:
-            await self.store.renew(load.lease, self._lease_for)
-        except StoreUnavailable:
-            return
-        except LeaseLost:
-            # What came of a load that is over has given its lease back, whatever its job goes on with.
-            if self._renewed.pop(load, None) is not None and not load.flight.is_over:
-                self.events.publish(LeaseGone, load.flight.key)
 
     def is_current(self, flight: Flight) -> bool:
         """Whether later callers would still join `flight`: no refresh or invalidation has come after it."""
@@ -736,20 +659,3 @@ class Engine:
 def _is_unasked(flight: Flight) -> bool:
     """Whether it is a refresher's, and no reader has joined it."""
     return flight.since is not None and not flight.waiters
-
-
-def _refuse_circles(blocked: Collection[Flight], flights: Iterable[Flight]) -> None:
-    """Refuse to wait for `flights` if one of them waits, directly or through others, for one that is `blocked`.
-
-    Raises:
-        ConfigurationError: one does.
-    """
-    todo: list[tuple[Flight, tuple[str, ...]]] = [(flight, (flight.key,)) for flight in flights] if blocked else []
-    seen: set[Flight] = set()
-    while todo:
-        flight, path = todo.pop()
-        if flight in blocked:
-            raise ConfigurationError(f"loaders wait for each other, and would do so forever: {' -> '.join(path)}")
-        if flight not in seen:
-            seen.add(flight)
-            todo.extend((other, (*path, other.key)) for other in flight.waits_for if not other.done.is_set())

@@ -1,5 +1,7 @@
 """An event that most often nobody waits for."""
 
+import asyncio
+
 import anyio
 import anyio.lowlevel
 
@@ -11,7 +13,7 @@ class Flag:
 
     def __init__(self) -> None:
         self._is_set = False
-        self._event: anyio.Event | None = None
+        self._event: asyncio.Event | anyio.Event | None = None
 
     def is_set(self) -> bool:
         """Whether it has happened."""
@@ -29,5 +31,14 @@ class Flag:
             await anyio.lowlevel.checkpoint()
             return
         if self._event is None:
-            self._event = anyio.Event()
+            self._event = _event()
         await self._event.wait()
+
+
+def _event() -> asyncio.Event | anyio.Event:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return anyio.Event()
+    # What anyio's own consists of, without its finding out each time which event loop this is.
+    return asyncio.Event()

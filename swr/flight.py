@@ -4,11 +4,14 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
+
 from swr.codec import Codec
 from swr.entry import Entry
 from swr.flag import Flag
 
 if TYPE_CHECKING:
+    from swr.engine import Engine
     from swr.load import Load
 
 
@@ -30,6 +33,7 @@ class Flight:
     """The states are: waiting for the lease, loading, over (`done` is set and one of the results stands).
 
     Parameters:
+        engine: whose.
         key: what is loaded.
         job: how.
         entry: what is stored so far, or None.
@@ -46,6 +50,7 @@ class Flight:
         "done",
         "doomed",
         "ended",
+        "engine",
         "entry",
         "error",
         "expired",
@@ -57,6 +62,7 @@ class Flight:
         "landed",
         "left",
         "refused",
+        "scope",
         "since",
         "then",
         "version",
@@ -67,9 +73,12 @@ class Flight:
 
     # Set by news of its key, once it waits for the lease.
     wake: Flag
+    # What cancels its task, once it has one.
+    scope: anyio.CancelScope
 
     def __init__(
         self,
+        engine: "Engine",
         key: str,
         job: Job,
         entry: Entry[Any] | None,
@@ -78,6 +87,7 @@ class Flight:
         forced: bool = False,
         since: int | None = None,
     ) -> None:
+        self.engine = engine
         self.key = key
         self.job = job
         self.entry = entry
@@ -89,7 +99,7 @@ class Flight:
         self.answered = Flag()
         self.waiters = 0
         # Called when it is over, in the task of its load.
-        self.then: list[Callable[[Flight], None]] = []
+        self.then: tuple[Callable[[Flight], None], ...] = ()
         # What its loader is waiting for.
         self.waits_for: tuple[Flight, ...] = ()
         # Set while loading: the lease's version, or 0 without a lease. Before that nothing has been read that

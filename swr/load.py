@@ -41,7 +41,7 @@ class Load:
         lease: the right to store the value, or None where the store is away.
     """
 
-    __slots__ = ("_engine", "_started", "_timer", "began", "flight", "head", "lease", "running")
+    __slots__ = ("_engine", "_started", "_timer", "began", "flight", "head", "lease")
 
     def __init__(self, engine: "Engine", flight: Flight, lease: Lease | None) -> None:
         self._engine = engine
@@ -49,7 +49,6 @@ class Load:
         self.lease = lease
         self.began = engine.clock()
         self.head = engine.store.barriers.head if lease is None else lease.head
-        self.running = anyio.CancelScope()
         self._started = flight.began = engine.time()
         self._timer: anyio.CancelScope | None = None
         flight.version = 0 if lease is None else lease.version
@@ -68,14 +67,15 @@ class Load:
             seconds: counted from the load's beginning; None: it may run on.
             given_up: is told of the failure.
         """
-        self._stop_timer()
+        self.stop_timer()
         if seconds is not None and not self.flight.is_over:
             self._timer = anyio.CancelScope()
             self._engine.expire_later(
                 self, self._started + seconds, self._timer, LoadTimeout(self.flight.key, seconds), given_up
             )
 
-    def _stop_timer(self) -> None:
+    def stop_timer(self) -> None:
+        """Have no time limit any more."""
         # Most loads have none, and cancelling is not cheap.
         if self._timer is not None:
             self._timer.cancel()
@@ -83,7 +83,7 @@ class Load:
 
     def _ends(self) -> bool:
         """Stop the timer; whether it is the load itself that ends now, for it was not given up before."""
-        self._stop_timer()
+        self.stop_timer()
         if self.flight.expired:
             return False
         self.flight.ended = self._engine.time()

@@ -20,6 +20,7 @@ from swr.flight import Flight
 from swr.keys import Template
 from swr.loader import answer_of
 from swr.policy import Policy, tag_names
+from swr.waiting import wait
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -341,7 +342,7 @@ class CachedMany(Generic[P, K, V]):
                 item: batch.begin(item, call.keys[item], call.policy(item, self._policy), entry, forced=forced)
                 for item, entry in wanted.items()
             }
-            await engine.wait(flights.values(), patience)
+            await wait(flights.values(), patience)
             wanted = {}
             overtaken = False
             for item, flight in flights.items():

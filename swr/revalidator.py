@@ -28,6 +28,31 @@ def running_loop() -> object:
         return trio.lowlevel.current_trio_token()
 
 
+class _Draining:
+    """What closing waits for, of one run, and whether it has ceased to."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._busy = 0
+        self._idle = anyio.Event()
+
+    def add(self) -> None:
+        """Wait for one more."""
+        self._busy += 1
+
+    def remove(self) -> None:
+        """Wait for one less."""
+        self._busy -= 1
+        if not self._busy:
+            self._idle.set()
+
+    async def wait(self) -> None:
+        """Wait until there is nothing to wait for."""
+        while self._busy:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+
 class Revalidator:
     """Runs tasks on the current event loop until it is closed, whoever opens and whoever closes it.
 
@@ -39,6 +64,9 @@ class Revalidator:
     """
 
     _ready: anyio.Event
+    _over: anyio.Event
+    _scope: type[anyio.CancelScope]
+    _draining: _Draining
 
     def __init__(self, drain_for: float, settle: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
         self._drain_for = drain_for
@@ -50,7 +78,6 @@ class Revalidator:
         self._root: asyncio.Task[None] | None = None
         self._group: Tasks | TaskGroup | None = None
         self._last: Tasks | TaskGroup | None = None
-        self._busy = 0
 
     @property
     def is_open(self) -> bool:
@@ -58,9 +85,14 @@ class Revalidator:
         return self._group is not None and self._loop is running_loop()
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is open on the event loop that runs now, or in the last steps of being closed there."""
+        return self._loop is running_loop()
+
+    @property
     def is_closing(self) -> bool:
         """Whether tasks are being cancelled because of closing, or because the event loop ends."""
-        return self._group is None or self._cancelling
+        return self._group is None or self._draining.is_over
 
     async def open(self) -> None:
         """Take the current event loop.
@@ -69,10 +101,13 @@ class Revalidator:
             ConfigurationError: another event loop, which still runs, is using the cache.
         """
         loop, pid = running_loop(), os.getpid()
-        if self._loop is loop and self._pid == pid and not (self._root is not None and self._root.done()):
-            # Whoever began with this was cancelled before it had come to anything.
-            await self._ready.wait()
-            return
+        while self._loop is loop and self._pid == pid and not (self._root is not None and self._root.done()):
+            if self._group is not None or not self._ready.is_set():
+                # Whoever began with this was cancelled before it had come to anything.
+                await self._ready.wait()
+                return
+            # It is being closed, and no more can be started.
+            await self._over.wait()
         if self._loop not in (None, loop) and self._pid == pid and not _is_over(self._loop):
             raise ConfigurationError(
                 "the cache is in use on another event loop: give each loop (each thread) a Cache of its own"
@@ -81,22 +116,22 @@ class Revalidator:
         self._group = self._last = None
         self._ended()
         self._loop, self._pid = loop, pid
+        # The scopes of this event loop: anyio finds out each time which loop that is.
+        self._scope = type(anyio.CancelScope())
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
-        self._idle = anyio.Event()
-        self._busy = 0
-        self._cancelling = False
+        self._draining = _Draining()
         # In an empty context: whoever happens to be first must not lend its context variables to all.
         context = contextvars.Context()
         if isinstance(loop, asyncio.AbstractEventLoop):
-            self._root = context.run(loop.create_task, self._run(Tasks(), Tasks()))
+            self._root = context.run(loop.create_task, self._run(Tasks(), Tasks(), self._draining))
         else:
             import trio
 
             groups = anyio.create_task_group(), anyio.create_task_group()
-            trio.lowlevel.spawn_system_task(self._run, *groups, context=context)
+            trio.lowlevel.spawn_system_task(self._run, *groups, self._draining, context=context)
         await self._ready.wait()
 
-    async def _run(self, group: Tasks | TaskGroup, last: Tasks | TaskGroup) -> None:
+    async def _run(self, group: Tasks | TaskGroup, last: Tasks | TaskGroup, draining: _Draining) -> None:
         # Another event loop may have taken over by the time that this one ends.
         stop, over = self._stop, self._over
         try:
@@ -106,22 +141,19 @@ class Revalidator:
                     self._ready.set()
                     try:
                         await stop.wait()
-                    except BaseException:
-                        # Unless this loop was left, and this is another's by now.
-                        if self._group is group:
-                            self._cancelling = True
-                        raise
-                    with anyio.move_on_after(self._drain_for):
-                        while self._busy:
-                            self._idle = anyio.Event()
-                            await self._idle.wait()
-                    self._cancelling = True
+                        with anyio.move_on_after(self._drain_for):
+                            await draining.wait()
+                    finally:
+                        draining.is_over = True
                     _cancel(group)
+                if self._last is last:
+                    # What is started from now on nobody would wait for.
+                    self._group = None
                 with anyio.move_on_after(_SETTLED_WITHIN):
                     await self._settle()
                 _cancel(last)
         finally:
-            if self._group is group:
+            if self._last is last:
                 self._group = self._last = None
                 self._loop = None
                 self._ended()
@@ -133,36 +165,44 @@ class Revalidator:
         *args: *Ts,
         drained: bool = False,
         context: contextvars.Context | None = None,
-    ) -> None:
-        """Run `function(*args)` in a task of its own.
+    ) -> anyio.CancelScope:
+        """Run `function(*args)` in a task of its own; return what cancels that.
 
         Parameters:
             drained: closing waits for it.
             context: what it sees of context variables; by default a copy of the caller's.
         """
         assert self._group is not None
-        if drained:
-            self._busy += 1
-        run = self._group.start_soon
+        draining = self._draining if drained else None
+        if draining is not None:
+            draining.add()
+        run, scope = self._group.start_soon, self._scope()
         if context is None:
-            run(self._guard, function, args, drained)
+            run(self._guard, scope, function, args, draining)
         else:
-            context.run(run, self._guard, function, args, drained)
+            context.run(run, self._guard, scope, function, args, draining)
+        return scope
 
     def start_last(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
         """Run `function(*args)` in a task that ends after all that `start` has started, and may be needed for that."""
         assert self._last is not None
-        self._last.start_soon(self._guard, function, args, False)
+        self._last.start_soon(self._guard, self._scope(), function, args, None)
 
-    async def _guard(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], drained: bool) -> None:
-        try:
-            await function(*args)
-        except Exception:
-            log.exception("a background task failed")
-        finally:
-            if drained:
-                self._busy -= 1
-                self._idle.set()
+    async def _guard(
+        self,
+        scope: anyio.CancelScope,
+        function: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        draining: _Draining | None,
+    ) -> None:
+        with scope:
+            try:
+                await function(*args)
+            except Exception:
+                log.exception("a background task failed")
+            finally:
+                if draining is not None:
+                    draining.remove()
 
     async def aclose(self) -> None:
         """Wait for what is drained, then cancel the rest."""

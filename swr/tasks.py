@@ -1,7 +1,8 @@
 """Tasks that end together, like an anyio task group's, at a fifth of its price per task."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextvars
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,31 +16,27 @@ class Tasks:
     """
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._scopes: set[anyio.CancelScope] = set()
+        # The event loop itself holds tasks only weakly.
+        self._scopes: dict[asyncio.Task[None], anyio.CancelScope] = {}
+        self._forget = self._scopes.pop
+        # For callbacks: a copy of the caller's context variables for each of them would be made for nothing.
+        self._nothing = contextvars.Context()
         self._cancelled = False
 
-    def start_soon(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        """Run `function(*args)` in a task of its own."""
-        # The event loop itself holds tasks only weakly.
-        task = asyncio.get_running_loop().create_task(self._run(function, args))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
-            if self._cancelled:
-                scope.cancel()
-            try:
-                await function(*args)
-            finally:
-                self._scopes.discard(scope)
+    def start_soon(
+        self, function: Callable[..., Coroutine[Any, Any, None]], scope: anyio.CancelScope, *args: Any
+    ) -> None:
+        """Run `function(scope, *args)` in a task of its own; all that it does, it does within `scope`."""
+        if self._cancelled:
+            scope.cancel()
+        task = asyncio.get_running_loop().create_task(function(scope, *args))
+        self._scopes[task] = scope
+        task.add_done_callback(self._forget, context=self._nothing)
 
     def cancel(self) -> None:
         """Cancel all that runs, and all that is started from now on."""
         self._cancelled = True
-        for scope in list(self._scopes):
+        for scope in list(self._scopes.values()):
             scope.cancel()
 
     async def __aenter__(self) -> Self:
@@ -54,9 +51,9 @@ class Tasks:
         cancelled: BaseException | None = None
         if error is not None:
             self.cancel()
-        while self._tasks:
+        while self._scopes:
             try:
-                await asyncio.wait(self._tasks)
+                await asyncio.wait(self._scopes)
             except asyncio.CancelledError as again:
                 # They are not left behind, whoever is in a hurry.
                 self.cancel()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import select
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from examples.demo.screen import percentile
+from examples.demo.servers import free_port
 from examples.demo.trace import keys, requests
 
 ROOT = Path(__file__).parents[1]
@@ -199,3 +201,13 @@ def test_a_percentile_is_one_of_the_values(percent: float, expected: float) -> N
 
 def test_a_percentile_of_one_value_is_that_value() -> None:
     assert percentile([7.0], 50) == percentile([7.0], 99) == 7.0
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before anybody listens on it: a cluster's nodes take twelve before the first of them starts."""
+    first = free_port()
+    tries = iter([first - 10_000, first - 10_000])
+    draw = secrets.randbelow
+    monkeypatch.setattr(secrets, "randbelow", lambda most: next(tries, None) or draw(most))
+    assert free_port() != first
+    assert list(tries) == []

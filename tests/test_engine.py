@@ -8,12 +8,13 @@ import anyio.lowlevel
 import pytest
 
 from swr import Cache, ConfigurationError, Policy, State, SWRError
-from swr.engine import Engine, _refuse_circles
-from swr.events import LeaseGone
+from swr.engine import Engine
+from swr.events import LeaseGone, LoadFailed
 from swr.flight import Flight
 from swr.policy import Limits
 from swr.stores.memory import MemoryStore
 from swr.testing import FakeClock, FlakyStore
+from swr.waiting import refuse_circles
 from tests.fleet import POLICY, Job, Process, fleet, settle, until
 
 pytestmark = pytest.mark.anyio
@@ -820,7 +821,7 @@ class TestTheStoreAway:
 class TestLeases:
     async def test_a_long_load_keeps_its_lease(self, two, clock):
         one, other = two
-        one.engine._lease_for = other.engine._lease_for = 0.06
+        one.engine.lease_for = other.engine.lease_for = 0.06
         job = Job()
         job.gate = anyio.Event()
 
@@ -861,7 +862,7 @@ class TestLeases:
         assert (await other.engine.fetch("k", job)).value == "new"
 
     async def test_renewal_survives_a_store_that_is_away_and_ends_with_the_lease(self, process, clock):
-        process.engine._lease_for = 0.03
+        process.engine.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
 
@@ -1139,21 +1140,69 @@ class TestRaces:
             await process.engine.aclose()
 
     async def test_a_lease_is_renewed_for_ten_lives_at_most(self, process, monkeypatch):
-        monkeypatch.setattr("swr.engine._RENEWED_FOR", 1)
-        process.engine._lease_for = 0.03
+        monkeypatch.setattr("swr.renewal._RENEWED_FOR", 1)
+        process.engine.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
 
         async def watch():
             await job.begun.wait()
+            while process.link.calls.count("renew") < 3:
+                await anyio.sleep(0.005)
+            # Time for more.
             await anyio.sleep(0.1)
             job.gate.set()
 
         await together(process.engine.fetch("k", job), watch())
         assert process.link.calls.count("renew") == 3
 
+    async def test_a_loader_that_failed_in_time_is_not_given_up_while_its_lease_is_given_back(self, process):
+        failed = []
+        process.engine.events.subscribe(failed.append, (LoadFailed,))
+
+        class Limited(Job):
+            async def run(self, load):
+                load.limit(0.02)
+                await super().run(load)
+
+        async def late():
+            await anyio.sleep(0.1)
+
+        process.link.before["release"] = late
+        with pytest.raises(ValueError, match="mine"):
+            await process.engine.fetch("k", Limited(lambda run: ValueError("mine")))
+        assert [type(event.error) for event in failed] == [ValueError]
+
+    async def test_whoever_asks_in_the_last_steps_of_closing_opens_again(self, process):
+        """What began there would be nobody's to wait for. Whoever closes, too, waits until it is over."""
+        settling, gate, ended = anyio.Event(), anyio.Event(), []
+
+        async def settle_slowly():
+            settling.set()
+            await gate.wait()
+
+        async def close(name):
+            await process.engine.aclose()
+            ended.append(name)
+
+        async def read():
+            ended.append((await process.engine.fetch("k", Job())).value)
+
+        await process.engine.ready()
+        process.engine._owner._settle = settle_slowly
+        async with anyio.create_task_group() as group:
+            group.start_soon(close, "one")
+            await settling.wait()
+            group.start_soon(close, "other")
+            group.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            assert ended == []
+            gate.set()
+        assert sorted(map(str, ended)) == ["1", "one", "other"]
+        await process.engine.aclose()
+
     async def test_a_job_that_goes_on_after_its_value_has_lost_no_lease(self, process):
-        process.engine._lease_for = 0.03
+        process.engine.lease_for = 0.03
         gone, ended = [], anyio.Event()
         process.engine.events.subscribe(gone.append, (LeaseGone,))
 
@@ -1378,15 +1427,15 @@ async def test_what_was_invalidated_in_vain_is_told_before_leases_are_given_back
 async def test_loaders_that_wait_for_one_and_the_same_are_no_circle(process):
     """Found on two ways, it is looked at once."""
     process_job = Job()
-    flights = [Flight(key, process_job, None, 0) for key in "abcd"]
+    flights = [Flight(process.engine, key, process_job, None, 0) for key in "abcd"]
     here, one, other, both = flights
     one.waits_for = other.waits_for = (both,)
-    _refuse_circles([here], [one, other])
+    refuse_circles([here], [one, other])
     both.waits_for = (here,)
     with pytest.raises(ConfigurationError, match=r"[bc] -> d -> a"):
-        _refuse_circles([here], [one, other])
+        refuse_circles([here], [one, other])
     here.done.set()
-    _refuse_circles([here], [one, other])
+    refuse_circles([here], [one, other])
 
 
 @pytest.mark.parametrize("stale", [True, False])

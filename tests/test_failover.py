@@ -12,6 +12,7 @@ from swr import Cache, Policy
 from swr.stores.base import Kind, Message
 from swr.stores.redis import RedisStore
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
+from tests.servers import until as wait_until
 from tests.test_redis import Counter, until
 from tests.test_topologies import fresh
 
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.anyio
 # Fresh for a moment, so that somebody refreshes all the time; stale for long.
 BRIEF = Policy(0.2, 600, 3600)
 LONG = Policy(600, tags=("t",))
+# A server waits otherwise for more who would follow it.
+FOLLOWED_AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
 @pytest.fixture
@@ -235,6 +238,57 @@ async def test_a_master_that_was_demoted(kind, caplog):
             await until(lambda: cache.engine.store.up)
             assert (await cache.get_or_load("k", Counter(), LONG)).value == 1
     assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") == 1
+
+
+@pytest.fixture(params=kinds())
+def pair(request) -> Iterator[tuple[Server, Server]]:
+    """Two masters, either of which can follow the other."""
+    with Server(request.param, *FOLLOWED_AT_ONCE) as one, Server(request.param, *FOLLOWED_AT_ONCE) as other:
+        yield one, other
+
+
+def follow(server: Server, port: int) -> None:
+    """Have `server` hold what the one on `port` holds, and be a master again."""
+    server.command("REPLICAOF", "127.0.0.1", str(port))
+    wait_until(lambda: "master_link_status:up" in server.says("INFO", "replication"))
+    server.command("REPLICAOF", "NO", "ONE")
+
+
+async def test_a_master_that_was_a_replica_between_two_beats(pair, monkeypatch):
+    """Its links are whole, and what it was told last is lost: it is told again."""
+    monkeypatch.setattr("swr.stores.link._BEAT", 3.0)
+    server, successor = pair
+    load = Counter()
+    async with Cache(server.url, namespace=fresh()) as cache:
+        await cache.get_or_load("k", load, LONG)
+        entry = cache.engine.store.store._entry_key("k").decode()
+        await asyncio.to_thread(follow, successor, server.port)
+        held = server.command("GET", entry)
+        await cache.invalidate("k")
+        assert server.command("GET", entry) != held
+        await asyncio.to_thread(follow, server, successor.port)
+        assert server.command("GET", entry) == held
+        # From now on it is looked at.
+        await until(lambda: server.command("GET", entry) != held, 10)
+        assert cache.engine.store.up
+        assert (await cache.get_or_load("k", load, LONG)).value == 2
+
+
+async def test_a_master_that_gets_its_first_replica(pair, monkeypatch):
+    """It begins another line of writes, and has lost nothing: it is told nothing again, let alone of everything."""
+    monkeypatch.setattr("swr.stores.redis._MOST_TOLD_AGAIN", 3)
+    server, replica = pair
+    load = Counter()
+    async with Cache(server.url, namespace=fresh()) as cache:
+        for number in range(5):
+            await cache.invalidate(f"other{number}")
+        await cache.get_or_load("k", load, LONG)
+        link = cache.engine.store.store._servers.link_to(b"")
+        history = link.history
+        await asyncio.to_thread(follow, replica, server.port)
+        await until(lambda: link.history != history, 10)
+        assert cache.engine.store.up
+        assert (await cache.get_or_load("k", load, LONG)).value == 1
 
 
 @pytest.mark.parametrize("kind", kinds())

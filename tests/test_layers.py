@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "policy", "entry", "decision", "events", "loading"},
     {"codec", "conditions", "fields", "keys", "semantics", "weigh"},
     {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.replicas", "stores.scripts", "stores.servers", "stores.shelf", "stores.tiered", "stores.together", "stores.wire"},
-    {"flag", "flight", "load", "tasks", "revalidator", "engine"},
+    {"flag", "flight", "load", "renewal", "tasks", "revalidator", "waiting", "engine"},
     {"inspection", "loader", "decorator", "batch", "many", "response", "rules", "answer", "request", "forward", "fill", "cache", "metrics", "middleware", "otel", "prometheus", "proxy"},
     {"refreshers", "refreshers.consumer", "refreshers.groups", "refreshers.leader", "refreshers.locks", "refreshers.queue", "refreshers.queued", "refreshers.refresher", "refreshers.report", "refreshers.rounds", "refreshers.scripts", "refreshers.window"},
     {"testing", "testing.clock", "testing.conformance", "testing.flaky", "testing.oracle", "testing.simulate", "testing.world"},

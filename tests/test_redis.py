@@ -415,6 +415,21 @@ class TestOutage:
             await until(lambda: cache.engine.store.up)
             assert not cache.engine.store.is_away("k")
 
+    async def test_a_fresh_hit_costs_no_more_than_with_redis_there(self, own_server: Server):
+        """What was looked at once during the outage is not looked at again before its end."""
+        load = Counter()
+        async with Cache(own_server.url) as cache:
+            await cache.get_or_load("k", load, POLICY)
+            slot, shelf = cache.engine.store.shelf.get("k"), cache.engine.store.shelf
+            own_server.kill()
+            await until(lambda: not cache.engine.store.up)
+            assert slot.checked != shelf.generation
+            assert (await cache.get_or_load("k", load, POLICY)).state is State.FRESH
+            assert slot.checked == shelf.generation
+            own_server.start()
+            await until(lambda: cache.engine.store.up)
+            assert slot.checked != shelf.generation
+
     async def test_a_key_that_no_server_has_is_not_asked_for(self, server: Server):
         async with opened(redis_store(server)) as store:
 
@@ -987,6 +1002,65 @@ def test_a_loop_that_was_left_costs_the_next_one_nothing(monkeypatch):
 
     asyncio.run(again())
     end(left)
+
+
+def test_a_loop_that_was_left_takes_nothing_from_what_the_next_one_waits_for():
+    """What ends there was not begun here: closing waits for what runs."""
+    cache = Cache()
+    policy = Policy(60)
+    left, here = asyncio.new_event_loop(), asyncio.new_event_loop()
+    takes = [3600.0]
+
+    async def slow() -> int:
+        await asyncio.sleep(takes[0])
+        return 1
+
+    async def begin() -> None:
+        asyncio.get_running_loop().create_task(cache.get_or_load("k", slow, policy))
+        await asyncio.sleep(0.01)
+
+    async def close() -> None:
+        # Another key: whoever had the lease of the first is gone, and keeps it for a while.
+        reader = asyncio.create_task(cache.get_or_load("another", slow, policy))
+        await asyncio.sleep(0.01)
+        await cache.aclose()
+        assert (await reader).value == 1
+
+    left.run_until_complete(begin())
+    here.run_until_complete(cache.get_or_load("other", Counter(), policy))
+    end(left)
+    takes[0] = 0.1
+    here.run_until_complete(close())
+    here.close()
+
+
+def test_a_loop_that_was_left_in_the_middle_of_closing_does_not_close_the_next_one():
+    cache = Cache()
+    policy = Policy(60)
+    left, here = asyncio.new_event_loop(), asyncio.new_event_loop()
+
+    async def slow() -> int:
+        await asyncio.sleep(0.05)
+        return 1
+
+    async def begin() -> None:
+        for doing in (cache.get_or_load("k", slow, policy), cache.aclose()):
+            asyncio.get_running_loop().create_task(doing)
+            await asyncio.sleep(0.01)
+
+    async def read() -> None:
+        await cache.get_or_load("other", Counter(), policy)
+
+    left.run_until_complete(begin())
+    here.run_until_complete(read())
+    left.run_until_complete(asyncio.sleep(0.2))
+    shelf = cache.engine.store.shelf
+    assert shelf.get("other") is not None
+    assert cache.engine._owner._group is not None
+    assert not cache.engine._owner.is_closing
+    end(left)
+    here.run_until_complete(cache.aclose())
+    here.close()
 
 
 def end(loop: asyncio.AbstractEventLoop) -> None:

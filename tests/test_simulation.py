@@ -21,6 +21,7 @@ import pytest
 from swr import StoreUnavailable
 from swr.engine import Engine
 from swr.load import Load
+from swr.renewal import Renewals
 from swr.stores.barriers import Barriers
 from swr.stores.memory import MemoryStore
 from swr.stores.tiered import TieredStore
@@ -133,7 +134,7 @@ SABOTAGES = {
         Engine, "_win", "known = NEWEST", "pass", "invalidation", "older than the refresh",
     ),
     "no lease is renewed": Sabotage(
-        Engine, "_renew", "await self.store.renew(load.lease, self._lease_for)", "pass", "mixed",
+        Renewals, "_renew", "await self._engine.store.renew(load.lease, self._engine.lease_for)", "pass", "mixed",
         "was under way", 10,
     ),
     "after a failure the lease is kept": Sabotage(

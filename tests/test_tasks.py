@@ -1,6 +1,7 @@
 """Tasks that end together: whoever is in a hurry, none is left behind."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
@@ -31,11 +32,19 @@ class Work:
             self.done.append("ended")
 
 
+def start(tasks: Tasks, function: Callable[[], Awaitable[None]]) -> None:
+    async def run(scope: anyio.CancelScope) -> None:
+        with scope:
+            await function()
+
+    tasks.start_soon(run, anyio.CancelScope())
+
+
 async def test_one_that_is_started_after_the_end_ends_at_its_first_wait():
     work = Work()
     async with Tasks() as tasks:
         tasks.cancel()
-        tasks.start_soon(work)
+        start(tasks, work)
     assert work.done == ["begun", "ended"]
 
 
@@ -44,7 +53,7 @@ async def test_whoever_leaves_by_an_error_waits_for_all():
 
     async def leave() -> None:
         async with Tasks() as tasks:
-            tasks.start_soon(work)
+            start(tasks, work)
             await asyncio.sleep(0.01)
             raise ValueError("mine")
 
@@ -58,7 +67,7 @@ async def test_so_does_whoever_is_cancelled_while_he_waits():
 
     async def wait() -> None:
         async with Tasks() as tasks:
-            tasks.start_soon(work)
+            start(tasks, work)
 
     waiting = asyncio.ensure_future(wait())
     await asyncio.sleep(0.01)
@@ -81,7 +90,7 @@ async def test_one_that_swallows_a_cancellation_is_cancelled_again():
                 swallowed.append(1)
 
     async with Tasks() as tasks:
-        tasks.start_soon(stubborn)
+        start(tasks, stubborn)
         await asyncio.sleep(0.01)
         tasks.cancel()
     assert len(swallowed) == 3

@@ -106,13 +106,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """Return a port of the loopback that nobody listens on, and that no connection is given by chance until then."""
     while True:
         # Below what systems give to outgoing connections, and not from `random`, which tests seed.
         port = 10_000 + secrets.randbelow(20_000)
+        # Never the same again: whoever was given it may not listen there yet.
+        if port in _given:
+            continue
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 

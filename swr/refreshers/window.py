@@ -134,7 +134,7 @@ class Window:
 
     def _follow(self, task: Task, flight: Flight, ended: Callable[[Task, Ended], None], again: int) -> None:
         # No task of its own waits for each: that would cost as much as many a load.
-        flight.then.append(functools.partial(self._look, task, ended, again))
+        flight.then = (*flight.then, functools.partial(self._look, task, ended, again))
 
     def _look(self, task: Task, ended: Callable[[Task, Ended], None], again: int, flight: Flight) -> None:
         end = self._judge(task, flight)

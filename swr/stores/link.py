@@ -65,6 +65,8 @@ class Link:
         self.tried = asyncio.Event()
         # Which run of the server greeted last.
         self.run_id = b""
+        # Which line of writes it carried on when it was asked last; `INFO` calls that master_replid.
+        self.history: bytes | None = None
         # Where values are read from, if not here; whether the server is to be asked at all.
         self.replica: Replica | None = None
         self.retired = False

@@ -1,7 +1,6 @@
 """The store in Redis or Valkey: frames, leases by script, messages over pub/sub, and what makes up for their loss."""
 
 import asyncio
-import contextlib
 import functools
 import logging
 import secrets
@@ -21,9 +20,9 @@ from swr.stores import scripts
 from swr.stores.barriers import ALL, FLOOR, Barriers
 from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
 from swr.stores.link import Link
-from swr.stores.replicas import Floors, Replica
+from swr.stores.replicas import Floors, Replica, info_fields
 from swr.stores.servers import Servers
-from swr.stores.together import Claim, Commit, Reading, Together, digits, give, messages_in, share
+from swr.stores.together import Claim, Commit, Reading, Together, digits, give, messages_in, settle_each, share
 from swr.stores.wire import Wire
 
 log = logging.getLogger("swr")
@@ -37,6 +36,8 @@ _RESTORED_AT_ONCE: Final = 1000
 # A failover may lose what a master has acknowledged; so many seconds' invalidations are told to its successor.
 _TOLD_AGAIN: Final = 60.0
 _MOST_TOLD_AGAIN: Final = 10_000
+# What INFO calls the line of writes that a server carries on, another one after each promotion.
+_HISTORY: Final = b"master_replid"
 # Commands that leave in one MGET, at most.
 _MOST_AT_ONCE: Final = 500
 # And of frames in one EVAL: while more is on its way the server would seem to hang.
@@ -129,19 +130,23 @@ class RedisStore:
             raise StoreUnavailable("the server is a replica: give the URL of its master, or of the sentinels")
         await self._learn_at(link, wire)
         run_id = info.get(b"run_id", b"")
-        if run_id != link.run_id or not run_id:
+        if run_id != link.run_id or _was_promoted(info, link) or not run_id:
             await self._tell_again(link, wire)
-            link.run_id = run_id
+        link.run_id, link.history = run_id, info.get(_HISTORY)
 
     async def pulse(self, link: Link, wire: Wire) -> None:
-        """Ask for the newest barrier, or for a sign of life."""
-        if not await self._learn_at(link, wire):
-            await wire.ask("PING")
+        """Ask for the newest barrier, and whether the server has been another's replica since it greeted."""
+        await self._learn_at(link, wire)
+        info = await self._info(wire, b"replication")
+        # It may have taken over what the other had, and be a master again, all between two beats.
+        if _was_promoted(info, link):
+            await self._tell_again(link, wire)
+        link.history = info.get(_HISTORY)
 
-    async def _learn_at(self, link: Link, wire: Wire) -> bool:
+    async def _learn_at(self, link: Link, wire: Wire) -> None:
         """Learn of barriers, if they are made at this server."""
         if not self._is_at(self._barrier_keys[1], link):
-            return False
+            return
         try:
             await self._learn(wire.ask, await self._head(wire.ask))
         except AskError as error:
@@ -149,7 +154,6 @@ class RedisStore:
                 raise StoreUnavailable(_moved(error)) from error
             # Their slot is with another master, or on its way there.
             self._servers.doubt()
-        return True
 
     def link_changed(self) -> None:
         """Tell the listener when not every key can be reached any more, and when every one can again."""
@@ -388,13 +392,13 @@ class RedisStore:
 
     # -- failover ---------------------------------------------------------------------------------------------
 
-    async def _info(self, wire: Wire) -> dict[bytes, bytes]:
+    async def _info(self, wire: Wire, *section: bytes) -> dict[bytes, bytes]:
         """Return what a server says of itself; nothing where that may not be asked."""
         try:
-            info: bytes = await wire.ask("INFO")
+            info: bytes = await wire.ask("INFO", *section)
         except ResponseError:
             return {}
-        return dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        return info_fields(info)
 
     async def _tell_again(self, link: Link, wire: Wire) -> None:
         """Tell a server that took another's place of the last invalidations, which it may have missed."""
@@ -497,7 +501,8 @@ class RedisStore:
         if self._whole is not False:
             return False
         try:
-            return self._servers.link_to(self._entry_key(key)).is_away
+            # One server has every key, whatever its name there.
+            return self._servers.link_to(b"" if self._servers.one else self._entry_key(key)).is_away
         except StoreUnavailable:
             return True
 
@@ -593,8 +598,16 @@ class RedisStore:
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, in one trip with a second look at the entry and the newest barrier."""
         while True:
-            newest, answer = await self._claim(Claim(key, token, _milliseconds(ttl), known, force))
-            newest = await self._learn_from(newest)
+            claim = Claim(key, token, _milliseconds(ttl), known, force)
+            # The barrier is read before the load begins: one raised later outdates what is loaded.
+            if self._servers.one:
+                try:
+                    head, answer = await self._claims.ask(claim)
+                except (StoreUnavailable, RedisError):
+                    head, answer = await self._claim_alone(claim)
+            else:
+                head, answer = await self._claim_alone(claim)
+            newest = await self._learn_from(head)
             what = answer[0]
             if what == b"lease":
                 return Lease(key, token, int(answer[1]), newest, int(answer[2]))
@@ -607,28 +620,21 @@ class RedisStore:
                 return entry
             known = int(frame[: frames.VERSION_DIGITS])
 
-    async def _claim(self, claim: Claim) -> tuple[int | None, list[Any]]:
-        """Return the newest barrier and the script's answer to one claim.
-
-        The barrier is read before the load begins: one raised later outdates what is loaded.
-        """
-        if self._servers.one:
-            with contextlib.suppress(StoreUnavailable, RedisError):
-                newest, answer = await self._claims.ask(claim)
-                return _number(newest), answer
-        # Alone; after a failure once more, and to where the server redirects.
+    async def _claim_alone(self, claim: Claim) -> tuple[int | None, list[Any]]:
+        """Return the newest barrier and the script's answer; a failure is tried once more, where it redirects to."""
         head = self._newest_soon()
         _, answer = await self.script(scripts.ACQUIRE, self._keys(claim.key), *claim.arguments)
         return await head, answer
 
-    def _send_claims(self, claims: list[Claim], take: Callable[[Any], None]) -> None:
-        def share(reply: Any) -> None:
-            take(reply if isinstance(reply, Exception) else [(reply[0], answer) for answer in reply[1:]])
-
+    def _send_claims(self, claims: list[Claim], futures: list[asyncio.Future[Any]]) -> None:
         keys = [key for claim in claims for key in self._keys(claim.key)]
         arguments = [part for claim in claims for part in claim.arguments]
         newest = self._barrier_keys[1]
-        self._send(newest, ("EVAL", scripts.ACQUIRE, len(keys) + 1, *keys, newest, *arguments), share)
+        self._send(
+            newest,
+            ("EVAL", scripts.ACQUIRE, len(keys) + 1, *keys, newest, *arguments),
+            functools.partial(_settle_claims, futures),
+        )
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the lease."""
@@ -648,16 +654,20 @@ class RedisStore:
 
     async def _commit(self, commit: Commit) -> int:
         if self._servers.one:
-            with contextlib.suppress(StoreUnavailable, RedisError):
+            try:
                 return int(await self._commits.ask(commit, len(commit.frame)))
+            except (StoreUnavailable, RedisError):
+                # Once more, alone.
+                pass
         keys = self._keys(commit.lease.key)
         (done,) = await self.script(scripts.COMMIT, keys, self.channel, *commit.arguments)
         return int(done)
 
-    def _send_commits(self, commits: list[Commit], take: Callable[[Any], None]) -> None:
+    def _send_commits(self, commits: list[Commit], futures: list[asyncio.Future[Any]]) -> None:
         keys = [key for commit in commits for key in self._keys(commit.lease.key)]
         arguments = [part for commit in commits for part in commit.arguments]
-        self._send(keys[0], ("EVAL", scripts.COMMIT, len(keys), *keys, self.channel, *arguments), take)
+        command = ("EVAL", scripts.COMMIT, len(keys), *keys, self.channel, *arguments)
+        self._send(keys[0], command, functools.partial(settle_each, futures))
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the lease back; a lease whose version is 0 is one whose grant was never heard of."""
@@ -691,9 +701,27 @@ def _tag(member: bytes) -> str:
     return name if name in (ALL, FLOOR) else name[1:]
 
 
+def _was_promoted(info: dict[bytes, bytes], link: Link) -> bool:
+    """Whether a server has become a master since it was asked last, as its INFO says."""
+    # A master begins another line of writes for its first replica, too; after a promotion it names the last one.
+    return (
+        info.get(b"role") == b"master"
+        and info.get(_HISTORY) != link.history
+        and info.get(b"master_replid2", b"").strip(b"0") != b""
+    )
+
+
 def _number(digits: bytes | None) -> int:
     """Return a barrier's number; what is none counts as lost."""
     return int(digits) if digits and digits.isdigit() else 0
+
+
+def _settle_claims(futures: list[asyncio.Future[Any]], reply: Any) -> None:
+    """Give each claim its answer, with the newest barrier, which comes first."""
+    if not isinstance(reply, Exception):
+        head = _number(reply[0])
+        reply = [(head, answer) for answer in reply[1:]]
+    settle_each(futures, reply)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -111,13 +111,13 @@ class Replica:
         """Find out up to when the replica has all that its master had."""
         # From before the question: what the master says then covers all that was written until now.
         now = time.monotonic()
-        said = _fields(await master.ask("INFO", "replication"))
+        said = info_fields(await master.ask("INFO", "replication"))
         stream, reached = said[b"master_replid"], int(said[b"master_repl_offset"])
         if stream != self._stream:
             self._marks.clear()
             self._stream = stream
         self._marks.append((now, reached))
-        said = _fields(await wire.ask("INFO", "replication"))
+        said = info_fields(await wire.ask("INFO", "replication"))
         if said[b"role"] != b"slave":
             raise StoreUnavailable("the server is no replica")
         if said[b"master_replid"] != stream:
@@ -163,5 +163,6 @@ class Floors:
         return (frame or b"")[:VERSION_DIGITS] >= self._newest(key)
 
 
-def _fields(info: bytes) -> dict[bytes, bytes]:
+def info_fields(info: bytes) -> dict[bytes, bytes]:
+    """Return what a reply to INFO says, by name."""
     return dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)

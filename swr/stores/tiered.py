@@ -171,12 +171,12 @@ class TieredStore:
         if not self.barriers.admits(entry.head, entry.tags):
             self.shelf.drop(key)
             return False
-        if not self.up:
-            return True
-        if slot.epoch != self._epoch:
-            return False
-        if slot.superseded:
-            return self._clock() >= entry.fresh_until and not entry.absent
+        # While the store is away there is nobody to ask, and all of this is looked at again once it is back.
+        if self.up:
+            if slot.epoch != self._epoch:
+                return False
+            if slot.superseded:
+                return self._clock() >= entry.fresh_until and not entry.absent
         slot.checked = self.shelf.generation
         return True
 

@@ -1,7 +1,6 @@
 """What is asked of Redis in one turn of the event loop, and leaves together: to read, to take leases, to commit."""
 
 import asyncio
-import functools
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -46,11 +45,11 @@ class Together(Generic[Asked]):
     Whoever is cancelled before that has not asked.
 
     Parameters:
-        send: sends one command for all that it is given; what it is given beside that takes the list of their answers.
+        send: sends one command for all that it is given, and settles their futures with what is answered.
         most: how much leaves in one command.
     """
 
-    def __init__(self, send: Callable[[list[Asked], Callable[[Any], None]], None], most: int) -> None:
+    def __init__(self, send: Callable[[list[Asked], list[asyncio.Future[Any]]], None], most: int) -> None:
         self._send = send
         self._most = most
         self._asked: list[tuple[Asked, int, asyncio.Future[Any]]] = []
@@ -73,16 +72,17 @@ class Together(Generic[Asked]):
             if future.done():
                 continue
             if some and total + weight > self._most:
-                self._send(some, functools.partial(_settle_each, futures))
+                self._send(some, futures)
                 some, futures, total = [], [], 0
             some.append(asked)
             futures.append(future)
             total += weight
         if some:
-            self._send(some, functools.partial(_settle_each, futures))
+            self._send(some, futures)
 
 
-def _settle_each(futures: list[asyncio.Future[Any]], reply: Any) -> None:
+def settle_each(futures: list[asyncio.Future[Any]], reply: Any) -> None:
+    """Give each its answer of one reply."""
     answers = [reply] * len(futures) if isinstance(reply, Exception) else reply
     for future, answer in zip(futures, answers, strict=True):
         settle(future, answer)
