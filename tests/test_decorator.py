@@ -496,7 +496,7 @@ def test_one_cache_serves_one_loop_after_the_other():
 
 
 def test_without_closing_it_serves_the_next_loop_too(server: Server):
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
     runs = []
 
     @cache.cached("k", fresh_for=60)

@@ -24,7 +24,7 @@ def run(cache: Cache, do) -> None:
 
 
 def test_an_entry(server: Server, capsys):
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
 
     @cache.cached("top:{group}", fresh_for=60, stale_for=600, tags=["group:{group}"], keep_for=60)
     async def top(group: str) -> list[int] | Fresh[list[int]]:
@@ -54,7 +54,7 @@ def test_an_entry(server: Server, capsys):
     ],
 )
 def test_one_that_is_fresh_no_more(server: Server, capsys, seconds, state, why):
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
 
     @cache.cached("k", **seconds)
     async def load() -> int:
@@ -68,7 +68,7 @@ def test_one_that_is_fresh_no_more(server: Server, capsys, seconds, state, why):
 
 
 def test_one_that_is_absent(server: Server, capsys):
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
 
     @cache.cached_many("row:{n}", fresh_for=60, absent_for=60)
     async def rows(numbers: list[int]) -> dict[int, int]:
@@ -92,7 +92,7 @@ def test_something_else(server: Server, capsys, there, why):
 
 
 def test_who_loads(server: Server, capsys):
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
 
     @cache.cached("k", fresh_for=60)
     async def load() -> int:
@@ -108,7 +108,7 @@ def test_who_loads(server: Server, capsys):
 
 
 def test_who_keeps_off(server: Server, capsys):
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
     fails = False
 
     @cache.cached("k", fresh_for=0.001, stale_if_error=600)
@@ -142,7 +142,7 @@ def test_who_keeps_off(server: Server, capsys):
 )
 def test_invalidating(server: Server, capsys, what, gone, shown):
     """A process that runs hears of it, and what it has in memory counts no more."""
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
 
     @cache.cached("top:{group}", fresh_for=60, tags=["group:{group}"])
     async def top(group: str) -> str:

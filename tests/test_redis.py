@@ -952,7 +952,7 @@ async def test_an_opening_that_never_began_is_begun_again():
 
 def test_the_first_callers_on_the_next_loop(server: Server):
     """The last one has stopped without a word: all of them get a link of their own loop, and no one the old one."""
-    cache = Cache(server.url)
+    cache = Cache(server.url, timeout=5)
     load = Counter()
     left = asyncio.new_event_loop()
     left.run_until_complete(cache.get_or_load("first", load, POLICY))
