@@ -2,11 +2,11 @@
 
     scripts/bench outage [--quick]
 
-A TCP proxy in front of the server hangs or refuses, again and again, while readers ask for what lies in memory, fresh
-and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's own first step to its
-answer; of those who wait for the loader, what it took is taken off. The first failures are over a tenth of a second
-after the cache has said that Redis is away (`StoreDown`). The same readers of a cache without Redis, in memory alone,
-show what of it is the machine's.
+A TCP proxy in front of the server, in a process of its own, hangs or refuses, again and again, while readers ask for
+what lies in memory, fresh and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's
+own first step to its answer; of those who wait for the loader, what it took is taken off. The first failures are over
+a tenth of a second after the cache has said that Redis is away (`StoreDown`). The same readers of a cache without
+Redis, in memory alone, show what of it is the machine's.
 
 Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
 five times after it has become stale. In time each read begins a refresh, and so does a second late the first.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 from benchmarks.measure import percentile, print_machine, ratio, table, verdict
 from swr import Cache, Cached, State
 from swr.events import Event, StoreDown, StoreUp
-from tests.proxy import Proxy
+from tests.proxy import ProxyElsewhere
 from tests.servers import Server, kinds
 
 _LOADER_TAKES = 0.02
@@ -129,26 +129,22 @@ class Readers:
 async def without_redis(server: Server, setting: Setting) -> None:
     """Print the table of a server that is hung, and of one that refuses."""
     faults, alone = {"hung": Waits(), "refused": Waits()}, Waits()
-    for turn in range(setting.rounds):
-        for fault, waits in faults.items():
-            # What a round leaves undone, a lease for one, is nobody's business in the next.
-            async with Proxy(server.port) as proxy, Cache(proxy.url, namespace=f"{fault}-{turn}") as cache:
-                cache.subscribe(waits.note, StoreDown)
-                waits.down_at = None
-                readers = Readers(cache, waits)
+    async with ProxyElsewhere(server.port) as proxy:
+        for turn in range(setting.rounds):
+            for fault, waits in faults.items():
+                # What a round leaves undone, a lease for one, is nobody's business in the next.
+                async with Cache(proxy.url, namespace=f"{fault}-{turn}") as cache:
+                    cache.subscribe(waits.note, StoreDown)
+                    waits.down_at = None
+                    readers = Readers(cache, waits)
+                    await readers.fill()
+                    await proxy.tell(hang=fault == "hung", refuse=fault == "refused")
+                    await readers.run(setting.away_for)
+                    await proxy.tell()
+            async with Cache() as cache:
+                readers = Readers(cache, alone)
                 await readers.fill()
-                if fault == "hung":
-                    proxy.hang = True
-                else:
-                    proxy.refuse = True
-                    proxy.cut()
                 await readers.run(setting.away_for)
-                proxy.heal()
-                proxy.refuse = False
-        async with Cache() as cache:
-            readers = Readers(cache, alone)
-            await readers.fill()
-            await readers.run(setting.away_for)
     rows = []
     for reader, waited in alone.first.items():
         rows.append([f"not there at all: {reader}", str(len(waited)), *_percentiles(waited), ""])
@@ -188,7 +184,7 @@ class Stale:
         delay: seconds by which Redis is late.
     """
 
-    def __init__(self, cache: Cache, proxy: Proxy, delay: float) -> None:
+    def __init__(self, cache: Cache, proxy: ProxyElsewhere, delay: float) -> None:
         self._proxy = proxy
         self._delay = delay
         self.not_stale = 0
@@ -217,14 +213,14 @@ class Stale:
         self._to_refresh = keys
         self._refreshed.clear()
         waited = []
-        self._proxy.delay = self._delay
+        await self._proxy.tell(delay=self._delay)
         for number in _READ_EACH * list(range(keys)):
             began = time.perf_counter()
             outcome = await self._read.outcome(number)
             waited.append(1000 * (time.perf_counter() - began))
             self.not_stale += outcome.state is not State.STALE
             await asyncio.sleep(0.001)
-        self._proxy.delay = 0.0
+        await self._proxy.tell()
         async with asyncio.timeout(30):
             await self._refreshed.wait()
         return waited
@@ -241,7 +237,7 @@ async def a_second_late(server: Server, setting: Setting) -> None:
     async with contextlib.AsyncExitStack() as stack:
         contestants = {}
         for number, (name, (delay, timeout)) in enumerate(kinds_of.items()):
-            proxy = await stack.enter_async_context(Proxy(server.port))
+            proxy = await stack.enter_async_context(ProxyElsewhere(server.port))
             cache = await stack.enter_async_context(Cache(proxy.url, namespace=f"late-{number}", timeout=timeout))
             contestants[name] = Stale(cache, proxy, delay)
         waited: dict[str, list[list[float]]] = {name: [] for name in contestants}

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import ssl
+import sys
+from asyncio.subprocess import PIPE
 from types import TracebackType
 from typing import Self
 
@@ -85,6 +88,12 @@ class Proxy:
         else:
             self.cut()
 
+    def tell(self, *, hang: bool = False, refuse: bool = False, delay: float = 0.0) -> None:
+        """Do this from now on, and nothing else; to refuse is to close what is open, too."""
+        self.hang, self.refuse, self.delay = hang, refuse, delay
+        if refuse:
+            self.cut()
+
     def cut(self) -> None:
         """Close every connection."""
         for writer in self._writers:
@@ -147,6 +156,55 @@ class Proxy:
         sink.close()
 
 
+class ProxyElsewhere:
+    """A proxy in a process of its own, whose work is not on the event loop of those who ask.
+
+    Parameters:
+        port: where to.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+
+    async def __aenter__(self) -> Self:
+        command = [sys.executable, "-m", "tests.proxy", str(self._target)]
+        self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+        self.url = await self._heard()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+
+    async def tell(self, **what: bool | float) -> None:
+        """See `Proxy.tell`; it is so when this returns."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        await self._heard()
+
+    async def _heard(self) -> str:
+        assert self._process.stdout is not None
+        said = await self._process.stdout.readline()
+        if not said:
+            raise RuntimeError(f"the proxy has ended with {await self._process.wait()}")
+        return said.decode().strip()
+
+
+async def _obey(port: int) -> None:
+    """Proxy to `port`, say where, and do what each line says, until there are no more."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
+    async with Proxy(port) as proxy:
+        print(proxy.url, flush=True)
+        while line := await told.readline():
+            proxy.tell(**json.loads(line))
+            print("done", flush=True)
+
+
 def _end_of_command(data: bytes) -> int:
     """Return where the first command ends, 0 if it is not all there (RESP: an array of bulk strings)."""
     at = data.find(b"\r\n") + 2
@@ -158,3 +216,7 @@ def _end_of_command(data: bytes) -> int:
             return 0
         at = begins + int(data[at + 1 : begins - 2]) + 2
     return at if at <= len(data) else 0
+
+
+if __name__ == "__main__":
+    asyncio.run(_obey(int(sys.argv[1])))

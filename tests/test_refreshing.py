@@ -558,10 +558,10 @@ class TestLeader:
         loads = Counter()
 
         async def keys():
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(2.2)
             return ["g"]
 
-        worker, other = Worker(server, loads, keys=keys, lead_for=0.3), Worker(server, loads, keys=["g"], lead_for=0.3)
+        worker, other = Worker(server, loads, keys=keys, lead_for=1), Worker(server, loads, keys=["g"], lead_for=1)
         async with working(worker):
             await asyncio.sleep(0.1)
             async with working(other):
@@ -666,13 +666,13 @@ class TestProcesses:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     async def test_rolling_restarts_lose_nothing(self, processes, own_server: Server, tmp_path, backend, number):
         """At SIGTERM nothing is left pending either; who is killed has his tasks taken back."""
-        restarts, groups = (100, 16_000) if FULL else (6, 600)
+        restarts, groups, takes = (100, 16_000, 0.1) if FULL else (6, 600, 0.25)
         options = {
             "strategy": "queue",
             "backend": backend,
             "every": FOR_GOOD,
             "groups": groups,
-            "takes": 0.1,
+            "takes": takes,
             "at_once": 4,
             "lead_for": 1,
             # Who is slow on a busy machine is not to be taken for dead where nobody dies.
@@ -693,6 +693,8 @@ class TestProcesses:
             queue._store = cache.engine.store.store
             # All restarts were under load.
             assert (await queue.status()).queued
+            # What is left is nobody's concern, but takes time.
+            fleet += processes(4, **options)
             async with asyncio.timeout(600):
                 while True:
                     now = await queue.status()
