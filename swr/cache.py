@@ -346,7 +346,7 @@ class Cache:
             codec = codec_for(loader) if returns is None else Codec(returns)
         asks = asking(loader)
         function = loader if asks is None else functools.partial(asks.call, (), {})
-        job = Call(self.engine, function, not is_async(loader), policy, codec, asks=asks is not None)
+        job = Call(self.engine, function, (), {}, not is_async(loader), policy, codec, asks=asks is not None)
         return await self.engine.fetch(key, job, patience=policy.soft_timeout, early=policy.early)
 
     # -- endpoints --------------------------------------------------------------------------------------------

@@ -38,19 +38,23 @@ class Call:
 
     Parameters:
         engine: in whose threads a plain `def` runs.
-        function: the loader, bound to its arguments.
+        function: the loader.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
         runs_in_thread: whether it is a plain `def`.
         policy: how long its value may be served.
         codec: how its value is written.
         asks: whether `function` takes a `LoadContext`.
     """
 
-    __slots__ = ("_asks", "_engine", "_function", "_runs_in_thread", "codec", "context", "policy")
+    __slots__ = ("_args", "_asks", "_engine", "_function", "_kwargs", "_runs_in_thread", "codec", "context", "policy")
 
     def __init__(
         self,
         engine: Engine,
         function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         runs_in_thread: bool,
         policy: Policy,
         codec: Codec,
@@ -58,6 +62,8 @@ class Call:
     ) -> None:
         self._engine = engine
         self._function = function
+        self._args = args
+        self._kwargs = kwargs
         self._runs_in_thread = runs_in_thread
         self.policy = policy
         self.codec = codec
@@ -67,7 +73,7 @@ class Call:
     async def run(self, load: Load) -> None:
         """Call the loader and store what it returns."""
         load.limit(self.policy.hard_timeout)
-        function = self._function
+        function = functools.partial(self._function, *self._args, **self._kwargs)
         last = await last_of(self._engine, load, asks=self._asks)
         if self._asks:
             function = functools.partial(function, context_of(self._engine, last))
@@ -154,10 +160,9 @@ class Cached(Generic[P, R]):
         if self._keys.fixed_tags is None:
             policy = policy.tagged(self._keys.tags(args, kwargs))
         if self._asking is not None:
-            function = functools.partial(self._asking.call, args, kwargs)
-            return Call(self._engine, function, self._runs_in_thread, policy, codec, asks=True)
-        function = functools.partial(self._function, *args, **kwargs)
-        return Call(self._engine, function, self._runs_in_thread, policy, codec)
+            bound = (args, kwargs)
+            return Call(self._engine, self._asking.call, bound, {}, self._runs_in_thread, policy, codec, asks=True)
+        return Call(self._engine, self._function, args, kwargs, self._runs_in_thread, policy, codec)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of a call.

@@ -93,7 +93,8 @@ class Engine:
         self._opened = False
         self._opening: tuple[object, anyio.Event] | None = None
         self._flights: dict[str, Flight] = {}
-        self._waiting: dict[str, set[Flight]] = {}
+        # Those that are under way, and that nobody joins any more.
+        self._parted: dict[str, set[Flight]] = {}
         # Keys whose lease was denied, or whose load failed: until when not to ask again, and why.
         self._denied: LRUCache[str, tuple[float, BaseException | None]] = LRUCache(10_000)
         self._tokens = 0
@@ -154,7 +155,7 @@ class Engine:
     def _ended(self) -> None:
         self._opened = False
         self._flights.clear()
-        self._waiting.clear()
+        self._parted.clear()
         self._denied.clear()
         self._renewals.clear()
         self.store.forget()
@@ -216,11 +217,15 @@ class Engine:
     def _part(self, flight: Flight) -> None:
         """Have nobody join `flight` any more. No news of its key reaches it, so what it knows counts no longer."""
         del self._flights[flight.key]
+        self._parted.setdefault(flight.key, set()).add(flight)
         flight.fence = _PARTED
 
     def _wake(self, key: str) -> None:
-        for flight in self._waiting.get(key, ()):
-            flight.wake.set()
+        flight = self._flights.get(key)
+        if flight is not None:
+            flight.hear()
+        for flight in self._parted.get(key, ()):
+            flight.hear()
 
     # -- asking -----------------------------------------------------------------------------------------------
 
@@ -420,19 +425,21 @@ class Engine:
         if before is not None:
             self._part(before)
         flight = self._flights[key] = Flight(self, key, job, entry, self.fence, forced=forced, since=since)
-        flight.scope = self._owner.start(self._fly, flight, (*chain, flight), drained=True, context=job.context)
+        flight.scope = self._owner.start(self._fly, flight, chain, drained=True, context=job.context)
         return flight
 
     async def _fly(self, flight: Flight, chain: waiting.Chain) -> None:
-        waiting.begin(chain)
         self._tokens += 1
         token = f"{self._instance}{self._tokens:x}"
         asked = self.time()
-        # Until the store has answered, a lease of this token may or may not stand.
-        lease: Lease | None = Lease(flight.key, token, 0, 0)
+        lease: Lease | None = None
         try:
             try:
                 lease = await self._win(flight, token)
+            except BaseException:
+                # One of this token may stand, or not.
+                lease = Lease(flight.key, token, 0, 0)
+                raise
             finally:
                 if flight.refused is not None:
                     self.events.publish(LeaseWaited, flight.key, self.time() - flight.refused)
@@ -442,6 +449,7 @@ class Engine:
             self.events.publish(LoadBegun, flight.key, self.time() - asked)
             if lease is not None:
                 self._renewals.begin(load)
+            waiting.begin((*chain, flight))
             try:
                 await flight.job.run(load)
             finally:
@@ -476,12 +484,10 @@ class Engine:
         elif flight.since is not None:
             known = flight.since
         while True:
-            # Made before asking: news that comes while the answer is on its way must not be slept through.
-            flight.wake = Flag()
+            # News that comes while the answer is on its way must not be slept through.
+            flight.has_news = False
             if flight.answered.is_set():
                 flight.answered = Flag()
-            here = self._waiting.setdefault(flight.key, set())
-            here.add(flight)
             try:
                 answer = await self.store.acquire(
                     flight.key,
@@ -519,7 +525,7 @@ class Engine:
                 if flight.refused is None:
                     flight.refused = self.time()
                 with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, answer.retry_after))):
-                    await flight.wake.wait()
+                    await flight.news()
             except StoreUnavailable as error:
                 if _is_unasked(flight):
                     # Nobody waits, and one process's memory is not what it was to fill.
@@ -528,9 +534,6 @@ class Engine:
                 return None
             finally:
                 flight.answered.set()
-                here.discard(flight)
-                if not here:
-                    self._waiting.pop(flight.key, None)
 
     def _keep_off(self, flight: Flight, retry_after: float, failures: int) -> None:
         """End the flight without a load: somebody else has the lease, or all keep off after failures."""
@@ -642,6 +645,10 @@ class Engine:
         """Release everyone who waits for `flight`, and those of this process who wait for its lease."""
         if self.is_current(flight):
             del self._flights[flight.key]
+        elif flight.fence == _PARTED and (parted := self._parted.get(flight.key)) is not None:
+            parted.discard(flight)
+            if not parted:
+                del self._parted[flight.key]
         if flight.landed is not None or flight.left:
             self._denied.pop(flight.key, None)
         flight.done.set()

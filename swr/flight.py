@@ -45,6 +45,7 @@ class Flight:
     """
 
     __slots__ = (
+        "_heard",
         "answered",
         "began",
         "done",
@@ -56,6 +57,7 @@ class Flight:
         "expired",
         "fence",
         "forced",
+        "has_news",
         "job",
         "kept",
         "key",
@@ -68,11 +70,8 @@ class Flight:
         "version",
         "waiters",
         "waits_for",
-        "wake",
     )
 
-    # Set by news of its key, once it waits for the lease.
-    wake: Flag
     # What cancels its task, once it has one.
     scope: anyio.CancelScope
 
@@ -97,6 +96,9 @@ class Flight:
         self.done = Flag()
         # The store has said who has the lease, as often as it was asked.
         self.answered = Flag()
+        # Something has happened to its key since it asked for the lease.
+        self.has_news = False
+        self._heard: Flag | None = None
         self.waiters = 0
         # Called when it is over, in the task of its load.
         self.then: tuple[Callable[[Flight], None], ...] = ()
@@ -124,3 +126,16 @@ class Flight:
     def is_over(self) -> bool:
         """Whether its load counts no more: a result stands, or will in a moment, since it was given up."""
         return self.expired or self.done.is_set()
+
+    def hear(self) -> None:
+        """Say that something has happened to its key."""
+        self.has_news = True
+        if self._heard is not None:
+            self._heard.set()
+
+    async def news(self) -> None:
+        """Wait until it `has_news`."""
+        self._heard = Flag()
+        if self.has_news:
+            self._heard.set()
+        await self._heard.wait()

@@ -324,7 +324,7 @@ class World:
         for worker in self.workers:
             engine, store = worker.engine, worker.store
             for kept in (
-                (engine._flights, engine._waiting),
+                (engine._flights, engine._parted),
                 (store._watches, store._owed_keys, store._owed_tags, store._owed_leases),
             ):
                 if any(kept):
