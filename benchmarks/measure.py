@@ -5,8 +5,10 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import selectors
 import statistics
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +49,31 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """Return the smallest value that so many percent of the values do not exceed."""
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(len(ranked) * percent / 100))]
+
+
+class OwnTime(selectors.DefaultSelector):
+    """The selector of an event loop, and a clock that stands still while the machine does not run that loop.
+
+    While it waits, time goes on as it does on the wall. While it has something to do, only the time counts that its
+    thread was run for: not that of another process, nor, where the kernel knows of it, of another guest of the host.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Seconds: in `select`, and what the thread was run for in there.
+        self._waited = 0.0
+        self._ran = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        wall, run = time.perf_counter(), time.thread_time()
+        ready = super().select(timeout)
+        self._waited += time.perf_counter() - wall
+        self._ran += time.thread_time() - run
+        return ready
+
+    def now(self) -> float:
+        """Return seconds since some beginning."""
+        return self._waited + time.thread_time() - self._ran
 
 
 def share(value: float) -> str:
