@@ -518,6 +518,9 @@ class Engine:
                 if flight.refused is None:
                     self.events.publish(LeaseHeld, flight.key, answer.retry_after, answer.failures)
                 if answer.failures or not (flight.waiters or flight.forced):
+                    if flight.has_news:
+                        # The lease may have been given back since.
+                        continue
                     self._keep_off(flight, answer.retry_after, answer.failures)
                     return None
                 if known == NEWEST:

@@ -57,6 +57,11 @@ class TestUrls:
             ("redis+cluster://h1?unknown=1", "unknown"),
             ("redis://h1?unknown=1", "unknown"),
             ("redis://h1:abc", "a port is no number"),
+            ("redis://h1/x", "'x' is not the number of a database"),
+            ("rediss://h1/0/1", "'0/1' is not the number of a database"),
+            ("redis://h1?decode_responses=true", "'redis://h1?…' has decode_responses=true; entries are bytes"),
+            ("redis+sentinel://h1/m?decode_responses=1", "has decode_responses=1; entries are bytes"),
+            ("redis+cluster://h1?decode_responses=no", "has decode_responses=no; entries are bytes"),
         ],
     )
     def test_one_that_cannot_work(self, url, problem):
@@ -81,7 +86,9 @@ class TestUrls:
 
     @pytest.mark.parametrize("client", ["redis://h1", object()])
     def test_a_client_that_is_none(self, client):
-        with pytest.raises(ConfigurationError, match=r"is not a redis\.asyncio\.Redis or RedisCluster"):
+        with pytest.raises(
+            ConfigurationError, match=r"redis= is a builtins\.\w+, not a redis\.asyncio\.Redis or RedisCluster"
+        ):
             Cache(redis=client)
 
     @pytest.mark.parametrize("client", [Redis, lambda **options: RedisCluster("h1", **options)])
@@ -317,7 +324,7 @@ class TestRights:
                 with pytest.raises(StoreUnavailable):
                     await store.acquire("k", "token", 10, 0, ANY)
                 with pytest.raises(StoreUnavailable):
-                    await store._learn_from(None)
+                    await store._shared.learn_from(None)
                 with pytest.raises(StoreUnavailable):
                     await store.read("k", ANY)
             finally:

@@ -835,6 +835,32 @@ class TestLeases:
         first, second, _ = await together(one.engine.fetch("k", job), other.engine.fetch("k", job), watch())
         assert (first.value, second.value, job.runs) == (1, 1, 1)
 
+    @pytest.mark.parametrize("ends", ["committed", "failed"])
+    async def test_news_that_overtakes_a_refusal_keeps_nobody_off(self, two, clock, ends):
+        """The lease is given back while the answer that it is held is on its way to a background refresh."""
+        one, other = two
+        job, arrives = Job(), anyio.Event()
+        for process in two:
+            await process.engine.fetch("k", job)
+        clock.advance(61)
+        job.gate, job.begun = anyio.Event(), anyio.Event()
+        if ends == "failed":
+            job.answer = lambda run: RuntimeError("no") if run == 2 else run
+        await one.engine.fetch("k", job)
+        await job.begun.wait()
+        other.link.after["acquire"] = arrives.wait
+        await other.engine.fetch("k", job)
+        await settle()
+        job.gate.set()
+        await settle()
+        other.link.after.clear()
+        arrives.set()
+        await settle()
+        # Until all may try again, as the failure says; not until a lease ends that nobody has any more.
+        assert other.engine.kept_off_for("k") == (0 if ends == "committed" else pytest.approx(1, abs=0.5))
+        if ends == "committed":
+            assert (await other.engine.fetch("k", job)).value == 2
+
     async def test_a_holder_that_was_silent_too_long_overwrites_nothing(self, two, clock):
         one, other = two
         paused, job = Job(lambda run: "old"), Job(lambda run: "new")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "policy", "entry", "decision", "events", "loading"},
     {"codec", "conditions", "fields", "keys", "semantics", "weigh"},
-    {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.replicas", "stores.scripts", "stores.servers", "stores.shelf", "stores.tiered", "stores.together", "stores.wire"},
+    {"stores", "stores.barriers", "stores.base", "stores.cluster", "stores.connect", "stores.link", "stores.memory", "stores.redis", "stores.replicas", "stores.scripts", "stores.servers", "stores.shared", "stores.shelf", "stores.tiered", "stores.together", "stores.wire"},
     {"flag", "flight", "load", "renewal", "tasks", "revalidator", "waiting", "engine"},
     {"inspection", "loader", "decorator", "batch", "many", "response", "rules", "answer", "request", "forward", "fill", "cache", "metrics", "middleware", "otel", "prometheus", "proxy"},
     {"refreshers", "refreshers.consumer", "refreshers.groups", "refreshers.leader", "refreshers.locks", "refreshers.queue", "refreshers.queued", "refreshers.refresher", "refreshers.report", "refreshers.rounds", "refreshers.scripts", "refreshers.window"},

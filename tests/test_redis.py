@@ -17,6 +17,7 @@ from swr.entry import Entry, stamp
 from swr.events import Invalidated
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores import redis as redis_module
+from swr.stores import shared
 from swr.stores.base import Kind, Lease
 from swr.stores.redis import RedisStore
 from swr.stores.scripts import ACQUIRE
@@ -173,7 +174,7 @@ class TestSharing:
         for key in ("k", "}x", "{a}b", "a:b", "x" * 999, ""):
             entry, lease = store._keys(key)
             assert key_slot(entry) == key_slot(lease)
-        assert len({key_slot(name) for name in store._barrier_keys}) == 1
+        assert len({key_slot(name) for name in store._shared.keys}) == 1
 
     async def test_the_entry_expires_with_its_last_deadline(self, server: Server):
         client = Redis.from_url(server.url)
@@ -361,7 +362,7 @@ class TestBarriers:
         await client.aclose()
 
     async def test_many_lost_barriers_are_given_back_once(self, server: Server, monkeypatch):
-        monkeypatch.setattr(redis_module, "_RESTORED_AT_ONCE", 10)
+        monkeypatch.setattr(shared, "_RESTORED_AT_ONCE", 10)
         async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
             for number in range(55):
                 await cache.invalidate_tag(str(number))
@@ -884,13 +885,14 @@ async def test_closing_gives_back_the_lease_of_a_load_that_cleans_up(server: Ser
         assert (await other.get_or_load("cleaned", Counter(), POLICY)).value == 1
 
 
-async def test_closing_waits_for_what_could_not_be_told_yet(server: Server):
+async def test_closing_waits_for_what_could_not_be_told_yet(server: Server, monkeypatch):
     """A short program, far from its Redis, that invalidates and ends."""
+    monkeypatch.setattr("swr.revalidator._SETTLED_WITHIN", 20)
     load = Counter()
     async with Proxy(server.port) as proxy, Cache(server.url, timeout=2) as near:
         await near.get_or_load("far", load, POLICY)
-        proxy.delay = 0.1
-        async with Cache(proxy.url) as far:
+        proxy.delay = 0.3
+        async with Cache(proxy.url, timeout=0.7) as far:
             await far.invalidate("far")
         await until(lambda: near.engine.store.peek("far") is None)
 

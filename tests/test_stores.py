@@ -7,7 +7,11 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from swr.stores.base import LeasingStore
+from swr.codec import ANY
+from swr.entry import stamp
+from swr.errors import LeaseLost
+from swr.policy import Policy
+from swr.stores.base import Kind, Lease, LeasingStore
 from swr.stores.memory import MemoryStore
 from swr.stores.redis import RedisStore
 from swr.stores.servers import Single
@@ -32,6 +36,19 @@ async def opened(store: LeasingStore) -> AsyncIterator[LeasingStore]:
 
 def redis_store(server: Server) -> RedisStore:
     return RedisStore(Single(lambda: Redis.from_url(server.url), 2.0), timeout=2.0)
+
+
+async def test_a_lease_that_a_tag_has_ended_is_told_to_be_free():
+    store, messages = MemoryStore(), []
+    async with anyio.create_task_group() as group:
+        await store.open(group.start_soon, messages.append)
+        lease = await store.acquire("k", "token", 30, 0, ANY)
+        await store.invalidate_tag("t")
+        messages.clear()
+        with pytest.raises(LeaseLost, match="a tag of 'k'"):
+            await store.commit(lease, stamp(1, Policy(60).tagged(["t"]), 0.0, lease.version), ANY)
+        assert [message[:2] for message in messages] == [(Kind.RELEASED, "k")]
+        assert isinstance(await store.acquire("k", "another", 30, 0, ANY), Lease)
 
 
 class TestMemory(StoreConformance):

@@ -133,20 +133,20 @@ class TestCluster:
         async with Cache(cluster.url, namespace=namespace, timeout=2) as cache:
             await cache.invalidate_tag("one")
             store = cache.engine.store.store
-            owner = store._servers.link_to(store._barrier_keys[1])
+            owner = store._servers.link_to(store._shared.head_key)
             another = next(link for link in store._servers._links.values() if link is not owner)
-            await until(lambda: store._synced)
-            before = store._synced
+            await until(lambda: store._shared.synced)
+            before = store._shared.synced
             store.hear(another, store._message(Kind.BARRIER, "two", before + 10**6))
-            assert (store.barriers.head, store._synced) == (before + 10**6, before)
+            assert (store.barriers.head, store._shared.synced) == (before + 10**6, before)
             store.hear(owner, store._message(Kind.BARRIER, "three", before + 10**6 + 1))
-            assert store._synced == before + 10**6 + 1
+            assert store._shared.synced == before + 10**6 + 1
             # Where they cannot be asked for, what is known has to do.
-            assert await store._learn_from(None) == store.barriers.head
+            assert await store._shared.learn_from(None) == store.barriers.head
             # While nobody is known to make them, nobody's will do.
-            store._servers._by_slot[key_slot(store._barrier_keys[1])] = None
+            store._servers._by_slot[key_slot(store._shared.head_key)] = None
             store.hear(owner, store._message(Kind.BARRIER, "four", before + 10**6 + 2))
-            assert store._synced == before + 10**6 + 1
+            assert store._shared.synced == before + 10**6 + 1
 
     async def test_a_client_of_ones_own(self, cluster: ClusterOfSix):
         client = RedisCluster.from_url(cluster.url.replace("+cluster", "").partition(",")[0])

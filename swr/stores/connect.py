@@ -52,8 +52,10 @@ def servers_of(url: str | None, redis: object, timeout: float, replicas: bool = 
         if replicas and "+sentinel://" not in url:
             raise ConfigurationError(_unknown(redacted(url)))
         connect = _sentinel(url, timeout, options) if "+sentinel://" in url else _server(url, options)
+        pool = connect().connection_pool
         # A connection is made, and not connected: what redis-py does not understand it says here.
-        connect().connection_pool.make_connection()
+        pool.make_connection()
+        _refuse_decoding(redacted(url), pool.connection_kwargs)
     except (TypeError, ValueError) as error:
         # urllib would tell what it took for the port, a password for one.
         text = "a port is no number; what is special in a password has to be percent-encoded"
@@ -76,6 +78,10 @@ def _options(timeout: float) -> dict[str, Any]:
 
 
 def _server(url: str, options: dict[str, Any]) -> Callable[[], Redis]:
+    database = urlsplit(url).path.strip("/")
+    if database and not database.isdigit() and not url.startswith("unix://"):
+        # redis-py would take the first.
+        raise ValueError(f"{database!r} is not the number of a database: redis://host:port/0")
     return lambda: Redis.from_url(url, **options)
 
 
@@ -121,6 +127,7 @@ def _cluster(url: str, timeout: float, options: dict[str, Any], replicas: bool) 
     if path.strip("/") not in ("", "0"):
         raise ValueError("a cluster has no databases but 0")
     kwargs.update(options)
+    _refuse_decoding(redacted(url), kwargs)
     return Cluster(_node(kwargs), hosts, timeout, replicas=replicas)
 
 
@@ -152,21 +159,27 @@ def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
 def _of_client(redis: object, timeout: float, replicas: bool) -> Servers:
     if isinstance(redis, RedisCluster):
         kwargs = redis.connection_kwargs
-        _refuse_decoding(kwargs)
+        _refuse_decoding("redis=", kwargs)
         seeds = [(node.host, int(node.port)) for node in redis.startup_nodes]
         own = {name: value for name, value in kwargs.items() if name not in _CLUSTERS}
         return Cluster(_node({**own, **_options(timeout)}), seeds, timeout, replicas=replicas)
     if not isinstance(redis, Redis):
-        raise ConfigurationError(f"redis={redis!r} is not a redis.asyncio.Redis or RedisCluster")
-    _refuse_decoding(redis.connection_pool.connection_kwargs)
+        raise ConfigurationError(
+            f"redis= is a {type(redis).__module__}.{type(redis).__qualname__}, "
+            "not a redis.asyncio.Redis or RedisCluster: give one of these, or a URL"
+        )
+    _refuse_decoding("redis=", redis.connection_pool.connection_kwargs)
     if replicas and not isinstance(redis.connection_pool, SentinelConnectionPool):
         raise ConfigurationError(_unknown("the client redis="))
     return Single(lambda: redis, timeout, owned=False, replica_of=_replica_of if replicas else None)
 
 
-def _refuse_decoding(kwargs: dict[str, Any]) -> None:
+def _refuse_decoding(where: str, kwargs: dict[str, Any]) -> None:
+    # In a URL it is text, of which redis-py takes any for true.
     if kwargs.get("decode_responses"):
-        raise ConfigurationError("redis= has decode_responses=True; entries are bytes: give a client without it")
+        raise ConfigurationError(
+            f"{where} has decode_responses={kwargs['decode_responses']}; entries are bytes: leave it out"
+        )
 
 
 def redacted(url: object) -> str:

@@ -150,6 +150,7 @@ class MemoryStore:
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
         del self._holds[lease.key]
         if not self.barriers.admits(entry.head, entry.tags):
+            self._tell(Kind.RELEASED, lease.key)
             raise LeaseLost(f"a tag of {lease.key!r} was invalidated while it was loaded")
         self.shelf.put(lease.key, entry)
         self._tell(Kind.COMMITTED, lease.key, entry.version)

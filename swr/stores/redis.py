@@ -5,7 +5,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 from cachetools import LRUCache, TTLCache
@@ -17,11 +17,12 @@ from swr.entry import Entry
 from swr.errors import CodecError, ConfigurationError, LeaseLost, StoreUnavailable
 from swr.keys import storage_name
 from swr.stores import scripts
-from swr.stores.barriers import ALL, FLOOR, Barriers
+from swr.stores.barriers import ALL
 from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
 from swr.stores.link import Link
 from swr.stores.replicas import Floors, Replica, info_fields
 from swr.stores.servers import Servers
+from swr.stores.shared import SharedBarriers, member, number
 from swr.stores.together import Claim, Commit, Reading, Together, digits, give, messages_in, settle_each, share
 from swr.stores.wire import Wire
 
@@ -32,7 +33,6 @@ _TOMBSTONE_FOR: Final = 60_000
 _AT_LEAST: Final = 5.0
 _MOST_TAGS: Final = 100_000
 _INSTANCE: Final = 16
-_RESTORED_AT_ONCE: Final = 1000
 # A failover may lose what a master has acknowledged; so many seconds' invalidations are told to its successor.
 _TOLD_AGAIN: Final = 60.0
 _MOST_TOLD_AGAIN: Final = 10_000
@@ -42,10 +42,6 @@ _HISTORY: Final = b"master_replid"
 _MOST_AT_ONCE: Final = 500
 # And of frames in one EVAL: while more is on its way the server would seem to hang.
 _MOST_BYTES: Final = 65_536
-
-
-# Sends a command; on one connection, or to wherever the server redirects.
-_Ask = Callable[..., Awaitable[Any]]
 
 
 class RedisStore:
@@ -65,22 +61,19 @@ class RedisStore:
         timeout: float = 0.2,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.barriers = Barriers(_MOST_TAGS)
         self.instance = ""
         self.channel = b""
         self._servers = servers
         self._prefix = namespace.encode()
         self._timeout = timeout
         self._clock = clock
-        self._barrier_keys = (b"%b:{!}b" % self._prefix, b"%b:{!}h" % self._prefix)
+        self._shared = SharedBarriers(self._prefix, _MOST_TAGS, servers, self.ask, self._complain)
+        self.barriers = self._shared.known
         # Whether every key can be reached; None: not known since the last opening. And why not, since it was logged.
         self._whole: bool | None = None
         self._reason: Exception | None = None
         self._readings: dict[str, Reading] = {}
         self._asked: list[Reading] = []
-        self._head_asked: asyncio.Future[int | None] | None = None
-        # Up to here every barrier is known; one's own may be known far beyond.
-        self._synced = 0
         self._complained: set[str] = set()
         # What this process has invalidated of late: versions by key; the last time that this was too much to keep.
         self._invalidated: TTLCache[str, int] = TTLCache(_MOST_TOLD_AGAIN, _TOLD_AGAIN)
@@ -107,10 +100,10 @@ class RedisStore:
         self.instance = secrets.token_hex(_INSTANCE // 2)
         self._whole = None
         self._readings.clear()
-        self._asked, self._head_asked = [], None
+        self._asked = []
         self._claims = Together(self._send_claims, _MOST_AT_ONCE)
         self._commits = Together(self._send_commits, _MOST_BYTES)
-        self._learning = asyncio.Lock()
+        self._shared.open(listener)
         self._servers.open(start, self)
         # Channels belong to the server, not to a database: the number keeps databases apart.
         self.channel = b"%b:%d:messages" % (self._prefix, self._servers.database)
@@ -145,10 +138,10 @@ class RedisStore:
 
     async def _learn_at(self, link: Link, wire: Wire) -> None:
         """Learn of barriers, if they are made at this server."""
-        if not self._is_at(self._barrier_keys[1], link):
+        if not self._is_at(self._shared.head_key, link):
             return
         try:
-            await self._learn(wire.ask, await self._head(wire.ask))
+            await self._shared.learn(wire.ask)
         except AskError as error:
             if self._servers.one:
                 raise StoreUnavailable(_moved(error)) from error
@@ -198,9 +191,9 @@ class RedisStore:
                 self._listener(message)
             elif not (mine or again):
                 self._listener(message._replace(kind=Kind.REPEATED))
-            if link.wire is not None and self._is_at(self._barrier_keys[1], link):
+            if link.wire is not None and self._is_at(self._shared.head_key, link):
                 # From where they are made they come in the order of their numbers, and none is missing.
-                self._synced = max(self._synced, message.version)
+                self._shared.synced = max(self._shared.synced, message.version)
             return
         if message.kind is Kind.QUEUED:
             self._listener(message)
@@ -318,78 +311,6 @@ class RedisStore:
         entry = self._entry_key(key)
         return entry, entry + b":l"
 
-    # -- barriers ---------------------------------------------------------------------------------------------
-
-    def _raise_barrier(self, name: str, number: int) -> None:
-        if self.barriers.raise_to(name, number):
-            self._listener(Message(Kind.BARRIER, name, number))
-
-    async def _learn(self, ask: _Ask, newest: int) -> None:
-        """Fetch the barriers that this process has missed, or give back those that the server has lost."""
-        if self._synced == newest >= self.barriers.head:
-            return
-        async with self._learning:
-            # Asked again, for whoever was before has learned and restored already.
-            await self._learn_alone(ask, await self._head(ask))
-
-    async def _head(self, ask: _Ask) -> int:
-        # MGET, for which a foreign value of another type is no error.
-        (head,) = await ask("MGET", self._barrier_keys[1])
-        return _number(head)
-
-    async def _learn_alone(self, ask: _Ask, newest: int) -> None:
-        if newest < self.barriers.head:
-            await self._restore(ask, self.barriers.items())
-        if newest <= self._synced:
-            return
-        found = await ask("ZRANGEBYSCORE", self._barrier_keys[0], f"({self._synced}", "+inf", "WITHSCORES")
-        pairs_found = found if found and isinstance(found[0], list) else zip(found[::2], found[1::2], strict=True)
-        for member, score in sorted(pairs_found, key=lambda pair: float(pair[1])):
-            self._raise_barrier(_tag(member), int(float(score)))
-        # The newest may have been trimmed away; what it said is then in the floor.
-        self.barriers.head = max(self.barriers.head, newest)
-        self._synced = max(self._synced, newest)
-
-    async def _restore(self, ask: _Ask, lost: list[tuple[str, int]]) -> None:
-        for first in range(0, len(lost), _RESTORED_AT_ONCE):
-            some = lost[first : first + _RESTORED_AT_ONCE]
-            pairs = [part for name, number in some for part in (number, _member(name))]
-            try:
-                await ask("EVAL", scripts.RESTORE, 2, *self._barrier_keys, self.barriers.head, *pairs)
-            except (ResponseError, StoreUnavailable) as error:
-                # Out of memory, for one. They are known here, and are offered again with the next look.
-                self._complain("restore", f"Redis did not take back barriers that it had lost: {error}")
-                return
-
-    def _newest_soon(self) -> asyncio.Future[int | None]:
-        """Ask for the newest barrier, once for all who ask in one turn of the event loop; None: it cannot be known."""
-        if self._head_asked is None:
-            self._head_asked = asyncio.ensure_future(self._newest())
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        # Whoever leaves does not take it from the others.
-        return asyncio.shield(self._head_asked)
-
-    def _next_turn(self) -> None:
-        self._head_asked = None
-
-    async def _newest(self) -> int | None:
-        try:
-            (head,) = await self.ask(self._barrier_keys[1], "MGET", self._barrier_keys[1])
-        except StoreUnavailable:
-            return None
-        return _number(head)
-
-    async def _learn_from(self, newest: int | None) -> int:
-        """Learn of barriers up to the newest; return which that is."""
-        if newest is None:
-            if self._servers.one:
-                raise StoreUnavailable(f"Redis is away ({self._servers.lost})")
-            # Cut off from the one master that knows, but not from the key's: what is known here has to do.
-            return self.barriers.head
-        if newest != self._synced:
-            await self._learn(functools.partial(self.ask, self._barrier_keys[1]), newest)
-        return newest
-
     # -- failover ---------------------------------------------------------------------------------------------
 
     async def _info(self, wire: Wire, *section: bytes) -> dict[bytes, bytes]:
@@ -404,16 +325,17 @@ class RedisStore:
         """Tell a server that took another's place of the last invalidations, which it may have missed."""
         seconds, microseconds = await wire.ask("TIME")
         now = int(seconds) * 1_000_000 + int(microseconds)
-        owner = self._is_at(self._barrier_keys[1], link)
+        owner = self._is_at(self._shared.head_key, link)
         if time.monotonic() - self._forgotten_at < _TOLD_AGAIN:
             # Too many to be known one by one.
             if owner:
-                self._raise_barrier(ALL, max(now, self.barriers.head + 1))
+                self._shared.raise_to(ALL, max(now, self.barriers.head + 1))
             else:
                 await self.invalidate_tag(ALL)
         if owner:
             since = now - int(_TOLD_AGAIN * 1e6)
-            await self._restore(wire.ask, [(name, number) for name, number in self.barriers.items() if number > since])
+            lost = [(name, number) for name, number in self.barriers.items() if number > since]
+            await self._shared.restore(wire.ask, lost)
         told = []
         for key, version in list(self._invalidated.items()):
             keys = self._keys(key)
@@ -433,10 +355,10 @@ class RedisStore:
     async def invalidate_tag(self, tag: str) -> None:
         """Raise the barrier of `tag` (or of ALL) and tell everyone."""
         before, after = self._around_version(Kind.BARRIER, tag)
-        number = await self.script(
-            scripts.BARRIER, self._barrier_keys, _member(tag), _MOST_TAGS, self.channel, before, after
+        raised = await self.script(
+            scripts.BARRIER, self._shared.keys, member(tag), _MOST_TAGS, self.channel, before, after
         )
-        self._raise_barrier(tag, int(number))
+        self._shared.raise_to(tag, int(raised))
 
     def _around_version(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
         whole = self._message(kind, name)
@@ -449,7 +371,7 @@ class RedisStore:
 
     async def now(self) -> int:
         """Return the clock of the server that has the barriers."""
-        seconds, microseconds = await self.ask(self._barrier_keys[1], "TIME")
+        seconds, microseconds = await self.ask(self._shared.head_key, "TIME")
         return int(seconds) * 1_000_000 + int(microseconds) - 1
 
     @property
@@ -480,17 +402,17 @@ class RedisStore:
                 asyncio.get_running_loop().call_soon(self._ask_all)
             self._asked.append(reading)
         reply = reading.reply()
-        beside = self._newest_soon() if self._apart else None
+        beside = self._shared.newest_soon() if self._apart else None
         try:
             frame, head = await reply
-            newest = _number(head) if beside is None else await beside
+            newest = number(head) if beside is None else await beside
         except (StoreUnavailable, RedisError):
             # Once more, and to where the server redirects.
             name, reading = self._entry_key(key), Reading({}, key)
             (frame,) = await self.ask(name, "MGET", name)
-            newest = await self._newest_soon()
-        if newest is None or newest != self._synced:
-            await self._learn_from(newest)
+            newest = await self._shared.newest_soon()
+        if newest is None or newest != self._shared.synced:
+            await self._shared.learn_from(newest)
         if reading.codec is not codec:
             reading.codec, reading.entry = codec, self._decode(key, frame, codec)
         entry = reading.entry
@@ -513,7 +435,7 @@ class RedisStore:
             for first in range(0, len(asked), _MOST_AT_ONCE):
                 some = asked[first : first + _MOST_AT_ONCE]
                 names = [self._entry_key(reading.key) for reading in some]
-                self._send(names[0], ("MGET", *names, self._barrier_keys[1]), functools.partial(share, some))
+                self._send(names[0], ("MGET", *names, self._shared.head_key), functools.partial(share, some))
         else:
             ask = self._ask_replica if self._servers.replicas else self._ask_master
             for reading in asked:
@@ -565,7 +487,7 @@ class RedisStore:
             StoreUnavailable: no answer.
         """
         entry, lease = self._keys(key)
-        await self._learn_from(await self._newest_soon())
+        await self._shared.learn_from(await self._shared.newest_soon())
         (frame,), (held,) = await self.ask(entry, "MGET", entry), await self.ask(lease, "MGET", lease)
         return frame or b"", held or b"", await self.ask(lease, "PTTL", lease)
 
@@ -607,7 +529,7 @@ class RedisStore:
                     head, answer = await self._claim_alone(claim)
             else:
                 head, answer = await self._claim_alone(claim)
-            newest = await self._learn_from(head)
+            newest = await self._shared.learn_from(head)
             what = answer[0]
             if what == b"lease":
                 return Lease(key, token, int(answer[1]), newest, int(answer[2]))
@@ -622,14 +544,14 @@ class RedisStore:
 
     async def _claim_alone(self, claim: Claim) -> tuple[int | None, list[Any]]:
         """Return the newest barrier and the script's answer; a failure is tried once more, where it redirects to."""
-        head = self._newest_soon()
+        head = self._shared.newest_soon()
         _, answer = await self.script(scripts.ACQUIRE, self._keys(claim.key), *claim.arguments)
         return await head, answer
 
     def _send_claims(self, claims: list[Claim], futures: list[asyncio.Future[Any]]) -> None:
         keys = [key for claim in claims for key in self._keys(claim.key)]
         arguments = [part for claim in claims for part in claim.arguments]
-        newest = self._barrier_keys[1]
+        newest = self._shared.head_key
         self._send(
             newest,
             ("EVAL", scripts.ACQUIRE, len(keys) + 1, *keys, newest, *arguments),
@@ -687,20 +609,6 @@ def _moved(error: AskError) -> str:
     return f"the server is a node of a cluster ({error}): give a URL redis+cluster://…"
 
 
-def _member(name: str) -> bytes:
-    """A barrier's name as it stands in the sorted set, where a tag must not be taken for ALL or FLOOR."""
-    return (name if name in (ALL, FLOOR) else f"t{name}").encode("utf-8", "surrogatepass")
-
-
-def _tag(member: bytes) -> str:
-    try:
-        name = member.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        # Not ours; a tag that nothing carries.
-        name = repr(member)
-    return name if name in (ALL, FLOOR) else name[1:]
-
-
 def _was_promoted(info: dict[bytes, bytes], link: Link) -> bool:
     """Whether a server has become a master since it was asked last, as its INFO says."""
     # A master begins another line of writes for its first replica, too; after a promotion it names the last one.
@@ -711,15 +619,10 @@ def _was_promoted(info: dict[bytes, bytes], link: Link) -> bool:
     )
 
 
-def _number(digits: bytes | None) -> int:
-    """Return a barrier's number; what is none counts as lost."""
-    return int(digits) if digits and digits.isdigit() else 0
-
-
 def _settle_claims(futures: list[asyncio.Future[Any]], reply: Any) -> None:
     """Give each claim its answer, with the newest barrier, which comes first."""
     if not isinstance(reply, Exception):
-        head = _number(reply[0])
+        head = number(reply[0])
         reply = [(head, answer) for answer in reply[1:]]
     settle_each(futures, reply)
 
