@@ -885,6 +885,19 @@ async def test_closing_gives_back_the_lease_of_a_load_that_cleans_up(server: Ser
         assert (await other.get_or_load("cleaned", Counter(), POLICY)).value == 1
 
 
+async def test_what_breaks_a_link_is_said_whatever_it_is(server: Server, caplog, monkeypatch):
+    def hear(link: object, data: bytes) -> None:
+        raise ValueError("very strange")
+
+    async with Cache(server.url, timeout=2) as cache:
+        await cache.engine.ready()
+        monkeypatch.setattr(cache.engine.store.store, "hear", hear)
+        await cache.invalidate("k")
+        await until(lambda: "Redis is away (very strange)" in caplog.text)
+        monkeypatch.undo()
+        await until(lambda: "Redis is back (it was: very strange)" in caplog.text)
+
+
 async def test_closing_waits_for_what_could_not_be_told_yet(server: Server, monkeypatch):
     """A short program, far from its Redis, that invalidates and ends."""
     monkeypatch.setattr("swr.revalidator._SETTLED_WITHIN", 20)

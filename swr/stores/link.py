@@ -89,7 +89,7 @@ class Link:
                     await self._session()
                 except Exception as error:
                     # Whatever it was: the link is what everything hangs on, and is made again.
-                    self.lose(error)
+                    self.lose(StoreUnavailable(first(error)) if isinstance(error, ExceptionGroup) else error)
                 self.tried.set()
                 # The first try after a loss comes at once; then with growing, random distance.
                 lasted = self._was_whole and time.monotonic() - began > 0.1
