@@ -421,6 +421,7 @@ class TestAServer:
                 await cache.get_or_load("k", load, POLICY)
                 (down,) = heard.take()
                 assert f"Redis is away ({down.reason})" in caplog.text
+                assert f"127.0.0.1:{own_server.port}, database 0, namespace 'swr'" in caplog.text
                 assert down.reason
                 assert not cache.engine.is_store_up
                 own_server.start()

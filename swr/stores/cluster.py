@@ -50,6 +50,7 @@ class Cluster:
         replicas: bool = False,
     ) -> None:
         self.replicas = replicas
+        self.name = ",".join(f"{host}:{port}" for host, port in seeds)
         self._connect = connect
         self._seeds = list(seeds)
         self._timeout = timeout

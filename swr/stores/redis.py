@@ -155,7 +155,7 @@ class RedisStore:
             self._servers.doubt()
         if self._servers.whole and self._whole is not True:
             if self._reason is not None:
-                log.warning("Redis is back (it was: %s)", self._reason)
+                log.warning("Redis is back (it was: %s): %s", self._reason, self._where())
             self._whole, self._reason = True, None
             # Messages may have been missed.
             self._floors.forget()
@@ -163,9 +163,16 @@ class RedisStore:
         elif reason is not None and self._whole is not False:
             # Once, however often the cache is closed and opened meanwhile.
             if self._reason is None:
-                log.warning("Redis is away (%s); answering from memory and from the loaders until it is back", reason)
+                log.warning(
+                    "Redis is away (%s); answering from memory and from the loaders until it is back: %s",
+                    reason,
+                    self._where(),
+                )
             self._whole, self._reason = False, reason
             self._listener(Message(Kind.DOWN, str(reason)))
+
+    def _where(self) -> str:
+        return f"{self._servers.name}, database {self._servers.database}, namespace {self._prefix.decode()!r}"
 
     def hear(self, link: Link, data: bytes) -> None:
         """Take a message, on one of the links, or several that were sent as one."""

@@ -18,6 +18,8 @@ class Servers(Protocol):
     one: bool
     # Which of a server's databases it is.
     database: int
+    # What tells them from others in a log, once they are open.
+    name: str
     # Whether values are read from replicas.
     replicas: bool
 
@@ -72,6 +74,7 @@ class Single:
         replica_of: Callable[[Redis], Redis] | None = None,
     ) -> None:
         self.database = 0
+        self.name = ""
         self.replicas = replica_of is not None
         self._replica_of = replica_of
         self._connect = connect
@@ -81,7 +84,12 @@ class Single:
     def open(self, start: Start, keeper: Keeper) -> None:
         """Begin to keep the link."""
         client = self._connect()
-        self.database = int(client.connection_pool.connection_kwargs.get("db") or 0)
+        pool: Any = client.connection_pool
+        known = pool.connection_kwargs
+        self.database = int(known.get("db") or 0)
+        # Behind sentinels the name of the master, or where it listens.
+        address = f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
+        self.name = getattr(pool, "service_name", None) or known.get("path") or address
         self._link = Link(client, self._timeout, keeper, owned=self._owned)
         start(self._link.run)
         if self._replica_of is not None:
