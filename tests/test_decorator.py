@@ -367,7 +367,7 @@ class TestDecoration:
             ({"url": "http://x"}, "not a URL of redis://"),
             ({"url": "redis://:secret@host:port"}, r"redis://…@host:port"),
             ({"url": 5}, "not a URL"),
-            ({"redis": 5}, "redis=5"),
+            ({"redis": 5}, "redis= is a builtins.int"),
             ({"namespace": ""}, "namespace"),
             ({"namespace": "a{b"}, "namespace"),
             ({"l1_max_bytes": -1}, "l1_max_bytes"),

@@ -676,8 +676,8 @@ class TestProcesses:
             "at_once": 4,
             "lead_for": 1,
             # Who is slow on a busy machine is not to be taken for dead where nobody dies.
-            "lease_for": 1 if number == signal.SIGKILL else 30,
-            "reclaim_after": 1 if number == signal.SIGKILL else 60,
+            "lease_for": 3 if number == signal.SIGKILL else 30,
+            "reclaim_after": 3 if number == signal.SIGKILL else 60,
             "deliveries": 50,
         }
         fleet = processes(2, **options)
