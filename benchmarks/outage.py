@@ -270,7 +270,7 @@ async def a_second_late(server: Server, setting: Setting) -> None:
         last = {name: [percentile(hits[:count], 99) for hits in rounds] for name, rounds in waited.items()}
         for name, contestant in contestants.items():
             factor = ratio(last[name], last["in time"])
-            goal = verdict(factor, at_most=1.2)
+            goal = f"0.80 to 1.20 {'MISSED' if factor > 1.2 else 'reached' if factor >= 0.8 else 'faster'}"
             hits = [wait for waits in waited[name] for wait in waits[:count]]
             rows.append(
                 [
