@@ -1,13 +1,12 @@
 """The cache: one object that every face of swr is made from."""
 
-import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from swr.codec import ANY, Codec, codec_for
-from swr.decorator import Cached, Call, IndirectCached, check_loader, is_async
+from swr.decorator import Cached, Call, IndirectCached, Loader, check_loader, is_async
 from swr.engine import Engine
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
@@ -345,8 +344,8 @@ class Cache:
         if self._encodes:
             codec = codec_for(loader) if returns is None else Codec(returns)
         asks = asking(loader)
-        function = loader if asks is None else functools.partial(asks.call, (), {})
-        job = Call(self.engine, function, (), {}, not is_async(loader), policy, codec, asks=asks is not None)
+        called = loader if asks is None else asks.call
+        job = Call(Loader(self.engine, called, not is_async(loader), asks is not None), (), {}, policy, codec)
         return await self.engine.fetch(key, job, patience=policy.soft_timeout, early=policy.early)
 
     # -- endpoints --------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Entries as bytes: a versioned, checksummed frame around a value written by msgspec. No pickle.
 
-A frame is `version` (16 digits), `e`, a CRC-32 of all that follows, the length of the head, the head
+A frame is `version` (16 digits), `e`, the XXH3 (64 bits) of head and payload, the length of the head, the head
 (MessagePack), and the payload. The version stands first, in text, so that a Lua script on the server can
 compare it without parsing the rest.
 """
@@ -11,12 +11,12 @@ import inspect
 import struct
 import types
 import typing
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import msgspec
+from xxhash import xxh3_64_intdigest as _checksum
 
 from swr.entry import Entry
 from swr.errors import CodecError, ConfigurationError
@@ -24,8 +24,9 @@ from swr.loading import Fresh, NotModified
 
 VERSION_DIGITS: Final = 16
 _KIND: Final = b"e"
-_PREFIX: Final = struct.Struct(">II")
-_BODY: Final = VERSION_DIGITS + len(_KIND) + _PREFIX.size
+# The version, the kind, the checksum, and the length of the head.
+_PREFIX: Final = struct.Struct(f">{VERSION_DIGITS}scQI")
+_BODY: Final = _PREFIX.size
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -93,7 +94,7 @@ class Codec:
     process that loaded it, rather than served changed in all the others.
     """
 
-    __slots__ = ("_decode", "_raw", "fingerprint", "kind")
+    __slots__ = ("_decode", "_raw", "decode_value", "fingerprint", "kind")
 
     def __init__(self, kind: Any = Any) -> None:
         self.kind = kind
@@ -102,6 +103,8 @@ class Codec:
             self._decode = msgspec.msgpack.Decoder(kind, dec_hook=_decode_custom).decode
         except (TypeError, NotImplementedError) as error:
             raise ConfigurationError(f"values of type {_name(kind)} cannot be stored in Redis: {error}") from None
+        # Returns the value that a payload was made of.
+        self.decode_value: Callable[[bytes], Any] = bytes if self._raw else self._decode
         self.fingerprint = _fingerprint(kind)
 
     def encode_value(self, value: Any) -> bytes:
@@ -129,10 +132,6 @@ class Codec:
                 f"{_name(self.kind)}: annotate the loader's return type with what it returns"
             )
         return payload
-
-    def decode_value(self, payload: bytes) -> Any:
-        """Return the value that `payload` was made of."""
-        return payload if self._raw else self._decode(payload)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -261,8 +260,8 @@ def encode(key: str, entry: Entry[Any], codec: Codec) -> bytes:
         )
     )
     payload = b"" if entry.absent else codec.encode_value(entry.value)
-    crc = zlib.crc32(payload, zlib.crc32(head))
-    return b"".join((b"%016d" % entry.version, _KIND, _PREFIX.pack(crc, len(head)), head, payload))
+    body = head + payload
+    return _PREFIX.pack(b"%016d" % entry.version, _KIND, _checksum(body), len(head)) + body
 
 
 def is_entry(frame: bytes) -> bool:
@@ -275,56 +274,46 @@ def is_tombstone(frame: bytes) -> bool:
     return len(frame) == VERSION_DIGITS + 1 and frame.endswith(b"t")
 
 
-def decode(key: str, frame: bytes, codec: Codec) -> Entry[Any]:
+def decode(key: str, frame: bytes, codec: Codec | None) -> Entry[Any]:
     """Return the entry in `frame`.
+
+    Parameters:
+        codec: reads its value; None: it may be of any type, and the number of its bytes stands in its place.
 
     Raises:
         CodecError: the frame is cut, changed, of another key, of another type or from another version of swr.
     """
-    return _open(key, frame, codec)
-
-
-def describe(key: str, frame: bytes) -> Entry[int]:
-    """Return the entry in `frame`, of whatever type, with the number of bytes of its value in place of the value.
-
-    Raises:
-        CodecError: the frame is cut, changed, of another key or from another version of swr.
-    """
-    return _open(key, frame, None)
-
-
-def _open(key: str, frame: bytes, codec: Codec | None) -> Entry[Any]:
     try:
-        version = int(frame[:VERSION_DIGITS])
-        crc, length = _PREFIX.unpack_from(frame, _BODY - _PREFIX.size)
-        if not is_entry(frame) or zlib.crc32(memoryview(frame)[_BODY:]) != crc:
+        version, kind, checksum, length = _PREFIX.unpack_from(frame)
+        if kind != _KIND or _checksum(memoryview(frame)[_BODY:]) != checksum:
             raise CodecError("the checksum does not match")
-        head = _decode_head(memoryview(frame)[_BODY : _BODY + length])
+        end = _BODY + length
+        head = _decode_head(frame[_BODY:end])
         fingerprint = head.fingerprint if codec is None else codec.fingerprint
-        if head.format != _FORMAT or head.key != _bytes(key) or head.fingerprint != fingerprint:
+        if head.format != _FORMAT or head.fingerprint != fingerprint or head.key != _bytes(key):
             raise CodecError(
                 f"it is of format {head.format}, key {head.key!r} and type {head.fingerprint}, "
                 f"not {_FORMAT}, {key!r} and {fingerprint}"
             )
         if codec is None:
-            value: Any = len(frame) - _BODY - length
+            value: Any = len(frame) - end
         else:
-            value = None if head.absent else codec.decode_value(frame[_BODY + length :])
+            value = None if head.absent else codec.decode_value(frame[end:])
+        return Entry(
+            value,
+            head.created_at,
+            head.fresh_until,
+            head.stale_until,
+            head.error_until,
+            head.keep_until,
+            int(version),
+            head.head,
+            tuple(map(_text, head.tags)) if head.tags else (),
+            None if head.validator is None else _text(head.validator),
+            head.took,
+            head.absent,
+        )
     except CodecError:
         raise
     except Exception as error:
         raise CodecError(f"{type(error).__name__}: {error}") from error
-    return Entry(
-        value,
-        head.created_at,
-        head.fresh_until,
-        head.stale_until,
-        head.error_until,
-        head.keep_until,
-        version,
-        head.head,
-        tuple([_text(tag) for tag in head.tags]),
-        None if head.validator is None else _text(head.validator),
-        head.took,
-        head.absent,
-    )

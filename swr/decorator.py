@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from swr.codec import ANY, Codec, codec_for
 from swr.engine import Engine
@@ -33,51 +33,56 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
+class Loader(NamedTuple):
+    """A loader, and how it is called.
+
+    Parameters:
+        engine: in whose threads a plain `def` runs.
+        function: the loader; one that asks is given its callers' arguments as a tuple and a dict, and a `LoadContext`.
+        runs_in_thread: whether it is a plain `def`.
+        asks: whether it takes a `LoadContext`.
+    """
+
+    engine: Engine
+    function: Callable[..., Any]
+    runs_in_thread: bool
+    asks: bool
+
+
 class Call:
     """A job: one call of a loader with the arguments of the reader that caused it.
 
     Parameters:
-        engine: in whose threads a plain `def` runs.
-        function: the loader.
+        loader: what is called.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        runs_in_thread: whether it is a plain `def`.
         policy: how long its value may be served.
         codec: how its value is written.
-        asks: whether `function` takes a `LoadContext`.
     """
 
-    __slots__ = ("_args", "_asks", "_engine", "_function", "_kwargs", "_runs_in_thread", "codec", "context", "policy")
+    __slots__ = ("_args", "_kwargs", "_loader", "codec", "policy")
+
+    context: Context | None = None
 
     def __init__(
-        self,
-        engine: Engine,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        runs_in_thread: bool,
-        policy: Policy,
-        codec: Codec,
-        asks: bool = False,
+        self, loader: Loader, args: tuple[Any, ...], kwargs: dict[str, Any], policy: Policy, codec: Codec
     ) -> None:
-        self._engine = engine
-        self._function = function
+        self._loader = loader
         self._args = args
         self._kwargs = kwargs
-        self._runs_in_thread = runs_in_thread
         self.policy = policy
         self.codec = codec
-        self.context: Context | None = None
-        self._asks = asks
 
     async def run(self, load: Load) -> None:
         """Call the loader and store what it returns."""
         load.limit(self.policy.hard_timeout)
-        function = functools.partial(self._function, *self._args, **self._kwargs)
-        last = await last_of(self._engine, load, asks=self._asks)
-        if self._asks:
-            function = functools.partial(function, context_of(self._engine, last))
-        value = await answer_of(self._engine, function, self._runs_in_thread)
+        engine, function, runs_in_thread, asks = self._loader
+        last = await last_of(engine, load, asks=asks)
+        if asks:
+            function = functools.partial(function, self._args, self._kwargs, context_of(engine, last))
+        else:
+            function = functools.partial(function, *self._args, **self._kwargs)
+        value = await answer_of(engine, function, runs_in_thread)
         await land(load, value, self.policy, last)
 
     def masks(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
@@ -104,16 +109,16 @@ class Cached(Generic[P, R]):
         asking: Asking | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
-        self._asking = asking
         if asking is not None:
             self.__signature__ = asking.signature
+        called = function if asking is None else asking.call
+        self._loader = Loader(engine, called, not is_async(function), asking is not None)
         self._engine = engine
         self._shelf = shelf
         self._slots = shelf.slots
         self._clock = engine.clock
         self._events = engine.events
         self._function = function
-        self._runs_in_thread = not is_async(function)
         self._keys = keys
         self._remembered = keys.remembered
         self._policy = policy
@@ -142,11 +147,12 @@ class Cached(Generic[P, R]):
             if slot.checked == self._shelf.generation and self._clock() < slot.fresh_until:
                 if self._events.reads:
                     self._engine.tell(key, slot.entry, State.FRESH)
-                return copy.deepcopy(slot.value) if self._copies else cast(R, slot.value)
+                value: R = slot.value
+                return copy.deepcopy(value) if self._copies else value
         except KeyError:
             pass
-        outcome = await self._fetch(key, args, kwargs)
-        return copy.deepcopy(outcome.value) if self._copies else cast(R, outcome.value)
+        value = (await self._fetch(key, args, kwargs)).value
+        return copy.deepcopy(value) if self._copies else value
 
     def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Outcome[Any]]:
         policy = self._policy
@@ -159,10 +165,7 @@ class Cached(Generic[P, R]):
         policy = self._policy
         if self._keys.fixed_tags is None:
             policy = policy.tagged(self._keys.tags(args, kwargs))
-        if self._asking is not None:
-            bound = (args, kwargs)
-            return Call(self._engine, self._asking.call, bound, {}, self._runs_in_thread, policy, codec, asks=True)
-        return Call(self._engine, self._function, args, kwargs, self._runs_in_thread, policy, codec)
+        return Call(self._loader, args, kwargs, policy, codec)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of a call.
@@ -231,8 +234,8 @@ class IndirectCached(Cached[P, R]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `Cached.__call__`."""
-        outcome = await self._fetch(self._keys.key(args, kwargs), args, kwargs)
-        return copy.deepcopy(outcome.value) if self._copies else cast(R, outcome.value)
+        value: R = (await self._fetch(self._keys.key(args, kwargs), args, kwargs)).value
+        return copy.deepcopy(value) if self._copies else value
 
 
 class BoundCached(Generic[P, R]):

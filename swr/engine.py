@@ -17,7 +17,7 @@ from cachetools import LRUCache
 
 from swr import waiting
 from swr.codec import Codec
-from swr.decision import FRESH, Revalidate, decide, is_due_early
+from swr.decision import FRESH, MISSING, Revalidate, decide, is_due_early
 from swr.entry import Entry, Outcome, State, stamp
 from swr.errors import ConfigurationError, LeaseLost, LoadTimeout, StoreUnavailable, SWRError
 from swr.events import (
@@ -246,7 +246,7 @@ class Engine:
             CodecError: the value cannot be stored in Redis.
         """
         entry = self.store.peek(key)
-        decision = decide(entry, self.clock(), limits)
+        decision = MISSING if entry is None else decide(entry, self.clock(), limits)
         error: BaseException | None = None
         try:
             if decision is not FRESH and not (self._opened and self._owner.is_open):
@@ -266,8 +266,9 @@ class Engine:
         except BaseException:
             self.events.publish(Miss, key)
             raise
-        self.tell(key, entry, state, error)
-        return self.outcome(entry, state, error)
+        if state is State.MISSING or self.events.reads:
+            self.tell(key, entry, state, error)
+        return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
 
     async def _wait_for(
         self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None

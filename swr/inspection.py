@@ -59,7 +59,7 @@ async def inspect(store: RedisStore, key: str) -> Inspection:
         why = "it was invalidated" if known else "it is not swr's" if frame else None
         return Inspection(key, State.MISSING, why, version=int(frame[:VERSION_DIGITS]) if known else None, lease=lease)
     try:
-        entry = frames.describe(key, frame)
+        entry = frames.decode(key, frame, None)
     except CodecError as error:
         return Inspection(key, State.MISSING, f"it cannot be read: {error}", lease=lease)
     now = time.time()

@@ -261,16 +261,17 @@ class CallKeys:
             TypeError: the function does not take these arguments.
             ConfigurationError: an argument cannot be part of a key.
         """
-        call = args if not kwargs else (*args, _KEYWORDS, *kwargs.items())
+        call, values = args, args
+        if kwargs:
+            call, values = (*args, _KEYWORDS, *kwargs.items()), (*args, *kwargs.values())
         try:
             key, types = self.remembered[call]
+            if types is None or types == tuple(map(type, values)):
+                return key
         except (KeyError, TypeError):
             pass
-        else:
-            if types is None or types == tuple(map(type, (*args, *kwargs.values()))):
-                return key
         key = self._key.fill(self.bind(args, kwargs))
-        types = tuple(map(type, (*args, *kwargs.values())))
+        types = tuple(map(type, values))
         if PLAIN.issuperset(types) and len(key) <= _LONGEST_REMEMBERED:
             if len(self.remembered) >= _REMEMBERED:
                 self.remembered.clear()

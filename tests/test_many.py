@@ -894,8 +894,9 @@ class TestThroughRedis:
             # Reading is one; leases and commits are two at most, for their second command starts in a task.
             assert loading <= 6
             (reading,) = writes[1]
-            # One command: all that is asked for, and the newest barrier.
-            assert reading.startswith(b"*82\r\n$4\r\nMGET\r\n")
+            # Each command asks for sixteen, and for the newest barrier.
+            assert reading.startswith(b"*18\r\n$4\r\nMGET\r\n")
+            assert reading.count(b"MGET") == 5
 
     async def test_two_processes_load_each_key_once(self, server: Server):
         asked = []
@@ -912,15 +913,14 @@ class TestThroughRedis:
 def count_writes(cache):
     """Note what is written to the cache's connection for commands, one item for each write."""
     writes = []
-    connection = cache.engine.store.store._servers._link.wire._connection
-    send = connection.send_packed_command
+    transport = cache.engine.store.store._servers._link.wire._transport
+    write = transport.write
 
-    async def counted(command, **options):
-        data = b"".join(command)
+    def counted(data):
         if data.count(b"MGET") != 1 or b":{!}" not in data or b"EVAL" in data or data.count(b"row:"):
             # All but the heart-beat.
             writes.append(data)
-        await send(command, **options)
+        write(data)
 
-    connection.send_packed_command = counted
+    transport.write = counted
     return writes

@@ -1,6 +1,7 @@
 """Redis and Valkey for real: outages, lost replies, foreign data, messages, and what the link does about them."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -739,44 +740,74 @@ class TestLostReplies:
                 assert outcome.state is State.MISSING
 
 
+@contextlib.asynccontextmanager
+async def wired(url, timeout=2.0, **options):
+    """A wire, and the task that runs it."""
+    client = Redis.from_url(url, **options)
+    connection = await client.connection_pool.get_connection()
+    wire = Wire(connection, timeout)
+    running = asyncio.ensure_future(wire.run())
+    try:
+        yield wire, running
+    finally:
+        running.cancel()
+        await asyncio.wait((running,), timeout=5)
+        assert running.done()
+        # Waits until redis-py knows that its connection is closed.
+        async with asyncio.timeout(5):
+            await client.aclose()
+
+
 class TestWire:
     async def test_a_broken_wire_says_so_to_everyone(self, server: Server):
-        client = Redis.from_url(server.url)
-        connection = await client.connection_pool.get_connection()
-        wire = Wire(connection, 0.2)
-        running = asyncio.ensure_future(wire.run())
-        assert await wire.ask("PING") == b"PONG"
-        left = wire.ask("BLPOP", "nothing", 1)
-        waiting = wire.ask("PING")
-        await asyncio.sleep(0)
-        left.cancel()
-        with pytest.raises(StoreUnavailable, match="not answered for"):
-            await waiting
-        with pytest.raises(StoreUnavailable, match="not answered"):
-            await running
-        with pytest.raises(StoreUnavailable, match="not answered"):
-            await wire.ask("PING")
-        await connection.disconnect(nowait=True)
-        await client.connection_pool.release(connection)
-        await client.aclose()
+        async with wired(server.url, 0.2) as (wire, running):
+            assert await wire.ask("PING") == b"PONG"
+            left = wire.ask("BLPOP", "nothing", 1)
+            waiting = wire.ask("PING")
+            await asyncio.sleep(0)
+            left.cancel()
+            with pytest.raises(StoreUnavailable, match="not answered for"):
+                await waiting
+            with pytest.raises(StoreUnavailable, match="not answered"):
+                await running
+            with pytest.raises(StoreUnavailable, match="not answered"):
+                await wire.ask("PING")
 
     @pytest.mark.parametrize("turns", range(8))
     async def test_it_ends_whatever_is_on_its_way(self, server: Server, turns):
-        """python/cpython#86296: in redis-py one cancellation may be swallowed, as the last command goes out."""
-        client = Redis.from_url(server.url, socket_timeout=5)
-        connection = await client.connection_pool.get_connection()
-        wire = Wire(connection, 2)
-        running = asyncio.ensure_future(wire.run())
-        assert await wire.ask("PING") == b"PONG"
-        wire.send(("PING",), lambda reply: None)
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        running.cancel()
-        done, _ = await asyncio.wait((running,), timeout=5)
-        assert done
-        await connection.disconnect(nowait=True)
-        await client.connection_pool.release(connection)
-        await client.aclose()
+        async with wired(server.url) as (wire, running):
+            assert await wire.ask("PING") == b"PONG"
+            pending = wire.ask("PING")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+            with contextlib.suppress(StoreUnavailable):
+                assert await pending == b"PONG"
+            await asyncio.wait((running,), timeout=5)
+            with pytest.raises(StoreUnavailable, match="was closed"):
+                await wire.ask("PING")
+
+    async def test_a_server_that_closes_it(self, server: Server):
+        async with wired(server.url) as (wire, running):
+            number = await wire.ask("CLIENT", "ID")
+            waiting = wire.ask("BLPOP", "nothing", 0)
+            await asyncio.sleep(0.01)
+            server.command("CLIENT", "KILL", "ID", str(number))
+            with pytest.raises(StoreUnavailable, match=r"closed the connection|reset by peer"):
+                await waiting
+            with pytest.raises(StoreUnavailable):
+                await running
+
+    async def test_one_that_hangs_does_not_keep_what_was_written(self, server: Server):
+        """Closed, the socket would wait for it to be taken."""
+        async with Proxy(server.port) as proxy, wired(proxy.url, 0.2) as (wire, running):
+            socket = wire._transport.get_extra_info("socket")
+            proxy.hang = True
+            for _ in range(20):
+                wire.send(("ECHO", b"x" * 1_000_000), lambda reply: None)
+            with pytest.raises(StoreUnavailable, match="not answered"):
+                await running
+            await until(lambda: socket.fileno() == -1)
 
     async def test_a_reader_on_a_wire_that_has_just_broken_is_answered(self, server: Server):
         async with Cache(server.url, l1_max_bytes=0) as cache:
@@ -790,20 +821,48 @@ class TestWire:
                         await asyncio.gather(*(cache.get_or_load("k", load, POLICY) for _ in range(3)))
 
     async def test_a_reply_that_nobody_waits_for_is_passed_over(self, server: Server):
-        client = Redis.from_url(server.url)
-        connection = await client.connection_pool.get_connection()
-        wire = Wire(connection, 2)
-        running = asyncio.ensure_future(wire.run())
-        wire.ask("PING").cancel()
-        assert await wire.ask("ECHO", "x") == b"x"
-        with pytest.raises(ResponseError):
-            await wire.ask("NONSENSE")
-        assert await wire.ask("ECHO", "y") == b"y"
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await connection.disconnect(nowait=True)
-        await client.connection_pool.release(connection)
-        await client.aclose()
+        async with wired(server.url) as (wire, _):
+            wire.ask("PING").cancel()
+            assert await wire.ask("ECHO", "x") == b"x"
+            with pytest.raises(ResponseError):
+                await wire.ask("NONSENSE")
+            assert await wire.ask("ECHO", "y") == b"y"
+
+    async def test_notices_of_the_server_are_no_replies(self, server: Server):
+        async with wired(server.url, protocol=3) as (wire, _):
+            await wire.ask("CLIENT", "TRACKING", "ON", "BCAST")
+            for number in range(10):
+                server.command("SET", "noticed", str(number))
+                assert await wire.ask("ECHO", str(number)) == b"%d" % number
+
+    async def test_what_nobody_has_asked_for_ends_it(self, server: Server):
+        """Any later reply would be taken for another's."""
+        async with wired(server.url) as (wire, running):
+            await wire.ask("MONITOR")
+            server.command("PING")
+            with pytest.raises(StoreUnavailable, match="nobody has asked for"):
+                await running
+
+    async def test_what_is_no_reply_ends_it(self, server: Server):
+        async with Proxy(server.port) as proxy, wired(proxy.url) as (wire, running):
+            assert await wire.ask("PING") == b"PONG"
+            for writer in proxy._writers:
+                writer.write(b"?\r\n")
+            with pytest.raises(StoreUnavailable, match="Protocol error"):
+                await running
+
+    async def test_a_server_that_does_not_know_it_any_more_ends_it(self, server: Server):
+        async with Redis.from_url(server.url) as other, wired(server.url) as (wire, running):
+            # Who is connected already stays so.
+            await other.config_set("requirepass", "secret")
+            try:
+                assert await wire.ask("RESET") == b"RESET"
+                with pytest.raises(StoreUnavailable, match="Authentication required"):
+                    await wire.ask("PING")
+                with pytest.raises(StoreUnavailable, match="Authentication required"):
+                    await running
+            finally:
+                await other.config_set("requirepass", "")
 
 
 class TestCancellation:

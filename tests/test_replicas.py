@@ -590,8 +590,8 @@ def lose_a_message(master: Server, namespace: str, key: str, entry: Entry[object
 
 
 def port_of(store: RedisStore, key: str) -> int:
-    connection = store._servers.link_to(store._entry_key(key)).wire._connection
-    return int(connection.port)
+    transport = store._servers.link_to(store._entry_key(key)).wire._transport
+    return int(transport.get_extra_info("peername")[1])
 
 
 def listened(cache: Cache) -> set[tuple[Kind, str]]:

@@ -157,6 +157,15 @@ SABOTAGES = {
     "superseded entries are served as fresh": Sabotage(
         TieredStore, "_trust", "if slot.superseded", "if False", "lost-reply", "older than a commit that it had heard of",
     ),
+    "what news outdates on its way is read": Sabotage(
+        TieredStore, "read", "or entry.version < watch.floor", "", "mixed", "older than", 40,
+    ),
+    "what news outdates on its way is a second look": Sabotage(
+        TieredStore, "acquire", "answer.version >= watch.floor and ", "", "mixed", "older than", 10,
+    ),
+    "what news outdates on its way is committed": Sabotage(
+        TieredStore, "commit", "entry.version < watch.floor or ", "", "invalidation", "older than", 130,
+    ),
     "barriers are not asked": Sabotage(
         Barriers, "admits", "if head < self._clear", "if False", "invalidation", "that it had heard of",
     ),

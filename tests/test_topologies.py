@@ -17,7 +17,6 @@ from swr.stores.connect import servers_of
 from swr.stores.redis import RedisStore
 from swr.stores.shelf import Shelf
 from swr.stores.tiered import TieredStore
-from swr.stores.wire import Wire
 from swr.testing import StoreConformance
 from tests.servers import ClusterOfSix, Sentinels, free_port, kinds
 from tests.test_redis import Counter, until
@@ -172,7 +171,7 @@ class TestCluster:
             servers = cache.engine.store.store._servers
             servers.give_up(StoreUnavailable("no connection within 2 s"))
             link = servers.link_to(b"any")
-            link.lose(StoreUnavailable("of old"), Wire(None, 1))
+            link.lose(StoreUnavailable("of old"), object())
             assert servers.whole
             assert cache.engine.store.up
         assert caplog.text == ""

@@ -22,8 +22,19 @@ from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
 from swr.stores.link import Link
 from swr.stores.replicas import Floors, Replica, info_fields
 from swr.stores.servers import Servers
-from swr.stores.shared import SharedBarriers, member, number
-from swr.stores.together import Claim, Commit, Reading, Together, digits, give, messages_in, settle_each, share
+from swr.stores.shared import SharedBarriers, member
+from swr.stores.together import (
+    Claim,
+    Commit,
+    Reading,
+    Together,
+    digits,
+    give,
+    messages_in,
+    number,
+    settle_each,
+    share,
+)
 from swr.stores.wire import Wire
 
 log = logging.getLogger("swr")
@@ -38,7 +49,9 @@ _TOLD_AGAIN: Final = 60.0
 _MOST_TOLD_AGAIN: Final = 10_000
 # What INFO calls the line of writes that a server carries on, another one after each promotion.
 _HISTORY: Final = b"master_replid"
-# Commands that leave in one MGET, at most.
+# Keys of one MGET, at most: the server looks up the next ones while these are taken apart here.
+_MOST_READ_AT_ONCE: Final = 16
+# Leases that are taken by one EVAL, at most.
 _MOST_AT_ONCE: Final = 500
 # And of frames in one EVAL: while more is on its way the server would seem to hang.
 _MOST_BYTES: Final = 65_536
@@ -65,6 +78,7 @@ class RedisStore:
         self.channel = b""
         self._servers = servers
         self._prefix = namespace.encode()
+        self._before_name = self._prefix + b":{"
         self._timeout = timeout
         self._clock = clock
         self._shared = SharedBarriers(self._prefix, _MOST_TAGS, servers, self.ask, self._complain)
@@ -93,7 +107,7 @@ class RedisStore:
             ConfigurationError: the event loop is not asyncio's.
         """
         try:
-            asyncio.get_running_loop()
+            self._loop = asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigurationError("redis-py needs asyncio: on trio use Cache() without Redis") from None
         self._listener = listener
@@ -312,7 +326,7 @@ class RedisStore:
             log.warning("%s", text)
 
     def _entry_key(self, key: str) -> bytes:
-        return b"%b:{%b}" % (self._prefix, storage_name(key).encode())
+        return self._before_name + storage_name(key).encode() + b"}"
 
     def _keys(self, key: str) -> tuple[bytes, bytes]:
         entry = self._entry_key(key)
@@ -400,28 +414,30 @@ class RedisStore:
         """Return the entry of `key`.
 
         Readers of one key at one time share one trip and one decoding; readers of different keys in one turn of the
-        event loop share one command, or one pipeline for each server.
+        event loop share one write, or one for each server.
         """
+        answered: asyncio.Future[None] = self._loop.create_future()
         reading = self._readings.get(key)
-        if reading is None:
-            reading = self._readings[key] = Reading(self._readings, key)
+        if reading is not None:
+            reading.waiting.append(answered)
+        else:
+            reading = self._readings[key] = Reading(self._readings, key, answered)
             if not self._asked:
-                asyncio.get_running_loop().call_soon(self._ask_all)
+                self._loop.call_soon(self._ask_all)
             self._asked.append(reading)
-        reply = reading.reply()
         beside = self._shared.newest_soon() if self._apart else None
         try:
-            frame, head = await reply
-            newest = number(head) if beside is None else await beside
+            await answered
+            newest = reading.newest if beside is None else await beside
         except (StoreUnavailable, RedisError):
             # Once more, and to where the server redirects.
-            name, reading = self._entry_key(key), Reading({}, key)
-            (frame,) = await self.ask(name, "MGET", name)
+            name, reading = self._entry_key(key), Reading({}, key, answered)
+            (reading.frame,) = await self.ask(name, "MGET", name)
             newest = await self._shared.newest_soon()
         if newest is None or newest != self._shared.synced:
             await self._shared.learn_from(newest)
         if reading.codec is not codec:
-            reading.codec, reading.entry = codec, self._decode(key, frame, codec)
+            reading.codec, reading.entry = codec, self._decode(key, reading.frame, codec)
         entry = reading.entry
         return entry if entry is not None and self.barriers.admits(entry.head, entry.tags) else None
 
@@ -439,8 +455,8 @@ class RedisStore:
         """Send what was asked in this turn of the event loop."""
         asked, self._asked = self._asked, []
         if not self._apart:
-            for first in range(0, len(asked), _MOST_AT_ONCE):
-                some = asked[first : first + _MOST_AT_ONCE]
+            for first in range(0, len(asked), _MOST_READ_AT_ONCE):
+                some = asked[first : first + _MOST_READ_AT_ONCE]
                 names = [self._entry_key(reading.key) for reading in some]
                 self._send(names[0], ("MGET", *names, self._shared.head_key), functools.partial(share, some))
         else:
@@ -499,14 +515,14 @@ class RedisStore:
         return frame or b"", held or b"", await self.ask(lease, "PTTL", lease)
 
     def _decode(self, key: str, frame: bytes | None, codec: Codec) -> Entry[Any] | None:
-        if not frame or not frames.is_entry(frame):
-            if frame and not frames.is_tombstone(frame):
-                self._complain(f"frame {key}", f"the entry of {key!r} in Redis is not swr's and was passed over")
+        if not frame:
             return None
         try:
             return frames.decode(key, frame, codec)
         except CodecError as error:
-            self._complain(f"frame {key}", f"the entry of {key!r} in Redis was passed over: {error}")
+            if not frames.is_tombstone(frame):
+                why = f"was passed over: {error}" if frames.is_entry(frame) else "is not swr's and was passed over"
+                self._complain(f"frame {key}", f"the entry of {key!r} in Redis {why}")
             return None
 
     async def invalidate(self, key: str) -> None:

@@ -12,6 +12,7 @@ from swr.stores import scripts
 from swr.stores.barriers import ALL, FLOOR, Barriers
 from swr.stores.base import Kind, Listener, Message
 from swr.stores.servers import Servers
+from swr.stores.together import number
 
 _RESTORED_AT_ONCE: Final = 1000
 
@@ -144,8 +145,3 @@ def _tag(name: bytes) -> str:
         # Not ours; a tag that nothing carries.
         text = repr(name)
     return text if text in (ALL, FLOOR) else text[1:]
-
-
-def number(digits: bytes | None) -> int:
-    """Return a barrier's number; what is none counts as lost."""
-    return int(digits) if digits and digits.isdigit() else 0

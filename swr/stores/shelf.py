@@ -83,15 +83,16 @@ class Shelf:
         self.slots = _Slots(max_bytes)
         self.aliases = self.slots.aliases
         self.generation = 0
+        self._holds = max_bytes > 0
         self._most = max_entries
 
     def get(self, key: str) -> Slot | None:
         """Return the slot of `key`, now the most recently used."""
-        return self.slots.get(key)
+        return self.slots.get(key) if self._holds else None
 
     def put(self, key: str, entry: Entry[Any], epoch: int = 0) -> None:
         """Hold `entry`; one that is too large for the whole shelf is not held."""
-        if not self.slots.maxsize:
+        if not self._holds:
             return
         self.drop(key)
         slot = Slot(entry, epoch, _OVERHEAD + 3 * len(key) + weigh(entry.value))
@@ -111,7 +112,8 @@ class Shelf:
 
     def drop(self, key: str) -> None:
         """Forget `key`."""
-        self.slots.pop(key, None)
+        if self._holds:
+            self.slots.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -11,7 +11,6 @@ that brings an entry is watched, and the shelf never takes what a message has al
 """
 
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Self
@@ -34,23 +33,23 @@ log = logging.getLogger("swr")
 
 
 class _Watch:
-    """One operation under way: what it brings must be at least as new as `floor`."""
+    """The operations on one key that are under way: what they bring must be at least as new as `floor`."""
 
-    __slots__ = ("_key", "_watches", "floor")
+    __slots__ = ("_key", "_under_way", "_watches", "floor")
 
-    def __init__(self, watches: "dict[str, list[_Watch]]", key: str) -> None:
+    def __init__(self, watches: "dict[str, _Watch]", key: str) -> None:
+        self.floor = 0
+        self._under_way = 0
         self._watches = watches
         self._key = key
-        self.floor: float = 0
 
     def __enter__(self) -> Self:
-        self._watches.setdefault(self._key, []).append(self)
+        self._under_way += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        watches = self._watches[self._key]
-        watches.remove(self)
-        if not watches:
+        self._under_way -= 1
+        if not self._under_way:
             del self._watches[self._key]
 
 
@@ -69,7 +68,7 @@ class TieredStore:
         self._clock = clock
         self.up = False
         self._epoch = 0
-        self._watches: dict[str, list[_Watch]] = {}
+        self._watches: dict[str, _Watch] = {}
         # What could not be told to the store: keys and tags to invalidate, tokens to give back.
         self._owed_keys: dict[str, object] = {}
         self._owed_tags: dict[str, object] = {}
@@ -135,7 +134,10 @@ class TieredStore:
         elif kind is Kind.BARRIER:
             self.shelf.doubt()
         elif kind is Kind.INVALIDATED:
-            self._outdate(name, version)
+            self._raise_floor(name, version)
+            slot = self.shelf.get(name)
+            if slot is not None and slot.entry.version < version:
+                self.shelf.drop(name)
         elif kind is Kind.COMMITTED:
             self._raise_floor(name, version)
             slot = self.shelf.get(name)
@@ -144,18 +146,16 @@ class TieredStore:
                 slot.checked = UNCHECKED
         self._listener(message)
 
-    def _raise_floor(self, key: str, version: float) -> None:
-        for watch in self._watches.get(key, ()):
-            watch.floor = max(watch.floor, version)
-
-    def _outdate(self, key: str, version: float) -> None:
-        self._raise_floor(key, version)
-        slot = self.shelf.get(key)
-        if slot is not None and slot.entry.version < version:
-            self.shelf.drop(key)
+    def _raise_floor(self, key: str, version: int) -> None:
+        watch = self._watches.get(key)
+        if watch is not None and watch.floor < version:
+            watch.floor = version
 
     def _watching(self, key: str) -> _Watch:
-        return _Watch(self._watches, key)
+        watch = self._watches.get(key)
+        if watch is None:
+            watch = self._watches[key] = _Watch(self._watches, key)
+        return watch
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class TieredStore:
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Return the shared store's entry and keep it on the shelf; while the store is away, the shelf's."""
-        if self.store.is_away(key):
+        if not self.up and self.store.is_away(key):
             return self._left(key)
         epoch = self._epoch
         with self._watching(key) as watch:
@@ -223,8 +223,9 @@ class TieredStore:
             try:
                 await self.store.invalidate(key)
             except StoreUnavailable:
+                # What an operation under way may still bring is refused for it.
                 self._owe(self._owed_keys, key)
-                self._outdate(key, math.inf)
+                self.shelf.drop(key)
                 self._listener(Message(Kind.INVALIDATED, key, 0))
 
     async def invalidate_tag(self, tag: str) -> None:

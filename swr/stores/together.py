@@ -92,48 +92,69 @@ class Reading:
     """One key that is asked for, everyone who waits for it, and what was made of the answer.
 
     Each waits on a future of his own, so that one reader's cancellation does not reach the others.
+
+    Attributes:
+        frame: what is stored, or None.
+        newest: the newest barrier, if it was asked for with this key.
+        codec, entry: what made which entry of the frame.
     """
 
-    __slots__ = ("_readings", "_waiting", "codec", "entry", "key")
+    __slots__ = ("_readings", "codec", "entry", "frame", "key", "newest", "waiting")
 
-    def __init__(self, readings: "dict[str, Reading]", key: str) -> None:
+    frame: bytes | None
+    newest: int | None
+    entry: Entry[Any] | None
+
+    def __init__(self, readings: "dict[str, Reading]", key: str, first: asyncio.Future[None]) -> None:
         self.key = key
-        self._readings = readings
-        self._waiting: list[asyncio.Future[Any]] = []
+        self.waiting = [first]
         self.codec: Codec | None = None
-        self.entry: Entry[Any] | None = None
+        self._readings = readings
 
-    def reply(self) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        return future
-
-    def settle(self, reply: Any) -> None:
+    def settle(self, frame: bytes | None, newest: int | None) -> None:
+        """Take the answer, and wake whoever waits for it."""
+        self.frame, self.newest = frame, newest
         if self._readings.get(self.key) is self:
             del self._readings[self.key]
-        for future in self._waiting:
-            settle(future, reply)
+        for future in self.waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits that there is no answer."""
+        if self._readings.get(self.key) is self:
+            del self._readings[self.key]
+        for future in self.waiting:
+            settle(future, error)
 
 
 def share(readings: list[Reading], reply: Any) -> None:
     """Give each reading its part of one reply, and the newest barrier, which is the last."""
     if isinstance(reply, Exception):
         for reading in readings:
-            reading.settle(reply)
+            reading.fail(reply)
     else:
-        head = reply[-1]
+        newest = number(reply[-1])
         for reading, frame in zip(readings, reply, strict=False):
-            reading.settle((frame, head))
+            reading.settle(frame, newest)
 
 
 def give(reading: Reading, reply: Any) -> None:
     """Give a reading a reply of its own."""
-    reading.settle(reply if isinstance(reply, Exception) else (reply[0], None))
+    if isinstance(reply, Exception):
+        reading.fail(reply)
+    else:
+        reading.settle(reply[0], None)
 
 
 def digits(version: int) -> str:
     """Return a version as scripts write it."""
     return f"{version:016d}"
+
+
+def number(digits: bytes | None) -> int:
+    """Return a barrier's number; what is none counts as lost."""
+    return int(digits) if digits and digits.isdigit() else 0
 
 
 def messages_in(data: bytes) -> list[bytes] | None:

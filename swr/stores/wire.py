@@ -6,18 +6,22 @@ order, and commands issued in the same turn of the event loop leave in one write
 
 import asyncio
 import functools
-import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import anyio
+import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ConnectionError, InvalidResponse, RedisError
 
 from swr.errors import StoreUnavailable
 
 _TICKS: Final = 5
+# Nothing can be made of the bytes so far.
+_MORE: Final = object()
+# What one call of the socket brings at most, in bytes.
+_AT_ONCE: Final = 131_072
+_packed: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = cast(Any, hiredis.pack_command)
 
 
 class Closed(StoreUnavailable):
@@ -34,17 +38,11 @@ def settle(future: "asyncio.Future[Any]", reply: Any) -> None:
         future.set_result(reply)
 
 
-def packed(command: tuple[bytes | str | int, ...]) -> bytes:
-    """Return a command as it goes over the wire, an array of bulk strings; redis-py takes ten times as long for it."""
-    words = [
-        word if isinstance(word, bytes) else word.encode() if isinstance(word, str) else b"%d" % word
-        for word in command
-    ]
-    return b"*%d\r\n%b" % (len(words), b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
-
-
-class Wire:
+class Wire(asyncio.BufferedProtocol):
     """Commands in, replies out, in order.
+
+    redis-py connects and greets; from then on its transport leads here, for what it does between a command and its
+    reply takes longer than all the rest of a read.
 
     Parameters:
         connection: connected, and used by nobody else.
@@ -52,98 +50,121 @@ class Wire:
 
     Attributes:
         sent: how many commands so far.
+        broken: why no more can be sent, or None.
     """
 
     def __init__(self, connection: AbstractConnection, timeout: float) -> None:
         self.sent = 0
-        self._connection = connection
+        self.broken: StoreUnavailable | None = None
         self._tick_for = timeout / _TICKS
         self._pending: deque[Callable[[Any], None]] = deque()
         self._outbox: list[bytes] = []
-        self._filled = asyncio.Event()
         self._ticking = False
         self._answered = 0
+        self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._reason = ""
-        self.broken: StoreUnavailable | None = None
+        self._buffer = memoryview(bytearray(_AT_ONCE))
+        client: Any = connection
+        self._replies: Any = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=client._parser.parse_error, notEnoughData=_MORE
+        )
+        self._transport: asyncio.Transport = client._writer.transport
+        self._before = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+
+    # -- commands ---------------------------------------------------------------------------------------------
 
     def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
         """Send a command; `on_reply` is called with its reply, or with the exception that it came to."""
         if self.broken is not None:
             on_reply(StoreUnavailable(str(self.broken)))
             return
-        self._outbox.append(packed(command))
+        if not self._outbox:
+            self._loop.call_soon(self._leave)
+        self._outbox.append(_packed(command))
         self._pending.append(on_reply)
         self.sent += 1
-        self._filled.set()
         if not self._ticking:
             self._ticking = True
             self._tick(self._answered, 0)
 
     def ask(self, *command: bytes | str | int) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply, or the exception that it came to."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         self.send(command, functools.partial(settle, future))
         return future
 
+    def _leave(self) -> None:
+        """Write what was sent in this turn of the event loop."""
+        outbox, self._outbox = self._outbox, []
+        if self.broken is None:
+            self._transport.write(b"".join(outbox))
+
     def _tick(self, answered: int, stuck: int) -> None:
         """Count turns of a timer without a reply: after a pause of this process itself, replies come first."""
-        if not self._pending or self.broken is not None:
+        if not self._pending:
             self._ticking = False
             return
         stuck = stuck + 1 if answered == self._answered else 0
         if stuck > _TICKS:
             self.abandon(f"Redis has not answered for {self._tick_for * _TICKS:g} s")
             return
-        asyncio.get_running_loop().call_later(self._tick_for, self._tick, self._answered, stuck)
+        self._loop.call_later(self._tick_for, self._tick, self._answered, stuck)
+
+    # -- replies ----------------------------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See `asyncio.BufferedProtocol`."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See `asyncio.BufferedProtocol`."""
+        replies, pending = self._replies, self._pending
+        try:
+            replies.feed(self._buffer, 0, nbytes)
+            while (reply := replies.gets(False)) is not _MORE:
+                if isinstance(reply, hiredis.PushNotification):
+                    # Of a client that has asked the server for notices about itself.
+                    continue
+                if isinstance(reply, ConnectionError):
+                    # What is wrong is not the command.
+                    raise reply
+                if not pending:
+                    raise InvalidResponse(f"a reply that nobody has asked for: {reply!r}")
+                self._answered += 1
+                pending.popleft()(reply)
+        except RedisError as error:
+            self.abandon(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        # Whoever closes redis-py's end of it waits for that.
+        self._before.connection_lost(exc)
+        self.abandon(str(exc or "the server closed the connection"))
+
+    # -- the end ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Carry commands and replies until the connection breaks; then every waiting coroutine is told.
+        """Wait until the connection breaks, or is not wanted any more.
 
         Raises:
             StoreUnavailable: why it broke.
         """
         try:
-            # Not asyncio's group and not its time-outs around redis-py: they cancel once, which `asyncio.wait_for` in
-            # redis-py may swallow (before Python 3.12, python/cpython#86296), and then wait forever.
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._write)
-                group.start_soon(self._read)
-                group.start_soon(self._watch)
-        except* (RedisError, OSError, StoreUnavailable) as errors:
-            self._break(StoreUnavailable(str(errors.exceptions[0])))
+            await self._ended.wait()
         finally:
             self._break(Closed("the connection to Redis was closed"))
+            # Not closed, which would wait for a server that hangs to take what was written.
+            self._transport.abort()
         raise StoreUnavailable(str(self.broken))
+
+    def abandon(self, reason: str) -> None:
+        """End the connection, for a reason; every waiting coroutine is told."""
+        self._break(StoreUnavailable(reason))
+        self._ended.set()
 
     def _break(self, error: StoreUnavailable) -> None:
         if self.broken is None:
             self.broken = error
         while self._pending:
             self._pending.popleft()(type(self.broken)(str(self.broken)))
-
-    async def _write(self) -> None:
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            outbox, self._outbox = self._outbox, []
-            await self._connection.send_packed_command(outbox, check_health=False)
-
-    async def _read(self) -> None:
-        read, pending = self._connection.read_response, self._pending
-        while True:
-            try:
-                reply = await read(disable_decoding=True, timeout=math.inf, disconnect_on_error=False)
-            except ResponseError as error:
-                reply = error
-            self._answered += 1
-            pending.popleft()(reply)
-
-    def abandon(self, reason: str) -> None:
-        """End the connection, for a reason."""
-        self._reason = reason
-        self._ended.set()
-
-    async def _watch(self) -> None:
-        await self._ended.wait()
-        raise StoreUnavailable(self._reason)
