@@ -9,7 +9,7 @@ import time
 
 import anyio
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 from redis.exceptions import ResponseError
 
 from swr import Cache, ConfigurationError, LeaseLost, Policy, State, StoreUnavailable
@@ -827,6 +827,11 @@ class TestWire:
             with pytest.raises(ResponseError):
                 await wire.ask("NONSENSE")
             assert await wire.ask("ECHO", "y") == b"y"
+
+    async def test_a_connection_that_is_none_is_refused(self):
+        """An imitation of a client, as tests use, has no server behind it."""
+        with pytest.raises(StoreUnavailable, match="a Connection without a transport"):
+            Wire(Connection(), 2)
 
     async def test_notices_of_the_server_are_no_replies(self, server: Server):
         async with wired(server.url, protocol=3) as (wire, _):

@@ -51,6 +51,9 @@ class Wire(asyncio.BufferedProtocol):
     Attributes:
         sent: how many commands so far.
         broken: why no more can be sent, or None.
+
+    Raises:
+        StoreUnavailable: it is a connection to no server.
     """
 
     def __init__(self, connection: AbstractConnection, timeout: float) -> None:
@@ -65,12 +68,15 @@ class Wire(asyncio.BufferedProtocol):
         self._ended = asyncio.Event()
         self._buffer = memoryview(bytearray(_AT_ONCE))
         client: Any = connection
+        transport: asyncio.Transport | None = getattr(client._writer, "transport", None)
+        if transport is None:
+            raise StoreUnavailable(f"a {type(connection).__name__} without a transport of asyncio leads to no server")
         self._replies: Any = hiredis.Reader(
             protocolError=InvalidResponse, replyError=client._parser.parse_error, notEnoughData=_MORE
         )
-        self._transport: asyncio.Transport = client._writer.transport
-        self._before = self._transport.get_protocol()
-        self._transport.set_protocol(self)
+        self._transport = transport
+        self._before = transport.get_protocol()
+        transport.set_protocol(self)
 
     # -- commands ---------------------------------------------------------------------------------------------
 
