@@ -323,7 +323,7 @@ class TestBarriers:
         async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as other:
             load = Counter()
             await one.get_or_load("k", load, POLICY)
-            for head in (b"garbage", b"\xff", b"-1", b"9" * 15):
+            for head in (b"garbage", b"\xff", b"-1", b"9" * 15, b"9" * 16, b"9" * 5000):
                 await client.set("swr:{!}h", head)
                 await client.zadd("swr:{!}b", {b"\xff\xfe": 5, b"": 7})
                 assert (await other.get_or_load("k", load, POLICY)).value == 1
@@ -856,6 +856,29 @@ class TestWire:
             with pytest.raises(StoreUnavailable, match="Protocol error"):
                 await running
 
+    async def test_what_cannot_be_read_ends_it(self, server: Server, caplog):
+        """redis-py looks for a slot in it."""
+        async with wired(server.url) as (wire, running):
+            with pytest.raises(StoreUnavailable):
+                await wire.ask("EVAL", "return redis.error_reply('MOVED x')", 0)
+            with pytest.raises(StoreUnavailable):
+                await running
+        assert caplog.text == ""
+
+    async def test_a_reply_of_another_shape_is_an_error_like_others(self, server: Server, caplog):
+        async with wired(server.url) as (wire, _):
+            told: list[object] = []
+
+            def on_reply(reply):
+                told.append(reply)
+                reply[0]
+
+            wire.send(("STRLEN", "nothing"), lambda reply: on_reply(reply) if reply == 0 else told.append(reply))
+            assert await wire.ask("PING") == b"PONG"
+            assert told[0] == 0
+            assert "another shape (TypeError" in str(told[1])
+        assert caplog.text == ""
+
     async def test_a_server_that_does_not_know_it_any_more_ends_it(self, server: Server):
         async with Redis.from_url(server.url) as other, wired(server.url) as (wire, running):
             # Who is connected already stays so.
@@ -868,6 +891,19 @@ class TestWire:
                     await running
             finally:
                 await other.config_set("requirepass", "")
+
+    @pytest.mark.parametrize("turns", range(5))
+    async def test_closing_while_a_read_is_on_its_way_is_no_outage(self, server: Server, turns, caplog):
+        async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
+            load = Counter()
+            await cache.get_or_load("k", load, POLICY)
+            reading = asyncio.ensure_future(cache.get_or_load("k", load, POLICY))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await asyncio.gather(reading, return_exceptions=True)
+        await cache.aclose()
+        assert cache.engine.is_store_up
+        assert caplog.text == ""
 
 
 class TestCancellation:

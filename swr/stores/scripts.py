@@ -21,6 +21,11 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function digits(number) return string.format('%016.0f', number) end
 local function version_in(text) return tonumber(string.match(text, '^(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)[et]')) or 0 end
+-- A number that would not fit into sixteen digits is foreign.
+local function barrier_in(text)
+  local number = tonumber(text) or 0
+  return number < 9e15 and number or 0
+end
 local function read_head(key)
   local text = redis.pcall('GETRANGE', key, 0, 16)
   return type(text) == 'string' and text or ''
@@ -185,7 +190,7 @@ return 1
 BARRIER: Final = (
     _TIME
     + """
-local number = math.max(now, (tonumber(read(KEYS[2])) or 0) + 1)
+local number = math.max(now, barrier_in(read(KEYS[2])) + 1)
 redis.call('ZADD', KEYS[1], 'GT', number, ARGV[1])
 redis.call('SET', KEYS[2], digits(number))
 local most = tonumber(ARGV[2])
@@ -209,7 +214,7 @@ RESTORE: Final = (
     _TIME
     + """
 for i = 2, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1]) end
-if (tonumber(read(KEYS[2])) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[2], ARGV[1]) end
+if barrier_in(read(KEYS[2])) < tonumber(ARGV[1]) then redis.call('SET', KEYS[2], ARGV[1]) end
 return 1
 """
 )

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from swr.codec import Codec
+from swr.codec import VERSION_DIGITS, Codec
 from swr.entry import Entry
 from swr.stores.base import Lease
 from swr.stores.wire import settle
@@ -154,7 +154,7 @@ def digits(version: int) -> str:
 
 def number(digits: bytes | None) -> int:
     """Return a barrier's number; what is none counts as lost."""
-    return int(digits) if digits and digits.isdigit() else 0
+    return int(digits) if digits and digits.isdigit() and len(digits) <= VERSION_DIGITS else 0
 
 
 def messages_in(data: bytes) -> list[bytes] | None:

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, InvalidResponse, RedisError
+from redis.exceptions import ConnectionError, InvalidResponse
 
 from swr.errors import StoreUnavailable
 
@@ -81,9 +81,12 @@ class Wire(asyncio.BufferedProtocol):
     # -- commands ---------------------------------------------------------------------------------------------
 
     def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
-        """Send a command; `on_reply` is called with its reply, or with the exception that it came to."""
+        """Send a command; `on_reply` is called with its reply, or with the exception that it came to.
+
+        If it raises one itself, the reply is not what such a command is answered with, and it is called with that.
+        """
         if self.broken is not None:
-            on_reply(StoreUnavailable(str(self.broken)))
+            self._refuse(on_reply)
             return
         if not self._outbox:
             self._loop.call_soon(self._leave)
@@ -138,8 +141,13 @@ class Wire(asyncio.BufferedProtocol):
                 if not pending:
                     raise InvalidResponse(f"a reply that nobody has asked for: {reply!r}")
                 self._answered += 1
-                pending.popleft()(reply)
-        except RedisError as error:
+                on_reply = pending.popleft()
+                try:
+                    on_reply(reply)
+                except Exception as error:
+                    on_reply(InvalidResponse(f"a reply of another shape ({type(error).__name__}: {error})"))
+        except Exception as error:
+            # What cannot even be read: redis-py looks for a number in an error such as MOVED.
             self.abandon(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -173,4 +181,9 @@ class Wire(asyncio.BufferedProtocol):
         if self.broken is None:
             self.broken = error
         while self._pending:
-            self._pending.popleft()(type(self.broken)(str(self.broken)))
+            self._refuse(self._pending.popleft())
+
+    def _refuse(self, on_reply: Callable[[Any], None]) -> None:
+        """Tell whoever waits why there will be no reply."""
+        assert self.broken is not None
+        on_reply(type(self.broken)(str(self.broken)))
