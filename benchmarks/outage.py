@@ -242,7 +242,7 @@ class Stale:
             # The event loop goes on and never waits: a processor that wakes up is twice as slow for a moment, and how
             # often it sleeps depends on whether replies come.
             until = time.perf_counter() + 0.001
-            while time.perf_counter() < until:
+            while time.perf_counter() < until:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         if self._proxy is not None:
             await self._proxy.tell()
