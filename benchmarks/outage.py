@@ -194,6 +194,18 @@ def _none(count: int) -> str:
 # -- a second late --------------------------------------------------------------------------------------------
 
 
+async def _run_on(seconds: float) -> None:
+    """Let the event loop go on for a while and never wait.
+
+    A processor that wakes up is twice as slow for a moment, and how often it sleeps depends on whether replies come.
+    """
+    until = time.perf_counter() + seconds
+    while True:
+        await asyncio.sleep(0)
+        if time.perf_counter() >= until:
+            return
+
+
 class Stale:
     """Stale hits over a proxy of its own.
 
@@ -239,11 +251,7 @@ class Stale:
             outcome = await self._read.outcome(number)
             waited.append(1000 * (time.perf_counter() - began))
             self.not_stale += outcome.state is not State.STALE
-            # The event loop goes on and never waits: a processor that wakes up is twice as slow for a moment, and how
-            # often it sleeps depends on whether replies come.
-            until = time.perf_counter() + 0.001
-            while time.perf_counter() < until:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await _run_on(0.001)
         if self._proxy is not None:
             await self._proxy.tell()
         async with asyncio.timeout(30):
