@@ -102,7 +102,7 @@ async def settle() -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def until(condition, seconds=10.0):
+async def until(condition, seconds=20.0):
     """Wait for something to become true."""
     with anyio.fail_after(seconds):
         while not condition():

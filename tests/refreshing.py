@@ -2,6 +2,7 @@
 
 FILE gets a line for every load: when it began (seconds since 1970), the process, the group. OPTIONS are JSON: those of
 `Refresher`, `groups` (how many), `takes` (seconds a load lasts), and `lease_for`. It ends at SIGTERM, in good order.
+While there is a file FILE.paused, no load ends.
 """
 
 import asyncio
@@ -28,6 +29,8 @@ async def work(url: str, file: str, options: dict[str, Any]) -> None:
     async def ranking(group: str) -> str:
         os.write(loads, f"{time.time()} {os.getpid()} {group}\n".encode())
         await asyncio.sleep(takes)
+        while os.path.exists(f"{file}.paused"):
+            await asyncio.sleep(0.01)
         return group
 
     over = asyncio.Event()

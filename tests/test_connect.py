@@ -258,7 +258,7 @@ class TestRights:
             for number in range(20):
                 await store.invalidate(f"k{number}")
             links = store._servers._links.values()
-            await until(lambda: all(store._trusts(link.replica) for link in links), 20)
+            await until(lambda: all(store._trusts(link.replica) for link in links))
             assert await store.read("k0", ANY) is None
             assert all(store._trusts(link.replica) for link in links)
 

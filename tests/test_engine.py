@@ -107,7 +107,7 @@ class TestOneProcess:
         clock.advance(61)
         hung = anyio.Event()
         process.link.before = dict.fromkeys(("read", "acquire"), hung.wait)
-        with anyio.fail_after(1):
+        with anyio.fail_after(20):
             assert (await process.engine.fetch("k", job)).state is State.STALE
         hung.set()
         await settle()
@@ -802,7 +802,7 @@ class TestTheStoreAway:
         one.link.go(away=True)
         one.link.go(away=False)
         await settle()
-        with anyio.fail_after(1):
+        with anyio.fail_after(20):
             await other.engine.fetch("k", job)
 
     async def test_a_store_that_refuses_one_command_is_asked_the_next(self, process):
@@ -1240,7 +1240,7 @@ class TestRaces:
                 ended.set()
 
         assert (await process.engine.fetch("k", GoesOn())).value == 1
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await ended.wait()
         assert not gone
 
@@ -1259,14 +1259,14 @@ class TestOddLoaders:
                 await load.land((await engine.fetch(self.key, others[self.key])).value, POLICY)
 
         others = {"b": Asks("a"), "a": Asks("b")}
-        with anyio.fail_after(2), pytest.raises(ConfigurationError, match="'a' -> 'b' -> 'a'"):
+        with anyio.fail_after(20), pytest.raises(ConfigurationError, match="'a' -> 'b' -> 'a'"):
             await engine.fetch("a", others["a"])
 
         class Refreshes(Job):
             async def run(self, load):
                 await engine.refresh("r", self)
 
-        with anyio.fail_after(2), pytest.raises(ConfigurationError, match="would wait forever"):
+        with anyio.fail_after(20), pytest.raises(ConfigurationError, match="would wait forever"):
             await engine.fetch("r", Refreshes())
 
     async def test_one_that_asks_for_another_key_or_another_cache_is_answered(self, process):
@@ -1388,7 +1388,7 @@ def test_a_loop_that_ended_without_a_word_leaves_nothing_to_wait_for():
     tasks = asyncio.all_tasks(loop)
 
     async def again():
-        with anyio.fail_after(2):
+        with anyio.fail_after(20):
             return (await engine.fetch("k", Job())).value
 
     assert asyncio.run(again()) == 1

@@ -77,10 +77,10 @@ async def survives(readers: Readers, kill, recovered, caches: list[Cache]) -> fl
         group.start_soon(readers.run)
         await asyncio.sleep(0.5)
         kill()
-        await until(lambda: not any(cache.engine.store.up for cache in caches), 5)
-        await until(recovered, 30)
+        await until(lambda: not any(cache.engine.store.up for cache in caches))
+        await until(recovered, 60)
         elected = time.monotonic()
-        await until(lambda: all(cache.engine.store.up for cache in caches), 20)
+        await until(lambda: all(cache.engine.store.up for cache in caches))
         took = time.monotonic() - elected
         answers = readers.answers
         await until(lambda: readers.answers > answers + 100)
@@ -181,8 +181,8 @@ async def test_an_invalidation_that_the_failover_loses(sentinels: Sentinels):
         victim.kill()
         for replica in replicas:
             replica.resume()
-        await until(lambda: sentinels.master() is not victim, 30)
-        await until(lambda: one.engine.store.up and other.engine.store.up, 10)
+        await until(lambda: sentinels.master() is not victim, 60)
+        await until(lambda: one.engine.store.up and other.engine.store.up)
         for cache in (other, one):
             assert (await cache.get_or_load("k", load, Policy(600))).value == 2
             assert (await cache.get_or_load("tagged", tagged, LONG)).value == 2
@@ -215,7 +215,7 @@ async def test_more_invalidations_than_can_be_told_again(cluster: ClusterOfSix, 
             before = load.runs
             restart(master)
             caplog.clear()
-            await until(lambda: "Redis is back" in caplog.text, 10)
+            await until(lambda: "Redis is back" in caplog.text)
             assert (await cache.get_or_load("other", load, LONG)).value == before + 1
 
 
@@ -269,7 +269,7 @@ async def test_a_master_that_was_a_replica_between_two_beats(pair, monkeypatch):
         await asyncio.to_thread(follow, server, successor.port)
         assert server.command("GET", entry) == held
         # From now on it is looked at.
-        await until(lambda: server.command("GET", entry) != held, 10)
+        await until(lambda: server.command("GET", entry) != held)
         assert cache.engine.store.up
         assert (await cache.get_or_load("k", load, LONG)).value == 2
 
@@ -286,7 +286,7 @@ async def test_a_master_that_gets_its_first_replica(pair, monkeypatch):
         link = cache.engine.store.store._servers.link_to(b"")
         history = link.history
         await asyncio.to_thread(follow, replica, server.port)
-        await until(lambda: link.history != history, 10)
+        await until(lambda: link.history != history)
         assert cache.engine.store.up
         assert (await cache.get_or_load("k", load, LONG)).value == 1
 
@@ -323,11 +323,11 @@ async def test_slots_that_have_no_master_any_more(cluster: ClusterOfSix, caplog)
             low, _, high = slots.partition("-")
             for node in cluster.nodes:
                 node.command("CLUSTER", "DELSLOTSRANGE", low, high)
-            await until(lambda: not cache.engine.store.up, 10)
+            await until(lambda: not cache.engine.store.up)
             answers = readers.answers
             await until(lambda: readers.answers > answers + 200)
             await cache.get_or_load("never asked for", readers._load, BRIEF)
             master.command("CLUSTER", "ADDSLOTSRANGE", low, high)
-            await until(lambda: cache.engine.store.up, 20)
+            await until(lambda: cache.engine.store.up)
             group.cancel_scope.cancel()
     assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") == 1

@@ -68,7 +68,7 @@ class Trial:
         """End the fault, and wait until all that it left to be done is done."""
         self.proxy.heal()
         store = self.struck.engine.store
-        await until(lambda: store.up and not (store._owed_keys or store._owed_tags or store._owed_leases), 10)
+        await until(lambda: store.up and not (store._owed_keys or store._owed_tags or store._owed_leases))
 
 
 async def read(trial: Trial) -> None:
@@ -131,13 +131,13 @@ async def run(server: Server, operation: Callable[[Trial], Awaitable[None]], sto
         if stored:
             await trial.other()
         trial.proxy.arm(fault, n)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await operation(trial)
         commands = trial.proxy.commands
         struck = trial.proxy.struck
         await trial.recovered()
         trial.failing, trial.seconds = False, 0.0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             if operation in OUTDATING:
                 # It was told, or is told now, and a message takes a moment.
                 while await trial.other() != trial.row:
@@ -145,7 +145,7 @@ async def run(server: Server, operation: Callable[[Trial], Awaitable[None]], sto
             # No lease is left that stands for nobody, and what comes now reaches both.
             trial.row = 3
             assert await trial.other.refresh() == 3
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await trial.one() != 3:
                 await asyncio.sleep(0.01)
     return 0 if struck else commands

@@ -446,7 +446,7 @@ class TestHead:
                     await settle()
                     group.cancel_scope.cancel()
                 process.link.commit = commit
-                with anyio.fail_after(5):
+                with anyio.fail_after(20):
                     assert brief(await http.get("/x"))[0] == 200
 
     async def test_another_status_says_nothing_about_the_body(self, cache, clock):

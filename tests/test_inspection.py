@@ -152,7 +152,7 @@ def test_invalidating(server: Server, capsys, what, gone, shown):
         for group in ("ATL", "JFK"):
             await top(group)
         assert await asyncio.to_thread(main, ["invalidate", *what, "--redis", server.url]) == 0
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while {key for key in ("top:ATL", "top:JFK") if cache.engine.store.peek(key) is None} != gone:
                 await asyncio.sleep(0.005)
 

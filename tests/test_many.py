@@ -156,7 +156,7 @@ class TestCalls:
             return {group: group for group in groups}
 
         again = define(cache, load, fresh_for=60)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert await again(["a", "b", "c", "d"]) == {"a": "a", "b": "b", "c": "c", "d": "d1"}
 
     async def test_a_loader_may_do_with_its_list_as_it_likes(self, cache):
@@ -185,7 +185,7 @@ class TestCalls:
             await table.begun.wait()
             return await one.outcome("a")
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             batch, outcome, _ = await gather(top(["a"]), later(), open_gate(table))
         assert batch == {}
         assert (outcome.value, outcome.state, outcome.age, outcome.error) == ("a alone", State.MISSING, 0, None)
@@ -199,7 +199,7 @@ class TestCalls:
             await anyio.sleep(0.01)
             return {name: (await nodes([needs[name]]))[needs[name]] if name in needs else name for name in names}
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             answers = await gather(nodes(["a", "b"]), nodes(["c", "d"]))
         assert any("loaders wait for each other, and would do so forever: n:" in str(answer) for answer in answers)
 
@@ -236,7 +236,7 @@ class TestCalls:
         clock.advance(11)
         table.gate = anyio.Event()
         for _ in range(3):
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 assert states(await top.outcome(["a", "b", "c"])) == {
                     "a": ("a1", "stale"),
                     "b": ("b1", "stale"),
@@ -431,9 +431,9 @@ class TestOneLoad:
         async def many(items: list[str]) -> dict[str, str]:
             return {item: await one(items[-1]) for item in items}
 
-        with anyio.fail_after(5), pytest.raises(ConfigurationError, match="would wait forever"):
+        with anyio.fail_after(20), pytest.raises(ConfigurationError, match="would wait forever"):
             await many(["a", "b"])
-        with anyio.fail_after(5), pytest.raises(ConfigurationError, match="would wait forever"):
+        with anyio.fail_after(20), pytest.raises(ConfigurationError, match="would wait forever"):
             await one("x")
 
 
@@ -526,7 +526,7 @@ class TestFailures:
         async def load(items: list[str]) -> dict[str, int]:
             raise asyncio.CancelledError
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             results = await together(load(["a", "b"]), load(["b"]))
         assert [type(result) for result in results] == [SWRError, SWRError]
 
@@ -539,7 +539,7 @@ class TestFailures:
             await table.begun.wait()
             await cache.aclose()
 
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             result, _ = await together(top(["a", "b"]), close())
         assert isinstance(result, SWRError)
         assert "closed" in str(result)

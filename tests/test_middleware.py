@@ -174,7 +174,7 @@ class TestServing:
             await http.get("/x")
             clock.advance(61)
             app.gate = anyio.Event()
-            with anyio.fail_after(2):
+            with anyio.fail_after(20):
                 for _ in range(20):
                     assert brief(await http.get("/x")) == (200, "1", "stale")
                     await settle()
@@ -442,7 +442,7 @@ class TestNeverShared:
                     await anyio.lowlevel.checkpoint()
                 app.gate.set()
 
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 await gather(*(http.get("/x") for _ in range(10)), all_at_once())
 
     async def test_it_is_remembered_for_a_while_only(self, cache, clock):
@@ -587,7 +587,7 @@ class TestNeverShared:
         async with anyio.create_task_group() as group:
             group.start_soon(middleware, http_scope("/x"), slow.receive, slow.send)
             await settle()
-            with anyio.fail_after(2):
+            with anyio.fail_after(20):
                 async with client(middleware) as http:
                     assert brief(await http.get("/x"))[2] == "fresh"
             reading.set()
@@ -793,7 +793,7 @@ class TestVary:
 
             process.link.before["acquire"] = second
             async with client(middleware) as http:
-                with anyio.fail_after(5):
+                with anyio.fail_after(20):
                     response = await http.get("/x", headers={"accept-language": "de"})
             assert brief(response) == (200, "1", "missing")
 
@@ -1006,7 +1006,7 @@ class TestStreams:
         async with anyio.create_task_group() as group:
             for http in clients:
                 group.start_soon(middleware, http_scope("/events"), http.receive, http.send)
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 while not all(len(http.sent) > 3 for http in clients):
                     await anyio.sleep(0.005)
                 for http in clients:
@@ -1244,7 +1244,7 @@ class TestStreams:
                 await http.get("/x")
 
         middleware = SWRMiddleware(app, cache)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             async with client(middleware) as http:
                 with pytest.raises(ConfigurationError, match="it is itself to load"):
                     await http.get("/x")

@@ -177,7 +177,7 @@ def kill_refreshers(start: Any, folder: Path, fleet: int, rounds: int, readers_h
             process.ask("set", load_for=60 if process is doomed else 0, policy=[30, 600])
         before = len(loads.lines())
         doomed.tell("read", key=key, readers=1)
-        deadline = time.time() + 10
+        deadline = time.time() + PATIENCE
         while len(loads.lines()) == before:
             assert time.time() < deadline
             time.sleep(0.005)
@@ -262,7 +262,7 @@ def test_what_is_invalidated_while_it_is_loaded_is_loaded_again(start, loads, ho
         key, before = f"k{round_}", len(loads.lines())
         loads.now(f"old {round_}")
         loading.tell("read", key=key, readers=5)
-        deadline = time.time() + 10
+        deadline = time.time() + PATIENCE
         while len(loads.lines()) == before:
             assert time.time() < deadline
             time.sleep(0.001)
@@ -286,7 +286,7 @@ def test_nobody_sees_what_was_invalidated(start, loads, how):
         loads.now(str(number))
         processes[0].ask(how, **what)
         assert processes[0].ask("read", key="k", readers=3)["values"] == {str(number): 3}
-        deadline = time.time() + 5
+        deadline = time.time() + PATIENCE
         for process in processes[1:]:
             while process.ask("read", key="k", readers=1)["values"] != {str(number): 1}:
                 assert time.time() < deadline
@@ -303,6 +303,6 @@ def test_a_paused_process_serves_nothing_that_was_invalidated_meanwhile(start, l
     loads.now("new")
     other.ask("invalidate", key="k")
     paused.signal(signal.SIGCONT)
-    deadline = time.time() + 5
+    deadline = time.time() + PATIENCE
     while paused.ask("read", key="k", readers=1)["values"] != {"new": 1}:
         assert time.time() < deadline

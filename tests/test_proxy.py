@@ -27,7 +27,7 @@ from swr.proxy import Proxy, caching_proxy
 pytestmark = pytest.mark.anyio
 
 # The longest that anything here is waited for.
-PATIENCE = 20.0
+PATIENCE = 60.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\n\r\nok"
 
 

@@ -234,7 +234,7 @@ class TestWindow:
         window = two[0].window
         changes = window.changes
         window.change()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await window.wait(None, changes)
 
     async def test_what_cannot_begin_again_is_left(self, two, monkeypatch):

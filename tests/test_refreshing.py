@@ -24,6 +24,8 @@ pytestmark = pytest.mark.anyio
 FULL = os.environ.get("SWR_FULL") == "1"
 # Every command is in the server's file before it is answered: what was acknowledged outlives the server.
 AOF = ("--appendonly", "yes", "--appendfsync", "always")
+# Seconds after which a test gives up what it waits for: many, for a busy machine is no failure.
+PATIENCE = 120
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ class TestLocks:
         loads = Counter()
         workers = [Worker(server, loads, strategy="locks", groups=400) for _ in range(4)]
         async with working(*workers):
-            await until(lambda: all(worker.told for worker in workers), 20)
+            await until(lambda: all(worker.told for worker in workers))
         assert set(loads.values()) == {1}
         assert len(loads) == 400
         rounds = [worker.told[0] for worker in workers]
@@ -125,7 +127,7 @@ class TestQueue:
         loads = Counter()
         workers = [Worker(server, loads, groups=200, backend=backend, at_once=8) for _ in range(3)]
         async with working(*workers):
-            await until(lambda: any(worker.queued for worker in workers), 20)
+            await until(lambda: any(worker.queued for worker in workers))
             await idle(workers[0])
             assert (await status(workers[0])).counts["done"] == 200
         rounds = [event for worker in workers for event in worker.queued]
@@ -136,7 +138,7 @@ class TestQueue:
         loads = Counter()
         workers = [Worker(server, loads, every=0.5, groups=60, at_once=4) for _ in range(3)]
         async with working(*workers):
-            await until(lambda: all(any(_done(worker)) for worker in workers), 20)
+            await until(lambda: all(any(_done(worker)) for worker in workers))
             await idle(workers[0])
             # Before the leader leaves, and another one may begin.
             assert sorted(bool(worker.queued) for worker in workers) == [False, False, True]
@@ -211,13 +213,13 @@ class TestQueue:
         worker.cache.engine.uniform = lambda low, high: 0.01
         worker.answer = lambda group: ValueError("broken") if group == "g3" else group
         async with working(worker):
-            await until(lambda: loads["g3"] == 2, 20)
+            await until(lambda: loads["g3"] == 2)
             await idle(worker)
             (letter,) = await worker.refresher._queue.dead()
             assert (letter.key, letter.why, letter.tries) == ("ranking:g3", "ValueError: broken", 2)
             worker.answer = lambda group: group
             assert await worker.refresher._queue.retry() == 1
-            await until(lambda: loads["g3"] == 3, 20)
+            await until(lambda: loads["g3"] == 3)
             await idle(worker)
         assert sum(loads.values()) == 7
 
@@ -229,7 +231,7 @@ class TestQueue:
             reading = asyncio.ensure_future(reader.ranking("g"))
             await until(lambda: loads["g"] == 1)
             async with working(worker):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(20):
                     while not (await status(worker)).waiting:
                         await asyncio.sleep(0.01)
                 reader.gate.set()
@@ -247,7 +249,7 @@ class TestQueue:
             queue = worker.refresher._queue
             await queue.enqueue("0", [("ranking:old", 0, ("a", "b")), ("ranking:more", 0, ("more",))])
             async with working(worker):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(20):
                     while not await queue.dead():
                         await asyncio.sleep(0.01)
                 await idle(worker)
@@ -317,7 +319,7 @@ class TestQueue:
             with contextlib.suppress(StoreUnavailable):
                 await queue.enqueue(epoch, [("ranking:g", now, ("g",))])
             worker.gate.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while not (await status(worker)).waiting:
                     await asyncio.sleep(0.01)
             assert (await status(worker)).counts["done"] == 1
@@ -332,12 +334,12 @@ class TestQueue:
         async with working(worker):
             await until(lambda: loads["g"] >= 2)
             own_server.pause()
-            await until(lambda: not worker.cache.engine.store.up, 10)
+            await until(lambda: not worker.cache.engine.store.up)
             before = loads["g"]
             await asyncio.sleep(1.5)
             assert loads["g"] <= before + 1
             own_server.resume()
-            await until(lambda: any(event.missed for event in worker.queued), 20)
+            await until(lambda: any(event.missed for event in worker.queued))
             await idle(worker)
         missed = [event for event in worker.queued if event.missed]
         assert missed[0].new + missed[0].merged == 1
@@ -362,7 +364,7 @@ class TestQueue:
         async with working(worker):
             await until(lambda: loads["g"])
             own_server.kill()
-            await until(lambda: not worker.cache.engine.store.up, 10)
+            await until(lambda: not worker.cache.engine.store.up)
             worker.gate.set()
             await asyncio.sleep(0.1)
             await worker.refresher.aclose()
@@ -378,7 +380,7 @@ class TestQueue:
                 await idle(worker)
                 own_server.pause()
                 asyncio.get_running_loop().call_later(1.0, own_server.resume)
-            await until(lambda: worker.cache.engine.store.up, 10)
+            await until(lambda: worker.cache.engine.store.up)
             assert (await status(worker)).consumers == {}
         assert "the tasks of this worker are taken back later" in caplog.text
 
@@ -398,8 +400,8 @@ class TestQueue:
                 return await settle(consumer, some)
 
             worker.refresher._queue.settle = late
-            await until(lambda: len(own) >= 2, 20)
-            await until(lambda: worker.cache.engine.store.up, 20)
+            await until(lambda: len(own) >= 2)
+            await until(lambda: worker.cache.engine.store.up)
             await idle(worker)
         assert loads["g"] == 1
 
@@ -444,7 +446,7 @@ async def test_what_is_cancelled_within_keys_ends_no_refresher(server: Server, s
 
     loads = Counter()
     async with working(Worker(server, loads, every=0.2, strategy=strategy, keys=keys)):
-        await until(lambda: loads["g"] >= 2, 20)
+        await until(lambda: loads["g"] >= 2)
     assert "was cancelled from within" in caplog.text
 
 
@@ -499,7 +501,7 @@ class TestLeader:
             worker = Worker(server, loads, backend=backend, groups=4500, at_once=100)
             hangs = hanging_after(worker.refresher._queue, lives_for, enqueued)
             async with working(worker):
-                await until(lambda: hangs.is_set() or worker.queued, 20)  # noqa: B023
+                await until(lambda: hangs.is_set() or worker.queued)  # noqa: B023
                 if worker.queued:
                     await idle(worker)
         assert [len(some) for some in enqueued] == [1000, 1000, 1000, 1000, 500]
@@ -550,7 +552,7 @@ class TestLeader:
             queue._store.replicated = on_one
             queue._store.has_replicas = lambda *_: asyncio.sleep(0, True)
             async with worker.refresher:
-                await until(lambda: len(loads) == 6, 10)
+                await until(lambda: len(loads) == 6)
                 assert not worker.queued
         assert caplog.text.count("could not enqueue a round: StoreUnavailable: 0 of 1 replicas have it") == 1
 
@@ -608,12 +610,29 @@ def processes(own_server: Server, tmp_path):
         process.popen.stdout.close()
 
 
+def loaded(tmp_path) -> int:
+    """Return how many loads have begun."""
+    try:
+        return (tmp_path / "loads").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def read(tmp_path) -> list[tuple[float, int, str]]:
     try:
         lines = (tmp_path / "loads").read_text().splitlines()
     except FileNotFoundError:
         return []
     return [(float(at), int(pid), group) for at, pid, group in (line.split() for line in lines)]
+
+
+@contextlib.contextmanager
+def paused(tmp_path):
+    """Let no load of the processes end meanwhile."""
+    flag = tmp_path / "loads.paused"
+    flag.touch()
+    yield
+    flag.unlink()
 
 
 def by_round(tmp_path, every: float) -> dict[int, Counter]:
@@ -626,21 +645,19 @@ def by_round(tmp_path, every: float) -> dict[int, Counter]:
 class TestProcesses:
     async def test_a_walkers_groups_are_taken_over_when_it_is_killed(self, processes, tmp_path):
         """In the same round, once its leases have run out."""
-        options = {"strategy": "locks", "every": 6, "groups": 60, "takes": 0.1, "lease_for": 1, "at_once": 4}
-        await asyncio.sleep(6 - time.time() % 6)
-        first, *_ = processes(3, **options)
-        await until(lambda: len({group for _, _, group in read(tmp_path)}) >= 20, 20)
-        first.popen.kill()
-        number = int(time.time() // 6)
-        await asyncio.sleep((number + 1) * 6 - time.time() - 0.3)
-        this = {group for at, _, group in read(tmp_path) if int(at // 6) == number}
-        assert len(this) == 60
+        options = {"strategy": "locks", "every": FOR_GOOD, "groups": 60, "takes": 0.1, "lease_for": 1, "at_once": 4}
+        with paused(tmp_path):
+            first, *_ = processes(3, **options)
+            await until(lambda: first.popen.pid in {pid for _, pid, _ in read(tmp_path)}, PATIENCE)
+            first.popen.kill()
+        await until(lambda: len({group for _, _, group in read(tmp_path)}) == 60, PATIENCE)
 
     async def test_a_leader_that_is_killed_has_a_successor_and_no_round_is_skipped(
         self, processes, own_server: Server, tmp_path
     ):
         workers = {}
-        for process in processes(4, strategy="queue", every=2, groups=20, lead_for=1, reclaim_after=2):
+        every = 4
+        for process in processes(4, strategy="queue", every=every, groups=20, lead_for=1, reclaim_after=2):
             workers[process.popen.pid] = process
         async with Cache(own_server.url, timeout=2) as cache:
             queue = Worker(own_server, Counter()).refresher._queue
@@ -650,13 +667,16 @@ class TestProcesses:
                 token = own_server.says("GET", "swr:{ranking:group:0}L")[16:]
                 workers.pop(int(token.split(":")[1])).end(signal.SIGKILL)
                 killed = time.monotonic()
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE):
                     while (await queue.status()).epoch == before.epoch:
                         await asyncio.sleep(0.02)
-                took = time.monotonic() - killed
-                assert took <= 1 + 1.0
-                await asyncio.sleep(2.5)
-        rounds = by_round(tmp_path, 2)
+                    took = time.monotonic() - killed
+                    led = (await queue.status()).round
+                    while (await queue.status()).round == led:
+                        await asyncio.sleep(0.02)
+                # The rest is allowance for a busy machine.
+                assert took <= 1 + (1.0 if FULL else 2.5)
+        rounds = by_round(tmp_path, every)
         # The first may be under way at the beginning, and the last at the end.
         numbers = sorted(rounds)[1:-1]
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
@@ -666,7 +686,7 @@ class TestProcesses:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     async def test_rolling_restarts_lose_nothing(self, processes, own_server: Server, tmp_path, backend, number):
         """At SIGTERM nothing is left pending either; who is killed has his tasks taken back."""
-        restarts, groups, takes = (100, 16_000, 0.1) if FULL else (6, 600, 0.25)
+        restarts, groups, takes = (100, 16_000, 0.1) if FULL else (6, 300, 0.1)
         options = {
             "strategy": "queue",
             "backend": backend,
@@ -682,11 +702,14 @@ class TestProcesses:
         }
         fleet = processes(2, **options)
         for _ in range(restarts):
-            await asyncio.sleep(0.3)
+            before = loaded(tmp_path)
+            await until(lambda before=before: loaded(tmp_path) >= before + 16, PATIENCE)
             process = fleet.pop(0)
             code = process.end(number)
             assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-            fleet += processes(1, **options)
+            # Or those who stay would be done before a slow machine has started another.
+            with paused(tmp_path):
+                fleet += processes(1, **options)
         async with Cache(own_server.url, timeout=2) as cache:
             worker = Worker(own_server, Counter(), backend=backend)
             queue = worker.refresher._queue
@@ -718,8 +741,14 @@ class TestProcesses:
 
     @pytest.mark.promise
     async def test_a_storm_loses_no_task(self, tmp_path, backend):
-        """Consumers are killed once a second, and the server every few; nothing is lost, and hardly anything loaded twice."""
-        groups, consumers, server_lives = (100_000, 8, 30.0) if FULL else (4_000, 3, 3.0)
+        """A consumer is killed every so many loads, and the server now and then; nothing is lost, and hardly anything
+        loaded twice.
+        """
+        groups, consumers, kills, restarts = (100_000, 8, 100, 3) if FULL else (4_000, 3, 10, 2)
+        # After how many loads each comes, for a fast machine is done before any clock strikes.
+        faults = [(groups * number // (kills + 1), "consumer") for number in range(1, kills + 1)]
+        faults += [(groups * number // (restarts + 1), "server") for number in range(1, restarts + 1)]
+        faults.sort()
         options = {
             "strategy": "queue",
             "backend": backend,
@@ -733,26 +762,28 @@ class TestProcesses:
         with Server(kinds()[0], *AOF) as server:
             fleet = [Process(server, tmp_path / "loads", **options) for _ in range(consumers)]
             worker = Worker(server, Counter(), backend=backend)
-            kills = restarts = 0
             try:
                 async with asyncio.timeout(1200), worker.cache:
                     queue = worker.refresher._queue
-                    restarted = time.monotonic()
                     while True:
-                        await asyncio.sleep(1)
-                        try:
+                        await asyncio.sleep(0.01)
+                        while faults and faults[0][0] <= loaded(tmp_path):
+                            if faults[0][1] == "server":
+                                server.kill()
+                                server.start()
+                            else:
+                                working = {pid for _, pid, _ in read(tmp_path)}
+                                doomed = next((each for each in fleet if each.popen.pid in working), None)
+                                if doomed is None:
+                                    break
+                                fleet.remove(doomed)
+                                doomed.end(signal.SIGKILL)
+                                fleet.append(Process(server, tmp_path / "loads", **options))
+                            del faults[0]
+                        with contextlib.suppress(StoreUnavailable):
                             now = await queue.status()
-                        except StoreUnavailable:
-                            continue
-                        if now.round is not None and (now.queued, now.running, now.waiting) == (0, 0, 0):
-                            break
-                        if time.monotonic() - restarted > server_lives:
-                            server.kill()
-                            server.start()
-                            restarted, restarts = time.monotonic(), restarts + 1
-                        fleet.pop(0).end(signal.SIGKILL)
-                        kills += 1
-                        fleet.append(Process(server, tmp_path / "loads", **options))
+                            if now.round is not None and (now.queued, now.running, now.waiting) == (0, 0, 0):
+                                break
                     now = await queue.status()
             finally:
                 for process in fleet:
@@ -765,4 +796,4 @@ class TestProcesses:
         print(f"{backend}: {kills} kills, {restarts} restarts, {twice} of {groups} loaded twice, {now.counts}")
         # What was under way in one that was killed, or in all when the server was.
         assert twice <= (0.01 * groups if FULL else (kills + consumers * restarts) * 32)
-        assert kills
+        assert not faults
