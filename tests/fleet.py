@@ -92,7 +92,9 @@ async def fleet(number: int, clock: FakeClock, shelf_bytes: int = 2**20) -> Asyn
         yield processes
     finally:
         for process in processes:
-            process.link.away = False
+            if process.link.away:
+                # Told so, it does not wait for its next try.
+                process.link.go(away=False)
             await process.engine.aclose()
 
 
