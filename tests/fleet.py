@@ -93,7 +93,7 @@ async def fleet(number: int, clock: FakeClock, shelf_bytes: int = 2**20) -> Asyn
     finally:
         for process in processes:
             if process.link.away:
-                # Told so, it does not wait for its next try.
+                # `go` reports the link as reachable; setting the flag alone would leave closing to the next retry.
                 process.link.go(away=False)
             await process.engine.aclose()
 
