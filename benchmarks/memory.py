@@ -90,7 +90,7 @@ async def work(keys: int, cap: int) -> None:
         miss = await timed(read, first, _CHUNK)
         hit = await timed(read, first, _CHUNK)
         first += _CHUNK
-        print(json.dumps([miss, hit, most_resident() - before, len(cache.shelf.slots)]), flush=True)
+        print(json.dumps([miss, hit, most_resident() - before, len(cache.local.slots)]), flush=True)
     await cache.aclose()
 
 

@@ -5,7 +5,7 @@
 A TCP proxy in front of the server, in a process of its own, hangs or refuses, again and again, while readers ask for
 what lies in memory, fresh and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's
 own first step to its answer; of those who wait for the loader, what it took is taken off. The first failures are over
-a tenth of a second after the cache has said that Redis is away (`StoreDown`). The same readers of a cache without
+a tenth of a second after the cache has published `StoreUnreachable`. The same readers of a cache without
 Redis, in memory alone, show what of it is the machine's; so does the event loop's own time (`OwnTime`).
 
 Then stale hits with every reply of Redis a second late, against the same without delay, in turns: every key is read
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from benchmarks.measure import OwnTime, percentile, print_machine, ratio, table, verdict
 from swr import Cache, Cached, State
-from swr.events import Event, StoreDown, StoreUp
+from swr.events import Event, StoreReachable, StoreUnreachable
 from tests.proxy import ProxyElsewhere
 from tests.servers import Server, kinds
 
@@ -152,7 +152,7 @@ async def without_redis(server: Server, setting: Setting, clock: OwnTime) -> Non
             for fault, waits in faults.items():
                 # What a round leaves undone, a lease for one, is nobody's business in the next.
                 async with Cache(proxy.url, namespace=f"{fault}-{turn}") as cache:
-                    cache.subscribe(waits.note, StoreDown)
+                    cache.subscribe(waits.note, StoreUnreachable)
                     waits.down_at = None
                     readers = Readers(cache, waits)
                     await readers.fill()
@@ -232,8 +232,8 @@ class Stale:
         self._read = read
         self._up = asyncio.Event()
         self._up.set()
-        cache.subscribe(lambda event: self._up.set(), StoreUp)
-        cache.subscribe(lambda event: self._up.clear(), StoreDown)
+        cache.subscribe(lambda event: self._up.set(), StoreReachable)
+        cache.subscribe(lambda event: self._up.clear(), StoreUnreachable)
 
     async def round(self, keys: int) -> list[float]:
         """Return what each of five stale hits of as many keys took, in milliseconds."""

@@ -32,13 +32,11 @@ from benchmarks.contestants import Tasks
 from benchmarks.measure import print_machine, ratio, table, verdict
 from benchmarks.processes import workers
 from swr import Cache
+from swr.events import RoundQueued
 from swr.refreshers import Refresher
-from swr.refreshers.queue import Queue, store_of
 from tests.servers import Server, kinds, until
 
 _NAME = "queues"
-# Of the lease by which the queue is filled, in seconds.
-_FILLED_IN = 600.0
 # No second round begins while this runs.
 _EVERY = 1e9
 # Of each task, where workers are killed.
@@ -98,17 +96,38 @@ def loader_of(cache: Cache, batch: bool, tasks: Tasks) -> Any:
     return one
 
 
+def hanging_loader_of(cache: Cache, batch: bool) -> Any:
+    """Return a loader, of one group or of many, that never ends."""
+    if batch:
+
+        @cache.cached_many("group:{group}", fresh_for=3600)
+        async def many(groups: list[int]) -> dict[int, int]:
+            await asyncio.Event().wait()
+            return {}
+
+        return many
+
+    @cache.cached("group:{group}", fresh_for=3600)
+    async def one(group: int) -> int:
+        await asyncio.Event().wait()
+        return 1
+
+    return one
+
+
+def refresher_of(loader: Any, backend: Literal["streams", "list"], tasks: int, **options: Any) -> Refresher:
+    """Return the refresher of the groups, the same in every process."""
+    return Refresher(loader, range(tasks), _EVERY, strategy="queue", name=_NAME, backend=backend, **options)
+
+
 async def fill(url: str, backend: Literal["streams", "list"], batch: bool, tasks: int) -> None:
-    """Enqueue a round, as its leader does, and lead no more."""
-    async with Cache(url, namespace=_NAME, timeout=_PATIENCE) as cache:
-        loader = loader_of(cache, batch, Tasks(tasks))
-        await cache.engine.ready()
-        queue = Queue(store_of(cache.engine), _NAME, backend)
-        epoch, _, _, now, _ = await queue.lead("filler", _FILLED_IN)
-        since = int(_EVERY * 1e6)
-        await queue.enqueue(epoch, [(loader.key(group), since, (group,)) for group in range(tasks)])
-        await queue.enqueued("filler", now // since)
-        await queue.abdicate("filler")
+    """Enqueue a round, as its leader does, and lead no more; what was taken meanwhile is handed back."""
+    queued = asyncio.Event()
+    # A load that is under way at the end is cancelled at once.
+    async with Cache(url, namespace=_NAME, timeout=_PATIENCE, drain_for=0) as cache:
+        cache.subscribe(lambda event: queued.set(), RoundQueued)
+        async with refresher_of(hanging_loader_of(cache, batch), backend, tasks, at_once=1, drain_for=0):
+            await queued.wait()
 
 
 async def drain(url: str, backend: Literal["streams", "list"], batch: bool, tasks: int, at_once: int) -> None:
@@ -116,23 +135,21 @@ async def drain(url: str, backend: Literal["streams", "list"], batch: bool, task
     calls = Tasks(tasks)
     async with Cache(url, namespace=_NAME, timeout=_PATIENCE) as cache:
         loader = loader_of(cache, batch, calls)
+        refresher = refresher_of(loader, backend, tasks, at_once=at_once)
         await cache.engine.ready()
-        queue = Queue(store_of(cache.engine), _NAME, backend)
         began, sent = time.perf_counter(), cache.engine.store.sent
-        async with Refresher(
-            loader, range(tasks), _EVERY, strategy="queue", name=_NAME, backend=backend, at_once=at_once
-        ):
+        async with refresher:
             await calls.done.wait()
-            asked = await settled(queue, 0.002)
+            asked = await settled(refresher, 0.002)
             seconds = time.perf_counter() - began
             requests = cache.engine.store.sent - sent - asked
     print(seconds, requests, flush=True)
 
 
-async def settled(queue: Queue, every: float) -> int:
+async def settled(refresher: Refresher, every: float) -> int:
     """Wait until nothing is left, looking every so many seconds; return how many requests that took."""
     for looked in itertools.count(1):
-        status = await queue.status()
+        status = await refresher.status()
         if not (status.queued or status.running or status.waiting):
             # Each is a script and two commands.
             return 3 * looked
@@ -151,18 +168,7 @@ async def take(url: str, backend: Literal["streams", "list"], log: str, tasks: i
             os.write(loads, b"%d\n" % group)
             return 1
 
-        async with Refresher(
-            load,
-            range(tasks),
-            _EVERY,
-            strategy="queue",
-            name=_NAME,
-            backend=backend,
-            at_once=at_once,
-            reclaim_after=1,
-            lead_for=1,
-            drain_for=0,
-        ):
+        async with refresher_of(load, backend, tasks, at_once=at_once, reclaim_after=1, lead_for=1, drain_for=0):
             print("ready", flush=True)
             await asyncio.to_thread(sys.stdin.readline)
 
@@ -314,8 +320,7 @@ async def missing_of(url: str, tasks: int) -> int:
 async def empty(url: str, backend: Literal["streams", "list"]) -> None:
     """Wait until nothing is left."""
     async with Cache(url, namespace=_NAME, timeout=_PATIENCE) as cache:
-        await cache.engine.ready()
-        await settled(Queue(store_of(cache.engine), _NAME, backend), 0.05)
+        await settled(refresher_of(loader_of(cache, False, Tasks(0)), backend, 0), 0.05)
 
 
 def kills(kind: str, setting: Setting) -> None:

@@ -1,12 +1,12 @@
 """swr: a stale-while-revalidate cache. Served at once, refreshed exactly once."""
 
 from swr.cache import Cache
-from swr.decorator import Cached
 from swr.entry import Outcome, State
 from swr.errors import CodecError, ConfigurationError, LeaseLost, LoadTimeout, StoreError, StoreUnavailable, SWRError
-from swr.loading import NOT_MODIFIED, Fresh, LoadContext, NotModified
-from swr.many import CachedMany
-from swr.policy import Limits, Policy
+from swr.loaders.cached import Cached
+from swr.loaders.cached_many import CachedMany
+from swr.loaders.context import NOT_MODIFIED, Fresh, LoadContext, NotModified
+from swr.policy import Policy
 from swr.refreshers import Refresher
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "ConfigurationError",
     "Fresh",
     "LeaseLost",
-    "Limits",
     "LoadContext",
     "LoadTimeout",
     "NotModified",

@@ -2,7 +2,7 @@
 
 import sys
 
-from swr.cli import main
+from swr.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,27 +1,31 @@
-"""The cache: one object that every face of swr is made from."""
+"""The cache: decorators, middleware and refreshers are made from this object."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, cast, overload
 
-from swr.codec import ANY, Codec, codec_for
-from swr.decorator import Cached, Call, IndirectCached, Loader, check_loader, is_async
-from swr.engine import Engine
+from swr.core.codec import ANY, Codec
+from swr.core.keys import CallKeys
+from swr.endpoints.decorator import ResponseRule
+from swr.engine.engine import Engine
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
-from swr.events import KINDS, Event, Listener
-from swr.keys import CallKeys
-from swr.loader import asking
-from swr.loading import Fresh, LoadContext, NotModified
-from swr.many import CachedMany, ManyKeys
+from swr.events import KINDS, Event, Subscriber
+from swr.http.request import tag_of_url
+from swr.loaders.annotations import codec_for
+from swr.loaders.cached import Cached, Call, IndirectCached, Loader, check_loader, is_async
+from swr.loaders.cached_many import CachedMany
+from swr.loaders.calling import asking
+from swr.loaders.context import Fresh, LoadContext, NotModified
+from swr.loaders.decorators import CachedDecorator, CachedManyDecorator
+from swr.loaders.many_keys import ManyKeys
+from swr.loaders.templates import Templates
 from swr.policy import Duration, Policy, seconds
-from swr.response import ResponseRule
-from swr.rules import tag_of_url
-from swr.stores.barriers import ALL
 from swr.stores.base import LeasingStore
+from swr.stores.local import LocalCache
 from swr.stores.memory import MemoryStore
-from swr.stores.shelf import Shelf
+from swr.stores.tag_versions import ALL
 from swr.stores.tiered import TieredStore
 
 if TYPE_CHECKING:
@@ -34,40 +38,6 @@ K = TypeVar("K")
 S = TypeVar("S")
 
 _ENTRIES: Final = 1_000_000
-
-
-class _CachedDecorator(Protocol):
-    # The context is the cache's to give, and the value what callers get. Where it is neither the first parameter
-    # nor the second, behind `self`, types cannot say that callers leave it out.
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[LoadContext[Any], P], Awaitable[R | Fresh[R] | NotModified]], /
-    ) -> Cached[P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[S, LoadContext[Any], P], Awaitable[R | Fresh[R] | NotModified]], /
-    ) -> Cached[Concatenate[S, P], R]: ...
-    @overload
-    def __call__(self, function: Callable[P, Awaitable[R | Fresh[R] | NotModified]], /) -> Cached[P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[LoadContext[Any], P], R | Fresh[R] | NotModified], /
-    ) -> Cached[P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[S, LoadContext[Any], P], R | Fresh[R] | NotModified], /
-    ) -> Cached[Concatenate[S, P], R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R | Fresh[R] | NotModified], /) -> Cached[P, R]: ...
-
-
-class _CachedManyDecorator(Protocol):
-    @overload
-    def __call__(
-        self, function: Callable[P, Awaitable[Mapping[K, R | Fresh[R] | NotModified]]], /
-    ) -> CachedMany[P, K, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, Mapping[K, R | Fresh[R] | NotModified]], /) -> CachedMany[P, K, R]: ...
 
 
 class Cache:
@@ -83,8 +53,6 @@ class Cache:
             of it, so a load may last longer.
         drain_for: how long closing waits for loads that are under way.
         timeout: how long Redis may stay silent before it counts as away.
-        read_from_replicas: whether values, and nothing else, are read from replicas where those are known: behind
-            sentinels and in a cluster. Whatever this process has invalidated or heard of holds all the same.
         clock: wall clock, seconds.
 
     It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time.
@@ -103,7 +71,6 @@ class Cache:
         lease_for: Duration = 30,
         drain_for: Duration = 10,
         timeout: Duration = 0.2,
-        read_from_replicas: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
@@ -128,25 +95,19 @@ class Cache:
         self._encodes = url is not None or redis is not None
         store: LeasingStore
         if self._encodes:
-            from swr.stores.connect import servers_of
-            from swr.stores.redis import RedisStore
+            from swr.stores.redis.store import RedisStore
+            from swr.stores.redis.urls import servers_of
 
-            servers = servers_of(url, redis, patience, read_from_replicas)
-            self.shelf = Shelf(l1_max_bytes, _ENTRIES)
-            store = TieredStore(self.shelf, RedisStore(servers, namespace, patience, clock), clock)
-        elif read_from_replicas:
-            raise ConfigurationError(
-                "read_from_replicas=True without Redis: give redis+sentinel://… or redis+cluster://…, or leave it out"
-            )
+            servers = servers_of(url, redis, patience)
+            self.local = LocalCache(l1_max_bytes, _ENTRIES)
+            store = TieredStore(self.local, RedisStore(servers, namespace, patience, clock), clock)
         else:
             memory = MemoryStore(l1_max_bytes, _ENTRIES, clock)
-            self.shelf, store = memory.shelf, memory
+            self.local, store = memory.local, memory
         self.engine = Engine(store, lease, drain, clock)
         self._opened = 0
-        # Key templates and the loaders that they belong to; those made of the name of a function inside another.
-        self._templates: dict[str, str] = {}
-        self._local: set[str] = set()
-        self._templates_of_many: dict[str, str] = {}
+        # A batch loader may share the entries of a loader, and so its template.
+        self._templates, self._templates_of_many = Templates(), Templates()
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -190,7 +151,7 @@ class Cache:
         hard_timeout: Duration | None = None,
         early: float = 0,
         jitter: float = 0,
-    ) -> _CachedDecorator:
+    ) -> CachedDecorator:
         """Put a loader, `async def` or `def`, function or method, behind the cache.
 
         Parameters:
@@ -203,7 +164,7 @@ class Cache:
                 they must not change.
             keep_for: how long past `fresh_for` a value is kept at least, served or not, for a loader that asks for a
                 `LoadContext`.
-            soft_timeout, hard_timeout: how long a reader waits where something stored can stand in, and how long a
+            soft_timeout, hard_timeout: how long a reader waits if there is an entry to fall back on, and how long a
                 load may run; see `Policy`.
             early, jitter: refresh before a value's time, and spread the times of several; see `Policy`. With `early` a
                 fresh hit costs some microseconds more.
@@ -220,16 +181,14 @@ class Cache:
             check_loader(function)
             asks = asking(function, copy)
             keys = CallKeys(function, template, policy.tags, ignore, None if asks is None else asks.signature)
-            name = self._claim(self._templates, keys.text, function)
-            if template is None and "<" in name:
-                self._claim_default(keys.text, name)
-            indirect = policy.early or not self.shelf.slots.maxsize
+            self._templates.claim(keys.text, function, is_default=template is None)
+            indirect = policy.early or not self.local.slots.maxsize
             kind: type[Cached[..., Any]] = IndirectCached if indirect else Cached
             return kind(
-                self.engine, self.shelf, function, keys, policy, encodes=self._encodes, copies=copy, asking=asks
+                self.engine, self.local, function, keys, policy, encodes=self._encodes, copies=copy, asking=asks
             )
 
-        return cast(_CachedDecorator, decorate)
+        return cast(CachedDecorator, decorate)
 
     def cached_many(
         self,
@@ -246,7 +205,7 @@ class Cache:
         hard_timeout: Duration | None = None,
         early: float = 0,
         jitter: float = 0,
-    ) -> _CachedManyDecorator:
+    ) -> CachedManyDecorator:
         """Put a batch loader, which takes a list of items and returns a dict of their values, behind the cache.
 
         Parameters:
@@ -272,33 +231,10 @@ class Cache:
                 raise ConfigurationError(
                     f"{keys.where} asks for a LoadContext; that is about one value, and it loads many"
                 )
-            self._claim(self._templates_of_many, keys.text, function)
+            self._templates_of_many.claim(keys.text, function)
             return CachedMany(self.engine, function, keys, policy, absent, encodes=self._encodes, copies=copy)
 
-        return cast(_CachedManyDecorator, decorate)
-
-    def _claim(self, owners: dict[str, str], text: str, function: Callable[..., Any]) -> str:
-        """Refuse two loaders that would share their answers; the same one may be defined again. Return its name.
-
-        Raises:
-            ConfigurationError: the template is another function's.
-        """
-        name = f"{function.__module__}.{function.__qualname__}"
-        owner = owners.setdefault(text, name)
-        if owner != name:
-            raise ConfigurationError(
-                f"the key template {text!r} of {name} is that of {owner} already, and they would share their "
-                f"answers: begin it with a word of its own"
-            )
-        return name
-
-    def _claim_default(self, text: str, name: str) -> None:
-        """Refuse a second function of one name, which only those inside others can have, without a template."""
-        if text in self._local:
-            raise ConfigurationError(
-                f"several functions are called {name}, and by default would share one key: give each a template"
-            )
-        self._local.add(text)
+        return cast(CachedManyDecorator, decorate)
 
     @overload
     async def get_or_load(
@@ -331,7 +267,7 @@ class Cache:
             returns: the type of the value, for Redis; by default the loader's return annotation.
 
         Raises:
-            Exception: whatever the loader raised, where nothing stored can stand in.
+            Exception: whatever the loader raised, if there is no entry to fall back on.
             LoadTimeout: it ran longer than `policy.hard_timeout`; likewise.
             CodecError: the value cannot be stored in Redis.
             ConfigurationError: arguments that cannot work.
@@ -379,18 +315,18 @@ class Cache:
     # -- events -----------------------------------------------------------------------------------------------
 
     @overload
-    def subscribe(self, listener: Callable[[Event], object]) -> Callable[[], None]: ...
+    def subscribe(self, subscriber: Callable[[Event], object]) -> Callable[[], None]: ...
     @overload
-    def subscribe(self, listener: Callable[[E], object], kind: type[E], /) -> Callable[[], None]: ...
+    def subscribe(self, subscriber: Callable[[E], object], kind: type[E], /) -> Callable[[], None]: ...
     @overload
     def subscribe(
-        self, listener: Listener, kind: type[Event], other: type[Event], /, *kinds: type[Event]
+        self, subscriber: Subscriber, kind: type[Event], other: type[Event], /, *kinds: type[Event]
     ) -> Callable[[], None]: ...
-    def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
-        """Have `listener` told of what happens in this cache; calling what is returned ends that.
+    def subscribe(self, subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]:
+        """Have `subscriber` told of what happens in this cache; calling what is returned ends that.
 
         Parameters:
-            listener: called with each event at once, in the task in which it happens: it must be quick, and must not
+            subscriber: called with each event at once, in the task in which it happens: it must be quick, and must not
                 block. What it raises is logged once and reaches nobody.
             kinds: classes of `swr.events`; none: all of them.
 
@@ -400,18 +336,18 @@ class Cache:
         Raises:
             ConfigurationError: arguments that cannot work.
         """
-        if not callable(listener):
-            raise ConfigurationError(f"listener={listener!r} cannot be called: give a function of one event")
-        if is_async(listener):
+        if not callable(subscriber):
+            raise ConfigurationError(f"subscriber={subscriber!r} cannot be called: give a function of one event")
+        if is_async(subscriber):
             raise ConfigurationError(
-                f"listener={listener!r} is async, and nobody would await it: give a def, which may put the event into "
-                f"a queue for a task of your own"
+                f"subscriber={subscriber!r} is async, and swr would not await it: give a def, which may put the "
+                f"event into a queue for a task of your own"
             )
         for kind in kinds:
             if kind not in KINDS:
                 known = ", ".join(known.__name__ for known in KINDS)
                 raise ConfigurationError(f"{kind!r} is no kind of event; of swr.events there are: {known}")
-        return self.engine.events.subscribe(listener, kinds or KINDS)
+        return self.engine.events.subscribe(subscriber, kinds or KINDS)
 
     # -- invalidation -----------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
         fresh_until, stale_until, error_until: the ends of the three windows of `swr.decision`.
         keep_until: when a store may forget it.
         version: the fencing number of the lease it was loaded under; 0 where there was none.
-        head: the newest barrier (tag or clear) known when the load began.
+        tag_version: the newest tag version (or version of a `clear`) known when the load began.
         tags: the names under which it can be invalidated.
         validator: what the next load can ask with whether the value still holds.
         took: how long its load took, seconds.
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
     error_until: float
     keep_until: float
     version: int = 0
-    head: int = 0
+    tag_version: int = 0
     tags: tuple[str, ...] = ()
     validator: str | None = None
     took: float = 0.0
@@ -62,7 +62,7 @@ def stamp(
     policy: Policy,
     created_at: float,
     version: int = 0,
-    head: int = 0,
+    tag_version: int = 0,
     validator: str | None = None,
     took: float = 0.0,
     shortened: float = 0.0,
@@ -83,7 +83,7 @@ def stamp(
         error_until=error_until,
         keep_until=max(stale_until, error_until, fresh_until + policy.keep_for),
         version=version,
-        head=head,
+        tag_version=tag_version,
         tags=policy.tags,
         validator=validator,
         took=took,

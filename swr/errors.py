@@ -6,7 +6,7 @@
     │   ├── StoreUnavailable  the store did not answer, or refused; callers of a cache never see it
     │   └── CodecError        a value that cannot be written as bytes and come back the same
     ├── LeaseLost             the lease was taken away before the commit; callers of a cache never see it
-    └── LoadTimeout           a load ran longer than its `hard_timeout`, and nothing stored could stand in
+    └── LoadTimeout           a load ran longer than its `hard_timeout`, and there was no entry to fall back on
 
 A loader's own exception is none of these: it reaches the caller as it was raised.
 """

@@ -64,7 +64,7 @@ class LeaseHeld(Event):
     Parameters:
         key: what was to be loaded.
         retry_after: seconds until the lease expires, or the pause ends.
-        failures: above 0, nobody has the lease: all keep off for a while after so many failures in a row.
+        failures: above 0, the key backs off after this many failures in a row.
     """
 
     key: str
@@ -86,7 +86,7 @@ class LeaseWaited(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseGone(Event):
+class LeaseLost(Event):
     """While it was loading, a process learned that its lease is gone: expired, or deleted by an invalidation.
 
     Parameters:
@@ -113,7 +113,7 @@ class LoadBegun(Event):
 class Loaded(Event):
     """A load ended with a value, stored or not.
 
-    `Committed` or `FencedOff` comes before it where it was to be stored; neither may come while the store is away.
+    `Committed` or `CommitRejected` comes before it where it was to be stored; neither may come while the store is away.
 
     Parameters:
         key: what was loaded.
@@ -153,7 +153,7 @@ class Committed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class FencedOff(Event):
+class CommitRejected(Event):
     """A value was not stored, because an invalidation or another load has overtaken it.
 
     Parameters:
@@ -179,7 +179,7 @@ class Invalidated(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StoreDown(Event):
+class StoreUnreachable(Event):
     """The link to the store was lost, or not there to begin with: memory and loaders answer alone.
 
     Parameters:
@@ -190,14 +190,14 @@ class StoreDown(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StoreUp(Event):
-    """The link to the store is back.
+class StoreReachable(Event):
+    """The store answers again.
 
     Parameters:
-        away: seconds since `StoreDown`.
+        unreachable_for: seconds since `StoreUnreachable`.
     """
 
-    away: float
+    unreachable_for: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,29 +254,29 @@ KINDS: Final = (
     Miss,
     LeaseHeld,
     LeaseWaited,
-    LeaseGone,
+    LeaseLost,
     LoadBegun,
     Loaded,
     LoadFailed,
     Committed,
-    FencedOff,
+    CommitRejected,
     Invalidated,
-    StoreDown,
-    StoreUp,
+    StoreUnreachable,
+    StoreReachable,
     RoundQueued,
     RoundEnded,
 )
 
-Listener = Callable[[Any], object]
+Subscriber = Callable[[Any], object]
 
 
 class _Subscription:
-    """One listener, and whether it has been complained about."""
+    """One subscriber, and whether it has been complained about."""
 
-    __slots__ = ("failed", "listener")
+    __slots__ = ("failed", "subscriber")
 
-    def __init__(self, listener: Listener) -> None:
-        self.listener = listener
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
         self.failed = False
 
 
@@ -301,19 +301,19 @@ class Publisher:
         event = kind(*args, **kwargs)
         for subscription in subscriptions:
             try:
-                subscription.listener(event)
+                subscription.subscriber(event)
             except Exception:
                 if not subscription.failed:
                     subscription.failed = True
                     log.exception(
-                        "the listener %r failed at %r; it is told of more, and this is not logged again",
-                        subscription.listener,
+                        "the subscriber %r failed at %r; it is told of more, and this is not logged again",
+                        subscription.subscriber,
                         event,
                     )
 
-    def subscribe(self, listener: Listener, kinds: Collection[type[Event]]) -> Callable[[], None]:
-        """Have `listener` told of every event of `kinds`; what is returned ends that."""
-        subscription = _Subscription(listener)
+    def subscribe(self, subscriber: Subscriber, kinds: Collection[type[Event]]) -> Callable[[], None]:
+        """Have `subscriber` told of every event of `kinds`; what is returned ends that."""
+        subscription = _Subscription(subscriber)
         for kind in set(kinds):
             self._subscriptions[kind] = (*self._subscriptions.get(kind, ()), subscription)
         self._look()

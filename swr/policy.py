@@ -90,12 +90,12 @@ class Policy:
         stale_if_error: how long after `fresh_for` it is the answer if the load fails (RFC 5861).
         tags: names under which the entry can be invalidated together with others.
         keep_for: how long after `fresh_for` a store keeps it at least, served or not, for its validators.
-        soft_timeout: how long a reader waits for a load where something stored can stand in; then that is the
+        soft_timeout: how long a reader waits for a load if there is an entry to fall back on; then that is the
             answer, and the load goes on. None: to its end.
         hard_timeout: how long a load may run; then it is cancelled and has failed. None: as long as it likes.
         early: how eagerly a value is refreshed in the background while it is still fresh, the more likely the nearer
             its end is and the longer its load took: β of "Optimal Probabilistic Cache Stampede Prevention" (XFetch).
-            1 is the paper's advice, more is earlier, 0 never.
+            1 is the advice of its authors, more is earlier, 0 never.
         jitter: the share of `fresh_for`, 0 to 1, by which each entry's is shortened at most, at random, so that what
             was stored together does not end together.
 

@@ -6,14 +6,15 @@ from contextvars import Context
 
 import anyio
 
-from swr.codec import ANY
-from swr.engine import Engine
-from swr.load import Load
+from swr.core.codec import ANY
+from swr.engine.engine import Engine
+from swr.engine.load import Load
 from swr.policy import Policy
+from swr.stores.local import LocalCache
 from swr.stores.memory import MemoryStore
-from swr.stores.shelf import Shelf
 from swr.stores.tiered import TieredStore
-from swr.testing import FakeClock, FlakyStore
+from swr.testing import FakeClock
+from tests.flaky_store import FlakyStore
 
 POLICY = Policy(60, 600, 3600)
 
@@ -43,9 +44,9 @@ class Job:
             raise value
         if self.before_landing is not None:
             await self.before_landing()
-        await load.land(value, self.policy)
+        await load.store(value, self.policy)
 
-    def masks(self, entry: object, error: BaseException, now: float) -> bool:
+    def may_fall_back(self, entry: object, error: BaseException, now: float) -> bool:
         return True
 
 
@@ -54,8 +55,8 @@ class Process:
 
     def __init__(self, shared: MemoryStore, clock: FakeClock, shelf_bytes: int = 2**20) -> None:
         self.link = FlakyStore(shared)
-        self.shelf = Shelf(shelf_bytes, 1000)
-        self.store = TieredStore(self.shelf, self.link, clock)
+        self.local = LocalCache(shelf_bytes, 1000)
+        self.store = TieredStore(self.local, self.link, clock)
         self.engine = Engine(self.store, clock=clock, drain_for=2.0, uniform=lambda low, high: 1.0)
 
 
@@ -104,7 +105,7 @@ async def settle() -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def until(condition, seconds=20.0):
+async def until(condition, seconds=60.0):
     """Wait for something to become true."""
     with anyio.fail_after(seconds):
         while not condition():

@@ -2,29 +2,28 @@
 
 import math
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swr import Policy, State
-from swr.answer import (
+from swr.entry import stamp
+from swr.http.caching import Verdict
+from swr.http.stored_response import (
     StoredResponse,
     Varies,
     answers_range,
-    capture,
+    as_stored,
     combined,
     is_response,
     make_ready,
     marked,
+    marks_of,
     messages_of,
     part_of,
-    send_stored,
     validated,
 )
-from swr.entry import stamp
-from swr.request import Request
-from swr.semantics import Verdict
+from swr.middleware.request import Request
 from tests.test_fields import FIELD
 
 NOW = 1704067200.0
@@ -52,7 +51,7 @@ def entry_of(stored, policy=Policy(60), created_at=NOW):
 
 
 def answer(request, stored):
-    start, body = messages_of(request, entry_of(stored), MARKS)
+    start, body = messages_of(request.method, request.fields, entry_of(stored), MARKS)
     assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
     assert not body.get("more_body")
     assert start["headers"][-1:] == MARKS
@@ -69,15 +68,15 @@ def part(first, body, complete=10, etag=b'"a"', **more):
 WHOLE = StoredResponse(200, HEADERS, BODY)
 
 
-def test_capture_leaves_out_what_is_not_to_be_stored():
+def test_a_stored_response_leaves_out_what_is_not_to_be_stored():
     """RFC 9111 3.1, 5.2.2.4, 5.2.2.7."""
     verdict = Verdict(
         Policy(60), "", True, 7, ("x",), strict=True, validate=True, stale_if_error=5.0, hidden=frozenset({b"x-user"})
     )
     headers = [(b"ETag", b'"a"'), (b"Connection", b"x"), (b"x", b"1"), (b"X-User", b"1"), (b"Age", b"7")]
-    found = capture(203, headers, BODY, verdict)
+    found = as_stored(203, headers, BODY, verdict)
     assert found == StoredResponse(203, [(b"ETag", b'"a"')], BODY, True, 7, True, True, 5.0)
-    assert capture(200, [], b"", Verdict(Policy(1))) == StoredResponse(200, [], b"")
+    assert as_stored(200, [], b"", Verdict(Policy(1))) == StoredResponse(200, [], b"")
 
 
 # -- messages -----------------------------------------------------------------------------------------------------
@@ -221,13 +220,9 @@ def test_a_range_of_a_stored_part(value, place, body):
 def test_what_is_sent_says_how_old_it_is_and_where_it_comes_from(status):
     """RFC 9111 5.1, RFC 9211 2."""
     sent = []
-
-    async def send(message):
-        sent.append(message)
-
     stored = StoredResponse(200, HEADERS, BODY, initial_age=100)
     for now, state in [(NOW + 7.5, State.FRESH), (NOW - 5, State.FRESH), (NOW + 60.5, State.STALE)]:
-        anyio.run(send_stored, asking(), send, entry_of(stored), state, now, status)
+        sent += messages_of("GET", {}, entry_of(stored), marks_of(entry_of(stored), state, now, status))
     marks = [message["headers"][len(HEADERS) :] for message in sent[::2]]
     assert [body["body"] for body in sent[1::2]] == [BODY] * 3
     assert marks == [
@@ -377,17 +372,17 @@ def test_without_a_place_or_with_two_it_is_none():
 )
 def test_what_a_part_answers(fields, expected):
     """RFC 9111 3.3: only a request for what lies within it."""
-    assert answers_range(asking(**fields), part(2, b"23456"), 0) is expected
+    assert answers_range(asking(**fields).fields, part(2, b"23456"), 0) is expected
 
 
 def test_the_last_of_a_part_at_the_end():
-    assert answers_range(asking(range=b"bytes=-3"), part(7, b"789"), 0)
-    assert answers_range(asking(range=b"bytes=8-"), part(7, b"789"), 0)
-    assert not answers_range(asking(range=b"bytes=-4"), part(7, b"789"), 0)
+    assert answers_range(asking(range=b"bytes=-3").fields, part(7, b"789"), 0)
+    assert answers_range(asking(range=b"bytes=8-").fields, part(7, b"789"), 0)
+    assert not answers_range(asking(range=b"bytes=-4").fields, part(7, b"789"), 0)
 
 
 def test_the_whole_is_no_part():
-    assert not answers_range(asking(range=b"bytes=2-4"), WHOLE, 0)
+    assert not answers_range(asking(range=b"bytes=2-4").fields, WHOLE, 0)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +476,7 @@ FIELDS = st.lists(st.tuples(st.sampled_from(NAMES), FIELD), max_size=6)
 
 @given(ASKED, FIELDS, FIELDS, st.binary(max_size=20), st.sampled_from(["GET", "HEAD"]))
 def test_no_response_raises(asked, headers, others, body, method):
-    request, stored = asking(method, **asked), capture(200, headers, body, Verdict(Policy(1)))
+    request, stored = asking(method, **asked), as_stored(200, headers, body, Verdict(Policy(1)))
     status, sent, content = answer(request, stored)
     assert status in (200, 206, 304, 416)
     assert content in body
@@ -489,9 +484,9 @@ def test_no_response_raises(asked, headers, others, body, method):
     ready = make_ready(entry_of(stored), NOW)
     assert ready.headers[: len(headers)] == headers
     for place in (b"bytes 0-%d/30" % max(0, len(body) - 1), b"bytes 1-%d/30" % len(body), b"bytes 0-0/1"):
-        new = part_of(capture(206, [*others, (b"content-range", place)], body, Verdict(Policy(1))))
-        old = part_of(capture(206, [(b"content-range", place)], body, Verdict(Policy(1))))
+        new = part_of(as_stored(206, [*others, (b"content-range", place)], body, Verdict(Policy(1))))
+        old = part_of(as_stored(206, [(b"content-range", place)], body, Verdict(Policy(1))))
         if new is not None and old is not None:
             combined(old, new)
-            if answers_range(request, new, 0):
+            if answers_range(request.fields, new, 0):
                 answer(request, new)

@@ -130,20 +130,20 @@ class Truth:
 
     def __init__(self) -> None:
         self.written = dict.fromkeys(GROUPS, 0)
-        self.floors: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        self.minimums: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.invalidated: Counter[str] = Counter()
         self.right = 0
 
     async def read(self, client: Client, kind: str, group: str) -> int:
         """Ask for a group's number, and check the answer."""
-        least = self.floors[client.worker, kind, group]
+        least = self.minimums[client.worker, kind, group]
         status, answer = await client.ask(f"/{kind}/{group}")
         assert (status, answer["group"]) == (200, group)
         number = answer["number"]
         # Nothing that this instance had ceased to give before it was asked, and nothing that was never said.
         assert least <= number <= self.written[group]
         place = client.worker, kind, group
-        self.floors[place] = max(number, self.floors[place])
+        self.minimums[place] = max(number, self.minimums[place])
         return int(number)
 
     async def change(self, client: Client, group: str) -> None:
@@ -152,7 +152,7 @@ class Truth:
         assert await client.ask(f"/numbers/{group}", str(number)) == (204, None)
         self.invalidated[client.worker] += 1
         for kind in KINDS:
-            self.floors[client.worker, kind, group] = number
+            self.minimums[client.worker, kind, group] = number
             # So each number is loaded before the next is given: a window.
             assert await self.read(client, kind, group) == number
 

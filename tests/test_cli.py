@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
-from swr.cli import main
+from swr.cli.main import main
 from tests.servers import Server, free_port
 from tests.test_proxy import OK, PATIENCE, Upstream, body_of, talk, when_released
 
@@ -257,7 +257,8 @@ def test_a_port_in_use_is_a_failure(capsys):
 @pytest.mark.parametrize("missing", ["httpx", "uvicorn"])
 def test_what_is_not_installed_is_named(missing, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "swr.proxy", raising=False)
+    for module in ("swr.proxy", "swr.proxy.proxy"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     assert run("proxy", "http://x") == 1
     error = capsys.readouterr().err
     assert error.startswith("swr: proxy needs httpx and uvicorn (")

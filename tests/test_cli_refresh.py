@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from swr.cli import main
-from swr.commands.rounds import Rounds, read, written
-from swr.commands.workers import Workers
+from swr.cli.main import main
+from swr.cli.rounds import Rounds, read, written
+from swr.cli.workers import Workers
 from swr.events import RoundEnded, RoundQueued
 from tests.servers import Server, until
 from tests.test_proxy import PATIENCE
@@ -58,13 +58,13 @@ def running(
                     said = True
                     then()
 
-    listener = threading.Thread(target=listen)
+    subscriber = threading.Thread(target=listen)
     with os.fdopen(here, "w") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        listener.start()
+        subscriber.start()
         code = main(["refresh", *arguments])
         monkeypatch.undo()
-    listener.join(PATIENCE)
+    subscriber.join(PATIENCE)
     return code, lines
 
 
@@ -135,7 +135,7 @@ def test_the_loads_under_way_are_waited_for(warmed, monkeypatch):
     until(lambda: (warmed / "loads").exists())
     process.terminate()
     assert process.wait(PATIENCE) == 0
-    from swr.refreshers.queue import known
+    from swr.refreshers.queue.queue import known
     from tests.warmed import cache
 
     async def left() -> tuple[int, int]:
@@ -286,10 +286,10 @@ def gathering(strategy: str = "locks", workers: int = 2) -> tuple[Rounds, list[d
 @pytest.mark.parametrize(("strategy", "groups"), [("locks", 20), ("queue", 40)])
 def test_a_round_is_shown_when_all_have_reported(strategy, groups):
     rounds, shown = gathering(strategy)
-    rounds.hear(0, RoundQueued("top", 7, 5, 1, 3))
-    rounds.hear(0, ended(7, 1))
+    rounds.on_event(0, RoundQueued("top", 7, 5, 1, 3))
+    rounds.on_event(0, ended(7, 1))
     assert shown == []
-    rounds.hear(1, ended(7, 2))
+    rounds.on_event(1, ended(7, 2))
     assert shown == [
         {
             "name": "top", "round": 7, "workers": 2, "groups": groups, "loaded": 3, "current": 4, "held": 6, "failed": 8,
@@ -301,20 +301,20 @@ def test_a_round_is_shown_when_all_have_reported(strategy, groups):
 def test_who_is_two_rounds_behind_is_not_waited_for():
     rounds, shown = gathering()
     for number in (7, 8):
-        rounds.hear(0, ended(number))
+        rounds.on_event(0, ended(number))
     assert shown == []
-    rounds.hear(0, ended(9))
+    rounds.on_event(0, ended(9))
     assert [(this["round"], this["workers"]) for this in shown] == [(7, 1)]
     # It is there again: what it says of an old round is a line of its own.
-    rounds.hear(1, ended(7))
-    rounds.hear(1, ended(9))
+    rounds.on_event(1, ended(7))
+    rounds.on_event(1, ended(9))
     assert [(this["round"], this["workers"]) for this in shown] == [(7, 1), (7, 1), (8, 1), (9, 2)]
 
 
 def test_who_is_gone_is_not_waited_for():
     rounds, shown = gathering()
-    rounds.hear(0, ended(7))
-    rounds.hear(0, RoundQueued("top", 8, 5, 0, 0))
+    rounds.on_event(0, ended(7))
+    rounds.on_event(0, RoundQueued("top", 8, 5, 0, 0))
     rounds.end(1)
     assert [(this["round"], this["workers"]) for this in shown] == [(7, 1)]
     # One that was only enqueued is none that was done.
@@ -324,7 +324,7 @@ def test_who_is_gone_is_not_waited_for():
 
 def test_another_refreshers_rounds_are_not_shown():
     rounds, shown = gathering(workers=1)
-    rounds.hear(0, ended(7, name="other"))
+    rounds.on_event(0, ended(7, name="other"))
     assert shown == []
 
 
@@ -332,9 +332,9 @@ def test_lines_for_people():
     shown: list[str] = []
     rounds = Rounds("top", 60, "queue", shown.append, as_json=False)
     rounds.begin(0)
-    rounds.hear(0, RoundQueued("top", 1000, 1500, 2, 3))
-    rounds.hear(0, ended(1000, 1))
-    rounds.hear(0, ended(1001, 1))
+    rounds.on_event(0, RoundQueued("top", 1000, 1500, 2, 3))
+    rounds.on_event(0, ended(1000, 1))
+    rounds.on_event(0, ended(1001, 1))
     assert shown == [
         "16:40:00 UTC, round 1000: 20 groups, 1,500 queued, 2 still queued, 1 loaded, 2 current, 3 held, 4 failed, "
         "0.50 s, 10 Redis commands, 1 worker, 3 rounds missed before",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from swr import Cache
-from swr.cli import main
+from swr.cli.main import main
 from swr.events import LeaseHeld
 from tests.servers import Server, free_port, kinds
 from tests.test_proxy import PATIENCE
@@ -215,13 +215,13 @@ def test_no_keys_are_soon_loaded(made, capsys, monkeypatch):
     assert warm(capsys, "top", "--keys-file", "-") == counts(0, 0)
 
 
-def test_a_server_that_is_away_is_one_line_and_a_failure(make, capsys):
+def test_unreachable_server_is_one_line_and_a_failure(make, capsys):
     make(f"redis://127.0.0.1:{free_port()}/0")
     for force in ([], ["--force"]):
         assert main(["warm", "made:it.top", "--keys", "ATL", *force]) == 1
         out, error = capsys.readouterr()
         assert (out, error.count("\n")) == ("", 1)
-        assert error.startswith("swr: Redis did not do it: ")
+        assert error.startswith("swr: Redis did not carry out the command: ")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swr import CodecError, ConfigurationError, Policy
-from swr.codec import ANY, Codec, codec_for, decode, encode
+from swr.core.codec import ANY, Codec, decode, encode
 from swr.entry import stamp
+from swr.loaders.annotations import codec_for
 
 SEOUL = datetime.timezone(datetime.timedelta(hours=9))
 
@@ -145,7 +146,7 @@ def test_a_custom_class_cannot_be_read_back():
 
 
 def frame(codec=ANY, key="k", value=("x" * 40)):
-    return encode(key, stamp(value, Policy(60, 600, tags=("t",)), 1.5, version=3, head=2), codec)
+    return encode(key, stamp(value, Policy(60, 600, tags=("t",)), 1.5, version=3, tag_version=2), codec)
 
 
 def test_every_changed_byte_is_found():

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from swr import NOT_MODIFIED, Cache, ConfigurationError, Fresh, LoadContext, NotModified, Policy, State, SWRError
-from swr.codec import codec_for
-from swr.loader import asking
+from swr.loaders.annotations import codec_for
+from swr.loaders.calling import asking
 from swr.testing import FakeClock
 from tests.fleet import settle
 from tests.servers import Server
@@ -301,7 +301,7 @@ class TestAnswers:
         await cache.get_or_load("k", lambda: answers.pop(0), policy)
         clock.advance(61)
         await cache.get_or_load("k", lambda: answers.pop(0), policy)
-        while cache.engine._flights:
+        while cache.engine.flights:
             await anyio.sleep(0.01)
         assert (await cache.get_or_load("k", lambda: 2, policy)).value == 1
 

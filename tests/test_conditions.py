@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swr.conditions import (
+from swr.http.conditional import (
     agrees,
     headers_of_304,
     not_modified,

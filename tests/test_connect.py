@@ -12,19 +12,19 @@ from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.connection import SSLConnection
 
 from swr import Cache, ConfigurationError, Policy, Refresher, StoreUnavailable
-from swr.codec import ANY
+from swr.core.codec import ANY
 from swr.events import RoundQueued
-from swr.refreshers.queue import Queue, known
+from swr.refreshers.queue.queue import Queue, known
 from swr.stores.base import LeasingStore
-from swr.stores.cluster import Cluster
-from swr.stores.connect import redacted, servers_of
-from swr.stores.redis import RedisStore
-from swr.stores.servers import Single
-from swr.stores.shelf import Shelf
+from swr.stores.local import LocalCache
+from swr.stores.redis.cluster import Cluster
+from swr.stores.redis.store import RedisStore
+from swr.stores.redis.topology import Single
+from swr.stores.redis.urls import redacted, servers_of
 from swr.stores.tiered import TieredStore
-from swr.testing import StoreConformance
 from tests.proxy import Proxy
 from tests.servers import ClusterOfSix, Server, kinds
+from tests.store_conformance import StoreConformance
 from tests.test_redis import Counter, until
 from tests.test_stores import opened
 
@@ -56,6 +56,7 @@ class TestUrls:
             ("redis+cluster://h1/3", "a cluster has no databases but 0"),
             ("redis+cluster://h1?unknown=1", "unknown"),
             ("redis://h1?unknown=1", "unknown"),
+            ("redis+cluster://h1?read_from_replicas=true", "'read_from_replicas'"),
             ("redis://h1:abc", "a port is no number"),
             ("redis://h1/x", "'x' is not the number of a database"),
             ("rediss://h1/0/1", "'0/1' is not the number of a database"),
@@ -64,7 +65,7 @@ class TestUrls:
             ("redis+cluster://h1?decode_responses=no", "has decode_responses=no; entries are bytes"),
         ],
     )
-    def test_one_that_cannot_work(self, url, problem):
+    def test_a_url_that_cannot_work_is_refused(self, url, problem):
         with pytest.raises(ConfigurationError, match=re.escape(problem)):
             Cache(url)
 
@@ -80,52 +81,23 @@ class TestUrls:
                 Cache(url)
             assert "sec" not in str(caught.value).replace("password", "")
 
-    def test_one_and_a_client(self):
+    def test_a_url_beside_a_client_is_refused(self):
         with pytest.raises(ConfigurationError, match="both a URL"):
             Cache("redis://h1", redis=Redis())
 
     @pytest.mark.parametrize("client", ["redis://h1", object()])
-    def test_a_client_that_is_none(self, client):
+    def test_an_object_that_is_no_client_is_refused(self, client):
         with pytest.raises(
             ConfigurationError, match=r"redis= is a builtins\.\w+, not a redis\.asyncio\.Redis or RedisCluster"
         ):
             Cache(redis=client)
 
     @pytest.mark.parametrize("client", [Redis, lambda **options: RedisCluster("h1", **options)])
-    def test_a_client_that_decodes(self, client):
+    def test_a_client_that_decodes_responses_is_refused(self, client):
         with pytest.raises(ConfigurationError, match="decode_responses=True"):
             Cache(redis=client(decode_responses=True))
 
-    @pytest.mark.parametrize("url", ["redis://h1", "rediss://h1", "unix:///s"])
-    def test_replicas_of_one_server_are_not_known(self, url):
-        problem = r"read_from_replicas=True: '.*' is one server, whose replicas are not known: give redis\+sentinel://"
-        with pytest.raises(ConfigurationError, match=problem):
-            Cache(url, read_from_replicas=True)
-
-    def test_replicas_of_a_client_of_one_server_are_not_known(self):
-        with pytest.raises(ConfigurationError, match="the client redis= is one server"):
-            Cache(redis=Redis(), read_from_replicas=True)
-
-    def test_memory_has_no_replicas(self):
-        with pytest.raises(ConfigurationError, match="read_from_replicas=True without Redis: give"):
-            Cache(read_from_replicas=True)
-
-    async def test_replicas_are_connected_to_as_masters_are(self):
-        url = "rediss+sentinel://me:secret@h1:5/mymaster/3?ssl_ca_certs=/ca.pem&sentinel_password=other"
-        own = Sentinel([("h1", 5)]).master_for("mymaster", username="me", password="secret", db=3)
-        for servers in (servers_of(url, None, 0.5, True), servers_of(None, own, 0.5, True)):
-            assert isinstance(servers, Single)
-            client = servers._connect()
-            pools = [servers._replica_of(client).connection_pool, client.connection_pool]
-            assert [pool.is_master for pool in pools] == [False, True]
-            assert pools[0].sentinel_manager is pools[1].sentinel_manager
-            made = [vars(pool.make_connection()) for pool in pools]
-            for name in ("username", "password", "db", "socket_connect_timeout", "ca_certs"):
-                assert made[0].get(name) == made[1].get(name), name
-        assert isinstance(servers_of(None, RedisCluster("h1"), 0.5, True), Cluster)
-        assert servers_of("redis+cluster://h1", None, 0.5, True).replicas
-
-    async def test_accounts_and_databases(self):
+    async def test_a_sentinel_url_carries_accounts_and_the_database(self):
         servers = servers_of("redis+sentinel://me:p%40ss@h1,h2:5/mymaster/3?sentinel_password=other", None, 0.5)
         assert isinstance(servers, Single)
         client = servers._connect()
@@ -136,7 +108,7 @@ class TestUrls:
         assert [(each["host"], each["port"]) for each in spoken_to] == [("h1", 26379), ("h2", 5)]
         assert all((each["password"], each.get("username")) == ("other", None) for each in spoken_to)
 
-    async def test_tls_to_sentinels_and_clusters(self):
+    async def test_tls_urls_verify_sentinels_and_cluster_nodes(self):
         for verify in ("", "?ssl_ca_certs=/ca.pem"):
             servers = servers_of(f"rediss+sentinel://h1/mymaster{verify}", None, 0.5)
             assert isinstance(servers, Single)
@@ -151,7 +123,7 @@ class TestUrls:
             assert isinstance(connection, SSLConnection)
             assert (connection.host, connection.port, connection.cert_reqs) == ("h2", 7, ssl.CERT_REQUIRED)
 
-    async def test_a_client_of_sentinels(self):
+    async def test_a_client_of_sentinels_is_used_as_it_is(self):
         client = Sentinel([("h1", 1)]).master_for("mymaster")
         servers = servers_of(None, client, 0.5)
         assert isinstance(servers, Single)
@@ -168,14 +140,14 @@ class TestTls:
             async with Proxy(server.port, context) as proxy:
                 yield proxy
 
-    async def test_a_certificate_that_is_in_order(self, proxy: Proxy, tmp_path):
+    async def test_with_a_valid_certificate_caches_share_entries(self, proxy: Proxy, tmp_path):
         self.authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={tmp_path / 'ca.pem'}"
         load = Counter()
         async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
             assert [(await cache.get_or_load("k", load, POLICY)).value for cache in (one, other)] == [1, 1]
 
-    async def test_one_that_is_not(self, proxy: Proxy, caplog):
+    async def test_with_an_unknown_certificate_no_byte_is_sent(self, proxy: Proxy, caplog):
         """It is not sent a byte; memory and loaders answer."""
         async with Cache(f"rediss://127.0.0.1:{proxy.port}/0", timeout=2) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
@@ -184,7 +156,7 @@ class TestTls:
 
 class TestUnix:
     @pytest.mark.parametrize("kind", kinds())
-    async def test_a_socket(self, kind, tmp_path):
+    async def test_caches_share_entries_over_a_unix_socket(self, kind, tmp_path):
         with Server(kind, "--unixsocket", str(tmp_path / "s")):
             load = Counter()
             url = f"unix://{tmp_path / 's'}?db=1"
@@ -213,17 +185,17 @@ def guarded(request) -> Iterator[Server]:
 def guarded_cluster(request) -> Iterator[ClusterOfSix]:
     with ClusterOfSix(request.param) as cluster:
         for node in cluster.nodes:
-            allow(node, "+cluster|slots", "+asking", "+readonly")
+            allow(node, "+cluster|slots", "+asking")
         yield cluster
 
 
 _numbers = iter(range(10**6))
 
 
-def guarded_store(url: str, replicas: bool = False) -> RedisStore:
+def guarded_store(url: str) -> RedisStore:
     """Return a store of the documented user, in a namespace of its own."""
     url = url.replace("://", "://swr:password@")
-    return RedisStore(servers_of(url, None, 2.0, replicas), f"swr:{next(_numbers)}", 2.0)
+    return RedisStore(servers_of(url, None, 2.0), f"swr:{next(_numbers)}", 2.0)
 
 
 class TestLeastRights(StoreConformance):
@@ -236,7 +208,7 @@ class TestLeastRights(StoreConformance):
 class TestLeastRightsInACluster(StoreConformance):
     @pytest.fixture
     async def store(self, guarded_cluster: ClusterOfSix) -> AsyncIterator[LeasingStore]:
-        async with opened(TieredStore(Shelf(2**20, 1000), guarded_store(guarded_cluster.url))) as store:
+        async with opened(TieredStore(LocalCache(2**20, 1000), guarded_store(guarded_cluster.url))) as store:
             yield store
 
 
@@ -251,18 +223,7 @@ async def has_done(queue: Queue, tasks: int) -> None:
 
 
 class TestRights:
-    async def test_replicas_of_a_cluster_are_read_from(self, guarded_cluster: ClusterOfSix, caplog):
-        store = guarded_store(guarded_cluster.url, True)
-        async with opened(store):
-            # Redis leaves replicas out of the map to which nothing was ever written.
-            for number in range(20):
-                await store.invalidate(f"k{number}")
-            links = store._servers._links.values()
-            await until(lambda: all(store._trusts(link.replica) for link in links))
-            assert await store.read("k0", ANY) is None
-            assert all(store._trusts(link.replica) for link in links)
-
-    async def test_nothing_is_refused(self, guarded: Server, caplog):
+    async def test_the_documented_user_is_refused_nothing(self, guarded: Server, caplog):
         url = guarded.url.replace("://", "://swr:password@")
         load = Counter()
         async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
@@ -276,7 +237,9 @@ class TestRights:
         assert caplog.text == ""
 
     @pytest.mark.parametrize(("backend", "rights"), [("streams", 2), ("list", 3)])
-    async def test_a_queue_needs_more(self, guarded: Server, backend, rights, caplog):
+    async def test_a_queue_is_refused_nothing_with_the_documented_rights(
+        self, guarded: Server, backend, rights, caplog
+    ):
         assert QUEUE_ACL is not None
         more = QUEUE_ACL[1].split() + QUEUE_ACL[rights].split()
         guarded.command("ACL", "SETUSER", "swr", *more)
@@ -316,8 +279,8 @@ class TestRights:
             allow(guarded)
         assert "refused" not in caplog.text
 
-    async def test_a_right_that_is_taken_away(self, guarded: Server, caplog):
-        """A lease without the newest barrier is none."""
+    async def test_without_the_right_to_read_the_newest_tag_version_no_lease_is_granted(self, guarded: Server, caplog):
+        """A lease without the newest tag version is none."""
         async with opened(guarded_store(guarded.url)) as store:
             try:
                 guarded.command("ACL", "SETUSER", "swr", "-mget")
@@ -335,6 +298,6 @@ class TestRights:
         """A server that cannot be told from another is told again what it may have missed."""
         guarded.command("ACL", "SETUSER", "swr", "-info")
         try:
-            await self.test_nothing_is_refused(guarded, caplog)
+            await self.test_the_documented_user_is_refused_nothing(guarded, caplog)
         finally:
             allow(guarded)

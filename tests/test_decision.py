@@ -2,7 +2,7 @@
 
 import pytest
 
-from swr.decision import FALLBACK, FRESH, MISSING, STALE, decide
+from swr.core.decision import FALLBACK, FRESH, MISSING, STALE, decide
 from swr.entry import stamp
 from swr.policy import Limits, Policy
 
@@ -77,7 +77,7 @@ def test_limits_narrow_or_widen_what_may_be_served(limits, age, expected):
 
 
 def test_an_entry_is_stamped_from_when_its_load_began():
-    entry = stamp("v", SWR, BEGAN, version=7, head=3)
+    entry = stamp("v", SWR, BEGAN, version=7, tag_version=3)
     assert (entry.fresh_until, entry.stale_until, entry.error_until) == (1060, 1660, 4660)
     assert (entry.keep_until, entry.servable_until) == (4660, 4660)
-    assert (entry.version, entry.head, entry.created_at) == (7, 3, BEGAN)
+    assert (entry.version, entry.tag_version, entry.created_at) == (7, 3, BEGAN)

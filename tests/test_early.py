@@ -6,9 +6,9 @@ import anyio
 import pytest
 
 from swr import Cache, ConfigurationError, Fresh, Policy, State
-from swr.decision import is_due_early
-from swr.decorator import Cached
+from swr.core.decision import is_due_early
 from swr.entry import stamp
+from swr.loaders.cached import Cached
 from swr.testing import FakeClock
 from tests.fleet import Job, fleet, settle
 from tests.servers import Server
@@ -48,7 +48,7 @@ class TestEarly:
     @pytest.fixture
     async def cache(self, clock):
         async with Cache(clock=clock) as cache:
-            cache.engine.uniform = lambda low, high: math.exp(-2)
+            cache.engine.runtime.uniform = lambda low, high: math.exp(-2)
             yield cache
 
     async def test_the_reader_gets_the_fresh_value_and_one_load_runs_behind_him(self, cache, clock):
@@ -141,7 +141,7 @@ class TestEarly:
 
             job = Slow()
             for process in (one, other):
-                process.engine.uniform = lambda low, high: math.exp(-2)
+                process.engine.runtime.uniform = lambda low, high: math.exp(-2)
                 await process.engine.fetch("k", job)
             clock.advance(31)
             job.gate = anyio.Event()
@@ -182,7 +182,7 @@ class TestJitter:
             return high
 
         async with Cache(clock=clock) as cache:
-            cache.engine.uniform = uniform
+            cache.engine.runtime.uniform = uniform
 
             answers = [1, Fresh(1, fresh_for=10), 1]
             windows = []
@@ -225,11 +225,11 @@ class TestThroughRedis:
             return len(runs)
 
         async with one, other:
-            other.engine.uniform = lambda low, high: math.exp(-2)
+            other.engine.runtime.uniform = lambda low, high: math.exp(-2)
             await one.get_or_load("k", load, Policy(60))
             clock.advance(45)
             outcome = await other.get_or_load("k", load, Policy(60, early=1))
             assert (outcome.value, outcome.state) == (1, State.FRESH)
-            while other.engine._flights:
+            while other.engine.flights:
                 await anyio.sleep(0.01)
         assert len(runs) == 2

@@ -8,13 +8,14 @@ import anyio.lowlevel
 import pytest
 
 from swr import Cache, ConfigurationError, Policy, State, SWRError
-from swr.engine import Engine
-from swr.events import LeaseGone, LoadFailed
-from swr.flight import Flight
+from swr.engine.deadlocks import refuse_circles
+from swr.engine.engine import Engine
+from swr.engine.flights import Flight
+from swr.events import LeaseLost, LoadFailed
 from swr.policy import Limits
 from swr.stores.memory import MemoryStore
-from swr.testing import FakeClock, FlakyStore
-from swr.waiting import refuse_circles
+from swr.testing import FakeClock
+from tests.flaky_store import FlakyStore
 from tests.fleet import POLICY, Job, Process, fleet, settle, until
 
 pytestmark = pytest.mark.anyio
@@ -226,7 +227,7 @@ class TestFailures:
         await process.engine.fetch("k", job)
         clock.advance(660)
         assert (await process.engine.fetch("k", job)).value == 1
-        process.engine._denied.clear()
+        process.engine.backoffs.clear()
         clock.advance(2)
         assert (await process.engine.fetch("k", job)).value == 3
 
@@ -257,19 +258,17 @@ class TestFailures:
         pauses = []
         for _ in range(8):
             clock.advance(70)
-            process.engine._denied.clear()
+            process.engine.backoffs.clear()
             await process.engine.fetch("k", job)
-            until, _ = process.engine._denied["k"]
-            pauses.append(round(until - anyio.current_time()))
+            pauses.append(round(process.engine.backoff_left("k")))
         # The count outlives a pause by a minute; after 70 s the first ones are forgotten.
         assert pauses[0] == 1
         clock.advance(1)
         for _ in range(8):
             clock.advance(pauses[-1])
-            process.engine._denied.clear()
+            process.engine.backoffs.clear()
             await process.engine.fetch("k", job)
-            until, _ = process.engine._denied["k"]
-            pauses.append(round(until - anyio.current_time()))
+            pauses.append(round(process.engine.backoff_left("k")))
         assert pauses[-8:] == sorted(pauses[-8:])
         assert pauses[-1] == 60
 
@@ -602,7 +601,7 @@ class TestCancellation:
     async def test_closing_cancels_the_rest_and_gives_back_their_leases(self, clock):
         shared = MemoryStore(clock=clock)
         one, other = Process(shared, clock), Process(shared, clock)
-        one.engine._owner._drain_for = 0.01
+        one.engine._tasks._drain_for = 0.01
         job = Job()
         job.gate = anyio.Event()
 
@@ -621,7 +620,7 @@ class TestCancellation:
     async def test_closing_gives_back_a_lease_whose_grant_is_on_its_way(self, clock):
         shared = MemoryStore(clock=clock)
         one, other = Process(shared, clock), Process(shared, clock)
-        one.engine._owner._drain_for = 0.01
+        one.engine._tasks._drain_for = 0.01
         answering = anyio.Event()
         one.link.after["acquire"] = answering.wait
 
@@ -730,7 +729,7 @@ class TestTheStoreAway:
         assert (await other.engine.fetch("k", job)).value == 3
 
     async def test_too_many_debts_become_one_to_clear(self, two, monkeypatch):
-        monkeypatch.setattr("swr.stores.tiered._MOST_OWED", 3)
+        monkeypatch.setattr("swr.stores.tiered._MOST_PENDING", 3)
         one, other = two
         job = Job()
         for key in "abcdef":
@@ -821,7 +820,7 @@ class TestTheStoreAway:
 class TestLeases:
     async def test_a_long_load_keeps_its_lease(self, two, clock):
         one, other = two
-        one.engine.lease_for = other.engine.lease_for = 0.06
+        one.engine.runtime.lease_for = other.engine.runtime.lease_for = 0.06
         job = Job()
         job.gate = anyio.Event()
 
@@ -857,7 +856,7 @@ class TestLeases:
         arrives.set()
         await settle()
         # Until all may try again, as the failure says; not until a lease ends that nobody has any more.
-        assert other.engine.kept_off_for("k") == (0 if ends == "committed" else pytest.approx(1, abs=0.5))
+        assert other.engine.backoff_left("k") == (0 if ends == "committed" else pytest.approx(1, abs=0.5))
         if ends == "committed":
             assert (await other.engine.fetch("k", job)).value == 2
 
@@ -887,7 +886,7 @@ class TestLeases:
         assert (await other.engine.fetch("k", job)).value == "new"
 
     async def test_renewal_survives_a_store_that_is_away_and_ends_with_the_lease(self, process, clock):
-        process.engine.lease_for = 0.03
+        process.engine.runtime.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
 
@@ -1002,7 +1001,7 @@ class TestRaces:
 
         job.before_landing = in_vain
         assert (await process.engine.fetch("k", job)).value == 2
-        assert process.store._owed_keys == {}
+        assert process.store._pending_keys == {}
 
     async def test_a_tag_that_the_store_has_not_heard_of_fences_the_commit(self, process):
         job = Job(policy=Policy(60, tags=("t", "u")))
@@ -1010,7 +1009,7 @@ class TestRaces:
 
         async def in_vain():
             process.link.before.clear()
-            process.store._owe(process.store._owed_tags, "u")
+            process.store._add_pending(process.store._pending_tags, "u")
 
         job.before_landing = in_vain
         assert (await process.engine.fetch("k", job)).value == 3
@@ -1025,7 +1024,7 @@ class TestRaces:
         await process.engine.invalidate("k")
 
         async def again():
-            process.store._owe(process.store._owed_keys, "k")
+            process.store._add_pending(process.store._pending_keys, "k")
             process.link.after.clear()
 
         told = []
@@ -1038,7 +1037,7 @@ class TestRaces:
         process.link.go(away=False)
         await settle()
         assert told == [1, 1]
-        assert not process.store._owed_keys
+        assert not process.store._pending_keys
 
     async def test_a_debt_that_cannot_be_paid_at_once_is_paid_later(self, process, monkeypatch):
         monkeypatch.setattr("swr.stores.tiered._AGAIN_AFTER", 1.0)
@@ -1049,21 +1048,21 @@ class TestRaces:
         process.link.lost = {"invalidate"}
         process.link.go(away=False)
         await settle()
-        assert list(process.store._owed_keys) == ["k"]
-        await until(lambda: not process.store._owed_keys)
+        assert list(process.store._pending_keys) == ["k"]
+        await until(lambda: not process.store._pending_keys)
         # A store that is there and refuses is told again too.
         process.link.lost = {"invalidate", "release"}
         await process.engine.invalidate("k")
-        await until(lambda: not process.store._owed_keys)
+        await until(lambda: not process.store._pending_keys)
         assert process.link.calls.count("invalidate") == 5
 
     async def test_leases_that_cannot_be_given_back_are_remembered_up_to_a_number(self, process, monkeypatch):
-        monkeypatch.setattr("swr.stores.tiered._MOST_OWED", 2)
+        monkeypatch.setattr("swr.stores.tiered._MOST_PENDING", 2)
         await process.engine.ready()
         process.link.away = True
         for number in range(5):
             await process.engine.fetch(str(number), Job())
-        assert len(process.store._owed_leases) == 2
+        assert len(process.store._pending_releases) == 2
 
     async def test_a_reader_whose_fallback_ended_while_all_keep_off_gets_the_loaders_own_answer(self, process, clock):
         job = Job(lambda run: run if run != 2 else ValueError("down"))
@@ -1107,8 +1106,8 @@ class TestRaces:
         one, other = two
         await one.engine.fetch("k", Job())
         clock.advance(61)
-        hear, late = one.link._listener, []
-        one.link._listener = late.append
+        hear, late = one.link._subscriber, []
+        one.link._subscriber = late.append
 
         async def invalidate():
             await other.engine.invalidate("k")
@@ -1149,7 +1148,7 @@ class TestRaces:
     async def test_closing_while_a_load_without_a_lease_runs(self, clock):
         shared = MemoryStore(clock=clock)
         process = Process(shared, clock)
-        process.engine._owner._drain_for = 0.01
+        process.engine._tasks._drain_for = 0.01
         await process.engine.ready()
         process.link.away = True
         job = Job()
@@ -1165,8 +1164,8 @@ class TestRaces:
             await process.engine.aclose()
 
     async def test_a_lease_is_renewed_for_ten_lives_at_most(self, process, monkeypatch):
-        monkeypatch.setattr("swr.renewal._RENEWED_FOR", 1)
-        process.engine.lease_for = 0.03
+        monkeypatch.setattr("swr.engine.lease._RENEWED_FOR", 1)
+        process.engine.runtime.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
 
@@ -1214,7 +1213,7 @@ class TestRaces:
             ended.append((await process.engine.fetch("k", Job())).value)
 
         await process.engine.ready()
-        process.engine._owner._settle = settle_slowly
+        process.engine._tasks._settle = settle_slowly
         async with anyio.create_task_group() as group:
             group.start_soon(close, "one")
             await settling.wait()
@@ -1227,9 +1226,9 @@ class TestRaces:
         await process.engine.aclose()
 
     async def test_a_job_that_goes_on_after_its_value_has_lost_no_lease(self, process):
-        process.engine.lease_for = 0.03
+        process.engine.runtime.lease_for = 0.03
         gone, ended = [], anyio.Event()
-        process.engine.events.subscribe(gone.append, (LeaseGone,))
+        process.engine.events.subscribe(gone.append, (LeaseLost,))
 
         class GoesOn(Job):
             async def run(self, load):
@@ -1256,7 +1255,7 @@ class TestOddLoaders:
                 self.key = key
 
             async def run(self, load):
-                await load.land((await engine.fetch(self.key, others[self.key])).value, POLICY)
+                await load.store((await engine.fetch(self.key, others[self.key])).value, POLICY)
 
         others = {"b": Asks("a"), "a": Asks("b")}
         with anyio.fail_after(20), pytest.raises(ConfigurationError, match="'a' -> 'b' -> 'a'"):
@@ -1275,7 +1274,7 @@ class TestOddLoaders:
             async def run(self, load):
                 inner = await process.engine.fetch("inner", Job())
                 elsewhere = await Engine(MemoryStore()).fetch("k", Job())
-                await load.land((inner.value, elsewhere.value), POLICY)
+                await load.store((inner.value, elsewhere.value), POLICY)
 
         assert (await process.engine.fetch("k", Asks())).value == (1, 1)
 
@@ -1403,7 +1402,7 @@ async def test_a_task_of_the_cache_that_fails_is_logged_and_ends_no_other(proces
         raise RuntimeError("boom")
 
     await process.engine.ready()
-    process.engine._owner.start(boom)
+    process.engine._tasks.start(boom)
     await settle()
     assert "a background task failed" in caplog.text
     assert (await process.engine.fetch("k", Job())).value == 1

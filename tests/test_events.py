@@ -10,17 +10,17 @@ import anyio
 import pytest
 
 from swr import Cache, CodecError, ConfigurationError, Policy, State, SWRError
-from swr.codec import ANY
-from swr.engine import Engine
+from swr.core.codec import ANY
+from swr.engine.engine import Engine
 from swr.events import (
     KINDS,
+    CommitRejected,
     Committed,
     Event,
-    FencedOff,
     Hit,
     Invalidated,
-    LeaseGone,
     LeaseHeld,
+    LeaseLost,
     LeaseWaited,
     LoadBegun,
     Loaded,
@@ -28,8 +28,8 @@ from swr.events import (
     Miss,
     Publisher,
     Stale,
-    StoreDown,
-    StoreUp,
+    StoreReachable,
+    StoreUnreachable,
 )
 from swr.middleware import SWRMiddleware
 from swr.testing import FakeClock
@@ -44,7 +44,7 @@ READS = (Hit, Stale, Miss)
 
 
 class Heard(list):
-    """A listener that writes down."""
+    """A subscriber that writes down."""
 
     def __init__(self, cache, *kinds):
         self.end = cache.subscribe(self.append, *kinds)
@@ -91,7 +91,7 @@ class TestALoader:
         assert (begun.key, committed.key, loaded.key, miss) == ("k", "k", "k", Miss("k"))
         assert (type(begun), type(committed), type(loaded)) == (LoadBegun, Committed, Loaded)
         assert begun.waited >= 0
-        assert committed.version == cache.shelf.get("k").entry.version > 0
+        assert committed.version == cache.local.get("k").entry.version > 0
         assert loaded.seconds >= 0
         clock.advance(10)
         await load()
@@ -194,23 +194,23 @@ class TestALoader:
         outcome = await cache.get_or_load("k", load, Policy(60, tags=["t"]))
         assert outcome.value == 2
         told = heard.take()
-        assert (told[1], told[2]) == (invalidated, FencedOff("k"))
+        assert (told[1], told[2]) == (invalidated, CommitRejected("k"))
         assert [type(event) for event in told] == [
-            LoadBegun, Invalidated, FencedOff, Loaded, LoadBegun, Committed, Loaded, Miss,
+            LoadBegun, Invalidated, CommitRejected, Loaded, LoadBegun, Committed, Loaded, Miss,
         ]  # fmt: skip
 
     async def test_a_process_learns_that_its_lease_is_gone(self, place_url):
         async with Cache(place_url, lease_for=0.03, timeout=5) as cache:
-            heard, load = Heard(cache, LeaseGone, FencedOff), Loader()
+            heard, load = Heard(cache, LeaseLost, CommitRejected), Loader()
             load.gate = anyio.Event()
             async with anyio.create_task_group() as group:
                 group.start_soon(cache.get_or_load, "gone", load, POLICY)
                 await load.begun.wait()
                 await cache.invalidate("gone")
-                await until(lambda: LeaseGone("gone") in heard)
+                await until(lambda: LeaseLost("gone") in heard)
                 load.gate.set()
         # So short a lease may run out once more on a busy machine.
-        assert heard[:2] == [LeaseGone("gone"), FencedOff("gone")]
+        assert heard[:2] == [LeaseLost("gone"), CommitRejected("gone")]
 
 
 class TestSeveralProcesses:
@@ -250,7 +250,7 @@ class TestSeveralProcesses:
         assert job.runs == 1
 
     async def test_who_asks_again_and_again_for_a_lease_is_told_of_once(self, two, monkeypatch):
-        monkeypatch.setattr("swr.engine._LONGEST_WAIT", 0.01)
+        monkeypatch.setattr("swr.engine.refresh_path._LONGEST_WAIT", 0.01)
         winner, loser = two
         job = Job()
         job.gate = anyio.Event()
@@ -304,45 +304,45 @@ class TestSeveralProcesses:
         job.before_landing = lambda: process.engine.invalidate("other")
         await process.engine.fetch("other", job)
         # It is done again, twice at most; then its value is answered and not kept.
-        again = [LoadBegun, Invalidated, FencedOff, Loaded]
+        again = [LoadBegun, Invalidated, CommitRejected, Loaded]
         assert [type(event) for event in told] == [*again * 3, Miss]
 
     async def test_one_more_value_is_told_of_when_it_is_stored_and_when_it_is_not(self, two, clock):
         process = two[0]
         await process.engine.ready()
         told, engine = self.listen(process), process.engine
-        since = engine.since()
+        since = engine.snapshot()
         assert await engine.put("k", ANY, 1, POLICY, since)
         assert [type(event) for event in told] == [Committed]
-        assert (told[0].key, told[0].version) == ("k", process.shelf.get("k").entry.version)
+        assert (told[0].key, told[0].version) == ("k", process.local.get("k").entry.version)
         told.clear()
         # There is a newer one than the one that it was to replace.
         assert not await engine.put("k", ANY, 2, POLICY, since, known=0)
-        assert told == [FencedOff("k")]
+        assert told == [CommitRejected("k")]
         told.clear()
         process.link.before["commit"] = lambda: two[1].engine.invalidate("k")
         assert not await engine.put("k", ANY, 2, POLICY, since)
-        assert told == [FencedOff("k")]
+        assert told == [CommitRejected("k")]
         told.clear()
         process.link.go(away=True)
-        since = engine.since()
+        since = engine.snapshot()
         await engine.invalidate_tag("t")
         assert not await engine.put("k", ANY, 3, POLICY, since)
-        assert told == [StoreDown(""), Invalidated(None, "t", False), FencedOff("k")]
+        assert told == [StoreUnreachable(""), Invalidated(None, "t", False), CommitRejected("k")]
 
     async def test_every_change_of_the_store_is_told_once(self, two):
         process = two[0]
         await process.engine.ready()
-        told = self.listen(process, StoreDown, StoreUp)
+        told = self.listen(process, StoreUnreachable, StoreReachable)
         assert process.engine.is_store_up
         for away in (False, True, True):
             process.link.go(away=away)
-        assert told == [StoreDown("")]
+        assert told == [StoreUnreachable("")]
         assert not process.engine.is_store_up
         for _ in range(2):
             process.link.go(away=False)
-        assert [type(event) for event in told] == [StoreDown, StoreUp]
-        assert told[1].away >= 0
+        assert [type(event) for event in told] == [StoreUnreachable, StoreReachable]
+        assert told[1].unreachable_for >= 0
         assert process.engine.is_store_up
 
 
@@ -397,7 +397,7 @@ class TestAServer:
             # The message may come before the commit or after it.
             assert Invalidated("k", None, True) in told
             rest = [type(event) for event in told if type(event) is not Invalidated]
-            assert rest == [LoadBegun, FencedOff, Loaded, LoadBegun, Committed, Loaded, Miss]
+            assert rest == [LoadBegun, CommitRejected, Loaded, LoadBegun, Committed, Loaded, Miss]
 
     async def test_what_was_invalidated_before_the_opening_is_no_news(self, server):
         async with Cache(server.url, timeout=5) as one:
@@ -413,24 +413,24 @@ class TestAServer:
     async def test_a_server_that_is_stopped_and_comes_back_is_one_line_and_one_event_each(self, own_server, caplog):
         caplog.set_level(logging.WARNING, "swr")
         async with Cache(own_server.url, timeout=5) as cache:
-            heard = Heard(cache, StoreDown, StoreUp)
+            heard = Heard(cache, StoreUnreachable, StoreReachable)
             load = Loader()
             for number in (1, 2):
                 own_server.kill()
                 await until(lambda: heard)
                 await cache.get_or_load("k", load, POLICY)
                 (down,) = heard.take()
-                assert f"Redis is away ({down.reason})" in caplog.text
+                assert f"({down.reason}); serving from memory" in caplog.text
                 assert f"127.0.0.1:{own_server.port}, database 0, namespace 'swr'" in caplog.text
                 assert down.reason
                 assert not cache.engine.is_store_up
                 own_server.start()
                 await until(lambda: heard)
                 (up,) = heard.take()
-                assert up.away > 0
+                assert up.unreachable_for > 0
                 assert cache.engine.is_store_up
                 messages = [record.message for record in caplog.records]
-                for text in ("Redis is away", "Redis is back"):
+                for text in ("cannot reach Redis", "is reachable again"):
                     assert sum(text in message for message in messages) == number
 
     async def test_a_store_that_is_away_is_so_until_it_is_found_back_whoever_closes_in_between(
@@ -438,7 +438,7 @@ class TestAServer:
     ):
         caplog.set_level(logging.WARNING, "swr")
         cache = Cache(own_server.url, timeout=2)
-        heard = Heard(cache, StoreDown, StoreUp)
+        heard = Heard(cache, StoreUnreachable, StoreReachable)
         own_server.kill()
         for _ in range(2):
             async with cache:
@@ -446,8 +446,8 @@ class TestAServer:
         own_server.start()
         async with cache:
             await until(lambda: len(heard) == 2)
-        assert heard.names() == ["StoreDown", "StoreUp"]
-        assert [record.message.split(" (")[0] for record in caplog.records] == ["Redis is away", "Redis is back"]
+        assert heard.names() == ["StoreUnreachable", "StoreReachable"]
+        assert [record.message.partition(" at ")[0] for record in caplog.records] == ["cannot reach Redis", "Redis"]
 
     async def test_what_is_told_late_is_told_of_once(self, own_server):
         async with (
@@ -709,7 +709,7 @@ class TestListeners:
         assert told == [Miss("a"), Miss("a"), Miss("b")]
 
     @pytest.mark.parametrize(
-        ("listener", "chosen", "message"),
+        ("subscriber", "chosen", "message"),
         [
             (None, (), "cannot be called"),
             (anyio.sleep, (), "is async"),
@@ -717,9 +717,9 @@ class TestListeners:
             (print, ("Hit",), "no kind of event"),
         ],
     )
-    async def test_what_cannot_work_is_refused(self, cache, listener, chosen, message):
+    async def test_what_cannot_work_is_refused(self, cache, subscriber, chosen, message):
         with pytest.raises(ConfigurationError, match=message):
-            cache.subscribe(listener, *chosen)
+            cache.subscribe(subscriber, *chosen)
 
 
 def test_kinds_are_all_there_are_frozen_and_documented():

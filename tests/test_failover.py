@@ -9,8 +9,7 @@ import pytest
 from redis.asyncio import Connection, ConnectionPool, Redis
 
 from swr import Cache, Policy
-from swr.stores.base import Kind, Message
-from swr.stores.redis import RedisStore
+from swr.stores.base import Kind, Notification
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
 from tests.servers import until as wait_until
 from tests.test_redis import Counter, until
@@ -72,15 +71,15 @@ class Readers:
 
 async def survives(readers: Readers, kill, recovered, caches: list[Cache]) -> float:
     """Kill while they read; return the seconds from the election of a successor until every cache is in order again."""
-    whole = [watched(cache.engine.store.store) for cache in caches]
+    whole = [watched(cache) for cache in caches]
     async with anyio.create_task_group() as group:
         group.start_soon(readers.run)
         await asyncio.sleep(0.5)
         kill()
-        await until(lambda: not any(cache.engine.store.up for cache in caches))
+        await until(lambda: not any(cache.engine.store.is_reachable for cache in caches))
         await until(recovered, 60)
         elected = time.monotonic()
-        await until(lambda: all(cache.engine.store.up for cache in caches))
+        await until(lambda: all(cache.engine.store.is_reachable for cache in caches))
         took = time.monotonic() - elected
         answers = readers.answers
         await until(lambda: readers.answers > answers + 100)
@@ -89,17 +88,15 @@ async def survives(readers: Readers, kill, recovered, caches: list[Cache]) -> fl
     return took
 
 
-def watched(store: RedisStore) -> list[bool]:
+def watched(cache: Cache) -> list[bool]:
     """Return what will say of every time that the store is said to be up whether every key could be reached."""
     whole: list[bool] = []
-    tell = store._listener
 
-    def listen(message: Message) -> None:
-        if message.kind is Kind.UP:
-            whole.append(store._servers.whole)
-        tell(message)
+    def on_notification(notification: Notification) -> None:
+        if notification.kind is Kind.REACHABLE:
+            whole.append(cache.engine.store.store._servers.is_reachable)
 
-    store._listener = listen
+    cache.engine.subscribe(on_notification)
     return whole
 
 
@@ -115,10 +112,10 @@ async def shared(one: Cache, other: Cache, keys: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_master_of_a_cluster_that_is_killed(kind, caplog):
+async def test_a_killed_master_of_a_cluster_causes_no_error(kind, caplog):
     with ClusterOfSix(kind, "--cluster-require-full-coverage", "no") as cluster:
         await a_master_is_killed(cluster)
-    assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") >= 2
+    assert caplog.text.count("cannot reach Redis") == caplog.text.count("is reachable again") >= 2
 
 
 async def a_master_is_killed(cluster: ClusterOfSix) -> None:
@@ -150,7 +147,7 @@ def mastered(cluster: ClusterOfSix, namespace: str, victim: Server) -> bool:
         return False
 
 
-async def test_a_master_behind_sentinels_that_is_killed(sentinels: Sentinels, caplog):
+async def test_a_killed_master_behind_sentinels_causes_no_error(sentinels: Sentinels, caplog):
     namespace, keys = fresh(), [f"k{number}" for number in range(12)]
     async with Cache(sentinels.url, namespace=namespace) as one, Cache(sentinels.url, namespace=namespace) as other:
         victim = sentinels.master()
@@ -161,7 +158,7 @@ async def test_a_master_behind_sentinels_that_is_killed(sentinels: Sentinels, ca
         await shared(one, other, [f"new{number}" for number in range(12)])
 
 
-async def test_an_invalidation_that_the_failover_loses(sentinels: Sentinels):
+async def test_an_invalidation_that_a_failover_loses_is_replayed(sentinels: Sentinels):
     """Replication is behind when the master dies: its successor is told again."""
     namespace = fresh()
     load, tagged = Counter(), Counter()
@@ -172,7 +169,7 @@ async def test_an_invalidation_that_the_failover_loses(sentinels: Sentinels):
             await cache.get_or_load("tagged", tagged, LONG)
         replicas = [server for server in sentinels.servers if server is not victim]
         assert victim.command("WAIT", "2", "5000") == b":2\r\n"
-        # The replicas do not hear of it any more.
+        # The replicas do not get it any more.
         for replica in replicas:
             replica.pause()
         victim.command("CLIENT", "KILL", "TYPE", "replica")
@@ -182,13 +179,13 @@ async def test_an_invalidation_that_the_failover_loses(sentinels: Sentinels):
         for replica in replicas:
             replica.resume()
         await until(lambda: sentinels.master() is not victim, 60)
-        await until(lambda: one.engine.store.up and other.engine.store.up)
+        await until(lambda: one.engine.store.is_reachable and other.engine.store.is_reachable)
         for cache in (other, one):
             assert (await cache.get_or_load("k", load, Policy(600))).value == 2
             assert (await cache.get_or_load("tagged", tagged, LONG)).value == 2
 
 
-async def test_a_whole_cluster_that_is_killed(cluster: ClusterOfSix):
+async def test_readers_are_answered_when_a_whole_cluster_is_killed(cluster: ClusterOfSix):
     async with Cache(cluster.url, namespace=fresh()) as cache:
         readers = Readers([cache], [f"k{number}" for number in range(12)])
         async with anyio.create_task_group() as group:
@@ -196,15 +193,15 @@ async def test_a_whole_cluster_that_is_killed(cluster: ClusterOfSix):
             await until(lambda: readers.answers > 100)
             for node in cluster.nodes:
                 node.kill()
-            await until(lambda: not cache.engine.store.up)
+            await until(lambda: not cache.engine.store.is_reachable)
             answers = readers.answers
             await until(lambda: readers.answers > answers + 500)
             group.cancel_scope.cancel()
 
 
-async def test_more_invalidations_than_can_be_told_again(cluster: ClusterOfSix, monkeypatch, caplog):
+async def test_more_invalidations_than_can_be_replayed_outdate_everything(cluster: ClusterOfSix, monkeypatch, caplog):
     """Then everything is outdated, whichever master it was that came back as another."""
-    monkeypatch.setattr("swr.stores.redis._MOST_TOLD_AGAIN", 3)
+    monkeypatch.setattr("swr.stores.redis.failover._MOST_REPLAYED", 3)
     namespace, load = fresh(), Counter()
     async with Cache(cluster.url, namespace=namespace, timeout=1) as cache:
         owner = cluster.master_of(f"{namespace}:{{!}}h".encode())
@@ -215,7 +212,7 @@ async def test_more_invalidations_than_can_be_told_again(cluster: ClusterOfSix, 
             before = load.runs
             restart(master)
             caplog.clear()
-            await until(lambda: "Redis is back" in caplog.text)
+            await until(lambda: "is reachable again" in caplog.text)
             assert (await cache.get_or_load("other", load, LONG)).value == before + 1
 
 
@@ -226,18 +223,18 @@ def restart(server: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_master_that_was_demoted(kind, caplog):
+async def test_a_demoted_master_is_unreachable_until_it_is_promoted(kind, caplog):
     with Server(kind) as server:
         async with Cache(server.url, namespace=fresh()) as cache:
             await cache.get_or_load("k", Counter(), LONG)
             server.command("REPLICAOF", "127.0.0.1", str(free_port()))
             for number in range(5):
                 assert (await cache.get_or_load(f"new{number}", Counter(), LONG)).value == 1
-            await until(lambda: not cache.engine.store.up)
+            await until(lambda: not cache.engine.store.is_reachable)
             server.command("REPLICAOF", "NO", "ONE")
-            await until(lambda: cache.engine.store.up)
+            await until(lambda: cache.engine.store.is_reachable)
             assert (await cache.get_or_load("k", Counter(), LONG)).value == 1
-    assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") == 1
+    assert caplog.text.count("cannot reach Redis") == caplog.text.count("is reachable again") == 1
 
 
 @pytest.fixture(params=kinds())
@@ -254,14 +251,14 @@ def follow(server: Server, port: int) -> None:
     server.command("REPLICAOF", "NO", "ONE")
 
 
-async def test_a_master_that_was_a_replica_between_two_beats(pair, monkeypatch):
+async def test_a_master_that_was_a_replica_between_two_heartbeats_gets_the_replay(pair, monkeypatch):
     """Its links are whole, and what it was told last is lost: it is told again."""
-    monkeypatch.setattr("swr.stores.link._BEAT", 3.0)
+    monkeypatch.setattr("swr.stores.redis.server_link._HEARTBEAT", 3.0)
     server, successor = pair
     load = Counter()
     async with Cache(server.url, namespace=fresh()) as cache:
         await cache.get_or_load("k", load, LONG)
-        entry = cache.engine.store.store._entry_key("k").decode()
+        entry = cache.engine.store.store.names.entry("k").decode()
         await asyncio.to_thread(follow, successor, server.port)
         held = server.command("GET", entry)
         await cache.invalidate("k")
@@ -270,13 +267,13 @@ async def test_a_master_that_was_a_replica_between_two_beats(pair, monkeypatch):
         assert server.command("GET", entry) == held
         # From now on it is looked at.
         await until(lambda: server.command("GET", entry) != held)
-        assert cache.engine.store.up
+        assert cache.engine.store.is_reachable
         assert (await cache.get_or_load("k", load, LONG)).value == 2
 
 
-async def test_a_master_that_gets_its_first_replica(pair, monkeypatch):
+async def test_a_master_that_gets_its_first_replica_gets_no_replay(pair, monkeypatch):
     """It begins another line of writes, and has lost nothing: it is told nothing again, let alone of everything."""
-    monkeypatch.setattr("swr.stores.redis._MOST_TOLD_AGAIN", 3)
+    monkeypatch.setattr("swr.stores.redis.failover._MOST_REPLAYED", 3)
     server, replica = pair
     load = Counter()
     async with Cache(server.url, namespace=fresh()) as cache:
@@ -287,13 +284,13 @@ async def test_a_master_that_gets_its_first_replica(pair, monkeypatch):
         history = link.history
         await asyncio.to_thread(follow, replica, server.port)
         await until(lambda: link.history != history)
-        assert cache.engine.store.up
+        assert cache.engine.store.is_reachable
         assert (await cache.get_or_load("k", load, LONG)).value == 1
 
 
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_master_that_changes_while_it_is_connected_to(kind, caplog):
-    """Commands to one and messages from the other: such a link would miss what it has to hear."""
+async def test_a_link_to_two_different_masters_is_refused(kind, caplog):
+    """Commands to one and messages from the other: such a link would miss messages."""
 
     class Wavering(Connection):
         async def _connect(self):
@@ -304,12 +301,12 @@ async def test_a_master_that_changes_while_it_is_connected_to(kind, caplog):
         ports = [one.port, other.port, other.port]
         client = Redis(connection_pool=ConnectionPool(Wavering, host="127.0.0.1"))
         async with Cache(redis=client, namespace=fresh()) as cache:
-            await until(lambda: cache.engine.store.up)
+            await until(lambda: cache.engine.store.is_reachable)
         await client.aclose()
     assert "the master changed while it was connected to" in caplog.text
 
 
-async def test_slots_that_have_no_master_any_more(cluster: ClusterOfSix, caplog):
+async def test_slots_without_a_master_cause_no_error(cluster: ClusterOfSix, caplog):
     """The others refuse, too, until every slot has one: memory and loaders answer."""
     namespace = fresh()
     async with Cache(cluster.url, namespace=namespace) as cache:
@@ -317,17 +314,17 @@ async def test_slots_that_have_no_master_any_more(cluster: ClusterOfSix, caplog)
         async with anyio.create_task_group() as group:
             group.start_soon(readers.run)
             await asyncio.sleep(0.3)
-            # Those of the barriers among them.
+            # Those of the tag_versions among them.
             master = cluster.master_of(f"{namespace}:{{!}}h".encode())
             slots = " ".join(master.says("CLUSTER", "NODES").split("myself,master")[1].splitlines()[0].split()[5:])
             low, _, high = slots.partition("-")
             for node in cluster.nodes:
                 node.command("CLUSTER", "DELSLOTSRANGE", low, high)
-            await until(lambda: not cache.engine.store.up)
+            await until(lambda: not cache.engine.store.is_reachable)
             answers = readers.answers
             await until(lambda: readers.answers > answers + 200)
             await cache.get_or_load("never asked for", readers._load, BRIEF)
             master.command("CLUSTER", "ADDSLOTSRANGE", low, high)
-            await until(lambda: cache.engine.store.up)
+            await until(lambda: cache.engine.store.is_reachable)
             group.cancel_scope.cancel()
-    assert caplog.text.count("Redis is away") == caplog.text.count("Redis is back") == 1
+    assert caplog.text.count("cannot reach Redis") == caplog.text.count("is reachable again") == 1

@@ -49,11 +49,11 @@ class Trial:
             Cache(self.proxy.url, namespace=namespace, lease_for=self._lease_for) as self.struck,
             Cache(self._server.url, namespace=namespace, lease_for=self._lease_for, timeout=2) as other,
         ):
-            self.one, self.other = self._faces(self.struck), self._faces(other)
+            self.one, self.other = self._loader_of(self.struck), self._loader_of(other)
             await other.engine.ready()
             yield self
 
-    def _faces(self, cache: Cache) -> Cached[[], int]:
+    def _loader_of(self, cache: Cache) -> Cached[[], int]:
         @cache.cached("row", fresh_for=60, stale_for=600, stale_if_error=600, tags=("t",))
         async def load() -> int:
             row = self.row
@@ -68,7 +68,9 @@ class Trial:
         """End the fault, and wait until all that it left to be done is done."""
         self.proxy.heal()
         store = self.struck.engine.store
-        await until(lambda: store.up and not (store._owed_keys or store._owed_tags or store._owed_leases))
+        await until(
+            lambda: store.is_reachable and not (store._pending_keys or store._pending_tags or store._pending_releases)
+        )
 
 
 async def read(trial: Trial) -> None:
@@ -178,8 +180,8 @@ async def test_a_fault_at_any_command(server: Server, operation, stored):
             return not await run(server, operation, stored, fault, number)
 
     async with asyncio.TaskGroup() as group:
-        # Beats come on top, now and then.
+        # Heartbeats come on top, now and then.
         numbers = range(1, commands + 2)
         trials = [group.create_task(one(fault, number)) for number in numbers for fault in FAULTS]
-    # On a busy machine a cache may have found Redis away before its turn came.
+    # On a busy machine a cache may have found Redis unreachable before its turn came.
     assert any(trial.result() for trial in trials)

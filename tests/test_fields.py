@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swr.fields import (
+from swr.http.fields import (
     byte_range,
     content_length,
     content_range,
     delta_seconds,
-    directives,
     etag_of,
     etags,
     http_date,
+    parse_directives,
+    parse_targeted_directives,
     strings,
-    targeted_directives,
     unspaced,
     values_of,
 )
@@ -108,7 +108,7 @@ def test_values_of_all_lines_of_a_field_in_their_order():
 )
 def test_directives(values, expected):
     """RFC 9111 5.2: a list of names, each with or without an argument, a token or quoted; the first of a name."""
-    assert directives(values) == expected
+    assert parse_directives(values) == expected
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_directives(values, expected):
 )
 def test_targeted_directives(values, expected):
     """RFC 9213 2.1: a dictionary of RFC 9651 3.2; parameters do not matter."""
-    assert targeted_directives(values) == expected
-    assert list(targeted_directives(values)) == list(expected)
+    assert parse_targeted_directives(values) == expected
+    assert list(parse_targeted_directives(values)) == list(expected)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_targeted_directives(values, expected):
 )
 def test_an_argument_of_another_type_is_no_number(value):
     """RFC 9213 2.1: what is of another type is not to be taken for the right one."""
-    found = targeted_directives([value])
+    found = parse_targeted_directives([value])
     assert found is not None
     assert "max-age" in found
     assert delta_seconds(found["max-age"]) is None
@@ -229,7 +229,7 @@ def test_an_argument_of_another_type_is_no_number(value):
 )
 def test_what_is_no_dictionary_is_no_targeted_field(values):
     """RFC 9213 2.1: an empty field, or one that cannot be parsed (RFC 9651 4.2), counts as missing."""
-    assert targeted_directives(values) is None
+    assert parse_targeted_directives(values) is None
 
 
 @pytest.mark.parametrize(
@@ -531,12 +531,12 @@ def test_content_range(values, expected):
 
 @given(st.lists(FIELD, max_size=4), st.integers(0, 2**40), st.floats(0, 1e11))
 def test_no_value_raises(values, complete, now):
-    for read in (directives, targeted_directives, strings):
+    for read in (parse_directives, parse_targeted_directives, strings):
         read(values)
-    for name, argument in (targeted_directives(values) or {}).items():
+    for name, argument in (parse_targeted_directives(values) or {}).items():
         assert name
         delta_seconds(argument)
-    for argument in directives(values).values():
+    for argument in parse_directives(values).values():
         delta_seconds(argument)
     headers = [(name, value) for value in values for name in (b"ETag", b"content-range")]
     etag_of(headers)
@@ -551,9 +551,9 @@ def test_no_value_raises(values, complete, now):
 @pytest.mark.parametrize(
     "read",
     [
-        lambda value: directives([value]),
-        lambda value: directives(value[at : at + 1] for at in range(len(value) // 4)),
-        lambda value: targeted_directives([value]),
+        lambda value: parse_directives([value]),
+        lambda value: parse_directives(value[at : at + 1] for at in range(len(value) // 4)),
+        lambda value: parse_targeted_directives([value]),
         lambda value: strings([value]),
         lambda value: delta_seconds(value.decode("latin-1")),
         lambda value: http_date(value, NEW_YEAR),
@@ -611,7 +611,7 @@ def test_content_length(values, expected):
 
 def test_white_space_after_a_structured_field():
     """RFC 9651 4.2."""
-    assert targeted_directives([b" max-age=60 \t"]) == {"max-age": "60"}
+    assert parse_targeted_directives([b" max-age=60 \t"]) == {"max-age": "60"}
 
 
 def test_the_last_bytes_of_nothing_are_all_of_it():
@@ -622,4 +622,4 @@ def test_the_last_bytes_of_nothing_are_all_of_it():
 
 def test_no_other_white_space_is_taken_off_a_directive():
     """RFC 9110 5.6.3."""
-    assert "no-store" not in directives([b"\xa0no-store\x85"])
+    assert "no-store" not in parse_directives([b"\xa0no-store\x85"])

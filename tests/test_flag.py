@@ -3,13 +3,13 @@
 import anyio
 import pytest
 
-from swr.flag import Flag
+from swr.engine.one_shot_event import OneShotEvent
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_all_who_wait_are_woken():
-    flag, woken = Flag(), []
+    flag, woken = OneShotEvent(), []
 
     async def wait(name: str) -> None:
         await flag.wait()
@@ -26,7 +26,7 @@ async def test_all_who_wait_are_woken():
 
 
 async def test_what_has_happened_is_not_waited_for_but_others_have_their_turn():
-    flag, others = Flag(), []
+    flag, others = OneShotEvent(), []
     flag.set()
     flag.set()
 

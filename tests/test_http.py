@@ -6,15 +6,15 @@ import anyio
 import pytest
 
 from swr import Cache, Policy
-from swr.answer import Varies
 from swr.entry import stamp
 from swr.errors import SWRError
-from swr.fill import Fill
+from swr.http.stored_response import Varies
 from swr.middleware import Rule, SWRMiddleware
-from swr.request import Request
+from swr.middleware.capture import Capture
+from swr.middleware.request import Request
 from swr.testing import FakeClock
 from tests.fleet import fleet, settle
-from tests.web import App, Client, Origin, brief, client, gather, http_scope, open_later
+from tests.web import App, Client, Origin, brief, cache_on, client, gather, http_scope, open_later
 
 pytestmark = pytest.mark.anyio
 
@@ -430,8 +430,7 @@ class TestHead:
         """The store has given it, and the client is gone before anything is stored."""
         async with fleet(1, clock) as (process,):
             origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
-            middleware = SWRMiddleware(origin, Cache(clock=clock))
-            middleware.engine = process.engine
+            middleware = SWRMiddleware(origin, cache_on(process, clock))
             async with client(middleware) as http:
                 await http.get("/x")
                 clock.advance(20)
@@ -550,8 +549,8 @@ class TestStale:
 
     async def test_a_note_of_variants_stands_in_for_nothing(self, cache, clock):
         """It may have come to where a response is loaded by the time that this fails."""
-        fill = Fill(SWRMiddleware(App(), cache), Request(http_scope("/x"), []))
-        assert not fill.masks(stamp(Varies(("foo",)), Policy(60), clock.now), ConnectionError(), clock.now)
+        job = Capture(SWRMiddleware(App(), cache).config, Request(http_scope("/x"), []))
+        assert not job.may_fall_back(stamp(Varies(("foo",)), Policy(60), clock.now), ConnectionError(), clock.now)
 
     async def test_a_stored_error_stands_in_for_nothing_of_its_own_accord(self, cache, clock):
         origin = Origin((503, {"cache-control": "max-age=10"}, "first"), (502, {}, "second"))
@@ -811,8 +810,7 @@ class TestRange:
 
     async def test_parts_are_answered_while_the_store_is_away(self, clock):
         async with fleet(1, clock) as (process,):
-            middleware = SWRMiddleware(Origin(self.part(0, "01")), Cache(clock=clock))
-            middleware.engine = process.engine
+            middleware = SWRMiddleware(Origin(self.part(0, "01")), cache_on(process, clock))
             await process.engine.ready()
             process.link.go(away=True)
             async with client(middleware) as http:
@@ -941,7 +939,7 @@ class TestVary:
             for foo in "abababab":
                 await http.get("/x", headers={"foo": foo})
                 clock.advance(61)
-            note = next(slot.value for key, slot in cache.shelf.slots.items() if "vary:" not in key)
+            note = next(slot.value for key, slot in cache.local.slots.items() if "vary:" not in key)
         assert note.variants == ("\nvary: foo=a", "\nvary: foo=b")
 
 

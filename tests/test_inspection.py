@@ -6,7 +6,7 @@ import json
 import pytest
 
 from swr import Cache, Fresh
-from swr.cli import main
+from swr.cli.main import main
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
 
 
@@ -183,13 +183,13 @@ def test_any_topology(start, capsys):
             assert found["why"] == "it was invalidated"
 
 
-def test_a_server_that_is_away_is_one_line_and_a_failure(capsys):
+def test_unreachable_server_is_one_line_and_a_failure(capsys):
     url = f"redis://127.0.0.1:{free_port()}/0"
     for command in (["inspect", "k"], ["invalidate", "k"], ["invalidate", "--tag", "t"], ["invalidate", "--all"]):
         assert main([*command, "--redis", url, "--timeout", "500ms"]) == 1
         out, error = capsys.readouterr()
         assert (out, error.count("\n")) == ("", 1)
-        assert error.startswith("swr: Redis did not do it: ")
+        assert error.startswith("swr: Redis did not carry out the command: ")
         assert "refused" in error or "Connect call failed" in error
 
 

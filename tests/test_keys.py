@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swr import ConfigurationError
-from swr.keys import CallKeys, Template, canonical, storage_name
+from swr.core.keys import CallKeys, Template, canonical, storage_name
 
 
 class Colour(enum.Enum):
@@ -98,7 +98,7 @@ def test_positional_keyword_and_default_arguments_give_one_key():
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr("swr.keys._REMEMBERED", 10)
+    monkeypatch.setattr("swr.core.keys._REMEMBERED", 10)
     keys = CallKeys(one, "k:{a}")
     for number in range(100):
         assert keys.key((str(number) + "x",), {}) == f"k:{number}x"
@@ -119,7 +119,7 @@ def test_the_default_key_is_of_the_function_and_all_arguments():
 
 def test_keys_are_the_same_in_every_process():
     """Python salts `hash()`: a set or a str must not depend on it."""
-    code = "from swr.keys import canonical; print(canonical({'a', 'b', 'c', 1, None}), canonical({'x': {2, 'y'}}))"
+    code = "from swr.core.keys import canonical; print(canonical({'a', 'b', 'c', 1, None}), canonical({'x': {2, 'y'}}))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True

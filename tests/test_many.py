@@ -8,9 +8,9 @@ import anyio
 import pytest
 
 from swr import NOT_MODIFIED, Cache, ConfigurationError, Fresh, LoadContext, LoadTimeout, Policy, State, SWRError
-from swr.codec import codec_for
 from swr.events import Hit, Miss, Stale
-from swr.many import CachedMany, ManyKeys
+from swr.loaders.annotations import codec_for
+from swr.loaders.cached_many import CachedMany, ManyKeys
 from swr.testing import FakeClock
 from tests.fleet import fleet, settle
 from tests.servers import Server
@@ -92,8 +92,8 @@ async def open_gate(table):
     table.gate.set()
 
 
-async def landed(engine):
-    while engine._flights:
+async def loaded(engine):
+    while engine.flights:
         await anyio.sleep(0.001)
 
 
@@ -213,7 +213,7 @@ class TestCalls:
         await top(["b"])
         clock.advance(15)
         await top(["a", "b", "none"])
-        await landed(cache.engine)
+        await loaded(cache.engine)
         await top(["c"])
         clock.advance(700)
         table.error = ValueError("away")
@@ -328,7 +328,7 @@ class TestCalls:
         async def load(items: list[str]) -> dict[str, int | Fresh[int]]:
             return {item: answers[item] for item in items}
 
-        cache.engine.uniform = lambda low, high: 0.0
+        cache.engine.runtime.uniform = lambda low, high: 0.0
         assert await load(["a", "b"]) == {"a": 1, "b": 2}
         entries = [cache.engine.store.peek(key) for key in ("k:a", "k:b")]
         assert [(entry.fresh_until - clock(), entry.validator) for entry in entries] == [(5, "v"), (60, None)]
@@ -338,7 +338,7 @@ class TestCalls:
 
     async def test_what_is_fresh_is_refreshed_before_its_time(self, cache, table, clock):
         top = define(cache, table, early=1.0)
-        cache.engine.uniform = lambda low, high: 0.0
+        cache.engine.runtime.uniform = lambda low, high: 0.0
         begun = table.__class__.__call__
 
         async def slow(self, groups):
@@ -394,7 +394,7 @@ class TestOneLoad:
             await table.begun.wait()
             group.cancel_scope.cancel()
         table.gate.set()
-        await landed(cache.engine)
+        await loaded(cache.engine)
         assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
 
     async def test_what_is_invalidated_meanwhile_is_loaded_again_alone(self, cache, table):
@@ -466,14 +466,14 @@ class TestFailures:
         for complaint in ("returned list: a batch loader returns a dict", "returned 'z' too", "returned NoneType"):
             with pytest.raises(ConfigurationError, match=complaint):
                 await load(["a", "b"])
-        assert not cache.engine._flights
+        assert not cache.engine.flights
 
     async def test_a_load_that_runs_too_long_has_failed_for_all(self, cache, table, clock):
         top = define(cache, table, hard_timeout=0.02)
         table.gate = anyio.Event()
         with pytest.raises(LoadTimeout, match="'top:a'"):
             await top(["a", "b"])
-        await landed(cache.engine)
+        await loaded(cache.engine)
         table.gate = None
         assert await top(["a", "b"]) == {"a": "a2", "b": "b2"}
         clock.advance(700)
@@ -506,7 +506,7 @@ class TestFailures:
 
         with pytest.raises(SWRError, match="'k:bad' answered NOT_MODIFIED"):
             await load(["good", "bad"])
-        await landed(cache.engine)
+        await loaded(cache.engine)
         assert (await load.outcome(["good"]))["good"].state is State.FRESH
 
     @pytest.mark.parametrize("error", [SystemExit(3), BaseException("own")])
@@ -659,7 +659,7 @@ class TestFleet:
         assert (tables[0].asked, tables[1].asked) == ([["a", "b", "c"]], [["d"]])
 
     async def test_what_another_process_fails_to_load_is_one_more_call(self, two, monkeypatch):
-        monkeypatch.setattr("swr.batch._GATHERED_FOR", 0.3)
+        monkeypatch.setattr("swr.loaders.batch._GATHERED_FOR", 0.3)
         tables = [Table(), Table()]
         one, other = (many_of(process, table) for process, table in zip(two, tables, strict=True))
         tables[0].gate, tables[0].error = anyio.Event(), ValueError("down")
@@ -872,8 +872,8 @@ class TestThroughRedis:
             await until(lambda: one.engine.store.peek("row:100") is None)
             assert await rows([100]) == {100: Row(-100)}
             await one.invalidate_tag("row:2")
-            known = one.engine.store.barriers.head
-            await until(lambda: other.engine.store.barriers.head == known)
+            known = one.engine.store.tag_versions.newest
+            await until(lambda: other.engine.store.tag_versions.newest == known)
             assert await others_rows([1, 2]) == {1: Row(1), 2: Row(2)}
             assert asked == [[1, 2, 100], [2]]
 
@@ -913,7 +913,7 @@ class TestThroughRedis:
 def count_writes(cache):
     """Note what is written to the cache's connection for commands, one item for each write."""
     writes = []
-    transport = cache.engine.store.store._servers._link.wire._transport
+    transport = cache.engine.store.store._servers._link.connection._transport
     write = transport.write
 
     def counted(data):

@@ -14,7 +14,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from swr import Cache, ConfigurationError, Policy, otel, prometheus
-from swr.metrics import ADDED, LOADS, READ, WAITS
+from swr.metrics.base import ADDED, LOADS, READ, WAITS
+from swr.metrics.prometheus import name_of
 from swr.testing import FakeClock
 from tests.fleet import Loader, until
 
@@ -71,10 +72,10 @@ LIVED = [
     ("swr.load.duration", {"result": "failed"}, (1, None)),
     ("swr.lease.wait.duration", {}, (0, None)),
     ("swr.lease.refusals", {"reason": "held"}, 0),
-    ("swr.lease.refusals", {"reason": "paused"}, 0),
+    ("swr.lease.refusals", {"reason": "backoff"}, 0),
     ("swr.lease.losses", {}, 0),
     ("swr.commits", {}, 4),
-    ("swr.fenced_commits", {}, 1),
+    ("swr.commits.rejected", {}, 1),
     ("swr.invalidations", {"scope": "key", "origin": "here"}, 1),
     ("swr.invalidations", {"scope": "tag", "origin": "here"}, 1),
     ("swr.invalidations", {"scope": "all", "origin": "here"}, 1),
@@ -104,7 +105,7 @@ class Scraped:
 
     def value(self, name, labels=None, namespace="shop"):
         metric = next(metric for metric in (*ADDED, *READ) if metric.name == name)
-        called = prometheus.name_of(metric)
+        called = name_of(metric)
         where = frozenset({"cache": namespace, **(labels or {})}.items())
         samples = self.samples()
         if metric.buckets:
@@ -164,8 +165,8 @@ class TestBoth:
                 assert expected[1] is None or value[1] == pytest.approx(expected[1]), name
             else:
                 assert value == expected, (name, labels)
-        assert system.value("swr.l1.entries") == len(cache.shelf.slots) > 0
-        size = sum(slot.weight for slot in cache.shelf.slots.values())
+        assert system.value("swr.l1.entries") == len(cache.local.slots) > 0
+        size = sum(slot.weight for slot in cache.local.slots.values())
         assert system.value("swr.l1.size") == size > 0
 
     async def test_what_is_about_leases_is_counted(self, system, place_url):
@@ -196,12 +197,12 @@ class TestBoth:
             assert system.value("swr.lease.wait.duration")[0] == 1
             clock.advance(61)
             # A pause that lasts longer than the test.
-            winner.engine._uniform = lambda low, high: 30.0
+            winner.engine.runtime.uniform = lambda low, high: 30.0
             load.error = ValueError("no")
             await winner.get_or_load("k", load, POLICY)
             await until(lambda: not winner.engine.is_loading("k"))
             await loser.get_or_load("k", load, POLICY)
-            await until(lambda: system.value("swr.lease.refusals", {"reason": "paused"}) == 1)
+            await until(lambda: system.value("swr.lease.refusals", {"reason": "backoff"}) == 1)
             for scope, invalidate in (
                 ("key", winner.invalidate("k")),
                 ("tag", winner.invalidate_tag("t")),
@@ -256,7 +257,7 @@ class TestAServer:
     def anyio_backend(self):
         return "asyncio"
 
-    async def test_a_store_that_goes_away_and_comes_back(self, system, own_server):
+    async def test_outage_of_the_store_is_counted(self, system, own_server):
         async with Cache(own_server.url, namespace="shop", timeout=5) as cache:
             system.export(cache)
             assert system.value("swr.store.up") == 1
@@ -367,7 +368,8 @@ asyncio.run(main())
     ],
 )
 def test_a_package_that_is_missing_is_named(monkeypatch, name, package, extra):
-    monkeypatch.delitem(sys.modules, name)
+    for module in (name, name.replace("swr.", "swr.metrics.")):
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=re.escape(extra)):
         importlib.import_module(name)
@@ -375,7 +377,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch, name, package, extra):
 
 def row(metric):
     """A metric's row in the documentation."""
-    called = prometheus.name_of(metric) + ("_total" if metric in ADDED and not metric.buckets else "")
+    called = name_of(metric) + ("_total" if metric in ADDED and not metric.buckets else "")
     kind = "gauge" if metric in READ else "histogram" if metric.buckets else "counter"
     labels = "; ".join(f"`{label}`: {', '.join(values)}" for label, values in metric.labels.items())
     cells = [f"`{called}`", f"`{metric.name}`", kind, {"s": "seconds", "By": "bytes"}.get(metric.unit, ""), labels]

@@ -23,12 +23,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route
 
 from swr import Cache, ConfigurationError
-from swr.answer import RESPONSES
+from swr.endpoints.decorator import fields_asked_for
+from swr.http.stored_response import RESPONSES
 from swr.middleware import Rule, SWRMiddleware
-from swr.response import fields_asked_for
 from swr.testing import FakeClock
 from tests.fleet import fleet, settle
-from tests.web import MAX_AGE, App, Client, brief, client, gather, http_scope, open_later
+from tests.web import MAX_AGE, App, Client, brief, cache_on, client, gather, http_scope, open_later
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +104,7 @@ class TestServing:
                     await http.get("/hot")
                     assert (await http.get("/hot")).text == "1"
                     await http.get(f"/{number}")
-                assert len(cache.shelf.slots) < 20
+                assert len(cache.local.slots) < 20
 
     async def test_the_first_second_of_staleness_is_one(self, cache, clock):
         """RFC 9211 2.5: ttl is negative once it is stale."""
@@ -125,8 +125,7 @@ class TestServing:
             middlewares = []
             app = App([(b"cache-control", b"max-age=10, stale-while-revalidate=10")])
             for process in processes:
-                middleware = SWRMiddleware(app, Cache(clock=clock))
-                middleware.engine = process.engine
+                middleware = SWRMiddleware(app, cache_on(process, clock))
                 middlewares.append(middleware)
             async with client(middlewares[0]) as one, client(middlewares[1]) as other:
                 await one.get("/x")
@@ -716,7 +715,7 @@ class TestVary:
 
     @pytest.mark.parametrize("turns", [1, 4])
     async def test_a_url_that_never_settles_passes_through(self, cache, monkeypatch, turns):
-        monkeypatch.setattr("swr.middleware._TURNS", turns)
+        monkeypatch.setattr("swr.middleware.handler._MOST_LOOKUPS", turns)
 
         class Restless(App):
             async def __call__(self, scope, receive, send):
@@ -746,8 +745,7 @@ class TestVary:
     async def test_variants_are_kept_while_the_store_is_away(self, clock):
         async with fleet(1, clock) as (process,):
             app = App([*MAX_AGE, (b"vary", b"accept-language")])
-            middleware = SWRMiddleware(app, Cache(clock=clock))
-            middleware.engine = process.engine
+            middleware = SWRMiddleware(app, cache_on(process, clock))
             await process.engine.ready()
             process.link.go(away=True)
             async with client(middleware) as http:
@@ -760,8 +758,7 @@ class TestVary:
     async def test_a_variant_that_an_invalidation_overtook_is_not_kept_without_a_lease(self, clock):
         async with fleet(1, clock) as (process,):
             app = App([*MAX_AGE, (b"vary", b"accept-language")])
-            middleware = SWRMiddleware(app, Cache(clock=clock))
-            middleware.engine = process.engine
+            middleware = SWRMiddleware(app, cache_on(process, clock))
             await process.engine.ready()
             process.link.go(away=True)
 
@@ -779,8 +776,7 @@ class TestVary:
     async def test_a_variant_that_cannot_be_stored_is_answered(self, clock, trouble):
         async with fleet(2, clock) as (process, other):
             app = App([*MAX_AGE, (b"vary", b"accept-language")])
-            middleware = SWRMiddleware(app, Cache(clock=clock))
-            middleware.engine = process.engine
+            middleware = SWRMiddleware(app, cache_on(process, clock))
             await other.engine.ready()
             acquired = []
 
@@ -1490,7 +1486,7 @@ class TestLifespan:
         middleware = SWRMiddleware(lifespan_app, cache)
         assert await self.run_lifespan(middleware) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
         assert seen == [1, 1, 0]
-        assert middleware.state == {"pool": "p"}
+        assert middleware.config.app_state() == {"pool": "p"}
 
     async def test_an_app_that_fails_at_startup_leaves_nothing_open(self, cache):
         async def failing(scope, receive, send):
@@ -1601,8 +1597,8 @@ async def test_http_exceptions_and_custom_headers_of_fastapi(cache):
 
 
 async def test_no_logging_on_the_way_of_a_hit(cache, caplog):
-    caplog.set_level(logging.DEBUG, "swr")
     async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
         await http.get("/x")
+        caplog.set_level(logging.DEBUG, "swr")
         await http.get("/x")
     assert not [record for record in caplog.records if record.name == "swr"]

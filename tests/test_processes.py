@@ -166,22 +166,22 @@ def test_the_refresher_is_killed(start, tmp_path, readers_have):
 def kill_refreshers(start: Any, folder: Path, fleet: int, rounds: int, readers_have: str) -> None:
     lease_for = 1.0
     loads = Loads(folder / f"loads of {fleet}")
-    doomed, other = start(2, loads, lease_for=lease_for)
+    dying, other = start(2, loads, lease_for=lease_for)
     for round_ in range(rounds):
         key = f"k{fleet}-{round_}"
         if readers_have == "something stale":
-            doomed.ask("set", load_for=0, policy=[0.05, 600])
-            doomed.ask("read", key=key, readers=1)
+            dying.ask("set", load_for=0, policy=[0.05, 600])
+            dying.ask("read", key=key, readers=1)
             time.sleep(0.06)
-        for process in (doomed, other):
-            process.ask("set", load_for=60 if process is doomed else 0, policy=[30, 600])
+        for process in (dying, other):
+            process.ask("set", load_for=60 if process is dying else 0, policy=[30, 600])
         before = len(loads.lines())
-        doomed.tell("read", key=key, readers=1)
+        dying.tell("read", key=key, readers=1)
         deadline = time.time() + PATIENCE
         while len(loads.lines()) == before:
             assert time.time() < deadline
             time.sleep(0.005)
-        doomed.signal(signal.SIGKILL)
+        dying.signal(signal.SIGKILL)
         killed = time.time()
         loads.now(f"new {round_}")
         if readers_have == "something stale":
@@ -194,7 +194,7 @@ def kill_refreshers(start: Any, folder: Path, fleet: int, rounds: int, readers_h
         assert pid == other.pid
         # The lease may have been renewed just before the kill; the rest is allowance for a busy machine.
         assert taken_over - killed < lease_for + (0.25 if FULL else 2.0)
-        (doomed,) = start(1, loads, lease_for=lease_for)
+        (dying,) = start(1, loads, lease_for=lease_for)
 
 
 def test_a_paused_holder_overwrites_nothing_newer(start, loads):

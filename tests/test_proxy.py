@@ -81,8 +81,8 @@ class Upstream:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        self._subscriber = socket.create_server(("127.0.0.1", 0))
+        self.port = self._subscriber.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._start(self._accept)
         return self
@@ -91,10 +91,10 @@ class Upstream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release.set()
-        # A listener that is only closed goes on waiting in its thread.
+        # A subscriber that is only closed goes on waiting in its thread.
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+            self._subscriber.shutdown(socket.SHUT_RDWR)
+        self._subscriber.close()
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -110,7 +110,7 @@ class Upstream:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self._listener.accept()
+                connection, _ = self._subscriber.accept()
                 connection.settimeout(PATIENCE)
                 self.opened += 1
                 self._connections.add(connection)
@@ -280,14 +280,14 @@ async def proxied(*answers, **options):
 @contextlib.contextmanager
 def served(app, http: str = "h11") -> Iterator[int]:
     """The app behind a real server; its port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    subscriber = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, http=http, lifespan="on", log_config=None, access_log=False, ws="websockets-sansio",
                             date_header=False, server_header=False)  # fmt: skip
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
+    thread = threading.Thread(target=server.run, args=([subscriber],))
     thread.start()
     try:
-        yield listener.getsockname()[1]
+        yield subscriber.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
@@ -1150,7 +1150,8 @@ def test_what_cannot_work_is_refused(options, said):
 
 def test_without_httpx_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
-    monkeypatch.delitem(sys.modules, "swr.proxy")
+    for module in ("swr.proxy", "swr.proxy.proxy"):
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(ImportError, match=re.escape("swr.proxy needs httpx: pip install 'swr[proxy]'")):
         importlib.import_module("swr.proxy")
 
@@ -1209,15 +1210,15 @@ def test_a_service_on_tls_is_believed_if_the_system_trusts_it(certificate, monke
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"ok"})
 
-    listener = socket.create_server(("127.0.0.1", 0))
+    subscriber = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ssl_certfile=certificate[0],
                             ssl_keyfile=certificate[1])  # fmt: skip
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
+    thread = threading.Thread(target=server.run, args=([subscriber],))
     thread.start()
 
     async def through() -> Answer:
-        proxy = Proxy(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        proxy = Proxy(f"https://127.0.0.1:{subscriber.getsockname()[1]}")
         try:
             return await ask(proxy)
         finally:

@@ -7,9 +7,10 @@ import os
 import pytest
 
 from swr import ConfigurationError, Policy, StoreUnavailable
-from swr.codec import ANY
+from swr.core.codec import ANY
 from swr.entry import stamp
-from swr.refreshers.queue import Delivery, Queue, Settlement, Superseded, known
+from swr.refreshers.queue.queue import Queue, known
+from swr.refreshers.queue.tasks import Delivery, Settlement, Superseded
 from swr.stores.base import Lease
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -74,9 +75,9 @@ async def is_empty(queue: Queue) -> bool:
     status = await queue.status()
     left = 0
     for keys in queue._keys:
-        left += await queue._store.ask(keys[0], "HLEN", keys[0])
+        left += await queue._store.commands.ask(keys[0], "HLEN", keys[0])
         if queue._backend == "streams":
-            left += await queue._store.ask(keys[1], "XLEN", keys[1])
+            left += await queue._store.commands.ask(keys[1], "XLEN", keys[1])
     return (status.queued, status.running, status.waiting, left) == (0, 0, 0, 0)
 
 
@@ -152,7 +153,7 @@ class TestTasks:
         assert (await queue.status()).queued == 1500 - len(running)
         for keys in queue._keys:
             for part in (keys[1], keys[1] + b":one", keys[2]):
-                await queue._store.ask(part, "DEL", part)
+                await queue._store.commands.ask(part, "DEL", part)
         assert await taken(queue) == []
         await queue.heal()
         found = set()
@@ -208,7 +209,7 @@ class TestTries:
             assert await tended(queue, "other", 0.0) == 1
         assert await taken(queue) == []
         (letter,) = await queue.dead()
-        assert letter.why == "delivered 3 times, and whoever had it did not come back"
+        assert letter.why == "delivered 3 times, and no worker that took it settled it"
 
     async def test_dead_letters_are_retried_and_purged(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks())
@@ -363,8 +364,8 @@ class TestMarks:
     async def test_a_mark_is_newer_than_what_is_stored_and_loading_whatever_the_clock_says(self, store, backend):
         """A successor's clock may be behind that of the master before."""
         queue, ahead = Queue(store, "r", backend), await store.now() + 3_600_000_000
-        await store.ask(b"k", "SET", "swr:{stored}", f"{ahead:016d}e")
-        await store.ask(b"k", "SET", "swr:{loading}:l", f"l{ahead + 1:016d}token")
+        await store.commands.ask(b"k", "SET", "swr:{stored}", f"{ahead:016d}e")
+        await store.commands.ask(b"k", "SET", "swr:{loading}:l", f"l{ahead + 1:016d}token")
         await queue.mark({"stored": (1,), "loading": (2,), "other": (3,)})
         await queue.drain(EPOCH)
         since = {delivery.key: delivery.since for delivery in await taken(queue)}
@@ -400,9 +401,13 @@ class TestMarks:
     async def test_a_mark_that_a_replica_has_is_acknowledged(self, store, server: Server, backend):
         queue = Queue(store, "r", backend, replicas=1)
         with Server(server.kind) as replica:
+            # Its first copy would wait 5 s for more replicas to come.
+            server.command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
             replica.command("REPLICAOF", "127.0.0.1", str(server.port))
             async with asyncio.timeout(20):
                 while b"state=online" not in server.command("INFO", "replication"):
+                    await asyncio.sleep(0.05)
+                while b"master_link_status:up" not in replica.command("INFO", "replication"):
                     await asyncio.sleep(0.05)
             await queue.mark(GROUPS)
             assert int(replica.command("HLEN", queue._keys[0][3].decode())[1:-2]) == len(GROUPS)
@@ -411,17 +416,17 @@ class TestMarks:
     async def test_a_connection_that_breaks_meanwhile_says_nothing(self, store, backend, monkeypatch, is_back):
         queue = Queue(store, "r", backend, replicas=1)
         link = store._servers._link
-        script = store.script
+        script = store.commands.script
 
         async def breaking(*args):
             answer = await script(*args)
-            link.wire.abandon("cut")
-            await until(lambda: link.wire is None)
+            link.connection.abandon("cut")
+            await until(lambda: link.connection is None)
             if is_back:
-                await until(lambda: link.wire is not None)
+                await until(lambda: link.connection is not None)
             return answer
 
-        monkeypatch.setattr(store, "script", breaking)
+        monkeypatch.setattr(store.commands, "script", breaking)
         with pytest.raises(StoreUnavailable, match="the connection broke before replicas had said"):
             await queue.mark(GROUPS)
 
@@ -486,11 +491,9 @@ class TestLeaders:
 
 
 async def test_refreshers_of_one_name_in_two_namespaces_do_not_meet(server: Server, backend):
-    async with opened(redis_store(server)) as one:
-        one._prefix = b"other"
-        async with opened(redis_store(server)) as two:
-            await Queue(one, "r", backend).enqueue(EPOCH, tasks())
-            assert (await Queue(two, "r", backend).status()).queued == 0
+    async with opened(redis_store(server, "other")) as one, opened(redis_store(server)) as two:
+        await Queue(one, "r", backend).enqueue(EPOCH, tasks())
+        assert (await Queue(two, "r", backend).status()).queued == 0
 
 
 async def test_the_other_backend_of_a_name_works_too(store):

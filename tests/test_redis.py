@@ -9,21 +9,22 @@ import time
 
 import anyio
 import pytest
-from redis.asyncio import Connection, Redis
+from redis.asyncio import Connection as ClientConnection
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from swr import Cache, ConfigurationError, LeaseLost, Policy, State, StoreUnavailable
-from swr.codec import ANY, codec_for
+from swr.core.codec import ANY
 from swr.entry import Entry, stamp
 from swr.events import Invalidated
+from swr.loaders.annotations import codec_for
 from swr.middleware import Rule, SWRMiddleware
-from swr.stores import redis as redis_module
-from swr.stores import shared
 from swr.stores.base import Kind, Lease
-from swr.stores.redis import RedisStore
-from swr.stores.scripts import ACQUIRE
-from swr.stores.servers import Single
-from swr.stores.wire import Wire
+from swr.stores.redis import shared_tag_versions
+from swr.stores.redis.connection import Connection
+from swr.stores.redis.scripts import ACQUIRE
+from swr.stores.redis.store import RedisStore
+from swr.stores.redis.topology import Single
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_stores import opened, redis_store
@@ -76,7 +77,7 @@ class TestSharing:
         assert load.runs == 1
 
     async def test_cold_losers_wait_for_the_message_not_for_a_poll(self, server: Server, monkeypatch):
-        monkeypatch.setattr("swr.engine._LONGEST_WAIT", 30.0)
+        monkeypatch.setattr("swr.engine.refresh_path._LONGEST_WAIT", 30.0)
         load = Counter(0.2)
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             outcomes = await asyncio.gather(
@@ -84,11 +85,11 @@ class TestSharing:
             )
         assert {(outcome.value, outcome.state) for outcome in outcomes} == {(1, State.MISSING)}
 
-    @pytest.mark.parametrize("shelf", [0, 2**20])
-    async def test_invalidation_reaches_the_other_caches(self, server: Server, shelf):
+    @pytest.mark.parametrize("local", [0, 2**20])
+    async def test_invalidation_reaches_the_other_caches(self, server: Server, local):
         load = Counter()
         tagged = Policy(60, 600, tags=("t", "\ud800"))
-        async with Cache(server.url, l1_max_bytes=shelf, timeout=2) as one, Cache(server.url, timeout=2) as other:
+        async with Cache(server.url, l1_max_bytes=local, timeout=2) as one, Cache(server.url, timeout=2) as other:
             for invalidate in (
                 lambda: one.invalidate("k"),
                 lambda: one.invalidate_tag("t"),
@@ -100,7 +101,7 @@ class TestSharing:
                 runs = load.runs
                 await invalidate()
                 assert (await one.get_or_load("k", load, tagged)).value == runs + 1
-                await until(lambda: other.shelf.get("k") is None or other.engine.store.peek("k") is None)
+                await until(lambda: other.local.get("k") is None or other.engine.store.peek("k") is None)
                 assert (await other.get_or_load("k", load, tagged)).value == runs + 1
 
     async def test_a_response_that_is_sent_all_the_time_is_outdated_by_another_cache(self, server: Server):
@@ -113,14 +114,14 @@ class TestSharing:
             for invalidate in (lambda: other.invalidate_url("/x"), lambda: other.invalidate_tag("t"), other.clear):
                 for _ in range(3):
                     before = (await http.get("/x")).text
-                # What is ready to be sent stays so; only the news may end that.
-                one.shelf.get("GET http://test\n/x?").ready_until = math.inf
+                # The prepared response stays ready; only the notification may end that.
+                one.local.get("GET http://test\n/x?").ready_until = math.inf
                 await invalidate()
                 async with asyncio.timeout(20):
                     while (await http.get("/x")).text == before:
                         await asyncio.sleep(0.005)
 
-    async def test_who_asks_after_the_news_does_not_share_a_get_that_was_sent_before(self, server: Server):
+    async def test_a_reader_after_a_notification_does_not_share_a_get_that_was_sent_before(self, server: Server):
         load = Counter()
         async with (
             Proxy(server.port) as proxy,
@@ -140,14 +141,13 @@ class TestSharing:
 
     async def test_a_cache_ignores_its_own_messages(self, server: Server):
         async with Cache(server.url, timeout=2) as cache:
-            heard = []
-            store = cache.engine.store.store
-            listener = store._listener
-            store._listener = lambda message: (heard.append(message), listener(message))
+            notifications = []
+            await cache.engine.ready()
+            cache.engine.subscribe(notifications.append)
             await cache.get_or_load("k", Counter(), POLICY)
             await cache.invalidate("k")
             await asyncio.sleep(0.1)
-            assert [message.kind.name for message in heard] == ["INVALIDATED"]
+            assert [notification.kind.name for notification in notifications] == ["INVALIDATED"]
 
     async def test_namespaces_share_nothing(self, server: Server):
         load = Counter()
@@ -171,11 +171,11 @@ class TestSharing:
     async def test_every_key_of_an_entry_is_under_one_hash_tag(self, server: Server):
         from redis.crc import key_slot
 
-        store = redis_module.RedisStore(Single(Redis))
+        store = RedisStore(Single(Redis))
         for key in ("k", "}x", "{a}b", "a:b", "x" * 999, ""):
-            entry, lease = store._keys(key)
+            entry, lease = store.names.entry_and_lease(key)
             assert key_slot(entry) == key_slot(lease)
-        assert len({key_slot(name) for name in store._shared.keys}) == 1
+        assert len({key_slot(name) for name in (store.names.tag_versions, store.names.newest_tag_version)}) == 1
 
     async def test_the_entry_expires_with_its_last_deadline(self, server: Server):
         client = Redis.from_url(server.url)
@@ -237,7 +237,7 @@ class TestForeignData:
             assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
         assert sum("ignored" in record.message for record in caplog.records) == 1
         # Nor is the connection broken on which they came.
-        assert "Redis is away" not in caplog.text
+        assert "cannot reach Redis" not in caplog.text
         await client.aclose()
 
     async def test_a_refused_command_is_no_outage(self, server: Server, caplog):
@@ -254,47 +254,47 @@ class TestForeignData:
                 assert (await cache.get_or_load("k", load, POLICY)).value == 2
             finally:
                 await client.config_set("maxmemory", "0")
-            assert cache.engine.store.up
+            assert cache.engine.store.is_reachable
             # What was refused is told again, though the link was never lost.
-            await until(lambda: not cache.engine.store._owed_keys)
+            await until(lambda: not cache.engine.store._pending_keys)
         assert sum("refused a command" in record.message for record in caplog.records) == 1
         await client.aclose()
 
 
-class TestBarriers:
-    async def test_what_was_missed_is_learned_with_the_next_read(self, server: Server):
+class TestTagVersions:
+    async def test_a_missed_tag_version_is_learned_with_the_next_read(self, server: Server):
         load = Counter()
         policy = Policy(60, tags=("t",))
         async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as other:
             await one.get_or_load("k", load, policy)
             store = other.engine.store.store
-            store.hear = lambda link, data: None
+            store.on_message = lambda link, data: None
             for number in range(3):
                 await one.invalidate_tag("t")
                 await one.invalidate_tag(f"other{number}")
                 assert (await other.get_or_load("k", load, policy)).value == number + 2
             await one.invalidate_tag("*")
-            assert store.barriers.head < one.engine.store.barriers.head
+            assert store.tag_versions.newest < one.engine.store.tag_versions.newest
             assert (await other.get_or_load("k", load, policy)).value == 5
-            assert store.barriers.head == one.engine.store.barriers.head
+            assert store.tag_versions.newest == one.engine.store.tag_versions.newest
 
-    async def test_what_was_missed_is_learned_with_the_lease_too(self, server: Server):
+    async def test_a_missed_tag_version_is_learned_with_the_lease(self, server: Server):
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             await other.engine.ready()
             store = other.engine.store.store
-            hear, heard = store.hear, []
-            store.hear = lambda *news: heard.append(news)
+            on_message, received = store.on_message, []
+            store.on_message = lambda *message: received.append(message)
             await one.invalidate_tag("t")
-            await until(lambda: heard)
+            await until(lambda: received)
             lease = await store.acquire("k", "t", 30, 0, codec_for(Counter()))
-            assert lease.head == store.barriers.head == one.engine.store.barriers.head
-            # News that is known already is no news.
-            fence = other.engine.fence
-            hear(*heard[0])
-            assert other.engine.fence == fence
+            assert lease.tag_version == store.tag_versions.newest == one.engine.store.tag_versions.newest
+            # A notification of what is known already changes nothing.
+            fence = other.engine.flights.fence
+            on_message(*received[0])
+            assert other.engine.flights.fence == fence
 
-    async def test_what_was_missed_in_a_gap_is_learned_in_spite_of_ones_own(self, server: Server):
-        """One's own barrier is newer than what was missed; that must not hide it."""
+    async def test_a_tag_version_missed_in_a_gap_is_learned_though_a_newer_one_is_known(self, server: Server):
+        """One's own tag version is newer than what was missed; that must not hide it."""
         policy = Policy(60, 600, tags=("t",))
         for own in (True, False):
             load = Counter()
@@ -305,7 +305,7 @@ class TestBarriers:
                 await other.invalidate_tag("t")
                 if own:
                     await one.invalidate_tag("mine")
-                await until(lambda: not one.engine.store.up)
+                await until(lambda: not one.engine.store.is_reachable)
                 proxy.hang_subscriptions = False
 
                 async def flood(other=other):
@@ -314,11 +314,11 @@ class TestBarriers:
                         await asyncio.sleep(0)
 
                 flooding = asyncio.ensure_future(flood())
-                await until(lambda: one.engine.store.up)
+                await until(lambda: one.engine.store.is_reachable)
                 flooding.cancel()
                 assert (await one.get_or_load("k", load, policy)).value == 2
 
-    async def test_garbage_among_the_barriers_hurts_nobody(self, server: Server):
+    async def test_garbage_among_the_tag_versions_changes_no_answer(self, server: Server):
         client = Redis.from_url(server.url)
         async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as other:
             load = Counter()
@@ -343,7 +343,7 @@ class TestBarriers:
             await asyncio.sleep(0.1)
             assert (await other.get_or_load("k", load, POLICY)).state is State.FRESH
 
-    async def test_what_the_server_lost_is_given_back(self, server: Server):
+    async def test_tag_versions_that_the_server_lost_are_restored(self, server: Server):
         client = Redis.from_url(server.url)
         load = Counter()
         policy = Policy(60, tags=("t",))
@@ -359,11 +359,11 @@ class TestBarriers:
             await until(lambda: server.command("EXISTS", "swr:{!}h") == b":1\r\n")
             async with Cache(server.url, timeout=2) as other:
                 assert await other.engine.store.store.read("k", codec_for(load)) is not None
-                assert other.engine.store.barriers.head == cache.engine.store.barriers.head
+                assert other.engine.store.tag_versions.newest == cache.engine.store.tag_versions.newest
         await client.aclose()
 
-    async def test_many_lost_barriers_are_given_back_once(self, server: Server, monkeypatch):
-        monkeypatch.setattr(shared, "_RESTORED_AT_ONCE", 10)
+    async def test_many_lost_tag_versions_are_restored_once(self, server: Server, monkeypatch):
+        monkeypatch.setattr(shared_tag_versions, "_RESTORED_AT_ONCE", 10)
         async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
             for number in range(55):
                 await cache.invalidate_tag(str(number))
@@ -372,8 +372,8 @@ class TestBarriers:
             await asyncio.gather(*(cache.get_or_load(f"k{number}", load, POLICY) for number in range(50)))
             assert int(server.command("ZCARD", "swr:{!}b").strip()[1:]) == 55
 
-    async def test_too_many_tags_raise_the_floor(self, server: Server, monkeypatch):
-        monkeypatch.setattr(redis_module, "_MOST_TAGS", 10)
+    async def test_too_many_tags_raise_the_minimum(self, server: Server, monkeypatch):
+        monkeypatch.setattr(shared_tag_versions, "_MOST_TAGS", 10)
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
             await one.get_or_load("tagged", load, Policy(60, tags=("t",)))
@@ -393,7 +393,7 @@ class TestBarriers:
 class TestOutage:
     """Promise 5: no error reaches a caller, and nobody waits long."""
 
-    async def test_refused_from_the_start(self, caplog):
+    async def test_a_connection_refused_from_the_start_causes_no_error(self, caplog):
         async with Cache("redis://127.0.0.1:1/0") as cache:
             load = Counter()
             outcome = await cache.get_or_load("k", load, POLICY)
@@ -401,52 +401,54 @@ class TestOutage:
             assert (await cache.get_or_load("k", load, POLICY)).state is State.FRESH
             await cache.invalidate("k")
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
-        assert sum("Redis is away" in record.message for record in caplog.records) == 1
+        assert sum("cannot reach Redis" in record.message for record in caplog.records) == 1
 
-    async def test_what_was_not_asked_for_leaves_nothing_to_be_given_back(self, own_server: Server):
+    async def test_loads_during_an_outage_leave_no_pending_release(self, own_server: Server):
         """Thousands of loads during an outage are not thousands of commands after it."""
         load = Counter()
         async with Cache(own_server.url) as cache:
             await cache.get_or_load("k", load, POLICY)
             own_server.kill()
-            await until(lambda: cache.engine.store.is_away("k"))
+            await until(lambda: cache.engine.store.is_unreachable("k"))
             for number in range(100):
                 assert (await cache.get_or_load(f"k{number}", load, POLICY)).state is State.MISSING
-            assert not cache.engine.store._owed_leases
+            assert not cache.engine.store._pending_releases
             own_server.start()
-            await until(lambda: cache.engine.store.up)
-            assert not cache.engine.store.is_away("k")
+            await until(lambda: cache.engine.store.is_reachable)
+            assert not cache.engine.store.is_unreachable("k")
 
     async def test_a_fresh_hit_costs_no_more_than_with_redis_there(self, own_server: Server):
         """What was looked at once during the outage is not looked at again before its end."""
         load = Counter()
         async with Cache(own_server.url) as cache:
             await cache.get_or_load("k", load, POLICY)
-            slot, shelf = cache.engine.store.shelf.get("k"), cache.engine.store.shelf
+            slot, local = cache.engine.store.local.get("k"), cache.engine.store.local
             own_server.kill()
-            await until(lambda: not cache.engine.store.up)
-            assert slot.checked != shelf.generation
+            await until(lambda: not cache.engine.store.is_reachable)
+            assert slot.checked != local.generation
             assert (await cache.get_or_load("k", load, POLICY)).state is State.FRESH
-            assert slot.checked == shelf.generation
+            assert slot.checked == local.generation
             own_server.start()
-            await until(lambda: cache.engine.store.up)
-            assert slot.checked != shelf.generation
+            await until(lambda: cache.engine.store.is_reachable)
+            assert slot.checked != local.generation
 
-    async def test_a_key_that_no_server_has_is_not_asked_for(self, server: Server):
+    async def test_a_key_without_a_server_is_unreachable_during_an_outage(self, server: Server):
         async with opened(redis_store(server)) as store:
 
             def nobody(name: bytes) -> None:
                 raise StoreUnavailable("no master has the slot")
 
             store._servers.link_to = nobody
-            assert not store.is_away("k")
-            store._whole = False
-            assert store.is_away("k")
-            store._whole = True
+            assert not store.is_unreachable("k")
+            store._reachability.is_reachable = False
+            assert store.is_unreachable("k")
+            store._reachability.is_reachable = True
             del store._servers.link_to
 
     @pytest.mark.parametrize("how", ["hung", "refused", "killed"])
-    async def test_it_goes_away_and_comes_back(self, own_server: Server, caplog, how):
+    async def test_an_outage_causes_no_error_and_its_invalidations_reach_all_afterwards(
+        self, own_server: Server, caplog, how
+    ):
         caplog.set_level(logging.WARNING, "swr")
         load = Counter()
         async with (
@@ -455,8 +457,8 @@ class TestOutage:
             Cache(own_server.url, timeout=2) as other,
         ):
             await cache.get_or_load("held", load, POLICY)
-            await cache.get_or_load("doomed", load, POLICY)
-            await other.get_or_load("doomed", load, POLICY)
+            await cache.get_or_load("invalidated", load, POLICY)
+            await other.get_or_load("invalidated", load, POLICY)
             if how == "hung":
                 proxy.hang = True
             elif how == "refused":
@@ -473,32 +475,32 @@ class TestOutage:
             for _ in range(20):
                 await cache.get_or_load("cold", load, POLICY)
             runs = load.runs
-            await cache.invalidate("doomed")
-            assert (await cache.get_or_load("doomed", load, POLICY)).value == runs + 1
+            await cache.invalidate("invalidated")
+            assert (await cache.get_or_load("invalidated", load, POLICY)).value == runs + 1
             if how == "killed":
                 own_server.start()
             proxy.hang = proxy.refuse = False
-            await until(lambda: cache.engine.store.up and not cache.engine.store._owed_keys)
+            await until(lambda: cache.engine.store.is_reachable and not cache.engine.store._pending_keys)
             # What was invalidated during the outage is invalid everywhere afterwards.
-            await until(lambda: other.engine.store.up and other.engine.store.peek("doomed") is None)
-            assert (await other.get_or_load("doomed", load, POLICY)).state is State.MISSING
+            await until(lambda: other.engine.store.is_reachable and other.engine.store.peek("invalidated") is None)
+            assert (await other.get_or_load("invalidated", load, POLICY)).state is State.MISSING
             assert (await cache.get_or_load("new", load, POLICY)).state is State.MISSING
             assert (await other.get_or_load("new", load, POLICY)).state is State.FRESH
         mine = [record.message for record in caplog.records]
-        away, back = (sum(text in message for message in mine) for text in ("Redis is away", "Redis is back"))
+        away, back = (sum(text in message for message in mine) for text in ("cannot reach Redis", "is reachable again"))
         # One line each, and one each for the other cache where the server itself was killed.
         assert (away, back) == ((2, 2) if how == "killed" else (1, 1))
 
-    async def test_while_it_is_known_to_be_away_nobody_waits_at_all(self, own_server: Server):
+    async def test_while_redis_is_known_to_be_unreachable_no_reader_waits(self, own_server: Server):
         async with Cache(own_server.url) as cache:
             await cache.get_or_load("k", Counter(), POLICY)
             own_server.pause()
             await cache.get_or_load("first", Counter(), POLICY)
-            assert not cache.engine.store.up
+            assert not cache.engine.store.is_reachable
             store, asked = cache.engine.store.store, []
             for number in range(100):
                 outcome = await cache.get_or_load(f"k{number}", Counter(), POLICY)
-                asked.append(store._servers.link_to(b"").wire)
+                asked.append(store._servers.link_to(b"").connection)
                 assert outcome.value == 1
             assert asked == [None] * 100
 
@@ -520,9 +522,9 @@ class TestOutage:
             await cache.get_or_load("k", load, POLICY)
             proxy.hang = True
             await other.invalidate("k")
-            await until(lambda: not cache.engine.store.up)
+            await until(lambda: not cache.engine.store.is_reachable)
             proxy.hang = False
-            await until(lambda: cache.engine.store.up)
+            await until(lambda: cache.engine.store.is_reachable)
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
 
     async def test_a_subscription_that_alone_dies_silently_is_noticed(self, server: Server, caplog):
@@ -531,13 +533,13 @@ class TestOutage:
             await cache.get_or_load("k", load, POLICY)
             proxy.hang_subscriptions = True
             await other.invalidate("k")
-            await until(lambda: not cache.engine.store.up)
+            await until(lambda: not cache.engine.store.is_reachable)
             proxy.hang_subscriptions = False
-            await until(lambda: cache.engine.store.up)
+            await until(lambda: cache.engine.store.is_reachable)
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
         assert "no sign of life from the subscription" in caplog.text
 
-    async def test_a_subscription_that_was_made_anew_behind_our_back_is_a_gap(self, server: Server, caplog):
+    async def test_a_subscription_that_redis_py_renewed_counts_as_a_gap(self, server: Server, caplog):
         """redis-py resubscribes by itself when a connection is lost; what was said meanwhile is lost all the same."""
         client = Redis(port=server.port)
         async with Cache(redis=client, timeout=2) as cache:
@@ -550,7 +552,7 @@ class TestOutage:
         await client.aclose()
         assert "made anew" in caplog.text
 
-    async def test_hung_from_the_start(self, own_server: Server):
+    async def test_a_server_hung_from_the_start_causes_no_error(self, own_server: Server):
         own_server.pause()
         async with Cache(own_server.url, timeout=0.1) as cache:
             load = Counter()
@@ -558,7 +560,7 @@ class TestOutage:
             assert (outcome.value, outcome.state) == (1, State.MISSING)
             await asyncio.sleep(0.6)
             own_server.resume()
-            await until(lambda: cache.engine.store.up)
+            await until(lambda: cache.engine.store.is_reachable)
             assert seconds < 1
 
     async def test_after_a_cut_what_was_missed_is_not_served(self, server: Server):
@@ -567,15 +569,15 @@ class TestOutage:
             await cache.get_or_load("k", load, POLICY)
             proxy.refuse = True
             proxy.cut()
-            await until(lambda: not cache.engine.store.up)
+            await until(lambda: not cache.engine.store.is_reachable)
             await other.invalidate("k")
             assert (await cache.get_or_load("k", load, POLICY)).value == 1
             proxy.refuse = False
-            await until(lambda: cache.engine.store.up)
+            await until(lambda: cache.engine.store.is_reachable)
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
 
 
-class TestClaims:
+class TestLeaseRequests:
     """Leases that are asked for in one turn of the event loop are one command."""
 
     async def test_a_hundred_leases_are_one_command(self, server: Server):
@@ -586,14 +588,14 @@ class TestClaims:
             assert store.sent - sent == 1
             assert [lease.key for lease in leases] == [f"k{number}" for number in range(100)]
 
-    async def test_a_thousand_are_a_few(self, server: Server):
+    async def test_a_thousand_leases_are_three_commands(self, server: Server):
         async with opened(redis_store(server)) as store:
             sent = store.sent
             leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(1001)))
             assert store.sent - sent == 3
             assert len({lease.key for lease in leases}) == 1001
 
-    async def test_who_leaves_can_give_back_what_was_on_its_way(self, server: Server):
+    async def test_a_cancelled_request_can_release_the_lease_that_was_on_its_way(self, server: Server):
         """Even where it is sent once more, on another connection, for those who stay."""
         async with Proxy(server.port) as proxy:
             store = RedisStore(Single(lambda: Redis.from_url(proxy.url), 2.0), timeout=2.0)
@@ -618,13 +620,13 @@ def committed(number: int, value: object = 1) -> Entry:
 
 
 class TestCommits:
-    """Entries that are stored in one turn of the event loop are one command, and others hear of them in one message."""
+    """Entries that are stored in one turn of the event loop are one command, and one message notifies every process."""
 
-    async def test_a_hundred_are_one_command_and_all_are_heard(self, server: Server):
+    async def test_a_hundred_commits_are_one_command_and_notify_of_each(self, server: Server):
         async with opened(redis_store(server)) as store, Cache(server.url, timeout=2) as other:
-            heard = []
+            received = []
             await other.engine.ready()
-            end = other.engine.listen(heard.append)
+            end = other.engine.subscribe(received.append)
             leases = await asyncio.gather(
                 *(store.acquire(f"k{number}\udc80", "t", 30, 0, ANY) for number in range(100))
             )
@@ -633,31 +635,31 @@ class TestCommits:
                 *(store.commit(lease, committed(lease.version, lease.key[:2]), ANY) for lease in leases)
             )
             assert store.sent - sent == 1
-            await until(lambda: len(heard) >= 100)
+            await until(lambda: len(received) >= 100)
             end()
-            assert {(each.kind, each.name, each.version) for each in heard} == {
+            assert {(each.kind, each.name, each.version) for each in received} == {
                 (Kind.COMMITTED, lease.key, lease.version) for lease in leases
             }
             assert (await store.read("k7\udc80", ANY)).value == "k7"
 
-    async def test_each_is_fenced_off_by_itself(self, server: Server):
+    async def test_of_several_commits_only_those_without_a_lease_are_rejected(self, server: Server):
         async with opened(redis_store(server)) as store, Cache(server.url, timeout=2) as other:
-            heard = []
+            received = []
             await other.engine.ready()
             leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(4)))
             await store.invalidate("k1")
             await store.invalidate("k2")
-            end = other.engine.listen(lambda message: heard.append((message.kind, message.name)))
+            end = other.engine.subscribe(lambda message: received.append((message.kind, message.name)))
             ends = await asyncio.gather(
                 *(store.commit(lease, committed(lease.version), ANY) for lease in leases), return_exceptions=True
             )
             assert [type(end) for end in ends] == [type(None), LeaseLost, LeaseLost, type(None)]
-            await until(lambda: (Kind.COMMITTED, "k3") in heard)
+            await until(lambda: (Kind.COMMITTED, "k3") in received)
             end()
-            assert [name for kind, name in heard if kind is Kind.COMMITTED] == ["k0", "k3"]
+            assert [name for kind, name in received if kind is Kind.COMMITTED] == ["k0", "k3"]
             assert [(await store.read(f"k{number}", ANY)) is None for number in range(4)] == [False, True, True, False]
 
-    async def test_large_ones_leave_apart(self, server: Server):
+    async def test_large_commits_leave_in_commands_of_their_own(self, server: Server):
         """While a command is on its way nothing answers, and the server would seem to hang."""
         async with opened(redis_store(server)) as store:
             leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(6)))
@@ -672,7 +674,7 @@ class TestCommits:
             assert store.sent - sent == 4
             assert [len((await store.read(f"k{number}", ANY)).value) for number in range(6)] == sizes
 
-    async def test_who_leaves_before_it_is_sent_has_not_asked(self, server: Server):
+    async def test_a_commit_cancelled_before_it_is_sent_is_not_sent(self, server: Server):
         async with opened(redis_store(server)) as store:
             lease = await store.acquire("k", "t", 30, 0, ANY)
             sent = store.sent
@@ -728,8 +730,8 @@ class TestLostReplies:
             else:
                 assert (await cache.get_or_load("k", load, tagged)).value == runs + 1
             assert proxy.lose is None
-            await until(lambda: cache.engine.store.up)
-            await until(lambda: not cache.engine.store._owed_leases)
+            await until(lambda: cache.engine.store.is_reachable)
+            await until(lambda: not cache.engine.store._pending_releases)
             # Nobody waits for a lease that stands for nobody, and nothing is loaded twice.
             async with asyncio.timeout(20):
                 outcome = await other.get_or_load("k", load, tagged)
@@ -741,14 +743,13 @@ class TestLostReplies:
 
 
 @contextlib.asynccontextmanager
-async def wired(url, timeout=2.0, **options):
-    """A wire, and the task that runs it."""
+async def connected(url, timeout=2.0, **options):
+    """A connection, and the task that runs it."""
     client = Redis.from_url(url, **options)
-    connection = await client.connection_pool.get_connection()
-    wire = Wire(connection, timeout)
-    running = asyncio.ensure_future(wire.run())
+    connection = Connection(await client.connection_pool.get_connection(), timeout)
+    running = asyncio.ensure_future(connection.run())
     try:
-        yield wire, running
+        yield connection, running
     finally:
         running.cancel()
         await asyncio.wait((running,), timeout=5)
@@ -758,12 +759,12 @@ async def wired(url, timeout=2.0, **options):
             await client.aclose()
 
 
-class TestWire:
-    async def test_a_broken_wire_says_so_to_everyone(self, server: Server):
-        async with wired(server.url, 0.2) as (wire, running):
-            assert await wire.ask("PING") == b"PONG"
-            left = wire.ask("BLPOP", "nothing", 1)
-            waiting = wire.ask("PING")
+class TestConnection:
+    async def test_a_hung_connection_fails_every_command(self, server: Server):
+        async with connected(server.url, 0.2) as (connection, running):
+            assert await connection.ask("PING") == b"PONG"
+            left = connection.ask("BLPOP", "nothing", 1)
+            waiting = connection.ask("PING")
             await asyncio.sleep(0)
             left.cancel()
             with pytest.raises(StoreUnavailable, match="not answered for"):
@@ -771,13 +772,13 @@ class TestWire:
             with pytest.raises(StoreUnavailable, match="not answered"):
                 await running
             with pytest.raises(StoreUnavailable, match="not answered"):
-                await wire.ask("PING")
+                await connection.ask("PING")
 
     @pytest.mark.parametrize("turns", range(8))
-    async def test_it_ends_whatever_is_on_its_way(self, server: Server, turns):
-        async with wired(server.url) as (wire, running):
-            assert await wire.ask("PING") == b"PONG"
-            pending = wire.ask("PING")
+    async def test_closing_a_connection_fails_the_commands_on_their_way(self, server: Server, turns):
+        async with connected(server.url) as (connection, running):
+            assert await connection.ask("PING") == b"PONG"
+            pending = connection.ask("PING")
             for _ in range(turns):
                 await asyncio.sleep(0)
             running.cancel()
@@ -785,12 +786,12 @@ class TestWire:
                 assert await pending == b"PONG"
             await asyncio.wait((running,), timeout=5)
             with pytest.raises(StoreUnavailable, match="was closed"):
-                await wire.ask("PING")
+                await connection.ask("PING")
 
-    async def test_a_server_that_closes_it(self, server: Server):
-        async with wired(server.url) as (wire, running):
-            number = await wire.ask("CLIENT", "ID")
-            waiting = wire.ask("BLPOP", "nothing", 0)
+    async def test_a_connection_that_the_server_closes_fails_every_command(self, server: Server):
+        async with connected(server.url) as (connection, running):
+            number = await connection.ask("CLIENT", "ID")
+            waiting = connection.ask("BLPOP", "nothing", 0)
             await asyncio.sleep(0.01)
             server.command("CLIENT", "KILL", "ID", str(number))
             with pytest.raises(StoreUnavailable, match=r"closed the connection|reset by peer"):
@@ -798,95 +799,95 @@ class TestWire:
             with pytest.raises(StoreUnavailable):
                 await running
 
-    async def test_one_that_hangs_does_not_keep_what_was_written(self, server: Server):
+    async def test_a_hung_connection_is_closed_without_being_flushed(self, server: Server):
         """Closed, the socket would wait for it to be taken."""
-        async with Proxy(server.port) as proxy, wired(proxy.url, 0.2) as (wire, running):
-            socket = wire._transport.get_extra_info("socket")
+        async with Proxy(server.port) as proxy, connected(proxy.url, 0.2) as (connection, running):
+            socket = connection._transport.get_extra_info("socket")
             proxy.hang = True
             for _ in range(20):
-                wire.send(("ECHO", b"x" * 1_000_000), lambda reply: None)
+                connection.send(("ECHO", b"x" * 1_000_000), lambda reply: None)
             with pytest.raises(StoreUnavailable, match="not answered"):
                 await running
             await until(lambda: socket.fileno() == -1)
 
-    async def test_a_reader_on_a_wire_that_has_just_broken_is_answered(self, server: Server):
+    async def test_a_reader_on_a_connection_that_has_just_broken_is_answered(self, server: Server):
         async with Cache(server.url, l1_max_bytes=0) as cache:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
             for _ in range(10):
-                await until(lambda: cache.engine.store.up)
+                await until(lambda: cache.engine.store.is_reachable)
                 server.command("CLIENT", "KILL", "TYPE", "normal")
                 async with asyncio.timeout(20):
                     for _ in range(100):
                         await asyncio.gather(*(cache.get_or_load("k", load, POLICY) for _ in range(3)))
 
     async def test_a_reply_that_nobody_waits_for_is_passed_over(self, server: Server):
-        async with wired(server.url) as (wire, _):
-            wire.ask("PING").cancel()
-            assert await wire.ask("ECHO", "x") == b"x"
+        async with connected(server.url) as (connection, _):
+            connection.ask("PING").cancel()
+            assert await connection.ask("ECHO", "x") == b"x"
             with pytest.raises(ResponseError):
-                await wire.ask("NONSENSE")
-            assert await wire.ask("ECHO", "y") == b"y"
+                await connection.ask("NONSENSE")
+            assert await connection.ask("ECHO", "y") == b"y"
 
-    async def test_a_connection_that_is_none_is_refused(self):
+    async def test_a_connection_without_a_transport_is_refused(self):
         """An imitation of a client, as tests use, has no server behind it."""
         with pytest.raises(StoreUnavailable, match="a Connection without a transport"):
-            Wire(Connection(), 2)
+            Connection(ClientConnection(), 2)
 
     async def test_notices_of_the_server_are_no_replies(self, server: Server):
-        async with wired(server.url, protocol=3) as (wire, _):
-            await wire.ask("CLIENT", "TRACKING", "ON", "BCAST")
+        async with connected(server.url, protocol=3) as (connection, _):
+            await connection.ask("CLIENT", "TRACKING", "ON", "BCAST")
             for number in range(10):
                 server.command("SET", "noticed", str(number))
-                assert await wire.ask("ECHO", str(number)) == b"%d" % number
+                assert await connection.ask("ECHO", str(number)) == b"%d" % number
 
-    async def test_what_nobody_has_asked_for_ends_it(self, server: Server):
+    async def test_a_reply_without_a_command_ends_the_connection(self, server: Server):
         """Any later reply would be taken for another's."""
-        async with wired(server.url) as (wire, running):
-            await wire.ask("MONITOR")
+        async with connected(server.url) as (connection, running):
+            await connection.ask("MONITOR")
             server.command("PING")
-            with pytest.raises(StoreUnavailable, match="nobody has asked for"):
+            with pytest.raises(StoreUnavailable, match="no command has asked for"):
                 await running
 
-    async def test_what_is_no_reply_ends_it(self, server: Server):
-        async with Proxy(server.port) as proxy, wired(proxy.url) as (wire, running):
-            assert await wire.ask("PING") == b"PONG"
+    async def test_data_that_is_no_reply_ends_the_connection(self, server: Server):
+        async with Proxy(server.port) as proxy, connected(proxy.url) as (connection, running):
+            assert await connection.ask("PING") == b"PONG"
             for writer in proxy._writers:
                 writer.write(b"?\r\n")
             with pytest.raises(StoreUnavailable, match="Protocol error"):
                 await running
 
-    async def test_what_cannot_be_read_ends_it(self, server: Server, caplog):
+    async def test_an_error_that_cannot_be_parsed_ends_the_connection(self, server: Server, caplog):
         """redis-py looks for a slot in it."""
-        async with wired(server.url) as (wire, running):
+        async with connected(server.url) as (connection, running):
             with pytest.raises(StoreUnavailable):
-                await wire.ask("EVAL", "return redis.error_reply('MOVED x')", 0)
+                await connection.ask("EVAL", "return redis.error_reply('MOVED x')", 0)
             with pytest.raises(StoreUnavailable):
                 await running
         assert caplog.text == ""
 
-    async def test_a_reply_of_another_shape_is_an_error_like_others(self, server: Server, caplog):
-        async with wired(server.url) as (wire, _):
+    async def test_a_reply_of_another_shape_is_an_error_like_any_other(self, server: Server, caplog):
+        async with connected(server.url) as (connection, _):
             told: list[object] = []
 
             def on_reply(reply):
                 told.append(reply)
                 reply[0]
 
-            wire.send(("STRLEN", "nothing"), lambda reply: on_reply(reply) if reply == 0 else told.append(reply))
-            assert await wire.ask("PING") == b"PONG"
+            connection.send(("STRLEN", "nothing"), lambda reply: on_reply(reply) if reply == 0 else told.append(reply))
+            assert await connection.ask("PING") == b"PONG"
             assert told[0] == 0
             assert "another shape (TypeError" in str(told[1])
         assert caplog.text == ""
 
-    async def test_a_server_that_does_not_know_it_any_more_ends_it(self, server: Server):
-        async with Redis.from_url(server.url) as other, wired(server.url) as (wire, running):
+    async def test_a_server_that_demands_a_password_again_ends_the_connection(self, server: Server):
+        async with Redis.from_url(server.url) as other, connected(server.url) as (connection, running):
             # Who is connected already stays so.
             await other.config_set("requirepass", "secret")
             try:
-                assert await wire.ask("RESET") == b"RESET"
+                assert await connection.ask("RESET") == b"RESET"
                 with pytest.raises(StoreUnavailable, match="Authentication required"):
-                    await wire.ask("PING")
+                    await connection.ask("PING")
                 with pytest.raises(StoreUnavailable, match="Authentication required"):
                     await running
             finally:
@@ -962,7 +963,7 @@ async def test_a_server_without_memory_refuses_what_it_had_lost_and_nobody_gets_
         own_server.command("CONFIG", "SET", "maxmemory", "1")
         for number in range(3):
             assert (await cache.get_or_load(f"k{number}", Counter(), tagged)).value == 1
-    assert "did not take back barriers" in caplog.text
+    assert "did not take back tag versions" in caplog.text
 
 
 async def test_closing_gives_back_the_lease_of_a_load_that_cleans_up(server: Server):
@@ -985,22 +986,22 @@ async def test_closing_gives_back_the_lease_of_a_load_that_cleans_up(server: Ser
         assert (await other.get_or_load("cleaned", Counter(), POLICY)).value == 1
 
 
-async def test_what_breaks_a_link_is_said_whatever_it_is(server: Server, caplog, monkeypatch):
-    def hear(link: object, data: bytes) -> None:
+async def test_the_log_names_whatever_broke_a_link(server: Server, caplog, monkeypatch):
+    def on_message(link: object, data: bytes) -> None:
         raise ValueError("very strange")
 
     async with Cache(server.url, timeout=2) as cache:
         await cache.engine.ready()
-        monkeypatch.setattr(cache.engine.store.store, "hear", hear)
+        monkeypatch.setattr(cache.engine.store.store, "on_message", on_message)
         await cache.invalidate("k")
-        await until(lambda: "Redis is away (very strange)" in caplog.text)
+        await until(lambda: "(very strange); serving from memory" in caplog.text)
         monkeypatch.undo()
-        await until(lambda: "Redis is back (it was: very strange)" in caplog.text)
+        await until(lambda: "is reachable again (it was unreachable: very strange)" in caplog.text)
 
 
-async def test_closing_waits_for_what_could_not_be_told_yet(server: Server, monkeypatch):
+async def test_closing_waits_for_pending_invalidations(server: Server, monkeypatch):
     """A short program, far from its Redis, that invalidates and ends."""
-    monkeypatch.setattr("swr.revalidator._SETTLED_WITHIN", 20)
+    monkeypatch.setattr("swr.engine.background._SETTLED_WITHIN", 20)
     load = Counter()
     async with Proxy(server.port) as proxy, Cache(server.url, timeout=2) as near:
         await near.get_or_load("far", load, POLICY)
@@ -1010,15 +1011,15 @@ async def test_closing_waits_for_what_could_not_be_told_yet(server: Server, monk
         await until(lambda: near.engine.store.peek("far") is None)
 
 
-async def test_closing_says_what_it_could_tell_nobody(caplog, monkeypatch):
-    monkeypatch.setattr("swr.revalidator._SETTLED_WITHIN", 0.05)
+async def test_closing_logs_how_many_invalidations_are_still_pending(caplog, monkeypatch):
+    monkeypatch.setattr("swr.engine.background._SETTLED_WITHIN", 0.05)
     async with Cache("redis://127.0.0.1:1/0") as cache:
         await cache.invalidate("k")
         await cache.invalidate_tag("t")
     assert "2 invalidations have reached this process alone" in caplog.text
 
 
-async def test_a_tag_that_was_learned_of_before_its_message_is_told_once(server: Server):
+async def test_a_tag_that_is_known_before_its_message_is_one_event(server: Server):
     told = []
     async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
         one.subscribe(told.append, Invalidated)
@@ -1035,7 +1036,7 @@ async def test_a_tag_that_was_learned_of_before_its_message_is_told_once(server:
     assert {event.tag for event in told} == {f"t{number}" for number in range(100)}
 
 
-async def test_an_opening_whose_caller_leaves_is_the_next_ones():
+async def test_an_opening_whose_caller_is_cancelled_serves_the_next_caller():
     """A request that is the first and is cancelled at once leaves nothing behind that runs beside the next opening."""
     before = asyncio.all_tasks()
     for turns in range(4):
@@ -1051,7 +1052,7 @@ async def test_an_opening_whose_caller_leaves_is_the_next_ones():
         assert asyncio.all_tasks() == before
 
 
-async def test_an_opening_that_never_began_is_begun_again():
+async def test_an_opening_cancelled_before_it_ran_is_begun_again():
     """Somebody cancels all that there is, before it has run at all."""
     cache, load, before = Cache(), Counter(), asyncio.all_tasks()
     first = asyncio.ensure_future(cache.get_or_load("k", load, POLICY))
@@ -1065,7 +1066,7 @@ async def test_an_opening_that_never_began_is_begun_again():
     assert asyncio.all_tasks() == before
 
 
-def test_the_first_callers_on_the_next_loop(server: Server):
+def test_the_first_callers_on_the_next_loop_get_a_link_of_that_loop(server: Server):
     """The last one has stopped without a word: all of them get a link of their own loop, and no one the old one."""
     cache = Cache(server.url, timeout=5)
     load = Counter()
@@ -1169,10 +1170,10 @@ def test_a_loop_that_was_left_in_the_middle_of_closing_does_not_close_the_next_o
     left.run_until_complete(begin())
     here.run_until_complete(read())
     left.run_until_complete(asyncio.sleep(0.2))
-    shelf = cache.engine.store.shelf
-    assert shelf.get("other") is not None
-    assert cache.engine._owner._group is not None
-    assert not cache.engine._owner.is_closing
+    local = cache.engine.store.local
+    assert local.get("other") is not None
+    assert cache.engine._tasks._group is not None
+    assert not cache.engine._tasks.is_closing
     end(left)
     here.run_until_complete(cache.aclose())
     here.close()

@@ -8,13 +8,13 @@ import anyio.lowlevel
 import pytest
 
 from swr import NOT_MODIFIED, Cache, ConfigurationError, LoadContext, NotModified, Refresher, StoreUnavailable, SWRError
-from swr.batch import Batch
-from swr.codec import ANY
+from swr.core.codec import ANY
 from swr.events import LoadBegun, RoundEnded
-from swr.refreshers.groups import groups_of
-from swr.refreshers.rounds import Rounds
-from swr.refreshers.window import Result, Task, Window
-from swr.stores.base import Kind, Message
+from swr.loaders.batch import Batch
+from swr.refreshers.rounds.groups import groups_of
+from swr.refreshers.rounds.load_limiter import LoadLimiter, Result, Task
+from swr.refreshers.rounds.schedule import Rounds
+from swr.stores.base import Kind, Notification
 from swr.testing import FakeClock
 from tests.fleet import POLICY, Job, fleet, settle, until
 from tests.refreshing import FOR_GOOD
@@ -36,7 +36,7 @@ class Groups:
 
     def begin(self, calls):
         return [
-            self.engine.begin(name, self.jobs.setdefault(name, Job()), self.engine.store.peek(name), since=since)
+            self.engine.begin(name, self.jobs.setdefault(name, Job()), self.engine.store.peek(name), newer_than=since)
             for (name,), since in calls
         ]
 
@@ -51,7 +51,7 @@ async def two(clock):
     async with fleet(2, clock) as processes:
         for process in processes:
             process.groups = Groups(process.engine)
-            process.window = Window(process.groups, 4)
+            process.limiter = LoadLimiter(process.groups, 4)
             await process.engine.ready()
         yield processes
 
@@ -60,7 +60,7 @@ async def loading(process, answer=None) -> Job:
     """Have a process load "k", and return its job, whose gate it waits for."""
     process.groups.jobs["k"] = job = Job(answer)
     job.gate = anyio.Event()
-    process.window.begin([Task("k", ("k",), 0)], lambda task, end: None)
+    process.limiter.begin([Task("k", ("k",), 0)], lambda task, end: None)
     await job.begun.wait()
     return job
 
@@ -68,7 +68,7 @@ async def loading(process, answer=None) -> Job:
 async def ended(process, key, since):
     """Run one task to its end."""
     ends = []
-    process.window.begin([Task(key, (key,), since)], lambda task, end: ends.append(end))
+    process.limiter.begin([Task(key, (key,), since)], lambda task, end: ends.append(end))
     await until(lambda: ends)
     return ends[0]
 
@@ -104,12 +104,12 @@ class TestSince:
         process.groups.jobs["k"] = job = Job()
         job.gate = anyio.Event()
         ends = []
-        process.window.begin([Task("k", ("k",), 0)], lambda task, end: ends.append(end))
+        process.limiter.begin([Task("k", ("k",), 0)], lambda task, end: ends.append(end))
         await job.begun.wait()
         clock.advance(1)
         since = await process.store.now()
         clock.advance(1)
-        process.window.begin([Task("k", ("k",), since)], lambda task, end: ends.append(end))
+        process.limiter.begin([Task("k", ("k",), since)], lambda task, end: ends.append(end))
         job.gate.set()
         await until(lambda: len(ends) == 2)
         assert [end.result for end in ends] == [Result.LOADED] * 2
@@ -127,7 +127,7 @@ class TestSince:
         gate = anyio.Event()
         two[1].link.before["acquire"] = gate.wait
         ends, values = [], []
-        two[1].window.begin([Task("k", ("k",), 0)], lambda task, end: ends.append(end))
+        two[1].limiter.begin([Task("k", ("k",), 0)], lambda task, end: ends.append(end))
         await settle()
 
         async def read():
@@ -153,7 +153,7 @@ class TestSince:
         process.link.before["acquire"] = gate.wait
         process.groups.jobs["k"] = Job(lambda run: "new")
         ends, values = [], []
-        process.window.begin([Task("k", ("k",), since)], lambda task, end: ends.append(end))
+        process.limiter.begin([Task("k", ("k",), since)], lambda task, end: ends.append(end))
         await settle()
 
         async def read():
@@ -165,7 +165,7 @@ class TestSince:
             gate.set()
         assert values == ["new"]
 
-    async def test_after_a_failure_all_refreshers_keep_off_and_readers_do_not(self, two, caplog):
+    async def test_after_a_failure_all_refreshers_back_off_and_readers_do_not(self, two, caplog):
         two[0].groups.jobs["k"] = Job(lambda run: ValueError("broken"))
         end = await ended(two[0], "k", 0)
         assert (end.result, str(end.error)) == (Result.FAILED, "broken")
@@ -177,11 +177,11 @@ class TestSince:
         assert "the load of 'k' failed (ValueError: broken); the next try comes in" in caplog.text
         assert "stands in" not in caplog.text
 
-    async def test_while_the_store_is_away_nothing_is_loaded_for_nobody(self, two):
+    async def test_unreachable_store_ends_a_task_without_a_load(self, two):
         process = two[0]
         process.link.go(away=True)
         end = await ended(process, "k", 0)
-        assert end.result is Result.AWAY
+        assert end.result is Result.UNREACHABLE
         assert isinstance(end.error, StoreUnavailable)
         assert process.groups.jobs["k"].runs == 0
 
@@ -193,7 +193,7 @@ class TestSince:
             process.link.go(away=True)
 
         job.before_landing = go
-        assert (await ended(process, "k", 0)).result is Result.AWAY
+        assert (await ended(process, "k", 0)).result is Result.UNREACHABLE
 
     async def test_what_an_invalidation_overtakes_is_loaded_again(self, two):
         process = two[0]
@@ -215,27 +215,27 @@ class TestSince:
         assert (end.result, end.again_in, job.runs) == (Result.HELD, 1.0, 3)
 
 
-class TestWindow:
+class TestLoadLimiter:
     async def test_no_more_at_once_than_it_is_told(self, two):
         process = two[0]
         gate = anyio.Event()
         for name in "abcd":
             process.groups.jobs[name] = Job()
             process.groups.jobs[name].gate = gate
-        window = process.window
-        assert window.room == 2
-        window.begin([Task(name, (name,), 0) for name in "abc"], lambda task, end: None)
-        assert (window.room, window.running) == (0, 3)
+        limiter = process.limiter
+        assert limiter.free_slots == 2
+        limiter.begin([Task(name, (name,), 0) for name in "abc"], lambda task, end: None)
+        assert (limiter.free_slots, limiter.running) == (0, 3)
         gate.set()
-        await window.drained(10)
-        assert (window.room, window.running, window.counts[Result.LOADED]) == (2, 0, 3)
+        await limiter.drained(10)
+        assert (limiter.free_slots, limiter.running, limiter.counts[Result.LOADED]) == (2, 0, 3)
 
     async def test_a_change_that_came_before_the_wait_is_not_slept_through(self, two):
-        window = two[0].window
-        changes = window.changes
-        window.change()
+        limiter = two[0].limiter
+        changes = limiter.changes
+        limiter.change()
         with anyio.fail_after(20):
-            await window.wait(None, changes)
+            await limiter.wait(None, changes)
 
     async def test_what_cannot_begin_again_is_left(self, two, monkeypatch):
         """The cache was closed, for one, while it was invalidated."""
@@ -257,9 +257,9 @@ class TestWindow:
         process = two[0]
         process.groups.jobs["k"] = job = Job()
         job.gate = anyio.Event()
-        process.window.begin([Task("k", ("k",), 0)], lambda task, end: None)
-        await process.window.drained(0.01)
-        assert process.window.running == 1
+        process.limiter.begin([Task("k", ("k",), 0)], lambda task, end: None)
+        await process.limiter.drained(0.01)
+        assert process.limiter.running == 1
         job.gate.set()
 
 
@@ -353,7 +353,7 @@ class TestLocks:
 
     async def test_a_failure_is_tried_again_in_the_same_round(self, monkeypatch, caplog):
         cache, rounds, fails = Cache(), [], [ValueError("first")]
-        cache.engine.uniform = lambda low, high: 0.01
+        cache.engine.runtime.uniform = lambda low, high: 0.01
 
         @cache.cached("ranking:{group}", fresh_for=60)
         async def ranking(group: str) -> str:
@@ -428,9 +428,9 @@ class TestLocks:
                 # Others are faster; one has given its lease back, and one has what nobody asks for here.
                 for key in keys[:30]:
                     if f"r:{key}" not in begun:
-                        engine._hear(Message(Kind.COMMITTED, f"r:{key}", 10**16 - 2, True))
-                engine._hear(Message(Kind.RELEASED, "r:g39", 0, True))
-                engine._hear(Message(Kind.COMMITTED, "other", 10**16 - 2, True))
+                        engine.on_notification(Notification(Kind.COMMITTED, f"r:{key}", 10**16 - 2, True))
+                engine.on_notification(Notification(Kind.RELEASED, "r:g39", 0, True))
+                engine.on_notification(Notification(Kind.COMMITTED, "other", 10**16 - 2, True))
             return group
 
         engine, rounds = cache.engine, []
@@ -457,7 +457,7 @@ class TestLocks:
 
         async def commit():
             theirs.gate.set()
-            await two[0].window.drained(10)
+            await two[0].limiter.drained(10)
 
         two[1].link.after["acquire"] = commit
         rounds = []
@@ -468,7 +468,7 @@ class TestLocks:
         assert (two[1].link.calls.count("acquire"), two[1].groups.jobs["k"].runs) == (2, 0)
 
     async def test_what_another_gives_back_is_loaded(self, two):
-        two[0].engine.uniform = lambda low, high: 0.0
+        two[0].engine.runtime.uniform = lambda low, high: 0.0
         theirs = await loading(two[0], lambda run: ValueError("broken"))
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
@@ -497,7 +497,7 @@ class TestLocks:
             await until(lambda: rounds)
         assert (rounds[0].loaded, rounds[0].held) == (1, 1)
 
-    async def test_while_the_store_is_away_it_waits(self, two):
+    async def test_unreachable_store_delays_the_round(self, two):
         two[0].link.go(away=True)
         rounds = []
         two[0].engine.events.subscribe(rounds.append, [RoundEnded])
@@ -528,6 +528,14 @@ class TestLocks:
                 assert not loads
                 gate.set()
             assert len(loads) == 1
+
+
+@pytest.mark.parametrize("strategy", ["locks", "read"])
+async def test_status_without_a_queue_names_the_strategy_that_has_one(strategy):
+    cache, _, refresher = make(strategy=strategy)
+    async with cache:
+        with pytest.raises(ConfigurationError, match=f"its strategy is '{strategy}', and only strategy=\"queue\""):
+            await refresher.status()
 
 
 class TestReading:
@@ -646,9 +654,9 @@ class TestGroups:
             return {}
 
         for process in two:
-            flight = Batch(process.engine, none, ANY, 0.0).begin("k", "k", POLICY, None, since=since)
+            flight = Batch(process.engine, none, ANY, 0.0).begin("k", "k", POLICY, None, newer_than=since)
             await flight.done.wait()
-            assert flight.left
+            assert flight.has_no_value
         assert calls == [["k"]]
 
     async def test_what_was_stored_last_is_told_to_a_loader_who_asks(self, two):

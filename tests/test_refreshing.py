@@ -16,6 +16,7 @@ import pytest
 
 from swr import Cache, ConfigurationError, Refresher, StoreUnavailable
 from swr.events import RoundEnded, RoundQueued
+from swr.refreshers import QueueStatus
 from tests.refreshing import FOR_GOOD
 from tests.servers import Server, kinds
 from tests.test_redis import until
@@ -94,13 +95,13 @@ def _done(worker: Worker) -> list[int]:
     return [event.loaded for event in worker.told if isinstance(event, RoundEnded)]
 
 
-async def status(worker: Worker):
-    return await worker.refresher._queue.status()
+async def status(worker: Worker) -> QueueStatus:
+    return await worker.refresher.status()
 
 
 async def idle(worker: Worker) -> None:
     """Wait until nothing is to be done."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while True:
             now = await status(worker)
             if now.round is not None and (now.queued, now.running, now.waiting) == (0, 0, 0):
@@ -210,7 +211,7 @@ class TestQueue:
     ):
         loads = Counter()
         worker = Worker(server, loads, backend=backend, deliveries=2, groups=5)
-        worker.cache.engine.uniform = lambda low, high: 0.01
+        worker.cache.engine.runtime.uniform = lambda low, high: 0.01
         worker.answer = lambda group: ValueError("broken") if group == "g3" else group
         async with working(worker):
             await until(lambda: loads["g3"] == 2)
@@ -231,7 +232,7 @@ class TestQueue:
             reading = asyncio.ensure_future(reader.ranking("g"))
             await until(lambda: loads["g"] == 1)
             async with working(worker):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     while not (await status(worker)).waiting:
                         await asyncio.sleep(0.01)
                 reader.gate.set()
@@ -249,12 +250,23 @@ class TestQueue:
             queue = worker.refresher._queue
             await queue.enqueue("0", [("ranking:old", 0, ("a", "b")), ("ranking:more", 0, ("more",))])
             async with working(worker):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     while not await queue.dead():
                         await asyncio.sleep(0.01)
                 await idle(worker)
                 assert "too many positional arguments" in (await queue.dead())[0].why
         assert loads == Counter(g=1, more=1)
+
+    async def test_status_in_a_process_that_refreshes_nothing_counts_the_marks(self, server: Server, backend):
+        """The cache of such a process may not be open yet."""
+        worker = Worker(server, Counter(), backend=backend)
+        await worker.refresher.mark_dirty("a", "b")
+        other = Worker(server, Counter(), backend=backend)
+        async with contextlib.AsyncExitStack() as stack:
+            for each in (worker, other):
+                stack.push_async_callback(each.cache.aclose)
+            held = await other.refresher.status()
+        assert (held.name, held.backend, held.dirty, held.consumers) == ("ranking:group", backend, 2, {})
 
     async def test_batch_loaders_are_called_in_bulk(self, server: Server, backend):
         calls = []
@@ -298,17 +310,48 @@ class TestQueue:
                 worker.gate.set()
             await idle(worker)
 
-    async def test_with_nothing_in_hand_closing_waits_for_no_server(self, own_server: Server, backend):
+    async def test_closing_hands_back_what_has_not_begun_when_the_loads_have_ended(self, server: Server, backend):
+        """Tasks whose delivery arrives after closing has begun are no loads to be waited for."""
+        worker = Worker(server, Counter(), backend=backend, keys=["a", "b"], at_once=2, drain_for=600)
+        worker.gate = asyncio.Event()
+        queue = worker.refresher._queue
+        take, answers, taken, gate = queue.take, [], asyncio.Event(), asyncio.Event()
+
+        async def late(*args):
+            answer = await take(*args)
+            answers.extend(answer[1])
+            if len(answers) == 2:
+                taken.set()
+                await gate.wait()
+            return answer
+
+        queue.take = late
+        async with worker.cache, asyncio.timeout(60):
+            await worker.refresher.__aenter__()
+            await taken.wait()
+            await until(lambda: worker.loads)
+            closing = asyncio.ensure_future(worker.refresher.aclose())
+            await asyncio.sleep(0.05)
+            gate.set()
+            await asyncio.sleep(0.05)
+            worker.gate.set()
+            await closing
+            now = await status(worker)
+        assert (now.queued, now.running, now.counts["done"], sum(worker.loads.values())) == (1, 0, 1, 1)
+
+    async def test_with_nothing_in_hand_closing_waits_for_no_server(self, own_server: Server, backend, monkeypatch):
+        monkeypatch.setattr("swr.refreshers.queue.consumer._LEAVING", 0.3)
         worker = Worker(own_server, Counter(), backend=backend, keys=["g"], drain_for=600)
         async with worker.cache, asyncio.timeout(60), worker.refresher:
             await until(lambda: worker.queued)
             await idle(worker)
             own_server.kill()
-            await until(lambda: not worker.cache.engine.store.up)
+            await until(lambda: not worker.cache.engine.store.is_reachable)
 
     async def test_what_no_replica_has_is_not_done(self, server: Server, backend):
         loads = Counter()
-        worker = Worker(server, loads, backend=backend, keys=["g"])
+        # Replicas are given half of the time-out to answer.
+        worker = Worker(server, loads, backend=backend, keys=["g"], timeout=1)
         async with working(worker):
             await idle(worker)
             queue = worker.refresher._queue
@@ -319,7 +362,7 @@ class TestQueue:
             with contextlib.suppress(StoreUnavailable):
                 await queue.enqueue(epoch, [("ranking:g", now, ("g",))])
             worker.gate.set()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while not (await status(worker)).waiting:
                     await asyncio.sleep(0.01)
             assert (await status(worker)).counts["done"] == 1
@@ -328,15 +371,16 @@ class TestQueue:
             assert (await status(worker)).counts["current"] == 1
         assert loads["g"] == 2
 
-    async def test_redis_away_for_rounds_is_made_up_for_once(self, own_server: Server, caplog):
+    async def test_rounds_without_redis_are_made_up_for_once(self, own_server: Server, caplog):
         loads = Counter()
-        worker = Worker(own_server, loads, every=0.3, keys=["g"], lead_for=0.2)
+        worker = Worker(own_server, loads, every=0.3, keys=["g"], lead_for=0.2, timeout=0.5)
         async with working(worker):
             await until(lambda: loads["g"] >= 2)
             own_server.pause()
-            await until(lambda: not worker.cache.engine.store.up)
+            await until(lambda: not worker.cache.engine.store.is_reachable)
             before = loads["g"]
-            await asyncio.sleep(1.5)
+            # Three rounds, at least two of them whole.
+            await asyncio.sleep(0.9)
             assert loads["g"] <= before + 1
             own_server.resume()
             await until(lambda: any(event.missed for event in worker.queued))
@@ -356,21 +400,21 @@ class TestQueue:
             worker.gate.set()
             await until(lambda: len(loads) == 3)
 
-    async def test_closed_while_redis_is_away(self, own_server: Server, caplog):
+    async def test_closing_during_a_long_outage_leaves_its_tasks_to_others(self, own_server: Server, caplog):
         loads = Counter()
         worker = Worker(own_server, loads, keys=["g"], drain_for=0.3)
-        worker.cache.engine._owner._drain_for = 0.1
+        worker.cache.engine._tasks._drain_for = 0.1
         worker.gate = asyncio.Event()
         async with working(worker):
             await until(lambda: loads["g"])
             own_server.kill()
-            await until(lambda: not worker.cache.engine.store.up)
+            await until(lambda: not worker.cache.engine.store.is_reachable)
             worker.gate.set()
             await asyncio.sleep(0.1)
             await worker.refresher.aclose()
-        assert "closed while Redis is away: the tasks of this worker are taken back later" in caplog.text
+        assert "closed while Redis is unreachable: others take over its tasks later" in caplog.text
 
-    async def test_closed_while_redis_is_away_for_a_moment(self, own_server: Server, caplog):
+    async def test_closing_during_a_short_outage_waits_for_redis(self, own_server: Server, caplog):
         """What is to be said is said as soon as it can be, within the time that closing has."""
         loads = Counter()
         worker = Worker(own_server, loads, keys=["g"], timeout=0.2)
@@ -380,11 +424,11 @@ class TestQueue:
                 await idle(worker)
                 own_server.pause()
                 asyncio.get_running_loop().call_later(1.0, own_server.resume)
-            await until(lambda: worker.cache.engine.store.up)
+            await until(lambda: worker.cache.engine.store.is_reachable)
             assert (await status(worker)).consumers == {}
-        assert "the tasks of this worker are taken back later" in caplog.text
+        assert "others take over its tasks later" in caplog.text
 
-    async def test_a_batch_that_is_done_while_redis_is_away_is_settled_later(self, own_server: Server):
+    async def test_batch_that_ends_during_an_outage_is_settled_later(self, own_server: Server):
         """Or taken by another: it is not loaded twice."""
         loads = Counter()
         worker = Worker(own_server, loads, keys=["g"], timeout=0.2)
@@ -401,7 +445,7 @@ class TestQueue:
 
             worker.refresher._queue.settle = late
             await until(lambda: len(own) >= 2)
-            await until(lambda: worker.cache.engine.store.up)
+            await until(lambda: worker.cache.engine.store.is_reachable)
             await idle(worker)
         assert loads["g"] == 1
 
@@ -544,12 +588,12 @@ class TestLeader:
         worker = Worker(server, loads, every=0.2, groups=6, shards=2, replicas=1, dirty_only=True)
         async with worker.cache:
             queue = worker.refresher._queue
-            replicated = queue._store.replicated
+            replicated = queue._store.commands.replicated
 
             async def on_one(replicas, script, keys, *args):
                 return await replicated(replicas if keys == queue._keys[0] else 0, script, keys, *args)
 
-            queue._store.replicated = on_one
+            queue._store.commands.replicated = on_one
             queue._store.has_replicas = lambda *_: asyncio.sleep(0, True)
             async with worker.refresher:
                 await until(lambda: len(loads) == 6)
@@ -677,8 +721,9 @@ class TestProcesses:
                     led = (await queue.status()).round
                     while (await queue.status()).round == led:
                         await asyncio.sleep(0.02)
-                # The rest is allowance for a busy machine.
-                assert took <= 1 + (1.0 if FULL else 2.5)
+                # How long it takes on a busy machine is not promised; that its successor comes in time for the next
+                # round is, and is seen below.
+                assert took <= 2 or not FULL
         rounds = by_round(tmp_path, every)
         # The first may be under way at the beginning, and the last at the end.
         numbers = sorted(rounds)[1:-1]
@@ -689,7 +734,7 @@ class TestProcesses:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     async def test_rolling_restarts_lose_nothing(self, processes, own_server: Server, tmp_path, backend, number):
         """At SIGTERM nothing is left pending either; who is killed has his tasks taken back."""
-        restarts, groups, takes = (100, 16_000, 0.1) if FULL else (6, 300, 0.1)
+        restarts, groups, takes = (100, 16_000, 0.1) if FULL else (4, 250, 0.1)
         options = {
             "strategy": "queue",
             "backend": backend,
@@ -747,7 +792,7 @@ class TestProcesses:
         """A consumer is killed every so many loads, and the server now and then; nothing is lost, and hardly anything
         loaded twice.
         """
-        groups, consumers, kills, restarts = (100_000, 8, 100, 3) if FULL else (4_000, 3, 10, 2)
+        groups, consumers, kills, restarts = (100_000, 8, 100, 3) if FULL else (3_000, 3, 6, 2)
         # Each fault comes after a number of loads: a fast machine drains the queue before any timer fires.
         faults = [(groups * number // (kills + 1), "consumer") for number in range(1, kills + 1)]
         faults += [(groups * number // (restarts + 1), "server") for number in range(1, restarts + 1)]

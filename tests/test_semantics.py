@@ -7,12 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swr import Policy, State
-from swr.fields import directives
-from swr.policy import NO_LIMITS, Limits
-from swr.semantics import (
+from swr.http.caching import (
     HONOURED,
     REQUEST_DIRECTIVES,
-    Practice,
+    SharingRules,
     Terms,
     cache_status,
     control,
@@ -22,6 +20,8 @@ from swr.semantics import (
     stored_headers,
     vary_of,
 )
+from swr.http.fields import parse_directives
+from swr.policy import NO_LIMITS, Limits
 from tests.test_fields import FIELD, hostile
 
 # Mon, 01 Jan 2024 00:00:00 GMT
@@ -31,18 +31,18 @@ ETAG = (b"etag", b'"a"')
 OLD = (b"last-modified", b"Sun, 31 Dec 2023 22:20:00 GMT")
 MODIFIED = [OLD, DATE]
 # What stands for lost origins is tested by itself.
-BARE = Practice(unreachable_for=0)
+BARE = SharingRules(unreachable_for=0)
 LOST = 86400
 RULE = Terms(Policy(60, 600, 3600, ("ruled",)))
 
 
 def verdict(
-    cache_control=None, *more, status=200, terms=None, practice=BARE, authorized=False, began=NOW, tags=("url",)
+    cache_control=None, *more, status=200, terms=None, sharing=BARE, authorized=False, began=NOW, tags=("url",)
 ):
     headers = list(more)
     if cache_control is not None:
         headers.append((b"Cache-Control", cache_control))
-    return judge(status, headers, terms, practice, began=began, authorized=authorized, tags=tags)
+    return judge(status, headers, terms, sharing, began=began, authorized=authorized, tags=tags)
 
 
 def windows(found):
@@ -138,7 +138,7 @@ def test_a_named_cookie_is_left_out_and_the_rest_is_stored():
 
 def test_set_cookie_is_stored_where_directives_alone_count():
     """RFC 9111 7.3: Set-Cookie does not inhibit caching; an operator may say so."""
-    found = verdict(b"max-age=60", (b"set-cookie", b"a=b"), practice=BARE._replace(cookies_private=False))
+    found = verdict(b"max-age=60", (b"set-cookie", b"a=b"), sharing=BARE._replace(cookies_private=False))
     assert windows(found) == (60, 0, 0)
 
 
@@ -243,7 +243,7 @@ def test_the_lifetime_that_a_response_gives(cache_control, more, fresh_for):
     ],
 )
 def test_what_is_stale_at_once_and_cannot_be_confirmed_is_of_no_use(cache_control, more):
-    found = verdict(cache_control, *more, practice=Practice())
+    found = verdict(cache_control, *more, sharing=SharingRules())
     reason = "no-cache" if b"no-cache" in (cache_control or b"") else "no freshness"
     assert (found.policy, found.reason) == (None, reason)
 
@@ -251,8 +251,8 @@ def test_what_is_stale_at_once_and_cannot_be_confirmed_is_of_no_use(cache_contro
 @pytest.mark.parametrize("validator", [ETAG, (b"etag", b'W/"a"'), OLD])
 @pytest.mark.parametrize("cache_control", [b"max-age=0", b"no-cache", b"no-cache, max-age=60", b"no-cache, public"])
 def test_what_can_be_confirmed_is_kept_for_that(cache_control, validator):
-    """RFC 9111 4.3, 5.2.2.4: nobody is answered with it before the origin has said that it still holds."""
-    found = verdict(cache_control, validator, practice=Practice(heuristic=0))
+    """RFC 9111 4.3, 5.2.2.4: nobody is answered with it before the origin has directives that it still holds."""
+    found = verdict(cache_control, validator, sharing=SharingRules(heuristic=0))
     lost = 0 if b"no-cache" in cache_control else LOST
     assert (windows(found), found.policy.keep_for) == ((0, 0, lost), LOST)
     assert found.validate
@@ -263,7 +263,7 @@ def test_what_can_be_confirmed_is_kept_for_that(cache_control, validator):
 def test_no_rule_does_away_with_no_cache(override):
     """RFC 9111 5.2.2.4."""
     terms = RULE._replace(override=override)
-    found = verdict(b"no-cache, stale-while-revalidate=5, stale-if-error=5", ETAG, terms=terms, practice=Practice())
+    found = verdict(b"no-cache, stale-while-revalidate=5, stale-if-error=5", ETAG, terms=terms, sharing=SharingRules())
     assert windows(found) == (0, 0, 0)
     assert found.strict
     assert found.validate
@@ -295,7 +295,7 @@ def test_no_rule_does_away_with_no_cache(override):
 )
 def test_heuristics(modified, date, heuristic, fresh_for):
     """RFC 9111 4.2.2: a tenth of the time since the last change, here a day at most."""
-    found = verdict(None, (b"last-modified", modified), date, practice=BARE._replace(heuristic=heuristic))
+    found = verdict(None, (b"last-modified", modified), date, sharing=BARE._replace(heuristic=heuristic))
     assert (None if found.policy is None else found.policy.fresh_for) == fresh_for
 
 
@@ -405,7 +405,7 @@ def test_an_error_without_a_lifetime_is_not_stored_even_if_public():
 
 def test_a_change_after_the_response_is_no_ground_for_a_guess():
     """RFC 9111 4.2.2."""
-    found = verdict(None, DATE, (b"last-modified", b"Mon, 01 Jan 2029 00:00:00 GMT"), practice=Practice())
+    found = verdict(None, DATE, (b"last-modified", b"Mon, 01 Jan 2029 00:00:00 GMT"), sharing=SharingRules())
     assert (found.policy, found.reason) == (None, "no freshness")
 
 
@@ -442,7 +442,7 @@ def test_stale_windows(cache_control, expected, strict):
     found = verdict(cache_control)
     assert (windows(found), found.strict, found.stale_if_error) == (expected, strict, expected[2])
     # Nor does it stand in for an origin that is lost.
-    lost = verdict(cache_control, practice=Practice())
+    lost = verdict(cache_control, sharing=SharingRules())
     assert windows(lost) == (*expected[:2], 0 if strict else max(LOST, expected[2]))
     assert lost.stale_if_error == expected[2]
 
@@ -468,7 +468,7 @@ def test_only_what_may_be_served_some_time_is_not_to_be_validated_first():
 )
 def test_what_stands_in_for_a_lost_origin(cache_control, more, unreachable, expected):
     """RFC 9111 4.2.4: a cache that is disconnected may serve stale, unless a directive forbids it."""
-    found = verdict(cache_control, *more, practice=Practice(unreachable_for=unreachable))
+    found = verdict(cache_control, *more, sharing=SharingRules(unreachable_for=unreachable))
     assert windows(found) == expected
 
 
@@ -486,14 +486,14 @@ def test_what_stands_in_for_a_lost_origin(cache_control, more, unreachable, expe
 )
 def test_how_long_it_is_kept_past_its_lifetime(cache_control, more, expected):
     """As long as it can be of use: to stand in for a lost origin, or to be confirmed (RFC 9111 4.3)."""
-    assert verdict(cache_control, *more, practice=Practice(unreachable_for=300)).policy.keep_for == expected
+    assert verdict(cache_control, *more, sharing=SharingRules(unreachable_for=300)).policy.keep_for == expected
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_an_error_is_stored_only_for_the_time_that_it_gives(status):
     """RFC 9111 3; and it stands in for nothing afterwards."""
-    lost = Practice()
-    assert windows(verdict(b"max-age=60", status=status, practice=lost)) == (60, 0, 0)
+    lost = SharingRules()
+    assert windows(verdict(b"max-age=60", status=status, sharing=lost)) == (60, 0, 0)
     assert windows(verdict(None, (b"expires", b"Mon, 01 Jan 2024 00:01:00 GMT"), DATE, status=status)) == (60, 0, 0)
     for cache_control, more in [
         (None, []),
@@ -736,7 +736,7 @@ def test_hidden_fields_are_not_stored():
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("directives", "expected"),
     [
         (b"", NO_LIMITS),
         (b"no-store, only-if-cached, no-transform, x", NO_LIMITS),
@@ -754,19 +754,19 @@ def test_hidden_fields_are_not_stored():
         (b"no-cache, max-age=1, min-fresh=2, max-stale=3", Limits(1, 2, 3, True)),
     ],
 )
-def test_limits_of_a_request(said, expected):
+def test_limits_of_a_request(directives, expected):
     """RFC 9111 5.2.1.1 to 5.2.1.4."""
-    assert limits(directives([said]), REQUEST_DIRECTIVES) == expected
+    assert limits(parse_directives([directives]), REQUEST_DIRECTIVES) == expected
 
 
 def test_only_what_is_honoured_limits():
     """By default no client can force a load: neither no-cache nor max-age count."""
-    said = directives([b"no-cache, max-age=1, min-fresh=2, max-stale=3"])
-    assert limits(said, HONOURED) == Limits(min_fresh=2, max_stale=3)
-    assert limits(said, ()) == NO_LIMITS
-    assert limits(said, {"no-cache"}) == Limits(no_cache=True)
-    assert limits(said, {"max-age"}) == Limits(max_age=1)
-    assert limits(directives([b"no-cache, max-age=0"]), HONOURED) == NO_LIMITS
+    directives = parse_directives([b"no-cache, max-age=1, min-fresh=2, max-stale=3"])
+    assert limits(directives, HONOURED) == Limits(min_fresh=2, max_stale=3)
+    assert limits(directives, ()) == NO_LIMITS
+    assert limits(directives, {"no-cache"}) == Limits(no_cache=True)
+    assert limits(directives, {"max-age"}) == Limits(max_age=1)
+    assert limits(parse_directives([b"no-cache, max-age=0"]), HONOURED) == NO_LIMITS
 
 
 @pytest.mark.parametrize(
@@ -809,12 +809,12 @@ HEADERS = st.lists(st.tuples(st.one_of(st.sampled_from(NAMES), st.binary(max_siz
     HEADERS,
     st.integers(100, 599),
     st.sampled_from([None, RULE, RULE._replace(override=True), RULE._replace(timed=False)]),
-    st.sampled_from([Practice(), BARE, Practice(False, (), 1.0, 1e6), Practice(heuristic=0)]),
+    st.sampled_from([SharingRules(), BARE, SharingRules(False, (), 1.0, 1e6), SharingRules(heuristic=0)]),
     st.floats(0, 1e11),
     st.booleans(),
 )
-def test_no_header_raises(headers, status, terms, practice, began, authorized):
-    found = judge(status, headers, terms, practice, began=began, authorized=authorized, tags=("url",))
+def test_no_header_raises(headers, status, terms, sharing, began, authorized):
+    found = judge(status, headers, terms, sharing, began=began, authorized=authorized, tags=("url",))
     assert found.initial_age >= 0
     assert (found.policy is None) is bool(found.reason)
     if found.policy is not None:
@@ -826,7 +826,7 @@ def test_no_header_raises(headers, status, terms, practice, began, authorized):
     values = [value for _, value in headers]
     for name in ("accept", "x"):
         normalised(name, values)
-    limits(directives(values), REQUEST_DIRECTIVES)
+    limits(parse_directives(values), REQUEST_DIRECTIVES)
 
 
 @given(HEADERS, st.floats(0, 1e11))

@@ -4,7 +4,6 @@ The counts here are reduced; SWR_SIMULATION_SEEDS=10000 is how many seeds each s
 (scripts/chaos) is the same as that.
 """
 
-import importlib
 import inspect
 import os
 import re
@@ -19,16 +18,19 @@ import anyio
 import pytest
 
 from swr import StoreUnavailable
-from swr.engine import Engine
-from swr.load import Load
-from swr.renewal import Renewals
-from swr.stores.barriers import Barriers
+from swr.engine.endings import Endings
+from swr.engine.engine import Engine
+from swr.engine.flights import Flights
+from swr.engine.lease import Renewals
+from swr.engine.load import Load
+from swr.engine.refresh_path import RefreshPath
 from swr.stores.memory import MemoryStore
+from swr.stores.tag_versions import TagVersions
 from swr.stores.tiered import TieredStore
-from swr.testing import simulate as simulation
-from swr.testing.oracle import INVALIDATED, LOST, PAUSED, Failed, Oracle
-from swr.testing.simulate import SCENARIOS, main, simulate
-from swr.testing.world import Gate, Link, Server, Weather
+from tests.simulation import simulate as simulation
+from tests.simulation.oracle import INVALIDATED, LOST, PAUSED, Failed, Oracle
+from tests.simulation.simulate import SCENARIOS, main, simulate
+from tests.simulation.world import Gate, Link, Server, Weather
 
 FULL = os.environ.get("SWR_FULL") == "1"
 SEEDS = int(os.environ.get("SWR_SIMULATION_SEEDS", 10_000 if FULL else 0))
@@ -51,7 +53,7 @@ def test_no_seed_finds_anything(scenario, capsys):
 
 
 def test_a_seed_is_one_run_in_every_process():
-    code = "from swr.testing.simulate import simulate; print(*simulate(5).trace, sep='\\n')"
+    code = "from tests.simulation.simulate import simulate; print(*simulate(5).trace, sep='\\n')"
     traces = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -101,55 +103,56 @@ SABOTAGES = {
         MemoryStore, "invalidate", "self._holds.pop(key, None)", "pass", "invalidation",
         "was stored after an invalidation that it does not know",
     ),
-    "the barrier is that of the end of the load": Sabotage(
-        Load, "land", "self.began, flight.version or 0, self.head,",
-        "self.began, flight.version or 0, engine.store.barriers.head,", "invalidation",
+    "the tag version is that of the end of the load": Sabotage(
+        Load, "store", "self.began, version, self.tag_version,",
+        "self.began, version, runtime.store.tag_versions.newest,", "invalidation",
         "was stored after an invalidation that it does not know", 30,
     ),
     "stamped at the end of the load": Sabotage(
-        Load, "land", "policy, self.began,", "policy, engine.clock(),", "mixed", "its age given as",
+        Load, "store", "policy, self.began,", "policy, runtime.clock(),", "mixed", "its age given as",
     ),
-    "a fenced commit counts as done": Sabotage(
-        Load, "land", "except LeaseLost:\n            flight.doomed = True",
+    "a rejected commit counts as done": Sabotage(
+        Load, "store", "except LeaseLost:\n            flight.superseded = True",
         "except LeaseLost:\n            pass", "invalidation", "that it had heard of",
     ),
     "without a lease anything is kept": Sabotage(
-        Load, "land", "if flight.fence != engine.fence or not engine.is_current(flight)", "if False", "mixed",
-        "older than its answer", 50,
+        Load, "store", "if flight.fence != endings.flights.fence or not endings.flights.is_current(flight)", "if False",
+        "mixed", "older than its answer", 50,
     ),
-    "an invalidation dooms no flight": Sabotage(
-        Engine, "_hear", "self._doom(name, version or NEWEST)", "pass", "mixed", "older than",
+    "an invalidation supersedes no flight": Sabotage(
+        Engine, "on_notification", "self.flights.invalidate(name, version or NEWEST)", "pass", "mixed", "older than",
     ),
-    "what news has outdated stands in for an overtaken load": Sabotage(
-        Engine, "_part", "flight.fence = _PARTED", "pass", "mixed", "that it had heard of", 1975,
+    "a superseded load falls back on what an invalidation has outdated": Sabotage(
+        Flights, "_detach", "flight.is_detached = True", "pass", "mixed", "that it had heard of", 1975,
     ),
-    "a joiner's entry does not stand in": Sabotage(
+    "there is no falling back on a joiner's entry": Sabotage(
         Engine, "begin", "flight.entry = entry", "pass", "lost-reply", "could stand in", 20,
     ),
     "no second look": Sabotage(
-        Engine, "_win", "known = flight.entry.version if flight.entry is not None else 0", "known = NEWEST", "lost-reply",
-        "is fresh",
+        RefreshPath, "_get_lease", "known = flight.entry.version if flight.entry is not None else 0", "known = NEWEST",
+        "lost-reply", "is fresh",
     ),
     "a refresh takes what is there": Sabotage(
-        Engine, "_win", "known = NEWEST", "pass", "invalidation", "older than the refresh",
+        RefreshPath, "_get_lease", "known = NEWEST", "pass", "invalidation", "older than the refresh",
     ),
     "no lease is renewed": Sabotage(
-        Renewals, "_renew", "await self._engine.store.renew(load.lease, self._engine.lease_for)", "pass", "mixed",
+        Renewals, "_renew", "await self._runtime.store.renew(lease, self._runtime.lease_for)", "pass", "mixed",
         "was under way", 10,
     ),
     "after a failure the lease is kept": Sabotage(
-        Engine, "failed", "await self.store.release(lease, pause)", "pass", "lost-reply", "never answered",
+        Endings, "fail", "await runtime.store.release(lease, pause)", "pass", "lost-reply", "never answered",
     ),
-    "a pause keeps off whom nothing is served": Sabotage(
-        Engine, "_win", "force=flight.forced or (not _is_unasked(flight) and self.fallback(flight) is None)",
+    "a backoff refuses readers who have nothing to fall back on": Sabotage(
+        RefreshPath, "_ask", "force=flight.forced or (not flight.is_unasked and self._endings.fallback(flight) is None)",
         "force=False", "mixed", "raised SWRError",
     ),
-    "anything stands in": Sabotage(
-        Engine, "fallback", "if entry is None or not (decision.serve or decision.fallback)", "if entry is None", "lost-reply",
-        "as stale (Failed('load",
+    "anything is served in place of a failed load": Sabotage(
+        Endings, "fallback", "if entry is None or not (decision.serve or decision.fallback)", "if entry is None",
+        "lost-reply", "as stale (Failed('load",
     ),
     "closing gives no lease back": Sabotage(
-        Engine, "_fly", "await self.store.release(lease)", "pass", "paused-holder", "a lease is left over", 30,
+        RefreshPath, "_fly", "await self._runtime.store.release(lease)", "pass", "paused-holder", "a lease is left over",
+        30,
     ),
     "suspects are served": Sabotage(
         TieredStore, "_trust", "if slot.epoch != self._epoch", "if False", "invalidation", "before its link came up", 50,
@@ -157,33 +160,33 @@ SABOTAGES = {
     "superseded entries are served as fresh": Sabotage(
         TieredStore, "_trust", "if slot.superseded", "if False", "lost-reply", "older than a commit that it had heard of",
     ),
-    "what news outdates on its way is read": Sabotage(
-        TieredStore, "read", "or entry.version < watch.floor", "", "mixed", "older than", 40,
+    "what a notification outdates on its way is read": Sabotage(
+        TieredStore, "read", "or entry.version < watch.minimum", "", "mixed", "older than", 40,
     ),
-    "what news outdates on its way is a second look": Sabotage(
-        TieredStore, "acquire", "answer.version >= watch.floor and ", "", "mixed", "older than", 10,
+    "what a notification outdates on its way is a second look": Sabotage(
+        TieredStore, "acquire", "answer.version >= watch.minimum and ", "", "mixed", "older than", 10,
     ),
-    "what news outdates on its way is committed": Sabotage(
-        TieredStore, "commit", "entry.version < watch.floor or ", "", "invalidation", "older than", 130,
+    "what a notification outdates on its way is committed": Sabotage(
+        TieredStore, "commit", "entry.version < watch.minimum or ", "", "invalidation", "older than", 130,
     ),
-    "barriers are not asked": Sabotage(
-        Barriers, "admits", "if head < self._clear", "if False", "invalidation", "that it had heard of",
+    "tag versions are not asked": Sabotage(
+        TagVersions, "admits", "if tag_version < self._all", "if False", "invalidation", "that it had heard of",
     ),
     "what was invalidated in vain is forgotten": Sabotage(
-        TieredStore, "invalidate_tag", "self._owe(self._owed_tags, tag)", "pass", "mixed",
+        TieredStore, "invalidate_tag", "self._add_pending(self._pending_tags, tag)", "pass", "mixed",
         "older than its own invalidation",
     ),
-    "debts are not paid": Sabotage(
-        TieredStore, "_hear", "self._start(self._pay_all)", "pass", "lost-reply", "still keeps",
+    "pending invalidations are not replayed": Sabotage(
+        TieredStore, "_on_notification", "self._start(self._replay_all)", "pass", "lost-reply", "still keeps",
     ),
     "closing ends nothing": Sabotage(
-        Engine, "aclose", "await self._owner.aclose()", "pass", "mixed", "tasks are left over",
+        Engine, "aclose", "await self._tasks.aclose()", "pass", "mixed", "tasks are left over",
     ),
     "a silent link is never found out": Sabotage(
         Link, "_found_out", "if broken is self._broken", "if False", "invalidation", "that it should know of by now", 100,
     ),
-    "barriers that were missed are not learned": Sabotage(
-        Link, "_learn", "if self._synced == head >= self.barriers.head", "if True", "invalidation",
+    "tag versions that were missed are not learned": Sabotage(
+        Link, "_learn", "if self._synced == head >= self.tag_versions.newest", "if True", "invalidation",
         "before its link came up", 30,
     ),
 }  # fmt: skip
@@ -225,7 +228,7 @@ def test_what_only_a_broken_loader_could_do_is_found(monkeypatch):
         raise RuntimeError("boom")
 
     async def starts(self, load):
-        load._engine._owner.start(boom)
+        load._runtime.tasks.start(boom)
         await run(self, load)
 
     with monkeypatch.context() as patch:
@@ -238,7 +241,7 @@ def test_a_failing_seed_is_printed_and_replayed(monkeypatch, capsys):
     assert main(["--seeds", "52:64", "--scenario", "invalidation"]) == 1
     *failing, summary = capsys.readouterr().out.splitlines()
     seed = re.search(
-        r"; replay: python -m swr\.testing\.simulate (--seed \d+ --scenario invalidation --trace)$", failing[0]
+        r"; replay: python -m tests\.simulation\.simulate (--seed \d+ --scenario invalidation --trace)$", failing[0]
     )
     assert seed is not None
     assert summary.endswith(f"; {len(failing)} seeds failed")
@@ -252,9 +255,9 @@ def test_a_failing_seed_is_printed_and_replayed(monkeypatch, capsys):
 
 def test_the_module_is_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["simulate", "--seed", "3"])
-    monkeypatch.delitem(sys.modules, "swr.testing.simulate")
+    monkeypatch.delitem(sys.modules, "tests.simulation.simulate")
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("swr.testing.simulate", run_name="__main__")
+        runpy.run_module("tests.simulation.simulate", run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("mixed: 1 seeds, ")
 
@@ -283,10 +286,3 @@ def test_a_link_that_is_down_knows_no_time():
 
     with pytest.raises(StoreUnavailable, match="away"):
         anyio.run(ask, backend="trio")
-
-
-def test_without_trio_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trio", None)
-    monkeypatch.delitem(sys.modules, "swr.testing.simulate")
-    with pytest.raises(ImportError, match=re.escape("swr.testing.simulate needs trio: pip install 'swr[testing]'")):
-        importlib.import_module("swr.testing.simulate")

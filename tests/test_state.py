@@ -132,7 +132,7 @@ class Fleet(RuleBasedStateMachine):
         for number in range(3):
             process = Process(self.shared, self.clock)
             cache = Cache(clock=self.clock)
-            cache.engine, cache.shelf = process.engine, process.shelf
+            cache.engine, cache.local = process.engine, process.local
             one = cache.cached("row:{key}", fresh_for=1)(self.loader(number))
             many = cache.cached_many("row:{key}", fresh_for=1)(self.batch_loader(number))
             await cache.engine.ready()
@@ -211,7 +211,7 @@ class Fleet(RuleBasedStateMachine):
         assert not self.wrong, "\n".join(self.wrong)
 
     def ask(self, process: int, key: str) -> Question:
-        floor = self.floor(process, key)
+        floor = self.minimum(process, key)
         return Question(process, key, self.next(), self.clock(), floor, self.news[process], self.losses[process])
 
     def floor(self, process: int, key: str) -> int:
@@ -228,7 +228,7 @@ class Fleet(RuleBasedStateMachine):
             self.blame(f"{said}: no load has brought that")
             return
         overtaken = self.news[process] - news >= LOADS
-        floor = self.floor(process, key)
+        floor = self.minimum(process, key)
         if load.began < floor and not overtaken:
             self.blame(f"{said}: loaded before an invalidation at {floor} that its process has heard of")
         if refresh:
@@ -275,7 +275,7 @@ class Fleet(RuleBasedStateMachine):
             return
         key = keys[0]
         held, losses = self.given.get((process, key), (None, 0))
-        # The store's barriers are seen by all here, even by those whose link is broken.
+        # The store's tag_versions are seen by all here, even by those whose link is broken.
         known = max(max(it.at, it.paid) for it in (_NONE, *self.invalidations) if key in it.keys)
         if held is not None and losses == self.losses[process] and held.began > known:
             windows = WINDOWS[key]

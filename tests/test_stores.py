@@ -1,4 +1,4 @@
-"""Every store, and every store behind a shelf, does what `swr.testing.StoreConformance` says."""
+"""Every store, and every store behind a local cache, does what `tests.store_conformance` says."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,18 +7,18 @@ import anyio
 import pytest
 from redis.asyncio import Redis
 
-from swr.codec import ANY
+from swr.core.codec import ANY
 from swr.entry import stamp
 from swr.errors import LeaseLost
 from swr.policy import Policy
 from swr.stores.base import Kind, Lease, LeasingStore
+from swr.stores.local import LocalCache
 from swr.stores.memory import MemoryStore
-from swr.stores.redis import RedisStore
-from swr.stores.servers import Single
-from swr.stores.shelf import Shelf
+from swr.stores.redis.store import RedisStore
+from swr.stores.redis.topology import Single
 from swr.stores.tiered import TieredStore
-from swr.testing import StoreConformance
 from tests.servers import Server
+from tests.store_conformance import StoreConformance
 
 pytestmark = pytest.mark.anyio
 
@@ -34,8 +34,8 @@ async def opened(store: LeasingStore) -> AsyncIterator[LeasingStore]:
     await store.aclose(messages.append)
 
 
-def redis_store(server: Server) -> RedisStore:
-    return RedisStore(Single(lambda: Redis.from_url(server.url), 2.0), timeout=2.0)
+def redis_store(server: Server, namespace: str = "swr") -> RedisStore:
+    return RedisStore(Single(lambda: Redis.from_url(server.url), 2.0), namespace, timeout=2.0)
 
 
 async def test_a_lease_that_a_tag_has_ended_is_told_to_be_free():
@@ -58,17 +58,17 @@ class TestMemory(StoreConformance):
             yield store
 
 
-class TestShelfBeforeMemory(StoreConformance):
+class TestLocalCacheBeforeMemory(StoreConformance):
     @pytest.fixture
     async def store(self) -> AsyncIterator[LeasingStore]:
-        async with opened(TieredStore(Shelf(2**20, 1000), MemoryStore())) as store:
+        async with opened(TieredStore(LocalCache(2**20, 1000), MemoryStore())) as store:
             yield store
 
 
-class TestNoShelfBeforeMemory(StoreConformance):
+class TestNoLocalCacheBeforeMemory(StoreConformance):
     @pytest.fixture
     async def store(self) -> AsyncIterator[LeasingStore]:
-        async with opened(TieredStore(Shelf(0, 1000), MemoryStore())) as store:
+        async with opened(TieredStore(LocalCache(0, 1000), MemoryStore())) as store:
             yield store
 
 
@@ -83,12 +83,12 @@ class TestRedis(StoreConformance):
             yield store
 
 
-class TestShelfBeforeRedis(StoreConformance):
+class TestLocalCacheBeforeRedis(StoreConformance):
     @pytest.fixture
     def anyio_backend(self) -> str:
         return "asyncio"
 
     @pytest.fixture
     async def store(self, server: Server) -> AsyncIterator[LeasingStore]:
-        async with opened(TieredStore(Shelf(2**20, 1000), redis_store(server))) as store:
+        async with opened(TieredStore(LocalCache(2**20, 1000), redis_store(server))) as store:
             yield store

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import pytest
 
-from swr.tasks import Tasks
+from swr.engine.tasks import Tasks
 
 pytestmark = pytest.mark.anyio
 

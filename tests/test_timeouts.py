@@ -178,9 +178,9 @@ class TestHard:
                     with anyio.CancelScope(shield=True):
                         await stored.wait()
                         if end == "land":
-                            await load.land("late", self.policy)
+                            await load.store("late", self.policy)
                         elif end == "leave":
-                            await load.leave(drop=True)
+                            await load.skip(drop=True)
                         elif end == "fail":
                             await load.fail(ValueError("late"))
                         else:
@@ -199,7 +199,7 @@ class TestHard:
             await settle()
             outcome = await process.engine.fetch("k", Job())
             assert (outcome.value, outcome.state) == ("new", State.FRESH)
-        assert (type(flights[0].error), flights[0].landed, flights[0].left) == (LoadTimeout, None, False)
+        assert (type(flights[0].error), flights[0].loaded, flights[0].has_no_value) == (LoadTimeout, None, False)
         assert ("given up failed" in caplog.text) is (end == "raise")
 
     @pytest.fixture
@@ -266,7 +266,7 @@ class TestHard:
                 try:
                     outcome = await process.engine.fetch("k", Ends())
                 except LoadTimeout:
-                    assert not process.engine._flights
+                    assert not process.engine.flights
             assert outcome.value == 1
 
     @pytest.fixture
@@ -326,7 +326,7 @@ class TestResponses:
             clock.advance(61)
             assert brief(await http.get("/x")) == (200, "1", "stale")
             await settle()
-            while cache.engine._flights:
+            while cache.engine.flights:
                 await anyio.sleep(0.01)
             clock.advance(600)
             assert brief(await http.get("/x")) == (200, "1", "stale")

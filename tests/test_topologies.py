@@ -10,15 +10,16 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from swr import Cache, Policy, StoreUnavailable
-from swr.events import StoreDown
-from swr.refreshers.queue import Queue
+from swr.core.codec import ANY
+from swr.events import StoreUnreachable
+from swr.refreshers.queue.queue import Queue
 from swr.stores.base import Kind, LeasingStore
-from swr.stores.connect import servers_of
-from swr.stores.redis import RedisStore
-from swr.stores.shelf import Shelf
+from swr.stores.local import LocalCache
+from swr.stores.redis.store import RedisStore
+from swr.stores.redis.urls import servers_of
 from swr.stores.tiered import TieredStore
-from swr.testing import StoreConformance
 from tests.servers import ClusterOfSix, Sentinels, free_port, kinds
+from tests.store_conformance import StoreConformance
 from tests.test_redis import Counter, until
 from tests.test_stores import opened
 
@@ -45,7 +46,7 @@ def sentinels(request) -> Iterator[Sentinels]:
 
 
 def fresh() -> str:
-    """Return a namespace that nobody uses: after a flush, news of what was before would still be on its way."""
+    """Return a namespace that nobody uses: after a flush, messages from before it would still arrive."""
     return secrets.token_hex(4)
 
 
@@ -60,10 +61,10 @@ class TestOnACluster(StoreConformance):
             yield store
 
 
-class TestShelfBeforeACluster(StoreConformance):
+class TestLocalCacheBeforeACluster(StoreConformance):
     @pytest.fixture
     async def store(self, cluster: ClusterOfSix) -> AsyncIterator[LeasingStore]:
-        async with opened(TieredStore(Shelf(2**20, 1000), store_of(cluster.url))) as store:
+        async with opened(TieredStore(LocalCache(2**20, 1000), store_of(cluster.url))) as store:
             yield store
 
 
@@ -101,53 +102,46 @@ class TestCluster:
                     for key in keys:
                         assert (await cache.get_or_load(key, load, POLICY)).value > runs
 
-    async def test_every_message_is_heard_once(self, cluster: ClusterOfSix):
-        """Though every master passes it on, and each is listened to."""
-        namespace, heard = fresh(), []
+    async def test_every_message_notifies_once(self, cluster: ClusterOfSix):
+        """Though every master passes it on, and the process subscribes to each."""
+        namespace, received = fresh(), []
         async with (
             Cache(cluster.url, namespace=namespace, timeout=2) as one,
             Cache(cluster.url, namespace=namespace, timeout=2) as other,
         ):
             await other.engine.ready()
-            store = other.engine.store.store
-            tell = store._listener
-
-            def listen(message):
-                heard.append((message.kind, message.name))
-                tell(message)
-
-            store._listener = listen
+            other.engine.subscribe(lambda notification: received.append((notification.kind, notification.name)))
             for number in range(20):
                 await one.invalidate(f"k{number}")
             await one.invalidate_tag("t")
-            await until(lambda: len(heard) >= 21)
+            await until(lambda: len(received) >= 21)
             await asyncio.sleep(0.3)
-        assert sorted(heard, key=str) == sorted(
-            [(Kind.BARRIER, "t"), *((Kind.INVALIDATED, f"k{number}") for number in range(20))], key=str
+        assert sorted(received, key=str) == sorted(
+            [(Kind.TAG_VERSION, "t"), *((Kind.INVALIDATED, f"k{number}") for number in range(20))], key=str
         )
 
-    async def test_what_other_masters_pass_on_of_barriers_leaves_no_gap(self, cluster: ClusterOfSix):
+    async def test_what_other_masters_pass_on_of_tag_versions_leaves_no_gap(self, cluster: ClusterOfSix):
         """Only where they are made do they come in the order of their numbers."""
         namespace = fresh()
         async with Cache(cluster.url, namespace=namespace, timeout=2) as cache:
             await cache.invalidate_tag("one")
             store = cache.engine.store.store
-            owner = store._servers.link_to(store._shared.head_key)
+            owner = store._servers.link_to(store.names.newest_tag_version)
             another = next(link for link in store._servers._links.values() if link is not owner)
             await until(lambda: store._shared.synced)
             before = store._shared.synced
-            store.hear(another, store._message(Kind.BARRIER, "two", before + 10**6))
-            assert (store.barriers.head, store._shared.synced) == (before + 10**6, before)
-            store.hear(owner, store._message(Kind.BARRIER, "three", before + 10**6 + 1))
+            store.on_message(another, store._messages.write(Kind.TAG_VERSION, "two", before + 10**6))
+            assert (store.tag_versions.newest, store._shared.synced) == (before + 10**6, before)
+            store.on_message(owner, store._messages.write(Kind.TAG_VERSION, "three", before + 10**6 + 1))
             assert store._shared.synced == before + 10**6 + 1
             # Where they cannot be asked for, what is known has to do.
-            assert await store._shared.learn_from(None) == store.barriers.head
+            assert await store._shared.learn_from(None) == store.tag_versions.newest
             # While nobody is known to make them, nobody's will do.
-            store._servers._by_slot[key_slot(store._shared.head_key)] = None
-            store.hear(owner, store._message(Kind.BARRIER, "four", before + 10**6 + 2))
+            store._servers._by_slot[key_slot(store.names.newest_tag_version)] = None
+            store.on_message(owner, store._messages.write(Kind.TAG_VERSION, "four", before + 10**6 + 2))
             assert store._shared.synced == before + 10**6 + 1
 
-    async def test_a_client_of_ones_own(self, cluster: ClusterOfSix):
+    async def test_a_client_of_ones_own_shares_entries_with_a_url(self, cluster: ClusterOfSix):
         client = RedisCluster.from_url(cluster.url.replace("+cluster", "").partition(",")[0])
         load = Counter()
         async with Cache(redis=client, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
@@ -165,24 +159,24 @@ class TestCluster:
             assert "the server is a node of a cluster" in caplog.text
             assert "give a URL redis+cluster://" in caplog.text
 
-    async def test_patience_that_ends_as_the_last_link_is_made(self, cluster: ClusterOfSix, caplog):
+    async def test_a_timeout_after_the_last_link_was_made_changes_nothing(self, cluster: ClusterOfSix, caplog):
         """What is whole stays so, whatever is thought of what was before."""
         async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
             servers = cache.engine.store.store._servers
             servers.give_up(StoreUnavailable("no connection within 2 s"))
             link = servers.link_to(b"any")
             link.lose(StoreUnavailable("of old"), object())
-            assert servers.whole
-            assert cache.engine.store.up
+            assert servers.is_reachable
+            assert cache.engine.store.is_reachable
         assert caplog.text == ""
 
-    async def test_one_master_of_several_that_hangs_at_the_beginning(self, cluster: ClusterOfSix, caplog):
+    async def test_a_master_that_hangs_at_the_opening_is_used_once_it_answers(self, cluster: ClusterOfSix, caplog):
         hung = cluster.masters()[0]
         hung.pause()
         try:
             async with Cache(cluster.url, namespace=fresh()) as cache:
                 hung.resume()
-                await until(lambda: cache.engine.store.up)
+                await until(lambda: cache.engine.store.is_reachable)
         finally:
             hung.resume()
         assert "no connection within 0.2 s" in caplog.text
@@ -193,11 +187,11 @@ class TestCluster:
             servers = cache.engine.store.store._servers
             host, rows = await servers._ask_for_map()
             servers._draw((host, rows[1:]))
-            servers._keeper.link_changed()
-            assert servers.whole
+            servers._owner.on_link_changed()
+            assert servers.is_reachable
             for number in range(12):
                 assert (await cache.get_or_load(f"k{number}", Counter(), POLICY)).value == 1
-        assert "Redis is away" not in caplog.text
+        assert "cannot reach Redis" not in caplog.text
 
     async def test_marks_are_timed_where_their_keys_are(self, cluster: ClusterOfSix):
         """The clocks of masters differ: by another's a load could seem newer than the mark that it has not seen."""
@@ -209,22 +203,28 @@ class TestCluster:
             taken = [await queue.take(shard, "one", 100) for shard in queue.shards]
             assert sorted(delivery.args[0] for _, some in taken for delivery in some) == list(range(12))
 
-    async def test_a_cluster_that_cannot_be_reached(self, caplog):
+    async def test_a_read_of_a_slot_without_a_master_finds_the_store_unavailable(self, cluster: ClusterOfSix):
+        async with opened(store_of(cluster.url)) as store:
+            store._servers._by_slot[key_slot(store.names.entry("k"))] = None
+            with pytest.raises(StoreUnavailable, match="no master is known"):
+                await store.read("k", ANY)
+
+    async def test_a_cluster_that_cannot_be_reached_causes_no_error(self, caplog):
         load = Counter()
         async with Cache(f"redis+cluster://127.0.0.1:{free_port()}") as cache:
             for _ in range(2):
                 assert (await cache.get_or_load("k", load, POLICY)).value == 1
             await cache.invalidate_tag("t")
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
-        assert caplog.text.count("Redis is away") == 1
+        assert caplog.text.count("cannot reach Redis") == 1
 
-    async def test_one_that_is_silent(self, caplog):
+    async def test_a_silent_server_is_given_up_after_the_timeout(self, caplog):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             async with Cache(f"redis+cluster://127.0.0.1:{silent.getsockname()[1]}") as cache:
                 assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "no connection within 0.2 s" in caplog.text
 
-    async def test_a_slot_on_its_way_to_another_master(self, cluster: ClusterOfSix):
+    async def test_a_slot_on_its_way_to_another_master_causes_no_error(self, cluster: ClusterOfSix):
         """Reads follow it; what needs two keys at once has to wait, and nobody gets an error."""
         namespace = fresh()
         name = f"{namespace}:{{k}}".encode()
@@ -255,7 +255,7 @@ class TestCluster:
             await until(lambda: servers.link_to(name).name.endswith(str(target.port)))
 
     @pytest.mark.parametrize("arrived", [False, True])
-    async def test_the_slot_of_the_barriers_on_its_way(self, cluster: ClusterOfSix, arrived):
+    async def test_the_slot_of_the_tag_versions_on_its_way_breaks_no_link(self, cluster: ClusterOfSix, arrived):
         """Nobody gets an error, no link is lost, and tags are invalidated all the same."""
         namespace = fresh()
         slot = key_slot(f"{namespace}:{{!}}h".encode())
@@ -267,7 +267,7 @@ class TestCluster:
             Cache(cluster.url, namespace=namespace, timeout=2) as one,
             Cache(cluster.url, namespace=namespace, timeout=2) as other,
         ):
-            one.subscribe(down.append, StoreDown)
+            one.subscribe(down.append, StoreUnreachable)
             load = Counter()
             await one.get_or_load("k", load, POLICY)
             await other.invalidate_tag("t")
@@ -297,14 +297,14 @@ def settle_slot(cluster: ClusterOfSix, slot: int, owner: str) -> None:
 
 
 class TestSentinel:
-    async def test_a_replica_is_no_master(self, sentinels: Sentinels, caplog):
+    async def test_the_url_of_a_replica_is_refused_in_the_log(self, sentinels: Sentinels, caplog):
         replica = next(server for server in sentinels.servers if server is not sentinels.master())
         async with Cache(replica.url, namespace=fresh()) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "the server is a replica: give the URL of its master" in caplog.text
 
-    async def test_sentinels_that_know_no_such_master(self, sentinels: Sentinels, caplog):
+    async def test_an_unknown_master_is_named_in_the_log(self, sentinels: Sentinels, caplog):
         async with Cache(sentinels.url.replace("mymaster", "another"), timeout=2) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "No master found for 'another'" in caplog.text

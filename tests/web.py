@@ -3,6 +3,7 @@
 import anyio
 import httpx
 
+from swr import Cache
 from tests.fleet import settle
 
 
@@ -40,6 +41,13 @@ MAX_AGE = [(b"cache-control", b"max-age=60, stale-while-revalidate=600, stale-if
 def client(app, **options):
     transport = httpx.ASGITransport(app, raise_app_exceptions=options.pop("raises", True))
     return httpx.AsyncClient(transport=transport, base_url="http://test", **options)
+
+
+def cache_on(process, clock):
+    """Return a cache whose entries and leases lie in the store of a process of a fleet."""
+    cache = Cache(clock=clock)
+    cache.engine = process.engine
+    return cache
 
 
 def brief(response):

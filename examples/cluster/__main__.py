@@ -14,13 +14,13 @@ import msgspec
 
 from examples.cluster.account import account, left_of, lost_of
 from examples.cluster.consumer import Consumed
-from examples.cluster.numbers import GROUPS, SHARDS, Numbers, warm
+from examples.cluster.numbers import GROUPS, Numbers, warm
 from examples.cluster.producer import RATE, Produced
 from examples.cluster.servers import Server, Six, until
 from examples.demo.servers import StartError, redis_binary, running
 from examples.demo.signals import cancelled_by_signals
 from swr import StoreUnavailable
-from swr.refreshers.queue import Queue, Status, store_of
+from swr.refreshers import QueueStatus, Refresher
 
 PRODUCERS: Final = 3
 CONSUMERS: Final = 3
@@ -58,7 +58,6 @@ async def _show(binary: str, folder: Path, seconds: float) -> int:
     numbers = Numbers(database)
     with Six(binary, folder) as six:
         cache, refresher = warm(six.url, numbers.of)
-        queue = Queue(store_of(cache.engine), refresher.name, shards=SHARDS)
         master, replica = six.of(f"{{{refresher.name}:0}}")
         _say(
             f"{Path(binary).name}: masters on ports {', '.join(str(node.port) for node in six.masters)}, each with a "
@@ -67,18 +66,18 @@ async def _show(binary: str, folder: Path, seconds: float) -> int:
         )
         async with cache:
             with _reporting("consumer", CONSUMERS, Consumed, six.url, database) as consumed:
-                await _status_once(_is_drained, queue)
+                await _status_once(_is_drained, refresher)
                 _say("all groups are warm")
                 with _reporting("producer", PRODUCERS, Produced, six.url, database) as produced:
-                    watch = asyncio.create_task(_watch(queue))
+                    watch = asyncio.create_task(_watch(refresher))
                     await asyncio.sleep(seconds / 3)
                     # Loads are under way.
-                    await _status_once(lambda status: status.running > 0, queue)
+                    await _status_once(lambda status: status.running > 0, refresher)
                     failover = await _kill(master, replica)
                     await asyncio.sleep(max(1.0, 2 * seconds / 3 - failover))
                 watch.cancel()
                 _say("the producers have ended")
-                drained = await _status_once(_is_drained, queue)
+                drained = await _status_once(_is_drained, refresher)
             latest: dict[str, int] = {}
             for each in produced:
                 for group, number in each.latest.items():
@@ -122,7 +121,7 @@ async def _kill(master: Server, replica: Server) -> float:
     return failover
 
 
-async def _status_once(condition: Callable[[Status], bool], queue: Queue) -> Status:
+async def _status_once(condition: Callable[[QueueStatus], bool], refresher: Refresher) -> QueueStatus:
     """Return what the queue holds as soon as `condition` is true of it, or what it held after a minute.
 
     Raises:
@@ -131,7 +130,7 @@ async def _status_once(condition: Callable[[Status], bool], queue: Queue) -> Sta
     end, status = time.monotonic() + _PATIENCE, None
     while True:
         with suppress(StoreUnavailable):
-            status = await queue.status()
+            status = await refresher.status()
             if condition(status):
                 return status
         if time.monotonic() > end:
@@ -141,17 +140,17 @@ async def _status_once(condition: Callable[[Status], bool], queue: Queue) -> Sta
         await asyncio.sleep(0.05)
 
 
-def _is_drained(status: Status) -> bool:
+def _is_drained(status: QueueStatus) -> bool:
     return status.round is not None and not left_of(status)
 
 
-async def _watch(queue: Queue) -> None:
+async def _watch(refresher: Refresher) -> None:
     while True:
         await asyncio.sleep(1)
         try:
-            status = await queue.status()
+            status = await refresher.status()
         except StoreUnavailable:
-            _say("a part of the queue is away")
+            _say("a part of the queue is unreachable")
             continue
         counts = status.counts
         _say(

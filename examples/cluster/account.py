@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from examples.cluster.consumer import Consumed
 from examples.cluster.producer import Produced
 from swr import Cache, Policy
-from swr.refreshers import Refresher
-from swr.refreshers.queue import Status
+from swr.refreshers import QueueStatus, Refresher
 
 
 async def lost_of(
@@ -38,7 +37,7 @@ async def _cached(cache: Cache, key: str) -> int | None:
     return outcome.value
 
 
-def left_of(status: Status) -> int:
+def left_of(status: QueueStatus) -> int:
     """Return how many tasks, marks and dead letters a queue holds."""
     return status.dirty + status.queued + status.running + status.waiting + status.dead
 

@@ -64,7 +64,7 @@ async def replay(
     clients: list[httpx.AsyncClient],
     paths: Iterator[str],
     seconds: float,
-    hear: Callable[[Answer], None],
+    on_answer: Callable[[Answer], None],
     rate: float | None = None,
 ) -> None:
     """Have the clients work through `paths` together, for some seconds.
@@ -82,25 +82,25 @@ async def replay(
                 return
             await asyncio.sleep(due - time.monotonic())
             answer, _ = await ask(client, path)
-            hear(answer)
+            on_answer(answer)
 
     async with asyncio.TaskGroup() as group:
         for client in clients:
             group.create_task(read(client))
 
 
-async def add_late_flight(client: httpx.AsyncClient, airport: str, hear: Callable[[Answer], None]) -> bool:
+async def add_late_flight(client: httpx.AsyncClient, airport: str, on_answer: Callable[[Answer], None]) -> bool:
     """Make the last aircraft of a ranking so late that it leads; return whether the next answer shows it."""
     path = f"/rankings/{airport}"
     answer, response = await ask(client, path)
-    hear(answer)
+    on_answer(answer)
     aircraft = response.json()["aircraft"]
     first, last = aircraft[0], aircraft[-1]
     flight = {"tailnum": last["tailnum"], "arr_delay": first["total"] - last["total"] + 60}
     began = time.perf_counter()
     added = (await client.post(f"/flights/{airport}", json=[flight])).raise_for_status()
     milliseconds = (time.perf_counter() - began) * 1000
-    hear(Answer(f"POST /flights/{airport}", "added", added.headers["Worker"], milliseconds))
+    on_answer(Answer(f"POST /flights/{airport}", "added", added.headers["Worker"], milliseconds))
     answer, response = await ask(client, path)
-    hear(answer)
+    on_answer(answer)
     return bool(response.json()["aircraft"][0]["tailnum"] == last["tailnum"])

@@ -54,7 +54,7 @@ async def rounds_tour(console: Console, url: str, workers: int, flights: Flights
         paths = [f"/rankings/{airport}" for airport in airports[:-QUIET]]
         seconds = (first + ROUNDS) * every - time.time()
         async with asyncio.TaskGroup() as group:
-            group.create_task(replay(readers, requests(paths), seconds, tour.hear, RATE))
+            group.create_task(replay(readers, requests(paths), seconds, tour.on_answer, RATE))
             await tour.run()
             loaded = flights.loads
     fresh, stale, missing = (tour.states[state] for state in STATES)
@@ -104,7 +104,7 @@ class _Tour:
         self._milliseconds: list[float] = []
         self._fresh = 0
 
-    def hear(self, answer: Answer) -> None:
+    def on_answer(self, answer: Answer) -> None:
         """Take note of an answer."""
         self.states[answer.state] += 1
         self._milliseconds.append(answer.milliseconds)
@@ -137,7 +137,7 @@ class _Tour:
 
     async def _find(self, airport: str) -> bool:
         answer, response = await ask(self._client, f"/rankings/{airport}")
-        self.hear(answer)
+        self.on_answer(answer)
         return answer.state == "fresh" and response.json()["aircraft"][0]["tailnum"] == "N0LATE"
 
     def _kill(self, number: int) -> None:

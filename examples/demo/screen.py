@@ -43,7 +43,7 @@ class Progress:
         """How many rankings have been asked for."""
         return sum(len(self.milliseconds[state]) for state in STATES)
 
-    def hear(self, answer: Answer) -> None:
+    def on_answer(self, answer: Answer) -> None:
         """Take note of an answer."""
         self.milliseconds[answer.state].append(answer.milliseconds)
         self._latest[answer.state] = answer

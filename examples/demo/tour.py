@@ -37,7 +37,7 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
         [client] = await connect(url, 1, 1, stack)
         for airport in cycle(airports[:20]):
             await asyncio.sleep(1)
-            shown.append(await add_late_flight(client, airport, progress.hear))
+            shown.append(await add_late_flight(client, airport, progress.on_answer))
 
     def hear_uncached(answer: Answer) -> None:
         uncached.append(answer.milliseconds)
@@ -48,7 +48,7 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
         with progress:
             async with asyncio.TaskGroup() as group:
                 beside = [group.create_task(progress.run()), group.create_task(write())]
-                await replay(readers, requests(paths), seconds, progress.hear, RATE)
+                await replay(readers, requests(paths), seconds, progress.on_answer, RATE)
                 for task in beside:
                     task.cancel()
         # Refreshes that are still under way belong to the tour.

@@ -1,8 +1,8 @@
 """Sharded locks: every worker walks all groups each round, and loads those whose lease it gets.
 
-Nobody coordinates. Workers begin with different groups (rendezvous hashing), so that they seldom meet, and skip what
-they have heard the others commit. What somebody else is loading is looked at again when his lease would have ended:
-a dead worker's groups are taken over in the same round.
+There is no coordinator. Workers begin with different groups (rendezvous hashing), so that they seldom compete, and
+notifications tell them which groups the others have committed. A worker asks again for a group that another one holds
+when that lease would have ended. So the groups of a dead worker are taken over in the same round.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from typing import Any
 
 import anyio
 
-from swr.refreshers.groups import in_turns
-from swr.refreshers.report import Report
-from swr.refreshers.rounds import Round, Rounds
-from swr.refreshers.window import Ended, Loader, Result, Task, Window
-from swr.stores.base import Kind, Message
+from swr.refreshers.rounds.groups import in_turns
+from swr.refreshers.rounds.load_limiter import Ended, Loader, LoadLimiter, Result, Task
+from swr.refreshers.rounds.report import Report
+from swr.refreshers.rounds.schedule import Round, Rounds
+from swr.stores.base import Kind, Notification
 
 log = logging.getLogger("swr")
 Groups = Callable[[], Awaitable[dict[str, tuple[Any, ...]]]]
@@ -30,25 +30,25 @@ class Locks:
         loader: what is refreshed.
         groups: the arguments of every call, by key.
         rounds: when.
-        window: the loads under way.
-        report: who is told of each round.
+        limiter: runs the loads.
+        report: publishes the end of each round.
         worker: this one's name.
     """
 
     def __init__(
-        self, loader: Loader, groups: Groups, rounds: Rounds, window: Window, report: Report, worker: str
+        self, loader: Loader, groups: Groups, rounds: Rounds, limiter: LoadLimiter, report: Report, worker: str
     ) -> None:
         self._loader = loader
         self._groups = groups
         self._rounds = rounds
-        self._window = window
+        self._limiter = limiter
         self._report = report
         self._worker = worker.encode()[-64:]
         # Of the round that is under way: what is to be looked at, and again, and when.
         self._since = 0
         self._todo: dict[str, tuple[Any, ...]] = {}
         self._held: dict[str, tuple[tuple[Any, ...], float]] = {}
-        # What others have committed; a refusal of the lease may be heard of later than that.
+        # Keys that others have committed. The answer that refuses their lease may arrive after that notification.
         self._done: set[str] = set()
         self._walking = anyio.CancelScope()
 
@@ -59,14 +59,14 @@ class Locks:
     async def end(self, seconds: float) -> None:
         """Begin nothing more, and wait for the loads under way for so many seconds at most."""
         self._walking.cancel()
-        await self._window.drained(seconds)
+        await self._limiter.drained(seconds)
 
     async def _run(self) -> None:
         with self._walking:
             await self._walk_all()
 
     async def _walk_all(self) -> None:
-        end = self._loader.engine.listen(self._hear)
+        end = self._loader.engine.subscribe(self._on_message)
         try:
             while True:
                 this = await self._rounds.next()
@@ -75,47 +75,47 @@ class Locks:
                     groups = await self._groups()
                     await self._walk(this, groups)
                 except Exception:
-                    # `keys`: the database is away, perhaps.
+                    # `keys` failed: its database may be unreachable.
                     log.exception("round %d of the refresher %r could not be done", this.number, self._report.name)
                 else:
                     self._report.end(len(groups))
         finally:
             end()
 
-    def _hear(self, message: Message) -> None:
-        """What others have committed in this round is done."""
+    def _on_message(self, message: Notification) -> None:
+        """Take the groups that others have committed in this round off the list."""
         if message.kind is Kind.COMMITTED and message.version > self._since:
             self._done.add(message.name)
             self._todo.pop(message.name, None)
             if self._held.pop(message.name, None) is not None:
-                self._window.change()
-        elif message.kind is Kind.UP:
-            self._window.change()
+                self._limiter.change()
+        elif message.kind is Kind.REACHABLE:
+            self._limiter.change()
         elif message.kind is Kind.RELEASED and message.name in self._held:
             self._held[message.name] = self._held[message.name][0], anyio.current_time()
-            self._window.change()
+            self._limiter.change()
 
     async def _walk(self, this: Round, groups: dict[str, tuple[Any, ...]]) -> None:
-        engine, window = self._loader.engine, self._window
+        engine, limiter = self._loader.engine, self._limiter
         self._since = this.since
         self._todo, self._held, self._done = {}, {}, set()
         near = sorted([(self._distance(key), key) async for key in in_turns(groups)])
         self._todo = {key: groups[key] for _, key in near if key not in self._done}
         over_at = anyio.current_time() + this.left
-        while self._todo or self._held or window.running:
+        while self._todo or self._held or limiter.running:
             now = anyio.current_time()
             if now >= over_at and not self._todo:
                 # What others are loading is the next round's.
                 self._held.clear()
             for key in [key for key, (_, at) in self._held.items() if at <= now]:
                 self._todo[key] = self._held.pop(key)[0]
-            room = window.room if engine.is_store_up else 0
-            if self._todo and room:
-                some = {key: self._todo.pop(key) for key in list(itertools.islice(self._todo, room))}
-                window.begin([Task(key, args, this.since) for key, args in some.items()], self._ended)
-            elif self._todo or self._held or window.running:
+            free_slots = limiter.free_slots if engine.is_store_up else 0
+            if self._todo and free_slots:
+                some = {key: self._todo.pop(key) for key in list(itertools.islice(self._todo, free_slots))}
+                limiter.begin([Task(key, args, this.since) for key, args in some.items()], self._ended)
+            elif self._todo or self._held or limiter.running:
                 ahead = [at - now for at in (over_at, *(at for _, at in self._held.values())) if at > now]
-                await window.wait(min(ahead, default=None))
+                await limiter.wait(min(ahead, default=None))
 
     def _ended(self, task: Task, end: Ended) -> None:
         if end.result not in (Result.LOADED, Result.CURRENT) and task.key not in self._done:

@@ -12,11 +12,12 @@ import anyio
 
 from swr.errors import ConfigurationError
 from swr.policy import Duration, seconds
-from swr.refreshers.groups import Keys, checked, groups_of, in_turns, travelling
 from swr.refreshers.locks import Locks
-from swr.refreshers.report import Report
-from swr.refreshers.rounds import Rounds
-from swr.refreshers.window import Loader, Window
+from swr.refreshers.queue.status import QueueStatus
+from swr.refreshers.rounds.groups import Keys, checked, groups_of, in_turns, travelling
+from swr.refreshers.rounds.load_limiter import Loader, LoadLimiter
+from swr.refreshers.rounds.report import Report
+from swr.refreshers.rounds.schedule import Rounds
 
 log = logging.getLogger("swr")
 
@@ -43,7 +44,8 @@ class Refresher:
         every: how much time lies between the beginnings of two rounds.
         strategy: "locks": every process walks all groups and loads those whose lease it gets. "queue": one process
             enqueues, all take and load. "read": nothing, for the decorator refreshes what is asked for.
-        at_once: how many loads a process runs at a time. Half as many begin together: so many are a batch loader's.
+        at_once: how many loads a process runs at a time. Up to half of them begin in one step, as one call of a batch
+            loader.
         name: of the refresher in Redis, the same in every process; by default made of the key template. Several
             refreshers of one loader need a name each.
         dirty_only: with "queue": after a first round of all groups, only those that `mark_dirty` or `changed_since`
@@ -128,7 +130,7 @@ class Refresher:
         self._begun = False
         self._queue = None
         if strategy == "queue":
-            from swr.refreshers.queue import BACKENDS, Queue, store_of
+            from swr.refreshers.queue.queue import BACKENDS, Queue, store_of
 
             if backend not in BACKENDS:
                 raise ConfigurationError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
@@ -185,6 +187,21 @@ class Refresher:
         await self.loader.engine.ready()
         await self._queue.mark({self._key(args): args for args in marked})
 
+    async def status(self) -> QueueStatus:
+        """Return what the queue holds: tasks, marks and dead letters of all processes. It need not be running here.
+
+        Raises:
+            ConfigurationError: its strategy is not "queue".
+            StoreUnavailable: no answer.
+        """
+        if self._queue is None:
+            raise ConfigurationError(
+                f"the refresher {self.name!r} has no queue to ask for its status: its strategy is {self.strategy!r}, "
+                f'and only strategy="queue" has one'
+            )
+        await self.loader.engine.ready()
+        return await self._queue.status()
+
     async def __aenter__(self) -> Self:
         """Begin to refresh.
 
@@ -219,16 +236,16 @@ class Refresher:
     def _made(self) -> Strategy:
         engine = self.loader.engine
         worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        window = Window(self.loader, self._at_once)
+        limiter = LoadLimiter(self.loader, self._at_once)
         rounds = Rounds(engine, self.every)
-        report = Report(self.name, engine, window, self.every if self._queue is None else None)
+        report = Report(self.name, engine, limiter, self.every if self._queue is None else None)
         if self._queue is None:
-            return Locks(self.loader, self.groups, rounds, window, report, worker)
-        from swr.refreshers.consumer import Consumer
-        from swr.refreshers.leader import Leader
-        from swr.refreshers.queued import Queued
+            return Locks(self.loader, self.groups, rounds, limiter, report, worker)
+        from swr.refreshers.queue.consumer import Consumer
+        from swr.refreshers.queue.leader import Leader
+        from swr.refreshers.queue.strategy import QueueStrategy
 
-        return Queued(
+        return QueueStrategy(
             Leader(
                 self.loader,
                 self._queue,
@@ -239,5 +256,5 @@ class Refresher:
                 self._times["lead_for"],
                 worker,
             ),
-            Consumer(engine, self._queue, window, rounds, report, worker, self._times["reclaim_after"]),
+            Consumer(engine, self._queue, limiter, rounds, report, worker, self._times["reclaim_after"]),
         )

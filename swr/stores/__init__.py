@@ -1,1 +1,6 @@
-"""Where entries and leases lie: in this process, in Redis, or in this process in front of Redis."""
+"""Where entries and leases live: in this process (L1), in Redis, or in both. Private.
+
+`base` holds the two ports that the engine runs on; every store passes one conformance suite in `tests/`. Imports:
+`swr.core` and the modules beside the folders. Offers: `MemoryStore`, `TieredStore` (the local cache in front of a
+shared store), `LocalCache`, `TagVersions`, and `redis/`, which only a cache with Redis imports.
+"""

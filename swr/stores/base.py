@@ -4,9 +4,9 @@ import enum
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, Protocol, TypeVarTuple
 
-from swr.codec import Codec
+from swr.core.codec import Codec
 from swr.entry import Entry
-from swr.stores.barriers import Barriers
+from swr.stores.tag_versions import TagVersions
 
 Ts = TypeVarTuple("Ts")
 
@@ -15,28 +15,28 @@ NEWEST: Final = 10**16 - 1
 
 
 class Kind(enum.Enum):
-    """What a message says has happened."""
+    """What has happened."""
 
     COMMITTED = "c"
     RELEASED = "r"
     INVALIDATED = "i"
-    BARRIER = "b"
-    # A barrier that was learned of before its message came.
+    TAG_VERSION = "b"
+    # A tag version that was known before its message came.
     REPEATED = "r!"
     # Tasks were put into the queue of a refresher, whose name it is.
     QUEUED = "q"
-    UP = "u"
-    DOWN = "d"
+    REACHABLE = "u"
+    UNREACHABLE = "d"
 
 
-class Message(NamedTuple):
-    """Something that happened in the store, heard by every process that listens.
+class Notification(NamedTuple):
+    """Something that happened in the store; every process that has it open is notified.
 
     Parameters:
         kind: what.
-        name: the key, or for a barrier the tag ("*" for all); for DOWN the reason; empty for UP.
-        version: of the commit, the tombstone or the barrier; 0 for the others.
-        elsewhere: another process says so, right now.
+        name: the key, or the tag of a tag version ("*" for all); for UNREACHABLE the reason; empty for REACHABLE.
+        version: of the commit or the tombstone, or the tag version; 0 for the others.
+        elsewhere: another process did it, just now.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ class Message(NamedTuple):
     elsewhere: bool = False
 
 
-Listener = Callable[[Message], None]
+Subscriber = Callable[[Notification], None]
 
 
 class Lease(NamedTuple):
@@ -55,14 +55,14 @@ class Lease(NamedTuple):
         key: the key.
         token: who holds it.
         version: greater than that of every entry of this key so far.
-        head: the newest barrier at the moment it was taken.
+        tag_version: the newest tag version at the moment it was taken.
         failures: how many loads in a row have failed before this one.
     """
 
     key: str
     token: str
     version: int
-    head: int
+    tag_version: int
     failures: int = 0
 
 
@@ -72,7 +72,7 @@ class Held(NamedTuple):
     Parameters:
         retry_after: seconds until it expires.
         now: the store's clock, in the unit of versions: what is loaded from now on is newer.
-        failures: above 0, nobody loads: so many loads in a row have failed and all keep off for a while.
+        failures: loads that have failed in a row; above 0 every process backs off for a while.
     """
 
     retry_after: float
@@ -90,20 +90,20 @@ class Store(Protocol):
     """Where entries lie."""
 
     @property
-    def barriers(self) -> Barriers:
+    def tag_versions(self) -> TagVersions:
         """The tags and clears that this process knows of."""
 
-    async def open(self, start: Start, listener: Listener) -> None:
-        """Connect; from now on `listener` is called with every message."""
+    async def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Connect; from now on `subscriber` is called with every notification."""
 
-    async def aclose(self, listener: Listener) -> None:
-        """Disconnect; `listener` hears no more."""
+    async def aclose(self, subscriber: Subscriber) -> None:
+        """Disconnect; `subscriber` is not called any more."""
 
-    def is_away(self, key: str) -> bool:
-        """Whether it is known that nobody can be asked about `key`, so that nothing is lost by not asking."""
+    def is_unreachable(self, key: str) -> bool:
+        """Return whether the key's server is known to be unreachable, so that asking it is no use."""
 
     async def settled(self) -> None:
-        """Wait until all that could not be told to the store is told."""
+        """Wait until the store has got every pending invalidation."""
 
     async def now(self) -> int:
         """Return the clock that versions come from: microseconds since 1970, older than every version to come.
@@ -116,7 +116,7 @@ class Store(Protocol):
         """How many commands have been sent to servers since the store was opened."""
 
     def forget(self) -> None:
-        """Let go of what is only true while somebody listens: the event loop has ended."""
+        """Let go of what is only true while notifications arrive: the event loop has ended."""
 
     def keep(self, key: str, entry: Entry[Any]) -> None:
         """Hold, for this process alone, an entry whose commit was not confirmed."""
@@ -156,7 +156,7 @@ class Leases(Protocol):
         """Store the entry and give the lease back. Raises LeaseLost, CodecError, StoreUnavailable."""
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
-        """Give the lease back without an entry; for `pause` seconds nobody gets it. Raises StoreUnavailable."""
+        """Give the lease back without an entry; for `pause` seconds no process gets it. Raises StoreUnavailable."""
 
 
 class LeasingStore(Store, Leases, Protocol):

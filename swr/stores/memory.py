@@ -1,4 +1,4 @@
-"""The store in this process's memory: the whole protocol, leases and barriers included, and no waiting."""
+"""The store in this process's memory: the whole protocol, with leases and tag versions, and no waiting."""
 
 import time
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from typing import Any
 
 from cachetools import TLRUCache
 
-from swr.codec import Codec
+from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import LeaseLost
-from swr.stores.barriers import ALL, Barriers
-from swr.stores.base import Held, Kind, Lease, Listener, Message, Start
-from swr.stores.shelf import Shelf
+from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
+from swr.stores.local import LocalCache
+from swr.stores.tag_versions import ALL, TagVersions
 
 
 class _Hold:
-    """What stands where a lease can be: the lease itself, or a pause after failures."""
+    """What keeps a key from being loaded: a lease, or a pause after failures."""
 
     __slots__ = ("failures", "token", "until", "version")
 
@@ -30,7 +30,7 @@ class MemoryStore:
     """Entries and leases in memory, shared by all caches that were given this object.
 
     Parameters:
-        max_bytes: the most that keys and values may weigh, in bytes.
+        max_bytes: most memory that keys and values may take, in bytes.
         max_entries: the most entries.
         clock: wall clock, seconds.
     """
@@ -41,8 +41,8 @@ class MemoryStore:
         max_entries: int = 1_000_000,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.shelf = Shelf(max_bytes, max_entries)
-        self.barriers = Barriers()
+        self.local = LocalCache(max_bytes, max_entries)
+        self.tag_versions = TagVersions()
         self._clock = clock
         self._last = 0
         # A pause is remembered for a while after its end, so that failures go on being counted.
@@ -51,20 +51,20 @@ class MemoryStore:
             ttu=lambda _key, hold, _now: hold.until + (60.0 if hold.token is None else 0.0),
             timer=clock,
         )
-        self._listeners: list[Listener] = []
+        self._subscribers: list[Subscriber] = []
 
-    async def open(self, start: Start, listener: Listener) -> None:
-        """Tell `listener` what happens."""
-        if listener not in self._listeners:
-            self._listeners.append(listener)
-        listener(Message(Kind.UP))
+    async def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Call `subscriber` with every notification from now on."""
+        if subscriber not in self._subscribers:
+            self._subscribers.append(subscriber)
+        subscriber(Notification(Kind.REACHABLE))
 
-    async def aclose(self, listener: Listener) -> None:
-        """Stop telling `listener`; the entries stay."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
+    async def aclose(self, subscriber: Subscriber) -> None:
+        """Stop calling `subscriber`; the entries stay."""
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
 
-    def is_away(self, key: str) -> bool:
+    def is_unreachable(self, key: str) -> bool:
         """Never."""
         return False
 
@@ -81,22 +81,22 @@ class MemoryStore:
         return 0
 
     def forget(self) -> None:
-        """Nothing: what lies here is the truth, with or without listeners."""
+        """Nothing: what lies here is the truth, with or without subscribers."""
 
     def keep(self, key: str, entry: Entry[Any]) -> None:
         """Nothing: a commit that this store did not confirm did not happen."""
 
     def peek(self, key: str) -> Entry[Any] | None:
-        """Return the entry of `key` unless a barrier has outdated it."""
-        slot = self.shelf.get(key)
+        """Return the entry of `key` unless a tag version has outdated it."""
+        slot = self.local.get(key)
         if slot is None:
             return None
         entry = slot.entry
-        if slot.checked != self.shelf.generation:
-            if not self.barriers.admits(entry.head, entry.tags):
-                self.shelf.drop(key)
+        if slot.checked != self.local.generation:
+            if not self.tag_versions.admits(entry.tag_version, entry.tags):
+                self.local.drop(key)
                 return None
-            slot.checked = self.shelf.generation
+            slot.checked = self.local.generation
         return entry
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
@@ -108,10 +108,10 @@ class MemoryStore:
         self._last = max(int(self._clock() * 1e6), self._last + 1)
         return self._last
 
-    def _tell(self, kind: Kind, name: str, version: int = 0) -> None:
-        message = Message(kind, name, version)
-        for listener in self._listeners:
-            listener(message)
+    def _notify(self, kind: Kind, name: str, version: int = 0) -> None:
+        notification = Notification(kind, name, version)
+        for subscriber in self._subscribers:
+            subscriber(notification)
 
     async def acquire(
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
@@ -132,7 +132,7 @@ class MemoryStore:
             return Held(hold.until - now, before)
         version = hold.version if hold is not None and hold.token == token else self._next()
         self._holds[key] = _Hold(token, version, now + ttl, failures)
-        return Lease(key, token, version, self.barriers.head, failures)
+        return Lease(key, token, version, self.tag_versions.newest, failures)
 
     def _held_by(self, lease: Lease) -> bool:
         hold = self._holds.get(lease.key)
@@ -149,11 +149,11 @@ class MemoryStore:
         if not self._held_by(lease):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
         del self._holds[lease.key]
-        if not self.barriers.admits(entry.head, entry.tags):
-            self._tell(Kind.RELEASED, lease.key)
+        if not self.tag_versions.admits(entry.tag_version, entry.tags):
+            self._notify(Kind.RELEASED, lease.key)
             raise LeaseLost(f"a tag of {lease.key!r} was invalidated while it was loaded")
-        self.shelf.put(lease.key, entry)
-        self._tell(Kind.COMMITTED, lease.key, entry.version)
+        self.local.put(lease.key, entry)
+        self._notify(Kind.COMMITTED, lease.key, entry.version)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the lease back if it still stands."""
@@ -163,19 +163,19 @@ class MemoryStore:
         if pause:
             until = self._clock() + pause
             self._holds[lease.key] = _Hold(None, lease.version, until, lease.failures + 1)
-        self._tell(Kind.RELEASED, lease.key)
+        self._notify(Kind.RELEASED, lease.key)
 
     async def invalidate(self, key: str) -> None:
         """Remove the entry and the lease of `key`."""
-        self.shelf.drop(key)
+        self.local.drop(key)
         self._holds.pop(key, None)
-        self._tell(Kind.INVALIDATED, key, self._next())
+        self._notify(Kind.INVALIDATED, key, self._next())
 
     async def invalidate_tag(self, tag: str) -> None:
-        """Raise the barrier of `tag`."""
+        """Raise the version of `tag`."""
         number = self._next()
-        self.barriers.raise_to(tag, number)
-        self.shelf.doubt()
+        self.tag_versions.raise_to(tag, number)
+        self.local.recheck_all()
         if tag == ALL:
-            self.shelf.clear()
-        self._tell(Kind.BARRIER, tag, number)
+            self.local.clear()
+        self._notify(Kind.TAG_VERSION, tag, number)

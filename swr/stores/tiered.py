@@ -1,13 +1,13 @@
-"""The shelf of this process in front of a store that many processes share, kept true by the store's messages.
+"""The local cache (L1) in front of a store that many processes share; the store's notifications keep it true.
 
-An entry on the shelf is *confirmed* (the link was whole ever since it came), *superseded* (a newer one was
-committed elsewhere), or *suspect* (messages may have been missed, or its commit was never confirmed). The first is
-served. The others are checked against the store first, except that a stale entry which is merely superseded goes
-out at once, as stale entries do. While the store is away nothing can be checked, and what is on the shelf is
-served within its deadlines.
+A local entry is *confirmed* (notifications arrived ever since it came), *superseded* (another process committed a
+newer one), or *suspect* (notifications may have been missed, or its commit was never confirmed). A confirmed entry is
+served. The others are checked against the store first; but a stale entry that is only superseded is served at once, as
+stale entries are. While the store is unreachable nothing can be checked, and local entries are served within their
+deadlines.
 
-An answer of the store that was on its way when news of its key arrived is compared with the news: every operation
-that brings an entry is watched, and the shelf never takes what a message has already outdated.
+A notification may overtake an answer of the store that is on its way. Every operation that brings an entry therefore
+has a `_Watch`, and the local cache never takes an entry that a notification has already outdated.
 """
 
 import logging
@@ -17,14 +17,14 @@ from typing import Any, Final, Self
 
 import anyio
 
-from swr.codec import Codec
+from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import LeaseLost, StoreUnavailable
-from swr.stores.barriers import ALL, Barriers
-from swr.stores.base import Held, Kind, Lease, LeasingStore, Listener, Message, Start
-from swr.stores.shelf import UNCHECKED, Shelf, Slot
+from swr.stores.base import Held, Kind, Lease, LeasingStore, Notification, Start, Subscriber
+from swr.stores.local import UNCHECKED, LocalCache, Slot
+from swr.stores.tag_versions import ALL, TagVersions
 
-_MOST_OWED: Final = 10_000
+_MOST_PENDING: Final = 10_000
 _NEVER: Final = -1
 _AGAIN_AFTER: Final = 1.0
 _LOOKED_AFTER: Final = 0.01
@@ -33,12 +33,12 @@ log = logging.getLogger("swr")
 
 
 class _Watch:
-    """The operations on one key that are under way: what they bring must be at least as new as `floor`."""
+    """The operations on one key that are under way: an entry they bring must be at least as new as `minimum`."""
 
-    __slots__ = ("_key", "_under_way", "_watches", "floor")
+    __slots__ = ("_key", "_under_way", "_watches", "minimum")
 
     def __init__(self, watches: "dict[str, _Watch]", key: str) -> None:
-        self.floor = 0
+        self.minimum = 0
         self._under_way = 0
         self._watches = watches
         self._key = key
@@ -54,45 +54,48 @@ class _Watch:
 
 
 class TieredStore:
-    """A shelf in front of a shared store.
+    """A local cache in front of a shared store.
 
     Parameters:
-        shelf: this process's memory; one of no bytes holds nothing, and every read then goes to the store.
+        local: this process's memory; one of no bytes holds nothing, and every read then goes to the store.
         store: what the processes share.
         clock: wall clock, seconds.
+
+    Attributes:
+        is_reachable: whether notifications arrive, so that confirmed entries are true.
     """
 
-    def __init__(self, shelf: Shelf, store: LeasingStore, clock: Callable[[], float] = time.time) -> None:
-        self.shelf = shelf
+    def __init__(self, local: LocalCache, store: LeasingStore, clock: Callable[[], float] = time.time) -> None:
+        self.local = local
         self.store = store
         self._clock = clock
-        self.up = False
+        self.is_reachable = False
         self._epoch = 0
         self._watches: dict[str, _Watch] = {}
-        # What could not be told to the store: keys and tags to invalidate, tokens to give back.
-        self._owed_keys: dict[str, object] = {}
-        self._owed_tags: dict[str, object] = {}
-        self._owed_leases: dict[str, Lease] = {}
-        self._paying = False
+        # What the store did not take: keys and tags to invalidate, leases to give back, by token.
+        self._pending_keys: dict[str, object] = {}
+        self._pending_tags: dict[str, object] = {}
+        self._pending_releases: dict[str, Lease] = {}
+        self._replaying = False
 
     @property
-    def barriers(self) -> Barriers:
-        """Those of the shared store."""
-        return self.store.barriers
+    def tag_versions(self) -> TagVersions:
+        """The shared store's tag versions."""
+        return self.store.tag_versions
 
-    async def open(self, start: Start, listener: Listener) -> None:
-        """Open the shared store and listen to it."""
-        self._start, self._listener = start, listener
-        await self.store.open(start, self._hear)
+    async def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Open the shared store and subscribe to its notifications."""
+        self._start, self._subscriber = start, subscriber
+        await self.store.open(start, self._on_notification)
 
-    def is_away(self, key: str) -> bool:
-        """Whether the shared store is."""
-        return self.store.is_away(key)
+    def is_unreachable(self, key: str) -> bool:
+        """Return whether the shared store is unreachable for `key`."""
+        return self.store.is_unreachable(key)
 
     async def settled(self) -> None:
-        """Wait until what is owed is paid."""
-        # Only closing waits for it: not worth an event at every debt.
-        while self._owed_keys or self._owed_tags or self._owed_leases:  # noqa: ASYNC110
+        """Wait until nothing is pending."""
+        # Only closing waits for it: not worth an event at every invalidation.
+        while self._pending_keys or self._pending_tags or self._pending_releases:  # noqa: ASYNC110
             await anyio.sleep(_LOOKED_AFTER)
 
     async def now(self) -> int:
@@ -104,52 +107,52 @@ class TieredStore:
         """Return how many commands the shared store has sent."""
         return self.store.sent
 
-    async def aclose(self, listener: Listener) -> None:
+    async def aclose(self, subscriber: Subscriber) -> None:
         """Close the shared store."""
-        owed = len(self._owed_keys) + len(self._owed_tags)
-        if owed:
-            log.warning("closed while the store is away: %d invalidations have reached this process alone", owed)
-        await self.store.aclose(self._hear)
+        pending = len(self._pending_keys) + len(self._pending_tags)
+        if pending:
+            log.warning("closed while Redis is unreachable: %d invalidations have reached this process alone", pending)
+        await self.store.aclose(self._on_notification)
 
     def forget(self) -> None:
-        """Empty the shelf, for nobody tells it of changes any more."""
-        self.up = False
-        self._paying = False
-        self.shelf.clear()
+        """Empty the local cache, because no notification reaches it any more."""
+        self.is_reachable = False
+        self._replaying = False
+        self.local.clear()
         self.store.forget()
 
-    # -- news -------------------------------------------------------------------------------------------------
+    # -- notifications ----------------------------------------------------------------------------------------
 
-    def _hear(self, message: Message) -> None:
-        kind, name, version, _ = message
-        if kind is Kind.UP:
-            # Whatever was said while nobody listened: all that is here is suspect now.
-            self.up = True
+    def _on_notification(self, notification: Notification) -> None:
+        kind, name, version, _ = notification
+        if kind is Kind.REACHABLE:
+            # Notifications may have been missed: every local entry is suspect now.
+            self.is_reachable = True
             self._epoch += 1
-            self.shelf.doubt()
-            self._start(self._pay_all)
-        elif kind is Kind.DOWN:
-            self.up = False
-            self.shelf.doubt()
-        elif kind is Kind.BARRIER:
-            self.shelf.doubt()
+            self.local.recheck_all()
+            self._start(self._replay_all)
+        elif kind is Kind.UNREACHABLE:
+            self.is_reachable = False
+            self.local.recheck_all()
+        elif kind is Kind.TAG_VERSION:
+            self.local.recheck_all()
         elif kind is Kind.INVALIDATED:
-            self._raise_floor(name, version)
-            slot = self.shelf.get(name)
+            self._raise_minimum(name, version)
+            slot = self.local.get(name)
             if slot is not None and slot.entry.version < version:
-                self.shelf.drop(name)
+                self.local.drop(name)
         elif kind is Kind.COMMITTED:
-            self._raise_floor(name, version)
-            slot = self.shelf.get(name)
+            self._raise_minimum(name, version)
+            slot = self.local.get(name)
             if slot is not None and slot.entry.version < version:
                 slot.superseded = True
                 slot.checked = UNCHECKED
-        self._listener(message)
+        self._subscriber(notification)
 
-    def _raise_floor(self, key: str, version: int) -> None:
+    def _raise_minimum(self, key: str, version: int) -> None:
         watch = self._watches.get(key)
-        if watch is not None and watch.floor < version:
-            watch.floor = version
+        if watch is not None and watch.minimum < version:
+            watch.minimum = version
 
     def _watching(self, key: str) -> _Watch:
         watch = self._watches.get(key)
@@ -160,170 +163,176 @@ class TieredStore:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def peek(self, key: str) -> Entry[Any] | None:
-        """Return the entry on the shelf if it may be trusted, or if there is nobody to ask."""
-        slot = self.shelf.get(key)
-        if slot is None or (slot.checked != self.shelf.generation and not self._trust(key, slot)):
+        """Return the local entry if it may be trusted, or if the store cannot be asked."""
+        slot = self.local.get(key)
+        if slot is None or (slot.checked != self.local.generation and not self._trust(key, slot)):
             return None
         return slot.entry
 
     def _trust(self, key: str, slot: Slot) -> bool:
         entry = slot.entry
-        if not self.barriers.admits(entry.head, entry.tags):
-            self.shelf.drop(key)
+        if not self.tag_versions.admits(entry.tag_version, entry.tags):
+            self.local.drop(key)
             return False
-        # While the store is away there is nobody to ask, and all of this is looked at again once it is back.
-        if self.up:
+        # While the store is unreachable this will do; every entry is checked again once it is reachable.
+        if self.is_reachable:
             if slot.epoch != self._epoch:
                 return False
             if slot.superseded:
                 return self._clock() >= entry.fresh_until and not entry.absent
-        slot.checked = self.shelf.generation
+        slot.checked = self.local.generation
         return True
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
-        """Return the shared store's entry and keep it on the shelf; while the store is away, the shelf's."""
-        if not self.up and self.store.is_away(key):
-            return self._left(key)
+        """Return the shared store's entry and keep it here; while the store is unreachable, return the local entry."""
+        if not self.is_reachable and self.store.is_unreachable(key):
+            return self._fallback(key)
         epoch = self._epoch
         with self._watching(key) as watch:
             try:
                 entry = await self.store.read(key, codec)
             except StoreUnavailable:
-                return self._left(key)
-            slot = self.shelf.get(key)
+                return self._fallback(key)
+            slot = self.local.get(key)
             if slot is not None and self._confirmed(slot) and (entry is None or slot.entry.version >= entry.version):
                 # It came while the answer was on its way.
                 return slot.entry
-            if entry is None or entry.version < watch.floor or self._is_owed(key, entry):
-                self.shelf.drop(key)
+            if entry is None or entry.version < watch.minimum or self._is_pending(key, entry):
+                self.local.drop(key)
                 return None
-            self.shelf.put(key, entry, epoch)
+            self.local.put(key, entry, epoch)
             return entry
 
-    def _left(self, key: str) -> Entry[Any] | None:
-        slot = self.shelf.get(key)
+    def _fallback(self, key: str) -> Entry[Any] | None:
+        slot = self.local.get(key)
         return slot.entry if slot is not None and self._admits(slot.entry) else None
 
     def _admits(self, entry: Entry[Any]) -> bool:
-        return self.barriers.admits(entry.head, entry.tags)
+        return self.tag_versions.admits(entry.tag_version, entry.tags)
 
     def _confirmed(self, slot: Slot) -> bool:
         return slot.epoch == self._epoch and not slot.superseded and self._admits(slot.entry)
 
     def keep(self, key: str, entry: Entry[Any]) -> None:
-        """Hold an entry that the store did not take: served while the store is away, checked when it is back."""
-        # With the link whole, one that the store refused to store is as good as any: news of it would be heard.
-        self.shelf.put(key, entry, self._epoch if self.up else _NEVER)
+        """Hold an entry that the store did not take; it is checked as soon as the store is reachable again."""
+        # If the store is reachable and refused the entry, notifications about it arrive as for any other.
+        self.local.put(key, entry, self._epoch if self.is_reachable else _NEVER)
 
     # -- invalidating -----------------------------------------------------------------------------------------
 
     async def invalidate(self, key: str) -> None:
-        """Invalidate `key` here and everywhere; while the store is away, here now and everywhere when it is back."""
+        """Invalidate `key` everywhere; while the store is unreachable, here at once and elsewhere later."""
         with anyio.CancelScope(shield=True):
             try:
                 await self.store.invalidate(key)
             except StoreUnavailable:
-                # What an operation under way may still bring is refused for it.
-                self._owe(self._owed_keys, key)
-                self.shelf.drop(key)
-                self._listener(Message(Kind.INVALIDATED, key, 0))
+                # An operation under way may still bring the entry; while this is pending it is refused.
+                self._add_pending(self._pending_keys, key)
+                self.local.drop(key)
+                self._subscriber(Notification(Kind.INVALIDATED, key, 0))
 
     async def invalidate_tag(self, tag: str) -> None:
-        """Invalidate all that carries `tag`, here and everywhere, as `invalidate` does."""
+        """Invalidate every entry with `tag` everywhere, as `invalidate` does."""
         with anyio.CancelScope(shield=True):
             try:
                 await self.store.invalidate_tag(tag)
             except StoreUnavailable:
-                self._owe(self._owed_tags, tag)
-                # The barrier's number is the server's to give; until then the shelf is walked.
-                for key, slot in list(self.shelf.slots.items()):
+                self._add_pending(self._pending_tags, tag)
+                # Only the server can raise the tag version; until it does, drop the entries one by one.
+                for key, slot in list(self.local.slots.items()):
                     if tag == ALL or tag in slot.entry.tags:
-                        self.shelf.drop(key)
-                self._listener(Message(Kind.BARRIER, tag, 0))
+                        self.local.drop(key)
+                self._subscriber(Notification(Kind.TAG_VERSION, tag, 0))
 
-    def _owe(self, owed: dict[str, object], name: str) -> None:
-        if len(owed) >= _MOST_OWED:
-            owed, name = self._owed_tags, ALL
-        owed[name] = object()
-        self._pay_soon()
+    def _add_pending(self, pending: dict[str, object], name: str) -> None:
+        if len(pending) >= _MOST_PENDING:
+            pending, name = self._pending_tags, ALL
+        pending[name] = object()
+        self._replay_soon()
 
-    def _pay_soon(self) -> None:
-        if self.up and not self._paying:
-            self._paying = True
-            self._start(self._pay_all)
+    def _replay_soon(self) -> None:
+        if self.is_reachable and not self._replaying:
+            self._replaying = True
+            self._start(self._replay_all)
 
-    async def _pay_all(self) -> None:
-        """Tell the store what it missed; one that is there and refuses, again and again."""
-        while self.up and (self._owed_keys or self._owed_tags or self._owed_leases):
+    async def _replay_all(self) -> None:
+        """Replay what is pending; if the store is reachable and refuses, again and again."""
+        while self.is_reachable and (self._pending_keys or self._pending_tags or self._pending_releases):
             try:
-                await self._repay()
+                await self._replay_once()
             except StoreUnavailable:
                 await anyio.sleep(_AGAIN_AFTER)
-        self._paying = False
+        self._replaying = False
 
-    def _is_owed(self, key: str, entry: Entry[Any]) -> bool:
-        """Whether `entry` was invalidated here and the store does not know it yet."""
-        if not self._owed_keys and not self._owed_tags:
+    def _is_pending(self, key: str, entry: Entry[Any]) -> bool:
+        """Return whether the invalidation of `entry` is pending."""
+        if not self._pending_keys and not self._pending_tags:
             return False
-        return key in self._owed_keys or ALL in self._owed_tags or any(tag in self._owed_tags for tag in entry.tags)
+        return (
+            key in self._pending_keys
+            or ALL in self._pending_tags
+            or any(tag in self._pending_tags for tag in entry.tags)
+        )
 
-    async def _repay(self) -> None:
-        # Invalidations first: others answer what they outdate, and leases, of which there may be many, end anyway.
-        await self._pay(self._owed_tags, self.store.invalidate_tag, list(self._owed_tags))
-        await self._pay(self._owed_keys, self.store.invalidate, list(self._owed_keys))
-        for token, lease in list(self._owed_leases.items()):
+    async def _replay_once(self) -> None:
+        # Invalidations first: until then other processes serve outdated entries, while leases expire anyway.
+        await self._replay(self._pending_tags, self.store.invalidate_tag, list(self._pending_tags))
+        await self._replay(self._pending_keys, self.store.invalidate, list(self._pending_keys))
+        for token, lease in list(self._pending_releases.items()):
             await self.store.release(lease)
-            self._owed_leases.pop(token, None)
+            self._pending_releases.pop(token, None)
 
-    async def _pay(self, owed: dict[str, object], tell: Callable[[str], Awaitable[None]], names: Iterable[str]) -> None:
+    async def _replay(
+        self, pending: dict[str, object], invalidate: Callable[[str], Awaitable[None]], names: Iterable[str]
+    ) -> None:
         for name in names:
-            debt = owed.get(name)
-            if debt is not None:
-                await tell(name)
+            mark = pending.get(name)
+            if mark is not None:
+                await invalidate(name)
                 # Unless it was invalidated once more, in vain, while this was under way.
-                if owed.get(name) is debt:
-                    del owed[name]
+                if pending.get(name) is mark:
+                    del pending[name]
 
     # -- leases -----------------------------------------------------------------------------------------------
 
     async def acquire(
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
     ) -> Lease | Held | Entry[Any]:
-        """Take the shared store's lease; an entry that it returns instead goes onto the shelf."""
-        if self.store.is_away(key):
-            # Nothing was asked: there is no lease to be given back.
-            raise StoreUnavailable("Redis is away")
+        """Take the shared store's lease; an entry that it returns instead goes into the local cache."""
+        if self.store.is_unreachable(key):
+            # Nothing was sent: no lease has to be given back.
+            raise StoreUnavailable("Redis cannot be reached")
         while True:
             epoch = self._epoch
             with self._watching(key) as watch:
                 try:
-                    # What is loaded from now on is newer than these; told later, they would take it away again.
-                    await self._pay(self._owed_tags, self.store.invalidate_tag, list(self._owed_tags))
-                    await self._pay(self._owed_keys, self.store.invalidate, (key,))
+                    # What is loaded from now on is newer than these; replayed later, they would remove it again.
+                    await self._replay(self._pending_tags, self.store.invalidate_tag, list(self._pending_tags))
+                    await self._replay(self._pending_keys, self.store.invalidate, (key,))
                     answer = await self.store.acquire(key, token, ttl, known, codec, force=force)
                 except StoreUnavailable:
-                    # The request may have arrived: a lease that nobody knows of would stand in everyone's way.
-                    self._owe_lease(Lease(key, token, 0, 0))
+                    # The request may have arrived: a lease without a holder would block every process.
+                    self._add_pending_release(Lease(key, token, 0, 0))
                     raise
                 if not isinstance(answer, Entry):
                     return answer
-                if answer.version >= watch.floor and not self._is_owed(key, answer):
-                    self.shelf.put(key, answer, epoch)
+                if answer.version >= watch.minimum and not self._is_pending(key, answer):
+                    self.local.put(key, answer, epoch)
                     return answer
             known = answer.version
 
-    def _owe_lease(self, lease: Lease) -> None:
-        if len(self._owed_leases) < _MOST_OWED:
-            self._owed_leases[lease.token] = lease
-        self._pay_soon()
+    def _add_pending_release(self, lease: Lease) -> None:
+        if len(self._pending_releases) < _MOST_PENDING:
+            self._pending_releases[lease.token] = lease
+        self._replay_soon()
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the shared store's lease."""
         await self.store.renew(lease, ttl)
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
-        """Commit to the shared store, then to the shelf."""
-        if self._is_owed(lease.key, entry):
+        """Commit to the shared store, then to the local cache."""
+        if self._is_pending(lease.key, entry):
             await self.release(lease)
             raise LeaseLost(f"{lease.key!r} was invalidated while it was loaded")
         epoch = self._epoch
@@ -331,15 +340,15 @@ class TieredStore:
             try:
                 await self.store.commit(lease, entry, codec)
             except StoreUnavailable:
-                self._owe_lease(lease)
+                self._add_pending_release(lease)
                 raise
-            if entry.version < watch.floor or not self._admits(entry) or self._is_owed(lease.key, entry):
+            if entry.version < watch.minimum or not self._admits(entry) or self._is_pending(lease.key, entry):
                 raise LeaseLost(f"{lease.key!r} was invalidated while it was committed")
-            self.shelf.put(lease.key, entry, epoch)
+            self.local.put(lease.key, entry, epoch)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
-        """Give the shared store's lease back, later if it must be."""
+        """Give the shared store's lease back; if the store is unreachable, later."""
         try:
             await self.store.release(lease, pause)
         except StoreUnavailable:
-            self._owe_lease(lease)
+            self._add_pending_release(lease)

@@ -1,10 +1,8 @@
-"""For tests, of swr and of what is built on it: a clock, a store that fails, and what every store must do.
+"""Help for the tests of apps that use swr: a clock that moves when the test says so.
 
-`swr.testing.simulate` is not imported here: it needs trio, and is a command.
+Public name: `FakeClock`. Imports nothing else of swr.
 """
 
 from swr.testing.clock import FakeClock
-from swr.testing.conformance import StoreConformance
-from swr.testing.flaky import FlakyStore
 
-__all__ = ["FakeClock", "FlakyStore", "StoreConformance"]
+__all__ = ["FakeClock"]

@@ -1,0 +1,170 @@
+"""`swr proxy`: a caching reverse proxy."""
+
+import argparse
+import logging
+import socket
+from typing import Final
+
+from swr.cli.shared import FAILURE, Commands, command, duration, say
+from swr.errors import ConfigurationError
+
+# Requests that are under way when a signal comes may take so many seconds more.
+_GRACE: Final = 10
+_EXAMPLES: Final = """\
+examples:
+  swr proxy http://127.0.0.1:9000
+      A cache on 127.0.0.1:8000 that obeys the Cache-Control of the service on port 9000.
+  swr proxy http://127.0.0.1:9000 --fresh-for 60 --stale-for 10m --stale-if-error 1d
+      The same, for answers that say nothing: a minute fresh, ten more served while they are
+      refreshed in the background, and a day in place of errors.
+  swr proxy http://app:9000 --listen :8000 --redis redis://redis:6379/0
+      On all interfaces (IPv4), sharing what is stored with every other such process.
+
+Durations are seconds (60) or have a unit: 500ms, 90s, 10m, 12h, 1d, 2w.
+Every answer says what was done, in SWR-State and Cache-Status: curl -si http://127.0.0.1:8000/
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add `proxy`."""
+    proxy = command(
+        commands,
+        "proxy",
+        _proxy,
+        "a caching reverse proxy in front of an HTTP service",
+        "A caching reverse proxy: a shared HTTP cache (RFC 9111) in front of an HTTP service.",
+        _EXAMPLES,
+    )
+    proxy.add_argument("upstream", help="the service, http://host:port; a path is put before every path")
+    option = proxy.add_argument
+    option(
+        "--listen",
+        type=_address,
+        default="127.0.0.1:8000",
+        metavar="ADDRESS",
+        help="host:port, [::1]:port or :port (%(default)s)",
+    )
+
+    lifetimes = proxy.add_argument_group("how long, where an answer does not say it itself")
+    option = lifetimes.add_argument
+    option("--fresh-for", type=duration, metavar="TIME", help="served without a question (not at all)")
+    option(
+        "--stale-for",
+        type=duration,
+        default=0,
+        metavar="TIME",
+        help="after that, served and refreshed behind the reader (0)",
+    )
+    option(
+        "--stale-if-error",
+        type=duration,
+        default=0,
+        metavar="TIME",
+        help="after --fresh-for, the answer if the service fails (0)",
+    )
+
+    storage = proxy.add_argument_group("what is stored, and where")
+    option = storage.add_argument
+    option("--redis", metavar="URL", help="Redis or Valkey, redis://host:port/db; without it this process's memory")
+    option("--namespace", default="swr", metavar="NAME", help="the beginning of every key in Redis (%(default)s)")
+    option("--l1-max-bytes", type=int, default=64 * 2**20, metavar="N", help="the most held in memory (%(default)s)")
+    option("--max-body-bytes", type=int, default=2**20, metavar="N", help="longer answers are not stored (%(default)s)")
+    option(
+        "--cookies",
+        choices=("private", "rfc9111"),
+        default="private",
+        help="private: requests with cookies go past the cache; rfc9111: cookies do not matter (%(default)s)",
+    )
+
+    service = proxy.add_argument_group("the service")
+    option = service.add_argument
+    option("--timeout", type=duration, default=30, metavar="TIME", help="how long it may be silent (%(default)s)")
+    option(
+        "--connect-timeout",
+        type=duration,
+        default=5,
+        metavar="TIME",
+        help="how long connecting may take (%(default)s)",
+    )
+    option("--max-connections", type=int, default=100, metavar="N", help="the most connections to it (%(default)s)")
+    option(
+        "--trust-forwarded",
+        action="store_true",
+        help="behind another proxy: keep the Forwarded and X-Forwarded-* that it sends",
+    )
+    proxy.add_argument(
+        "--log-level",
+        choices=("critical", "error", "warning", "info", "debug"),
+        default="warning",
+        help="(%(default)s)",
+    )
+
+
+def _proxy(options: argparse.Namespace) -> int:
+    """Serve a caching proxy until a signal comes."""
+    try:
+        import uvicorn
+
+        from swr.proxy.proxy import caching_proxy
+    except ImportError as error:
+        return say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", FAILURE)
+    if options.fresh_for is None and (options.stale_for or options.stale_if_error):
+        raise ConfigurationError("--stale-for and --stale-if-error count from --fresh-for: give it too")
+    app = caching_proxy(
+        options.upstream,
+        redis=options.redis,
+        namespace=options.namespace,
+        l1_max_bytes=options.l1_max_bytes,
+        fresh_for=options.fresh_for,
+        stale_for=options.stale_for,
+        stale_if_error=options.stale_if_error,
+        cookies=options.cookies,
+        max_body_bytes=options.max_body_bytes,
+        timeout=options.timeout,
+        connect_timeout=options.connect_timeout,
+        max_connections=options.max_connections,
+        trust_forwarded=options.trust_forwarded,
+    )
+    host, port = options.listen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    shown = f"[{host}]" if ":" in host else host or "0.0.0.0"
+    try:
+        subscriber = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        return say(f"cannot listen on {shown}:{port}: {error.strerror}", FAILURE)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"swr: http://{shown}:{subscriber.getsockname()[1]} -> {options.upstream}", flush=True)
+
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        # An upgrade to WebSocket is not offered; the request is answered as if it had not been asked for.
+        ws="none",
+        log_config=None,
+        log_level=options.log_level,
+        access_log=False,
+        # The answers are the service's, with its own Date and Server.
+        date_header=False,
+        server_header=False,
+        # It is for the service to believe what another proxy says of the client.
+        proxy_headers=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    Server(config).run([subscriber])
+    return 0
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Return host and port of "host:port", "[::1]:port" or ":port"."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise argparse.ArgumentTypeError(f"{text!r}: write an IPv6 address in brackets, [{host}]:{port}")
+    return host, int(port)

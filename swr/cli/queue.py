@@ -1,0 +1,165 @@
+"""`swr queue`: what a refresher's queue holds, and its dead letters."""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from swr.cli.shared import Commands, Failure, add_store, command, key_of, with_store
+from swr.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from swr.refreshers.queue.queue import Queue
+    from swr.refreshers.queue.status import QueueStatus
+    from swr.refreshers.queue.tasks import DeadLetter
+    from swr.stores.redis.store import RedisStore
+
+T = TypeVar("T")
+
+_EXAMPLES: Final = """\
+examples:
+  swr queue status --redis redis://127.0.0.1:6379/0
+      Every queue of the namespace: how many tasks are to be done, are being done, wait for another try.
+  swr queue dead ranking:group --redis redis://127.0.0.1:6379/0
+      The groups that were given up, and why.
+  swr queue retry ranking:group ranking:ATL ranking:JFK --redis redis://127.0.0.1:6379/0
+      Two of them are tasks again; for all of them: --all.
+  swr queue purge ranking:group --all --redis redis+cluster://node1,node2
+      All are thrown away, in a cluster.
+
+A queue has the name of its Refresher, which is its key template without the braces unless it was given another.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add `queue`."""
+    queue = command(
+        commands,
+        "queue",
+        None,
+        "what the queues of refreshers hold, and their dead letters",
+        "What the queues of refreshers hold, and their dead letters.",
+        _EXAMPLES,
+    )
+    actions = queue.add_subparsers(title="commands", metavar="command", required=True)
+    for name, run, about in (
+        ("status", _status, "how many tasks there are, who takes them, who leads"),
+        ("dead", _dead, "the groups that were given up, and why"),
+    ):
+        action = command(actions, name, run, about, f"Show {about}.", _EXAMPLES)
+        action.add_argument("name", nargs="?", help="the queue's; without it, of every queue of the namespace")
+        add_store(action)
+    for name, run, about in (
+        ("retry", _retry, "make dead letters tasks again"),
+        ("purge", _purge, "throw dead letters away"),
+    ):
+        action = command(actions, name, run, about, f"{about.capitalize()}.", _EXAMPLES)
+        action.add_argument("name", help="the queue's")
+        action.add_argument("keys", nargs="*", default=[], metavar="key", help="as `swr queue dead` shows it")
+        action.add_argument("--all", action="store_true", help="every dead letter of the queue")
+        add_store(action)
+
+
+def _status(options: argparse.Namespace) -> int:
+    """Say what queues hold."""
+    found = _of_each(options, lambda queue: queue.status())
+    if options.json:
+        print(json.dumps({"queues": [msgspec.to_builtins(status) for _, status in found]}))
+    else:
+        print("\n\n".join(_told(status) for _, status in found) or _none(options))
+    return 0
+
+
+def _told(status: "QueueStatus") -> str:
+    consumers = [f"{name} ({silent:.1f} s ago)" for name, silent in sorted(status.consumers.items())]
+    lines = [
+        ("queue", f"{status.name} ({status.backend})"),
+        *((name, f"{getattr(status, name):,}") for name in ("queued", "running", "waiting", "dirty", "dead")),
+        ("consumers", ", ".join(consumers) or "none"),
+        ("leader", f"for {status.leads_for:.1f} s unless it renews its lease" if status.leads_for else "none"),
+        ("round", "none" if status.round is None else str(status.round)),
+        ("so far", ", ".join(f"{count:,} {name}" for name, count in sorted(status.counts.items())) or "nothing"),
+    ]
+    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def _dead(options: argparse.Namespace) -> int:
+    """Say which groups were given up."""
+    found = [(name, letter) for name, letters in _of_each(options, lambda queue: queue.dead()) for letter in letters]
+    if options.json:
+        print(json.dumps({"dead": [{"queue": name, **msgspec.to_builtins(letter)} for name, letter in found]}))
+    else:
+        print("\n".join(_given_up(name, letter) for name, letter in found) or "no dead letters")
+    return 0
+
+
+def _given_up(name: str, letter: "DeadLetter") -> str:
+    key = letter.key.replace("\n", "\\n")
+    why = " ".join(letter.why.split())
+    return f"{name}  {key}  tries {letter.tries}, {max(0.0, time.time() - letter.at):.0f} s ago: {why}"
+
+
+def _retry(options: argparse.Namespace) -> int:
+    """Make dead letters tasks again."""
+    return _settle(options, "retried", lambda queue, keys: queue.retry(keys))
+
+
+def _purge(options: argparse.Namespace) -> int:
+    """Throw dead letters away."""
+    return _settle(options, "purged", lambda queue, keys: queue.purge(keys))
+
+
+def _settle(options: argparse.Namespace, done: str, do: "Callable[[Queue, list[str]], Awaitable[int]]") -> int:
+    keys = [key_of(key) for key in options.keys]
+    if bool(keys) == options.all:
+        raise ConfigurationError("name the keys of dead letters, or give --all, and not both")
+
+    async def settle(store: "RedisStore") -> int:
+        (queue,) = (await _queues(store, options)).values()
+        there = {letter.key for letter in await queue.dead()}
+        strange = [key for key in keys if key not in there]
+        if strange:
+            raise Failure(f"{strange[0]!r} is no dead letter of {options.name!r}: nothing was {done}")
+        return await do(queue, keys)
+
+    count = asyncio.run(with_store(options, settle))
+    said = json.dumps({done: count, "queue": options.name})
+    print(said if options.json else f"{done} {count:,} dead letter{'s' * (count != 1)} of {options.name!r}")
+    return 0
+
+
+def _of_each(options: argparse.Namespace, ask: "Callable[[Queue], Awaitable[T]]") -> list[tuple[str, T]]:
+    """Return what is answered for the queue that is named, or for each, with its name."""
+
+    async def every(store: "RedisStore") -> list[tuple[str, T]]:
+        return [(name, await ask(queue)) for name, queue in sorted((await _queues(store, options)).items())]
+
+    return asyncio.run(with_store(options, every))
+
+
+async def _queues(store: "RedisStore", options: argparse.Namespace) -> "dict[str, Queue]":
+    """Return the queue that is named, or all.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
+    from swr.refreshers.queue.queue import known
+
+    queues = await known(store)
+    if options.name is None:
+        return queues
+    if options.name not in queues:
+        names = ", ".join(map(repr, sorted(queues)))
+        raise ConfigurationError(
+            f"there is no queue {options.name!r} in the namespace {options.namespace!r}; "
+            f"{f'there are {names}' if names else 'there is none at all'}"
+        )
+    return {options.name: queues[options.name]}
+
+
+def _none(options: argparse.Namespace) -> str:
+    return f"no queues in the namespace {options.namespace!r}"

@@ -1,0 +1,123 @@
+"""`swr refresh`: a refresher, in worker processes of its own."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import reprlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, TextIO
+
+from swr.cli.rounds import Lines, Rounds, written
+from swr.cli.shared import FAILURE, Commands, add_json, command, imported, redis_of, say
+from swr.cli.workers import Workers
+from swr.errors import ConfigurationError
+from swr.events import RoundEnded, RoundQueued
+from swr.refreshers import Refresher
+
+# What leaving takes beside the loads that are waited for: the interpreter's end, and what is told to Redis.
+_LEAVING: Final = 5.0
+_EXAMPLES: Final = """\
+examples:
+  export REDIS_URL=redis://127.0.0.1:6379/0 STRATEGY=queue; python -m examples.flights flights.db
+  swr refresh examples.ranking:refresher
+      Runs the Refresher that examples/ranking.py calls `refresher`, in this process, until SIGTERM or Ctrl-C.
+  swr refresh examples.ranking:refresher --workers 4
+      In four processes; one that dies is started again.
+  swr refresh examples.ranking:refresher --workers 4 --json | jq .loaded
+      The same; a JSON object a line for each round.
+
+Each round is one line: how many groups there were (with a queue: were taken from it), how many were loaded, were
+current already, were held by somebody else, or failed; how long the slowest worker took; how many commands went to
+Redis; how many workers have reported. Loads that are under way at the end get the refresher's `drain_for`.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add `refresh`."""
+    refresh = command(
+        commands,
+        "refresh",
+        _refresh,
+        "keep groups warm: run a Refresher",
+        "Run a swr.Refresher, and say what each round has done.",
+        _EXAMPLES,
+    )
+    refresh.add_argument("refresher", metavar="MODULE:REFRESHER", help="where it is, from the current directory")
+    refresh.add_argument("--workers", type=int, default=1, metavar="N", help="how many processes (%(default)s)")
+    add_json(refresh, "one JSON object a line")
+    # What a worker process says to the one that has started it.
+    refresh.add_argument("--events", action="store_true", help=argparse.SUPPRESS)
+
+
+def _refresh(options: argparse.Namespace) -> int:
+    """Run a refresher until a signal comes."""
+    if options.workers < 1:
+        raise ConfigurationError(f"--workers {options.workers} is not 1 or more")
+    out = sys.stdout
+    # What a module or a loader prints is not one of the lines.
+    with contextlib.redirect_stdout(sys.stderr):
+        refresher = imported(options.refresher)
+        if not isinstance(refresher, Refresher):
+            raise ConfigurationError(f"{options.refresher!r} is {reprlib.repr(refresher)}, and no swr.Refresher")
+        if refresher.strategy == "read":
+            raise ConfigurationError(
+                f'{options.refresher!r} has strategy="read", where the decorator refreshes what is asked for and there '
+                f'is nothing to run: give it "locks" or "queue"'
+            )
+        redis_of(refresher.loader.engine, options.refresher)
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s")
+        return asyncio.run(_run(options, refresher, out))
+
+
+async def _run(options: argparse.Namespace, refresher: Refresher, out: TextIO) -> int:
+    stop = asyncio.Event()
+    lines = Lines(out, stop.set)
+    rounds = Rounds(refresher.name, refresher.every, refresher.strategy, lines.show, options.json)
+    failed = 0
+    with _until_a_signal(stop):
+        if not (options.json or options.events):
+            lines.show(
+                f"swr: refreshing {refresher.name!r} every {refresher.every:g} s, strategy {refresher.strategy!r}, "
+                f"in {options.workers} process{'es' * (options.workers > 1)}"
+            )
+        if options.workers > 1:
+            worker = (sys.executable, "-m", "swr", "refresh", options.refresher, "--events")
+            grace = refresher.drain_for + refresher.loader.engine.drain_for + _LEAVING
+            failed = await Workers(worker, options.workers, rounds).run(stop, grace)
+        elif options.events:
+            await _work(refresher, lambda event: lines.show(written(event)), stop)
+        else:
+            rounds.begin(0)
+            await _work(refresher, partial(rounds.on_event, 0), stop)
+    if not lines.are_read:
+        return say("nobody reads the lines of the rounds any more", FAILURE)
+    return FAILURE if failed else 0
+
+
+async def _work(refresher: Refresher, on_event: Callable[[Any], None], stop: asyncio.Event) -> None:
+    """Refresh in this process."""
+    engine = refresher.loader.engine
+    engine.events.subscribe(on_event, (RoundQueued, RoundEnded))
+    try:
+        async with refresher:
+            await stop.wait()
+    finally:
+        await engine.aclose()
+
+
+@contextlib.contextmanager
+def _until_a_signal(stop: asyncio.Event) -> Iterator[None]:
+    """Have SIGTERM and SIGINT set `stop`, and nothing else."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

@@ -1,1 +1,0 @@
-"""What the command `swr` can do, one module for each family of commands."""

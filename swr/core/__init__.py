@@ -1,0 +1,6 @@
+"""The pure core: the one decision, keys, and entries as bytes. Private.
+
+It does no I/O and knows no event loop, no server, no web framework and no clock of its own; time is an argument.
+Imports: `swr.entry`, `swr.policy`, `swr.errors`. Offers: `decision.decide`, the templates and storage names of
+`keys`, and `codec`, which writes and reads the frames that Redis holds.
+"""

@@ -1,0 +1,91 @@
+"""The one decision of swr: may this entry answer now, and must the loader be asked?
+
+| when                    | state   | serve | revalidate        | fallback |
+| ----------------------- | ------- | ----- | ----------------- | -------- |
+| no entry, or too old    | missing | no    | the reader waits  | no       |
+| `now < fresh_until`     | fresh   | yes   | no                |          |
+| `now < stale_until`     | stale   | yes   | in the background | yes      |
+| `now < error_until`     | missing | no    | the reader waits  | yes      |
+
+The decorators, the middleware and the proxy ask here. Nothing else in swr compares a deadline to decide what a reader
+gets, except the fastest hits: they copy the second and third row, because a call would double their cost.
+"""
+
+import enum
+import math
+import sys
+from typing import Any, Final, NamedTuple
+
+from swr.entry import Entry, State
+from swr.policy import NO_LIMITS, Limits
+
+
+class Revalidate(enum.Enum):
+    """Whether the loader is asked, and whether the reader waits for it."""
+
+    NO = "no"
+    BACKGROUND = "background"
+    WAIT = "wait"
+
+
+class Decision(NamedTuple):
+    """What `decide` says: how the answer is marked, and four separate questions answered."""
+
+    state: State
+    serve: bool
+    revalidate: Revalidate
+    fallback: bool
+
+
+FRESH: Final = Decision(State.FRESH, True, Revalidate.NO, False)
+STALE: Final = Decision(State.STALE, True, Revalidate.BACKGROUND, True)
+FALLBACK: Final = Decision(State.MISSING, False, Revalidate.WAIT, True)
+MISSING: Final = Decision(State.MISSING, False, Revalidate.WAIT, False)
+
+
+def is_absent(entry: Entry[Any] | None, now: float) -> bool:
+    """Whether a batch loader has found that there is no value, and that still counts."""
+    return entry is not None and entry.absent and now < entry.keep_until
+
+
+def is_due_early(entry: Entry[Any], now: float, early: float, draw: float) -> bool:
+    """Whether one reader of a fresh entry has it refreshed before its time (XFetch).
+
+    Parameters:
+        early: see `Policy`.
+        draw: a random number between 0 and 1, this reader's own.
+    """
+    return now - entry.took * early * math.log(max(draw, sys.float_info.min)) >= entry.fresh_until
+
+
+def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> Decision:
+    """Decide what `entry` is good for at the time `now`.
+
+    Parameters:
+        entry: what is stored, or None.
+        now: wall clock, seconds.
+        limits: what the reader accepts.
+    """
+    if entry is None:
+        return MISSING
+    fresh_until, stale_until = entry.fresh_until, entry.stale_until
+    if limits is not NO_LIMITS:
+        accepted = min(fresh_until, entry.created_at + limits.max_age)
+        if limits.min_fresh is not None:
+            # RFC 9111 5.2.1.3: as long as that will do, to the second.
+            enough = math.nextafter(fresh_until - limits.min_fresh, math.inf)
+            accepted, stale_until = min(accepted, enough), min(stale_until, enough)
+        if limits.no_cache:
+            fresh_until = stale_until = 0.0
+        elif limits.max_stale is not None:
+            # 5.2.1.2: by no more than that, to the second.
+            fresh_until, stale_until = accepted, math.nextafter(accepted + limits.max_stale, math.inf)
+        elif accepted < fresh_until:
+            fresh_until, stale_until = accepted, 0.0
+    if now < fresh_until:
+        return FRESH
+    if now < stale_until:
+        return STALE
+    if now < entry.servable_until:
+        return FALLBACK
+    return MISSING

@@ -1,0 +1,223 @@
+"""The only owner of background tasks: what it starts belongs to the cache, not to the caller that caused it."""
+
+import asyncio
+import contextvars
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVarTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from swr.engine.tasks import Tasks
+from swr.errors import ConfigurationError
+
+log = logging.getLogger("swr")
+_SETTLED_WITHIN: Final = 2.0
+Ts = TypeVarTuple("Ts")
+
+
+def running_loop() -> object:
+    """Return what stands for the event loop that runs now."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_trio_token()
+
+
+class _Draining:
+    """What closing waits for, of one run, and whether it has ceased to."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._busy = 0
+        self._idle = anyio.Event()
+
+    def add(self) -> None:
+        """Wait for one more."""
+        self._busy += 1
+
+    def remove(self) -> None:
+        """Wait for one less."""
+        self._busy -= 1
+        if not self._busy:
+            self._idle.set()
+
+    async def wait(self) -> None:
+        """Wait until there is nothing to wait for."""
+        while self._busy:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+
+class BackgroundTasks:
+    """Runs tasks on the current event loop until it is closed, whoever opens and whoever closes it.
+
+    Parameters:
+        drain_for: seconds that running tasks are given at closing before they are cancelled.
+        settle: awaited at closing, for two seconds at most, between the end of what `start` has started and that of
+            what `start_last` has.
+        ended: called when no task runs any more, whether it was closed or its event loop ended.
+    """
+
+    _ready: anyio.Event
+    _over: anyio.Event
+    _scope: type[anyio.CancelScope]
+    _draining: _Draining
+
+    def __init__(self, drain_for: float, settle: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
+        self._drain_for = drain_for
+        self._settle = settle
+        self._ended = ended
+        self._pid = 0
+        self._loop: object | None = None
+        # On asyncio, the task that all others hang on.
+        self._root: asyncio.Task[None] | None = None
+        self._group: Tasks | TaskGroup | None = None
+        self._last: Tasks | TaskGroup | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks can be started here and now."""
+        return self._group is not None and self._loop is running_loop()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is open on the event loop that runs now, or in the last steps of being closed there."""
+        return self._loop is running_loop()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether tasks are being cancelled because of closing, or because the event loop ends."""
+        return self._group is None or self._draining.is_over
+
+    async def open(self) -> None:
+        """Take the current event loop.
+
+        Raises:
+            ConfigurationError: another event loop, which still runs, is using the cache.
+        """
+        loop, pid = running_loop(), os.getpid()
+        while self._loop is loop and self._pid == pid and not (self._root is not None and self._root.done()):
+            if self._group is not None or not self._ready.is_set():
+                # Whoever began with this was cancelled before it had come to anything.
+                await self._ready.wait()
+                return
+            # It is being closed, and no more can be started.
+            await self._over.wait()
+        if self._loop not in (None, loop) and self._pid == pid and not _is_over(self._loop):
+            raise ConfigurationError(
+                "the cache is in use on another event loop: give each loop (each thread) a Cache of its own"
+            )
+        # Whatever the last event loop left behind when it ended without a word.
+        self._group = self._last = None
+        self._ended()
+        self._loop, self._pid = loop, pid
+        # The scopes of this event loop: anyio finds out each time which loop that is.
+        self._scope = type(anyio.CancelScope())
+        self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
+        self._draining = _Draining()
+        # In an empty context: whoever happens to be first must not lend its context variables to all.
+        context = contextvars.Context()
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            self._root = context.run(loop.create_task, self._run(Tasks(), Tasks(), self._draining))
+        else:
+            import trio
+
+            groups = anyio.create_task_group(), anyio.create_task_group()
+            trio.lowlevel.spawn_system_task(self._run, *groups, self._draining, context=context)
+        await self._ready.wait()
+
+    async def _run(self, group: Tasks | TaskGroup, last: Tasks | TaskGroup, draining: _Draining) -> None:
+        # Another event loop may have taken over by the time that this one ends.
+        stop, over = self._stop, self._over
+        try:
+            async with last:
+                async with group:
+                    self._group, self._last = group, last
+                    self._ready.set()
+                    try:
+                        await stop.wait()
+                        with anyio.move_on_after(self._drain_for):
+                            await draining.wait()
+                    finally:
+                        draining.is_over = True
+                    _cancel(group)
+                if self._last is last:
+                    # What is started from now on nobody would wait for.
+                    self._group = None
+                with anyio.move_on_after(_SETTLED_WITHIN):
+                    await self._settle()
+                _cancel(last)
+        finally:
+            if self._last is last:
+                self._group = self._last = None
+                self._loop = None
+                self._ended()
+            over.set()
+
+    def start(
+        self,
+        function: Callable[[*Ts], Awaitable[Any]],
+        *args: *Ts,
+        drained: bool = False,
+        context: contextvars.Context | None = None,
+    ) -> anyio.CancelScope:
+        """Run `function(*args)` in a task of its own; return what cancels that.
+
+        Parameters:
+            drained: closing waits for it.
+            context: what it sees of context variables; by default a copy of the caller's.
+        """
+        assert self._group is not None
+        draining = self._draining if drained else None
+        if draining is not None:
+            draining.add()
+        run, scope = self._group.start_soon, self._scope()
+        if context is None:
+            run(self._guard, scope, function, args, draining)
+        else:
+            context.run(run, self._guard, scope, function, args, draining)
+        return scope
+
+    def start_last(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
+        """Run `function(*args)` in a task that ends after all that `start` has started, and may be needed for that."""
+        assert self._last is not None
+        self._last.start_soon(self._guard, self._scope(), function, args, None)
+
+    async def _guard(
+        self,
+        scope: anyio.CancelScope,
+        function: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        draining: _Draining | None,
+    ) -> None:
+        with scope:
+            try:
+                await function(*args)
+            except Exception:
+                log.exception("a background task failed")
+            finally:
+                if draining is not None:
+                    draining.remove()
+
+    async def aclose(self) -> None:
+        """Wait for what is drained, then cancel the rest."""
+        self._stop.set()
+        with anyio.CancelScope(shield=True):
+            await self._over.wait()
+
+
+def _cancel(group: Tasks | TaskGroup) -> None:
+    if isinstance(group, Tasks):
+        group.cancel()
+    else:
+        group.cancel_scope.cancel()
+
+
+def _is_over(loop: object) -> bool:
+    # A run of trio does not end without `_run` saying so.
+    return isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()

@@ -1,0 +1,64 @@
+"""The backoff: keys that this process leaves alone for a while, because a load failed or another process loads."""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from cachetools import LRUCache
+
+_MOST_KEYS: Final = 10_000
+_LONGEST: Final = 60.0
+
+
+def backoff_after(failures: int, uniform: Callable[[float, float], float]) -> float:
+    """Return the seconds until the next load after `failures` failed loads in a row and one more.
+
+    The delay starts at 1 s, doubles with each failure up to 60 s, and varies by 25 % so that keys do not retry at once.
+
+    Parameters:
+        failures: failed loads in a row before this one.
+        uniform: random number between two.
+    """
+    return min(_LONGEST, 2.0 ** min(failures, 10)) * uniform(0.75, 1.25)
+
+
+class _Backoff(NamedTuple):
+    until: float
+    error: BaseException | None
+
+
+class Backoffs:
+    """The keys that back off, until when, and the error that caused it, if a load failed.
+
+    Parameters:
+        time: the event loop's clock, seconds.
+    """
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        self._time = time
+        self._backoffs: LRUCache[str, _Backoff] = LRUCache(_MOST_KEYS)
+
+    def begin(self, key: str, seconds: float, error: BaseException | None) -> None:
+        """Have `key` back off for `seconds` from now."""
+        self._backoffs[key] = _Backoff(self._time() + seconds, error)
+
+    def end(self, key: str) -> None:
+        """Let `key` be loaded again."""
+        self._backoffs.pop(key, None)
+
+    def clear(self) -> None:
+        """Let every key be loaded again."""
+        self._backoffs.clear()
+
+    def left(self, key: str) -> float:
+        """Return the seconds for which `key` still backs off."""
+        backoff = self._backoffs.get(key)
+        return 0.0 if backoff is None else max(0.0, backoff.until - self._time())
+
+    def last_error(self, key: str) -> BaseException | None:
+        """Return the error that this process last saw for `key`, even if its backoff is over, or None."""
+        backoff = self._backoffs.get(key)
+        return None if backoff is None else backoff.error
+
+    def error(self, key: str) -> BaseException | None:
+        """Return the error that `key` backs off for, or None: it does not, or not for an error."""
+        return self.last_error(key) if self.left(key) > 0 else None

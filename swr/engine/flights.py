@@ -1,0 +1,306 @@
+"""A flight: one load of one key in this process, its states and results, and the table of the flights under way."""
+
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Final, Protocol
+
+import anyio
+import msgspec
+
+from swr.core.codec import Codec
+from swr.engine.one_shot_event import OneShotEvent
+from swr.entry import Entry
+from swr.stores.base import Lease
+
+
+class LoadTerms(Protocol):
+    """What a flight knows of the job that it runs."""
+
+    codec: Codec
+    # The context variables that a run sees; None: a copy of those of the caller that causes it.
+    context: Context | None
+
+    def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
+        """Return whether `entry`, while its policy allows it, may be served in place of this failure."""
+
+
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """The store has the entry, or had it until something newer came."""
+
+    entry: Entry[Any]
+
+
+class LocalOnly(msgspec.Struct, frozen=True):
+    """Only this process has the entry: the store was unreachable, or did not confirm the commit."""
+
+    entry: Entry[Any]
+
+
+class NoValue(msgspec.Struct, frozen=True):
+    """The load succeeded without a value to store."""
+
+
+class HeldElsewhere(msgspec.Struct, frozen=True):
+    """Another process holds the lease, and no reader of this process waits for the value."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The load failed, or did not take place because earlier ones failed."""
+
+    error: BaseException
+
+
+Result = Stored | LocalOnly | NoValue | HeldElsewhere | Failed
+
+
+# -- states -------------------------------------------------------------------------------------------------------
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """The flight asks for the lease, and the store has not refused it yet."""
+
+
+class WaitingForLease(msgspec.Struct, frozen=True):
+    """Another load holds the lease, and the flight waits for it.
+
+    Parameters:
+        since: when the store first refused the lease, in seconds of the event loop's clock.
+    """
+
+    since: float
+
+
+class Loading(msgspec.Struct, frozen=True):
+    """The job runs.
+
+    Parameters:
+        lease: the right to store the value; None: the store is unreachable.
+        began: seconds of the event loop's clock.
+    """
+
+    lease: Lease | None
+    began: float
+
+    @property
+    def version(self) -> int:
+        """The version of what is being loaded; 0 without a lease."""
+        return 0 if self.lease is None else self.lease.version
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The result stands, and nothing that the job still does changes it.
+
+    Parameters:
+        result: what came of the flight.
+        load: the load that brought it; None: this process did not load.
+    """
+
+    result: Result
+    load: Loading | None = None
+
+
+State = Asking | WaitingForLease | Loading | Finished
+
+ASKING: Final = Asking()
+
+
+class Flight:
+    """One load of one key in this process, and everybody who waits for it.
+
+    Parameters:
+        owner: stands for the engine; compared by identity.
+        key: what is loaded.
+        job: how it is loaded.
+        entry: what is stored so far, or None.
+        fence: `Flights.fence` when the flight began.
+        forced: load even if the store has a fresh entry.
+        newer_than: load unless the stored entry is newer than this version. Such a flight belongs to a refresher: it
+            does not wait behind another's lease, and it respects a backoff, unless readers have joined it.
+    """
+
+    __slots__ = (
+        "_notified",
+        "answered",
+        "done",
+        "entry",
+        "fence",
+        "forced",
+        "is_detached",
+        "is_notified",
+        "job",
+        "key",
+        "newer_than",
+        "owner",
+        "scope",
+        "state",
+        "superseded",
+        "then",
+        "waiters",
+        "waits_for",
+    )
+
+    # Cancels the flight's task. A flight that only reports a backoff has no task.
+    scope: anyio.CancelScope
+
+    def __init__(
+        self,
+        owner: object,
+        key: str,
+        job: LoadTerms,
+        entry: Entry[Any] | None,
+        fence: int,
+        *,
+        forced: bool = False,
+        newer_than: int | None = None,
+    ) -> None:
+        self.owner = owner
+        self.key = key
+        self.job = job
+        self.entry = entry
+        self.fence = fence
+        self.forced = forced
+        self.newer_than = newer_than
+        self.state: State = ASKING
+        # An invalidation, or a load that began later, outdates what this flight loads.
+        self.superseded = False
+        # Later callers start another flight, and notifications no longer update this one.
+        self.is_detached = False
+        # Waiters may go on. A flight that timed out is finished before that: its lease is given back first.
+        self.done = OneShotEvent()
+        # The store has answered the last lease request.
+        self.answered = OneShotEvent()
+        # Something happened to the key since the last lease request.
+        self.is_notified = False
+        self._notified: OneShotEvent | None = None
+        self.waiters = 0
+        # Called at the end, in the task of the load.
+        self.then: tuple[Callable[[Flight], None], ...] = ()
+        # The flights that this flight's loader waits for.
+        self.waits_for: tuple[Flight, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the result stands."""
+        return type(self.state) is Finished
+
+    @property
+    def result(self) -> Result | None:
+        """What came of the flight; None: it is under way."""
+        return self.state.result if isinstance(self.state, Finished) else None
+
+    @property
+    def load(self) -> Loading | None:
+        """The load of this process, under way or over; None: there is none (yet)."""
+        state = self.state
+        return state if isinstance(state, Loading) else state.load if isinstance(state, Finished) else None
+
+    @property
+    def loaded(self) -> Entry[Any] | None:
+        """The entry that readers get, or None."""
+        result = self.result
+        return result.entry if isinstance(result, (Stored, LocalOnly)) and not result.entry.absent else None
+
+    @property
+    def has_no_value(self) -> bool:
+        """Whether the flight found that there is no value to give to readers."""
+        result = self.result
+        return isinstance(result, NoValue) or (isinstance(result, (Stored, LocalOnly)) and result.entry.absent)
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the flight failed, or None."""
+        result = self.result
+        return result.error if isinstance(result, Failed) else None
+
+    @property
+    def is_unasked(self) -> bool:
+        """Whether a refresher began the flight and no reader waits for it."""
+        return self.newer_than is not None and not self.waiters
+
+    def notify(self) -> None:
+        """Note that something happened to the key, and wake the flight if it waits for that."""
+        self.is_notified = True
+        if self._notified is not None:
+            self._notified.set()
+
+    async def notification(self) -> None:
+        """Wait until the flight `is_notified`."""
+        self._notified = OneShotEvent()
+        if self.is_notified:
+            self._notified.set()
+        await self._notified.wait()
+
+
+class Flights:
+    """The flights under way: for each key at most one that callers join, and those that were detached from it."""
+
+    def __init__(self) -> None:
+        # How many notifications this process has heard that may outdate a load without a lease.
+        self.fence = 0
+        self._joinable: dict[str, Flight] = {}
+        self._detached: dict[str, set[Flight]] = {}
+
+    def __len__(self) -> int:
+        return len(self._joinable) + sum(map(len, self._detached.values()))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._joinable
+
+    def get(self, key: str) -> Flight | None:
+        """Return the flight of `key` that a caller may join, or None."""
+        return self._joinable.get(key)
+
+    def add(self, flight: Flight) -> None:
+        """Have callers join `flight` from now on, and detach the flight that they joined so far."""
+        before = self._joinable.get(flight.key)
+        if before is not None:
+            self._detach(before)
+        self._joinable[flight.key] = flight
+
+    def remove(self, flight: Flight) -> None:
+        """Forget a flight that is over."""
+        if self.is_current(flight):
+            del self._joinable[flight.key]
+        elif (detached := self._detached.get(flight.key)) is not None:
+            detached.discard(flight)
+            if not detached:
+                del self._detached[flight.key]
+
+    def is_current(self, flight: Flight) -> bool:
+        """Return whether callers still join `flight`: no refresh or invalidation came after it."""
+        return self._joinable.get(flight.key) is flight
+
+    def invalidate(self, key: str, version: int) -> None:
+        """Detach the flight of `key` if its load began before `version`; what it loads is then superseded."""
+        flight = self._joinable.get(key)
+        if flight is None:
+            return
+        if flight.entry is not None and flight.entry.version < version:
+            # The load may be newer than the invalidation. The entry to fall back on is not.
+            flight.entry = None
+        load = flight.load
+        if load is None or load.version < version:
+            self._detach(flight)
+            # Before it loads, a flight has read nothing that an invalidation could outdate.
+            flight.superseded = load is not None
+
+    def wake(self, key: str) -> None:
+        """Notify every flight of `key`."""
+        flight = self._joinable.get(key)
+        if flight is not None:
+            flight.notify()
+        for flight in self._detached.get(key, ()):
+            flight.notify()
+
+    def clear(self) -> None:
+        """Forget all flights: their event loop has ended."""
+        self._joinable.clear()
+        self._detached.clear()
+
+    def _detach(self, flight: Flight) -> None:
+        del self._joinable[flight.key]
+        self._detached.setdefault(flight.key, set()).add(flight)
+        flight.is_detached = True

@@ -1,0 +1,220 @@
+"""The one refresh path: flight, lease, second look, load, fenced commit, wake-up.
+
+A miss, a stale hit, an early refresh, an explicit one and each key of a batch all run `RefreshPath.launch`. Nothing
+else in swr loads and stores.
+"""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import anyio
+
+from swr.engine import deadlocks
+from swr.engine.endings import Endings
+from swr.engine.flights import ASKING, Failed, Flight, Stored, WaitingForLease
+from swr.engine.lease import Renewals
+from swr.engine.load import Job, Load
+from swr.engine.next_step import AskAgain, Asker, BackOff, GiveUp, LoadNow, Step, Take, Wait, next_step
+from swr.engine.one_shot_event import OneShotEvent
+from swr.entry import Entry
+from swr.errors import StoreUnavailable, SWRError
+from swr.events import LeaseHeld, LeaseWaited, LoadBegun
+from swr.stores.base import NEWEST, Held, Lease
+
+log = logging.getLogger("swr")
+
+# Notifications may be lost, so a flight that waits for one asks again after this many seconds at the latest.
+_LONGEST_WAIT: Final = 1.0
+_SHORTEST_WAIT: Final = 0.01
+_RELEASED_WITHIN: Final = 1.0
+
+
+class RefreshPath:
+    """Take flights from their beginning to their end.
+
+    Parameters:
+        endings: ends flights.
+        renewals: renews the leases of loads.
+    """
+
+    def __init__(self, endings: Endings, renewals: Renewals) -> None:
+        self._runtime = endings.runtime
+        self._flights = endings.flights
+        self._endings = endings
+        self._renewals = renewals
+
+    def launch(
+        self,
+        key: str,
+        job: Job,
+        entry: Entry[Any] | None,
+        *,
+        forced: bool = False,
+        newer_than: int | None = None,
+        chain: deadlocks.Chain = (),
+    ) -> Flight:
+        """Begin a flight in a task of its own; later callers join it.
+
+        Parameters:
+            key: what is loaded.
+            job: how it is loaded.
+            entry: what is stored so far, or None.
+            forced: see `Flight`.
+            newer_than: see `Flight`.
+            chain: the flights whose loaders wait for this one.
+
+        Raises:
+            SWRError: the cache is closed.
+        """
+        tasks = self._runtime.tasks
+        if not tasks.is_open:
+            raise SWRError(f"the cache was closed while {key!r} was asked for")
+        flight = Flight(self._runtime, key, job, entry, self._flights.fence, forced=forced, newer_than=newer_than)
+        self._flights.add(flight)
+        flight.scope = tasks.start(self._fly, flight, job, chain, drained=True, context=job.context)
+        return flight
+
+    async def _fly(self, flight: Flight, job: Job, chain: deadlocks.Chain) -> None:
+        asked, token = self._runtime.time(), self._runtime.new_token()
+        # Until the store has answered, a lease with this token may exist.
+        lease: Lease | None = Lease(flight.key, token, 0, 0)
+        load: Load | None = None
+        try:
+            step = await self._get_lease(flight, token)
+            if step is None:
+                return
+            lease = step.lease
+            load = Load(self._endings, self._renewals, flight, lease)
+            self._runtime.events.publish(LoadBegun, flight.key, self._runtime.time() - asked)
+            await self._run(load, job, chain)
+        except BaseException as error:
+            failure = self._failure(flight, error)
+            if failure is None:
+                raise
+            if flight.is_finished:
+                log.exception("what ran on after %r was stored or given up failed", flight.key)
+            else:
+                await self._endings.fail(flight, lease, failure, None if load is None else load.ended)
+        finally:
+            if not flight.is_finished:
+                closed = Failed(SWRError(f"the cache was closed while {flight.key!r} was loaded"))
+                self._endings.finish(flight, closed, None if load is None else load.ended)
+                if lease is not None:
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(_RELEASED_WITHIN):
+                        await self._runtime.store.release(lease)
+
+    async def _run(self, load: Load, job: Job, chain: deadlocks.Chain) -> None:
+        flight = load.flight
+        deadlocks.begin((*chain, flight))
+        try:
+            await job.run(load)
+        finally:
+            load.close()
+        if not flight.is_finished:
+            raise SWRError(f"the loader of {flight.key!r} ended without a value")
+
+    def _failure(self, flight: Flight, error: BaseException) -> BaseException | None:
+        """Return what the load failed with, or None: the flight's task was cancelled."""
+        if not isinstance(error, anyio.get_cancelled_exc_class()):
+            # A loader's SystemExit is its callers' to raise. In this task it would end every other load.
+            return error
+        if flight.is_finished or self._runtime.tasks.is_closing or not isinstance(error, asyncio.CancelledError):
+            return None
+        # Something inside the loader was cancelled. That fails this load, and no other.
+        return SWRError(f"the loader of {flight.key!r} was cancelled from within")
+
+    async def _get_lease(self, flight: Flight, token: str) -> LoadNow | None:
+        """Ask for the lease until `flight` may load; None: it finished without a load."""
+        known = flight.entry.version if flight.entry is not None else 0
+        if flight.forced:
+            known = NEWEST
+        elif flight.newer_than is not None:
+            known = flight.newer_than
+        waiting: WaitingForLease | None = None
+        try:
+            while True:
+                # A notification that comes while the answer is on its way must not be missed.
+                flight.is_notified = False
+                answer = await self._ask(flight, token, known)
+                step = next_step(answer, self._asker(flight, answer), self._runtime.clock())
+                if log.isEnabledFor(logging.DEBUG):
+                    log.debug("lease of %r: %s", flight.key, _description(step))
+                if isinstance(step, LoadNow):
+                    return step
+                if isinstance(step, AskAgain):
+                    known = known if step.known is None else step.known
+                elif isinstance(step, Wait):
+                    if known == NEWEST:
+                        known = step.held.now
+                    if waiting is None:
+                        self._publish_held(flight, step.held)
+                        flight.state = waiting = WaitingForLease(self._runtime.time())
+                    with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, step.held.retry_after))):
+                        await flight.notification()
+                else:
+                    self._finish(flight, step)
+                    return None
+        finally:
+            if waiting is not None:
+                self._runtime.events.publish(LeaseWaited, flight.key, self._runtime.time() - waiting.since)
+
+    async def _ask(self, flight: Flight, token: str, known: int) -> Lease | Held | Entry[Any] | StoreUnavailable:
+        if flight.answered.is_set():
+            flight.answered = OneShotEvent()
+        try:
+            answer = await self._runtime.store.acquire(
+                flight.key,
+                token,
+                self._runtime.lease_for,
+                known,
+                flight.job.codec,
+                # Readers with nothing to fall back on get their own loader's answer, whatever the backoff.
+                force=flight.forced or (not flight.is_unasked and self._endings.fallback(flight) is None),
+            )
+        except StoreUnavailable as error:
+            return error
+        finally:
+            flight.answered.set()
+        if isinstance(answer, Entry):
+            flight.entry = answer
+        return answer
+
+    def _asker(self, flight: Flight, answer: object) -> Asker:
+        return Asker(
+            flight.forced,
+            flight.is_unasked,
+            flight.waiters > 0,
+            flight.state is not ASKING,
+            isinstance(answer, Held) and self._endings.fallback(flight) is not None,
+            flight.is_notified,
+        )
+
+    def _publish_held(self, flight: Flight, held: Held) -> None:
+        self._runtime.events.publish(LeaseHeld, flight.key, held.retry_after, held.failures)
+
+    def _finish(self, flight: Flight, step: Take | BackOff | GiveUp) -> None:
+        if isinstance(step, Take):
+            self._endings.finish(flight, Stored(step.entry))
+        elif isinstance(step, GiveUp):
+            self._endings.finish(flight, Failed(step.error))
+        else:
+            if flight.state is ASKING:
+                self._publish_held(flight, step.held)
+            self._endings.back_off(flight, step.held)
+
+
+def _description(step: Step) -> str:
+    match step:
+        case LoadNow(lease):
+            return f"taken; loading version {lease.version}" if lease else "the store is unreachable; loading without"
+        case Take(entry):
+            return f"not needed; another load stored version {entry.version}"
+        case AskAgain():
+            return "asking again"
+        case BackOff(held):
+            why = f"{held.failures} loads in a row failed" if held.failures else "another load holds it"
+            return f"refused for {held.retry_after:.3f} s, because {why}; backing off"
+        case Wait(held):
+            return f"held by another load for {held.retry_after:.3f} s at most; waiting"
+    return f"the store is unreachable ({step.error}); giving up, because no reader waits"

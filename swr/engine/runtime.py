@@ -1,0 +1,59 @@
+"""What the parts of an engine share: the store, the clocks, random numbers, events and background tasks."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from swr.engine.background import BackgroundTasks
+from swr.events import Publisher
+from swr.stores.base import LeasingStore
+
+_THREADS: Final = 40
+
+
+class Runtime:
+    """Give every part of an engine the same store, clocks, random numbers, events and tasks.
+
+    Parameters:
+        store: keeps entries and leases.
+        tasks: runs what outlives its caller.
+        lease_for: seconds that a lease lasts unless it is renewed.
+        clock: wall clock, seconds.
+        uniform: random number between two.
+    """
+
+    # Both exist from the first opening on.
+    threads: anyio.CapacityLimiter
+    _instance: str
+
+    def __init__(
+        self,
+        store: LeasingStore,
+        tasks: BackgroundTasks,
+        lease_for: float,
+        clock: Callable[[], float],
+        uniform: Callable[[float, float], float],
+    ) -> None:
+        self.store = store
+        self.tasks = tasks
+        self.lease_for = lease_for
+        self.clock = clock
+        self.uniform = uniform
+        self.events = Publisher()
+        # The event loop's clock. anyio would look up the running loop at each call.
+        self.time: Callable[[], float] = anyio.current_time
+        self._tokens = 0
+
+    def enter(self, loop: object) -> None:
+        """Use the clock of `loop`, the event loop that runs now, and lease tokens that no other run has used."""
+        self.threads = anyio.CapacityLimiter(_THREADS)
+        self.time = loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
+        self._instance = secrets.token_hex(8)
+
+    def new_token(self) -> str:
+        """Return a lease token that nobody else uses."""
+        self._tokens += 1
+        return f"{self._instance}{self._tokens:x}"

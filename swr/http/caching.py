@@ -1,0 +1,352 @@
+"""What header fields mean to a shared cache: may it be stored, for how long, for whom. Pure: no I/O, no clock.
+
+RFC 9111 with RFC 5861 (stale), RFC 9213 (targeted fields) and RFC 9211 (`Cache-Status`). `swr.http.conditional` says
+what a request's conditions and ranges mean, `swr.http.fields` how fields are written.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from swr.entry import State
+from swr.http.fields import (
+    LONGEST,
+    Directives,
+    Headers,
+    delta_seconds,
+    etag_of,
+    http_date,
+    parse_directives,
+    parse_targeted_directives,
+    unspaced,
+    values_of,
+)
+from swr.policy import NO_LIMITS, Limits, Policy
+
+# What a rule is for: answers. That something is not there (404) is stored only if the response itself says so.
+_BY_RULE: Final = frozenset({200, 203, 204, 300, 301, 308})
+# RFC 9110 15.1: a lifetime may be guessed. (206 has a way of its own.)
+_GUESSABLE: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
+# RFC 9111 5.2.2.3: status codes whose caching requirements this module knows and meets.
+_UNDERSTOOD: Final = _GUESSABLE | {206, 201, 202, 205, 302, 303, 307, 400, 401, 402, 403, *range(406, 410)} | {
+    *range(411, 414), 415, 416, 417, 421, 422, 424, 425, 426, 428, 429, 431, 451, 500, 502, 503, 504, 505, 511,
+}  # fmt: skip
+# RFC 5861 4: errors for which a stale response is an allowed fallback.
+ERRORS: Final = frozenset({500, 502, 503, 504})
+# RFC 9111 4.2.4: a gateway that got no answer itself sends these; the cache is disconnected from the origin.
+UNREACHABLE: Final = frozenset({502, 504})
+# What says something about who asked, not about what is there: nothing for others follows from it.
+ABOUT_THE_CLIENT: Final = frozenset({304, 401, 403, 407, 408, 412, 413, 415, 416, 417, 425, 428, 429, 431})
+# RFC 9110 9.2.1 and the registry of methods: these change nothing; any other may.
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"})
+# RFC 9111 3.1 and RFC 9110 7.6.1: what belongs to one connection or one moment, not to the response.
+_NOT_STORED: Final = frozenset(
+    {
+        b"age",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"swr-state",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Compared without regard to case by their own definition (RFC 9110 12.5); the order of members stays significant,
+# for apps go by it.
+_CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
+_LONGEST_GUESS: Final = 86400
+
+# What of a request's Cache-Control and Pragma can be honoured.
+REQUEST_DIRECTIVES: Final = frozenset(
+    {"max-age", "max-stale", "min-fresh", "no-cache", "no-store", "only-if-cached", "pragma"}
+)
+# The default: what lets no client force a load that the app has not asked for.
+HONOURED: Final = frozenset({"max-stale", "min-fresh", "no-store", "only-if-cached"})
+
+
+class SharingRules(NamedTuple):
+    """The operator's choices about sharing responses, where the RFCs leave a choice.
+
+    Parameters:
+        cookies_private: whether `Set-Cookie` prevents storing, and `Cookie` prevents answering from the cache.
+        targeted: fields that go before `Cache-Control`, in order of preference, lower case (RFC 9213).
+        heuristic: the share of the time since `Last-Modified` that counts as a lifetime where nothing else says one
+            (RFC 9111 4.2.2); 0: none.
+        unreachable_for: seconds past its lifetime that a response is a fallback for an origin that gives no answer,
+            unless a directive forbids it (RFC 9111 4.2.4).
+    """
+
+    cookies_private: bool = True
+    targeted: tuple[bytes, ...] = (b"swr-cache-control", b"cdn-cache-control")
+    heuristic: float = 0.1
+    unreachable_for: float = 86400.0
+
+
+class Verdict(NamedTuple):
+    """Whether a response may be stored.
+
+    Parameters:
+        policy: how long it may be served and stored; None: it must not be stored.
+        reason: why not.
+        shared: whether requests that carry credentials may be answered with it (RFC 9111 3.5).
+        initial_age: seconds that it was old when its request was sent.
+        vary: the request fields that select it, lower case, sorted.
+        strict: whether it must never be served stale, whatever a client accepts.
+        validate: whether the origin must confirm it to each request before swr answers with it.
+        stale_if_error: seconds past its lifetime that it is a fallback for any error, not just for no answer.
+        overdue: seconds that it was stale already.
+        hidden: fields that are not to be stored (`private="…"`, `no-cache="…"`), lower case.
+    """
+
+    policy: Policy | None
+    reason: str = ""
+    shared: bool = False
+    initial_age: int = 0
+    vary: tuple[str, ...] = ()
+    strict: bool = False
+    validate: bool = False
+    stale_if_error: float = 0.0
+    overdue: int = 0
+    hidden: frozenset[bytes] = frozenset()
+
+
+class Terms(NamedTuple):
+    """What a rule or an endpoint's decorator says about a response.
+
+    Parameters:
+        policy: how long; `fresh_for` counts only if `timed`.
+        timed: whether it says how long at all, or gives tags alone.
+        override: whether it goes before what the response says.
+        vary: request fields that the response depends on, beside those that it names itself; lower case.
+    """
+
+    policy: Policy
+    timed: bool = True
+    override: bool = False
+    vary: tuple[str, ...] = ()
+
+
+def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
+    """Return the directives that a response's storing goes by, and whether they come from a targeted field.
+
+    RFC 9213 2.2: the first targeted field that is there and well-formed goes before `Cache-Control` and `Expires`.
+    """
+    for name in targeted:
+        values = values_of(headers, name)
+        directives = parse_targeted_directives(values) if values else None
+        if directives is not None:
+            return directives, True
+    return parse_directives(values_of(headers, b"cache-control")), False
+
+
+def judge(
+    status: int,
+    headers: Headers,
+    terms: Terms | None,
+    sharing: SharingRules,
+    *,
+    began: float,
+    authorized: bool,
+    tags: tuple[str, ...],
+) -> Verdict:
+    """Say whether and how long a shared cache may store a response to GET (RFC 9111 3).
+
+    Parameters:
+        status: its status code; of partial content, 206.
+        headers: its header fields.
+        terms: what applies where the response leaves it open, or in its place.
+        sharing: the operator's choices.
+        began: wall clock, seconds, when the request was sent.
+        authorized: whether the request carried credentials.
+        tags: tags that it gets beside those of `terms`.
+    """
+    directives, targeted = control(headers, sharing.targeted)
+    if status < 200 or status == 304:
+        return Verdict(None, f"status {status}")
+    if "must-understand" in directives:
+        if status not in _UNDERSTOOD:
+            return Verdict(None, "must-understand")
+    elif "no-store" in directives:
+        return Verdict(None, "no-store")
+    hidden = _named(directives.get("private")) | _named(directives.get("no-cache"))
+    if "private" in directives and not _named(directives["private"]):
+        return Verdict(None, "private")
+    if sharing.cookies_private and b"set-cookie" not in hidden and values_of(headers, b"set-cookie"):
+        return Verdict(None, "set-cookie")
+    if any(value.strip().lower().startswith(b"text/event-stream") for value in values_of(headers, b"content-type")):
+        return Verdict(None, "event-stream")
+    vary = vary_of(headers)
+    if vary is None:
+        return Verdict(None, "vary *")
+    shared = not {"public", "s-maxage", "must-revalidate"}.isdisjoint(directives)
+    if authorized and not shared:
+        return Verdict(None, "authorization")
+    if terms is not None and terms.vary:
+        vary = tuple(sorted({*vary, *terms.vary}))
+    # RFC 9111 4.2.3, counted from when the request was sent: the time until the answer came is added with the rest.
+    date = _date(headers, began)
+    age = max(_age(headers), math.floor(began - date))
+    verdict = Verdict(None, "no freshness", shared, age, vary, hidden=hidden)
+    return _timed(verdict, status, headers, directives, targeted, terms, sharing, date, tags)
+
+
+def _timed(
+    verdict: Verdict,
+    status: int,
+    headers: Headers,
+    directives: Directives,
+    targeted: bool,
+    terms: Terms | None,
+    sharing: SharingRules,
+    date: int | float,
+    tags: tuple[str, ...],
+) -> Verdict:
+    """Return `verdict` with the times of RFC 9111 4.2 and RFC 5861, and how long a store keeps the response."""
+    validate = "no-cache" in directives and not _named(directives["no-cache"])
+    explicit = 0 if validate else _lifetime(headers, directives, targeted, date)
+    ruled = terms if terms is not None and terms.timed and status in _BY_RULE and not validate else None
+    overrides = ruled is not None and ruled.override
+    overdue = 0
+    if ruled is not None and (explicit is None or overrides):
+        fresh_for: float = ruled.policy.fresh_for
+    else:
+        lifetime = explicit
+        if lifetime is None and status not in ERRORS and (status in _GUESSABLE or "public" in directives):
+            lifetime = _guess(headers, date, sharing.heuristic)
+        if lifetime is None or (status in ERRORS and lifetime <= verdict.initial_age):
+            left_out = terms is not None and terms.timed and status not in _BY_RULE
+            return verdict._replace(reason=f"status {status}") if left_out else verdict
+        fresh_for = max(0, lifetime - verdict.initial_age)
+        # What has run out on the way here has used up some of these times, too.
+        overdue = max(0, verdict.initial_age - lifetime)
+    by_rule = ruled.policy if ruled is not None else Policy(0)
+    stale_for = max(0.0, _seconds(directives, "stale-while-revalidate", by_rule.stale_for, overrides) - overdue)
+    stale_if_error = max(0.0, _seconds(directives, "stale-if-error", by_rule.stale_if_error, overrides) - overdue)
+    # RFC 9111 4.2.4: these forbid serving stale. So does s-maxage (5.2.2.10), unless the same field asks for stale
+    # itself: an author who writes both means both.
+    asked = "stale-while-revalidate" in directives or "stale-if-error" in directives
+    strict = validate or (
+        not overrides
+        and (
+            not {"must-revalidate", "proxy-revalidate"}.isdisjoint(directives)
+            or ("s-maxage" in directives and not asked)
+        )
+    )
+    if strict:
+        stale_for = stale_if_error = 0.0
+    unreachable_for = 0.0 if strict or status in ERRORS else max(0.0, sharing.unreachable_for - overdue)
+    shown = [(name, value) for name, value in headers if name.lower() not in verdict.hidden]
+    validated = etag_of(shown) is not None or bool(values_of(shown, b"last-modified"))
+    if fresh_for == stale_for == stale_if_error == 0 and not validated:
+        return verdict._replace(reason="no-cache") if validate else verdict
+    return verdict._replace(
+        reason="",
+        policy=Policy(
+            fresh_for,
+            stale_for,
+            max(stale_if_error, unreachable_for),
+            (*tags, *(terms.policy.tags if terms is not None else ())),
+            keep_for=sharing.unreachable_for if validated or not strict else 0,
+        ),
+        strict=strict,
+        validate=validate or fresh_for == stale_for == 0,
+        stale_if_error=stale_if_error,
+        overdue=overdue,
+    )
+
+
+def _named(argument: str | None) -> frozenset[bytes]:
+    """The fields that the argument of `private` or `no-cache` names (RFC 9111 5.2.2.4 and 5.2.2.7)."""
+    return frozenset(name.strip().lower().encode("latin-1") for name in (argument or "").split(",")) - {b""}
+
+
+def _seconds(directives: Directives, name: str, ruled: float, overrides: bool) -> float:
+    if name in directives and not overrides:
+        return float(delta_seconds(directives[name]) or 0)
+    return ruled
+
+
+def _date(headers: Headers, began: float) -> float:
+    """When the response was made; without a `Date` that can be read, when it came (RFC 9110 6.6.1)."""
+    dates = values_of(headers, b"date")
+    date = http_date(dates[0], began) if dates else None
+    return began if date is None else date
+
+
+def _age(headers: Headers) -> int:
+    """`Age` as it came: the first of several counts, and what is no number does not (RFC 9111 5.1)."""
+    values = values_of(headers, b"age")
+    return delta_seconds(values[0].partition(b",")[0].strip().decode("latin-1")) or 0 if values else 0
+
+
+def _lifetime(headers: Headers, directives: Directives, targeted: bool, date: float) -> int | None:
+    """The freshness lifetime in seconds that the response itself gives (RFC 9111 4.2.1)."""
+    for name in ("s-maxage", "max-age"):
+        if name in directives:
+            return delta_seconds(directives[name]) or 0
+    expires = set() if targeted else set(values_of(headers, b"expires"))
+    if not expires:
+        return None
+    # RFC 9111 5.3: what is no date, "0" above all, is in the past; of several that differ none is to be believed.
+    until = http_date(expires.pop(), date)
+    return 0 if until is None or expires else min(LONGEST, max(0, int(until - date)))
+
+
+def _guess(headers: Headers, date: float, share: float) -> int | None:
+    """A lifetime by the time since the last change (RFC 9111 4.2.2)."""
+    modified = values_of(headers, b"last-modified")
+    since = http_date(modified[0], date) if modified else None
+    return None if since is None else min(_LONGEST_GUESS, max(0, int((date - since) * share))) or None
+
+
+def vary_of(headers: Headers) -> tuple[str, ...] | None:
+    """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`."""
+    names: set[str] = set()
+    for value in values_of(headers, b"vary"):
+        names.update(name.strip(" \t").lower() for name in value.decode("latin-1").split(","))
+    names.discard("")
+    return None if "*" in names else tuple(sorted(names))
+
+
+def normalised(name: str, values: list[bytes]) -> str:
+    """Return a request field as `Vary` compares it: repetition and white space do not matter (RFC 9111 4.1)."""
+    text = unspaced(values)
+    return text.lower() if name in _CASELESS else text
+
+
+def stored_headers(headers: Headers, hidden: Collection[bytes] = ()) -> Headers:
+    """Return the fields of a response that may be stored (RFC 9111 3.1), without the `hidden` ones."""
+    named = {name.strip().lower() for value in values_of(headers, b"connection") for name in value.split(b",")}
+    return [
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in _NOT_STORED and lower not in named and lower not in hidden
+    ]
+
+
+def limits(directives: Directives, honoured: Collection[str]) -> Limits:
+    """Return what a request's directives accept (RFC 9111 5.2.1), as far as they are honoured."""
+    if directives.keys().isdisjoint(("max-age", "max-stale", "min-fresh", "no-cache")):
+        return NO_LIMITS
+    max_age, max_stale, min_fresh = math.inf, None, None
+    if "max-age" in directives and "max-age" in honoured:
+        max_age = float(delta_seconds(directives["max-age"]) or 0)
+    if "max-stale" in directives and "max-stale" in honoured:
+        # Without an argument a response of any age will do; with one that cannot be read, none does.
+        max_stale = math.inf if directives["max-stale"] is None else float(delta_seconds(directives["max-stale"]) or 0)
+    if "min-fresh" in directives and "min-fresh" in honoured:
+        min_fresh = float(delta_seconds(directives["min-fresh"]) or 0)
+    no_cache = "no-cache" in directives and "no-cache" in honoured
+    if max_age == math.inf and max_stale is None and min_fresh is None and not no_cache:
+        return NO_LIMITS
+    return Limits(max_age, min_fresh, max_stale, no_cache)
+
+
+def cache_status(state: State, ttl: int) -> bytes:
+    """Return a hit's member of `Cache-Status` (RFC 9211 2.1): `ttl` is negative once it is stale."""
+    return b"swr; hit; ttl=%d" % (ttl if state is State.FRESH else min(ttl, 0))

@@ -1,0 +1,187 @@
+"""The one decision about a request: how the middleware handles it, and why. Pure: no I/O, no clock.
+
+`classify` decides before the lookup, from the request alone. The first row that matches applies:
+
+| the request                                                 | action         | reason           |
+| ----------------------------------------------------------- | -------------- | ---------------- |
+| its method may change something                             | `INVALIDATE`   | `UNSAFE_METHOD`  |
+| its method is safe, but neither GET nor HEAD                | `PASS_THROUGH` | `SAFE_METHOD`    |
+| has cookies, cookies are private, no rule puts them in the key | `BYPASS`    | `COOKIE`         |
+| has `If-Match` or `If-Unmodified-Since`                     | `BYPASS`       | `PRECONDITION`   |
+| has content                                                 | `BYPASS`       | `CONTENT`        |
+| has `no-store`, and swr honours it                          | `BYPASS`       | `NO_STORE`       |
+| has `only-if-cached`, and swr honours it                    | `LOOK_UP_ONLY` | `ONLY_IF_CACHED` |
+| anything else                                               | `LOOK_UP`      | `CACHEABLE`      |
+
+`classify_miss` decides after a lookup whose entry may not answer the request (`swr.core.decision.decide` says which
+may). Again the first row that matches applies:
+
+| the lookup                                                  | action            | reason           |
+| ----------------------------------------------------------- | ----------------- | ---------------- |
+| local: nothing stored, and the URL is known as uncacheable  | `BYPASS`          | `UNCACHEABLE`    |
+| local: anything else                                        | `ASK_STORE`       | `NOT_LOCAL`      |
+| store: the request has `only-if-cached`                     | `GATEWAY_TIMEOUT` | `ONLY_IF_CACHED` |
+| store: the method is HEAD                                   | `FORWARD_HEAD`    | `HEAD_MISS`      |
+| store: the URL varied by other fields at every lookup       | `BYPASS`          | `UNSETTLED`      |
+| store: the request has credentials, the response is not shared | `BYPASS`       | `AUTHORIZATION`  |
+| store: each request needs a confirmation, and one is under way | `BYPASS`       | `CONFIRMING`     |
+| store: anything else                                        | `LOAD`            | `MISS`           |
+"""
+
+import enum
+from typing import Final, NamedTuple
+
+from swr.http.caching import SAFE
+
+
+class Action(enum.Enum):
+    """How the middleware handles a request."""
+
+    # The app answers, and swr invalidates what the request may have changed.
+    INVALIDATE = "invalidate"
+    # The app answers, and swr leaves the answer alone.
+    PASS_THROUGH = "pass through"
+    # The app answers this client only, and `Cache-Status` says why.
+    BYPASS = "bypass"
+    # Answer from the cache; on a miss `classify_miss` decides.
+    LOOK_UP = "look up"
+    LOOK_UP_ONLY = "look up only"
+    # What follows a miss.
+    ASK_STORE = "ask the store"
+    GATEWAY_TIMEOUT = "gateway timeout"
+    # The app answers HEAD, and its answer confirms or invalidates what GET has stored.
+    FORWARD_HEAD = "forward HEAD"
+    LOAD = "load"
+
+
+class Reason(enum.Enum):
+    """Why; the value is the text of the log."""
+
+    UNSAFE_METHOD = "the method may change something"
+    SAFE_METHOD = "swr does not cache the method"
+    COOKIE = "cookie"
+    PRECONDITION = "precondition"
+    CONTENT = "content"
+    NO_STORE = "no-store"
+    ONLY_IF_CACHED = "only-if-cached"
+    CACHEABLE = "cacheable"
+    UNCACHEABLE = "uncacheable"
+    NOT_LOCAL = "not in the local cache"
+    HEAD_MISS = "HEAD"
+    UNSETTLED = "the URL varies by other fields each time"
+    AUTHORIZATION = "authorization"
+    CONFIRMING = "another request is being confirmed"
+    MISS = "miss"
+
+
+class Handling(NamedTuple):
+    """The answer of `classify` and `classify_miss`.
+
+    Parameters:
+        action: how to handle the request.
+        reason: why.
+        cache_status: the member of `Cache-Status` (RFC 9211) that says so; empty where it depends on the lookup.
+    """
+
+    action: Action
+    reason: Reason
+    cache_status: bytes = b""
+
+
+class RequestFacts(NamedTuple):
+    """Everything about a request that decides how swr handles it.
+
+    Parameters:
+        method: in capitals.
+        has_cookie: whether it has cookies, and the operator calls cookies private.
+        keys_cookies: whether a rule applies that makes the cookies that matter part of the key.
+        has_precondition: whether it has a condition on the state of the resource itself.
+        has_content: whether a body comes with it.
+        no_store, only_if_cached: whether it has the directive, and swr honours it.
+    """
+
+    method: str
+    has_cookie: bool = False
+    keys_cookies: bool = False
+    has_precondition: bool = False
+    has_content: bool = False
+    no_store: bool = False
+    only_if_cached: bool = False
+
+
+class Miss(NamedTuple):
+    """A lookup whose entry may not answer the request.
+
+    Parameters:
+        asked_store: whether swr has asked the store, and not just the local cache.
+        is_uncacheable: whether nothing is stored, and recent responses could not be stored.
+        is_unsettled: whether each load so far has shown that the URL varies by other fields.
+        is_unshared: whether the request has credentials, and the stored response is not for such requests.
+        is_confirming: whether the stored response needs a confirmation for each request, and one is under way.
+    """
+
+    asked_store: bool
+    is_uncacheable: bool = False
+    is_unsettled: bool = False
+    is_unshared: bool = False
+    is_confirming: bool = False
+
+
+_INVALIDATE: Final = Handling(Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fwd=method")
+_PASS_THROUGH: Final = Handling(Action.PASS_THROUGH, Reason.SAFE_METHOD)
+_COOKIE: Final = Handling(Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"')
+_PRECONDITION: Final = Handling(Action.BYPASS, Reason.PRECONDITION, b'swr; fwd=bypass; detail="precondition"')
+_CONTENT: Final = Handling(Action.BYPASS, Reason.CONTENT, b'swr; fwd=bypass; detail="content"')
+_NO_STORE: Final = Handling(Action.BYPASS, Reason.NO_STORE, b'swr; fwd=request; detail="no-store"')
+_LOOK_UP_ONLY: Final = Handling(Action.LOOK_UP_ONLY, Reason.ONLY_IF_CACHED)
+_LOOK_UP: Final = Handling(Action.LOOK_UP, Reason.CACHEABLE)
+_UNCACHEABLE: Final = Handling(Action.BYPASS, Reason.UNCACHEABLE)
+_ASK_STORE: Final = Handling(Action.ASK_STORE, Reason.NOT_LOCAL)
+_GATEWAY_TIMEOUT: Final = Handling(
+    Action.GATEWAY_TIMEOUT, Reason.ONLY_IF_CACHED, b'swr; fwd=request; detail="only-if-cached"'
+)
+_FORWARD_HEAD: Final = Handling(Action.FORWARD_HEAD, Reason.HEAD_MISS)
+_UNSETTLED: Final = Handling(Action.BYPASS, Reason.UNSETTLED, b"swr; fwd=vary-miss")
+_AUTHORIZATION: Final = Handling(Action.BYPASS, Reason.AUTHORIZATION, b'swr; fwd=bypass; detail="authorization"')
+_CONFIRMING: Final = Handling(Action.BYPASS, Reason.CONFIRMING)
+_LOAD: Final = Handling(Action.LOAD, Reason.MISS)
+
+
+def classify(request: RequestFacts) -> Handling:
+    """Return how to handle a request, and why; see the first table of this module."""
+    if request.method not in SAFE:
+        return _INVALIDATE
+    if request.method not in ("GET", "HEAD"):
+        return _PASS_THROUGH
+    if request.has_cookie and not request.keys_cookies:
+        return _COOKIE
+    if request.has_precondition:
+        # RFC 9110 13.1.1: only the origin knows the state of the resource itself.
+        return _PRECONDITION
+    if request.has_content:
+        # The key does not account for it.
+        return _CONTENT
+    if request.no_store:
+        return _NO_STORE
+    if request.only_if_cached:
+        return _LOOK_UP_ONLY
+    return _LOOK_UP
+
+
+def classify_miss(request: RequestFacts, miss: Miss) -> Handling:
+    """Return what to do after a lookup whose entry may not answer, and why; see the second table of this module."""
+    if not miss.asked_store:
+        return _UNCACHEABLE if miss.is_uncacheable else _ASK_STORE
+    if request.only_if_cached:
+        return _GATEWAY_TIMEOUT
+    if request.method == "HEAD":
+        return _FORWARD_HEAD
+    if miss.is_unsettled:
+        return _UNSETTLED
+    if miss.is_unshared:
+        # The response is for others; and the answer to this request is not for them.
+        return _AUTHORIZATION
+    if miss.is_confirming:
+        # A request whose response needs its own confirmation gains nothing by waiting for another one's.
+        return _CONFIRMING
+    return _LOAD

@@ -1,0 +1,301 @@
+"""Header fields: their syntax, and nothing of what they mean. Total: whatever a server hands over, nothing raises."""
+
+import calendar
+import re
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+
+from swr.errors import ConfigurationError
+
+Headers = list[tuple[bytes, bytes]]
+Directives = dict[str, str | None]
+
+# RFC 9111 1.2.2: what is greater counts as this.
+LONGEST: Final = 2**31
+
+# Directives whose argument, if there is one, names fields.
+_NAMING: Final = frozenset({"no-cache", "private"})
+
+# All of these run in linear time on whatever a client sends: no two alternatives begin alike.
+_MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
+_MEMBER_OR_COMMA: Final = re.compile(r',|(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
+_ETAG: Final = re.compile(rb'(W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+_RANGE: Final = re.compile(rb"bytes[ \t]*=[ \t]*(\d{0,18})-(\d{0,18})", re.IGNORECASE)
+_CONTENT_RANGE: Final = re.compile(rb"bytes[ \t]+(\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
+
+_FIFTY: Final = 50
+_MONTHS: Final = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_MONTH: Final = "(?P<month>" + "|".join(_MONTHS) + ")"
+_TIME: Final = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
+_DATES: Final = [
+    re.compile(pattern, re.IGNORECASE | re.ASCII)
+    for pattern in (
+        rf"(?:mon|tue|wed|thu|fri|sat|sun), (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_TIME} GMT",
+        rf"(?:mon|tues|wednes|thurs|fri|satur|sun)day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_TIME} GMT",
+        rf"(?:mon|tue|wed|thu|fri|sat|sun) {_MONTH} (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})",
+    )
+]
+
+# RFC 9651 3.3; a decimal has to be looked for before an integer.
+_KEY: Final = re.compile(r"[a-z*][a-z0-9_\-.*]*")
+_ITEM: Final = re.compile(
+    r"""(?P<decimal>-?\d{1,12}\.\d{1,3})(?![\d.])|(?P<integer>-?\d{1,15})(?![\d.])"""
+    r"""|"(?P<string>(?:[ !#-\[\]-~]|\\["\\])*)"|(?P<token>[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/\-]*)"""
+    r"""|\?(?P<boolean>[01])|(?P<binary>:[A-Za-z0-9+/=]*:)|(?P<date>@-?\d{1,15})(?![\d.])"""
+    r"""|(?P<display>%"(?:[ !#$&-~]|%[0-9a-f]{2})*")""",
+    re.ASCII,
+)
+
+
+def values_of(headers: Headers, name: bytes) -> list[bytes]:
+    """Return the values of all fields called `name` (lower case)."""
+    return [value for field, value in headers if field.lower() == name]
+
+
+def parse_directives(values: Iterable[bytes]) -> Directives:
+    """Return the directives of `Cache-Control` fields: lower-case names, arguments unquoted, the first of a name.
+
+    RFC 9111 5.2. What cannot be read is passed over.
+    """
+    found: Directives = {}
+    for member in _MEMBER.findall(b",".join(values).decode("latin-1")):
+        name, equals, argument = member.partition("=")
+        name, argument = name.strip(" \t").lower(), argument.strip(" \t")
+        if argument.startswith('"'):
+            argument = re.sub(r"\\(.)", r"\1", argument[1:].removesuffix('"'))
+        if name in _NAMING and name in found:
+            # Of two with the names of fields both count, and the one without counts most (4.2.1).
+            before = found[name]
+            found[name] = f"{before},{argument}" if before and equals and argument else None
+        elif name:
+            found.setdefault(name, argument if equals else None)
+    return found
+
+
+def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
+    """Return the directives of a targeted field (RFC 9213 2.1), None if it is empty or no dictionary of RFC 9651.
+
+    An argument of the wrong type gets a form that nothing accepts: `max-age="60"` is no number of seconds.
+    """
+    text = b",".join(values).decode("latin-1").lstrip(" ").rstrip(" \t")
+    found: Directives = {}
+    at = 0
+    while True:
+        key = _KEY.match(text, at)
+        if key is None:
+            return None
+        name, at = key[0], key.end()
+        value: str | None = None
+        absent = False
+        if text[at : at + 1] == "=":
+            item = _ITEM.match(text, at + 1)
+            if item is not None:
+                kind, at = item.lastgroup, item.end()
+                value = item[kind or 0]
+                if kind == "boolean":
+                    value, absent = None, value == "0"
+                elif name in _NAMING:
+                    # What names no fields speaks of all of them.
+                    value = value if kind == "string" else None
+                elif kind == "string":
+                    value = f'"{value}"'
+            else:
+                inner = _inner_list(text, at + 1)
+                if inner is None:
+                    return None
+                value, at = None if name in _NAMING else "()", inner
+        end = _parameters(text, at)
+        if end is None:
+            return None
+        # Of a name that comes twice the last counts (RFC 9651 3.2).
+        found.pop(name, None)
+        if not absent:
+            found[name] = value
+        next_at = _separator(text, end)
+        if next_at is None:
+            return found if end == len(text) else None
+        at = next_at
+
+
+def strings(values: Iterable[bytes]) -> list[str]:
+    """Return the strings of a list of RFC 9651 (`Cache-Groups`: RFC 9875 2); none if it is not one."""
+    text = b",".join(values).decode("latin-1").lstrip(" ").rstrip(" \t")
+    found: list[str] = []
+    at = 0
+    while True:
+        item = _ITEM.match(text, at)
+        if item is None or item.lastgroup != "string":
+            return []
+        found.append(re.sub(r"\\(.)", r"\1", item["string"]))
+        end = _parameters(text, item.end())
+        if end is None:
+            return []
+        next_at = _separator(text, end)
+        if next_at is None:
+            return found if end == len(text) else []
+        at = next_at
+
+
+def _parameters(text: str, at: int) -> int | None:
+    """Return where the parameters of RFC 9651 3.1.2 that begin at `at` end; None if they are none."""
+    while text[at : at + 1] == ";":
+        at += 1
+        while text[at : at + 1] == " ":
+            at += 1
+        key = _KEY.match(text, at)
+        if key is None:
+            return None
+        at = key.end()
+        if text[at : at + 1] == "=":
+            item = _ITEM.match(text, at + 1)
+            if item is None:
+                return None
+            at = item.end()
+    return at
+
+
+def _inner_list(text: str, at: int) -> int | None:
+    """Return where the inner list of RFC 9651 3.1.1 that begins at `at` ends; None if it is none."""
+    if text[at : at + 1] != "(":
+        return None
+    at += 1
+    while True:
+        spaced = text[at : at + 1] == " " or text[at - 1] == "("
+        while text[at : at + 1] == " ":
+            at += 1
+        if text[at : at + 1] == ")":
+            return at + 1
+        item = _ITEM.match(text, at) if spaced else None
+        end = None if item is None else _parameters(text, item.end())
+        if end is None:
+            return None
+        at = end
+
+
+def _separator(text: str, at: int) -> int | None:
+    """Return where the next member begins, after a comma; None if there is no comma."""
+    length = len(text)
+    while at < length and text[at] in " \t":
+        at += 1
+    if text[at : at + 1] != ",":
+        return None
+    at += 1
+    while at < length and text[at] in " \t":
+        at += 1
+    return at
+
+
+def unspaced(values: Iterable[bytes]) -> str:
+    """Return the lines of a field as one, without the white space around its commas; quoted ones part nothing."""
+    return "".join(part.strip(" \t") for part in _MEMBER_OR_COMMA.findall(b",".join(values).decode("latin-1")))
+
+
+def delta_seconds(argument: str | None) -> int | None:
+    """Return the seconds in a directive's argument; None where it is no number (RFC 9111 1.2.2)."""
+    if argument is None or not argument.isascii() or not argument.isdigit():
+        return None
+    return min(int(argument.lstrip("0")[:11] or "0"), LONGEST)
+
+
+def content_length(headers: Headers) -> int | None:
+    """Return how many bytes a response says that its body has; None where it does not say so clearly."""
+    values = set(values_of(headers, b"content-length"))
+    return delta_seconds(values.pop().decode("latin-1").strip()) if len(values) == 1 else None
+
+
+def http_date(value: bytes, now: float) -> int | None:
+    """Return the seconds since 1970 of a date in one of the three formats of RFC 9110 5.6.7; None for any other.
+
+    Parameters:
+        now: a year of two digits is never more than 50 years after it.
+    """
+    text = value.decode("latin-1")
+    for form in _DATES:
+        found = form.fullmatch(text)
+        if found is not None:
+            break
+    else:
+        return None
+    year = int(found["year"])
+    latest = 0
+    if len(found["year"]) == 2:
+        latest = time.gmtime(now).tm_year + _FIFTY
+        year = latest - (latest - year) % 100
+    # A leap second is the one before.
+    second = min(int(found["second"]), 59) if found["second"] == "60" else int(found["second"])
+    month, day = _MONTHS.index(found["month"].lower()) + 1, int(found["day"])
+    hour, minute = int(found["hour"]), int(found["minute"])
+    try:
+        at = calendar.timegm(datetime(year, month, day, hour, minute, second).timetuple())
+        if year == latest and at > _in_fifty_years(now):
+            at = calendar.timegm(datetime(year - 100, month, day, hour, minute, second).timetuple())
+    except ValueError:
+        return None
+    return at
+
+
+def _in_fifty_years(now: float) -> int:
+    year, *rest = time.gmtime(now)
+    return calendar.timegm((year + _FIFTY, *rest))
+
+
+def etag_of(headers: Headers) -> bytes | None:
+    """Return the entity tag of a response, with its `W/`; None if it has none, or one that is malformed."""
+    for value in values_of(headers, b"etag"):
+        return value if _ETAG.fullmatch(value) else None
+    return None
+
+
+def etags(values: bytes) -> list[bytes]:
+    """Return the entity tags of a list, without their `W/`: what the weak comparison of RFC 9110 8.8.3.2 compares."""
+    return [match[0].removeprefix(b"W/") for match in _ETAG.finditer(values)]
+
+
+def byte_range(value: bytes, complete: int) -> tuple[int, int] | None:
+    """Return the first and the last position that a `Range` asks for; None where it is to be disregarded.
+
+    RFC 9110 14.1.2, one range of bytes. One that nothing satisfies comes back as (0, -1).
+
+    Parameters:
+        complete: how long the whole is, in bytes.
+    """
+    found = _RANGE.fullmatch(value.strip(b" \t"))
+    if found is None or found[1] == found[2] == b"":
+        return None
+    if not found[1]:
+        wanted = min(int(found[2]), complete)
+        if not wanted and int(found[2]):
+            # The last bytes of nothing are all of it.
+            return None
+        return (complete - wanted, complete - 1) if wanted else (0, -1)
+    first = int(found[1])
+    if found[2] and int(found[2]) < first:
+        return None
+    last = min(int(found[2]), complete - 1) if found[2] else complete - 1
+    return (first, last) if first < complete else (0, -1)
+
+
+def content_range(headers: Headers) -> tuple[int, int, int] | None:
+    """Return the first position, the last and the complete length of a `Content-Range` (RFC 9110 14.4); else None."""
+    values = values_of(headers, b"content-range")
+    found = _CONTENT_RANGE.fullmatch(values[0].strip(b" \t")) if len(values) == 1 else None
+    if found is None:
+        return None
+    first, last, complete = int(found[1]), int(found[2]), int(found[3])
+    return (first, last, complete) if first <= last < complete else None
+
+
+def field_names(names: Sequence[str], parameter: str = "vary") -> tuple[str, ...]:
+    """Return the names of fields in lower case.
+
+    Raises:
+        ConfigurationError: one that is none.
+    """
+    if isinstance(names, str):
+        raise ConfigurationError(f"{parameter}={names!r} is one string: give ({names!r},)")
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name == "*":
+            raise ConfigurationError(f"{parameter}={names!r} holds {name!r}, which is no name of a field")
+    return tuple(name.lower() for name in names)

@@ -1,0 +1,209 @@
+"""Stored responses, and how they go out: whole, as 304, as a range, without a body."""
+
+import math
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from swr.core.codec import Codec
+from swr.entry import Entry, State
+from swr.http.caching import Verdict, cache_status, stored_headers
+from swr.http.conditional import (
+    CONDITIONS,
+    headers_of_304,
+    not_modified,
+    strong_etag,
+    updated,
+    wanted_range,
+)
+from swr.http.fields import Headers, content_range, etag_of
+
+# A message of ASGI.
+Message = MutableMapping[str, Any]
+
+_NOTHING: Final = (0, -1)
+
+
+class StoredResponse(msgspec.Struct, tag="r", array_like=True):
+    """A response as it is stored.
+
+    Parameters:
+        status, headers, body: byte for byte what the app sent, less what belongs to a connection.
+        shared, initial_age, strict, validate, stale_if_error, overdue: see `swr.http.caching.Verdict`.
+        first: where in the whole the body begins, in bytes.
+        complete: how long the whole is, if the body is a part of it; None: the body is the whole.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    shared: bool = False
+    initial_age: int = 0
+    strict: bool = False
+    validate: bool = False
+    stale_if_error: float = 0.0
+    overdue: int = 0
+    first: int = 0
+    complete: int | None = None
+
+
+def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> StoredResponse:
+    """Return a response as it may be stored."""
+    return StoredResponse(
+        status,
+        stored_headers(headers, verdict.hidden),
+        body,
+        verdict.shared,
+        verdict.initial_age,
+        verdict.strict,
+        verdict.validate,
+        verdict.stale_if_error,
+        verdict.overdue,
+    )
+
+
+class Varies(msgspec.Struct, tag="v", array_like=True):
+    """The value stored for a URL whose responses vary by request fields.
+
+    Parameters:
+        names: the names of these fields, lower case.
+        variants: what the keys of the stored variants add to the key of the URL, oldest first.
+    """
+
+    names: tuple[str, ...]
+    variants: tuple[str, ...] = ()
+
+
+RESPONSES: Final = Codec(StoredResponse | Varies)
+
+
+class Ready(NamedTuple):
+    """The messages of a hit, made once a second.
+
+    Parameters:
+        until: when it has to be made anew, because `Age` and `ttl` count seconds.
+        headers: of the whole response.
+        brief: of a 304.
+        etag: what `If-None-Match` has to be, to the byte, for the 304; None: that takes more than a glance.
+    """
+
+    until: float
+    headers: Headers
+    brief: Headers
+    etag: bytes | None
+
+
+def marks_of(entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None) -> Headers:
+    """Return the fields that say where an answer comes from."""
+    age = entry.value.initial_age + max(0, math.floor(now - entry.created_at))
+    status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
+    return [(b"age", b"%d" % age), (b"swr-state", state.value.encode()), (b"cache-status", status)]
+
+
+def make_ready(entry: Entry[StoredResponse], now: float) -> Ready:
+    """Return what a hit sends."""
+    until = min(
+        entry.created_at + math.floor(now - entry.created_at) + 1,
+        entry.fresh_until - math.floor(entry.fresh_until - now),
+    )
+    state = State.FRESH if now < entry.fresh_until else State.STALE
+    stored, marks = entry.value, marks_of(entry, state, now)
+    return Ready(
+        until,
+        [*stored.headers, *marks],
+        [*headers_of_304(stored.headers), *marks],
+        etag_of(stored.headers) if stored.status == 200 else None,
+    )
+
+
+def messages_of(
+    method: str, fields: Mapping[bytes, bytes], entry: Entry[StoredResponse], marks: Headers
+) -> tuple[Message, Message]:
+    """Return the answer to a request: the stored response, a range of it, or that it has not been modified.
+
+    RFC 9110 13.2.2: `If-None-Match` or `If-Modified-Since` first, then `Range` with `If-Range`.
+    """
+    stored = entry.value
+    status, headers, body = stored.status, stored.headers, stored.body
+    received = entry.created_at
+    if status in (200, 206) and not fields.keys().isdisjoint(CONDITIONS) and not_modified(fields, headers, received):
+        status, headers, body = 304, headers_of_304(headers), b""
+    elif method == "GET" and b"range" in fields and status in (200, 206):
+        complete = len(body) if stored.complete is None else stored.complete
+        wanted = wanted_range(fields, headers, complete, received)
+        if wanted == _NOTHING:
+            status, body = 416, b""
+            headers = [(b"content-range", b"bytes */%d" % complete), (b"content-length", b"0")]
+        elif wanted is not None:
+            first, last = wanted
+            status, body = 206, body[first - stored.first : last + 1 - stored.first]
+            headers = _less_length(headers)
+            headers.append((b"content-range", b"bytes %d-%d/%d" % (first, last, complete)))
+            headers.append((b"content-length", b"%d" % len(body)))
+    elif method == "HEAD":
+        body = b""
+    return (
+        {"type": "http.response.start", "status": status, "headers": [*headers, *marks]},
+        {"type": "http.response.body", "body": body},
+    )
+
+
+def _less_length(headers: Headers) -> Headers:
+    return [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"content-range")]
+
+
+def answers_range(fields: Mapping[bytes, bytes], stored: StoredResponse, received: float) -> bool:
+    """Whether a stored part holds all of what a request asks for, or shows that there is no such thing."""
+    if stored.complete is None:
+        return False
+    wanted = wanted_range(fields, stored.headers, stored.complete, received)
+    if wanted is None or wanted == _NOTHING:
+        return wanted is not None
+    return stored.first <= wanted[0] and wanted[1] < stored.first + len(stored.body)
+
+
+def part_of(stored: StoredResponse) -> StoredResponse | None:
+    """Return a 206 with its place in the whole; None if it does not say so clearly (RFC 9111 3.3).
+
+    A body that is shorter than its `Content-Range` is as much as came of it.
+    """
+    place = content_range(stored.headers)
+    if place is None or not 0 < len(stored.body) <= place[1] - place[0] + 1:
+        return None
+    return msgspec.structs.replace(stored, first=place[0], complete=place[2])
+
+
+def combined(known: StoredResponse, new: StoredResponse) -> StoredResponse:
+    """Return two parts as one, where that may be, else the new one (RFC 9111 3.4)."""
+    tag = strong_etag(new.headers)
+    ends = known.first + len(known.body), new.first + len(new.body)
+    apart = ends[0] < new.first or ends[1] < known.first
+    if tag is None or tag != strong_etag(known.headers) or known.complete != new.complete or apart:
+        return new
+    first = min(known.first, new.first)
+    body = bytearray(max(ends) - first)
+    for part in (known, new):
+        body[part.first - first : part.first - first + len(part.body)] = part.body
+    headers = updated(known.headers, new.headers)
+    if len(body) == new.complete:
+        headers = [*_less_length(headers), (b"content-length", b"%d" % len(body))]
+        return msgspec.structs.replace(new, status=200, headers=headers, body=bytes(body), first=0, complete=None)
+    return msgspec.structs.replace(new, headers=headers, body=bytes(body), first=first)
+
+
+def marked(message: Message, status: bytes) -> Message:
+    """Return a `http.response.start` with the fields that every answer carries."""
+    # A response has one state, so ours replaces that of an upstream swr; Cache-Status is a list that grows.
+    headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"swr-state"]
+    return {**message, "headers": [*headers, (b"swr-state", b"missing"), (b"cache-status", status)]}
+
+
+def validated(entry: Entry[StoredResponse], now: float, status: bytes) -> Headers:
+    """Return the marks of a stored response that the app has just confirmed."""
+    return marks_of(entry, State.MISSING, now, status)
+
+
+def is_response(entry: Entry[Any] | None) -> bool:
+    """Whether `entry` holds a response, and not nothing or the fields that the URL varies by."""
+    return entry is not None and type(entry.value) is StoredResponse

@@ -1,0 +1,181 @@
+"""Loading many keys by one call of a loader: each has its own flight and lease, and those that are won are one call."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from typing import Any, Final
+
+import anyio
+
+from swr.core.codec import Codec
+from swr.core.decision import is_absent
+from swr.engine.deadlocks import loads_also
+from swr.engine.engine import Engine
+from swr.engine.flights import Flight
+from swr.engine.load import Load
+from swr.engine.one_shot_event import OneShotEvent
+from swr.entry import Entry
+from swr.errors import SWRError
+from swr.loaders.calling import last_of, store_answer
+from swr.policy import Policy
+
+_ABSENT: Final = object()
+# Leases that come one after the other, from a process that has failed, are gathered for so many seconds.
+_GATHERED_FOR: Final = 0.01
+
+
+class _Round:
+    """One call of the loader, and the loads that wait for it."""
+
+    __slots__ = ("done", "error", "loads", "values")
+
+    def __init__(self) -> None:
+        self.loads: dict[Any, Load] = {}
+        self.values: Mapping[Any, Any] = {}
+        self.error: BaseException | None = None
+        self.done = OneShotEvent()
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self.done.set()
+
+
+class Batch:
+    """The loads that one caller has caused.
+
+    Parameters:
+        engine: whose flights they are.
+        call: calls the loader with a list of items; returns values by item.
+        codec: how values are written.
+        absent_for: seconds for which it is remembered that there is no value; 0: not at all.
+
+    What calls the loader is the first load that has its lease. It waits until the store has answered for every flight
+    of this batch that is asking; leases that come later are another call.
+    """
+
+    def __init__(
+        self, engine: Engine, call: Callable[[list[Any]], Awaitable[Mapping[Any, Any]]], codec: Codec, absent_for: float
+    ) -> None:
+        self.engine = engine
+        self.codec = codec
+        self.absent_for = absent_for
+        self._call = call
+        # What was begun for each item, in the order in which they were asked for.
+        self._flights: dict[Any, Flight] = {}
+        # The store's first answer to each.
+        self._first: dict[Any, OneShotEvent] = {}
+        self._gathering: _Round | None = None
+
+    def begin(
+        self,
+        item: Any,
+        key: str,
+        policy: Policy,
+        entry: Entry[Any] | None,
+        *,
+        forced: bool = False,
+        newer_than: int | None = None,
+    ) -> Flight:
+        """Return the flight of the load of `key` that is under way, or of one that begins now, in this batch."""
+        part = Part(self, item, policy)
+        flight = self.engine.begin(key, part, entry, forced=forced, newer_than=newer_than)
+        if flight.job is part and not flight.done.is_set():
+            self._note(item, flight)
+        return flight
+
+    def refresh_soon(self, item: Any, key: str, policy: Policy, entry: Entry[Any]) -> None:
+        """Refresh `key` in the background, in this batch, unless somebody does already."""
+        flight = self.engine.refresh_soon(key, Part(self, item, policy), entry)
+        if flight is not None:
+            self._note(item, flight)
+
+    def _note(self, item: Any, flight: Flight) -> None:
+        self._flights[item] = flight
+        self._first[item] = flight.answered
+
+    async def value(self, item: Any, load: Load) -> Any:
+        """Return what the loader says of `item`, called once for all whose lease is won."""
+        gathering = self._gathering
+        if gathering is None:
+            gathering = self._gathering = _Round()
+            gathering.loads[item] = load
+            await self._lead(gathering, item, load)
+        else:
+            gathering.loads[item] = load
+            await gathering.done.wait()
+        if gathering.error is not None:
+            raise gathering.error
+        return gathering.values.get(item, _ABSENT)
+
+    async def _lead(self, gathering: _Round, item: Any, load: Load) -> None:
+        try:
+            if load.flight.answered is not self._first[item]:
+                # Somebody else has failed, and others of his leases may be given back in a moment.
+                await anyio.sleep(_GATHERED_FOR)
+            for flight in self._flights.values():
+                # One that has news of its lease asks again.
+                while not flight.answered.is_set():
+                    await flight.answered.wait()
+            self._gathering = None
+            loads_also(other.flight for other in gathering.loads.values())
+            gathering.values = await self._call([item for item in self._flights if item in gathering.loads])
+        except anyio.get_cancelled_exc_class():
+            # Where its time is up so is that of the others, and each is told so by its own timer.
+            if not load.flight.is_finished:
+                gathering.end(SWRError(f"the batch loader of {load.flight.key!r} was cancelled from within"))
+            raise
+        except BaseException as error:
+            gathering.end(error)
+        else:
+            gathering.end()
+        finally:
+            if self._gathering is gathering:
+                self._gathering = None
+
+
+class Part:
+    """A job: one key of a batch.
+
+    Parameters:
+        batch: which.
+        item: what stands for the key in the loader's list.
+        policy: how long its value may be served.
+    """
+
+    __slots__ = ("_batch", "_item", "codec", "context", "policy")
+
+    def __init__(self, batch: Batch, item: Any, policy: Policy) -> None:
+        self._batch = batch
+        self._item = item
+        self.policy = policy
+        self.codec = batch.codec
+        self.context: Context | None = None
+
+    async def run(self, load: Load) -> None:
+        """Store what the batch's loader says of this key."""
+        batch, flight, policy = self._batch, load.flight, self.policy
+        if not flight.forced and _is_known_absent(flight, batch.engine.clock()):
+            # Somebody else has found that out meanwhile.
+            await load.skip()
+            return
+        load.limit(policy.hard_timeout)
+        last = await last_of(batch.engine, load, asks=False)
+        value = await batch.value(self._item, load)
+        if value is not _ABSENT:
+            await store_answer(load, value, policy, last)
+        elif batch.absent_for or flight.entry is not None or flight.forced or flight.newer_than is not None:
+            # What is stored so far must go, too; and other refreshers are told.
+            await load.store(None, Policy(0, keep_for=batch.absent_for).tagged(policy.tags), absent=True)
+        else:
+            await load.skip()
+
+    def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
+        """Return True: the entry's own policy says how long it may be served after a failure."""
+        return True
+
+
+def _is_known_absent(flight: Flight, now: float) -> bool:
+    """Whether there is no value, as somebody has found out; for readers as long as that is remembered."""
+    entry, newer_than = flight.entry, flight.newer_than
+    if entry is None or newer_than is None:
+        return is_absent(entry, now)
+    return entry.absent and entry.version > newer_than

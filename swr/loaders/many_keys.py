@@ -1,0 +1,149 @@
+"""The keys and tags of a batch loader: one for each item of its list."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from swr.core.keys import Template
+from swr.engine.engine import Engine
+from swr.errors import ConfigurationError
+from swr.loaders.calling import call_loader
+from swr.policy import Policy, tag_names
+
+
+class ManyKeys:
+    """Turn the arguments of a batch loader into keys and tags, one for each item of its list.
+
+    Parameters:
+        function: the batch loader.
+        template: the key of one item. It names every parameter but the list, and one name that is no parameter: the
+            item's.
+        tags: tag templates; they may name the same.
+        ignore: parameters that are left out of the key.
+
+    Raises:
+        ConfigurationError: a template that does not tell which parameter is the list and which slot its item.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], template: str, tags: Iterable[str] = (), ignore: Iterable[str] = ()
+    ) -> None:
+        if not isinstance(template, str):
+            raise ConfigurationError(f'template={template!r} is not a string, "ranking:{{group}}" for one')
+        if isinstance(ignore, str):
+            raise ConfigurationError(f"ignore={ignore!r} is one string: give a tuple, ({ignore!r},)")
+        self._function = function
+        self.where = where = f"{function.__module__}.{function.__qualname__}"
+        self._signature = inspect.signature(function)
+        self._key = Template(template, "key", where)
+        self._tags = [Template(tag, "tags", where) for tag in tag_names(tags)]
+        parameters, ignored = self._signature.parameters, frozenset(ignore)
+        named = dict.fromkeys(self._key.names)
+        items = [name for name in named if name not in parameters]
+        lists = [name for name in parameters if name not in named and name not in ignored]
+        if len(items) != 1 or len(lists) != 1:
+            raise ConfigurationError(
+                f"the key template {template!r} of {where}({', '.join(parameters)}) must leave out one parameter, the "
+                f"list of items, and name one thing that is no parameter, an item of it; it leaves out "
+                f"{', '.join(lists) or 'nothing'} and names {', '.join(items) or 'nothing else'}"
+            )
+        (self._item,), (self._list,) = items, lists
+        if parameters[self._list].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise ConfigurationError(f"{where} takes its items as {parameters[self._list]}: take them as one list")
+        for slot in {*ignored, *(name for tag in self._tags for name in tag.names)}:
+            if slot not in parameters and (slot != self._item or slot in ignored):
+                raise ConfigurationError(f"{where} has no parameter {slot!r}: it has {', '.join(parameters)}")
+
+    @property
+    def text(self) -> str:
+        """The key template."""
+        return self._key.text
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ManyCall":
+        """Return a call for many items, each once.
+
+        Raises:
+            TypeError: the function does not take these arguments, or they hold no list of hashable items.
+        """
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        asked = bound.arguments[self._list]
+        if isinstance(asked, (str, bytes)) or not isinstance(asked, Iterable):
+            raise TypeError(f"{self._list}={asked!r} of {self.where} is not a list of items: give [{asked!r}]")
+        items: dict[Any, None] = {}
+        for item in asked:
+            try:
+                items[item] = None
+            except TypeError:
+                raise TypeError(
+                    f"{self._list} of {self.where} holds {item!r}, which cannot be a key of the dict that is returned"
+                ) from None
+        return ManyCall(self, bound, list(items))
+
+    def split(self, args: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+        """Return the one item that replaces the list, and the other arguments by name.
+
+        Raises:
+            TypeError: the function does not take these arguments, or the item is not hashable.
+        """
+        bound = self._signature.bind(*args)
+        bound.apply_defaults()
+        item = bound.arguments.pop(self._list)
+        hash(item)
+        return item, bound.arguments
+
+    def call(self, rest: dict[str, Any], items: list[Any]) -> "ManyCall":
+        """Return a call for `items`, with the other arguments by name."""
+        return ManyCall(self, inspect.BoundArguments(self._signature, {**rest, self._list: items}), items)
+
+    def key(self, values: Mapping[str, Any], item: Any) -> str:
+        """Return the key of `item`.
+
+        Raises:
+            ConfigurationError: an argument, or the item, cannot be part of a key.
+        """
+        return self._key.fill({**values, self._item: item})
+
+    def tags(self, values: Mapping[str, Any], item: Any) -> tuple[str, ...]:
+        """Return the tags of `item`."""
+        return tuple(tag.fill_plain({**values, self._item: item}) for tag in self._tags)
+
+    def loader(self, bound: inspect.BoundArguments, items: list[Any]) -> Callable[[], Any]:
+        """Return the function, to be called for `items` alone."""
+        asked = inspect.BoundArguments(self._signature, {**bound.arguments, self._list: items})
+        return functools.partial(self._function, *asked.args, **asked.kwargs)
+
+
+class ManyCall:
+    """One call of a batch loader: its items, and what each is stored under."""
+
+    def __init__(self, keys: ManyKeys, bound: inspect.BoundArguments, items: list[Any]) -> None:
+        self._keys = keys
+        self._bound = bound
+        self.keys = {item: keys.key(bound.arguments, item) for item in items}
+
+    def policy(self, item: Any, policy: Policy) -> Policy:
+        """Return `policy` with the tags of `item`."""
+        return policy.tagged(self._keys.tags(self._bound.arguments, item)) if policy.tags else policy
+
+    async def load(self, engine: Engine, runs_in_thread: bool, items: list[Any]) -> Mapping[Any, Any]:
+        """Call the loader for `items`.
+
+        Raises:
+            ConfigurationError: it answered with something else than a dict of these.
+        """
+        # A list of the loader's own, to do with as it likes.
+        answer = await call_loader(engine, self._keys.loader(self._bound, list(items)), runs_in_thread)
+        if not isinstance(answer, Mapping):
+            raise ConfigurationError(
+                f"{self._keys.where} returned {type(answer).__name__}: a batch loader returns a dict, item: value"
+            )
+        asked = set(items)
+        extra = [item for item in answer if item not in asked]
+        if extra:
+            raise ConfigurationError(
+                f"{self._keys.where} was asked for {items!r} and returned {extra[0]!r} too: the dict's keys are the "
+                f"items that it was given, and an item that is not there is left out"
+            )
+        return answer

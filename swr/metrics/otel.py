@@ -1,0 +1,99 @@
+"""Metrics for OpenTelemetry, by way of its API: what becomes of them is for the SDK to say that the program sets up."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from swr.cache import Cache
+from swr.errors import ConfigurationError
+from swr.metrics.base import ADDED, READ, UP, Exporter, Metric
+
+try:
+    from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation, get_meter
+except ImportError as error:
+    raise ImportError("swr.otel needs opentelemetry-api: pip install 'swr[otel]'") from error
+
+__all__ = ["export"]
+
+# Before the program has set up its SDK this one stands in, and passes on what it is given afterwards.
+_METER: Final = get_meter("swr")
+
+
+class _Count:
+    """A number that is read when it is wanted: to tell the SDK of each hit would take ten times as long as the hit."""
+
+    __slots__ = ("attributes", "number")
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.attributes = _attributes(labels)
+        self.number = 0.0
+
+    def add(self, number: float) -> None:
+        self.number += number
+
+
+class _Metered(Exporter):
+    """What one meter has of swr."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._counts: dict[Metric, dict[tuple[str, ...], _Count]] = {}
+        self._histograms: dict[Metric, Histogram] = {}
+        for metric in ADDED:
+            if metric.buckets:
+                self._histograms[metric] = meter.create_histogram(
+                    metric.name, metric.unit, metric.about, explicit_bucket_boundaries_advisory=metric.buckets
+                )
+            else:
+                self._counts[metric] = {}
+                callback = partial(self._observe_counts, metric)
+                meter.create_observable_counter(metric.name, [callback], metric.unit, metric.about)
+        for metric in READ:
+            # What can be added up over processes is, by OpenTelemetry's conventions, no gauge.
+            create = meter.create_observable_gauge if metric is UP else meter.create_observable_up_down_counter
+            create(metric.name, [partial(self._observe, metric)], metric.unit, metric.about)
+
+    def series(self, metric: Metric, labels: dict[str, str]) -> Callable[[float], object]:
+        if metric.buckets:
+            return partial(self._histograms[metric].record, attributes=_attributes(labels))
+        return self._counts[metric].setdefault(tuple(labels.values()), _Count(labels)).add
+
+    def _observe_counts(self, metric: Metric, _: CallbackOptions) -> Iterator[Observation]:
+        # Copied, for it is asked in a thread of its own.
+        for count in list(self._counts[metric].values()):
+            yield Observation(count.number, count.attributes)
+
+    def _observe(self, metric: Metric, _: CallbackOptions) -> Iterator[Observation]:
+        for labels, value in self.read(metric):
+            yield Observation(value, _attributes(labels))
+
+
+def _attributes(labels: dict[str, str]) -> dict[str, str]:
+    return {f"swr.{name}": value for name, value in labels.items()}
+
+
+_METERED: Final[WeakKeyDictionary[Meter, _Metered]] = WeakKeyDictionary()
+
+
+def export(cache: Cache, meter: Meter = _METER) -> Callable[[], None]:
+    """Measure `cache` for OpenTelemetry from now on.
+
+    Parameters:
+        cache: its `namespace` is the attribute `swr.cache` of every series.
+        meter: makes the instruments; by default that of the global meter provider which is called "swr". It may have
+            several caches; those of one namespace are counted as one.
+
+    Returns:
+        What ends that.
+
+    Raises:
+        ConfigurationError: `cache` is none, or is at this meter already.
+    """
+    if not isinstance(cache, Cache):
+        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+    metered = _METERED.get(meter)
+    if metered is None:
+        metered = _METERED[meter] = _Metered(meter)
+    metered.add(cache)
+    return partial(metered.remove, cache)

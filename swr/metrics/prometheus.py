@@ -1,0 +1,91 @@
+"""Metrics for Prometheus, by way of `prometheus_client`."""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from swr.cache import Cache
+from swr.errors import ConfigurationError
+from swr.metrics.base import ADDED, READ, Exporter, Metric
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError("swr.prometheus needs prometheus-client: pip install 'swr[prometheus]'") from error
+
+__all__ = ["export"]
+
+_UNITS: Final = {"s": "_seconds", "By": "_bytes"}
+
+
+def name_of(metric: Metric) -> str:
+    """Return what a metric is called in Prometheus, without the `_total` of a counter."""
+    return metric.name.replace(".", "_") + _UNITS.get(metric.unit, "")
+
+
+class _Registered(Exporter, Collector):
+    """What one registry has of swr."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._registry = registry
+        self._instruments = {metric: self._instrument(metric) for metric in ADDED}
+        registry.register(self)
+
+    def _instrument(self, metric: Metric) -> Counter | Histogram:
+        name, about, labels = name_of(metric), metric.about, ["cache", *metric.labels]
+        if metric.buckets:
+            return Histogram(name, about, labels, buckets=metric.buckets, registry=self._registry)
+        return Counter(name, about, labels, registry=self._registry)
+
+    def series(self, metric: Metric, labels: dict[str, str]) -> Callable[[float], object]:
+        instrument = self._instruments[metric]
+        if isinstance(instrument, Histogram):
+            return instrument.labels(**labels).observe
+        return instrument.labels(**labels).inc
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for metric in READ:
+            family = GaugeMetricFamily(name_of(metric), metric.about, labels=["cache"])
+            for labels, value in self.read(metric):
+                family.add_metric(list(labels.values()), value)
+            yield family
+
+    def leave(self) -> None:
+        """Take everything out of the registry."""
+        for collector in (*self._instruments.values(), self):
+            self._registry.unregister(collector)
+
+
+_REGISTERED: Final[dict[CollectorRegistry, _Registered]] = {}
+
+
+def export(cache: Cache, registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
+    """Measure `cache` for Prometheus from now on.
+
+    Parameters:
+        cache: its `namespace` is the label `cache` of every series.
+        registry: where the metrics are collected from; by default that of `prometheus_client`. It may have several
+            caches; those of one namespace are counted as one.
+
+    Returns:
+        What ends that. The metrics leave the registry with its last cache.
+
+    Raises:
+        ConfigurationError: `cache` is none, or is in this registry already.
+    """
+    if not isinstance(cache, Cache):
+        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+    registered = _REGISTERED.get(registry)
+    if registered is None:
+        registered = _REGISTERED[registry] = _Registered(registry)
+    registered.add(cache)
+
+    def end() -> None:
+        registered.remove(cache)
+        if registered.is_empty and _REGISTERED.get(registry) is registered:
+            del _REGISTERED[registry]
+            registered.leave()
+
+    return end

@@ -1,0 +1,337 @@
+"""The job that runs the app to fill the cache: for a waiting client, or in the background."""
+
+import logging
+from contextvars import Context
+from typing import Any, Final
+
+import anyio
+from starlette.types import Message, Receive
+
+from swr.endpoints.decorator import EndpointTerms, endpoint_terms
+from swr.engine.load import Load
+from swr.entry import Entry, stamp
+from swr.errors import SWRError
+from swr.http.caching import ABOUT_THE_CLIENT, ERRORS
+from swr.http.conditional import CONDITIONS, headers_of_304, not_modified, validators
+from swr.http.fields import Headers
+from swr.http.stored_response import RESPONSES, is_response, marked, messages_of, part_of, validated
+from swr.middleware.captured import CapturedResponse, ErrorResponse, Kind, is_fallback
+from swr.middleware.config import Config
+from swr.middleware.lookup import may_use
+from swr.middleware.messages import begin_with
+from swr.middleware.outbox import Outbox
+from swr.middleware.request import Request
+from swr.middleware.storing import store_response
+from swr.policy import Policy
+
+log = logging.getLogger("swr")
+
+_NO_CONTENT: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
+
+
+class Capture:
+    """A job of the engine: run the app, send its response to the client, and store it if that is allowed.
+
+    Parameters:
+        config: of the middleware.
+        request: what is asked.
+        outbox: of the waiting client; None: a background run, which replays the request.
+        names: the request fields that select the variant, as far as known.
+        why: the `fwd` of `Cache-Status` (RFC 9211 2.2).
+    """
+
+    # Of the run, once it has begun.
+    _load: Load
+
+    def __init__(
+        self,
+        config: Config,
+        request: Request,
+        outbox: Outbox | None = None,
+        names: tuple[str, ...] = (),
+        why: bytes = b"stale",
+    ) -> None:
+        self.codec = RESPONSES
+        self.context = Context() if outbox is None else None
+        self.outbox = Outbox() if outbox is None else outbox
+        self._terms = EndpointTerms(config.cache, self._limit)
+        self.response = CapturedResponse(config, request, self._terms, names, is_replay=outbox is None)
+        self.error: BaseException | None = None
+        # Whether the response has another key than the flight.
+        self.is_stored_elsewhere = False
+        self._config = config
+        self._request = request
+        self._names = names
+        self._why = why
+        self._scope = anyio.CancelScope()
+        self._is_begun = False
+        self._finished = anyio.Event()
+        # Whether the time limit has ended the run.
+        self._is_given_up = False
+
+    def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
+        """Whether a stored response may answer for a failure; see `is_fallback`."""
+        return is_fallback(entry, error, now)
+
+    async def wait(self) -> None:
+        """Wait until the run, if it has begun, has ended and the client has all of the response."""
+        if self._is_begun:
+            await self._finished.wait()
+            await self.outbox.drain()
+
+    def detach(self) -> None:
+        """The client is gone: go on for the store, or end if nothing will be stored."""
+        self.outbox.detach()
+        if self.outbox.is_passing:
+            self._scope.cancel()
+
+    @property
+    def outcome(self) -> str:
+        """What came of the run, for the log."""
+        if self.outbox.is_passing:
+            return f"passed through, not stored: {self.response.verdict.reason}"
+        if self.error is not None:
+            return f"failed: {type(self.error).__name__}"
+        return "confirmed by the app" if self.response.kind is Kind.CONFIRMATION else "stored"
+
+    # -- the run ----------------------------------------------------------------------------------------------
+
+    async def run(self, load: Load) -> None:
+        """Run the app; the load ends with the last message of the body, before background tasks of the app."""
+        self._load, self._is_begun = load, True
+        rule = self._request.find_rule()
+        if rule is not None and rule.hard_timeout is not None:
+            self._limit(rule.hard_timeout)
+        elif self._config.hard_timeout is not None:
+            self._limit(self._config.hard_timeout)
+        endpoint_terms.set(self._terms)
+        self._choose_base(load.flight.entry)
+        response = self.response
+        try:
+            with self._scope:
+                await self._ask(self.outbox.receive)
+                if response.kind is Kind.UNRELATED:
+                    # RFC 9111 4.3.4: ask for the whole response. The app has already read the client's messages.
+                    response.forget_unrelated()
+                    await self._ask(begin_with(_NO_CONTENT, self.outbox.receive))
+            if not response.is_ended and not self.outbox.is_passing:
+                raise SWRError(f"the app ended before its response to {self._request.key!r} did")
+        except Exception as error:
+            if self._is_given_up:
+                return
+            self.error = error
+            if not load.flight.done.is_set():
+                raise
+            if not self.outbox.is_attached and not self.outbox.is_passing:
+                log.exception("the app failed after its response to %r was stored", self._request.key)
+        finally:
+            self._finished.set()
+            if response.is_replay and log.isEnabledFor(logging.DEBUG):
+                log.debug("%s %r: background refresh: %s", self._request.method, self._request.url, self.outcome)
+
+    def _limit(self, seconds: float) -> None:
+        self._load.limit(seconds, self._give_up)
+
+    def _give_up(self, error: BaseException) -> None:
+        """The time is over: let go of the client, whether the app ends now or not."""
+        self._is_given_up = True
+        self.error = error
+        if self._config.engine.fallback(self._load.flight, error) is None:
+            log.warning("%s, and no stored response is a fallback", error)
+        self.detach()
+        self._finished.set()
+
+    def _choose_base(self, entry: Entry[Any] | None) -> None:
+        """Choose the stored response that the app is asked to confirm, if there is one."""
+        if entry is None or not is_response(entry) or self.response.is_range:
+            return
+        # RFC 9110 13.2.1: conditions are about a response that would be a success.
+        if 200 <= entry.value.status < 300 and validators(entry.value.headers) and may_use(self._request, entry):
+            self.response.base = entry.value
+
+    async def _ask(self, receive: Receive) -> None:
+        app = self._config.app
+        if self.response.is_replay:
+            scope = self._request.replay(self._names, self._config.app_state())
+            scope["headers"] = self._conditional(scope["headers"])
+            await app(scope, begin_with(_NO_CONTENT, receive), self._on_message)
+            return
+        # The app gets the client's own scope, because it may leave something there for the middleware around swr.
+        scope = self._request.scope
+        asked = scope["headers"]
+        scope["headers"] = self._conditional(asked)
+        try:
+            await app(scope, receive, self._on_message)
+        finally:
+            scope["headers"] = asked
+
+    def _conditional(self, headers: Headers) -> Headers:
+        """Return the request's fields with the cache's own conditions in place of the client's (RFC 9111 4.3.1).
+
+        The app must send a response that is of use to others; from it swr answers the client's conditions.
+        """
+        if self.response.is_range:
+            return headers
+        base = self.response.base
+        plain = [(name, value) for name, value in headers if name not in CONDITIONS]
+        return plain if base is None else plain + validators(base.headers)
+
+    # -- the app's messages -----------------------------------------------------------------------------------
+
+    async def _on_message(self, message: Message) -> None:
+        """The app's `send`."""
+        if self._is_given_up:
+            raise ConnectionError("this request was given up: it took longer than its hard_timeout")
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._on_start(message)
+        elif kind == "http.response.body":
+            await self._on_body(message)
+        else:
+            # Files sent by path, trailers: swr does not see the content, so it cannot store it.
+            is_unseen = kind in ("http.response.pathsend", "http.response.zerocopysend")
+            if is_unseen and not self.outbox.is_passing:
+                await self._pass_through("not seen")
+            await self._send(dict(message))
+
+    async def _send(self, message: Message) -> None:
+        # A response that is too long for the store must not pile up in memory behind a slow client.
+        await self.outbox.put(message, wait=not self.response.fits)
+
+    async def _on_start(self, message: Message) -> None:
+        message = {
+            **message,
+            "headers": [(bytes(name), bytes(value)) for name, value in message.get("headers", ())],
+        }
+        response, status = self.response, message["status"]
+        response.begin(message, self._load.began)
+        if response.kind is Kind.UNRELATED:
+            return
+        if response.kind is Kind.CONFIRMATION:
+            if response.verdict.policy is None:
+                await self._pass_through(response.verdict.reason)
+            return
+        if self._is_failure(status):
+            response.take_as_error()
+            if self._has_fallback(status):
+                self.outbox.hold_back()
+            await self._send(marked(message, b"swr; fwd=%b" % self._why))
+            return
+        reason = response.verdict.reason
+        if response.verdict.policy is None:
+            await self._pass_through(reason)
+            await self._send(marked(message, b'swr; fwd=%b; detail="%b"' % (self._why, reason.encode())))
+            return
+        if self._is_not_modified(status, message["headers"]):
+            brief = {"type": message["type"], "status": 304, "headers": headers_of_304(message["headers"])}
+            await self._send(marked(brief, b"swr; fwd=%b; fwd-status=200; stored" % self._why))
+            await self._send({"type": "http.response.body", "body": b""})
+            self.outbox.close()
+            return
+        await self._send(marked(message, b"swr; fwd=%b; stored" % self._why))
+
+    def _is_failure(self, status: int) -> bool:
+        """Whether the response is an error that swr does not store."""
+        if self.response.is_replay and status in ABOUT_THE_CLIENT:
+            # A replay has no credentials; a refusal says nothing about what is stored.
+            return True
+        if status not in ERRORS:
+            return False
+        # An error is stored only if its author says for how long, and only if there is no fallback.
+        return self.response.is_replay or self.response.verdict.policy is None or self._has_fallback(status)
+
+    def _has_fallback(self, status: int) -> bool:
+        return self._config.engine.fallback(self._load.flight, ErrorResponse(status, None)) is not None
+
+    def _is_not_modified(self, status: int, headers: Headers) -> bool:
+        """Whether the waiting client already has this response."""
+        if status != 200 or self.response.is_range or not self.outbox.is_attached:
+            return False
+        return not_modified(self._request.fields, headers, self._config.engine.clock())
+
+    async def _on_body(self, message: Message) -> None:
+        response = self.response
+        more = message.get("more_body", False)
+        if response.kind is Kind.UNRELATED:
+            return
+        if response.kind is Kind.CONFIRMATION:
+            if not more and not response.is_ended:
+                await self._end_confirmation()
+            return
+        # A copy, because an app may use its buffer again.
+        chunk = bytes(message.get("body", b""))
+        if not self.outbox.is_passing and not response.is_ended:
+            await self._take(chunk, more=more)
+        await self._send({**message, "body": chunk})
+
+    async def _take(self, chunk: bytes, *, more: bool) -> None:
+        """Take a piece of the body; store the response, or fail, before the client gets the last piece.
+
+        The client's next request must find the response, and must not join a load that has failed.
+        """
+        response = self.response
+        response.add(chunk)
+        is_error = response.kind is Kind.ERROR
+        if not more and response.has_wrong_length and not is_error:
+            # RFC 9111 3.3: incomplete, and so is the client's copy.
+            raise SWRError(
+                f"the response to {self._request.key!r} has {response.size} bytes, "
+                f"and its Content-Length says {response.length}"
+            )
+        response.is_ended = not more
+        if is_error:
+            if not more:
+                stored = response.to_stored() if response.fits and response.is_for_others() else None
+                self.error = ErrorResponse(response.status, stored)
+                await self._load.fail(self.error)
+        elif not response.fits:
+            await self._pass_through("too large")
+        elif not more:
+            await self._store()
+
+    async def _end_confirmation(self) -> None:
+        """Store the confirmed response, and answer the client with it."""
+        response = self.response
+        response.is_ended = True
+        stored = response.to_stored()
+        status = b"swr; fwd=%b; fwd-status=304" % self._why
+        if not self.outbox.is_passing:
+            status += b"; stored"
+            await self._store()
+        entry = stamp(stored, response.verdict.policy or Policy(0), self._load.began)
+        marks = validated(entry, self._config.engine.clock(), status)
+        for message in messages_of(self._request.method, self._request.fields, entry, marks):
+            await self._send(message)
+
+    async def _store(self) -> None:
+        """Store the response under the key that it selects, and end the load."""
+        verdict, stored = self.response.verdict, self.response.to_stored()
+        assert verdict.policy is not None
+        if stored.status == 206:
+            part = part_of(stored)
+            if part is None:
+                await self._pass_through("partial")
+                return
+            stored = part
+        self.is_stored_elsewhere = await store_response(
+            self._config,
+            self._request,
+            self._load,
+            stored,
+            verdict.policy,
+            verdict.vary,
+            is_range=self.response.is_range,
+        )
+
+    async def _pass_through(self, reason: str) -> None:
+        """Nothing will be stored: free the memory, and let go of the requests that wait."""
+        response = self.response
+        response.reject(reason)
+        self.outbox.pass_through()
+        if response.is_about_all:
+            self._config.uncacheable[self._request.variant(self._names)] = reason
+        # The app no longer answers with what is stored. The client may leave meanwhile and end the run.
+        with anyio.CancelScope(shield=True):
+            await self._load.skip(drop=response.is_about_all and self._load.flight.entry is not None)
+        if not self.outbox.is_attached:
+            self._scope.cancel()

@@ -1,0 +1,104 @@
+"""Looking up what is stored for a request, and whether the request may be answered with it."""
+
+import enum
+import math
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from swr.core.decision import FRESH, decide
+from swr.engine.engine import Engine
+from swr.entry import Entry
+from swr.http.stored_response import RESPONSES, StoredResponse, Varies, is_response
+from swr.middleware.request import Request
+from swr.policy import Limits
+
+# A stored part of a response has the key of the whole response, and this.
+PART: Final = "\npart"
+
+
+class Layer(enum.Enum):
+    """Where an entry came from."""
+
+    LOCAL = "local cache"
+    STORE = "store"
+
+
+class Found(NamedTuple):
+    """The result of a lookup.
+
+    Parameters:
+        key: the key that the request selects.
+        names: the request fields that select it among the variants of the URL; none if the URL does not vary.
+        entry: what is stored under the key, or None.
+        layer: where that came from.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    entry: Entry[Any] | None
+    layer: Layer
+
+    def why_missing(self, now: float) -> bytes:
+        """Return why the entry does not answer, as `fwd` of `Cache-Status` (RFC 9211 2.2)."""
+        if not is_response(self.entry):
+            return b"vary-miss" if self.names else b"uri-miss"
+        return b"request" if decide(self.entry, now) is FRESH else b"stale"
+
+
+def look_up_local(engine: Engine, request: Request) -> Found:
+    """Return what the local cache holds for a request."""
+    key = request.key
+    entry = engine.store.peek(key)
+    if entry is not None and type(entry.value) is Varies:
+        names = entry.value.names
+        key = request.variant(names)
+        return Found(key, names, engine.store.peek(key), Layer.LOCAL)
+    return Found(key, (), entry, Layer.LOCAL)
+
+
+async def look_up(engine: Engine, request: Request, accepted: Limits) -> Found:
+    """Return what the store holds for a request, or the local cache if its entry may answer.
+
+    Parameters:
+        accepted: what the client accepts.
+    """
+    key = request.key
+    names: tuple[str, ...] = ()
+    entry, layer = await read_entry(engine, key, accepted)
+    if entry is not None and type(entry.value) is Varies:
+        names = entry.value.names
+        key = request.variant(names)
+        entry, layer = await read_entry(engine, key, accepted)
+    return Found(key, names, entry, layer)
+
+
+async def read_entry(engine: Engine, key: str, accepted: Limits) -> tuple[Entry[Any] | None, Layer]:
+    """Return the entry of a key from the store, or from the local cache if that one may answer."""
+    entry = engine.store.peek(key)
+    if decide(entry, engine.clock(), accepted).serve:
+        return entry, Layer.LOCAL
+    await engine.ready()
+    return await engine.store.read(key, RESPONSES), Layer.STORE
+
+
+def may_use(request: Request, entry: Entry[Any]) -> bool:
+    """Whether a request may be answered with a response that is stored for others (RFC 9111 3.5)."""
+    return not request.authorized or bool(entry.value.shared)
+
+
+def limits_for(accepted: Limits, entry: Entry[StoredResponse]) -> Limits:
+    """Return what a client accepts of this response.
+
+    A strict response is never served stale, and the time that it spent in other caches counts.
+    """
+    stored = entry.value
+    if stored.strict and stored.validate:
+        # Whatever the clock says: somebody may have put it back.
+        return msgspec.structs.replace(accepted, no_cache=True)
+    if accepted.max_stale is not None and (stored.strict or stored.overdue):
+        rest = accepted.max_stale - stored.overdue
+        accepted = msgspec.structs.replace(accepted, max_stale=None if stored.strict or rest < 0 else rest)
+    if stored.initial_age and accepted.max_age < math.inf:
+        accepted = msgspec.structs.replace(accepted, max_age=accepted.max_age - stored.initial_age)
+    return accepted

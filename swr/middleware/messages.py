@@ -1,0 +1,52 @@
+"""The messages of ASGI that the middleware itself sends and receives."""
+
+from starlette.types import Message, Receive, Send
+
+from swr.entry import Entry, State
+from swr.http.stored_response import StoredResponse, marked, marks_of, messages_of
+from swr.middleware.request import Request
+
+
+def begin_with(first: Message, receive: Receive) -> Receive:
+    """Return a `receive` that gives `first`, and after it the messages of `receive`."""
+    messages = [first]
+
+    async def receive_first() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_first
+
+
+async def send_stored(
+    request: Request, send: Send, entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None
+) -> None:
+    """Answer with a stored response.
+
+    Parameters:
+        now: wall clock, seconds.
+        status: the member of `Cache-Status`; by default that of a hit.
+    """
+    for message in messages_of(request.method, request.fields, entry, marks_of(entry, state, now, status)):
+        await send(message)
+
+
+async def send_error(send: Send, response: StoredResponse, why: bytes) -> None:
+    """Answer with the app's error, which another request has received.
+
+    Parameters:
+        why: the `fwd` of `Cache-Status`.
+    """
+    start: Message = {"type": "http.response.start", "status": response.status, "headers": response.headers}
+    await send(marked(start, b"swr; fwd=%b; fwd-status=%d; collapsed" % (why, response.status)))
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def send_gateway_timeout(send: Send, status: bytes) -> None:
+    """Answer 504: the app was too slow, or swr may not ask it (`only-if-cached`, RFC 9111 5.2.1.7).
+
+    Parameters:
+        status: the member of `Cache-Status`.
+    """
+    start: Message = {"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]}
+    await send(marked(start, status))
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,209 @@
+"""The ASGI middleware: a shared HTTP cache (RFC 9111) around an app."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from swr.cache import Cache
+from swr.entry import State
+from swr.http.caching import HONOURED
+from swr.http.classify import Action, RequestFacts, classify
+from swr.http.request import URL, plain_url, url_key
+from swr.http.stored_response import StoredResponse, make_ready
+from swr.middleware.config import make_config
+from swr.middleware.handler import RequestHandler
+from swr.middleware.passthrough import pass_through
+from swr.middleware.request import Request
+from swr.middleware.rules import Rule
+from swr.policy import Duration
+from swr.stores.local import Slot
+
+__all__ = ["Rule", "SWRMiddleware"]
+
+
+class SWRMiddleware:
+    """A shared HTTP cache: GET and HEAD are answered from it as long as the app's own `Cache-Control` lets it.
+
+    Parameters:
+        app: any ASGI app.
+        cache: the cache; it is opened and drained with the app's lifespan.
+        rules: fill in what responses leave open; the first that matches applies.
+        cookies: "private": requests with `Cookie` are not answered from the cache (unless a rule names the cookies
+            that matter), and nothing with `Set-Cookie` is stored. "rfc9111": cookies do not matter, directives do.
+        max_body_bytes: a longer response passes through, unbuffered and not stored.
+        max_variants: how many responses one URL may have that varies; of more the oldest ones go.
+        request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age" and
+            "pragma" are not by default, for with them any client can make the app work. What they force is one load
+            for all who ask meanwhile.
+        targeted: fields that go before `Cache-Control`, in order of preference (RFC 9213).
+        heuristic: the share of the time since `Last-Modified` that a response without any word on it counts as fresh,
+            a day at most (RFC 9111 4.2.2); 0: never.
+        stale_if_unreachable: how long past its lifetime a response stands in for an app that gives no answer (a
+            connection error, a time-out, a 502 or 504), unless a directive forbids it. So long it is kept, too, to be
+            confirmed by the app, if it can be.
+        hard_timeout: how long the app may take for a response that others may be given, its body included; then the
+            run is cancelled, and what is stored stands in, or the answer is 504. None: as long as it likes. What
+            passes through unstored is not limited. A rule or `@cache.response` may say otherwise.
+        show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
+
+    Every answer to GET and HEAD carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method that
+    may change something outdates its URL, and what its answer names (RFC 9111 4.4, RFC 9875).
+
+    Raises:
+        ConfigurationError: any of these that cannot work.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        cache: Cache,
+        rules: Sequence[Rule] = (),
+        cookies: Literal["private", "rfc9111"] = "private",
+        max_body_bytes: int = 2**20,
+        *,
+        max_variants: int = 64,
+        request_directives: Collection[str] = HONOURED,
+        targeted: Sequence[str] = ("SWR-Cache-Control", "CDN-Cache-Control"),
+        heuristic: float = 0.1,
+        stale_if_unreachable: Duration = "1d",
+        hard_timeout: Duration | None = None,
+        show_key: bool = False,
+    ) -> None:
+        # The lifespan's state: background runs get it, and nothing that other middleware wrote for one client.
+        self._app_state: dict[str, Any] = {}
+        self.config = make_config(
+            app,
+            cache,
+            rules,
+            cookies,
+            max_body_bytes,
+            max_variants=max_variants,
+            request_directives=request_directives,
+            targeted=targeted,
+            heuristic=heuristic,
+            stale_if_unreachable=stale_if_unreachable,
+            hard_timeout=hard_timeout,
+            app_state=lambda: self._app_state,
+        )
+        self.app = app
+        self.cache = cache
+        self._engine = cache.engine
+        self._local = cache.local
+        self._aliases = cache.local.aliases
+        self._clock = cache.engine.clock
+        self._events = cache.engine.events
+        self._rules = self.config.rules
+        self._shows_key = show_key
+        # Otherwise the URL as it was sent does not identify the answer.
+        self._plain = not show_key and not any(rule.reads_query for rule in rules)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        if scope["type"] == "http" and scope["method"] == "GET" and self._plain:
+            # The hit, spelled out: lookup, `decide` and `messages_of` in the fewest steps. While the ready messages
+            # hold, a second at most, the URL as it was sent leads to them, without a key.
+            url, condition = plain_url(scope)
+            slot = self._aliases.get(url)
+            if slot is None or slot.checked != self._local.generation or self._clock() >= slot.ready_until:
+                slot = self._ready(url) if url is not None else None
+            if slot is not None:
+                ready = slot.ready
+                if condition is None:
+                    if self._events.reads:
+                        self._tell(url, slot)
+                    stored, headers = slot.value, ready.headers.copy()
+                    await send({"type": "http.response.start", "status": stored.status, "headers": headers})
+                    await send({"type": "http.response.body", "body": stored.body})
+                    return
+                if condition == ready.etag:
+                    if self._events.reads:
+                        self._tell(url, slot)
+                    await send({"type": "http.response.start", "status": 304, "headers": ready.brief.copy()})
+                    await send({"type": "http.response.body", "body": b""})
+                    return
+        if scope["type"] == "http":
+            handling = classify(RequestFacts(scope["method"]))
+            if handling.action is Action.PASS_THROUGH:
+                await pass_through(self.config, scope, receive, send, handling)
+                return
+            request = Request(scope, self._rules)
+            if self._shows_key and handling.action is not Action.INVALIDATE:
+                send = _show_key(request, send)
+            await RequestHandler(self.config, request, receive, send).handle()
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _ready(self, url: URL) -> Slot | None:
+        """Make the messages of a URL ready and return its slot; None if its response cannot be sent as it is."""
+        key = url_key(url)
+        slot = self._local.get(key)
+        if slot is None or slot.checked != self._local.generation or type(slot.value) is not StoredResponse:
+            return None
+        if slot.value.validate:
+            return None
+        now = self._clock()
+        if now < slot.fresh_until:
+            slot.ready = make_ready(slot.entry, now)
+            slot.ready_until = slot.ready.until
+            self._local.alias(slot, url)
+            return slot
+        # A stale one costs no more while a refresh is under way or backs off.
+        if now < slot.stale_until and self._engine.backs_off(key):
+            if slot.ready is None or now >= slot.ready.until:
+                slot.ready = make_ready(slot.entry, now)
+            return slot
+        return None
+
+    def _tell(self, url: URL | None, slot: Slot) -> None:
+        """Publish the event of an answer that was ready."""
+        assert url is not None
+        state = State.FRESH if self._clock() < slot.fresh_until else State.STALE
+        self._engine.tell(url_key(url), slot.entry, state)
+
+    # -- lifespan ---------------------------------------------------------------------------------------------
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open the cache before the app starts, drain it after the app has stopped."""
+        self._app_state = scope.get("state", {})
+        opened = False
+
+        async def open_cache() -> Message:
+            nonlocal opened
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.cache.__aenter__()
+                opened = True
+            return message
+
+        async def close_cache(message: Message) -> None:
+            nonlocal opened
+            if opened and message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                opened = False
+                await self.cache.__aexit__(None, None, None)
+            await send(message)
+
+        try:
+            await self.app(scope, open_cache, close_cache)
+        finally:
+            if opened:
+                await self.cache.__aexit__(None, None, None)
+
+
+def _show_key(request: Request, send: Send) -> Send:
+    """Return a `send` that adds the key to swr's member of `Cache-Status`."""
+    key = request.key.replace("\n", "")
+    shown = "".join(f"\\{char}" if char in '"\\' else char if " " <= char <= "~" else "?" for char in key)
+
+    async def send_with_key(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message["headers"])
+            # Ours is the last: swr appended it to the app's.
+            name, status = headers[-1]
+            headers[-1] = (name, b'%b; key="%b"' % (status, shown.encode("ascii")))
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_with_key

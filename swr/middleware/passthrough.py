@@ -1,0 +1,229 @@
+"""Requests that the app answers itself, and what swr learns from its answers."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from starlette.types import Message, Receive, Scope, Send
+
+from swr.endpoints.decorator import EndpointTerms, endpoint_terms
+from swr.engine.load import Snapshot
+from swr.entry import Entry
+from swr.http.caching import Verdict, control, judge, vary_of
+from swr.http.classify import Handling
+from swr.http.conditional import agrees, updated
+from swr.http.fields import Headers, content_length, parse_directives, strings, values_of
+from swr.http.stored_response import RESPONSES, StoredResponse, as_stored, marked
+from swr.middleware.config import Config
+from swr.middleware.request import Request
+
+log = logging.getLogger("swr")
+
+# RFC 9875 5 lets a cache limit the number of groups of a response.
+_MOST_GROUPS: Final = 128
+
+
+async def pass_through(config: Config, scope: Scope, receive: Receive, send: Send, handling: Handling) -> None:
+    """Let the app answer a request that does not concern the cache; swr reads its method alone."""
+    if log.isEnabledFor(logging.DEBUG):
+        action, reason = handling.action.value, handling.reason.value
+        log.debug("%s %r: %s (%s)", scope["method"], scope.get("path"), action, reason)
+    token = endpoint_terms.set(EndpointTerms(config.cache))
+    try:
+        await config.app(scope, receive, send)
+    finally:
+        endpoint_terms.reset(token)
+
+
+async def bypass(
+    config: Config,
+    request: Request,
+    receive: Receive,
+    send: Send,
+    status: bytes,
+    on_start: Callable[[Message], Awaitable[None]] | None = None,
+) -> None:
+    """Let the app answer, in the client's own task.
+
+    Parameters:
+        status: the member of `Cache-Status`.
+        on_start: called with the beginning of the answer, before the client gets it.
+    """
+
+    async def mark(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if on_start is not None:
+                await on_start(message)
+            message = marked(message, status)
+        await send(message)
+
+    token = endpoint_terms.set(EndpointTerms(config.cache))
+    try:
+        await config.app(request.scope, receive, mark)
+    finally:
+        endpoint_terms.reset(token)
+
+
+async def head(
+    config: Config,
+    request: Request,
+    receive: Receive,
+    send: Send,
+    key: str,
+    entry: Entry[StoredResponse] | None,
+    status: bytes,
+) -> None:
+    """Let the app answer HEAD; a 200 confirms or outdates what GET has stored (RFC 9111 4.3.5).
+
+    Parameters:
+        key: of what is stored.
+        entry: what is stored, if this request may use it.
+        status: the member of `Cache-Status`.
+    """
+    engine = config.engine
+    snapshot = engine.snapshot()
+
+    async def on_start(message: Message) -> None:
+        if message["status"] == 200 and entry is not None:
+            headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+            if not await _freshen(config, request, headers, key, entry, snapshot):
+                await engine.invalidate(key)
+
+    await bypass(config, request, receive, send, status, on_start)
+
+
+async def _freshen(
+    config: Config,
+    request: Request,
+    headers: Headers,
+    key: str,
+    entry: Entry[StoredResponse],
+    snapshot: Snapshot,
+) -> bool:
+    """Give a stored response the header of a HEAD that agrees with it; False if swr must drop it instead."""
+    stored = entry.value
+    if stored.status != 200 or stored.complete is not None or not agrees(headers, stored.headers):
+        return False
+    merged = updated(stored.headers, headers)
+    if vary_of(merged) != vary_of(stored.headers):
+        # Its key is that of the variant that it was.
+        return False
+    ages = [(b"age", value) for value in values_of(headers, b"age")]
+    verdict = _judged(config, request, stored.status, [*merged, *ages], snapshot, entry.tags)
+    if verdict.policy is None:
+        return False
+    response = as_stored(stored.status, merged, stored.body, verdict)
+    # A response that has become newer in the meantime stays.
+    await config.engine.put(key, RESPONSES, response, verdict.policy, snapshot, known=entry.version)
+    return True
+
+
+def _judged(
+    config: Config,
+    request: Request,
+    status: int,
+    headers: Headers,
+    snapshot: Snapshot,
+    tags: tuple[str, ...],
+) -> Verdict:
+    return judge(
+        status,
+        headers,
+        request.terms(),
+        config.sharing,
+        began=snapshot.began,
+        authorized=request.authorized,
+        tags=tags,
+    )
+
+
+class Unsafe:
+    """A request whose method may change something; swr invalidates what it may have changed (RFC 9111 4.4).
+
+    Twice: before the client gets the answer, so that its next request finds nothing older; and when the app has ended,
+    because a framework may commit its transaction after the response (FastAPI's dependencies with `yield`).
+
+    Parameters:
+        config: of the middleware.
+        request: what is asked.
+    """
+
+    def __init__(self, config: Config, request: Request) -> None:
+        self._config = config
+        self._request = request
+        self._tags: list[str] = []
+        # A response to POST that swr stores for GET, as far as it has come (RFC 9110 9.3.3).
+        self._verdict = Verdict(None)
+        self._headers: Headers = []
+        self._status = 0
+        self._body = bytearray()
+
+    async def answer(self, receive: Receive, send: Send) -> None:
+        """Let the app answer."""
+        config = self._config
+        self._snapshot = config.engine.snapshot()
+
+        async def observe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = await self._on_start(message)
+            elif message["type"] == "http.response.body" and self._verdict.policy is not None:
+                await self._on_body(message)
+            await send(message)
+
+        token = endpoint_terms.set(EndpointTerms(config.cache))
+        try:
+            await config.app(self._request.scope, receive, observe)
+        finally:
+            endpoint_terms.reset(token)
+            await self._invalidate()
+
+    async def _on_start(self, message: Message) -> Message:
+        headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        status, request = message["status"], self._request
+        if 200 <= status < 400:
+            references = [*values_of(headers, b"location"), *values_of(headers, b"content-location")]
+            groups = strings(values_of(headers, b"cache-group-invalidation"))[:_MOST_GROUPS]
+            tags = [request.tag, *map(request.tag_of, references), *map(request.group_tag, groups)]
+            self._tags = list(dict.fromkeys(tag for tag in tags if tag is not None))
+            self._consider(status, headers)
+            await self._invalidate()
+        return {**message, "headers": [*headers, (b"cache-status", b"swr; fwd=method")]}
+
+    async def _invalidate(self) -> None:
+        for tag in self._tags:
+            await self._config.engine.invalidate_tag(tag)
+
+    def _consider(self, status: int, headers: Headers) -> None:
+        """Prepare to store a response to POST that says how long it may answer a GET of this very URL."""
+        config, request = self._config, self._request
+        where = [request.tag_of(value) for value in values_of(headers, b"content-location")]
+        directives, targeted = control(headers, config.sharing.targeted)
+        has_expires = not targeted and bool(values_of(headers, b"expires"))
+        explicit = "max-age" in directives or "s-maxage" in directives or has_expires
+        # An invalidation since this request began must not be undone by its response.
+        current = config.engine.store.tag_versions.admits(self._snapshot.tag_version, (request.tag,))
+        if request.method != "POST" or status != 200 or where != [request.tag] or not explicit or not current:
+            return
+        asked = parse_directives([request.fields.get(b"cache-control", b"")])
+        if "no-store" in asked and "no-store" in config.honoured:
+            return
+        if config.sharing.cookies_private and b"cookie" in request.fields and not request.key_cookies():
+            return
+        verdict = _judged(config, request, status, headers, self._snapshot, (request.tag,))
+        if verdict.policy is not None and verdict.policy.fresh_for > 0 and not verdict.vary:
+            self._verdict, self._headers, self._status = verdict, headers, status
+
+    async def _on_body(self, message: Message) -> None:
+        self._body += message.get("body", b"")
+        verdict, engine = self._verdict, self._config.engine
+        if len(self._body) > self._config.max_body_bytes:
+            self._verdict = Verdict(None, "too large")
+        elif not message.get("more_body", False) and verdict.policy is not None:
+            self._verdict = Verdict(None)
+            if content_length(self._headers) not in (None, len(self._body)):
+                return
+            response = as_stored(self._status, self._headers, bytes(self._body), verdict)
+            snapshot: Any = engine.snapshot()._replace(began=self._snapshot.began)
+            if await engine.put(self._request.key, RESPONSES, response, verdict.policy, snapshot):
+                # The second invalidation would drop it.
+                self._tags = []

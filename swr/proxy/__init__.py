@@ -1,0 +1,9 @@
+"""A caching reverse proxy: the middleware in front of an app that asks another HTTP service.
+
+Public names: `Proxy` and `caching_proxy`; the modules are private. Imports: `swr.middleware`, `swr.cache` and below,
+and httpx, which `pip install 'swr[proxy]'` brings.
+"""
+
+from swr.proxy.proxy import Proxy, caching_proxy
+
+__all__ = ["Proxy", "caching_proxy"]

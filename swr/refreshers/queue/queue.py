@@ -1,0 +1,342 @@
+"""A refresher's queue on Redis: tasks, marks and dead letters, each group at most once, in one or several shards."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from swr.core.keys import storage_name
+from swr.engine.engine import Engine
+from swr.errors import ConfigurationError, StoreUnavailable
+from swr.refreshers.queue import scripts
+from swr.refreshers.queue.status import QueueStatus
+from swr.refreshers.queue.tasks import DeadLetter, Delivery, Led, Settlement, Superseded
+from swr.refreshers.rounds.groups import travelling
+from swr.stores.base import Kind
+from swr.stores.redis.store import RedisStore
+from swr.stores.tiered import TieredStore
+
+_MICROSECONDS: Final = 1_000_000
+# Tasks in one command, at most.
+_AT_ONCE: Final = 500
+# Replicas that lag are given so many seconds.
+_SECURED_IN: Final = 1.0
+_REGISTRY: Final = "{!}q"
+_NO_REDIS: Final = 'strategy="queue" keeps its queue in Redis: give the cache a URL, Cache("redis://…")'
+BACKENDS: Final = ("streams", "list")
+
+
+class Queue:
+    """The queue of one refresher.
+
+    Parameters:
+        store: where it lies.
+        name: of the refresher.
+        backend: "streams" or "list".
+        shards: how many, each in a slot of its own.
+        deliveries: how often a task is delivered before it is a dead letter.
+        replicas: how many replicas must have a mark, a round, or what was loaded, before it counts.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        name: str,
+        backend: str = "streams",
+        shards: int = 1,
+        deliveries: int = 5,
+        replicas: int = 0,
+    ) -> None:
+        self.name = name
+        self.shards = range(shards)
+        self._store = store
+        self._backend = backend
+        self._deliveries = deliveries
+        self._replicas = replicas
+        safe = storage_name(name)
+        parts = ("t", "s" if backend == "streams" else "l", "z", "m", "d", "c", "h")
+        self._keys = [tuple(store.names.named(f"{{{safe}:{shard}}}{part}") for part in parts) for shard in self.shards]
+        self._lease, self._rounds = (store.names.named(f"{{{safe}:0}}{part}") for part in ("L", "r"))
+
+    async def _run(self, shard: int, body: str, *args: bytes | str | int, replicas: int = 0) -> Any:
+        script = scripts.of(self._backend, body)
+        return await self._store.commands.replicated(replicas, script, self._keys[shard], *args)
+
+    def _shard(self, key: str) -> int:
+        return zlib.crc32(_bytes(key)) % len(self.shards)
+
+    async def register(self) -> None:
+        """Have the queue known to `swr queue`."""
+        registry = self._store.names.named(_REGISTRY)
+        await self._store.commands.ask(registry, "HSET", registry, self.name, f"{self._backend}:{len(self.shards)}")
+
+    # -- tasks ------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, epoch: str, tasks: Iterable[tuple[str, int, tuple[Any, ...]]]) -> tuple[int, int]:
+        """Enqueue tasks (key, since, arguments); return how many are new, and how many were there already.
+
+        Raises:
+            Superseded: there is a newer leader.
+            ConfigurationError: arguments that cannot travel.
+            StoreUnavailable: no answer.
+        """
+        parts: list[list[bytes | str]] = [[] for _ in self.shards]
+        for key, since, args in tasks:
+            parts[self._shard(key)] += (_bytes(key), f"{since:016d}", travelling(key, args))
+
+        async def enqueue(shard: int) -> AsyncIterator[list[Any]]:
+            # At least once for every shard: the older leaders are shut out of it.
+            for first in range(0, max(1, len(parts[shard])), 3 * _AT_ONCE):
+                yield await self._enqueue(shard, scripts.ENQUEUE, epoch, *parts[shard][first : first + 3 * _AT_ONCE])
+
+        return await self._in_each(enqueue)
+
+    async def _in_each(self, enqueue: Callable[[int], AsyncIterator[list[Any]]]) -> tuple[int, int]:
+        """Enqueue in every shard, whether or not others fail; return how many tasks are new, and how many were there.
+
+        Raises:
+            StoreUnavailable: one has failed.
+        """
+        new = merged = 0
+        failed: StoreUnavailable | None = None
+        for shard in self.shards:
+            try:
+                async for answer in enqueue(shard):
+                    new, merged = new + answer[0], merged + answer[1]
+            except StoreUnavailable as error:
+                failed = error
+        if failed is not None:
+            raise failed
+        return new, merged
+
+    async def _enqueue(self, shard: int, body: str, epoch: str, *args: bytes | str | int) -> list[Any]:
+        told = self._store.notification(Kind.QUEUED, self.name)
+        # Without tasks it says who leads, and no more.
+        replicas = self._replicas if args else 0
+        answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *told, *args, replicas=replicas)
+        if answer[0] == -1:
+            raise Superseded
+        return answer
+
+    async def mark(self, groups: dict[str, tuple[Any, ...]]) -> None:
+        """Put groups (arguments by key) into the dirty set: what is loaded from now on is new enough.
+
+        Raises:
+            ConfigurationError: arguments that cannot travel.
+            StoreUnavailable: it is not known that all are there.
+        """
+        parts: list[list[bytes | str]] = [[] for _ in self.shards]
+        travels = {key: travelling(key, args) for key, args in groups.items()}
+        for key, since in (await self._store.newest(list(groups))).items():
+            parts[self._shard(key)] += (_bytes(key), f"{since:016d}", travels[key])
+        for shard, part in enumerate(parts):
+            for first in range(0, len(part), 3 * _AT_ONCE):
+                some = part[first : first + 3 * _AT_ONCE]
+                await self._run(shard, scripts.MARK, *some, replicas=self._replicas)
+
+    async def drain(self, epoch: str) -> tuple[int, int]:
+        """Enqueue what is dirty; see `enqueue`."""
+
+        async def drain(shard: int) -> AsyncIterator[list[Any]]:
+            cursor = b"0"
+            while True:
+                answer = await self._enqueue(shard, scripts.DRAIN, epoch, cursor, _AT_ONCE)
+                yield answer
+                cursor = answer[2]
+                if cursor == b"0":
+                    break
+
+        return await self._in_each(drain)
+
+    async def take(self, shard: int, consumer: str, most: int) -> tuple[float | None, list[Delivery]]:
+        """Take tasks; return how many seconds from now a task that waits may be taken, and the tasks."""
+        wait, taken = await self._run(shard, scripts.TAKE, consumer, min(most, _AT_ONCE), self._deliveries)
+        deliveries = [
+            Delivery(shard, receipt, _text(key), int(since), int(number), tries, tuple(msgspec.json.decode(args)))
+            for receipt, key, since, number, tries, args in taken
+        ]
+        return (None if wait < 0 else wait / _MICROSECONDS), deliveries
+
+    async def settle(self, consumer: str, settlements: list[Settlement]) -> int:
+        """Say what came of deliveries; return how many had been given to others meanwhile.
+
+        What is done is handed back where too few replicas have its entry: a failover could lose it.
+        """
+        late = 0
+        if self._replicas:
+            settlements = await asyncio.gather(*map(self._secured, settlements))
+        for shard in self.shards:
+            args: list[bytes | str | int] = []
+            for delivery, what, delay, why, _ in settlements:
+                if delivery.shard == shard:
+                    args += (what, delivery.receipt, _bytes(delivery.key), f"{delivery.number:016d}")
+                    args += (int(delay * _MICROSECONDS), why[:1000].encode("utf-8", "replace"))
+            if args:
+                late += await self._run(shard, scripts.SETTLE, consumer, self._deliveries, *args)
+        return late
+
+    async def _secured(self, settlement: Settlement) -> Settlement:
+        key, since = settlement.delivery.key, settlement.delivery.since
+        if not settlement.stored or await self._store.has_replicas(key, since, self._replicas):
+            return settlement
+        return Settlement(settlement.delivery, "back", _SECURED_IN)
+
+    async def tend(self, shard: int, consumer: str, silent_for: float, deliveries: Iterable[Delivery]) -> int:
+        """Say that the consumer lives, and put back what others have who have been silent for so many seconds."""
+        receipts = [delivery.receipt for delivery in deliveries if delivery.shard == shard]
+        back: int = await self._run(shard, scripts.TEND, consumer, int(silent_for * _MICROSECONDS), *receipts)
+        return back
+
+    async def leave(self, consumer: str) -> None:
+        """Have the consumer, who has nothing any more, forgotten."""
+        for shard in self.shards:
+            await self._run(shard, scripts.LEAVE, consumer)
+
+    # -- the leader -------------------------------------------------------------------------------------------
+
+    async def lead(self, token: str, ttl: float, part: str = "") -> Led:
+        """Take or renew the leader's lease, and say what part of a round is enqueued."""
+        keys = (self._lease, self._rounds, self._keys[0][5])
+        epoch, rest, now, part_now = await self._store.commands.script(scripts.LEAD, keys, token, int(ttl * 1000), part)
+        if epoch:
+            return Led(epoch.decode(), 0.0, int(rest) if rest else None, int(now), part_now.decode())
+        return Led("", max(0, rest) / 1000, None, int(now))
+
+    async def enqueued(self, token: str, since: int) -> bool:
+        """Say that the round that began then was enqueued whole; False: somebody else leads."""
+        return bool(await self._store.commands.script(scripts.ENQUEUED, (self._lease, self._rounds), token, since))
+
+    async def heal(self) -> None:
+        """Queue again what nobody would ever come to, for somebody has deleted a part of the queue."""
+        for shard in self.shards:
+            flags, cursor = b"", b"0"
+            while True:
+                flags, cursor = await self._run(shard, scripts.HEAL, flags, cursor)
+                if cursor == b"0":
+                    break
+
+    async def abdicate(self, token: str) -> None:
+        """Give the leader's lease back."""
+        await self._store.commands.script(scripts.ABDICATE, (self._lease,), token)
+
+    # -- for those who look after it --------------------------------------------------------------------------
+
+    async def status(self) -> QueueStatus:
+        """Return what the queue holds."""
+        held = [0] * 5
+        consumers: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        epoch = 0
+        for shard in self.shards:
+            *numbers, seen, counted, now = await self._run(shard, scripts.STATUS)
+            held = [sum(pair) for pair in zip(held, numbers, strict=True)]
+            for name, at in zip(seen[::2], seen[1::2], strict=True):
+                silent = max(0.0, (int(now) - float(at)) / _MICROSECONDS)
+                consumers[name.decode()] = min(silent, consumers.get(name.decode(), silent))
+            for name, number in zip(counted[::2], counted[1::2], strict=True):
+                if name == b"epoch":
+                    epoch = max(epoch, int(number))
+                else:
+                    counts[name.decode()] = counts.get(name.decode(), 0) + int(number)
+        left = await self._store.commands.ask(self._lease, "PTTL", self._lease)
+        last = await self._store.commands.ask(self._rounds, "HGET", self._rounds, "round")
+        queued, running, waiting, dirty, dead = held
+        return QueueStatus(
+            name=self.name,
+            backend=self._backend,
+            queued=queued,
+            running=running,
+            waiting=waiting,
+            dirty=dirty,
+            dead=dead,
+            consumers=consumers,
+            counts=counts,
+            epoch=epoch,
+            leads_for=max(0, left) / 1000,
+            round=int(last) / _MICROSECONDS if last else None,
+        )
+
+    async def dead(self) -> list[DeadLetter]:
+        """Return the dead letters, by key."""
+        letters = []
+        for keys in self._keys:
+            found = await self._store.commands.ask(keys[4], "HGETALL", keys[4])
+            for key, text in _pairs(found):
+                letter = msgspec.json.decode(text)
+                record = letter["record"]
+                args = msgspec.json.decode(record[37:])
+                letters.append(
+                    DeadLetter(_text(key), args, letter["why"], int(record[33:37]), int(letter["at"]) / _MICROSECONDS)
+                )
+        return sorted(letters, key=lambda letter: letter.key)
+
+    async def retry(self, keys: Iterable[str] = ()) -> int:
+        """Make dead letters tasks again, these or all; return how many."""
+        return await self._of_letters(keys, self._retry)
+
+    async def _retry(self, shard: int, keys: list[bytes]) -> int:
+        told = self._store.notification(Kind.QUEUED, self.name)
+        back: int = await self._run(shard, scripts.RETRY, *told, *keys)
+        return back
+
+    async def purge(self, keys: Iterable[str] = ()) -> int:
+        """Throw dead letters away, these or all; return how many."""
+        return await self._of_letters(keys, self._purge)
+
+    async def _purge(self, shard: int, keys: list[bytes]) -> int:
+        dead = self._keys[shard][4]
+        gone: int = await self._store.commands.ask(dead, "HDEL", dead, *keys)
+        return gone
+
+    async def _of_letters(self, keys: Iterable[str], do: Any) -> int:
+        wanted = list(keys) or [letter.key for letter in await self.dead()]
+        done = 0
+        for shard in self.shards:
+            own = [_bytes(key) for key in wanted if self._shard(key) == shard]
+            for first in range(0, len(own), _AT_ONCE):
+                done += await do(shard, own[first : first + _AT_ONCE])
+        return done
+
+
+def store_of(engine: Engine, otherwise: str = _NO_REDIS) -> RedisStore:
+    """Return the store in Redis behind a cache.
+
+    Parameters:
+        otherwise: what is wrong if there is none.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if isinstance(engine.store, TieredStore) and isinstance(engine.store.store, RedisStore):
+        return engine.store.store
+    raise ConfigurationError(otherwise)
+
+
+async def known(store: RedisStore) -> dict[str, Queue]:
+    """Return the queues of a namespace, by name.
+
+    Raises:
+        StoreUnavailable: no answer.
+    """
+    registry = store.names.named(_REGISTRY)
+    found = await store.commands.ask(registry, "HGETALL", registry)
+    queues = {}
+    for name, text in _pairs(found):
+        backend, _, shards = text.decode().partition(":")
+        queues[name.decode()] = Queue(store, name.decode(), backend, int(shards))
+    return queues
+
+
+def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
+    """A hash, as either version of the servers' protocol has it."""
+    return reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogatepass")
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogatepass")

@@ -1,0 +1,343 @@
+"""What runs on the server for queues, each step atomic there.
+
+Keys, for the refresher `r` of the namespace `ns` and its shard `i`, under one hash tag `{r:i}`, behind which no colon
+stands, as it does in the keys of entries and leases:
+
+- `ns:{r:i}t` a hash, the tasks that are not done: by the key of the group's entry a *record*
+- `ns:{r:i}s` what is to be done, of task keys: a stream with the consumer group `swr`; or a list, `ns:{r:i}l`
+- `ns:{r:i}l:C` of a list: what the consumer C has taken
+- `ns:{r:i}z` a sorted set, when tasks are to be tried again (microseconds)
+- `ns:{r:i}m` a hash, the dirty set: by key the version that the entry must be newer than, and the arguments
+- `ns:{r:i}d` a hash, the dead letters: by key the record and why
+- `ns:{r:i}c` a hash of counters, and the highest epoch of a leader so far
+- `ns:{r:i}h` a sorted set, when each consumer was last seen (microseconds)
+- `ns:{r:0}L` the leader's lease: 16 digits of epoch and its token
+- `ns:{r:0}r` a hash: when the last round began that was enqueued whole (microseconds), and what part of another is
+
+A record is one letter of state, 16 digits of the version that the entry must be newer than, 16 of the time of its last
+delivery, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and wanted again,
+`w` waiting for another try. The time of a delivery (microseconds) is its fence: who was taken for dead settles nothing
+any more.
+
+`streams` and `lists` each define the same local functions, which the scripts call:
+
+- push(id), requeue(id): have a task key taken last, or first where there is an order
+- pull(consumer, most): give a consumer task keys; return pairs of a receipt and a key
+- drop(receipt, consumer): forget a pair that was pulled
+- reclaim(consumer, receipts, first, idle, most, give_back): call give_back with the keys that consumers have who have
+  been silent for `idle` microseconds, and with those whose delivery this consumer does not know of
+- abandon(consumer, give_back): call give_back with what a consumer has that leaves
+- forget(consumer): remove a consumer that has nothing
+- lengths(): return how many keys are to be taken, and how many have been taken
+"""
+
+from typing import Final
+
+from swr.refreshers.queue import lists, streams
+
+_COMMON: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local tasks, ready, delayed, marks, dead, counts, seen = unpack(KEYS)
+local function digits(number) return string.format('%016.0f', number) end
+local function count(what, by) redis.call('HINCRBY', counts, what, by or 1) end
+local function get(id)
+  local text = redis.call('HGET', tasks, id)
+  if not text then return nil end
+  return {state = string.sub(text, 1, 1), since = string.sub(text, 2, 17),
+    delivered = string.sub(text, 18, 33), tries = tonumber(string.sub(text, 34, 37)), args = string.sub(text, 38)}
+end
+local function text_of(task)
+  return task.state .. task.since .. task.delivered .. string.format('%04d', task.tries) .. task.args
+end
+local function put(id, task) redis.call('HSET', tasks, id, text_of(task)) end
+local function bury(id, task, why)
+  redis.call('HDEL', tasks, id)
+  redis.call('HSET', dead, id, cjson.encode({record = text_of(task), why = why, at = digits(now)}))
+  count('buried')
+end
+"""
+
+_ENQUEUE: Final = """
+local epoch, most = ARGV[1], tonumber(ARGV[2])
+local newest = redis.call('HGET', counts, 'epoch') or ''
+if epoch < newest then return {-1, newest} end
+redis.call('HSET', counts, 'epoch', epoch)
+local new, merged = 0, 0
+local function enqueue(id, since, args)
+  local task = get(id)
+  if task then
+    merged = merged + 1
+    if since > task.since then
+      task.since, task.args = since, args
+      if task.state == 'r' then task.state = 'a' end
+      put(id, task)
+    end
+  else
+    new = new + 1
+    -- A dead letter is delivered once in a while, and no oftener.
+    put(id, {state = 'q', since = since, delivered = digits(0), args = args,
+      tries = redis.call('HEXISTS', dead, id) == 1 and most - 1 or 0})
+    push(id)
+  end
+end
+"""
+
+_ENQUEUED: Final = """
+count('enqueued', new)
+count('merged', merged)
+if new > 0 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+"""
+
+# epoch, most deliveries, channel, message, (id, since, args)… -> {new, merged}; {-1, epoch}: there is a newer leader
+ENQUEUE: Final = (
+    _ENQUEUE
+    + "for i = 5, #ARGV, 3 do enqueue(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end"
+    + _ENQUEUED
+    + "return {new, merged}"
+)
+
+# epoch, most deliveries, channel, message, cursor, about how many: enqueue what is dirty -> {new, merged, cursor}
+DRAIN: Final = (
+    _ENQUEUE
+    + """
+local reply = redis.call('HSCAN', marks, ARGV[5], 'COUNT', ARGV[6])
+local found = reply[2]
+for i = 1, #found, 2 do
+  enqueue(found[i], string.sub(found[i + 1], 1, 16), string.sub(found[i + 1], 17))
+  redis.call('HDEL', marks, found[i])
+end
+if ARGV[5] == '0' then
+  -- What was given up is tried again, once a round.
+  local letters = redis.call('HSCAN', dead, '0', 'COUNT', ARGV[6])[2]
+  for i = 1, #letters, 2 do
+    if not get(letters[i]) then
+      local record = cjson.decode(letters[i + 1]).record
+      enqueue(letters[i], string.sub(record, 2, 17), string.sub(record, 38))
+    end
+  end
+end
+"""
+    + _ENQUEUED
+    + "return {new, merged, reply[1]}"
+)
+
+# (id, since, args)… -> 1: they are dirty
+MARK: Final = """
+for i = 1, #ARGV, 3 do
+  local before = redis.call('HGET', marks, ARGV[i]) or ''
+  if string.sub(before, 1, 16) < ARGV[i + 1] then redis.call('HSET', marks, ARGV[i], ARGV[i + 1] .. ARGV[i + 2]) end
+end
+count('marked', #ARGV / 3)
+return 1
+"""
+
+# consumer, most, most deliveries -> {us to the next retry or -1, {{receipt, id, since, delivery, tries, args}…}}
+TAKE: Final = """
+local consumer, most = ARGV[1], tonumber(ARGV[3])
+redis.call('ZADD', seen, now, consumer)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', delayed, id)
+  local task = get(id)
+  if task and task.state == 'w' then
+    task.state = 'q'
+    put(id, task)
+    push(id)
+  end
+end
+local taken = {}
+for _, pulled in ipairs(pull(consumer, tonumber(ARGV[2]))) do
+  local receipt, id = pulled[1], pulled[2]
+  local task = get(id)
+  if not task or task.state ~= 'q' then
+    drop(receipt, consumer)
+  elseif task.tries >= most then
+    drop(receipt, consumer)
+    bury(id, task, 'delivered ' .. task.tries .. ' times, and no worker that took it settled it')
+  else
+    task.state, task.delivered, task.tries = 'r', digits(now), task.tries + 1
+    put(id, task)
+    taken[#taken + 1] = {receipt, id, task.since, task.delivered, task.tries, task.args}
+  end
+end
+local next = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+return {next and math.max(0, math.floor(next - now)) or -1, taken}
+"""
+
+# consumer, most deliveries, (what, receipt, id, delivery, delay (us), why)… -> how many had been given to others
+SETTLE: Final = """
+local consumer, most, late = ARGV[1], tonumber(ARGV[2]), 0
+for i = 3, #ARGV, 6 do
+  local what, receipt, id, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 4])
+  local task = get(id)
+  if not task or task.delivered ~= ARGV[i + 3] or (task.state ~= 'r' and task.state ~= 'a') then
+    late = late + 1
+  else
+    drop(receipt, consumer)
+    if what == 'done' or what == 'current' then
+      redis.call('HDEL', dead, id)
+      count(what)
+    elseif what == 'failed' then
+      count('failed')
+    else
+      task.tries = task.tries - 1
+    end
+    if task.state == 'a' then
+      task.state = 'q'
+      task.tries = what == 'done' and 0 or math.min(task.tries, most - 1)
+      put(id, task)
+      push(id)
+    elseif what == 'done' or what == 'current' then
+      redis.call('HDEL', tasks, id)
+    elseif what == 'failed' and task.tries >= most then
+      bury(id, task, ARGV[i + 5])
+    elseif delay > 0 then
+      task.state = 'w'
+      put(id, task)
+      redis.call('ZADD', delayed, now + delay, id)
+    else
+      task.state = 'q'
+      put(id, task)
+      requeue(id)
+    end
+  end
+end
+if late > 0 then count('late', late) end
+return late
+"""
+
+_GIVE_BACK: Final = """
+local back = 0
+local function give_back(id)
+  local task = get(id)
+  if task and (task.state == 'r' or task.state == 'a') then
+    task.state = 'q'
+    put(id, task)
+    requeue(id)
+    back = back + 1
+  end
+end
+"""
+
+# consumer, idle (us), receipt… -> how many tasks were taken from consumers who have not been seen for so long
+TEND: Final = (
+    _GIVE_BACK
+    + """
+local consumer, idle = ARGV[1], tonumber(ARGV[2])
+redis.call('ZADD', seen, now, consumer)
+reclaim(consumer, ARGV, 3, idle, 1000, give_back)
+if back > 0 then
+  count('reclaimed', back)
+end
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - 60 * idle)) do
+  redis.call('ZREM', seen, other)
+  forget(other)
+end
+return back
+"""
+)
+
+# consumer: it takes nothing any more -> how many tasks it had that it did not know of
+LEAVE: Final = (
+    _GIVE_BACK
+    + """
+redis.call('ZREM', seen, ARGV[1])
+abandon(ARGV[1], give_back)
+forget(ARGV[1])
+return back
+"""
+)
+
+# flags ('' at first), cursor -> {flags, cursor}: queue again what nobody would ever come to, for somebody has deleted
+# the stream, a list, or the times of waiting tasks. The flags are the states in which no task can be that is there
+# still. One that is queued twice is taken once.
+HEAL: Final = """
+local flags = ARGV[1]
+if flags == '' then
+  local queued, taken = lengths()
+  flags = (queued == 0 and 'q' or '-') .. (taken == 0 and 'ra' or '--')
+    .. (redis.call('ZCARD', delayed) == 0 and 'w' or '-')
+end
+if flags == '----' then return {flags, '0'} end
+local reply = redis.call('HSCAN', tasks, ARGV[2], 'COUNT', 500)
+local found = reply[2]
+for i = 1, #found, 2 do
+  local id = found[i]
+  local task = get(id)
+  if string.find(flags, task.state, 1, true) then
+    task.state = 'q'
+    put(id, task)
+    push(id)
+  end
+end
+return {flags, reply[1]}
+"""
+
+# -> {queued, taken, waiting, dirty, dead, consumers, counters}
+STATUS: Final = """
+local queued, taken = lengths()
+return {queued, taken, redis.call('ZCARD', delayed), redis.call('HLEN', marks), redis.call('HLEN', dead),
+  redis.call('ZRANGE', seen, 0, -1, 'WITHSCORES'), redis.call('HGETALL', counts), digits(now)}
+"""
+
+# channel, message, id… -> how many dead letters are tasks again
+RETRY: Final = """
+local back = 0
+for i = 3, #ARGV do
+  local id = ARGV[i]
+  local letter = redis.call('HGET', dead, id)
+  if letter then
+    redis.call('HDEL', dead, id)
+    if not get(id) then
+      redis.call('HSET', tasks, id, cjson.decode(letter).record)
+      local task = get(id)
+      task.state, task.tries = 'q', 0
+      put(id, task)
+      push(id)
+      back = back + 1
+    end
+  end
+end
+if back > 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
+return back
+"""
+
+# lease, rounds, counters of shard 0 | token, ttl (ms), what part of a round is enqueued ('': says nothing of it)
+# -> {epoch, beginning of the last round, now, part}, or {'', ms until it ends, now, ''}
+LEAD: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function digits(number) return string.format('%016.0f', number) end
+local held = redis.call('GET', KEYS[1]) or ''
+local epoch = string.sub(held, 1, 16)
+if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', redis.call('PTTL', KEYS[1]), digits(now), ''} end
+if held == '' then
+  epoch = digits(math.max(now, (tonumber(redis.call('HGET', KEYS[3], 'epoch') or '0')) + 1))
+  redis.call('HSET', KEYS[3], 'epoch', epoch)
+end
+redis.call('SET', KEYS[1], epoch .. ARGV[1], 'PX', ARGV[2])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'part', ARGV[3]) end
+return {epoch, redis.call('HGET', KEYS[2], 'round') or '', digits(now), redis.call('HGET', KEYS[2], 'part') or ''}
+"""
+
+# lease, rounds | token, beginning of a round -> 1, or 0: somebody else leads
+ENQUEUED: Final = """
+if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[2], 'round', ARGV[2])
+redis.call('HDEL', KEYS[2], 'part')
+return 1
+"""
+
+# lease | token -> 1, or 0
+ABDICATE: Final = """
+if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
+
+_FUNCTIONS: Final = {"streams": streams.FUNCTIONS, "list": lists.FUNCTIONS}
+
+
+def of(backend: str, body: str) -> str:
+    """Return a script over a stream or a list."""
+    return _COMMON + _FUNCTIONS[backend] + body

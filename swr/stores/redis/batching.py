@@ -1,0 +1,58 @@
+"""Batching: what coroutines ask for in one turn of the event loop leaves in few commands."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from swr.stores.redis.connection import settle
+
+Asked = TypeVar("Asked")
+
+
+class Batcher(Generic[Asked]):
+    """Collects what coroutines ask for in one turn of the event loop, and sends it in few commands.
+
+    What is cancelled before that is not sent.
+
+    Parameters:
+        send: sends one command for everything that it gets, and settles the futures with the answers.
+        most: the most weight of one command.
+    """
+
+    def __init__(self, send: Callable[[list[Asked], list[asyncio.Future[Any]]], None], most: int) -> None:
+        self._send = send
+        self._most = most
+        self._asked: list[tuple[Asked, int, asyncio.Future[Any]]] = []
+
+    def ask(self, asked: Asked, weight: int = 1) -> asyncio.Future[Any]:
+        """Return a future that will hold the answer, or the exception that was raised instead."""
+        loop = asyncio.get_running_loop()
+        if not self._asked:
+            loop.call_soon(self._send_all)
+        future: asyncio.Future[Any] = loop.create_future()
+        self._asked.append((asked, weight, future))
+        return future
+
+    def _send_all(self) -> None:
+        waiting, self._asked = self._asked, []
+        some: list[Asked] = []
+        futures: list[asyncio.Future[Any]] = []
+        total = 0
+        for asked, weight, future in waiting:
+            if future.done():
+                continue
+            if some and total + weight > self._most:
+                self._send(some, futures)
+                some, futures, total = [], [], 0
+            some.append(asked)
+            futures.append(future)
+            total += weight
+        if some:
+            self._send(some, futures)
+
+
+def settle_each(futures: list[asyncio.Future[Any]], reply: Any) -> None:
+    """Give each its answer of one reply."""
+    answers = [reply] * len(futures) if isinstance(reply, Exception) else reply
+    for future, answer in zip(futures, answers, strict=True):
+        settle(future, answer)

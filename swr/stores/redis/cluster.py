@@ -1,0 +1,226 @@
+"""The masters of a Redis or Valkey Cluster: a link to each, and the map of slots, refreshed at every failover."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import anyio
+from redis.asyncio import Redis
+from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+
+from swr.errors import StoreUnavailable
+from swr.stores.base import Start
+from swr.stores.redis.server_link import LinkOwner, ServerLink
+
+_SLOTS: Final = 16384
+# Seconds between two maps while something is amiss, and otherwise.
+_SOON: Final = 0.2
+_SELDOM: Final = 10.0
+# A key that is being moved may be redirected more than once.
+_REDIRECTED: Final = 4
+
+Address = tuple[str, int]
+
+
+class Cluster:
+    """The masters of a cluster.
+
+    Parameters:
+        connect: makes the client of one node, of its host and port.
+        seeds: nodes to ask for the others.
+        timeout: seconds after which an unanswered command counts as failed.
+    """
+
+    is_single = False
+    # A cluster has only this one.
+    database = 0
+
+    def __init__(
+        self,
+        connect: Callable[[str, int], Redis],
+        seeds: Sequence[Address],
+        timeout: float = 0.2,
+    ) -> None:
+        self.name = ",".join(f"{host}:{port}" for host, port in seeds)
+        self._connect = connect
+        self._seeds = list(seeds)
+        self._timeout = timeout
+
+    def open(self, start: Start, owner: LinkOwner) -> None:
+        """Start to follow the map, and start a link to each master."""
+        self._start, self._owner = start, owner
+        self._links: dict[Address, ServerLink] = {}
+        self._by_slot: list[ServerLink | None] = [None] * _SLOTS
+        # Why there is no map, or which slots have no master in it.
+        self._unmapped: Exception | None = StoreUnavailable("the map of its slots is not known yet")
+        self._drawn, self._map_outdated = asyncio.Event(), asyncio.Event()
+        start(self._follow)
+
+    async def tried(self) -> None:
+        """Wait until it is known of every master whether it can be reached."""
+        await self._drawn.wait()
+        for link in list(self._links.values()):
+            await link.tried.wait()
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether every slot has a master that can be reached."""
+        return self._unmapped is None and all(link.connection is not None for link in self._links.values())
+
+    @property
+    def error(self) -> Exception | None:
+        """Why not every slot can be reached."""
+        if self._unmapped is not None and self._drawn.is_set():
+            return self._unmapped
+        return next((link.error for link in self._links.values() if link.error is not None), None)
+
+    @property
+    def sent(self) -> int:
+        """How many commands have been sent to those who are masters now."""
+        return sum(link.sent for link in self._links.values())
+
+    def give_up(self, error: Exception) -> None:
+        """Count as unreachable every master that has not been reached yet."""
+        if not self._drawn.is_set():
+            self._unmapped = error
+            self._drawn.set()
+            self._owner.on_link_changed()
+        for link in self._links.values():
+            link.lose(error)
+
+    def refresh_map(self) -> None:
+        """Ask for the map again."""
+        self._map_outdated.set()
+
+    def link_to(self, name: bytes) -> ServerLink:
+        """Return the link to the master that has a key.
+
+        Raises:
+            StoreUnavailable: its slot has no master that is known of.
+        """
+        link = self._by_slot[key_slot(name)]
+        if link is None:
+            self._map_outdated.set()
+            raise StoreUnavailable(f"no master is known for slot {key_slot(name)} ({self._unmapped})")
+        return link
+
+    async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
+        """Ask the master that has the key `name`, and the one that it redirects to.
+
+        Raises:
+            StoreUnavailable: no answer.
+            ResponseError: the server's answer is an error.
+        """
+        link, asking = self.link_to(name), False
+        for _ in range(_REDIRECTED):
+            try:
+                return await (_ask_once(link, command) if asking else link.ask(*command))
+            except MovedError as moved:
+                self._map_outdated.set()
+                link, asking = self._link(_address(moved, link)), False
+            except AskError as asked:
+                # The slot is on its way there, and this key was first, or is none.
+                link, asking = self._link(_address(asked, link)), True
+            except TryAgainError:
+                # Of several keys some are there already.
+                await asyncio.sleep(self._timeout / _REDIRECTED)
+            except ClusterDownError as error:
+                self._map_outdated.set()
+                raise StoreUnavailable(str(error)) from error
+        raise StoreUnavailable(f"{command[0]!r} was redirected {_REDIRECTED} times")
+
+    # -- the map ----------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Keep the map true."""
+        while True:
+            try:
+                self._draw(await self._ask_for_map())
+            except (RedisError, OSError, TimeoutError, StoreUnavailable) as error:
+                if not self._links:
+                    self._unmapped = StoreUnavailable(str(error) or type(error).__name__)
+            self._drawn.set()
+            self._owner.on_link_changed()
+            # Whatever is amiss was so while the map was made.
+            self._map_outdated.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SELDOM if self.is_reachable else _SOON):
+                    await self._map_outdated.wait()
+            # However often somebody is unsure.
+            await asyncio.sleep(_SOON * random.uniform(0.2, 0.5))
+
+    async def _ask_for_map(self) -> tuple[str, list[Any]]:
+        """Return the host that was asked and its answer to `CLUSTER SLOTS`; any node will do that answers."""
+        whole = [link for link in self._links.values() if link.connection is not None]
+        if whole:
+            link = random.choice(whole)
+            connection = await link.ready()
+            return _host(link), await connection.ask("CLUSTER", "SLOTS")
+        error: Exception = StoreUnavailable("a cluster needs at least one node to begin with")
+        for host, port in dict.fromkeys([*random.sample(self._seeds, len(self._seeds)), *self._links]):
+            client = self._connect(host, port)
+            try:
+                with anyio.fail_after(2 * self._timeout):
+                    connection = await client.connection_pool.get_connection()
+                    await connection.send_command("CLUSTER", "SLOTS")
+                    return host, await connection.read_response(disable_decoding=True)
+            except (RedisError, OSError, TimeoutError) as failed:
+                error = failed
+            finally:
+                await client.aclose()
+        raise error
+
+    def _draw(self, answer: tuple[str, list[Any]]) -> None:
+        """Make the map anew, with links to masters that are new, and without those that are none any more."""
+        asked, rows = answer
+        by_slot: list[ServerLink | None] = [None] * _SLOTS
+        links: dict[Address, ServerLink] = {}
+        for first, last, (host, port, *_), *_ in rows:
+            # A node that does not know its own address is where it was asked.
+            address = (host or b"").decode() or asked, int(port)
+            link = links[address] = self._link(address)
+            by_slot[first : last + 1] = [link] * (last + 1 - first)
+        for address, link in self._links.items():
+            if link.connection is not None and None in by_slot:
+                # Who knows of no master for a slot knows less than who did: the master itself says if it is none.
+                for slot, before in enumerate(self._by_slot):
+                    if before is link and by_slot[slot] is None:
+                        by_slot[slot] = links[address] = link
+            if address not in links:
+                link.retire()
+        self._links, self._by_slot = links, by_slot
+        open_slots = by_slot.count(None)
+        self._unmapped = StoreUnavailable(f"{open_slots} slots have no master") if open_slots else None
+
+    def _link(self, address: Address) -> ServerLink:
+        link = self._links.get(address)
+        if link is None:
+            host, port = address
+            link = self._links[address] = ServerLink(
+                self._connect(host, port), self._timeout, self._owner, f"{host}:{port}"
+            )
+            self._start(link.run)
+        return link
+
+
+def _host(link: ServerLink) -> str:
+    return cast(str, link.client.connection_pool.connection_kwargs["host"])
+
+
+def _address(error: AskError, link: ServerLink) -> Address:
+    # A node that does not know the other's host means its own.
+    return cast(str, error.host) or _host(link), int(error.port)
+
+
+async def _ask_once(link: ServerLink, command: tuple[bytes | str | int, ...]) -> Any:
+    """Ask a server for a key of a slot that is not its own yet."""
+    connection = await link.ready()
+    connection.send(("ASKING",), _ignored)
+    return await connection.ask(*command)
+
+
+def _ignored(reply: Any) -> None:
+    """Nothing is made of it."""

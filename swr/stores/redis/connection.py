@@ -1,0 +1,189 @@
+"""One connection to Redis on which the commands of many coroutines are pipelined.
+
+The coroutine that asks is not the one that reads. If it is cancelled while it waits, the connection stays in order.
+Commands of one turn of the event loop leave in one write.
+"""
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError, InvalidResponse
+
+from swr.errors import StoreUnavailable
+
+_TICKS: Final = 5
+# Nothing can be made of the bytes so far.
+_MORE: Final = object()
+# What one call of the socket brings at most, in bytes.
+_AT_ONCE: Final = 131_072
+_packed: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = cast(Any, hiredis.pack_command)
+
+
+class Closed(StoreUnavailable):
+    """The connection was closed on this side: the cache is closing, or its event loop ends."""
+
+
+def settle(future: "asyncio.Future[Any]", reply: Any) -> None:
+    """Give a reply to the coroutine that waits for it, unless it was cancelled."""
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Sends commands and passes on the replies, in order.
+
+    redis-py connects and makes its handshake. Then its transport leads here, because redis-py spends more time between
+    a command and its reply than all the rest of a read takes.
+
+    Parameters:
+        raw: redis-py's connection, connected and used by no one else.
+        timeout: seconds without any reply after which the server counts as hung.
+
+    Attributes:
+        sent: how many commands so far.
+        broken: why no more can be sent, or None.
+
+    Raises:
+        StoreUnavailable: it is a connection to no server.
+    """
+
+    def __init__(self, raw: AbstractConnection, timeout: float) -> None:
+        self.sent = 0
+        self.broken: StoreUnavailable | None = None
+        self._tick_for = timeout / _TICKS
+        self._pending: deque[Callable[[Any], None]] = deque()
+        self._outbox: list[bytes] = []
+        self._ticking = False
+        self._answered = 0
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._buffer = memoryview(bytearray(_AT_ONCE))
+        client: Any = raw
+        transport: asyncio.Transport | None = getattr(client._writer, "transport", None)
+        if transport is None:
+            raise StoreUnavailable(f"a {type(raw).__name__} without a transport of asyncio leads to no server")
+        self._replies: Any = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=client._parser.parse_error, notEnoughData=_MORE
+        )
+        self._transport = transport
+        self._before = transport.get_protocol()
+        transport.set_protocol(self)
+
+    # -- commands ---------------------------------------------------------------------------------------------
+
+    def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
+        """Send a command; `on_reply` is called with its reply, or with the exception that it came to.
+
+        If it raises one itself, the reply is not what such a command is answered with, and it is called with that.
+        """
+        if self.broken is not None:
+            self._refuse(on_reply)
+            return
+        if not self._outbox:
+            self._loop.call_soon(self._leave)
+        self._outbox.append(_packed(command))
+        self._pending.append(on_reply)
+        self.sent += 1
+        if not self._ticking:
+            self._ticking = True
+            self._tick(self._answered, 0)
+
+    def ask(self, *command: bytes | str | int) -> asyncio.Future[Any]:
+        """Send a command; the future holds its reply, or the exception that it came to."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.send(command, functools.partial(settle, future))
+        return future
+
+    def _leave(self) -> None:
+        """Write what was sent in this turn of the event loop."""
+        outbox, self._outbox = self._outbox, []
+        if self.broken is None:
+            self._transport.write(b"".join(outbox))
+
+    def _tick(self, answered: int, stuck: int) -> None:
+        """Count turns of a timer without a reply: after a pause of this process itself, replies come first."""
+        if not self._pending:
+            self._ticking = False
+            return
+        stuck = stuck + 1 if answered == self._answered else 0
+        if stuck > _TICKS:
+            self.abandon(f"Redis has not answered for {self._tick_for * _TICKS:g} s")
+            return
+        self._loop.call_later(self._tick_for, self._tick, self._answered, stuck)
+
+    # -- replies ----------------------------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See `asyncio.BufferedProtocol`."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See `asyncio.BufferedProtocol`."""
+        replies, pending = self._replies, self._pending
+        try:
+            replies.feed(self._buffer, 0, nbytes)
+            while (reply := replies.gets(False)) is not _MORE:
+                if isinstance(reply, hiredis.PushNotification):
+                    # Of a client that has asked the server for notices about itself.
+                    continue
+                if isinstance(reply, ConnectionError):
+                    # What is wrong is not the command.
+                    raise reply
+                if not pending:
+                    raise InvalidResponse(f"a reply that no command has asked for: {reply!r}")
+                self._answered += 1
+                on_reply = pending.popleft()
+                try:
+                    on_reply(reply)
+                except Exception as error:
+                    on_reply(InvalidResponse(f"a reply of another shape ({type(error).__name__}: {error})"))
+        except Exception as error:
+            # What cannot even be read: redis-py looks for a number in an error such as MOVED.
+            self.abandon(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        # Closing redis-py's end of the connection waits for this.
+        self._before.connection_lost(exc)
+        self.abandon(str(exc or "the server closed the connection"))
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Wait until the connection breaks, or is not wanted any more.
+
+        Raises:
+            StoreUnavailable: why it broke.
+        """
+        try:
+            await self._ended.wait()
+        finally:
+            self._break(Closed("the connection to Redis was closed"))
+            # Not closed, which would wait for a server that hangs to take what was written.
+            self._transport.abort()
+        raise StoreUnavailable(str(self.broken))
+
+    def abandon(self, reason: str) -> None:
+        """End the connection for a reason, which every waiting coroutine gets."""
+        self._break(StoreUnavailable(reason))
+        self._ended.set()
+
+    def _break(self, error: StoreUnavailable) -> None:
+        if self.broken is None:
+            self.broken = error
+        while self._pending:
+            self._refuse(self._pending.popleft())
+
+    def _refuse(self, on_reply: Callable[[Any], None]) -> None:
+        """Say why there will be no reply."""
+        assert self.broken is not None
+        on_reply(type(self.broken)(str(self.broken)))

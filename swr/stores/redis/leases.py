@@ -1,0 +1,189 @@
+"""Leases and commits, batched: what is asked for in one turn of the event loop leaves in one script."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from redis.exceptions import RedisError
+
+from swr.core import codec as frames
+from swr.core.codec import Codec
+from swr.entry import Entry
+from swr.errors import LeaseLost, StoreUnavailable
+from swr.stores.base import Held, Kind, Lease
+from swr.stores.redis import scripts
+from swr.stores.redis.batching import Batcher, settle_each
+from swr.stores.redis.commands import Commands
+from swr.stores.redis.messages import Messages
+from swr.stores.redis.names import Names
+from swr.stores.redis.reading import decode
+from swr.stores.redis.scripts import digits, milliseconds, number
+from swr.stores.redis.shared_tag_versions import SharedTagVersions
+from swr.stores.redis.topology import Servers
+
+# An entry that is already too old at its commit stays this many seconds for those who wait for it.
+_KEPT_AT_LEAST: Final = 5.0
+# The most leases that one script takes.
+_MOST_AT_ONCE: Final = 500
+# The most bytes of frames in one script: while more is on its way the server would seem to hang.
+_MOST_BYTES: Final = 65_536
+
+
+class LeaseRequest(NamedTuple):
+    """A lease that is asked for."""
+
+    key: str
+    token: str
+    ttl: int
+    known: int
+    force: bool
+
+    @property
+    def arguments(self) -> tuple[str | int, ...]:
+        return self.token, self.ttl, self.known, "1" if self.force else "0"
+
+
+class Commit(NamedTuple):
+    """An entry that is to be stored under a lease."""
+
+    lease: Lease
+    frame: bytes
+    ttl: int
+    message: bytes
+
+    @property
+    def arguments(self) -> tuple[bytes | str | int, ...]:
+        return self.lease.token, digits(self.lease.version), self.frame, self.ttl, self.message
+
+
+class RedisLeases:
+    """Takes leases, renews them, and ends each with a commit or without one.
+
+    Parameters:
+        servers: which server has which key.
+        names: the keys of the namespace.
+        commands: sends commands to the servers.
+        messages: writes the messages.
+        shared: the tag versions.
+        clock: wall clock, seconds.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        names: Names,
+        commands: Commands,
+        messages: Messages,
+        shared: SharedTagVersions,
+        clock: Callable[[], float],
+    ) -> None:
+        self._servers = servers
+        self._names = names
+        self._commands = commands
+        self._messages = messages
+        self._shared = shared
+        self._clock = clock
+
+    def open(self) -> None:
+        """Begin on this event loop."""
+        self._requests = Batcher(self._send_requests, _MOST_AT_ONCE)
+        self._commits = Batcher(self._send_commits, _MOST_BYTES)
+
+    async def acquire(
+        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool
+    ) -> Lease | Held | Entry[Any]:
+        """Take the lease, in one trip with a second look at the entry and the newest tag version."""
+        while True:
+            request = LeaseRequest(key, token, milliseconds(ttl), known, force)
+            # The newest tag version is read before the load begins: one raised later outdates what is loaded.
+            if self._servers.is_single:
+                try:
+                    newest, answer = await self._requests.ask(request)
+                except (StoreUnavailable, RedisError):
+                    newest, answer = await self._request_alone(request)
+            else:
+                newest, answer = await self._request_alone(request)
+            tag_version = await self._shared.learn_from(newest)
+            what = answer[0]
+            if what == b"lease":
+                return Lease(key, token, int(answer[1]), tag_version, int(answer[2]))
+            if what == b"held":
+                return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
+            frame: bytes = answer[1]
+            entry = decode(key, frame, codec, self._commands.warn_once)
+            if entry is not None and self._shared.known.admits(entry.tag_version, entry.tags):
+                return entry
+            known = int(frame[: frames.VERSION_DIGITS])
+
+    async def _request_alone(self, request: LeaseRequest) -> tuple[int | None, list[Any]]:
+        """Return the newest tag version and the script's answer; follows redirects and tries a second time."""
+        newest = self._shared.newest_soon()
+        keys = self._names.entry_and_lease(request.key)
+        _, answer = await self._commands.script(scripts.ACQUIRE, keys, *request.arguments)
+        return await newest, answer
+
+    def _send_requests(self, requests: list[LeaseRequest], futures: list[asyncio.Future[Any]]) -> None:
+        keys = [key for request in requests for key in self._names.entry_and_lease(request.key)]
+        arguments = [part for request in requests for part in request.arguments]
+        newest = self._names.newest_tag_version
+        self._commands.send(
+            newest,
+            ("EVAL", scripts.ACQUIRE, len(keys) + 1, *keys, newest, *arguments),
+            functools.partial(_settle_requests, futures),
+        )
+
+    async def renew(self, lease: Lease, ttl: float) -> None:
+        """Prolong the lease."""
+        _, key = self._names.entry_and_lease(lease.key)
+        renewed = await self._commands.script(
+            scripts.RENEW, (key,), lease.token, digits(lease.version), milliseconds(ttl)
+        )
+        if not renewed:
+            raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
+
+    async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
+        """Store the entry, give the lease back and notify every process; if the lease is lost, do nothing of it."""
+        frame = frames.encode(lease.key, entry, codec)
+        message = self._messages.write(Kind.COMMITTED, lease.key, entry.version)
+        ttl = max(entry.keep_until - self._clock(), _KEPT_AT_LEAST)
+        if not await self._commit(Commit(lease, frame, milliseconds(ttl), message)):
+            raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
+
+    async def _commit(self, commit: Commit) -> int:
+        if self._servers.is_single:
+            try:
+                return int(await self._commits.ask(commit, len(commit.frame)))
+            except (StoreUnavailable, RedisError):
+                # Once more, alone.
+                pass
+        keys = self._names.entry_and_lease(commit.lease.key)
+        (done,) = await self._commands.script(scripts.COMMIT, keys, self._messages.channel, *commit.arguments)
+        return int(done)
+
+    def _send_commits(self, commits: list[Commit], futures: list[asyncio.Future[Any]]) -> None:
+        keys = [key for commit in commits for key in self._names.entry_and_lease(commit.lease.key)]
+        arguments = [part for commit in commits for part in commit.arguments]
+        command = ("EVAL", scripts.COMMIT, len(keys), *keys, self._messages.channel, *arguments)
+        self._commands.send(keys[0], command, functools.partial(settle_each, futures))
+
+    async def release(self, lease: Lease, pause: float) -> None:
+        """Give the lease back; version 0 stands for a lease whose grant never arrived."""
+        await self._commands.script(
+            scripts.RELEASE,
+            self._names.entry_and_lease(lease.key)[1:],
+            lease.token,
+            digits(lease.version) if lease.version else "",
+            milliseconds(pause) if pause else 0,
+            lease.failures + 1,
+            self._messages.channel,
+            self._messages.write(Kind.RELEASED, lease.key),
+        )
+
+
+def _settle_requests(futures: list[asyncio.Future[Any]], reply: Any) -> None:
+    """Give each request its answer and the newest tag version, which comes first in the reply."""
+    if not isinstance(reply, Exception):
+        newest = number(reply[0])
+        reply = [(newest, answer) for answer in reply[1:]]
+    settle_each(futures, reply)

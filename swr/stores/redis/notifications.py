@@ -1,0 +1,92 @@
+"""What the messages of other processes do here: each becomes one notification of the store's subscriber."""
+
+from cachetools import LRUCache
+
+from swr.stores.base import Kind, Subscriber
+from swr.stores.redis.commands import Commands
+from swr.stores.redis.messages import Messages, split
+from swr.stores.redis.names import Names
+from swr.stores.redis.reading import Reading
+from swr.stores.redis.server_link import ServerLink
+from swr.stores.redis.shared_tag_versions import SharedTagVersions
+from swr.stores.redis.topology import Servers
+
+
+class Notifications:
+    """Turns messages into notifications.
+
+    Parameters:
+        servers: which server has which key.
+        names: the keys of the namespace.
+        commands: sends commands to the servers.
+        messages: reads the messages.
+        shared: the tag versions.
+        readings: the readings under way, by key; one whose key was invalidated is removed.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        names: Names,
+        commands: Commands,
+        messages: Messages,
+        shared: SharedTagVersions,
+        readings: dict[str, Reading],
+    ) -> None:
+        self._servers = servers
+        self._names = names
+        self._commands = commands
+        self._messages = messages
+        self._shared = shared
+        self._readings = readings
+        # A cluster's masters pass messages on, so that each comes several times.
+        self._received: LRUCache[bytes, None] = LRUCache(1000)
+
+    def open(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` with every notification from now on."""
+        self._subscriber = subscriber
+
+    def on_message(self, link: ServerLink, data: bytes) -> None:
+        """Take a message of one of the links, or several that were sent as one."""
+        messages = split(data)
+        if messages is None:
+            self._ignore(data)
+            return
+        for message in messages:
+            self._on_message(link, message)
+
+    def _ignore(self, data: bytes) -> None:
+        self._commands.warn_once(
+            "message", f"a message on {self._messages.channel!r} that is not swr's was ignored: {data[:80]!r}"
+        )
+
+    def _on_message(self, link: ServerLink, data: bytes) -> None:
+        notification = self._messages.read(data)
+        if notification is None:
+            self._ignore(data)
+            return
+        kind, name, version, elsewhere = notification
+        if kind is Kind.TAG_VERSION:
+            again = not self._servers.is_single and self._came_before(data)
+            if self._shared.known.raise_to(name, version):
+                self._subscriber(notification)
+            elif elsewhere and not again:
+                self._subscriber(notification._replace(kind=Kind.REPEATED))
+            if link.connection is not None and self._commands.is_at(self._names.newest_tag_version, link):
+                # The server that makes them sends them in the order of their numbers, and leaves none out.
+                self._shared.synced = max(self._shared.synced, version)
+            return
+        if kind is Kind.QUEUED:
+            self._subscriber(notification)
+            return
+        if not elsewhere or (not self._servers.is_single and version and self._came_before(data)):
+            return
+        # A reader who asks from now on must not get the answer to a GET that was sent before this message.
+        self._readings.pop(name, None)
+        self._subscriber(notification)
+
+    def _came_before(self, data: bytes) -> bool:
+        """Return whether another of a cluster's masters has passed on this message already."""
+        known = data in self._received
+        self._received[data] = None
+        return known

@@ -1,0 +1,68 @@
+"""Whether Redis can be reached: one log line and one notification each time that this changes."""
+
+import logging
+
+from swr.errors import StoreUnavailable
+from swr.stores.base import Kind, Notification, Subscriber
+from swr.stores.redis.names import Names
+from swr.stores.redis.topology import Servers
+
+log = logging.getLogger("swr")
+
+
+class Reachability:
+    """Follows whether every key can be reached.
+
+    Parameters:
+        servers: which server has which key.
+        names: the keys of the namespace.
+
+    Attributes:
+        is_reachable: whether every key can be reached; None if that is not known since the last opening.
+    """
+
+    def __init__(self, servers: Servers, names: Names) -> None:
+        self.is_reachable: bool | None = None
+        self._servers = servers
+        self._names = names
+        # The reason that was logged last, while nothing was reachable since.
+        self._logged: Exception | None = None
+
+    def open(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` at every change from now on."""
+        self._subscriber = subscriber
+        self.is_reachable = None
+
+    def on_link_changed(self) -> None:
+        """Log and notify when some key can no longer be reached, and when every key can be again."""
+        error = self._servers.error
+        if error is not None:
+            self._servers.refresh_map()
+        if self._servers.is_reachable and self.is_reachable is not True:
+            if self._logged is not None:
+                log.warning("Redis at %s is reachable again (it was unreachable: %s)", self._where(), self._logged)
+            self.is_reachable, self._logged = True, None
+            # Messages may have been missed: the subscriber checks what it holds.
+            self._subscriber(Notification(Kind.REACHABLE))
+        elif error is not None and self.is_reachable is not False:
+            # Once, however often the cache is closed and opened meanwhile.
+            if self._logged is None:
+                log.warning(
+                    "cannot reach Redis at %s (%s); serving from memory and from the loaders", self._where(), error
+                )
+            self.is_reachable, self._logged = False, error
+            self._subscriber(Notification(Kind.UNREACHABLE, str(error)))
+
+    def _where(self) -> str:
+        namespace = self._names.prefix.decode()
+        return f"{self._servers.name}, database {self._servers.database}, namespace {namespace!r}"
+
+    def is_unreachable(self, key: str) -> bool:
+        """Return whether the key's server is known to be unreachable, and for more than a moment."""
+        if self.is_reachable is not False:
+            return False
+        try:
+            # A single server has every key, whatever its name there.
+            return self._servers.link_to(b"" if self._servers.is_single else self._names.entry(key)).is_unreachable
+        except StoreUnavailable:
+            return True

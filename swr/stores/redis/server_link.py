@@ -1,0 +1,232 @@
+"""The link to one server: a connection for commands and one for messages, both replaced whenever either breaks."""
+
+import asyncio
+import contextlib
+import random
+import time
+from typing import Any, Final, Protocol
+
+import anyio
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import ReadOnlyError, RedisError
+
+from swr.errors import StoreUnavailable
+from swr.stores.redis.connection import Closed, Connection
+
+# Seconds: swr notices within 2 s that a subscription has died silently.
+_HEARTBEAT: Final = 0.45
+_MISSED_HEARTBEATS: Final = 3
+_LONGEST_PAUSE: Final = 0.5
+
+
+class LinkOwner(Protocol):
+    """What a link reports to: the store that it belongs to."""
+
+    @property
+    def channel(self) -> bytes:
+        """The channel that every link subscribes to."""
+
+    async def handshake(self, link: "ServerLink", connection: Connection) -> None:
+        """Learn what was missed, before any command goes over the connection. Raises StoreUnavailable, RedisError."""
+
+    async def heartbeat(self, link: "ServerLink", connection: Connection) -> None:
+        """Ask the server something, twice a second. Raises StoreUnavailable, RedisError."""
+
+    def on_message(self, link: "ServerLink", data: bytes) -> None:
+        """Take a message, or several that were sent as one."""
+
+    def on_link_changed(self) -> None:
+        """Note that a link was connected or broken, or that the links are others."""
+
+
+class ServerLink:
+    """A link to one server, or to whichever server the client names, such as the master that Sentinel knows.
+
+    Parameters:
+        client: makes the connections; it does not retry.
+        timeout: seconds after which an unanswered command counts as failed.
+        owner: what the link reports to.
+        name: where the server is, for errors.
+        owned: whether the client is closed with the link.
+    """
+
+    def __init__(self, client: Redis, timeout: float, owner: LinkOwner, name: str, *, owned: bool = True) -> None:
+        self.name = name
+        self.client = client
+        # The connection, or None and why there is none.
+        self.connection: Connection | None = None
+        self.error: Exception | None = None
+        # Set once it is known whether the server can be reached.
+        self.tried = asyncio.Event()
+        # Which run of the server the last handshake was with.
+        self.run_id = b""
+        # Which line of writes it carried on at the last look; INFO calls that master_replid.
+        self.history: bytes | None = None
+        # Whether the link is to end: the server is no master any more.
+        self.retired = False
+        # How many commands went over earlier connections.
+        self._sent = 0
+        self._timeout = timeout
+        self._owner = owner
+        self._owned = owned
+        # A new link may take a moment, as one that was just lost.
+        self._lost_at = time.monotonic()
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Connect again and again until `retire`."""
+        delay = 0.0
+        try:
+            while not self.retired:
+                began, self._was_whole = time.monotonic(), False
+                try:
+                    await self._session()
+                except Exception as error:
+                    # Whatever it was: without the link the store is useless, so connect again.
+                    self.lose(StoreUnavailable(first(error)) if isinstance(error, ExceptionGroup) else error)
+                self.tried.set()
+                # The first try after a loss comes at once, the next ones after growing, random pauses.
+                lasted = self._was_whole and time.monotonic() - began > 0.1
+                delay = 0.0 if lasted else min(_LONGEST_PAUSE, delay * 2 or 0.01)
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+                await self._close()
+
+    async def _close(self) -> None:
+        if self._owned:
+            await self.client.aclose()
+            sentinel = getattr(self.client.connection_pool, "sentinel_manager", None)
+            if sentinel is not None:
+                await sentinel.aclose()
+
+    @property
+    def sent(self) -> int:
+        """How many commands went over this link."""
+        return self._sent + (0 if self.connection is None else self.connection.sent)
+
+    def retire(self) -> None:
+        """End at the next heartbeat: the server is no master any more."""
+        self.retired = True
+
+    async def _session(self) -> None:
+        """Run one connection for commands and one for messages until either breaks."""
+        pool = self.client.connection_pool
+        channel = self.client.pubsub()
+        raw = connection = None
+        try:
+            with anyio.fail_after(5 * self._timeout):
+                await channel.subscribe(self._owner.channel)
+                await channel.get_message(timeout=None)
+                raw = await pool.get_connection()
+            if _address(raw) != _address(channel.connection):
+                raise StoreUnavailable("the master changed while it was connected to")
+            connection = Connection(raw, self._timeout)
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.run)
+                group.start_soon(self._receive_messages, channel)
+                group.start_soon(self._send_heartbeats, channel, connection)
+        except* (RedisError, OSError, TimeoutError, StoreUnavailable) as errors:
+            raise StoreUnavailable(first(errors)) from None
+        finally:
+            self._sent += connection.sent if connection is not None else 0
+            self.connection = None
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+                if raw is not None:
+                    await raw.disconnect(nowait=True)
+                    await pool.release(raw)
+                await channel.aclose()
+
+    async def _receive_messages(self, channel: PubSub) -> None:
+        """Pass on every message of the subscription."""
+        while True:
+            message = await channel.get_message(timeout=None)
+            self._unanswered = 0
+            if message is not None and message["type"] == "message":
+                self._owner.on_message(self, message["data"])
+            elif message is not None and message["type"] == "subscribe":
+                raise StoreUnavailable("the subscription was broken and made anew; messages may be lost")
+
+    async def _send_heartbeats(self, channel: PubSub, connection: Connection) -> None:
+        """Make the handshake, and ask both connections for a sign of life again and again."""
+        self._unanswered = 0
+        await self._owner.handshake(self, connection)
+        self.connection, self.error, self._was_whole = connection, None, True
+        self.tried.set()
+        self._changed.set()
+        self._owner.on_link_changed()
+        # Counted, not timed: when this process itself pauses, the server is not silent.
+        while self._unanswered < _MISSED_HEARTBEATS and not self.retired:
+            await asyncio.sleep(_HEARTBEAT)
+            self._unanswered += 1
+            await channel.ping()
+            await self._owner.heartbeat(self, connection)
+        raise StoreUnavailable("no sign of life from the subscription")
+
+    def lose(self, error: Exception, connection: Connection | None = None) -> None:
+        """Count the link as broken, unless it has another connection by now than the one that was lost."""
+        if self.connection not in (None, connection):
+            return
+        self.connection = None
+        if self.error is None and not isinstance(error, Closed):
+            self.error, self._lost_at = error, time.monotonic()
+            self._changed.clear()
+            self._owner.on_link_changed()
+
+    async def ready(self) -> Connection:
+        """Return the connection; if it was lost only now, wait a moment, because most often there is a new one at once.
+
+        Raises:
+            StoreUnavailable: the link is broken.
+        """
+        if self.is_unreachable:
+            raise self._unreachable()
+        if self.connection is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._grace):
+                    await self._changed.wait()
+        if self.connection is None:
+            raise self._unreachable()
+        return self.connection
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether the link has been broken for more than a moment."""
+        return self.connection is None and self._grace <= 0
+
+    @property
+    def _grace(self) -> float:
+        return self._lost_at + self._timeout / 8 - time.monotonic()
+
+    def _unreachable(self) -> StoreUnavailable:
+        return StoreUnavailable(f"cannot reach Redis at {self.name} ({self.error})")
+
+    async def ask(self, *command: bytes | str | int) -> Any:
+        """Ask, and ask again if the connection broke and there is a new one at once: every command may be repeated.
+
+        Raises:
+            StoreUnavailable: no answer.
+            ResponseError: the server's answer is an error.
+        """
+        connection = await self.ready()
+        try:
+            return await connection.ask(*command)
+        except StoreUnavailable as error:
+            self.lose(error, connection)
+        except ReadOnlyError as error:
+            # The master was demoted: the next connection leads to its successor.
+            connection.abandon(f"the server is a replica now: {error}")
+            self.lose(StoreUnavailable(str(error)), connection)
+        return await (await self.ready()).ask(*command)
+
+
+def _address(raw: Any) -> tuple[Any, Any]:
+    return getattr(raw, "host", None), getattr(raw, "port", None)
+
+
+def first(error: BaseException) -> str:
+    """Return the text of an error, or of the first in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__

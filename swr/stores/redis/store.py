@@ -1,0 +1,278 @@
+"""The store in Redis or Valkey: reads and invalidates entries, and combines the parts that do the rest."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis.exceptions import RedisError
+
+from swr.core.codec import Codec
+from swr.entry import Entry
+from swr.errors import ConfigurationError, StoreUnavailable
+from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
+from swr.stores.redis import scripts
+from swr.stores.redis.commands import Commands
+from swr.stores.redis.connection import Connection
+from swr.stores.redis.failover import Failover
+from swr.stores.redis.leases import RedisLeases
+from swr.stores.redis.messages import Messages
+from swr.stores.redis.names import Names
+from swr.stores.redis.notifications import Notifications
+from swr.stores.redis.reachability import Reachability
+from swr.stores.redis.reading import Reading, decode, settle_all, settle_one
+from swr.stores.redis.server_link import ServerLink
+from swr.stores.redis.shared_tag_versions import SharedTagVersions
+from swr.stores.redis.topology import Servers
+
+# The most keys of one MGET: the server looks up the next ones while this process decodes these.
+_MOST_READ_AT_ONCE: Final = 16
+# The most keys whose versions one script returns.
+_MOST_VERSIONS_AT_ONCE: Final = 500
+
+
+class RedisStore:
+    """Entries, leases and notifications on the servers of one database, or of a cluster.
+
+    It owns the links to its servers (`swr.stores.redis.server_link.LinkOwner`).
+
+    Parameters:
+        servers: which server has which key.
+        namespace: the beginning of every key.
+        timeout: seconds that opening waits for the servers.
+        clock: wall clock, seconds.
+
+    Attributes:
+        names: the keys of the namespace.
+        commands: sends commands and scripts to the servers.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        namespace: str = "swr",
+        timeout: float = 0.2,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.names = names = Names(namespace)
+        self.commands = commands = Commands(servers, timeout)
+        self._servers = servers
+        self._is_single = servers.is_single
+        self._timeout = timeout
+        self._messages = messages = Messages(names)
+        self._shared = shared = SharedTagVersions(servers, names, commands, messages)
+        self.tag_versions = shared.known
+        self._readings: dict[str, Reading] = {}
+        self._unsent: list[Reading] = []
+        self._leases = RedisLeases(servers, names, commands, messages, shared, clock)
+        self._failover = Failover(servers, names, commands, messages, shared)
+        self._reachability = Reachability(servers, names)
+        self._notifications = Notifications(servers, names, commands, messages, shared, self._readings)
+
+    # -- opening and closing ----------------------------------------------------------------------------------
+
+    async def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Connect, waiting no longer than the time-out; if that fails, go on trying in the background.
+
+        Raises:
+            ConfigurationError: the event loop is not asyncio's.
+        """
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError("redis-py needs asyncio: on trio use Cache() without Redis") from None
+        self._subscriber = subscriber
+        self._readings.clear()
+        self._unsent = []
+        self._messages.open()
+        self._leases.open()
+        self._shared.open(subscriber)
+        self._reachability.open(subscriber)
+        self._notifications.open(subscriber)
+        self._servers.open(start, self)
+        self._messages.use_database(self._servers.database)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._servers.tried()
+        except TimeoutError:
+            self._servers.give_up(StoreUnavailable(f"no connection within {self._timeout:g} s"))
+
+    async def aclose(self, subscriber: Subscriber) -> None:
+        """Nothing: the links end with the tasks that keep them."""
+
+    # -- what the links report --------------------------------------------------------------------------------
+
+    @property
+    def channel(self) -> bytes:
+        """The channel that every link subscribes to."""
+        return self._messages.channel
+
+    async def handshake(self, link: ServerLink, connection: Connection) -> None:
+        """Learn what was missed, and replay invalidations to a server that may have missed them."""
+        await self._failover.handshake(link, connection)
+
+    async def heartbeat(self, link: ServerLink, connection: Connection) -> None:
+        """Ask for the newest tag version, and whether the server is still the same master."""
+        await self._failover.heartbeat(link, connection)
+
+    def on_message(self, link: ServerLink, data: bytes) -> None:
+        """Take a message of another process, or several that were sent as one."""
+        self._notifications.on_message(link, data)
+
+    def on_link_changed(self) -> None:
+        """Log and notify if reachability has changed."""
+        self._reachability.on_link_changed()
+
+    def is_unreachable(self, key: str) -> bool:
+        """Return whether the key's server is known to be unreachable, and for more than a moment."""
+        return self._reachability.is_unreachable(key)
+
+    # -- entries ----------------------------------------------------------------------------------------------
+
+    async def settled(self) -> None:
+        """At once: this store keeps no invalidation back."""
+
+    async def now(self) -> int:
+        """Return the clock of the server that makes the tag versions."""
+        seconds, microseconds = await self.commands.ask(self.names.newest_tag_version, "TIME")
+        return int(seconds) * 1_000_000 + int(microseconds) - 1
+
+    @property
+    def sent(self) -> int:
+        """Return how many commands have been sent."""
+        return self._servers.sent
+
+    def forget(self) -> None:
+        """Nothing: this store holds no entry in the process."""
+
+    def keep(self, key: str, entry: Entry[Any]) -> None:
+        """Nothing: this store holds no entry in the process."""
+
+    def peek(self, key: str) -> Entry[Any] | None:
+        """Return None: this store holds no entry in the process."""
+        return None
+
+    async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
+        """Return the entry of `key`.
+
+        Readers of one key at one time share one trip and one decoding; readers of different keys in one turn of the
+        event loop share one write, or one for each server.
+        """
+        answered: asyncio.Future[None] = self._loop.create_future()
+        reading = self._readings.get(key)
+        if reading is not None:
+            reading.waiting.append(answered)
+        else:
+            reading = self._readings[key] = Reading(self._readings, key, answered)
+            if not self._unsent:
+                self._loop.call_soon(self._send_readings)
+            self._unsent.append(reading)
+        beside = None if self._is_single else self._shared.newest_soon()
+        try:
+            await answered
+            newest = reading.newest if beside is None else await beside
+        except (StoreUnavailable, RedisError):
+            # Once more, and to the server that a redirect names.
+            name, reading = self.names.entry(key), Reading({}, key, answered)
+            (reading.frame,) = await self.commands.ask(name, "MGET", name)
+            newest = await self._shared.newest_soon()
+        if newest is None or newest != self._shared.synced:
+            await self._shared.learn_from(newest)
+        if reading.codec is not codec:
+            reading.codec, reading.entry = codec, decode(key, reading.frame, codec, self.commands.warn_once)
+        entry = reading.entry
+        return entry if entry is not None and self.tag_versions.admits(entry.tag_version, entry.tags) else None
+
+    def _send_readings(self) -> None:
+        """Send what was asked for in this turn of the event loop."""
+        readings, self._unsent = self._unsent, []
+        if self._is_single:
+            for first in range(0, len(readings), _MOST_READ_AT_ONCE):
+                some = readings[first : first + _MOST_READ_AT_ONCE]
+                names = [self.names.entry(reading.key) for reading in some]
+                self.commands.send(
+                    names[0],
+                    ("MGET", *names, self.names.newest_tag_version),
+                    functools.partial(settle_all, some),
+                )
+        else:
+            for reading in readings:
+                name = self.names.entry(reading.key)
+                self.commands.send(name, ("MGET", name), functools.partial(settle_one, reading))
+
+    async def look(self, key: str) -> tuple[bytes, bytes, int]:
+        """Return what is stored for `key`, decoded or not: the entry, the lease, and the lease's time to live in ms.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        ask, (entry, lease) = self.commands.ask, self.names.entry_and_lease(key)
+        await self._shared.learn_from(await self._shared.newest_soon())
+        (frame,), (held,) = await ask(entry, "MGET", entry), await ask(lease, "MGET", lease)
+        return frame or b"", held or b"", await ask(lease, "PTTL", lease)
+
+    async def newest(self, keys: list[str]) -> dict[str, int]:
+        """Return a version for each key: what is stored or being loaded is not newer, what is loaded from now on is.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        most = _MOST_VERSIONS_AT_ONCE if self._is_single else 1
+        parts = [keys[first : first + most] for first in range(0, len(keys), most)]
+        named = [tuple(name for key in part for name in self.names.entry_and_lease(key)) for part in parts]
+        answers = await asyncio.gather(*(self.commands.script(scripts.NEWEST, names) for names in named))
+        return {
+            key: int(version)
+            for part, answer in zip(parts, answers, strict=True)
+            for key, version in zip(part, answer, strict=True)
+        }
+
+    async def has_replicas(self, key: str, newer_than: int, replicas: int) -> bool:
+        """Return whether this many replicas have an entry of `key` that is newer than a version."""
+        try:
+            return bool(await self.commands.replicated(replicas, scripts.SECURE, (self.names.entry(key),), newer_than))
+        except StoreUnavailable:
+            return False
+
+    # -- invalidating -----------------------------------------------------------------------------------------
+
+    async def invalidate(self, key: str) -> None:
+        """Replace the entry by a tombstone, delete its lease and notify every process."""
+        before, after = self._messages.around_version(Kind.INVALIDATED, key)
+        keys, channel = self.names.entry_and_lease(key), self._messages.channel
+        version = int(
+            await self.commands.script(scripts.INVALIDATE, keys, scripts.TOMBSTONE_FOR, channel, before, after)
+        )
+        self._readings.pop(key, None)
+        self._failover.remember(key, version)
+        self._subscriber(Notification(Kind.INVALIDATED, key, version))
+
+    async def invalidate_tag(self, tag: str) -> None:
+        """Raise the version of `tag` (or of ALL) and notify every process."""
+        await self._shared.invalidate(tag)
+
+    def notification(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
+        """Return the channel and the message with which a script notifies every process."""
+        return self._messages.channel, self._messages.write(kind, name)
+
+    # -- leases -----------------------------------------------------------------------------------------------
+
+    async def acquire(
+        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+    ) -> Lease | Held | Entry[Any]:
+        """Take the lease, or return who holds it, or an entry newer than version `known`."""
+        return await self._leases.acquire(key, token, ttl, known, codec, force=force)
+
+    async def renew(self, lease: Lease, ttl: float) -> None:
+        """Prolong the lease."""
+        await self._leases.renew(lease, ttl)
+
+    async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
+        """Store the entry, give the lease back and notify every process."""
+        await self._leases.commit(lease, entry, codec)
+        self._readings.pop(lease.key, None)
+
+    async def release(self, lease: Lease, pause: float = 0.0) -> None:
+        """Give the lease back without an entry."""
+        await self._leases.release(lease, pause)

@@ -1,0 +1,120 @@
+"""Which server has which key: one that has all (or whichever Sentinel names), or the masters of a cluster."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+
+from swr.stores.base import Start
+from swr.stores.redis.server_link import LinkOwner, ServerLink
+
+
+class Servers(Protocol):
+    """The servers behind one store, and the links to them."""
+
+    # Whether one server has every key, so that one command can name any of them.
+    is_single: bool
+    # Which of a server's databases it is.
+    database: int
+    # Where they are, for the log; known once they are open.
+    name: str
+
+    def open(self, start: Start, owner: LinkOwner) -> None:
+        """Start the links."""
+
+    async def tried(self) -> None:
+        """Wait until it is known of every server whether it can be reached."""
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether every key can be reached."""
+
+    @property
+    def error(self) -> Exception | None:
+        """Why not every key can be reached; None: every one can, or it is not known yet."""
+
+    @property
+    def sent(self) -> int:
+        """How many commands have been sent."""
+
+    def give_up(self, error: Exception) -> None:
+        """Count as unreachable every server that has not been reached yet."""
+
+    def refresh_map(self) -> None:
+        """Ask again which server has which key."""
+
+    def link_to(self, name: bytes) -> ServerLink:
+        """Return the link to the server that has a key. Raises StoreUnavailable."""
+
+    async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
+        """Ask the server that has the key `name`. Raises StoreUnavailable, ResponseError."""
+
+
+class Single:
+    """One server.
+
+    Parameters:
+        connect: makes the client; called at every opening.
+        timeout: seconds after which an unanswered command counts as failed.
+        owned: whether the client is closed with the link.
+    """
+
+    is_single = True
+
+    def __init__(
+        self,
+        connect: Callable[[], Redis],
+        timeout: float = 0.2,
+        owned: bool = True,
+    ) -> None:
+        self.database = 0
+        self.name = ""
+        self._connect = connect
+        self._timeout = timeout
+        self._owned = owned
+
+    def open(self, start: Start, owner: LinkOwner) -> None:
+        """Start the link."""
+        client = self._connect()
+        pool: Any = client.connection_pool
+        known = pool.connection_kwargs
+        self.database = int(known.get("db") or 0)
+        # The master's name behind sentinels, a socket's path, or an address.
+        address = f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
+        self.name = getattr(pool, "service_name", None) or known.get("path") or address
+        self._link = ServerLink(client, self._timeout, owner, self.name, owned=self._owned)
+        start(self._link.run)
+
+    async def tried(self) -> None:
+        """Wait until it is known whether the server can be reached."""
+        await self._link.tried.wait()
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the server can be reached."""
+        return self._link.connection is not None
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the server cannot be reached."""
+        return self._link.error
+
+    @property
+    def sent(self) -> int:
+        """How many commands have been sent."""
+        return self._link.sent
+
+    def give_up(self, error: Exception) -> None:
+        """Count the server as unreachable."""
+        self._link.lose(error)
+
+    def refresh_map(self) -> None:
+        """Nothing: there is one."""
+
+    def link_to(self, name: bytes) -> ServerLink:
+        """Return the link."""
+        return self._link
+
+    async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
+        """Ask the server."""
+        return await self._link.ask(*command)

@@ -1,0 +1,170 @@
+"""From a URL, or a client of the user's own, to the servers behind it."""
+
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from swr.errors import ConfigurationError
+from swr.stores.redis.cluster import Address, Cluster
+from swr.stores.redis.topology import Servers, Single
+
+SCHEMES: Final = (
+    "redis://",
+    "rediss://",
+    "unix://",
+    "redis+sentinel://",
+    "rediss+sentinel://",
+    "redis+cluster://",
+    "rediss+cluster://",
+)
+# What redis-py's cluster client adds to the arguments of its connections for itself.
+_CLUSTERS: Final = {"max_connections", "redis_connect_func", "response_callbacks"}
+
+
+def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
+    """Return the servers that a URL names, or a client.
+
+    Parameters:
+        url: see `swr.Cache`.
+        redis: a client in place of a URL, or None.
+        timeout: seconds after which an unanswered command counts as failed.
+
+    Raises:
+        ConfigurationError: neither can work.
+    """
+    if redis is not None:
+        if url is not None:
+            raise ConfigurationError(f"both a URL ({redacted(url)}) and redis= were given: give one")
+        return _of_client(redis, timeout)
+    if not isinstance(url, str) or not url.startswith(SCHEMES):
+        raise ConfigurationError(f"{redacted(url)} is not a URL of {', '.join(SCHEMES)}")
+    options = _options(timeout)
+    try:
+        if "+cluster://" in url:
+            return _cluster(url, timeout, options)
+        connect = _sentinel(url, timeout, options) if "+sentinel://" in url else _server(url, options)
+        pool = connect().connection_pool
+        # A connection is made, and not connected: what redis-py does not understand it says here.
+        pool.make_connection()
+        _refuse_decoding(redacted(url), pool.connection_kwargs)
+    except (TypeError, ValueError) as error:
+        # urllib would tell what it took for the port, a password for one.
+        text = "a port is no number; what is special in a password has to be percent-encoded"
+        raise ConfigurationError(
+            f"{redacted(url)}: {text if 'Port could not be cast' in str(error) else error}"
+        ) from None
+    return Single(connect, timeout)
+
+
+def _options(timeout: float) -> dict[str, Any]:
+    # redis-py's own retries would make a refused connection take 4 s and a hung one a minute.
+    return {"socket_timeout": None, "socket_connect_timeout": 5 * timeout, "retry": Retry(NoBackoff(), 0)}
+
+
+def _server(url: str, options: dict[str, Any]) -> Callable[[], Redis]:
+    database = urlsplit(url).path.strip("/")
+    if database and not database.isdigit() and not url.startswith("unix://"):
+        # redis-py would take the first.
+        raise ValueError(f"{database!r} is not the number of a database: redis://host:port/0")
+    return lambda: Redis.from_url(url, **options)
+
+
+def _sentinel(url: str, timeout: float, options: dict[str, Any]) -> Callable[[], Redis]:
+    """`redis+sentinel://user:password@host:port,host:port/master/database?sentinel_username=…&sentinel_password=…`"""
+    hosts, path, kwargs = _several(url, 26379)
+    master, _, database = path.strip("/").partition("/")
+    database = database or str(kwargs.get("db") or "")
+    if not master or (database and not database.isdigit()):
+        raise ValueError("after the sentinels comes the master's name, and the database: …/mymaster/0")
+    kwargs.update(options, db=int(database or 0))
+    # The sentinels have accounts of their own, and one that hangs must leave time to ask the next.
+    known = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": options["retry"]}
+    for name in ("username", "password"):
+        if f"sentinel_{name}" in kwargs:
+            known[name] = kwargs.pop(f"sentinel_{name}")
+    if kwargs.pop("connection_class", None) is SSLConnection:
+        kwargs["ssl"] = known["ssl"] = True
+        known.update({name: value for name, value in kwargs.items() if name.startswith("ssl_")})
+
+    def connect() -> Redis:
+        sentinel = Sentinel(hosts, sentinel_kwargs=known)
+        client: Redis = sentinel.master_for(master, **kwargs)
+        return client
+
+    return connect
+
+
+def _cluster(url: str, timeout: float, options: dict[str, Any]) -> Servers:
+    """`redis+cluster://user:password@host:port,host:port`"""
+    hosts, path, kwargs = _several(url, 6379)
+    if path.strip("/") not in ("", "0"):
+        raise ValueError("a cluster has no databases but 0")
+    kwargs.update(options)
+    _refuse_decoding(redacted(url), kwargs)
+    return Cluster(_node(kwargs), hosts, timeout)
+
+
+def _node(kwargs: dict[str, Any]) -> Callable[[str, int], Redis]:
+    """Return what makes the client of one node of a cluster."""
+
+    def connect(host: str, port: int) -> Redis:
+        return Redis.from_pool(ConnectionPool(host=host, port=port, **kwargs))
+
+    connect("", 0).connection_pool.make_connection()
+    return connect
+
+
+def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
+    """Return the hosts of a URL with several, its path, and what redis-py makes of the rest."""
+    scheme, location, path, query, _ = urlsplit(url)
+    account, at, hosts = location.rpartition("@")
+    found = []
+    for host in hosts.split(","):
+        parts = urlsplit(f"//{host}")
+        if not parts.hostname:
+            raise ValueError(f"{host!r} is not a host, or host:port")
+        found.append((parts.hostname, parts.port or port))
+    kwargs = dict(parse_url(urlunsplit((scheme.partition("+")[0], f"{account}{at}host", "", query, ""))))
+    del kwargs["host"]
+    return found, path, kwargs
+
+
+def _of_client(redis: object, timeout: float) -> Servers:
+    if isinstance(redis, RedisCluster):
+        kwargs = redis.connection_kwargs
+        _refuse_decoding("redis=", kwargs)
+        seeds = [(node.host, int(node.port)) for node in redis.startup_nodes]
+        own = {name: value for name, value in kwargs.items() if name not in _CLUSTERS}
+        return Cluster(_node({**own, **_options(timeout)}), seeds, timeout)
+    if not isinstance(redis, Redis):
+        raise ConfigurationError(
+            f"redis= is a {type(redis).__module__}.{type(redis).__qualname__}, "
+            "not a redis.asyncio.Redis or RedisCluster: give one of these, or a URL"
+        )
+    _refuse_decoding("redis=", redis.connection_pool.connection_kwargs)
+    return Single(lambda: redis, timeout, owned=False)
+
+
+def _refuse_decoding(where: str, kwargs: dict[str, Any]) -> None:
+    # In a URL it is text, of which redis-py takes any for true.
+    if kwargs.get("decode_responses"):
+        raise ConfigurationError(
+            f"{where} has decode_responses={kwargs['decode_responses']}; entries are bytes: leave it out"
+        )
+
+
+def redacted(url: object) -> str:
+    """A URL without its passwords, for errors and logs."""
+    scheme, slashes, rest = str(url).partition("://")
+    location, mark, query = rest.partition("?")
+    if "@" in query:
+        # A password with a question mark in it, or one in the query: there is no telling where it begins.
+        return repr(f"{scheme}{slashes}…")
+    _, at, host = location.rpartition("@")
+    return repr(f"{scheme}{slashes}{'…@' if at else ''}{host}{mark and '?…'}")

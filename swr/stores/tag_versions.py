@@ -1,0 +1,65 @@
+"""Tag versions: invalidation by tag, and of everything, in one step however many entries there are.
+
+A tag version is a number that only grows. An entry carries the newest one known when its load began
+(`Entry.tag_version`); invalidating a tag raises that tag's version and so outdates every entry with the tag that
+carries a smaller number. Nothing is walked.
+"""
+
+from typing import Final
+
+# Names under which a store keeps what holds for every entry, and for every tagged entry.
+ALL: Final = "*"
+MINIMUM: Final = "!"
+
+
+class TagVersions:
+    """What one process knows of the tag versions.
+
+    Parameters:
+        most_tags: how many tags to remember. Past that the oldest tenth is forgotten and the minimum raised: every
+            tagged entry older than the minimum is outdated, which invalidates too much and never too little.
+
+    Attributes:
+        newest: the newest version of all.
+    """
+
+    __slots__ = ("_all", "_minimum", "_most", "_tags", "newest")
+
+    def __init__(self, most_tags: int = 100_000) -> None:
+        self.newest = 0
+        self._all = 0
+        self._minimum = 0
+        self._most = most_tags
+        self._tags: dict[str, int] = {}
+
+    def raise_to(self, name: str, number: int) -> bool:
+        """Learn that `name` (a tag, ALL or MINIMUM) was invalidated at `number`; False if that was known."""
+        self.newest = max(self.newest, number)
+        if name == ALL:
+            known, self._all = self._all, max(self._all, number)
+        elif name == MINIMUM:
+            known, self._minimum = self._minimum, max(self._minimum, number)
+        else:
+            known = max(self._tags.pop(name, 0), self._minimum)
+            # Newest last, so that the oldest are the first to be forgotten.
+            self._tags[name] = max(known, number)
+            if len(self._tags) > self._most:
+                self._trim()
+        return number > known
+
+    def _trim(self) -> None:
+        oldest = list(self._tags)[: max(1, self._most // 10)]
+        self._minimum = max(self._minimum, *(self._tags.pop(tag) for tag in oldest))
+
+    def admits(self, tag_version: int, tags: tuple[str, ...]) -> bool:
+        """Whether an entry with these tags, loaded when `tag_version` was the newest, still counts."""
+        if tag_version < self._all:
+            return False
+        if not tags or tag_version >= self.newest:
+            return True
+        return tag_version >= self._minimum and all(tag_version >= self._tags.get(tag, 0) for tag in tags)
+
+    def items(self) -> list[tuple[str, int]]:
+        """Return every tag version by name, to be pushed to a store that has lost them."""
+        named = [(ALL, self._all), (MINIMUM, self._minimum)]
+        return [(name, number) for name, number in (*named, *self._tags.items()) if number]

@@ -1,0 +1,129 @@
+"""A store that fails when told to."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from swr.core.codec import Codec
+from swr.entry import Entry
+from swr.errors import StoreUnavailable
+from swr.stores.base import Held, Kind, Lease, LeasingStore, Notification, Start, Subscriber
+from swr.stores.tag_versions import TagVersions
+
+T = TypeVar("T")
+
+
+class FlakyStore:
+    """A store that fails when told to.
+
+    Parameters:
+        store: the store behind it.
+
+    Attributes:
+        away: every operation fails, and nothing reaches the store behind. Set it with `go` to notify the subscriber.
+        lost: names of operations whose next reply is lost: they happen, and fail all the same.
+        before, after: by name of an operation, what to await before it is carried out or before its reply comes.
+        calls: the names of the operations so far.
+    """
+
+    def __init__(self, store: LeasingStore) -> None:
+        self.store = store
+        self.away = False
+        self.lost: set[str] = set()
+        self.before: dict[str, Callable[[], Awaitable[Any]]] = {}
+        self.after: dict[str, Callable[[], Awaitable[Any]]] = {}
+        self.calls: list[str] = []
+
+    async def _do(self, name: str, operation: Callable[[], Awaitable[T]]) -> T:
+        self.calls.append(name)
+        if name in self.before:
+            await self.before[name]()
+        if self.away:
+            raise StoreUnavailable("away")
+        result = await operation()
+        if name in self.after:
+            await self.after[name]()
+        if name in self.lost:
+            self.lost.discard(name)
+            raise StoreUnavailable("the reply was lost")
+        return result
+
+    def go(self, *, away: bool) -> None:
+        """Make the store unreachable or reachable, and notify the subscriber."""
+        self.away = away
+        self._subscriber(Notification(Kind.UNREACHABLE if away else Kind.REACHABLE))
+
+    @property
+    def tag_versions(self) -> TagVersions:
+        """Those of the store behind."""
+        return self.store.tag_versions
+
+    async def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Open the store behind."""
+        self._subscriber = subscriber
+        await self.store.open(start, self._on_notification)
+
+    def _on_notification(self, notification: Notification) -> None:
+        if not self.away:
+            self._subscriber(notification)
+
+    async def now(self) -> int:
+        """Return the clock of the store behind, or fail."""
+        return await self._do("now", self.store.now)
+
+    @property
+    def sent(self) -> int:
+        """Return how many operations there were."""
+        return len(self.calls)
+
+    async def aclose(self, subscriber: Subscriber) -> None:
+        """Close the store behind."""
+        await self.store.aclose(self._on_notification)
+
+    def is_unreachable(self, key: str) -> bool:
+        """Never: nobody knows before it is asked."""
+        return False
+
+    async def settled(self) -> None:
+        """At once."""
+
+    def forget(self) -> None:
+        """Have the store behind forget."""
+        self.store.forget()
+
+    def keep(self, key: str, entry: Entry[Any]) -> None:
+        """Have the store behind keep."""
+        self.store.keep(key, entry)
+
+    def peek(self, key: str) -> Entry[Any] | None:
+        """Look at the store behind."""
+        return self.store.peek(key)
+
+    async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
+        """Read, or fail."""
+        return await self._do("read", lambda: self.store.read(key, codec))
+
+    async def invalidate(self, key: str) -> None:
+        """Invalidate, or fail."""
+        await self._do("invalidate", lambda: self.store.invalidate(key))
+
+    async def invalidate_tag(self, tag: str) -> None:
+        """Invalidate, or fail."""
+        await self._do("invalidate_tag", lambda: self.store.invalidate_tag(tag))
+
+    async def acquire(
+        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+    ) -> Lease | Held | Entry[Any]:
+        """Acquire, or fail."""
+        return await self._do("acquire", lambda: self.store.acquire(key, token, ttl, known, codec, force=force))
+
+    async def renew(self, lease: Lease, ttl: float) -> None:
+        """Renew, or fail."""
+        await self._do("renew", lambda: self.store.renew(lease, ttl))
+
+    async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
+        """Commit, or fail."""
+        await self._do("commit", lambda: self.store.commit(lease, entry, codec))
+
+    async def release(self, lease: Lease, pause: float = 0.0) -> None:
+        """Release, or fail."""
+        await self._do("release", lambda: self.store.release(lease, pause))

@@ -1,0 +1,470 @@
+"""A store, and the links to it, that fail as real ones do: a simulated server and what stands for a connection.
+
+`Link` keeps the promises that `swr.stores.redis` keeps towards the tiers above, in the same order: every command
+either comes back within the time-out or breaks the link; a broken link is told as DOWN, and once tag_versions have been
+learned or given back, as UP; while a link is whole its messages arrive in order; one that dies silently is found
+dead within 2 s.
+"""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final, TypeVar
+
+import anyio
+
+from swr.core.codec import Codec
+from swr.entry import Entry
+from swr.errors import LeaseLost, StoreUnavailable
+from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
+from swr.stores.memory import MemoryStore
+from swr.stores.tag_versions import TagVersions
+from tests.simulation.oracle import LOST, Oracle
+
+T = TypeVar("T")
+
+_TIMEOUT: Final = 0.2
+_SILENT: Final = 1.8
+
+
+class Gate:
+    """Where everything that a process does to the outside stops while the process is stopped."""
+
+    def __init__(self) -> None:
+        self._open = anyio.Event()
+        self._open.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the process runs."""
+        return self._open.is_set()
+
+    def shut(self) -> None:
+        """Stop the process."""
+        self._open = anyio.Event()
+
+    def open(self) -> None:
+        """Let it go on."""
+        self._open.set()
+
+    async def passed(self) -> None:
+        """Wait until the process runs."""
+        while not self._open.is_set():
+            await self._open.wait()
+
+
+@dataclass(frozen=True)
+class Weather:
+    """What the network is like.
+
+    Parameters:
+        latency: the most seconds that a command, a reply or a message takes.
+        lost: the share of commands whose request, or whose reply, is lost, or which arrive only after the client
+            has given up.
+    """
+
+    latency: float
+    lost: float
+
+
+class _LenientStore(MemoryStore):
+    """One to which tag_versions are only something to be asked for."""
+
+    def peek(self, key: str) -> Entry[Any] | None:
+        slot = self.local.get(key)
+        return None if slot is None else slot.entry
+
+    async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
+        tag_versions, self.tag_versions = self.tag_versions, TagVersions()
+        try:
+            await super().commit(lease, entry, codec)
+        finally:
+            self.tag_versions = tag_versions
+
+
+class Server:
+    """One `MemoryStore` behind many links; a restart puts an empty one in its place.
+
+    Parameters:
+        clock: its wall clock, seconds.
+        oracle: is told what happens.
+        lenient: it takes and gives what a barrier has outdated, as Redis does, whose readers pass that over.
+    """
+
+    def __init__(self, clock: Callable[[], float], oracle: Oracle, *, lenient: bool) -> None:
+        self._clock = clock
+        self._oracle = oracle
+        self._make = _LenientStore if lenient else MemoryStore
+        self.store = self._make(clock=clock)
+        self.tag_versions = self.store.tag_versions
+        self.links: list[Link] = []
+        # Whose command is being carried out, and the last thing it did.
+        self.client: Link | None = None
+        self.said = Notification(Kind.REACHABLE)
+
+    async def start(self, start: Start, *, tag_versions: bool = False) -> None:
+        """Start empty; with `tag_versions` these alone are kept."""
+        kept = self.tag_versions.items() if tag_versions else []
+        self.store = self._make(clock=self._clock)
+        self.tag_versions = self.store.tag_versions
+        await self.store.open(start, self._tell)
+        self.give_back(kept)
+        self._oracle.restarted()
+        for link in self.links:
+            link.fall()
+
+    def give_back(self, tag_versions: list[tuple[str, int]]) -> None:
+        """Know tag_versions again."""
+        for name, number in tag_versions:
+            self.tag_versions.raise_to(name, number)
+        self.store.local.recheck_all()
+
+    def _tell(self, message: Notification) -> None:
+        self.said = message
+        slot = self.store.local.get(message.name)
+        if message.kind is not Kind.COMMITTED:
+            self._oracle.told(message, -1)
+        elif slot is not None and self.tag_versions.admits(slot.entry.tag_version, slot.entry.tags):
+            self._oracle.told(message, slot.entry.value)
+        for link in self.links:
+            # TagVersions are heard by whoever raised them, too.
+            if link is not self.client or message.kind is Kind.TAG_VERSION:
+                link.send(message)
+
+    def leased(self) -> list[str]:
+        """Return the tokens that hold a lease."""
+        return [hold.token for hold in dict(self.store._holds).values() if hold.token is not None]
+
+
+class Link:
+    """One worker's connection: a `LeasingStore` that reaches the server, or does not.
+
+    It is on the server's list from the beginning.
+
+    Parameters:
+        server: the server.
+        worker: whose, for the oracle.
+        gate: shut while the worker is paused. What it cannot stop is the engine's own timers: they go off in time,
+            but whatever they then want of the store waits here, so that to the world they are late.
+        random: draws latencies and losses.
+        weather: how bad it is.
+        oracle: is told what the worker learns.
+        background: starts a task that belongs to nobody: a command that arrives after its sender has given up.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        worker: str,
+        gate: Gate,
+        random: Random,
+        weather: Weather,
+        oracle: Oracle,
+        background: Callable[[Callable[[], Awaitable[None]]], object],
+    ) -> None:
+        self.tag_versions = TagVersions()
+        self.up = False
+        self.dead = False
+        self.weather = weather
+        self._server = server
+        self._worker = worker
+        self._gate = gate
+        self._random = random
+        self._oracle = oracle
+        self._background = background
+        self._broken = anyio.Event()
+        self._restored = anyio.Event()
+        self._lost_at = -math.inf
+        self._away_until = -math.inf
+        self._inbox: deque[tuple[float, Notification]] = deque()
+        self._stirred = anyio.Event()
+        self._subscribed = False
+        self._silent = False
+        self._synced = 0
+        server.links.append(self)
+
+    # -- what happens to it -----------------------------------------------------------------------------------
+
+    def fall(self, away: float = 0.0) -> None:
+        """Break, and stay away for so many seconds."""
+        self._away_until = max(self._away_until, anyio.current_time() + away)
+        self._subscribed = False
+        self._oracle.breaks(self._worker)
+        self._broken.set()
+        self._stirred.set()
+
+    def silence(self) -> None:
+        """Lose all messages from now on, until the beats find it out."""
+        if self._subscribed and not self._silent:
+            self._silent = True
+            self._inbox.clear()
+            self._oracle.disturb()
+            self._background(self._found_out)
+
+    async def _found_out(self) -> None:
+        broken = self._broken
+        await anyio.sleep(self._random.uniform(0, _SILENT))
+        await self._gate.passed()
+        if broken is self._broken:
+            self.fall()
+        self._oracle.calm()
+
+    def die(self) -> None:
+        """Reach nothing and hear nothing any more: the process was killed."""
+        self.dead = True
+        self.fall(math.inf)
+
+    def send(self, message: Notification) -> None:
+        """Take a message of the server's on its way."""
+        if self._subscribed and not self._silent:
+            arrives = anyio.current_time() + self._latency()
+            self._inbox.append((max(arrives, self._inbox[-1][0] if self._inbox else 0.0), message))
+            self._stirred.set()
+
+    # -- the link ---------------------------------------------------------------------------------------------
+
+    async def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Connect; where that takes too long, go on trying behind the scenes."""
+        self._subscriber = subscriber
+        self._oracle.begins(self._worker)
+        start(self._keep)
+        with anyio.move_on_after(_TIMEOUT):
+            await self._restored.wait()
+
+    async def aclose(self, subscriber: Subscriber) -> None:
+        """Disconnect."""
+        if not self.dead:
+            self.die()
+
+    def _latency(self) -> float:
+        return self._random.uniform(0.0, self.weather.latency)
+
+    async def _keep(self) -> None:
+        while True:
+            await anyio.sleep(self._random.uniform(0.0, 0.1))
+            await anyio.sleep_until(self._away_until)
+            await self._gate.passed()
+            self._broken, self._stirred = anyio.Event(), anyio.Event()
+            self._inbox.clear()
+            self._subscribed, self._silent = True, False
+            try:
+                await self._learn(await self._trip(self._head))
+                self._tell_up()
+                await self._listen()
+            except StoreUnavailable:
+                self.fall()
+            await self._gate.passed()
+            self._down()
+
+    def _tell_up(self) -> None:
+        self.up = True
+        self._restored.set()
+        self._oracle.link(self._worker, up=True)
+        self._subscriber(Notification(Kind.REACHABLE))
+
+    def _down(self) -> None:
+        if self.up:
+            self.up = False
+            self._restored = anyio.Event()
+            self._lost_at = anyio.current_time()
+            self._oracle.link(self._worker, up=False)
+            self._subscriber(Notification(Kind.UNREACHABLE))
+
+    async def _listen(self) -> None:
+        while not self._broken.is_set():
+            if not self._inbox:
+                self._stirred = anyio.Event()
+                await self._stirred.wait()
+                continue
+            with anyio.move_on_after(self._inbox[0][0] - anyio.current_time()):
+                await self._broken.wait()
+            await self._gate.passed()
+            if self._inbox and self._inbox[0][0] <= anyio.current_time() and not self._broken.is_set():
+                self._hear(self._inbox.popleft()[1])
+
+    def _hear(self, message: Notification) -> None:
+        if message.kind is Kind.TAG_VERSION:
+            self._raise(message.name, message.version)
+            self._synced = max(self._synced, message.version)
+        else:
+            self._oracle.heard(self._worker, message)
+            self._subscriber(message)
+
+    # -- commands ---------------------------------------------------------------------------------------------
+
+    async def _wait(self, seconds: float) -> None:
+        broken = self._broken
+        with anyio.move_on_after(seconds):
+            await broken.wait()
+        await self._gate.passed()
+        if broken.is_set():
+            raise StoreUnavailable("the link broke")
+
+    async def _trip(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Carry one command there, and its reply back."""
+        await self._gate.passed()
+        lost = self._random.random() < self.weather.lost
+        fate = self._random.choice(("request", "reply", "late")) if lost else ""
+        if fate == "reply":
+            self._oracle.trials[LOST] += 1
+        if fate == "late":
+            # It lies in a buffer of a server that hangs: it is carried out before the link can be made anew.
+            away = self._random.uniform(_TIMEOUT, 1.0)
+            self._away_until = max(self._away_until, anyio.current_time() + away)
+            self._background(lambda: self._arrive(away, command))
+        await self._wait(_TIMEOUT if fate in ("request", "late") else self._latency())
+        if fate not in ("request", "late"):
+            result = await self._carry_out(command)
+            await self._wait(_TIMEOUT if fate == "reply" else self._latency())
+            if not fate:
+                return result
+        self.fall()
+        raise StoreUnavailable("no reply in time")
+
+    async def _arrive(self, seconds: float, command: Callable[[], Awaitable[object]]) -> None:
+        await anyio.sleep(seconds * self._random.random())
+        with contextlib.suppress(LeaseLost):
+            await self._carry_out(command)
+
+    async def _carry_out(self, command: Callable[[], Awaitable[T]]) -> T:
+        self._server.client = self
+        try:
+            return await command()
+        finally:
+            self._server.client = None
+
+    async def _ask(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Ask once, and once more if the link broke and is back at once."""
+        again = False
+        while True:
+            if not self.up:
+                with anyio.move_on_after(self._lost_at + _TIMEOUT / 4 - anyio.current_time()):
+                    await self._restored.wait()
+            if not self.up:
+                raise StoreUnavailable("away")
+            try:
+                return await self._trip(command)
+            except StoreUnavailable:
+                self._down()
+                if again:
+                    raise
+                again = True
+
+    # -- tag_versions ---------------------------------------------------------------------------------------------
+
+    async def _head(self) -> int:
+        return self._server.tag_versions.newest
+
+    def _raise(self, name: str, number: int) -> None:
+        message = Notification(Kind.TAG_VERSION, name, number)
+        self._oracle.heard(self._worker, message)
+        if self.tag_versions.raise_to(name, number):
+            self._subscriber(message)
+
+    async def _learn(self, head: int) -> None:
+        """Fetch the tag_versions that this worker has missed, and give back those that the server has lost."""
+        if self._synced == head >= self.tag_versions.newest:
+            return
+
+        async def exchange() -> list[tuple[str, int]]:
+            if self._server.tag_versions.newest < self.tag_versions.newest:
+                self._server.give_back(self.tag_versions.items())
+            return self._server.tag_versions.items()
+
+        for name, number in sorted(await self._trip(exchange), key=lambda pair: pair[1]):
+            self._raise(name, number)
+            self._synced = max(self._synced, number)
+
+    async def invalidate_tag(self, tag: str) -> None:
+        """Raise a barrier."""
+
+        async def command() -> int:
+            await self._server.store.invalidate_tag(tag)
+            return self._server.said.version
+
+        self._raise(tag, await self._ask(command))
+
+    # -- entries and leases -----------------------------------------------------------------------------------
+
+    async def now(self) -> int:
+        """Return the server's clock."""
+        return await self._ask(lambda: self._server.store.now())
+
+    @property
+    def sent(self) -> int:
+        """None: nothing is counted."""
+        return 0
+
+    def is_unreachable(self, key: str) -> bool:
+        """Whether the link has been broken for a while."""
+        return not self.up and anyio.current_time() >= self._lost_at + _TIMEOUT / 4
+
+    async def settled(self) -> None:
+        """At once."""
+
+    def forget(self) -> None:
+        """Nothing: no entry is held here."""
+
+    def keep(self, key: str, entry: Entry[Any]) -> None:
+        """Nothing: no entry is held here."""
+
+    def peek(self, key: str) -> Entry[Any] | None:
+        """Nothing: no entry is held here."""
+        return None
+
+    async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
+        """Read, and learn of tag_versions."""
+
+        async def command() -> tuple[Entry[Any] | None, int]:
+            return await self._server.store.read(key, codec), await self._head()
+
+        entry, head = await self._ask(command)
+        await self._learn(head)
+        return entry if entry is not None and self.tag_versions.admits(entry.tag_version, entry.tags) else None
+
+    async def invalidate(self, key: str) -> None:
+        """Invalidate."""
+
+        async def command() -> Notification:
+            await self._server.store.invalidate(key)
+            return self._server.said
+
+        message = await self._ask(command)
+        self._oracle.heard(self._worker, message)
+        self._subscriber(message)
+
+    async def acquire(
+        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+    ) -> Lease | Held | Entry[Any]:
+        """Acquire, and learn of tag_versions."""
+        while True:
+
+            async def command(known: int = known) -> tuple[Lease | Held | Entry[Any], int]:
+                return await self._server.store.acquire(key, token, ttl, known, codec, force=force), await self._head()
+
+            answer, head = await self._ask(command)
+            await self._learn(head)
+            if not isinstance(answer, Entry) or self.tag_versions.admits(answer.tag_version, answer.tags):
+                return answer
+            known = answer.version
+
+    async def renew(self, lease: Lease, ttl: float) -> None:
+        """Renew."""
+        await self._ask(lambda: self._server.store.renew(lease, ttl))
+
+    async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
+        """Commit; once more if need be, which is then no failure."""
+
+        async def command() -> None:
+            stored = await self._server.store.read(lease.key, codec)
+            if stored is None or stored.version != lease.version:
+                await self._server.store.commit(lease, entry, codec)
+
+        await self._ask(command)
+
+    async def release(self, lease: Lease, pause: float = 0.0) -> None:
+        """Release."""
+        await self._ask(lambda: self._server.store.release(lease, pause))

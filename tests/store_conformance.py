@@ -1,0 +1,217 @@
+"""What every store must do, as tests for pytest."""
+
+from collections.abc import Awaitable
+from typing import Any
+
+import anyio
+
+from swr.core.codec import ANY
+from swr.entry import Entry, stamp
+from swr.errors import LeaseLost
+from swr.policy import Policy
+from swr.stores.base import NEWEST, Held, Lease, LeasingStore
+from swr.stores.tag_versions import ALL
+from swr.testing.clock import START
+
+
+class StoreConformance:
+    """What every store must do, as tests for pytest: inherit, and provide a fixture `store`, open.
+
+    The store's clock may be real; no test waits longer than it must for a lease to expire.
+    """
+
+    policy = Policy(60, 600, 3600, tags=("t1", "t2"))
+
+    async def take(self, store: LeasingStore, key: str, token: str = "a", ttl: float = 30.0) -> Lease:
+        """Acquire a lease that must be free."""
+        lease = await store.acquire(key, token, ttl, NEWEST, ANY)
+        assert isinstance(lease, Lease), lease
+        return lease
+
+    async def is_refused(self, operation: Awaitable[None]) -> bool:
+        """Whether an operation comes to LeaseLost."""
+        try:
+            await operation
+        except LeaseLost:
+            return True
+        return False
+
+    async def put(self, store: LeasingStore, key: str, value: Any, tags: tuple[str, ...] = ()) -> Entry[Any]:
+        """Load and commit."""
+        lease = await self.take(store, key)
+        entry = stamp(value, Policy(60, 600, tags=tags), START, lease.version, lease.tag_version)
+        await store.commit(lease, entry, ANY)
+        return entry
+
+    async def test_nothing_is_there_at_first(self, store: LeasingStore) -> None:
+        """An entry that was never stored is None, and None is not an error."""
+        assert await store.read("k", ANY) is None
+        assert store.peek("k") is None
+
+    async def test_a_committed_entry_is_read_as_it_was_stamped(self, store: LeasingStore) -> None:
+        """Deadlines, version, tag version and tags come back as they were stamped."""
+        lease = await self.take(store, "k")
+        entry = stamp({"a": [1, None, "x"]}, self.policy, 1_800_000_000.25, lease.version, lease.tag_version)
+        await store.commit(lease, entry, ANY)
+        assert await store.read("k", ANY) == entry
+
+    async def test_none_is_a_value(self, store: LeasingStore) -> None:
+        """A stored None is an entry."""
+        await self.put(store, "k", None)
+        entry = await store.read("k", ANY)
+        assert entry is not None
+        assert entry.value is None
+
+    async def test_keys_are_not_mixed_up(self, store: LeasingStore) -> None:
+        """Odd keys are keys like others."""
+        odd = ["a", "{a}", "}x", "a:l", "%7Da", "", "일", "a\ud800b", "x" * 500, "x" * 499 + "y", "a b\r\n"]
+        for number, key in enumerate(odd):
+            await self.put(store, key, number)
+        for number, key in enumerate(odd):
+            entry = await store.read(key, ANY)
+            assert entry is not None
+            assert entry.value == number
+
+    async def test_a_lease_has_one_holder(self, store: LeasingStore) -> None:
+        """A second token is refused and told how long; the first gets its own lease again."""
+        lease = await self.take(store, "k", "a", 30)
+        held = await store.acquire("k", "b", 30, 0, ANY)
+        assert isinstance(held, Held)
+        assert 0 < held.retry_after <= 30
+        assert held.failures == 0
+        again = await store.acquire("k", "a", 30, 0, ANY)
+        assert isinstance(again, Lease)
+        assert again.version == lease.version
+
+    async def test_a_released_lease_is_free(self, store: LeasingStore) -> None:
+        """Release gives the lease to whoever comes next; a stranger's release gives nothing."""
+        lease = await self.take(store, "k", "a")
+        await store.release(lease._replace(token="b"))
+        assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Held)
+        await store.release(lease)
+        assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
+
+    async def test_a_lease_whose_grant_never_arrived_can_be_released(self, store: LeasingStore) -> None:
+        """Version 0 stands for whichever lease has this token."""
+        await self.take(store, "k", "a")
+        await store.release(Lease("k", "a", 0, 0))
+        assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
+
+    async def test_versions_grow(self, store: LeasingStore) -> None:
+        """Every lease of a key has a greater version than the entry before it."""
+        versions = [(await self.put(store, "k", number)).version for number in range(20)]
+        assert versions == sorted(set(versions))
+
+    async def test_acquire_returns_an_entry_newer_than_the_known_one(self, store: LeasingStore) -> None:
+        """Acquire returns an entry that is newer than the known one, and the lease where none is."""
+        entry = await self.put(store, "k", 1)
+        assert await store.acquire("k", "b", 30, entry.version - 1, ANY) == entry
+        assert isinstance(await store.acquire("k", "b", 30, entry.version, ANY), Lease)
+
+    async def test_what_is_loaded_after_a_refusal_is_newer_than_its_clock(self, store: LeasingStore) -> None:
+        """`Held.now` tells what was loaded before the question from what was loaded after it."""
+        lease = await self.take(store, "k", "a")
+        held = await store.acquire("k", "b", 30, NEWEST, ANY)
+        assert isinstance(held, Held)
+        assert lease.version <= held.now
+        await store.release(lease)
+        assert (await self.take(store, "k", "c")).version > held.now
+
+    async def test_the_stores_clock_is_that_of_versions(self, store: LeasingStore) -> None:
+        """What is loaded before is older than its clock, and what is loaded after is newer."""
+        before = await self.put(store, "k", 1)
+        now = await store.now()
+        assert before.version <= now
+        assert not isinstance(await store.acquire("k", "a", 30, now, ANY), Entry)
+        assert (await self.take(store, "other")).version > now
+        assert isinstance(store.sent, int)
+
+    async def test_leases_asked_for_at_once_do_not_mix(self, store: LeasingStore) -> None:
+        """Each asker gets the answer to its own question, whatever the others get."""
+        await self.put(store, "stored", 1)
+        await self.take(store, "taken", "somebody")
+        answers: dict[str, object] = {}
+
+        async def ask(key: str) -> None:
+            answers[key] = await store.acquire(key, f"mine of {key}", 30, 0, ANY)
+
+        async with anyio.create_task_group() as group:
+            for key in ("free", "stored", "taken", "free too"):
+                group.start_soon(ask, key)
+        kinds = {key: type(answer) for key, answer in answers.items()}
+        assert kinds == {"free": Lease, "stored": Entry, "taken": Held, "free too": Lease}
+        for key in ("free", "free too"):
+            lease = answers[key]
+            assert isinstance(lease, Lease)
+            assert (lease.key, lease.token) == (key, f"mine of {key}")
+            await store.commit(lease, stamp(1, self.policy, START, lease.version, lease.tag_version), ANY)
+
+    async def test_a_commit_without_the_lease_is_rejected(self, store: LeasingStore) -> None:
+        """Released, taken over or never held: LeaseLost, and nothing is stored."""
+        lease = await self.take(store, "k", "a")
+        await store.release(lease)
+        for stale in (lease, lease._replace(token="z")):
+            entry = stamp(1, self.policy, START, stale.version, stale.tag_version)
+            assert await self.is_refused(store.commit(stale, entry, ANY))
+        assert await store.read("k", ANY) is None
+
+    async def test_a_renewal_without_the_lease_fails(self, store: LeasingStore) -> None:
+        """A holder learns that it holds no longer."""
+        lease = await self.take(store, "k", "a")
+        await store.renew(lease, 30)
+        await store.release(lease)
+        assert await self.is_refused(store.renew(lease, 30))
+
+    async def test_an_invalidation_removes_the_entry_and_fences_the_load(self, store: LeasingStore) -> None:
+        """What was loading when the key was invalidated cannot be committed; the next load can."""
+        await self.put(store, "k", 1)
+        lease = await self.take(store, "k", "a")
+        await store.invalidate("k")
+        assert await store.read("k", ANY) is None
+        entry = stamp(2, self.policy, START, lease.version, lease.tag_version)
+        assert await self.is_refused(store.commit(lease, entry, ANY))
+        assert await store.read("k", ANY) is None
+        assert (await self.put(store, "k", 3)).version > lease.version
+
+    async def test_a_tag_outdates_its_entries_only(self, store: LeasingStore) -> None:
+        """Entries with other tags or none stay; entries loaded afterwards count."""
+        for key, tags in (("both", ("x", "y")), ("x", ("x",)), ("y", ("y",)), ("none", ())):
+            await self.put(store, key, key, tags)
+        await store.invalidate_tag("x")
+        found = {key: await store.read(key, ANY) is not None for key in ("both", "x", "y", "none")}
+        assert found == {"both": False, "x": False, "y": True, "none": True}
+        await self.put(store, "x", "again", ("x",))
+        assert await store.read("x", ANY) is not None
+
+    async def test_clear_outdates_everything(self, store: LeasingStore) -> None:
+        """Tagged or not; a tag of that name is a tag like others."""
+        await self.put(store, "a", 1, ("x",))
+        await self.put(store, "b", 2)
+        await store.invalidate_tag(ALL)
+        assert await store.read("a", ANY) is None
+        assert await store.read("b", ANY) is None
+
+    async def test_a_tag_outdates_what_was_loading(self, store: LeasingStore) -> None:
+        """The tag version counts from when the load began, not from when it was committed."""
+        lease = await self.take(store, "k", "a")
+        await store.invalidate_tag("t1")
+        # A store may find out at once, or when it is read.
+        await self.is_refused(store.commit(lease, stamp(1, self.policy, START, lease.version, lease.tag_version), ANY))
+        assert await store.read("k", ANY) is None
+        assert store.peek("k") is None
+
+    async def test_after_a_failure_every_process_backs_off(self, store: LeasingStore) -> None:
+        """Everyone is told how often it failed; force gets the lease all the same, and the count goes on."""
+        lease = await self.take(store, "k", "a")
+        await store.release(lease, pause=20)
+        held = await store.acquire("k", "b", 30, 0, ANY)
+        assert isinstance(held, Held)
+        assert held.failures == 1
+        assert 0 < held.retry_after <= 20
+        forced = await store.acquire("k", "b", 30, 0, ANY, force=True)
+        assert isinstance(forced, Lease)
+        assert forced.failures == 1
+        await store.release(forced, pause=20)
+        held = await store.acquire("k", "b", 30, 0, ANY)
+        assert isinstance(held, Held)
+        assert held.failures == 2

@@ -1,0 +1,123 @@
+"""At DEBUG level the logger `swr` explains each decision of the engine, and a fresh hit writes nothing."""
+
+import logging
+
+import pytest
+
+from swr import Cache, Policy
+from swr.engine.endings import _description as describe_result
+from swr.engine.flights import Failed, HeldElsewhere, LocalOnly, NoValue, Stored
+from swr.engine.next_step import AskAgain, BackOff, GiveUp, LoadNow, Take, Wait
+from swr.engine.refresh_path import _description as describe_step
+from swr.errors import StoreUnavailable
+from swr.stores.base import Held, Lease
+from swr.testing import FakeClock
+from tests.fleet import settle
+from tests.test_next_step import FRESH
+
+POLICY = Policy(fresh_for=60, stale_for=600)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+def lines(caplog) -> list[str]:
+    found = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    caplog.clear()
+    return found
+
+
+async def load() -> str:
+    return "value"
+
+
+async def fail() -> str:
+    raise ValueError("down")
+
+
+async def test_a_miss_names_the_lease_the_result_and_the_load(cache, caplog):
+    caplog.set_level(logging.DEBUG, "swr")
+    await cache.get_or_load("k", load, POLICY)
+    lease, result, read = lines(caplog)
+    assert lease.startswith("lease of 'k': taken; loading version ")
+    assert result.startswith("load of 'k': stored as version ")
+    assert read == "read of 'k': missing, from a load"
+
+
+async def test_a_fresh_hit_writes_nothing(cache, caplog):
+    await cache.get_or_load("k", load, POLICY)
+    caplog.set_level(logging.DEBUG, "swr")
+    await cache.get_or_load("k", load, POLICY)
+    assert lines(caplog) == []
+
+
+async def test_a_stale_hit_names_its_layer_and_the_refresh(cache, clock, caplog):
+    await cache.get_or_load("k", load, POLICY)
+    clock.advance(61)
+    caplog.set_level(logging.DEBUG, "swr")
+    await cache.get_or_load("k", load, POLICY)
+    await settle()
+    read, lease, result = lines(caplog)
+    assert read == "read of 'k': stale, from the local cache"
+    assert lease.startswith("lease of 'k': taken")
+    assert result.startswith("load of 'k': stored")
+
+
+async def test_a_failed_load_names_the_error_and_the_backoff(cache, clock, caplog):
+    policy = Policy(fresh_for=60, stale_if_error=600)
+    await cache.get_or_load("k", load, policy)
+    clock.advance(61)
+    caplog.set_level(logging.DEBUG, "swr")
+    await cache.get_or_load("k", fail, policy)
+    _, result, read = lines(caplog)
+    assert result == "load of 'k': failed (ValueError: down)"
+    assert read.startswith(
+        "read of 'k': stale, from the store, because the load failed (ValueError: down); the key backs off for "
+    )
+
+
+async def test_without_debug_nothing_is_written(cache, caplog):
+    caplog.set_level(logging.INFO, "swr")
+    await cache.get_or_load("k", load, POLICY)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (Stored(FRESH), "stored as version 5"),
+        (LocalOnly(FRESH), "kept in this process alone, version 5"),
+        (NoValue(), "there is no value to store"),
+        (HeldElsewhere(), "left to the process that holds the lease"),
+        (Failed(ValueError("down")), "failed (ValueError: down)"),
+    ],
+)
+def test_each_result_of_a_load_has_its_line(result, text):
+    assert describe_result(result) == text
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (LoadNow(Lease("k", "token", 7, 3)), "taken; loading version 7"),
+        (LoadNow(None), "the store is unreachable; loading without"),
+        (Take(FRESH), "not needed; another load stored version 5"),
+        (AskAgain(), "asking again"),
+        (BackOff(Held(2.0, 9, 3)), "refused for 2.000 s, because 3 loads in a row failed; backing off"),
+        (BackOff(Held(2.0, 9)), "refused for 2.000 s, because another load holds it; backing off"),
+        (Wait(Held(2.0, 9)), "held by another load for 2.000 s at most; waiting"),
+        (GiveUp(StoreUnavailable("refused")), "the store is unreachable (refused); giving up, because no reader waits"),
+    ],
+)
+def test_each_step_after_a_lease_request_has_its_line(step, text):
+    assert describe_step(step) == text
