@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 from swr.core.codec import ANY, Codec
 from swr.core.keys import CallKeys
@@ -12,7 +12,7 @@ from swr.engine.engine import Engine
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
 from swr.events import KINDS, Event, Subscriber
-from swr.http.request import tag_of_url
+from swr.http.request import digest_with, tag_of_url
 from swr.loaders.annotations import codec_for
 from swr.loaders.cached import Cached, Call, IndirectCached, Loader, check_loader, is_async
 from swr.loaders.cached_many import CachedMany
@@ -52,7 +52,9 @@ class Cache:
         lease_for: how long a load may be silent before another process takes over. A lease is renewed at a third
             of it, so a load may last longer.
         drain_for: how long closing waits for loads that are under way.
-        timeout: how long Redis may stay silent before it counts as away.
+        secret: hides the values of request fields and cookies that are part of keys; the same for all processes. Short
+            values without one can be guessed by whoever reads Redis.
+        timeout: how long Redis may stay silent before it counts as unreachable.
         clock: wall clock, seconds.
 
     It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time.
@@ -71,6 +73,7 @@ class Cache:
         lease_for: Duration = 30,
         drain_for: Duration = 10,
         timeout: Duration = 0.2,
+        secret: str | bytes = b"",
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
@@ -92,6 +95,10 @@ class Cache:
         if lease <= 0 or patience <= 0:
             raise ConfigurationError(f"lease_for={lease_for!r} and timeout={timeout!r} must be more than 0 seconds")
         self.namespace = namespace
+        key = secret.encode() if isinstance(secret, str) else secret
+        if not isinstance(key, bytes) or len(key) > 64:
+            raise ConfigurationError("secret is not text or bytes, 64 bytes at most")
+        self.digest = digest_with(key)
         self._encodes = url is not None or redis is not None
         store: LeasingStore
         if self._encodes:
@@ -296,6 +303,8 @@ class Cache:
         override: bool = False,
         vary: Sequence[str] = (),
         hard_timeout: Duration | None = None,
+        ignore_fields: Sequence[str] = (),
+        credentials: Literal["private", "vary"] = "private",
     ) -> ResponseRule:
         """Tell the middleware how to cache this endpoint's responses; its signature stays as it is.
 
@@ -303,14 +312,18 @@ class Cache:
             fresh_for, stale_for, stale_if_error: see `Policy`; they fill in what the response leaves open.
             tags: names to invalidate by; they may name the endpoint's parameters.
             override: go before the response's own directives.
-            vary: request fields that the response depends on and does not name in `Vary`. Those that the endpoint and
-                its dependencies ask FastAPI for (`Header()`, `APIKeyHeader`) are found without it.
+            vary: request fields that the response depends on and does not name in `Vary`. Those that the route
+                declares to FastAPI (`Header()`, `APIKeyHeader`), in its endpoint or a dependency, are found without it.
             hard_timeout: how long a load of these responses may run; in place of the middleware's.
+            ignore_fields: request fields that the response does not depend on, beside those that swr knows as harmless.
+            credentials: "private": a request with credentials gets the response only if that says it is for everybody.
+                "vary": each credential has a response of its own, and a revoked one gets it until it ends.
 
         Raises:
             ConfigurationError: whatever of these cannot work.
         """
-        return ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout)
+        rule = ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout)
+        return rule.about_requests(ignore_fields, credentials)
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -323,7 +336,7 @@ class Cache:
         self, subscriber: Subscriber, kind: type[Event], other: type[Event], /, *kinds: type[Event]
     ) -> Callable[[], None]: ...
     def subscribe(self, subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]:
-        """Have `subscriber` told of what happens in this cache; calling what is returned ends that.
+        """Call `subscriber` with every event of this cache; call the returned function to end that.
 
         Parameters:
             subscriber: called with each event at once, in the task in which it happens: it must be quick, and must not
@@ -354,9 +367,9 @@ class Cache:
     async def invalidate(self, key: str) -> None:
         """Remove what is stored under `key`, here and in every process.
 
-        Once it has returned nobody in this process gets an older value, loads that are under way included; nobody
-        in another, once the message has arrived there. While Redis is away it counts here at once and everywhere
-        when Redis is back.
+        After it returns, no reader in this process gets an older value, from a load under way either; in other
+        processes, once the notification has arrived. While Redis is unreachable it takes effect here at once, and
+        elsewhere when Redis is reachable again.
         """
         if not isinstance(key, str):
             raise ConfigurationError(f"key={key!r} is not a string; a decorated function has .invalidate(...)")

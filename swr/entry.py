@@ -27,7 +27,7 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
     Parameters:
         value: what the loader returned; None is a value.
         created_at: when the load began.
-        fresh_until, stale_until, error_until: the ends of the three windows of `swr.decision`.
+        fresh_until, stale_until, error_until: the ends of the three windows of `swr.core.decision`.
         keep_until: when a store may forget it.
         version: the fencing number of the lease it was loaded under; 0 where there was none.
         tag_version: the newest tag version (or version of a `clear`) known when the load began.
@@ -53,7 +53,7 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
 
     @property
     def servable_until(self) -> float:
-        """The end of the last window in which the entry may be an answer."""
+        """The last time at which the entry may be an answer."""
         return max(self.stale_until, self.error_until)
 
 

@@ -102,7 +102,7 @@ class LoadBegun(Event):
 
     Parameters:
         key: what is loaded.
-        waited: seconds that it took to get the lease, or to find the store away.
+        waited: seconds that it took to get the lease, or to find the store unreachable.
     """
 
     key: str
@@ -113,7 +113,8 @@ class LoadBegun(Event):
 class Loaded(Event):
     """A load ended with a value, stored or not.
 
-    `Committed` or `CommitRejected` comes before it where it was to be stored; neither may come while the store is away.
+    `Committed` or `CommitRejected` comes before it where it was to be stored. While the store is unreachable
+    neither may come.
 
     Parameters:
         key: what was loaded.
@@ -154,7 +155,7 @@ class Committed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CommitRejected(Event):
-    """A value was not stored, because an invalidation or another load has overtaken it.
+    """A value was not stored, because an invalidation or another load superseded it.
 
     Parameters:
         key: under which.
@@ -170,7 +171,7 @@ class Invalidated(Event):
     Parameters:
         key: what; None for a tag and for everything.
         tag: what; None for a key and for everything.
-        elsewhere: another process did it, and this one has heard of it.
+        elsewhere: another process did it, and this one was notified.
     """
 
     key: str | None
@@ -294,7 +295,7 @@ class Publisher:
         self.reads = False
 
     def publish(self, kind: Callable[P, Event], /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Tell those who listen to `kind` of one such event; where nobody does, none is made."""
+        """Publish one event to the subscribers of its kind; without any, make none."""
         subscriptions = self._subscriptions.get(kind)
         if subscriptions is None:
             return
@@ -306,13 +307,13 @@ class Publisher:
                 if not subscription.failed:
                     subscription.failed = True
                     log.exception(
-                        "the subscriber %r failed at %r; it is told of more, and this is not logged again",
+                        "the subscriber %r raised an exception at %r; it stays subscribed, and swr logs this once",
                         subscription.subscriber,
                         event,
                     )
 
     def subscribe(self, subscriber: Subscriber, kinds: Collection[type[Event]]) -> Callable[[], None]:
-        """Have `subscriber` told of every event of `kinds`; what is returned ends that."""
+        """Call `subscriber` with every event of `kinds`; call the returned function to end that."""
         subscription = _Subscription(subscriber)
         for kind in set(kinds):
             self._subscriptions[kind] = (*self._subscriptions.get(kind, ()), subscription)

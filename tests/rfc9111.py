@@ -14,21 +14,7 @@ Fields = list[tuple[str, str]]  # names in lower case
 CAP = 2**31  # RFC 9111 1.2.2
 DAY = 86400
 ERRORS = {500, 502, 503, 504}  # RFC 5861 4
-ABOUT_CLIENT = {
-    401,
-    403,
-    407,
-    408,
-    412,
-    413,
-    415,
-    416,
-    417,
-    425,
-    428,
-    429,
-    431,
-}  # policy: says nothing of what is stored
+ABOUT_CLIENT = {*range(400, 600)} - {404, 410}  # policy: says nothing of what is stored
 HEURISTIC = {200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501}  # RFC 9110 15.1 (206 is not stored)
 REGISTERED = {*range(200, 209), 226, *range(300, 306), 307, 308, *range(400, 418), 421, 422, 423, 424, 425, 426, 428}
 REGISTERED |= {429, 431, 451, *range(500, 509), 510, 511}
@@ -299,9 +285,11 @@ def selects(entry: Stored, request: Fields) -> bool:
 # --- The cache
 
 
-def shared(fields: Fields) -> bool:
-    """RFC 9111 3.5: is it for everybody, though its request had Authorization?"""
-    return bool(control(fields)[0].keys() & {"public", "s-maxage", "must-revalidate"})
+def shared(entry: Stored) -> bool:
+    """RFC 9111 3.5: is it for everybody, though its request had Authorization? Policy: not by a guessed lifetime."""
+    directives = control(entry.fields)[0]
+    own = explicit_lifetime(entry.fields, entry.received) is not None or unqualified(directives, "no-cache")
+    return "public" in directives or (own and bool(directives.keys() & {"s-maxage", "must-revalidate"}))
 
 
 def storable(request: Fields, new: Stored) -> bool:
@@ -316,7 +304,7 @@ def storable(request: Fields, new: Stored) -> bool:
         return False
     if unqualified(directives, "private") or "*" in vary(new.fields):
         return False
-    if lines(request, "authorization") and not shared(new.fields):
+    if lines(request, "authorization") and not shared(new):
         return False
     explicit = explicit_lifetime(new.fields, new.received)
     if new.status in ERRORS:
@@ -356,17 +344,12 @@ class NaiveCache:
         conditional = bool(lines(request, "if-none-match") or lines(request, "if-modified-since"))
         if method not in {"GET", "HEAD"}:
             new = ask(method, [])
-            if 200 <= new.status < 400:  # RFC 9111 4.4
+            if 200 <= new.status < 300 or new.status in {301, 302, 303}:  # RFC 9111 4.4; policy: not 307, 308
                 self.stored = [entry for entry in self.stored if entry.url != url]
+                self.alone.pop(url, None)
             return Answer(new.status, new.body, None, asked)
-        if "no-store" in wants:  # RFC 9111 5.2.1.5, and it is not answered from the cache
-            if conditional or lines(request, "range"):
-                raise Unsure("what of the client's conditions is passed on")
-            new = ask(method, [])
-            return Answer(new.status, new.body, "missing", asked)
-
         entry = next((entry for entry in self.stored if entry.url == url and selects(entry, request)), None)
-        if entry and lines(request, "authorization") and not shared(entry.fields):
+        if entry and lines(request, "authorization") and not shared(entry):
             if conditional or lines(request, "range") or "only-if-cached" in wants:
                 raise Unsure("what is not for this client, and conditions")
             new = ask(method, [])  # RFC 9111 3.5 would let it have it, but a cache need not
@@ -376,7 +359,7 @@ class NaiveCache:
             answer.age = int(age(entry, now))
             if state == "stale":  # RFC 5861 3, and what the client alone allows is refreshed too
                 new = ask("GET", validators(entry))
-                if new.status in ERRORS:
+                if new.status in ABOUT_CLIENT:
                     answer.last = "a failed refresh: back-off"
                 else:
                     self.take(new, entry, [], now)
@@ -385,6 +368,11 @@ class NaiveCache:
             return Answer(504, b"", None, asked)
         if lines(request, "range"):
             raise Unsure("a range on a miss")
+        if "no-store" in wants:  # RFC 9111 5.2.1.5
+            if conditional:
+                raise Unsure("what of the client's conditions is passed on")
+            new = ask(method, [])
+            return Answer(new.status, new.body, "missing", asked)
         if entry and overdue(entry, now) >= kept_for(entry):
             raise Unsure("is it still there?")
         if method == "HEAD":
@@ -404,6 +392,7 @@ class NaiveCache:
             if self.stands_in(entry, new.status, now):
                 answer = self.answer(entry, method, request, "stale", asked)
                 answer.age, answer.last = int(age(entry, now)), "a failed load: back-off"
+                ask("GET", validators(entry))  # once more, without what this client alone sends
                 return answer
         if alone and storable(request, new):
             return Answer(new.status, new.body, "missing", asked, last="a URL that is left alone")
@@ -426,8 +415,6 @@ class NaiveCache:
         """RFC 9111 4: "fresh", "stale" or not."""
         over = overdue(entry, now)
         if unqualified(control(entry.fields)[0], "no-cache"):
-            return None
-        if "min-fresh" in wants and -over < wants["min-fresh"].seconds:  # RFC 9111 5.2.1.3: "no less than"
             return None
         if over < 0:
             return "fresh"
@@ -472,10 +459,11 @@ class NaiveCache:
         others = [entry for entry in self.stored if entry.url == new.url and entry is not old]
         if keep and any(vary(entry.fields) != vary(new.fields) for entry in [*others, *([old] if old else [])]):
             raise Unsure("a resource that varies by something else than before")
+        asks_for_less = any(lines(request, name) for name in ("if-none-match", "if-modified-since", "range"))
+        if not keep and (new.status in ABOUT_CLIENT or (new.status in {404, 410} and asks_for_less)):
+            return None
         if not keep:
             self.alone[new.url] = now + 120
-        if not keep and (new.status in ERRORS or new.status in ABOUT_CLIENT):
-            return None
         self.stored = [entry for entry in self.stored if entry is not old]
         if keep:
             new.fields = without_qualified(new.fields)
@@ -491,12 +479,24 @@ class NaiveCache:
             raise Unsure("does what is stored stand in for a HEAD?")
         answer = Answer(new.status, b"", "missing", asked)
         if entry and new.status == 200:
-            names = [n for n in ("etag", "last-modified", "content-length") if lines(new.fields, n)]
             if vary(new.fields) != vary(entry.fields):
                 raise Unsure("a resource that varies by something else than before")
-            self.stored = [e for e in self.stored if e is not entry]
+            both = {n: (lines(new.fields, n), lines(entry.fields, n)) for n in ("etag", "last-modified")}
+            weak = {n: [[v.removeprefix("W/") for v in side] for side in sides] for n, sides in both.items()}
+            differs = any(all(sides) and sides[0] != sides[1] for sides in weak.values())
+            strong = all(both["etag"]) and not any(v.startswith("W/") for side in both["etag"] for v in side)
+            length = lines(new.fields, "content-length")
+            other = bool(length) and length != lines(entry.fields, "content-length")
+            own = explicit_lifetime(entry.fields, entry.received) is not None or bool(
+                control(entry.fields)[0].keys() & {"public", "no-cache"}
+            )
+            if not differs and (other or not (strong or all(both["last-modified"]))):
+                return answer
             fresh = Stored(entry.url, entry.request, entry.status, updated(entry.fields, new.fields), entry.body, now)
-            if entry.status != 200 or any(lines(entry.fields, name) != lines(new.fields, name) for name in names):
+            if not own and (differs or entry.status != 200 or not storable(request, fresh)):
+                return answer
+            self.stored = [e for e in self.stored if e is not entry]
+            if differs or entry.status != 200:
                 answer.last = "a HEAD that says that what is stored has changed"
             elif storable(request, fresh):
                 fresh.fields = without_qualified(fresh.fields)

@@ -75,7 +75,7 @@ def test_a_stored_response_leaves_out_what_is_not_to_be_stored():
     )
     headers = [(b"ETag", b'"a"'), (b"Connection", b"x"), (b"x", b"1"), (b"X-User", b"1"), (b"Age", b"7")]
     found = as_stored(203, headers, BODY, verdict)
-    assert found == StoredResponse(203, [(b"ETag", b'"a"')], BODY, True, 7, True, True, 5.0)
+    assert found == StoredResponse(203, [(b"ETag", b'"a"')], BODY, True, 7, True, True, 5.0, names=("x",))
     assert as_stored(200, [], b"", Verdict(Policy(1))) == StoredResponse(200, [], b"")
 
 

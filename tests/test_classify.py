@@ -10,6 +10,7 @@ from swr import Cache
 from swr.http import classify as module
 from swr.http.caching import SAFE
 from swr.http.classify import Action, Handling, Miss, Reason, RequestFacts, classify, classify_miss
+from swr.http.request import digest_with
 from swr.middleware import Rule, SWRMiddleware
 from swr.middleware.config import Config
 from swr.middleware.request import Request
@@ -32,7 +33,7 @@ ROWS = [
         b'swr; fwd=bypass; detail="precondition"',
     ),
     (GET._replace(has_content=True), Action.BYPASS, Reason.CONTENT, b'swr; fwd=bypass; detail="content"'),
-    (GET._replace(no_store=True), Action.BYPASS, Reason.NO_STORE, b'swr; fwd=request; detail="no-store"'),
+    (GET._replace(is_apart=True), Action.BYPASS, Reason.PATH, b'swr; fwd=bypass; detail="path"'),
     (GET._replace(only_if_cached=True), Action.LOOK_UP_ONLY, Reason.ONLY_IF_CACHED, b""),
     (GET, Action.LOOK_UP, Reason.CACHEABLE, b""),
 ]
@@ -47,8 +48,16 @@ MISS_ROWS = [
         Reason.ONLY_IF_CACHED,
         b'swr; fwd=request; detail="only-if-cached"',
     ),
+    (
+        GET._replace(no_store=True),
+        Miss(True),
+        Action.BYPASS,
+        Reason.NO_STORE,
+        b'swr; fwd=request; detail="no-store"',
+    ),
     (HEAD, Miss(True), Action.FORWARD_HEAD, Reason.HEAD_MISS, b""),
     (GET, Miss(True, is_unsettled=True), Action.BYPASS, Reason.UNSETTLED, b"swr; fwd=vary-miss"),
+    (GET, Miss(True, has_unknown_field=True, has_response=True), Action.BYPASS, Reason.UNKNOWN_FIELD, b""),
     (
         GET,
         Miss(True, is_unshared=True),
@@ -57,6 +66,7 @@ MISS_ROWS = [
         b'swr; fwd=bypass; detail="authorization"',
     ),
     (GET, Miss(True, is_confirming=True), Action.BYPASS, Reason.CONFIRMING, b""),
+    (GET, Miss(True, has_unknown_field=True), Action.LOAD_APART, Reason.UNKNOWN_FIELD, b""),
     (GET, Miss(True), Action.LOAD, Reason.MISS, b""),
 ]
 
@@ -165,7 +175,7 @@ def test_a_rule_that_names_cookies_makes_them_part_of_the_key():
     request = Request(scope_with("GET", {b"cookie": b"a=1; b=2"}), [Rule("/x", cookies=["b"])])
     facts, _ = request.read_facts(config.sharing, config.honoured)
     assert facts == GET._replace(has_cookie=True, keys_cookies=True)
-    assert request.key.endswith("\ncookie: b=2")
+    assert request.key.endswith(f"\ncookie: {digest_with(b'')(b'b=2')}")
 
 
 def config_of(**options) -> Config:

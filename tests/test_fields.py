@@ -620,6 +620,76 @@ def test_the_last_bytes_of_nothing_are_all_of_it():
     assert byte_range(b"bytes=-0", 0) == (0, -1)
 
 
-def test_no_other_white_space_is_taken_off_a_directive():
-    """RFC 9110 5.6.3."""
-    assert "no-store" not in parse_directives([b"\xa0no-store\x85"])
+# Each is said badly, and each contains a word that forbids.
+MALFORMED = [
+    ("no-cache; no-store; must-revalidate", {"no-cache", "no-store", "proxy-revalidate"}),
+    ("private; max-age=0", {"private", "max-age"}),
+    ("private ;max-age=60", {"private"}),
+    ("private max-age=0", {"private", "max-age"}),
+    ("private\tmax-age=60", {"private"}),
+    ("max-age=60 private", {"private"}),
+    ("max-age=60; NO-STORE", {"no-store"}),
+    ("no-store;", {"no-store"}),
+    (";no-store", {"no-store"}),
+    ("'no-store'", {"no-store"}),
+    ('"no-store"', {"no-store"}),
+    ("\xa0no-store\x85", {"no-store"}),
+    ("\x0bPrivate", {"private"}),
+    ("no-store.", {"no-store"}),
+    ("Cache-Control: private", {"private"}),
+    ('ext="a, private', {"private"}),
+    ('ext="a, public, no-store, max-age=60', {"no-store"}),
+    ('ext="a\\", private', {"private"}),
+    ('max-age="60, private', {"private"}),
+    ('private="set-cookie', {"private"}),
+    ('private="set-cookie"x', {"private"}),
+    ("no-cache=a b", {"no-cache"}),
+    ("max-age=60|no-cache", {"no-cache"}),
+    ("public; max-age=0", {"max-age"}),
+    ('public; S-MaxAge = "0"', {"s-maxage"}),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), MALFORMED)
+def test_a_malformed_directive_forbids_what_a_word_in_it_forbids(text, words):
+    """What the author wanted is plain enough; nginx and Varnish take these words in any place, too."""
+    for values in ([text], ["max-age=60", text], [text, "max-age=60"], ["a=1", text, 'x="y"']):
+        found = parse_directives([value.encode("latin-1") for value in values])
+        assert words <= found.keys()
+        assert all(not found[word] for word in words - {"max-age", "s-maxage"})
+        assert found.keys().isdisjoint(("public", "must-revalidate"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'ext="no-store, private"', "x-private", "no-store-x", "x_private", "private2", 'a="b", ext="no-cache; x"',
+        "ext=max-age", "max-age=05;", "max-age=0.5;", "mmax-age=0;", "public; max-age=60",
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_word_that_forbids_does_not(text):
+    found = parse_directives([text.encode()])
+    assert found.keys().isdisjoint(("no-store", "no-cache", "private", "proxy-revalidate", "must-revalidate"))
+    assert found.get("max-age") != "0"
+
+
+@pytest.mark.parametrize("text", ["public;", "must-understand;", "must-revalidate;", 'public="', "public=a b"])
+def test_a_malformed_directive_allows_nothing(text):
+    found = parse_directives([text.encode()])
+    assert found.keys().isdisjoint(("public", "must-understand", "must-revalidate"))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (b"no-cache; no-store; must-revalidate", {"no-cache", "no-store", "proxy-revalidate"}),
+        (b"max-age=60;private", {"max-age", "private"}),
+        (b"max-age=60; x=no-store, public", {"max-age", "no-store", "public"}),
+        (b"public;max-age=0", {"public", "max-age"}),
+        (b"private=?0;no-store", {"no-store"}),
+    ],
+)
+def test_a_parameter_of_a_targeted_directive_that_forbids_counts(value, words):
+    """A deviation from RFC 9213 2.1, by which parameters mean nothing."""
+    found = parse_targeted_directives([value])
+    assert found.keys() == words

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Host, Mount, Route
 
 from swr import Cache
 from swr.middleware import Rule, SWRMiddleware
@@ -22,6 +22,7 @@ from tests.web import brief, client
 pytestmark = pytest.mark.anyio
 
 BODY = "x" * 2000
+REFRESHED = "max-age=60, stale-while-revalidate=600"
 
 
 @pytest.fixture
@@ -91,7 +92,8 @@ class TestCORS:
                 assert answer.headers.get("access-control-allow-origin") == allowed
             preflight = {"origin": "http://a", "access-control-request-method": "GET"}
             assert (await http.options("/x", headers=preflight)).status_code == 200
-        assert site.runs == 1
+        # Each origin has a response of its own, also where the app does not look at it.
+        assert site.runs == 4
 
     async def test_inside_no_origin_is_given_the_answer_for_another(self, cache):
         site = Site(Middleware(SWRMiddleware, cache=cache), self.CORS)
@@ -234,3 +236,42 @@ class TestMounts:
             assert [brief(await http.get("/x")) for _ in range(2)] == [(200, "1", "missing"), (200, "1", "fresh")]
             await cache.invalidate_url("/api/x")
             assert (await http.get("/x")).headers["swr-state"] == "missing"
+
+
+class TestInsideOfRoutes:
+    """Background refreshes get what the routes around the middleware have found in the path and the host."""
+
+    @staticmethod
+    async def page(request):
+        path = request.url_for("outer", tenant="x").path
+        return PlainTextResponse(f"{request.path_params['tenant']} {path}", headers={"cache-control": REFRESHED})
+
+    def wrapped(self, cache, kind):
+        inner = Starlette(routes=[Route("/page", self.page)])
+        outer = Route("/outer/{tenant}", self.page, name="outer")
+        inside = SWRMiddleware(inner, cache)
+        if kind == "mount":
+            return [Mount("/t/{tenant}", app=inside), outer], "http://test/t/a/page"
+        if kind == "mount in a mount":
+            return [Mount("/t/{tenant}", routes=[Mount("/u/{user}", app=inside)]), outer], "http://test/t/a/u/1/page"
+        if kind == "host":
+            return [Host("{tenant}.example", app=inside), outer], "http://a.example/page"
+        if kind == "mount with middleware":
+            mount = Mount("/t/{tenant}", routes=inner.routes, middleware=[Middleware(SWRMiddleware, cache=cache)])
+            return [mount, outer], "http://test/t/a/page"
+        route = Route("/r/{tenant}", self.page, middleware=[Middleware(SWRMiddleware, cache=cache)])
+        return [route, outer], "http://test/r/a"
+
+    @pytest.mark.parametrize("kind", ["mount", "mount in a mount", "host", "mount with middleware", "route"])
+    async def test_a_refresh_keeps_the_parameters(self, caplog, kind):
+        clock = FakeClock()
+        async with Cache(clock=clock) as cache:
+            routes, url = self.wrapped(cache, kind)
+            async with client(Starlette(routes=routes)) as http:
+                await http.get(url)
+                clock.advance(61)
+                assert (await http.get(url)).headers["swr-state"] == "stale"
+                await settle()
+                await settle()
+                assert brief(await http.get(url)) == (200, "a /outer/x", "fresh")
+        assert not caplog.records

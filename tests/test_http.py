@@ -4,6 +4,9 @@ from email.utils import formatdate
 
 import anyio
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
 
 from swr import Cache, Policy
 from swr.entry import stamp
@@ -62,11 +65,19 @@ class TestStoring:
             "date": formatdate(clock.now, usegmt=True),
         }
         origin = Origin((status, fields, ""))
-        async with client(SWRMiddleware(origin, cache)) as http:
+        async with client(SWRMiddleware(origin, cache, heuristic=0.1)) as http:
             await http.get("/x")
             clock.advance(99)
             await http.get("/x")
         assert origin.runs == runs
+
+    async def test_no_lifetime_is_guessed_unless_the_operator_asks_for_it(self, cache, clock):
+        fields = {"last-modified": formatdate(clock.now - 1000, usegmt=True)}
+        origin = Origin((200, fields, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            for _ in range(2):
+                assert (await http.get("/x")).headers["swr-state"] == "missing"
+        assert origin.runs == 2
 
     async def test_nothing_is_guessed_if_so_wished(self, cache):
         origin = Origin((200, {"last-modified": OLD}, ""))
@@ -137,13 +148,6 @@ class TestStoring:
                 with pytest.raises(SWRError, match=r"'GET http://test\\n/x\?' has 1 bytes, and its .* says 100"):
                     await http.get("/x")
         assert app.runs == 2
-
-    async def test_an_absurd_variant_is_not_stored(self, cache):
-        origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
-        async with client(SWRMiddleware(origin, cache)) as http:
-            for _ in range(2):
-                response = await http.get("/x", headers={"foo": "a" * 5000})
-                assert state(response) == ("missing", 'swr; fwd=uri-miss; detail="vary too long"')
 
 
 class TestAge:
@@ -390,7 +394,7 @@ class TestHead:
 
     FIELDS = {"cache-control": "max-age=10", "etag": '"1"', "content-length": "4"}
 
-    @pytest.mark.parametrize("known", [{}, {"etag": '"1"'}, {"etag": '"1"', "content-length": "4"}])
+    @pytest.mark.parametrize("known", [{"etag": '"1"'}, {"etag": '"1"', "content-length": "4"}])
     async def test_it_renews_what_get_has_stored(self, cache, clock, known):
         origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "x": "new", **known}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -403,8 +407,54 @@ class TestHead:
         assert [method for method, _ in origin.seen] == ["GET", "HEAD"]
 
     @pytest.mark.parametrize(
-        "other", [{"etag": '"2"'}, {"content-length": "5"}, {"last-modified": OLD}, {"cache-control": "no-store"}]
+        ("stored", "known", "renews"),
+        [
+            ({"etag": '"1"'}, {}, False),
+            ({"etag": '"1"'}, {"content-length": "4"}, False),
+            ({"etag": '"1"'}, {"etag": 'W/"1"'}, False),
+            ({"etag": 'W/"1"'}, {"etag": 'W/"1"'}, False),
+            ({"etag": '"1"'}, {"etag": '"1"', "content-length": "0"}, False),
+            ({"etag": '"1"'}, {"last-modified": OLD}, False),
+            ({}, {}, False),
+            ({"last-modified": OLD}, {"last-modified": OLD}, True),
+            ({"etag": '"1"', "last-modified": OLD}, {"last-modified": OLD}, True),
+            ({"etag": 'W/"1"', "last-modified": OLD}, {"etag": 'W/"1"', "last-modified": OLD}, True),
+        ],
     )
+    async def test_it_renews_nothing_without_a_validator_that_matches(self, cache, clock, stored, known, renews):
+        fields = {"cache-control": "max-age=10, stale-if-error=5000", "content-length": "4", **stored}
+        origin = Origin((200, fields, "body"), (200, {"cache-control": "max-age=1000", "x": "new", **known}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            await http.head("/x")
+            origin.answers((500, {}, ""))
+            answer = await http.get("/x")
+            assert (brief(answer), "x" in answer.headers) == ((200, "body", "fresh" if renews else "stale"), renews)
+
+    @pytest.mark.parametrize("by", ["rule", "override", "decorator"])
+    @pytest.mark.parametrize("other", [{"etag": '"2"'}, {"etag": '"1"', "cache-control": "no-store"}])
+    async def test_it_evicts_nothing_that_a_rule_or_a_decorator_has_stored(self, cache, clock, other, by):
+        answer = Response("body", headers={"etag": '"1"'})
+
+        async def endpoint(request):
+            return Response("", headers=other) if request.method == "HEAD" else answer
+
+        if by == "decorator":
+            endpoint = cache.response(fresh_for=10, stale_if_error=5000)(endpoint)
+        elif by == "override":
+            answer.headers["cache-control"] = "max-age=1"
+        options = {"fresh_for": 10, "stale_if_error": 5000, "override": by == "override"}
+        rules = [] if by == "decorator" else [Rule("/x", **options)]
+        app = Starlette(routes=[StarletteRoute("/x", endpoint)])
+        async with client(SWRMiddleware(app, cache, rules=rules)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            assert (await http.head("/x")).headers["swr-state"] == "missing"
+            answer.status_code = 500
+            assert brief(await http.get("/x")) == (200, "body", "stale")
+
+    @pytest.mark.parametrize("other", [{"etag": '"2"'}, {"etag": '"1"', "cache-control": "no-store"}])
     async def test_or_outdates_it(self, cache, clock, other):
         origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", **other}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -461,6 +511,14 @@ class TestHead:
         origin = Origin((200, self.FIELDS, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             assert state(await http.head("/x")) == ("missing", "swr; fwd=uri-miss")
+
+    async def test_a_stored_error_with_the_same_validator_is_outdated(self, cache, clock):
+        origin = Origin((404, self.FIELDS, "none"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
+        async with client(SWRMiddleware(origin, cache)) as http:
+            await http.get("/x")
+            clock.advance(20)
+            await http.head("/x")
+            assert (await http.get("/x")).headers["cache-status"] == "swr; fwd=uri-miss; stored"
 
     async def test_tags_of_rules_stay(self, cache, clock):
         origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
@@ -618,21 +676,21 @@ class TestRequestDirectives:
     async def test_min_fresh_is_enough_to_the_second(self, cache):
         """RFC 9111 5.2.1.3: a lifetime no less than the age plus what is asked for."""
         origin = Origin((200, {"cache-control": "max-age=60"}, "x"))
-        async with client(SWRMiddleware(origin, cache)) as http:
+        async with client(SWRMiddleware(origin, cache, request_directives=["min-fresh"])) as http:
             await http.get("/x")
             assert (await http.get("/x", headers={"cache-control": "min-fresh=60"})).headers["swr-state"] == "fresh"
             assert (await http.get("/x", headers={"cache-control": "min-fresh=61"})).headers["swr-state"] == "missing"
 
     async def test_min_fresh_of_nothing_is_still_fresh(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=10, stale-while-revalidate=60"}, "x"))
-        async with client(SWRMiddleware(origin, cache)) as http:
+        async with client(SWRMiddleware(origin, cache, request_directives=["min-fresh"])) as http:
             await http.get("/x")
             clock.advance(20)
             assert (await http.get("/x", headers={"cache-control": "min-fresh=0"})).headers["swr-state"] == "missing"
 
     async def test_what_was_not_fresh_enough_is_fresh_all_the_same(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=60"}, "x"), (502, {}, ""))
-        async with client(SWRMiddleware(origin, cache)) as http:
+        async with client(SWRMiddleware(origin, cache, request_directives=["min-fresh"])) as http:
             await http.get("/x")
             answer = await http.get("/x", headers={"cache-control": "min-fresh=100"})
             assert (brief(answer), state(answer)[1]) == ((200, "x", "fresh"), "swr; fwd=request; fwd-status=502")
@@ -940,7 +998,7 @@ class TestVary:
                 await http.get("/x", headers={"foo": foo})
                 clock.advance(61)
             note = next(slot.value for key, slot in cache.local.slots.items() if "vary:" not in key)
-        assert note.variants == ("\nvary: foo=a", "\nvary: foo=b")
+        assert len(note.variants) == 2
 
 
 class TestInvalidation:
@@ -1132,7 +1190,7 @@ class TestPost:
     async def test_the_cookies_that_matter_select_it(self, cache):
         origin = Origin((200, self.FIELDS, "deutsch"))
         async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", cookies=("lang",))])) as http:
-            await http.post("/x", headers={"cookie": "lang=de; session=me"})
+            await http.post("/x", headers={"cookie": "lang=de"})
             origin.answers((200, {}, "english"))
             assert brief(await http.get("/x", headers={"cookie": "lang=de"})) == (200, "deutsch", "fresh")
             assert brief(await http.get("/x")) == (200, "english", "missing")
@@ -1371,7 +1429,8 @@ class TestFaultsOfOthers:
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
             clock.advance(20)
-            await http.get("/x", headers={"x-forwarded-host": "evil"})
+            assert brief(await http.get("/x", headers={"x-forwarded-host": "evil"})) == (200, "evil", "missing")
+            assert brief(await http.get("/x")) == (200, "good", "stale")
             await settle()
             assert brief(await http.get("/x")) == (200, "good", "fresh")
 

@@ -49,7 +49,7 @@ def test_an_entry(server: Server, capsys):
     ("seconds", "state", "why"),
     [
         ({"fresh_for": 0.001, "stale_for": 600}, "stale", None),
-        ({"fresh_for": 0.001, "stale_if_error": 600}, "missing", "only where its loader fails"),
+        ({"fresh_for": 0.001, "stale_if_error": 600}, "missing", "only if its loader fails"),
         ({"fresh_for": 0.001}, "missing", "its time is over"),
     ],
 )

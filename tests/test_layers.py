@@ -131,7 +131,7 @@ def test_no_modules_import_one_another_in_a_circle():
 # A file has at most so many lines, and a function so many branches; what has more says why.
 MOST_LINES = 400
 MOST_BRANCHES = 12
-LONGER_FILES = {"proxy.proxy": "it is being split"}
+LONGER_FILES: dict[str, str] = {}
 LARGER_FUNCTIONS: dict[str, str] = {}
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case)
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)

@@ -10,9 +10,9 @@ from typing import Annotated
 import anyio
 import anyio.lowlevel
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Query, Security
+from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Security
 from fastapi import Response as FastAPIResponse
-from fastapi.security import APIKeyCookie, APIKeyHeader
+from fastapi.security import APIKeyHeader
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -23,7 +23,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route
 
 from swr import Cache, ConfigurationError
-from swr.endpoints.decorator import fields_asked_for
 from swr.http.stored_response import RESPONSES
 from swr.middleware import Rule, SWRMiddleware
 from swr.testing import FakeClock
@@ -334,9 +333,9 @@ class TestConditions:
             )
             assert (await get("max-age=0, no-cache"))[:3] == (200, "2", "missing")
             assert (await get("no-cache"))[:3] == (200, "2", "fresh")
+            assert (await get("no-store"))[:3] == (200, "2", "fresh")
             clock.advance(40)
-            assert (await get("min-fresh=10, only-if-cached"))[:3] == (200, "2", "fresh")
-            assert (await get("min-fresh=30"))[:3] == (200, "3", "missing")
+            assert (await get("min-fresh=30"))[:3] == (200, "2", "fresh")
 
 
 class TestNeverShared:
@@ -492,7 +491,7 @@ class TestNeverShared:
             return f"{token} {language}"
 
         @app.get("/secret")
-        @cache.response(fresh_for=60, stale_for=600, vary=("X-Read-From-The-Request",))
+        @cache.response(fresh_for=60, stale_for=600, vary=("X-Read-From-The-Request",), credentials="vary")
         async def secret(user: Annotated[str, Depends(current_user)], x_odd: str = Header("", alias="X_Odd")) -> str:
             return f"{user}{x_odd}"
 
@@ -517,31 +516,6 @@ class TestNeverShared:
             await anyio.sleep(0.05)
             assert await get(x_token="bob") == (200, '"bob en"', "fresh")
 
-    def test_what_an_endpoint_asks_for_is_found_through_its_dependencies(self):
-        class Settings:
-            def __init__(self, x_settings: Annotated[str, Header()] = ""): ...
-
-        def shared(x_shared: str = Header("")): ...
-        def left(a: Annotated[None, Depends(shared)]): ...
-        def right(a: Annotated[None, Depends(shared)], q: Annotated[int, Query()] = 1): ...
-        def unresolvable(a: "Nowhere", x_known: str = Header("")): ...  # noqa: F821
-        def loop(a: int = Depends(lambda: 1)): ...
-
-        loop.__defaults__ = (Depends(loop),)
-
-        def endpoint(
-            settings: Annotated[Settings, Depends()],
-            a: Annotated[None, Depends(left)],
-            b: Annotated[None, Depends(right)],
-            c: Annotated[None, Depends(unresolvable)],
-            d: Annotated[None, Depends(loop)],
-            e: Annotated[str, Security(APIKeyCookie(name="session"))],
-            f: Annotated[str, Header(convert_underscores=False)] = "",
-            x_plain: Annotated[str, Header()] = "",
-        ): ...
-
-        assert fields_asked_for(endpoint) == {"x-settings", "x-shared", "x-known", "f", "x-plain"}
-
     async def test_a_rule_may_name_the_fields_that_matter(self, cache):
         app = App()
         async with client(SWRMiddleware(app, cache, rules=[Rule("/x", fresh_for=60, vary=("X-User",))])) as http:
@@ -563,9 +537,7 @@ class TestNeverShared:
             await http.get("/x")
             clock.advance(50)
             app.status, app.headers = status, []
-            assert (
-                await http.get("/x", headers={"cache-control": "min-fresh=30", "if-match": "z"})
-            ).status_code == status
+            assert (await http.get("/x", headers={"if-match": "z"})).status_code == status
             assert brief(await http.get("/x")) == (200, "1", "fresh")
             clock.advance(11)
             assert brief(await http.get("/x")) == (200, "1", "stale")
@@ -839,7 +811,8 @@ class TestErrors:
         async with client(SWRMiddleware(app, cache)) as http:
             answers = await gather(*(http.get("/x") for _ in range(10)), open_later(app))
             assert {brief(answer) for answer in answers[:-1]} == {(503, "down", "missing")}
-            assert app.runs == 1
+            # One of those who waited has tried again.
+            assert app.runs == 2
             app.status, app.headers = 200, MAX_AGE
             assert brief(await http.get("/x")) == (200, "down", "missing")
             assert brief(await http.get("/x")) == (200, "down", "fresh")
@@ -892,7 +865,7 @@ class TestErrors:
         async with client(SWRMiddleware(app, cache)) as http:
             answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
         assert answers[:-1] == [app.error] * 3
-        assert app.runs == 1
+        assert app.runs == 2
 
     async def test_a_gone_resource_is_not_masked(self, cache, clock):
         app = App(MAX_AGE)

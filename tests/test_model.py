@@ -201,7 +201,9 @@ async def compare(steps: list[Step], varies: str, story: list[str]) -> None:
     clock, app, model = FakeClock(START), App(), NaiveCache()
     versions: dict[str, tuple[int, str | None, str | None]] = {}
     async with Cache(clock=clock) as cache:
-        transport = httpx.ASGITransport(SWRMiddleware(app, cache, cookies="rfc9111"))
+        transport = httpx.ASGITransport(
+            SWRMiddleware(app, cache, cookies="rfc9111", heuristic=0.1, ignore_fields=("foo",))
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             for number, step in enumerate(steps):
                 wait = waited(step.wait, model.moments(step.path, clock()))

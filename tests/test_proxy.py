@@ -345,7 +345,7 @@ async def test_options_of_the_whole_server_goes_to_the_whole_server():
 
 @pytest.mark.parametrize(
     "scope",
-    [{"path": "*"}, {"path": "http://other/a"}, {"path": "a"}, {"raw_path": b"/a b"}, {"raw_path": b"/\xe4"},
+    [{"path": "*"}, {"path": "http://other/a"}, {"path": "a"}, {"path": "/a b", "raw_path": b"/a b"}, {"path": "/ä", "raw_path": b"/\xe4"},
      {"headers": [(b"host", b"b")]}, {"headers": [(b"bad name", b"x")]}],
 )  # fmt: skip
 async def test_what_cannot_be_passed_on_is_a_bad_request(scope):
@@ -1150,7 +1150,7 @@ def test_what_cannot_work_is_refused(options, said):
 
 def test_without_httpx_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
-    for module in ("swr.proxy", "swr.proxy.proxy"):
+    for module in ("swr.proxy", "swr.proxy.caching", "swr.proxy.proxy"):
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(ImportError, match=re.escape("swr.proxy needs httpx: pip install 'swr[proxy]'")):
         importlib.import_module("swr.proxy")
@@ -1290,3 +1290,15 @@ def test_an_absolute_target_is_the_same_resource():
         assert len(upstream.asked) == 1
         talk(port, b"GET http://b/%41?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert (upstream.last.line, upstream.last.values("host")) == (b"GET /%41?q HTTP/1.1", [b"b"])
+
+
+async def test_a_request_that_is_passed_on_or_refused_writes_a_line_at_debug(caplog):
+    caplog.set_level(logging.DEBUG, "swr")
+    async with proxied() as (proxy, _):
+        await ask(proxy, headers=[(b"x-token", b"secret")])
+        await ask(proxy, method="TRACE")
+    lines = [record.getMessage() for record in caplog.records if record.name == "swr"]
+    assert lines == [
+        "GET '/': passed on; the service answered 200",
+        "TRACE '/': answered 501 here (TRACE is not supported.)",
+    ]

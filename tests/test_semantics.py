@@ -31,7 +31,7 @@ ETAG = (b"etag", b'"a"')
 OLD = (b"last-modified", b"Sun, 31 Dec 2023 22:20:00 GMT")
 MODIFIED = [OLD, DATE]
 # What stands for lost origins is tested by itself.
-BARE = SharingRules(unreachable_for=0)
+BARE = SharingRules(heuristic=0.1, unreachable_for=0)
 LOST = 86400
 RULE = Terms(Policy(60, 600, 3600, ("ruled",)))
 
@@ -243,7 +243,7 @@ def test_the_lifetime_that_a_response_gives(cache_control, more, fresh_for):
     ],
 )
 def test_what_is_stale_at_once_and_cannot_be_confirmed_is_of_no_use(cache_control, more):
-    found = verdict(cache_control, *more, sharing=SharingRules())
+    found = verdict(cache_control, *more, sharing=SharingRules(heuristic=0.1))
     reason = "no-cache" if b"no-cache" in (cache_control or b"") else "no freshness"
     assert (found.policy, found.reason) == (None, reason)
 
@@ -263,7 +263,9 @@ def test_what_can_be_confirmed_is_kept_for_that(cache_control, validator):
 def test_no_rule_does_away_with_no_cache(override):
     """RFC 9111 5.2.2.4."""
     terms = RULE._replace(override=override)
-    found = verdict(b"no-cache, stale-while-revalidate=5, stale-if-error=5", ETAG, terms=terms, sharing=SharingRules())
+    found = verdict(
+        b"no-cache, stale-while-revalidate=5, stale-if-error=5", ETAG, terms=terms, sharing=SharingRules(heuristic=0.1)
+    )
     assert windows(found) == (0, 0, 0)
     assert found.strict
     assert found.validate
@@ -405,7 +407,9 @@ def test_an_error_without_a_lifetime_is_not_stored_even_if_public():
 
 def test_a_change_after_the_response_is_no_ground_for_a_guess():
     """RFC 9111 4.2.2."""
-    found = verdict(None, DATE, (b"last-modified", b"Mon, 01 Jan 2029 00:00:00 GMT"), sharing=SharingRules())
+    found = verdict(
+        None, DATE, (b"last-modified", b"Mon, 01 Jan 2029 00:00:00 GMT"), sharing=SharingRules(heuristic=0.1)
+    )
     assert (found.policy, found.reason) == (None, "no freshness")
 
 
@@ -442,7 +446,7 @@ def test_stale_windows(cache_control, expected, strict):
     found = verdict(cache_control)
     assert (windows(found), found.strict, found.stale_if_error) == (expected, strict, expected[2])
     # Nor does it stand in for an origin that is lost.
-    lost = verdict(cache_control, sharing=SharingRules())
+    lost = verdict(cache_control, sharing=SharingRules(heuristic=0.1))
     assert windows(lost) == (*expected[:2], 0 if strict else max(LOST, expected[2]))
     assert lost.stale_if_error == expected[2]
 
@@ -468,7 +472,7 @@ def test_only_what_may_be_served_some_time_is_not_to_be_validated_first():
 )
 def test_what_stands_in_for_a_lost_origin(cache_control, more, unreachable, expected):
     """RFC 9111 4.2.4: a cache that is disconnected may serve stale, unless a directive forbids it."""
-    found = verdict(cache_control, *more, sharing=SharingRules(unreachable_for=unreachable))
+    found = verdict(cache_control, *more, sharing=SharingRules(heuristic=0.1, unreachable_for=unreachable))
     assert windows(found) == expected
 
 
@@ -486,13 +490,16 @@ def test_what_stands_in_for_a_lost_origin(cache_control, more, unreachable, expe
 )
 def test_how_long_it_is_kept_past_its_lifetime(cache_control, more, expected):
     """As long as it can be of use: to stand in for a lost origin, or to be confirmed (RFC 9111 4.3)."""
-    assert verdict(cache_control, *more, sharing=SharingRules(unreachable_for=300)).policy.keep_for == expected
+    assert (
+        verdict(cache_control, *more, sharing=SharingRules(heuristic=0.1, unreachable_for=300)).policy.keep_for
+        == expected
+    )
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_an_error_is_stored_only_for_the_time_that_it_gives(status):
     """RFC 9111 3; and it stands in for nothing afterwards."""
-    lost = SharingRules()
+    lost = SharingRules(heuristic=0.1)
     assert windows(verdict(b"max-age=60", status=status, sharing=lost)) == (60, 0, 0)
     assert windows(verdict(None, (b"expires", b"Mon, 01 Jan 2024 00:01:00 GMT"), DATE, status=status)) == (60, 0, 0)
     for cache_control, more in [
@@ -618,6 +625,32 @@ def test_what_a_response_is_controlled_by(headers, expected):
     assert control(headers, TARGETED) == expected
 
 
+@pytest.mark.parametrize("override", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"private, max-age=", b"Private", b"NO-STORE", b"no-store,", b"max-age=60,, no-store", b"private max-age=60",
+        b'max-age=60, x="a, private', b"no-cache; No-Store", b"max-age=60; private", b"private ;max-age=60",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("field", [b"Cache-Control", b"CDN-Cache-Control", b"SWR-Cache-Control"])
+def test_no_rule_stores_what_a_malformed_field_forbids(field, value, override):
+    """A deviation from RFC 9213 2.1 for targeted fields: what is malformed does not count, but for these words."""
+    terms = RULE._replace(override=override)
+    for fields in ([(field, value)], [(b"CDN-Cache-Control", b"max-age=60"), (field, value)]):
+        found = verdict(b"public, max-age=60" if field != b"Cache-Control" else None, *fields, terms=terms)
+        if field == b"Cache-Control" and len(fields) == 2:
+            continue
+        assert found.policy is None or found.validate
+        assert found.reason in ("private", "no-store", "no-cache")
+
+
+@pytest.mark.parametrize("field", [b"Cache-Control", b"CDN-Cache-Control"])
+def test_malformed_must_revalidate_forbids_stale_and_shares_nothing(field):
+    found = verdict(None, (field, b"max-age=60, must-revalidate; x=(, A"), terms=RULE)
+    assert (found.strict, found.shared) == (True, False)
+
+
 def test_without_targets_only_cache_control_counts():
     """RFC 9213 2.2."""
     headers = [(b"cdn-cache-control", b"no-store"), (b"cache-control", b"max-age=1")]
@@ -668,6 +701,13 @@ def test_a_targeted_field_goes_before_cache_control_and_expires(targeted, cache_
         ([b"*"], None),
         ([b"a", b"*"], None),
         ([b"a*"], ("a*",)),
+        # Said badly: all that could be meant counts.
+        ([b"Cookie; Accept"], ("accept", "cookie")),
+        ([b"Cookie Accept"], ("accept", "cookie")),
+        ([b'"Cookie, X-User'], ("cookie", "x-user")),
+        ([b"a, * ;"], None),
+        ([b'"*"'], None),
+        ([b"'*'"], None),
     ],
 )
 def test_vary(values, expected):
@@ -762,11 +802,11 @@ def test_limits_of_a_request(directives, expected):
 def test_only_what_is_honoured_limits():
     """By default no client can force a load: neither no-cache nor max-age count."""
     directives = parse_directives([b"no-cache, max-age=1, min-fresh=2, max-stale=3"])
-    assert limits(directives, HONOURED) == Limits(min_fresh=2, max_stale=3)
+    assert limits(directives, HONOURED) == Limits(max_stale=3)
     assert limits(directives, ()) == NO_LIMITS
     assert limits(directives, {"no-cache"}) == Limits(no_cache=True)
     assert limits(directives, {"max-age"}) == Limits(max_age=1)
-    assert limits(parse_directives([b"no-cache, max-age=0"]), HONOURED) == NO_LIMITS
+    assert limits(parse_directives([b"no-cache, max-age=0, min-fresh=60"]), HONOURED) == NO_LIMITS
 
 
 @pytest.mark.parametrize(

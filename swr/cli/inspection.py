@@ -90,12 +90,12 @@ def _state(entry: Entry[int], now: float, store: RedisStore) -> tuple[State, str
         return State.MISSING, "its batch loader has found that there is none"
     decision = decide(entry, now)
     if decision.fallback and not decision.serve:
-        return decision.state, "it stands in only where its loader fails"
+        return decision.state, "it is served only if its loader fails"
     return decision.state, None if decision.serve else "its time is over"
 
 
 def _lease(text: bytes, left: float) -> dict[str, Any] | None:
-    """What a lease's key says (see `swr.stores.scripts`)."""
+    """What a lease's key says (see `swr.stores.redis.scripts`)."""
     kind, number, rest = text[:1], text[1 : 1 + VERSION_DIGITS], text[1 + VERSION_DIGITS :].decode("latin-1")
     if kind == b"l":
         return {"holder": rest, "version": int(number), "ends_in": left}

@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
         type=duration,
         default=0,
         metavar="TIME",
-        help="after that, served and refreshed behind the reader (0)",
+        help="after that, served and refreshed in the background (0)",
     )
     option(
         "--stale-if-error",
@@ -74,6 +74,14 @@ def add(commands: Commands) -> None:
         choices=("private", "rfc9111"),
         default="private",
         help="private: requests with cookies go past the cache; rfc9111: cookies do not matter (%(default)s)",
+    )
+
+    option(
+        "--ignore-fields",
+        type=_names,
+        default=(),
+        metavar="NAMES",
+        help="request fields that no answer depends on, with commas between them (none but those that are harmless)",
     )
 
     service = proxy.add_argument_group("the service")
@@ -100,12 +108,16 @@ def add(commands: Commands) -> None:
     )
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _proxy(options: argparse.Namespace) -> int:
     """Serve a caching proxy until a signal comes."""
     try:
         import uvicorn
 
-        from swr.proxy.proxy import caching_proxy
+        from swr.proxy import caching_proxy
     except ImportError as error:
         return say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", FAILURE)
     if options.fresh_for is None and (options.stale_for or options.stale_if_error):
@@ -119,6 +131,7 @@ def _proxy(options: argparse.Namespace) -> int:
         stale_for=options.stale_for,
         stale_if_error=options.stale_if_error,
         cookies=options.cookies,
+        ignore_fields=options.ignore_fields,
         max_body_bytes=options.max_body_bytes,
         timeout=options.timeout,
         connect_timeout=options.connect_timeout,
@@ -129,14 +142,14 @@ def _proxy(options: argparse.Namespace) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     shown = f"[{host}]" if ":" in host else host or "0.0.0.0"
     try:
-        subscriber = socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         return say(f"cannot listen on {shown}:{port}: {error.strerror}", FAILURE)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            print(f"swr: http://{shown}:{subscriber.getsockname()[1]} -> {options.upstream}", flush=True)
+            print(f"swr: http://{shown}:{listener.getsockname()[1]} -> {options.upstream}", flush=True)
 
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
@@ -154,7 +167,7 @@ def _proxy(options: argparse.Namespace) -> int:
         proxy_headers=False,
         timeout_graceful_shutdown=_GRACE,
     )
-    Server(config).run([subscriber])
+    Server(config).run([listener])
     return 0
 
 

@@ -1,11 +1,13 @@
 """`@cache.response`: it tells the middleware how to cache the responses of one endpoint, and nothing else."""
 
+import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio.from_thread
 
@@ -28,15 +30,36 @@ class EndpointTerms:
         limit: sets the time limit of the load, in seconds, if there is a load; call it in the event loop's thread.
     """
 
-    __slots__ = ("limit", "owner", "terms")
+    __slots__ = ("endpoint", "limit", "owner", "terms")
 
     def __init__(self, owner: object, limit: Callable[[float], None] | None = None) -> None:
         self.owner = owner
         self.limit = limit
         self.terms: Terms | None = None
+        # The function that gave the terms.
+        self.endpoint: Any = None
 
 
 endpoint_terms: ContextVar[EndpointTerms | None] = ContextVar("swr_endpoint_terms", default=None)
+
+
+class Placement:
+    """Whether the wrapper of an endpoint is what the route calls.
+
+    Parameters:
+        name: of the endpoint.
+    """
+
+    __slots__ = ("is_called", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # Or else a warning has said so.
+        self.is_called = False
+
+
+# The endpoints that `@cache.response` has wrapped.
+placements: WeakKeyDictionary[Any, Placement] = WeakKeyDictionary()
 
 
 class ResponseRule:
@@ -45,8 +68,8 @@ class ResponseRule:
     Parameters:
         owner: the cache whose middleware applies them.
         fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout: see `Rule`; tags may name the
-            endpoint's parameters. Fields that the endpoint or its dependencies ask FastAPI for (`Header()`,
-            `APIKeyHeader`) are found without `vary`.
+            endpoint's parameters. Fields that the route declares (`Header()`, `APIKeyHeader`) are found without
+            `vary`.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -67,17 +90,32 @@ class ResponseRule:
         self._policy = Policy(fresh_for, stale_for, stale_if_error, tags, hard_timeout=hard_timeout)
         self._override = override
         self._vary = field_names(vary)
+        self._ignores: tuple[str, ...] = ()
+        self._per_credential = False
         self._warned = False
+
+    def about_requests(self, ignore_fields: Sequence[str], credentials: str) -> Self:
+        """Say what request fields and credentials mean for the responses; return the rule.
+
+        Parameters:
+            ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
+            credentials: see `Rule`.
+
+        Raises:
+            ConfigurationError: one of them cannot work.
+        """
+        self._ignores = field_names(ignore_fields, "ignore_fields")
+        if credentials not in ("private", "vary"):
+            raise ConfigurationError(f'credentials={credentials!r}: give "private" or "vary"')
+        self._per_credential = credentials == "vary"
+        return self
 
     def __call__(self, endpoint: F) -> F:
         """Wrap `endpoint`, `def` or `async def`; its signature stays, for dependency injection."""
-        if not callable(endpoint) or inspect.isclass(endpoint):
-            raise ConfigurationError(f"@cache.response stands on an endpoint function, not on {endpoint!r}")
-        name = f"{endpoint.__module__}.{endpoint.__qualname__}"
+        name = name_of(endpoint)
         parameters = inspect.signature(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
         # An endpoint of Starlette takes its request alone; its path's parameters are known only when it runs.
-        vary = tuple(sorted({*self._vary, *fields_asked_for(endpoint)}))
         from_request = list(parameters) in (["request"], ["self", "request"])
         for placeholder in (placeholder for template in templates for placeholder in template.names):
             if placeholder not in parameters and not from_request:
@@ -85,7 +123,13 @@ class ResponseRule:
                     f"the tags of {name} name {placeholder!r}, which is none of its parameters: {', '.join(parameters)}"
                 )
 
+        placement = Placement(name)
+        # What cannot be looked up again gets no warning.
+        with contextlib.suppress(TypeError):
+            placements[endpoint] = placement
+
         def give_terms(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            placement.is_called = True
             collected = endpoint_terms.get()
             if collected is None or collected.owner is not self._owner:
                 if not self._warned:
@@ -102,7 +146,15 @@ class ResponseRule:
                     values = (kwargs.get("request") or args[-1]).path_params
                 tags = tuple(template.fill_plain(values) for template in templates)
                 policy = self._policy
-                collected.terms = Terms(policy.tagged(tags), True, self._override, vary)
+                collected.endpoint = endpoint
+                collected.terms = Terms(
+                    policy.tagged(tags),
+                    True,
+                    self._override,
+                    self._vary,
+                    self._ignores,
+                    self._per_credential,
+                )
                 if policy.hard_timeout is not None and collected.limit is not None:
                     _in_the_loop(collected.limit, policy.hard_timeout)
 
@@ -120,8 +172,47 @@ class ResponseRule:
                 give_terms(args, kwargs)
                 return endpoint(*args, **kwargs)
 
+        if not hasattr(endpoint, "__name__"):
+            # FastAPI names the route by this; a partial and a callable object have none.
+            wrapper.__name__ = name.rpartition(".")[2]
         # The wrapper takes and returns what the endpoint does, in either case.
         return wrapper  # type: ignore[return-value]
+
+
+def name_of(endpoint: Any) -> str:
+    """Return the name of an endpoint, with its module; that of a partial is that of its function.
+
+    Raises:
+        ConfigurationError: `endpoint` is no function, partial or object that can be called like a function.
+    """
+    function = endpoint
+    while isinstance(function, functools.partial):
+        function = function.func
+    is_function = callable(function) and not inspect.isclass(function)
+    if not is_function or list(inspect.signature(endpoint).parameters)[:3] == ["scope", "receive", "send"]:
+        raise ConfigurationError(
+            f"@cache.response stands on an endpoint function, not on {endpoint!r}; for a class or an ASGI app, "
+            f"give the middleware a Rule of its path"
+        )
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def warn_if_above(endpoint: Any) -> None:
+    """Warn, once, if `@cache.response` stands above the decorator of the route, where nothing calls it.
+
+    Parameters:
+        endpoint: what the route has called, as the scope names it; None: not known.
+    """
+    # What a route calls may be anything, also something that has no hash.
+    placement = placements.get(endpoint) if isinstance(endpoint, Hashable) and endpoint is not None else None
+    if placement is not None and not placement.is_called:
+        placement.is_called = True
+        log.warning(
+            "@cache.response on %s does nothing: it stands above the decorator of the route, which calls the function "
+            "without it; put @cache.response directly above the function, below @app.get(...)",
+            placement.name,
+        )
 
 
 def _in_the_loop(function: Callable[[float], None], seconds: float) -> None:
@@ -131,37 +222,3 @@ def _in_the_loop(function: Callable[[float], None], seconds: float) -> None:
     except RuntimeError:
         # No worker thread: this is the event loop's own.
         function(seconds)
-
-
-def fields_asked_for(function: Callable[..., Any], seen: frozenset[Any] = frozenset()) -> set[str]:
-    """Return the request fields that FastAPI hands to `function` and to its dependencies, lower case.
-
-    What is read from a `Request` itself cannot be seen; it has to be named.
-    """
-    fields: set[str] = set()
-    try:
-        parameters = inspect.signature(function, eval_str=True).parameters
-    except (NameError, TypeError, ValueError):
-        parameters = inspect.signature(function).parameters
-    for name, parameter in parameters.items():
-        for mark in (parameter.default, *getattr(parameter.annotation, "__metadata__", ())):
-            kind = type(mark)
-            if not kind.__module__.startswith("fastapi."):
-                continue
-            if kind.__name__ == "Header":
-                underscores = getattr(mark, "convert_underscores", True)
-                fields.add((mark.alias or (name.replace("_", "-") if underscores else name)).lower())
-            elif kind.__name__ in ("Depends", "Security"):
-                annotation = parameter.annotation
-                dependency = mark.dependency or getattr(annotation, "__origin__", annotation)
-                if kind_of_key(dependency) == "header":
-                    fields.add(dependency.model.name.lower())
-                elif callable(dependency) and dependency not in seen:
-                    fields |= fields_asked_for(dependency, seen | {dependency})
-    return fields
-
-
-def kind_of_key(dependency: Any) -> str:
-    """Return where FastAPI's `APIKeyHeader` and its like look for the key: "header", "cookie", "query", or ""."""
-    place = getattr(getattr(dependency, "model", None), "in_", "")
-    return str(getattr(place, "value", place))

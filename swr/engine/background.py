@@ -29,7 +29,7 @@ def running_loop() -> object:
 
 
 class _Draining:
-    """What closing waits for, of one run, and whether it has ceased to."""
+    """The tasks that closing waits for, and whether it still waits."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -54,7 +54,7 @@ class _Draining:
 
 
 class BackgroundTasks:
-    """Runs tasks on the current event loop until it is closed, whoever opens and whoever closes it.
+    """Runs tasks on the current event loop until it is closed, by any task.
 
     Parameters:
         drain_for: seconds that running tasks are given at closing before they are cancelled.
@@ -103,7 +103,7 @@ class BackgroundTasks:
         loop, pid = running_loop(), os.getpid()
         while self._loop is loop and self._pid == pid and not (self._root is not None and self._root.done()):
             if self._group is not None or not self._ready.is_set():
-                # Whoever began with this was cancelled before it had come to anything.
+                # The task that began this was cancelled before it was ready.
                 await self._ready.wait()
                 return
             # It is being closed, and no more can be started.

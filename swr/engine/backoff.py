@@ -6,7 +6,10 @@ from typing import Final, NamedTuple
 from cachetools import LRUCache
 
 _MOST_KEYS: Final = 10_000
+# Seconds.
+_SHORTEST: Final = 1.0
 _LONGEST: Final = 60.0
+_FACTOR: Final = 2.0
 
 
 def backoff_after(failures: int, uniform: Callable[[float, float], float]) -> float:
@@ -18,7 +21,7 @@ def backoff_after(failures: int, uniform: Callable[[float, float], float]) -> fl
         failures: failed loads in a row before this one.
         uniform: random number between two.
     """
-    return min(_LONGEST, 2.0 ** min(failures, 10)) * uniform(0.75, 1.25)
+    return min(_LONGEST, _SHORTEST * _FACTOR ** min(failures, 10)) * uniform(0.75, 1.25)
 
 
 class _Backoff(NamedTuple):

@@ -53,14 +53,14 @@ async def put(
         publish(CommitRejected, key)
         return False
     except StoreUnavailable:
-        # No lease fences this value. Only what this process has heard can.
+        # No lease fences this value; only the notifications of this process can.
         flight = snapshot.flight
         if snapshot.fence != flights.fence or (flight is not None and not flights.is_current(flight)):
             publish(CommitRejected, key)
             return False
         store.keep(key, stamp(value, policy, snapshot.began, 0, snapshot.tag_version))
     except BaseException:
-        # The caller was cancelled. Its lease would be in everybody's way.
+        # The caller was cancelled. Its lease would block every other load of the key.
         with anyio.CancelScope(shield=True), anyio.move_on_after(_RELEASED_WITHIN):
             await store.release(lease)
         raise

@@ -75,7 +75,11 @@ class Endings:
             else:
                 events.publish(Loaded, flight.key, seconds)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("load of %r: %s%s", flight.key, _description(result), ", superseded" if flight.superseded else "")
+            if isinstance(result, Failed):
+                log.debug("load of %r: failed (%s: %s)", flight.key, type(result.error).__name__, result.error)
+            else:
+                text = "superseded, so not stored" if flight.superseded else _description(result)
+                log.debug("load of %r: %s", flight.key, text)
 
     async def fail(self, flight: Flight, lease: Lease | None, error: BaseException, ended: float | None = None) -> None:
         """End `flight` with `error`: give the lease back, and back off if an entry can be served meanwhile.
@@ -116,7 +120,7 @@ class Endings:
         self.finish(flight, HeldElsewhere() if error is None else Failed(error))
 
 
-def _description(result: Result) -> str:
+def _description(result: Stored | LocalOnly | NoValue | HeldElsewhere) -> str:
     match result:
         case Stored(entry):
             return f"stored as version {entry.version}"
@@ -124,6 +128,4 @@ def _description(result: Result) -> str:
             return f"kept in this process alone, version {entry.version}"
         case NoValue():
             return "there is no value to store"
-        case HeldElsewhere():
-            return "left to the process that holds the lease"
-    return f"failed ({type(result.error).__name__}: {result.error})"
+    return "left to the process that holds the lease"

@@ -1,4 +1,4 @@
-"""The engine: opens and closes, hears the store's notifications, and answers reads from the store or from a load."""
+"""The engine: opens and closes, receives the store's notifications, and answers reads from the store or a load."""
 
 import logging
 import random
@@ -156,7 +156,7 @@ class Engine:
                 if elsewhere:
                     self._publish_tag(name, elsewhere=True)
             case Kind.REACHABLE:
-                # Nothing was heard while the store was unreachable. A load without a lease may have missed something.
+                # No notification arrived meanwhile, so a load without a lease may have missed one.
                 self.flights.fence += 1
                 if self._unreachable_since is not None:
                     seconds, self._unreachable_since = time.monotonic() - self._unreachable_since, None
@@ -220,16 +220,14 @@ class Engine:
 
     def _log_read(self, key: str, found: bool, asked: bool, state: State, error: BaseException | None) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            layer = "a load" if not found and error is None else "the store" if asked else "the local cache"
-            backoff = self.backoffs.left(key)
-            log.debug(
-                "read of %r: %s, from %s%s%s",
-                key,
-                state.value,
-                layer,
-                "" if error is None else f", because the load failed ({type(error).__name__}: {error})",
-                f"; the key backs off for {backoff:.3f} s" if backoff else "",
-            )
+            layer = "the store" if asked else "the local cache"
+            if not found:
+                layer = "a load" if state is State.MISSING else "what was stored so far"
+            log.debug("read of %r: %s, from %s", key, state.value, layer)
+            if error is not None:
+                backoff = self.backoffs.left(key)
+                name = type(error).__name__
+                log.debug("read of %r: the load failed (%s: %s); backing off for %.3f s", key, name, error, backoff)
 
     async def _wait_for(
         self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None
@@ -238,10 +236,17 @@ class Engine:
         again = 0
         while True:
             flight = await self.join(key, job, entry, patience)
-            if flight.has_no_value:
+            loaded = flight.loaded
+            if loaded is not None:
+                if not flight.superseded or again == AGAIN:
+                    return loaded, State.MISSING, None
+                again += 1
+                # What the flight knew is outdated, too.
+                entry = self.store.peek(key)
+            elif flight.has_no_value:
                 # A batch loader found that there is no value. This caller's own loader answers for itself.
                 entry = None
-            elif flight.loaded is None:
+            else:
                 fallback = self.fallback(flight, flight.error)
                 if fallback is not None:
                     return fallback, State.STALE, flight.error
@@ -249,15 +254,9 @@ class Engine:
                     raise flight.error
                 # The reader's patience has ended, and there is nothing to fall back on (any more).
                 patience = None
-            elif not flight.superseded or again == AGAIN:
-                return flight.loaded, State.MISSING, None
-            else:
-                again += 1
-                # The entry that the flight knew is what superseded it.
-                entry = self.store.peek(key)
 
     def tell(self, key: str, entry: Entry[Any], state: State, error: BaseException | None = None) -> None:
-        """Tell whoever listens that a reader is given `entry`."""
+        """Publish the event of an entry that a reader gets."""
         if state is State.MISSING:
             self.events.publish(Miss, key)
         elif self.events.reads:
@@ -340,7 +339,7 @@ class Engine:
         return self._endings.fallback(flight, error)
 
     def backoff_left(self, key: str) -> float:
-        """Return the seconds for which nobody here asks for the lease of `key` again."""
+        """Return the seconds for which `key` still backs off in this process."""
         return self.backoffs.left(key)
 
     def is_loading(self, key: str) -> bool:

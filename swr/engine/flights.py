@@ -34,7 +34,7 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class LocalOnly(msgspec.Struct, frozen=True):
-    """Only this process has the entry: the store was unreachable, or did not confirm the commit."""
+    """The store does not have the entry: it was unreachable, or did not confirm the commit, or rejected it."""
 
     entry: Entry[Any]
 
@@ -188,20 +188,24 @@ class Flight:
 
     @property
     def result(self) -> Result | None:
-        """What came of the flight; None: it is under way."""
-        return self.state.result if isinstance(self.state, Finished) else None
+        """What came of the flight; None: its waiters have to wait."""
+        state = self.state
+        # A load that timed out is finished before its lease is given back. Until then waiters learn nothing.
+        return state.result if type(state) is Finished and self.done.is_set() else None
 
     @property
     def load(self) -> Loading | None:
         """The load of this process, under way or over; None: there is none (yet)."""
         state = self.state
-        return state if isinstance(state, Loading) else state.load if isinstance(state, Finished) else None
+        return state if type(state) is Loading else state.load if type(state) is Finished else None
 
     @property
     def loaded(self) -> Entry[Any] | None:
         """The entry that readers get, or None."""
         result = self.result
-        return result.entry if isinstance(result, (Stored, LocalOnly)) and not result.entry.absent else None
+        if type(result) is Stored or type(result) is LocalOnly:
+            return None if result.entry.absent else result.entry
+        return None
 
     @property
     def has_no_value(self) -> bool:
@@ -238,7 +242,7 @@ class Flights:
     """The flights under way: for each key at most one that callers join, and those that were detached from it."""
 
     def __init__(self) -> None:
-        # How many notifications this process has heard that may outdate a load without a lease.
+        # Number of notifications so far that may outdate a load without a lease.
         self.fence = 0
         self._joinable: dict[str, Flight] = {}
         self._detached: dict[str, set[Flight]] = {}

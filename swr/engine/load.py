@@ -120,7 +120,7 @@ class Load:
         elif lease is not None:
             await runtime.store.release(lease)
         if lease is None:
-            # No lease fences this load. Only what this process has heard can.
+            # No lease fences this load; only the notifications of this process can.
             if flight.fence != endings.flights.fence or not endings.flights.is_current(flight):
                 flight.superseded = True
             if not flight.superseded:

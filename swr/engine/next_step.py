@@ -63,9 +63,11 @@ class AskAgain(msgspec.Struct, frozen=True):
 
     Parameters:
         known: only an entry newer than this version counts from now on; None: what counted so far.
+        held: the refusal that a notification has overtaken, if it is that.
     """
 
     known: int | None = None
+    held: Held | None = None
 
 
 class BackOff(msgspec.Struct, frozen=True):
@@ -110,6 +112,6 @@ def next_step(answer: Lease | Held | Entry[Any] | StoreUnavailable, asker: Asker
         if not answer.failures and (asker.has_readers or asker.forced):
             return Wait(answer)
         # The lease may have been given back since the answer was sent.
-        return AskAgain() if asker.is_notified else BackOff(answer)
+        return AskAgain(held=answer) if asker.is_notified else BackOff(answer)
     # A refresher fills the store. Without readers, one process's memory is not worth a load.
     return GiveUp(answer) if asker.is_unasked else LoadNow(None)

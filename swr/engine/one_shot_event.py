@@ -1,4 +1,4 @@
-"""An event that most often nobody waits for."""
+"""An event that in most cases no task waits for."""
 
 import asyncio
 

@@ -95,6 +95,8 @@ class RefreshPath:
             if flight.is_finished:
                 log.exception("what ran on after %r was stored or given up failed", flight.key)
             else:
+                if load is not None and load.ended is None:
+                    load.ended = self._runtime.time()
                 await self._endings.fail(flight, lease, failure, None if load is None else load.ended)
         finally:
             if not flight.is_finished:
@@ -132,6 +134,7 @@ class RefreshPath:
         elif flight.newer_than is not None:
             known = flight.newer_than
         waiting: WaitingForLease | None = None
+        is_published = False
         try:
             while True:
                 # A notification that comes while the answer is on its way must not be missed.
@@ -142,13 +145,15 @@ class RefreshPath:
                     log.debug("lease of %r: %s", flight.key, _description(step))
                 if isinstance(step, LoadNow):
                     return step
+                if isinstance(step, (AskAgain, Wait, BackOff)) and step.held is not None and not is_published:
+                    is_published = True
+                    self._runtime.events.publish(LeaseHeld, flight.key, step.held.retry_after, step.held.failures)
                 if isinstance(step, AskAgain):
                     known = known if step.known is None else step.known
                 elif isinstance(step, Wait):
                     if known == NEWEST:
                         known = step.held.now
                     if waiting is None:
-                        self._publish_held(flight, step.held)
                         flight.state = waiting = WaitingForLease(self._runtime.time())
                     with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, step.held.retry_after))):
                         await flight.notification()
@@ -190,17 +195,12 @@ class RefreshPath:
             flight.is_notified,
         )
 
-    def _publish_held(self, flight: Flight, held: Held) -> None:
-        self._runtime.events.publish(LeaseHeld, flight.key, held.retry_after, held.failures)
-
     def _finish(self, flight: Flight, step: Take | BackOff | GiveUp) -> None:
         if isinstance(step, Take):
             self._endings.finish(flight, Stored(step.entry))
         elif isinstance(step, GiveUp):
             self._endings.finish(flight, Failed(step.error))
         else:
-            if flight.state is ASKING:
-                self._publish_held(flight, step.held)
             self._endings.back_off(flight, step.held)
 
 

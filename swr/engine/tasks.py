@@ -10,7 +10,7 @@ import anyio
 
 
 class Tasks:
-    """Tasks on asyncio whose exceptions are nobody's business but their own; leaving the block waits for all.
+    """Tasks on asyncio whose exceptions stay their own; leaving the block waits for all.
 
     They are cancelled as anyio cancels: again at each await, and not behind a shield.
     """
@@ -46,7 +46,7 @@ class Tasks:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is GeneratorExit:
-            # Their event loop is no more: nobody can cancel them, or wait for them.
+            # Their event loop has ended: they cannot be cancelled or awaited.
             return
         cancelled: BaseException | None = None
         if error is not None:

@@ -5,6 +5,7 @@ what a request's conditions and ranges mean, `swr.http.fields` how fields are wr
 """
 
 import math
+import re
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
@@ -15,6 +16,8 @@ from swr.http.fields import (
     Headers,
     delta_seconds,
     etag_of,
+    forbid,
+    forbidding_words,
     http_date,
     parse_directives,
     parse_targeted_directives,
@@ -35,8 +38,10 @@ _UNDERSTOOD: Final = _GUESSABLE | {206, 201, 202, 205, 302, 303, 307, 400, 401, 
 ERRORS: Final = frozenset({500, 502, 503, 504})
 # RFC 9111 4.2.4: a gateway that got no answer itself sends these; the cache is disconnected from the origin.
 UNREACHABLE: Final = frozenset({502, 504})
-# What says something about who asked, not about what is there: nothing for others follows from it.
-ABOUT_THE_CLIENT: Final = frozenset({304, 401, 403, 407, 408, 412, 413, 415, 416, 417, 425, 428, 429, 431})
+# The resource is not there (any more), whoever asks.
+GONE: Final = frozenset({404, 410})
+# What may be about the request alone, not about the resource: nothing for others follows from it.
+ABOUT_THE_CLIENT: Final = frozenset({304, *range(400, 500)}) - GONE
 # RFC 9110 9.2.1 and the registry of methods: these change nothing; any other may.
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"})
 # RFC 9111 3.1 and RFC 9110 7.6.1: what belongs to one connection or one moment, not to the response.
@@ -60,13 +65,14 @@ _NOT_STORED: Final = frozenset(
 # for apps go by it.
 _CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
 _LONGEST_GUESS: Final = 86400
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
 # What of a request's Cache-Control and Pragma can be honoured.
 REQUEST_DIRECTIVES: Final = frozenset(
     {"max-age", "max-stale", "min-fresh", "no-cache", "no-store", "only-if-cached", "pragma"}
 )
 # The default: what lets no client force a load that the app has not asked for.
-HONOURED: Final = frozenset({"max-stale", "min-fresh", "no-store", "only-if-cached"})
+HONOURED: Final = frozenset({"max-stale", "no-store", "only-if-cached"})
 
 
 class SharingRules(NamedTuple):
@@ -83,7 +89,7 @@ class SharingRules(NamedTuple):
 
     cookies_private: bool = True
     targeted: tuple[bytes, ...] = (b"swr-cache-control", b"cdn-cache-control")
-    heuristic: float = 0.1
+    heuristic: float = 0.0
     unreachable_for: float = 86400.0
 
 
@@ -101,6 +107,10 @@ class Verdict(NamedTuple):
         stale_if_error: seconds past its lifetime that it is a fallback for any error, not just for no answer.
         overdue: seconds that it was stale already.
         hidden: fields that are not to be stored (`private="…"`, `no-cache="…"`), lower case.
+        own_terms: whether the response itself says how long it may be served, and to whom; otherwise a rule, the
+            decorator or a heuristic says so.
+        ignores: request fields that the response does not depend on.
+        per_credential: whether each credential has a response of its own.
     """
 
     policy: Policy | None
@@ -113,6 +123,9 @@ class Verdict(NamedTuple):
     stale_if_error: float = 0.0
     overdue: int = 0
     hidden: frozenset[bytes] = frozenset()
+    own_terms: bool = False
+    ignores: tuple[str, ...] = ()
+    per_credential: bool = False
 
 
 class Terms(NamedTuple):
@@ -123,25 +136,35 @@ class Terms(NamedTuple):
         timed: whether it says how long at all, or gives tags alone.
         override: whether it goes before what the response says.
         vary: request fields that the response depends on, beside those that it names itself; lower case.
+        ignores: request fields that the response does not depend on; lower case.
+        per_credential: whether each credential has a response of its own.
     """
 
     policy: Policy
     timed: bool = True
     override: bool = False
     vary: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    per_credential: bool = False
 
 
 def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
     """Return the directives that a response's storing goes by, and whether they come from a targeted field.
 
     RFC 9213 2.2: the first targeted field that is there and well-formed goes before `Cache-Control` and `Expires`.
+    A malformed one does not count, but for the words in it that forbid: its author wanted to say something.
     """
+    words: Directives = {}
     for name in targeted:
         values = values_of(headers, name)
         directives = parse_targeted_directives(values) if values else None
         if directives is not None:
+            forbid(directives, words)
             return directives, True
-    return parse_directives(values_of(headers, b"cache-control")), False
+        words |= forbidding_words(b",".join(values).decode("latin-1"))
+    directives = parse_directives(values_of(headers, b"cache-control"))
+    forbid(directives, words)
+    return directives, False
 
 
 def judge(
@@ -153,6 +176,7 @@ def judge(
     began: float,
     authorized: bool,
     tags: tuple[str, ...],
+    declared: tuple[str, ...] = (),
 ) -> Verdict:
     """Say whether and how long a shared cache may store a response to GET (RFC 9111 3).
 
@@ -164,6 +188,7 @@ def judge(
         began: wall clock, seconds, when the request was sent.
         authorized: whether the request carried credentials.
         tags: tags that it gets beside those of `terms`.
+        declared: request fields that the app asks for by its own declaration, lower case.
     """
     directives, targeted = control(headers, sharing.targeted)
     if status < 200 or status == 304:
@@ -184,15 +209,25 @@ def judge(
     if vary is None:
         return Verdict(None, "vary *")
     shared = not {"public", "s-maxage", "must-revalidate"}.isdisjoint(directives)
-    if authorized and not shared:
+    per_credential = terms is not None and terms.per_credential
+    if authorized and not shared and not per_credential:
         return Verdict(None, "authorization")
-    if terms is not None and terms.vary:
-        vary = tuple(sorted({*vary, *terms.vary}))
+    if declared or (terms is not None and terms.vary):
+        vary = tuple(sorted({*vary, *declared, *(terms.vary if terms is not None else ())}))
     # RFC 9111 4.2.3, counted from when the request was sent: the time until the answer came is added with the rest.
     date = _date(headers, began)
     age = max(_age(headers), math.floor(began - date))
-    verdict = Verdict(None, "no freshness", shared, age, vary, hidden=hidden)
-    return _timed(verdict, status, headers, directives, targeted, terms, sharing, date, tags)
+    ignores = terms.ignores if terms is not None else ()
+    verdict = Verdict(
+        None, "no freshness", shared, age, vary, hidden=hidden, ignores=ignores, per_credential=per_credential
+    )
+    verdict = _timed(verdict, status, headers, directives, targeted, terms, sharing, date, tags)
+    if verdict.policy is None or verdict.own_terms or "public" in directives:
+        return verdict
+    # RFC 9111 3.5 trusts `must-revalidate` and `s-maxage` because of the lifetime that the origin gives with them.
+    if authorized and not per_credential:
+        return Verdict(None, "authorization")
+    return verdict._replace(shared=False)
 
 
 def _timed(
@@ -255,6 +290,7 @@ def _timed(
         ),
         strict=strict,
         validate=validate or fresh_for == stale_for == 0,
+        own_terms=validate or ((explicit is not None or "public" in directives) and not overrides),
         stale_if_error=stale_if_error,
         overdue=overdue,
     )
@@ -305,12 +341,14 @@ def _guess(headers: Headers, date: float, share: float) -> int | None:
 
 
 def vary_of(headers: Headers) -> tuple[str, ...] | None:
-    """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`."""
+    """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`.
+
+    Whatever stands between the names: `Cookie; Accept` names two fields.
+    """
     names: set[str] = set()
     for value in values_of(headers, b"vary"):
-        names.update(name.strip(" \t").lower() for name in value.decode("latin-1").split(","))
-    names.discard("")
-    return None if "*" in names else tuple(sorted(names))
+        names.update(_NAME.findall(value.decode("latin-1").lower()))
+    return None if any(name.strip("'") == "*" for name in names) else tuple(sorted(names))
 
 
 def normalised(name: str, values: list[bytes]) -> str:

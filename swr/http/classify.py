@@ -9,7 +9,7 @@
 | has cookies, cookies are private, no rule puts them in the key | `BYPASS`    | `COOKIE`         |
 | has `If-Match` or `If-Unmodified-Since`                     | `BYPASS`       | `PRECONDITION`   |
 | has content                                                 | `BYPASS`       | `CONTENT`        |
-| has `no-store`, and swr honours it                          | `BYPASS`       | `NO_STORE`       |
+| a rule that keeps answers apart does not apply to its path  | `BYPASS`       | `PATH`           |
 | has `only-if-cached`, and swr honours it                    | `LOOK_UP_ONLY` | `ONLY_IF_CACHED` |
 | anything else                                               | `LOOK_UP`      | `CACHEABLE`      |
 
@@ -21,10 +21,13 @@ may). Again the first row that matches applies:
 | local: nothing stored, and the URL is known as uncacheable  | `BYPASS`          | `UNCACHEABLE`    |
 | local: anything else                                        | `ASK_STORE`       | `NOT_LOCAL`      |
 | store: the request has `only-if-cached`                     | `GATEWAY_TIMEOUT` | `ONLY_IF_CACHED` |
+| store: the request has `no-store`, and can join no load     | `BYPASS`          | `NO_STORE`       |
 | store: the method is HEAD                                   | `FORWARD_HEAD`    | `HEAD_MISS`      |
 | store: the URL varied by other fields at every lookup       | `BYPASS`          | `UNSETTLED`      |
+| store: a field is unknown, the response is on swr's own terms | `BYPASS`        | `UNKNOWN_FIELD`  |
 | store: the request has credentials, the response is not shared | `BYPASS`       | `AUTHORIZATION`  |
 | store: each request needs a confirmation, and one is under way | `BYPASS`       | `CONFIRMING`     |
+| store: a field is unknown, and nothing is stored            | `LOAD_APART`      | `UNKNOWN_FIELD`  |
 | store: anything else                                        | `LOAD`            | `MISS`           |
 """
 
@@ -51,6 +54,8 @@ class Action(enum.Enum):
     GATEWAY_TIMEOUT = "gateway timeout"
     # The app answers HEAD, and its answer confirms or invalidates what GET has stored.
     FORWARD_HEAD = "forward HEAD"
+    # The app answers; only equal requests wait for that.
+    LOAD_APART = "load apart"
     LOAD = "load"
 
 
@@ -62,6 +67,7 @@ class Reason(enum.Enum):
     COOKIE = "cookie"
     PRECONDITION = "precondition"
     CONTENT = "content"
+    PATH = "path"
     NO_STORE = "no-store"
     ONLY_IF_CACHED = "only-if-cached"
     CACHEABLE = "cacheable"
@@ -69,6 +75,7 @@ class Reason(enum.Enum):
     NOT_LOCAL = "not in the local cache"
     HEAD_MISS = "HEAD"
     UNSETTLED = "the URL varies by other fields each time"
+    UNKNOWN_FIELD = "unknown field"
     AUTHORIZATION = "authorization"
     CONFIRMING = "another request is being confirmed"
     MISS = "miss"
@@ -97,6 +104,7 @@ class RequestFacts(NamedTuple):
         keys_cookies: whether a rule applies that makes the cookies that matter part of the key.
         has_precondition: whether it has a condition on the state of the resource itself.
         has_content: whether a body comes with it.
+        is_apart: whether a rule that keeps responses apart does not apply because of the path alone.
         no_store, only_if_cached: whether it has the directive, and swr honours it.
     """
 
@@ -105,6 +113,7 @@ class RequestFacts(NamedTuple):
     keys_cookies: bool = False
     has_precondition: bool = False
     has_content: bool = False
+    is_apart: bool = False
     no_store: bool = False
     only_if_cached: bool = False
 
@@ -116,21 +125,28 @@ class Miss(NamedTuple):
         asked_store: whether swr has asked the store, and not just the local cache.
         is_uncacheable: whether nothing is stored, and recent responses could not be stored.
         is_unsettled: whether each load so far has shown that the URL varies by other fields.
+        has_unknown_field: whether the request has a field that swr does not know, and no response says what it means.
+        has_response: whether a response is stored.
         is_unshared: whether the request has credentials, and the stored response is not for such requests.
         is_confirming: whether the stored response needs a confirmation for each request, and one is under way.
+        is_joinable: whether a load of another request is under way that may answer this one.
     """
 
     asked_store: bool
     is_uncacheable: bool = False
     is_unsettled: bool = False
+    has_unknown_field: bool = False
+    has_response: bool = False
     is_unshared: bool = False
     is_confirming: bool = False
+    is_joinable: bool = False
 
 
 _INVALIDATE: Final = Handling(Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fwd=method")
 _PASS_THROUGH: Final = Handling(Action.PASS_THROUGH, Reason.SAFE_METHOD)
 _COOKIE: Final = Handling(Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"')
 _PRECONDITION: Final = Handling(Action.BYPASS, Reason.PRECONDITION, b'swr; fwd=bypass; detail="precondition"')
+_PATH: Final = Handling(Action.BYPASS, Reason.PATH, b'swr; fwd=bypass; detail="path"')
 _CONTENT: Final = Handling(Action.BYPASS, Reason.CONTENT, b'swr; fwd=bypass; detail="content"')
 _NO_STORE: Final = Handling(Action.BYPASS, Reason.NO_STORE, b'swr; fwd=request; detail="no-store"')
 _LOOK_UP_ONLY: Final = Handling(Action.LOOK_UP_ONLY, Reason.ONLY_IF_CACHED)
@@ -142,6 +158,8 @@ _GATEWAY_TIMEOUT: Final = Handling(
 )
 _FORWARD_HEAD: Final = Handling(Action.FORWARD_HEAD, Reason.HEAD_MISS)
 _UNSETTLED: Final = Handling(Action.BYPASS, Reason.UNSETTLED, b"swr; fwd=vary-miss")
+_UNKNOWN_FIELD: Final = Handling(Action.BYPASS, Reason.UNKNOWN_FIELD)
+_LOAD_APART: Final = Handling(Action.LOAD_APART, Reason.UNKNOWN_FIELD)
 _AUTHORIZATION: Final = Handling(Action.BYPASS, Reason.AUTHORIZATION, b'swr; fwd=bypass; detail="authorization"')
 _CONFIRMING: Final = Handling(Action.BYPASS, Reason.CONFIRMING)
 _LOAD: Final = Handling(Action.LOAD, Reason.MISS)
@@ -161,8 +179,8 @@ def classify(request: RequestFacts) -> Handling:
     if request.has_content:
         # The key does not account for it.
         return _CONTENT
-    if request.no_store:
-        return _NO_STORE
+    if request.is_apart:
+        return _PATH
     if request.only_if_cached:
         return _LOOK_UP_ONLY
     return _LOOK_UP
@@ -174,14 +192,20 @@ def classify_miss(request: RequestFacts, miss: Miss) -> Handling:
         return _UNCACHEABLE if miss.is_uncacheable else _ASK_STORE
     if request.only_if_cached:
         return _GATEWAY_TIMEOUT
+    if request.no_store and not miss.is_joinable:
+        # What the app answers must not be stored, and the others wait for something that is.
+        return _NO_STORE
     if request.method == "HEAD":
         return _FORWARD_HEAD
     if miss.is_unsettled:
         return _UNSETTLED
+    if miss.has_unknown_field and miss.has_response:
+        # Whatever the app answers, it is not for those who do not send the field.
+        return _UNKNOWN_FIELD
     if miss.is_unshared:
         # The response is for others; and the answer to this request is not for them.
         return _AUTHORIZATION
     if miss.is_confirming:
         # A request whose response needs its own confirmation gains nothing by waiting for another one's.
         return _CONFIRMING
-    return _LOAD
+    return _LOAD_APART if miss.has_unknown_field else _LOAD

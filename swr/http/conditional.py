@@ -71,13 +71,24 @@ def selects(new: Headers, stored: Headers) -> bool:
     return not modified or modified == dated or (known is not None and not dated)
 
 
-def agrees(new: Headers, stored: Headers) -> bool:
-    """Whether the answer to a HEAD describes the stored response (RFC 9111 4.3.5)."""
-    return all(
-        values_of(new, name) == values_of(stored, name)
-        for name in (b"etag", b"last-modified", b"content-length")
-        if values_of(new, name)
-    )
+def describes(new: Headers, stored: Headers) -> bool | None:
+    """Return whether the answer to a HEAD describes the stored response (RFC 9111 4.3.5); None: it does not say.
+
+    A strong entity tag says so, or the time of the last change. An answer without either says nothing.
+    """
+    tag, known = etag_of(new), etag_of(stored)
+    modified, dated = values_of(new, b"last-modified"), values_of(stored, b"last-modified")
+    is_tagged, is_dated = tag is not None and known is not None, bool(modified and dated)
+    if is_tagged and etags(tag or b"") != etags(known or b""):
+        return False
+    if is_dated and modified != dated:
+        return False
+    length = values_of(new, b"content-length")
+    if length and length != values_of(stored, b"content-length"):
+        # Many answers to HEAD give the length of the body that they do not have.
+        return None
+    is_strong = is_tagged and strong_etag(new) is not None and strong_etag(stored) is not None
+    return True if is_strong or is_dated else None
 
 
 def updated(stored: Headers, new: Headers) -> Headers:

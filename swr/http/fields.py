@@ -17,6 +17,21 @@ LONGEST: Final = 2**31
 
 # Directives whose argument, if there is one, names fields.
 _NAMING: Final = frozenset({"no-cache", "private"})
+# Directives that allow more than their absence does. A malformed one allows nothing.
+_PERMITTING: Final = frozenset({"must-revalidate", "must-understand", "public"})
+# What forbids, wherever it stands in a malformed directive.
+_FORBIDDING: Final = re.compile(
+    r"(?<![\w-])(?:(?P<word>no-store|no-cache|private|must-revalidate|proxy-revalidate)(?![\w-])"
+    r"|(?P<lifetime>s-maxage|max-age)[ \t]{0,9}=[ \t]{0,9}\"?(?P<zero>0)(?![.\w]))",
+    re.ASCII | re.IGNORECASE,
+)
+# Narrower than a token of RFC 9110: a quote or a bar there is a mistake, too.
+_WELL_FORMED: Final = re.compile(
+    r"""[a-z0-9_-]+(?:[ \t]*=[ \t]*(?:[a-z0-9._-]+|"(?:[^"\\]|\\.)*")?)?""", re.DOTALL | re.IGNORECASE
+)
+
+# Fields that say who asks; no response is stored by them.
+_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key"})
 
 # All of these run in linear time on whatever a client sends: no two alternatives begin alike.
 _MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
@@ -57,12 +72,16 @@ def values_of(headers: Headers, name: bytes) -> list[bytes]:
 def parse_directives(values: Iterable[bytes]) -> Directives:
     """Return the directives of `Cache-Control` fields: lower-case names, arguments unquoted, the first of a name.
 
-    RFC 9111 5.2. What cannot be read is passed over.
+    RFC 9111 5.2. What cannot be read is passed over, but for the words in it that forbid.
     """
     found: Directives = {}
     for member in _MEMBER.findall(b",".join(values).decode("latin-1")):
         name, equals, argument = member.partition("=")
         name, argument = name.strip(" \t").lower(), argument.strip(" \t")
+        if _WELL_FORMED.fullmatch(member.strip(" \t")) is None:
+            forbid(found, forbidding_words(member))
+            if name in _PERMITTING or name in _NAMING:
+                continue
         if argument.startswith('"'):
             argument = re.sub(r"\\(.)", r"\1", argument[1:].removesuffix('"'))
         if name in _NAMING and name in found:
@@ -74,13 +93,34 @@ def parse_directives(values: Iterable[bytes]) -> Directives:
     return found
 
 
+def forbidding_words(text: str) -> Directives:
+    """Return the directives that malformed text contains and that forbid storing or sharing, or serving it stale.
+
+    `must-revalidate` comes back as `proxy-revalidate`: the one allows answers to credentials, the other does not.
+    """
+    found: Directives = {}
+    for match in _FORBIDDING.finditer(text):
+        word = (match["word"] or match["lifetime"]).lower()
+        found["proxy-revalidate" if word == "must-revalidate" else word] = match["zero"]
+    return found
+
+
+def forbid(directives: Directives, words: Directives) -> None:
+    """Add what `forbidding_words` has found to directives; it counts for all fields of the response."""
+    for word, argument in words.items():
+        directives[word] = argument
+
+
 def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
     """Return the directives of a targeted field (RFC 9213 2.1), None if it is empty or no dictionary of RFC 9651.
 
     An argument of the wrong type gets a form that nothing accepts: `max-age="60"` is no number of seconds.
+    Parameters mean nothing in RFC 9213. Those that forbid count all the same: the author of
+    `no-cache; no-store` meant both.
     """
     text = b",".join(values).decode("latin-1").lstrip(" ").rstrip(" \t")
     found: Directives = {}
+    words: Directives = {}
     at = 0
     while True:
         key = _KEY.match(text, at)
@@ -113,8 +153,10 @@ def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
         found.pop(name, None)
         if not absent:
             found[name] = value
+        words |= forbidding_words(text[at:end])
         next_at = _separator(text, end)
         if next_at is None:
+            forbid(found, words)
             return found if end == len(text) else None
         at = next_at
 
@@ -291,11 +333,17 @@ def field_names(names: Sequence[str], parameter: str = "vary") -> tuple[str, ...
     """Return the names of fields in lower case.
 
     Raises:
-        ConfigurationError: one that is none.
+        ConfigurationError: one that is none, or a credential that responses shall vary by.
     """
     if isinstance(names, str):
         raise ConfigurationError(f"{parameter}={names!r} is one string: give ({names!r},)")
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name == "*":
             raise ConfigurationError(f"{parameter}={names!r} holds {name!r}, which is no name of a field")
+        if parameter == "vary" and name.lower() in _CREDENTIALS:
+            raise ConfigurationError(
+                f"vary={names!r} would have no effect: swr shares no answer to a request with {name}, unless the "
+                f'answer says that it is for everybody. If it is, let it say "Cache-Control: public"; if each '
+                f'credential has an answer of its own, give credentials="vary"; leave {name} out here'
+            )
     return tuple(name.lower() for name in names)

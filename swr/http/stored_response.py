@@ -30,7 +30,9 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
 
     Parameters:
         status, headers, body: byte for byte what the app sent, less what belongs to a connection.
-        shared, initial_age, strict, validate, stale_if_error, overdue: see `swr.http.caching.Verdict`.
+        shared, initial_age, strict, validate, stale_if_error, overdue, own_terms, ignores, per_credential: see
+            `swr.http.caching.Verdict`.
+        names: the request fields that selected it.
         first: where in the whole the body begins, in bytes.
         complete: how long the whole is, if the body is a part of it; None: the body is the whole.
     """
@@ -46,6 +48,10 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
     overdue: int = 0
     first: int = 0
     complete: int | None = None
+    own_terms: bool = False
+    ignores: tuple[str, ...] = ()
+    per_credential: bool = False
+    names: tuple[str, ...] = ()
 
 
 def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> StoredResponse:
@@ -60,6 +66,10 @@ def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> S
         verdict.validate,
         verdict.stale_if_error,
         verdict.overdue,
+        own_terms=verdict.own_terms,
+        ignores=verdict.ignores,
+        per_credential=verdict.per_credential,
+        names=verdict.vary,
     )
 
 

@@ -207,7 +207,7 @@ class CachedMany(Generic[P, K, V]):
             }
             await wait(flights.values(), patience)
             wanted = {}
-            overtaken = False
+            superseded = False
             for item, flight in flights.items():
                 fallback = None
                 if flight.loaded is None and not flight.has_no_value:
@@ -219,10 +219,10 @@ class CachedMany(Generic[P, K, V]):
                 elif not flight.done.is_set() or (flight.superseded and again < AGAIN):
                     # There is nothing to fall back on, or an invalidation superseded the load.
                     wanted[item] = engine.store.peek(call.keys[item])
-                    overtaken = overtaken or flight.superseded
+                    superseded = superseded or flight.superseded
                 elif flight.loaded is not None:
                     found[item] = flight.loaded, State.MISSING, None
-            again += overtaken
+            again += superseded
             patience = None
         return found
 

@@ -1,8 +1,9 @@
 """The ASGI middleware: it applies the pure rules of `swr.http` to requests.
 
 Public names: `SWRMiddleware` and `Rule`; the modules are private. Imports: everything below `swr.cache`, and
-`swr.cache` itself. `rules` holds what an operator says, `lookup` how a stored response is found, `capture` how a run of
-the app fills the cache, `passthrough` how requests go by it.
+`swr.cache` itself. `middleware` answers fresh hits,
+`handler` every other request as `swr.http.classify` says, with `lookup` and `passthrough`. A run of the app is three
+objects: `outbox` (the client), `captured` (the response and its verdict) and `capture` (the job); `storing` stores.
 """
 
 from swr.middleware.middleware import SWRMiddleware

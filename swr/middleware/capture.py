@@ -7,7 +7,7 @@ from typing import Any, Final
 import anyio
 from starlette.types import Message, Receive
 
-from swr.endpoints.decorator import EndpointTerms, endpoint_terms
+from swr.endpoints.decorator import EndpointTerms, endpoint_terms, warn_if_above
 from swr.engine.load import Load
 from swr.entry import Entry, stamp
 from swr.errors import SWRError
@@ -16,11 +16,11 @@ from swr.http.conditional import CONDITIONS, headers_of_304, not_modified, valid
 from swr.http.fields import Headers
 from swr.http.stored_response import RESPONSES, is_response, marked, messages_of, part_of, validated
 from swr.middleware.captured import CapturedResponse, ErrorResponse, Kind, is_fallback
-from swr.middleware.config import Config
+from swr.middleware.config import Config, Uncacheable
 from swr.middleware.lookup import may_use
 from swr.middleware.messages import begin_with
 from swr.middleware.outbox import Outbox
-from swr.middleware.request import Request
+from swr.middleware.request import Request, is_personal
 from swr.middleware.storing import store_response
 from swr.policy import Policy
 
@@ -64,7 +64,8 @@ class Capture:
         self._names = names
         self._why = why
         self._scope = anyio.CancelScope()
-        self._is_begun = False
+        # Whether the app was asked: another request's flight, or a backoff, may answer in its place.
+        self.is_begun = False
         self._finished = anyio.Event()
         # Whether the time limit has ended the run.
         self._is_given_up = False
@@ -75,7 +76,7 @@ class Capture:
 
     async def wait(self) -> None:
         """Wait until the run, if it has begun, has ended and the client has all of the response."""
-        if self._is_begun:
+        if self.is_begun:
             await self._finished.wait()
             await self.outbox.drain()
 
@@ -98,7 +99,7 @@ class Capture:
 
     async def run(self, load: Load) -> None:
         """Run the app; the load ends with the last message of the body, before background tasks of the app."""
-        self._load, self._is_begun = load, True
+        self._load, self.is_begun = load, True
         rule = self._request.find_rule()
         if rule is not None and rule.hard_timeout is not None:
             self._limit(rule.hard_timeout)
@@ -152,7 +153,7 @@ class Capture:
     async def _ask(self, receive: Receive) -> None:
         app = self._config.app
         if self.response.is_replay:
-            scope = self._request.replay(self._names, self._config.app_state())
+            scope = self.response.scope = self._request.replay(self._names, self._config.app_state())
             scope["headers"] = self._conditional(scope["headers"])
             await app(scope, begin_with(_NO_CONTENT, receive), self._on_message)
             return
@@ -168,8 +169,10 @@ class Capture:
     def _conditional(self, headers: Headers) -> Headers:
         """Return the request's fields with the cache's own conditions in place of the client's (RFC 9111 4.3.1).
 
-        The app must send a response that is of use to others; from it swr answers the client's conditions.
+        The app must send a response that is of use to others; from it swr answers the client's conditions. Cookies
+        that do not matter are not sent.
         """
+        headers = self._request.withhold_cookies(headers)
         if self.response.is_range:
             return headers
         base = self.response.base
@@ -204,6 +207,8 @@ class Capture:
             "headers": [(bytes(name), bytes(value)) for name, value in message.get("headers", ())],
         }
         response, status = self.response, message["status"]
+        if self._terms.terms is None:
+            warn_if_above(self._request.scope.get("endpoint"))
         response.begin(message, self._load.began)
         if response.kind is Kind.UNRELATED:
             return
@@ -217,10 +222,14 @@ class Capture:
                 self.outbox.hold_back()
             await self._send(marked(message, b"swr; fwd=%b" % self._why))
             return
+        if status in ABOUT_THE_CLIENT and response.verdict.policy is not None and self._has_entry():
+            # Another client may still get what is stored.
+            response.reject(f"status {status}")
         reason = response.verdict.reason
         if response.verdict.policy is None:
             await self._pass_through(reason)
-            await self._send(marked(message, b'swr; fwd=%b; detail="%b"' % (self._why, reason.encode())))
+            why = b"bypass" if reason.startswith("field ") else self._why
+            await self._send(marked(message, b'swr; fwd=%b; detail="%b"' % (why, reason.encode())))
             return
         if self._is_not_modified(status, message["headers"]):
             brief = {"type": message["type"], "status": 304, "headers": headers_of_304(message["headers"])}
@@ -232,7 +241,7 @@ class Capture:
 
     def _is_failure(self, status: int) -> bool:
         """Whether the response is an error that swr does not store."""
-        if self.response.is_replay and status in ABOUT_THE_CLIENT:
+        if self.response.is_replay and (status in ABOUT_THE_CLIENT or status >= 500):
             # A replay has no credentials; a refusal says nothing about what is stored.
             return True
         if status not in ERRORS:
@@ -242,6 +251,11 @@ class Capture:
 
     def _has_fallback(self, status: int) -> bool:
         return self._config.engine.fallback(self._load.flight, ErrorResponse(status, None)) is not None
+
+    def _has_entry(self) -> bool:
+        """Whether a response to others is stored that has not run out for good."""
+        entry = self._config.engine.fallback(self._load.flight)
+        return entry is not None and is_response(entry) and entry.value.status < 400
 
     def _is_not_modified(self, status: int, headers: Headers) -> bool:
         """Whether the waiting client already has this response."""
@@ -307,6 +321,10 @@ class Capture:
         """Store the response under the key that it selects, and end the load."""
         verdict, stored = self.response.verdict, self.response.to_stored()
         assert verdict.policy is not None
+        if not self.response.authorized and not verdict.shared and is_personal(self.response.scope):
+            # The session was used while the body was sent.
+            await self._pass_through("session")
+            return
         if stored.status == 206:
             part = part_of(stored)
             if part is None:
@@ -320,7 +338,7 @@ class Capture:
             stored,
             verdict.policy,
             verdict.vary,
-            is_range=self.response.is_range,
+            is_apart=self.response.is_range or self._load.flight.key == self._request.private_key,
         )
 
     async def _pass_through(self, reason: str) -> None:
@@ -329,7 +347,8 @@ class Capture:
         response.reject(reason)
         self.outbox.pass_through()
         if response.is_about_all:
-            self._config.uncacheable[self._request.variant(self._names)] = reason
+            key, tag_version = self._request.variant(self._names), self._load.tag_version
+            self._config.uncacheable[key] = Uncacheable(reason, self._request.tags, tag_version)
         # The app no longer answers with what is stored. The client may leave meanwhile and end the run.
         with anyio.CancelScope(shield=True):
             await self._load.skip(drop=response.is_about_all and self._load.flight.entry is not None)

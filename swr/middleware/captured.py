@@ -3,27 +3,27 @@
 import enum
 from typing import Any, Final
 
-from starlette.types import Message
+from starlette.types import Message, Scope
 
+from swr.endpoints.declared import answers, declared
 from swr.endpoints.decorator import EndpointTerms
 from swr.entry import Entry
 from swr.errors import SWRError
-from swr.http.caching import ABOUT_THE_CLIENT, UNREACHABLE, Verdict, judge
-from swr.http.conditional import selects, updated
+from swr.http.caching import ABOUT_THE_CLIENT, GONE, UNREACHABLE, Verdict, control, judge
+from swr.http.conditional import CONDITIONS, selects, updated
 from swr.http.fields import (
     Headers,
     content_length,
     content_range,
-    parse_directives,
     strings,
     values_of,
 )
 from swr.http.stored_response import StoredResponse, as_stored, is_response
 from swr.middleware.config import Config
-from swr.middleware.request import Request
+from swr.middleware.request import Request, is_personal
 
-# The fields that select a variant are part of its key; a response with a longer selection is not stored.
-_LONGEST_VARIANT: Final = 4096
+# Fields of a request that ask for something else than the whole resource.
+_PARTIAL: Final = CONDITIONS | {b"range"}
 # RFC 9875 2 lets a cache limit the number of groups of a response.
 _MOST_GROUPS: Final = 128
 
@@ -95,6 +95,7 @@ class CapturedResponse:
         "is_replay",
         "kind",
         "length",
+        "scope",
         "size",
         "status",
         "verdict",
@@ -119,6 +120,8 @@ class CapturedResponse:
         self.verdict = Verdict(None)
         self.size = 0
         self.is_ended = False
+        # What the app got; frameworks write the route into it.
+        self.scope: Scope = request.scope
         # What `Content-Length` says.
         self.length: int | None = None
         self._body: list[bytes] = []
@@ -126,7 +129,11 @@ class CapturedResponse:
     @property
     def is_about_all(self) -> bool:
         """Whether it says something about the resource, and not just about this request."""
-        return self.status not in ABOUT_THE_CLIENT and self.status != 206 and not self.authorized
+        if self.status in GONE and not self.is_replay and not self._request.fields.keys().isdisjoint(_PARTIAL):
+            return False
+        if self.authorized or self._request.unknown_beyond(self._names) is not None:
+            return False
+        return self.status < 500 and self.status not in ABOUT_THE_CLIENT and self.status != 206
 
     @property
     def fits(self) -> bool:
@@ -173,21 +180,49 @@ class CapturedResponse:
             return Verdict(None, "too large")
         request = self._request
         groups = strings(values_of(headers, b"cache-groups"))[:_MOST_GROUPS]
+        asked = declared(self.scope)
+        ruled = request.terms()
+        terms = self._terms.terms or ruled
+        # What a rule says of fields holds under the decorator's terms, too.
+        names = {*asked.fields, *(ruled.vary if ruled is not None else ())}
+        personal = is_personal(self.scope)
+        if personal and terms is not None:
+            # No field of the request says who it is.
+            terms = terms._replace(per_credential=False)
+        if self._config.sharing.cookies_private:
+            # Requests with cookies come this far only if a rule says which of them matter.
+            names.discard("cookie")
+        if terms is not None and terms.per_credential:
+            names |= {"authorization", *request.credentials, *asked.credentials, *self._names}
+        self.authorized = self.authorized or personal or request.has_any(asked.credentials)
         verdict = judge(
             status,
             headers,
-            self._terms.terms or request.terms(),
+            terms,
             self._config.sharing,
             began=began,
             authorized=self.authorized,
-            tags=(request.tag, *(request.group_tag(group) for group in groups)),
+            tags=(*request.tags, *(request.group_tag(group) for group in groups)),
+            declared=tuple(names),
         )
+        is_hidden = not asked.is_complete
+        if self._terms.terms is not None:
+            is_hidden = is_hidden or not answers(self.scope, self._terms.endpoint)
+        if verdict.policy is not None and is_hidden:
+            # A middleware inside the app works on a copy, so the route's declarations are out of sight.
+            return Verdict(None, "route not seen")
+        if verdict.policy is not None and not verdict.own_terms:
+            field = request.unknown_beyond({*verdict.vary, *verdict.ignores})
+            if field is not None:
+                self._config.warn_unknown(field)
+                return Verdict(None, f"field {field}")
         # The request must have selected a part already, and its place in the whole must be clear.
         known = self.is_range and verdict.vary == self._names and content_range(headers) is not None
         if status == 206 and verdict.policy is not None and not known:
             return Verdict(None, "partial")
-        if len(request.variant(verdict.vary)) - len(request.key) > _LONGEST_VARIANT:
-            return Verdict(None, "vary too long")
+        if self.is_range and status >= 400:
+            # The part may be what is wrong with the request. It says nothing about the whole.
+            return Verdict(None, f"status {status}")
         return verdict
 
     def forget_unrelated(self) -> None:
@@ -211,7 +246,11 @@ class CapturedResponse:
 
     def is_for_others(self) -> bool:
         """Whether waiting requests may be answered with this error."""
-        directives = parse_directives(values_of(self.headers, b"cache-control"))
+        directives, _ = control(self.headers, self._config.sharing.targeted)
+        asked = declared(self.scope)
+        if asked.fields or not asked.is_complete or values_of(self.headers, b"vary") or self._request.unknown:
+            # Those who wait may have sent something else.
+            return False
         return directives.keys().isdisjoint(("private", "no-store")) and not (
             self.authorized or values_of(self.headers, b"set-cookie")
         )

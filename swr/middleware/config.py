@@ -1,24 +1,43 @@
 """The middleware's options and the objects that its parts share."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from cachetools import TTLCache
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from swr.cache import Cache
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
 from swr.http.fields import field_names
+from swr.middleware.request import Selection
 from swr.middleware.rules import Rule
 from swr.policy import Duration, seconds, timeout
+
+log = logging.getLogger("swr")
 
 # Seconds during which requests to an uncacheable URL do not wait for one another.
 _UNCACHEABLE_FOR: Final = 120.0
 # Clients choose the URLs, so their number has a limit.
 _MOST_UNCACHEABLE: Final = 10_000
+_MOST_WARNINGS: Final = 50
+
+
+class Uncacheable(NamedTuple):
+    """A response that could not be stored.
+
+    Parameters:
+        reason: why.
+        tags: of its URL.
+        tag_version: the newest one when the app was asked; an invalidation since then ends it.
+    """
+
+    reason: str
+    tags: tuple[str, ...]
+    tag_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +53,10 @@ class Config:
         hard_timeout: seconds that a load may take; None: no limit.
         max_body_bytes: longer responses are not stored.
         max_variants: stored responses per URL.
-        uncacheable: keys whose responses could not be stored lately, and why.
+        uncacheable: keys whose responses could not be stored lately; ask `why_uncacheable`.
         app_state: returns the state of the app's lifespan, which background runs get.
+        selection: what selects responses.
+        warned: the unknown fields that were logged.
     """
 
     app: ASGIApp
@@ -47,8 +68,27 @@ class Config:
     hard_timeout: float | None
     max_body_bytes: int
     max_variants: int
-    uncacheable: TTLCache[str, str]
+    uncacheable: TTLCache[str, Uncacheable]
     app_state: Callable[[], dict[str, Any]]
+    selection: Selection
+    warned: set[str]
+
+    def warn_unknown(self, field: str) -> None:
+        """Log once for a request field that it keeps requests away from the cache, and what to do."""
+        if field not in self.warned and len(self.warned) < _MOST_WARNINGS:
+            self.warned.add(field)
+            log.warning(
+                "requests with the field %r get no response that a rule or @cache.response lets swr share: name it "
+                "in vary= if responses depend on it, or in ignore_fields= if they do not",
+                field,
+            )
+
+    def why_uncacheable(self, key: str) -> str:
+        """Return why the responses of `key` could not be stored lately; empty: swr may try to store them."""
+        found = self.uncacheable.get(key)
+        if found is None or not self.engine.store.tag_versions.admits(found.tag_version, found.tags):
+            return ""
+        return found.reason
 
 
 def make_config(
@@ -64,6 +104,8 @@ def make_config(
     heuristic: float,
     stale_if_unreachable: Duration,
     hard_timeout: Duration | None,
+    ignore_fields: Sequence[str],
+    key: Callable[[Scope], str] | None,
     app_state: Callable[[], dict[str, Any]],
 ) -> Config:
     """Return the checked options; see `SWRMiddleware`.
@@ -87,6 +129,9 @@ def make_config(
         raise ConfigurationError(f"request_directives={request_directives!r}: give a collection of: {known}")
     if not isinstance(heuristic, (int, float)) or not 0 <= heuristic <= 1:
         raise ConfigurationError(f"heuristic={heuristic!r} is not a share, from 0 to 1")
+    if key is not None and not callable(key):
+        raise ConfigurationError(f"key={key!r} is not a function of the scope")
+    ignored = frozenset(name.encode() for name in field_names(ignore_fields, "ignore_fields"))
     engine = cache.engine
     return Config(
         app,
@@ -105,4 +150,6 @@ def make_config(
         max_variants,
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
         app_state,
+        Selection(ignored, cache.digest, key),
+        set(),
     )

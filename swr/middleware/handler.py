@@ -1,5 +1,6 @@
 """Handling one request: classify it, look it up, and answer from the cache, from a load or from the app."""
 
+import contextlib
 import logging
 from typing import Any, Final
 
@@ -11,12 +12,12 @@ from swr.engine.flights import Flight
 from swr.entry import Entry, State
 from swr.errors import LoadTimeout, SWRError
 from swr.events import Miss as MissEvent
-from swr.http.classify import Action, Handling, Miss, classify, classify_miss
+from swr.http.classify import Action, Handling, Miss, Reason, classify, classify_miss
 from swr.http.stored_response import Varies, answers_range, is_response
 from swr.middleware.capture import Capture
 from swr.middleware.captured import ErrorResponse
 from swr.middleware.config import Config
-from swr.middleware.lookup import PART, Found, limits_for, look_up, look_up_local, may_use, read_entry
+from swr.middleware.lookup import PART, Found, find_unknown, limits_for, look_up, look_up_local, may_use, read_entry
 from swr.middleware.messages import begin_with, send_error, send_gateway_timeout, send_stored
 from swr.middleware.outbox import Outbox
 from swr.middleware.passthrough import Unsafe, bypass, head
@@ -37,7 +38,7 @@ class RequestHandler:
         receive, send: of ASGI.
     """
 
-    __slots__ = ("_accepted", "_config", "_engine", "_facts", "_receive", "_request", "_send")
+    __slots__ = ("_accepted", "_config", "_engine", "_facts", "_has_retried", "_receive", "_request", "_send")
 
     def __init__(self, config: Config, request: Request, receive: Receive, send: Send) -> None:
         self._config = config
@@ -45,6 +46,8 @@ class RequestHandler:
         self._request = request
         self._receive = receive
         self._send = send
+        # Whether another request's load was of no use, and this request has looked again for that.
+        self._has_retried = False
         self._facts, self._accepted = request.read_facts(config.sharing, config.honoured)
 
     async def handle(self) -> None:
@@ -69,7 +72,7 @@ class RequestHandler:
             found = look_up_local(self._engine, self._request)
             if await self._serve(found):
                 return
-            is_uncacheable = found.entry is None and found.key in self._config.uncacheable
+            is_uncacheable = found.entry is None and bool(self._config.why_uncacheable(found.key))
             handling = classify_miss(self._facts, Miss(False, is_uncacheable=is_uncacheable))
             if handling.action is Action.BYPASS:
                 await self._bypass(handling, self._miss_status(found.key, found.why_missing(0)))
@@ -101,10 +104,19 @@ class RequestHandler:
         has_response = is_response(found.entry)
         known = found.entry if has_response else None
         is_unshared = known is not None and not may_use(request, known)
+        field = find_unknown(request, found)
         is_confirming = known is not None and known.value.validate and self._engine.is_loading(found.key)
-        miss = Miss(True, is_unshared=is_unshared, is_confirming=is_confirming)
+        is_joinable = self._engine.is_loading(found.key) and request.method == "GET" and b"range" not in request.fields
+        miss = Miss(
+            True,
+            has_unknown_field=field is not None,
+            has_response=has_response,
+            is_unshared=is_unshared,
+            is_confirming=is_confirming,
+            is_joinable=is_joinable,
+        )
         handling = classify_miss(self._facts, miss)
-        if handling.action is Action.LOAD:
+        if handling.action in (Action.LOAD, Action.LOAD_APART):
             return await self._load(handling, found)
         if handling.action is Action.GATEWAY_TIMEOUT:
             self._log(handling)
@@ -117,6 +129,9 @@ class RequestHandler:
             await head(self._config, request, self._receive, self._send, found.key, known, status)
         else:
             status = handling.cache_status or b"swr; fwd=%b" % found.why_missing(self._engine.clock())
+            if field is not None and handling.reason is Reason.UNKNOWN_FIELD:
+                self._config.warn_unknown(field)
+                status = b'swr; fwd=bypass; detail="field %b"' % field.encode("latin-1")
             await self._bypass(handling, status)
         return True
 
@@ -186,6 +201,8 @@ class RequestHandler:
         request = self._request
         why = found.why_missing(self._engine.clock())
         key, entry = found.key, found.entry
+        if handling.action is Action.LOAD_APART:
+            key, entry = request.private_key, None
         if b"range" in request.fields:
             part, _ = await read_entry(self._engine, key + PART, self._accepted)
             if await self._serve_part(key + PART, part):
@@ -193,6 +210,8 @@ class RequestHandler:
             # Only requests for the same part may share a load.
             asked = (request.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
             key, entry = "\n".join([key, "range", *asked]), None
+        # What the local cache knows may have led here, on another event loop than the one before.
+        await self._engine.ready()
         outbox = Outbox(self._receive)
         job = Capture(self._config, request, outbox, found.names, why)
         failure: Exception | None = None
@@ -217,7 +236,9 @@ class RequestHandler:
         if outbox.is_begun and not outbox.is_complete and not outbox.has_left:
             # The middleware around swr must not take it for the whole response.
             raise SWRError(f"the response to {key!r} broke off")
-        outcome = job.outcome if outbox.is_begun else await self._answer_with(flight, why)
+        outcome = job.outcome if outbox.is_begun else await self._answer_with(flight, why, is_own=job.is_begun)
+        if job.is_begun and flight.error is not None and not self._engine.is_loading(key):
+            self._refresh_without_client(flight, found.names)
         if outcome is not None and log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "%s %r: %s (%s): missing in the %s, %s; %s",
@@ -231,8 +252,29 @@ class RequestHandler:
             )
         return outcome is not None
 
-    async def _answer_with(self, flight: Flight, why: bytes) -> str | None:
-        """Answer with the result of another request's flight; return what that was, or None to look up again."""
+    def _refresh_without_client(self, flight: Flight, names: tuple[str, ...]) -> None:
+        """Refresh what is stored with a replay: a field of this client may be what made the app fail.
+
+        The backoff of the failure does not hold this up. If the replay fails too, the backoff goes on.
+        """
+        fallback = self._engine.fallback(flight, flight.error)
+        if fallback is not None:
+            job = Capture(self._config, self._request, names=names)
+            # The cache may have been closed meanwhile.
+            with contextlib.suppress(SWRError):
+                self._engine.begin(flight.key, job, fallback, forced=True)
+
+    def _may_retry(self) -> bool:
+        """Whether to look the request up again, because a load failed that another client caused; once."""
+        may_retry, self._has_retried = not self._has_retried, True
+        return may_retry
+
+    async def _answer_with(self, flight: Flight, why: bytes, *, is_own: bool) -> str | None:
+        """Answer with the result of a flight; return what that was, or None to look up again.
+
+        Parameters:
+            is_own: whether this request has run the app for the flight.
+        """
         request, send, error = self._request, self._send, flight.error
         loaded = flight.loaded
         if loaded is not None:
@@ -243,25 +285,47 @@ class RequestHandler:
                 await send_stored(request, send, loaded, State.MISSING, self._engine.clock(), status)
                 return "another request's load answered"
         elif error is not None:
-            outcome = await self._answer_failure(flight, error, why)
+            fallback = self._usable_fallback(flight, error)
+            if fallback is None and not is_own and self._blames_client(flight, error) and self._may_retry():
+                return None
+            outcome = await self._answer_failure(flight, error, why, fallback)
             if outcome is not None:
                 return outcome
-        elif isinstance(flight.job, Capture) and flight.job.is_stored_elsewhere:
+        elif isinstance(flight.job, Capture) and (
+            flight.job.is_stored_elsewhere or (not flight.job.response.is_about_all and self._may_retry())
+        ):
             return None
         # The result is not for this request, or only for the one that loaded it.
         await bypass(self._config, request, self._receive, send, self._miss_status(flight.key, why))
         return "another request's load was of no use; the app answered"
 
-    async def _answer_failure(self, flight: Flight, error: BaseException, why: bytes) -> str | None:
+    def _blames_client(self, flight: Flight, error: BaseException) -> bool:
+        """Whether a run of the app failed for what may be about the client that caused it.
+
+        After a time-out those who waited have waited long enough.
+        """
+        is_timeout = isinstance(error, LoadTimeout) or (isinstance(error, ErrorResponse) and error.status == 504)
+        return isinstance(flight.job, Capture) and flight.job.error is error and not is_timeout
+
+    def _usable_fallback(self, flight: Flight, error: BaseException) -> Entry[Any] | None:
+        """Return the entry that may answer this request for a load that has failed, or None."""
+        fallback = self._engine.fallback(flight, error)
+        return fallback if fallback is not None and may_use(self._request, fallback) else None
+
+    async def _answer_failure(
+        self, flight: Flight, error: BaseException, why: bytes, fallback: Entry[Any] | None
+    ) -> str | None:
         """Answer for a load that has failed; return how, or None if the app must answer.
+
+        Parameters:
+            fallback: the entry that may answer in its place.
 
         Raises:
             BaseException: the failure, if it is neither a time-out nor an answer of the app.
         """
         now = self._engine.clock()
         is_timeout = isinstance(error, LoadTimeout)
-        fallback = self._engine.fallback(flight, error)
-        if fallback is not None and may_use(self._request, fallback):
+        if fallback is not None:
             status = error.status if isinstance(error, ErrorResponse) else 504 if is_timeout else 500
             # A fallback may be fresh, but not fresh enough for the client.
             state = State.FRESH if now < fallback.fresh_until else State.STALE
@@ -280,7 +344,7 @@ class RequestHandler:
 
     def _miss_status(self, key: str, why: bytes) -> bytes:
         """Return the member of `Cache-Status` for a miss, with the reason why it is not stored, if that is known."""
-        reason = self._config.uncacheable.get(key)
+        reason = self._config.why_uncacheable(key)
         return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
     def _log(self, handling: Handling) -> None:

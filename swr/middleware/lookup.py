@@ -83,8 +83,24 @@ async def read_entry(engine: Engine, key: str, accepted: Limits) -> tuple[Entry[
 
 
 def may_use(request: Request, entry: Entry[Any]) -> bool:
-    """Whether a request may be answered with a response that is stored for others (RFC 9111 3.5)."""
-    return not request.authorized or bool(entry.value.shared)
+    """Return whether a request may be answered with a response that is stored for others.
+
+    Credentials need a response that says it is for everybody (RFC 9111 3.5), or one of their own. A field that swr does
+    not know needs a response that itself says how it may be used.
+    """
+    stored = entry.value
+    is_own = stored.per_credential and request.is_selected_by(stored.names)
+    if request.authorized and not stored.shared and not is_own:
+        return False
+    return stored.own_terms or request.unknown_beyond({*stored.names, *stored.ignores}) is None
+
+
+def find_unknown(request: Request, found: Found) -> str | None:
+    """Return a field that keeps a request away from what a lookup found, or may store after a miss; or None."""
+    if found.entry is None or not is_response(found.entry):
+        return request.unknown_beyond(found.names)
+    stored = found.entry.value
+    return None if stored.own_terms else request.unknown_beyond({*found.names, *stored.ignores})
 
 
 def limits_for(accepted: Limits, entry: Entry[StoredResponse]) -> Limits:

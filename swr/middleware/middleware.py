@@ -1,6 +1,6 @@
 """The ASGI middleware: a shared HTTP cache (RFC 9111) around an app."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,18 +33,22 @@ class SWRMiddleware:
             that matter), and nothing with `Set-Cookie` is stored. "rfc9111": cookies do not matter, directives do.
         max_body_bytes: a longer response passes through, unbuffered and not stored.
         max_variants: how many responses one URL may have that varies; of more the oldest ones go.
-        request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age" and
-            "pragma" are not by default, for with them any client can make the app work. What they force is one load
-            for all who ask meanwhile.
+        request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age",
+            "min-fresh" and "pragma" are not by default, for with them any client can make the app work. What they
+            force is one load for all who ask meanwhile.
         targeted: fields that go before `Cache-Control`, in order of preference (RFC 9213).
         heuristic: the share of the time since `Last-Modified` that a response without any word on it counts as fresh,
-            a day at most (RFC 9111 4.2.2); 0: never.
-        stale_if_unreachable: how long past its lifetime a response stands in for an app that gives no answer (a
-            connection error, a time-out, a 502 or 504), unless a directive forbids it. So long it is kept, too, to be
-            confirmed by the app, if it can be.
-        hard_timeout: how long the app may take for a response that others may be given, its body included; then the
-            run is cancelled, and what is stored stands in, or the answer is 504. None: as long as it likes. What
+            a day at most (RFC 9111 4.2.2); 0, the default: never.
+        stale_if_unreachable: how long past its lifetime swr serves a response for an app that gives no answer (a
+            connection error, a time-out, a 502 or 504), unless a directive forbids it. swr stores it that long, too,
+            so that the app can confirm it.
+        hard_timeout: how long the app may take for a response that others may be given, its body included; then swr
+            cancels the run, and serves the stored response or answers 504. None: as long as it likes. What
             passes through unstored is not limited. A rule or `@cache.response` may say otherwise.
+        ignore_fields: request fields that no response depends on, beside those that swr knows as harmless; see *Who
+            gets whose answer?* in the documentation.
+        key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
+            scope.
         show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
 
     Every answer to GET and HEAD carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method that
@@ -65,15 +69,17 @@ class SWRMiddleware:
         max_variants: int = 64,
         request_directives: Collection[str] = HONOURED,
         targeted: Sequence[str] = ("SWR-Cache-Control", "CDN-Cache-Control"),
-        heuristic: float = 0.1,
+        heuristic: float = 0.0,
         stale_if_unreachable: Duration = "1d",
         hard_timeout: Duration | None = None,
+        ignore_fields: Sequence[str] = (),
+        key: Callable[[Scope], str] | None = None,
         show_key: bool = False,
     ) -> None:
         # The lifespan's state: background runs get it, and nothing that other middleware wrote for one client.
         self._app_state: dict[str, Any] = {}
         self.config = make_config(
-            app,
+            self._run_app,
             cache,
             rules,
             cookies,
@@ -84,6 +90,8 @@ class SWRMiddleware:
             heuristic=heuristic,
             stale_if_unreachable=stale_if_unreachable,
             hard_timeout=hard_timeout,
+            ignore_fields=ignore_fields,
+            key=key,
             app_state=lambda: self._app_state,
         )
         self.app = app
@@ -96,7 +104,10 @@ class SWRMiddleware:
         self._rules = self.config.rules
         self._shows_key = show_key
         # Otherwise the URL as it was sent does not identify the answer.
-        self._plain = not show_key and not any(rule.reads_query for rule in rules)
+        self._plain = (
+            not show_key and key is None and not any(rule.reads_query or rule.key is not None for rule in rules)
+        )
+        self._digest = cache.digest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
@@ -127,7 +138,7 @@ class SWRMiddleware:
             if handling.action is Action.PASS_THROUGH:
                 await pass_through(self.config, scope, receive, send, handling)
                 return
-            request = Request(scope, self._rules)
+            request = Request(scope, self._rules, self.config.selection)
             if self._shows_key and handling.action is not Action.INVALIDATE:
                 send = _show_key(request, send)
             await RequestHandler(self.config, request, receive, send).handle()
@@ -136,9 +147,13 @@ class SWRMiddleware:
         else:
             await self.app(scope, receive, send)
 
+    async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Instrumentation may put another app in the place of this attribute.
+        await self.app(scope, receive, send)
+
     def _ready(self, url: URL) -> Slot | None:
         """Make the messages of a URL ready and return its slot; None if its response cannot be sent as it is."""
-        key = url_key(url)
+        key = url_key(url, self._digest)
         slot = self._local.get(key)
         if slot is None or slot.checked != self._local.generation or type(slot.value) is not StoredResponse:
             return None
@@ -150,7 +165,7 @@ class SWRMiddleware:
             slot.ready_until = slot.ready.until
             self._local.alias(slot, url)
             return slot
-        # A stale one costs no more while a refresh is under way or backs off.
+        # A stale hit is as cheap while a refresh is under way or the key backs off.
         if now < slot.stale_until and self._engine.backs_off(key):
             if slot.ready is None or now >= slot.ready.until:
                 slot.ready = make_ready(slot.entry, now)
@@ -161,7 +176,7 @@ class SWRMiddleware:
         """Publish the event of an answer that was ready."""
         assert url is not None
         state = State.FRESH if self._clock() < slot.fresh_until else State.STALE
-        self._engine.tell(url_key(url), slot.entry, state)
+        self._engine.tell(url_key(url, self._digest), slot.entry, state)
 
     # -- lifespan ---------------------------------------------------------------------------------------------
 

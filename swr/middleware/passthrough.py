@@ -6,16 +6,17 @@ from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
+from swr.endpoints.declared import declared
 from swr.endpoints.decorator import EndpointTerms, endpoint_terms
 from swr.engine.load import Snapshot
 from swr.entry import Entry
 from swr.http.caching import Verdict, control, judge, vary_of
 from swr.http.classify import Handling
-from swr.http.conditional import agrees, updated
+from swr.http.conditional import describes, updated
 from swr.http.fields import Headers, content_length, parse_directives, strings, values_of
 from swr.http.stored_response import RESPONSES, StoredResponse, as_stored, marked
 from swr.middleware.config import Config
-from swr.middleware.request import Request
+from swr.middleware.request import Request, is_personal
 
 log = logging.getLogger("swr")
 
@@ -73,7 +74,9 @@ async def head(
     entry: Entry[StoredResponse] | None,
     status: bytes,
 ) -> None:
-    """Let the app answer HEAD; a 200 confirms or outdates what GET has stored (RFC 9111 4.3.5).
+    """Let the app answer HEAD; a 200 may confirm or outdate what GET has stored (RFC 9111 4.3.5).
+
+    It outdates nothing that is stored on the terms of a rule or an endpoint's decorator.
 
     Parameters:
         key: of what is stored.
@@ -84,10 +87,15 @@ async def head(
     snapshot = engine.snapshot()
 
     async def on_start(message: Message) -> None:
-        if message["status"] == 200 and entry is not None:
-            headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
-            if not await _freshen(config, request, headers, key, entry, snapshot):
-                await engine.invalidate(key)
+        # With cookies that do not matter by a rule, the answer may be of this client alone.
+        if message["status"] != 200 or entry is None or request.has_other_cookies:
+            return
+        headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        is_described = describes(headers, entry.value.headers)
+        if is_described and await _freshen(config, request, headers, key, entry, snapshot):
+            return
+        if is_described is not None and entry.value.own_terms:
+            await engine.invalidate(key)
 
     await bypass(config, request, receive, send, status, on_start)
 
@@ -100,19 +108,20 @@ async def _freshen(
     entry: Entry[StoredResponse],
     snapshot: Snapshot,
 ) -> bool:
-    """Give a stored response the header of a HEAD that agrees with it; False if swr must drop it instead."""
+    """Give a stored response the header of a HEAD that describes it; False if that cannot be."""
     stored = entry.value
-    if stored.status != 200 or stored.complete is not None or not agrees(headers, stored.headers):
+    if stored.status != 200 or stored.complete is not None:
         return False
     merged = updated(stored.headers, headers)
     if vary_of(merged) != vary_of(stored.headers):
-        # Its key is that of the variant that it was.
+        # It would have to move to another variant's key.
         return False
     ages = [(b"age", value) for value in values_of(headers, b"age")]
     verdict = _judged(config, request, stored.status, [*merged, *ages], snapshot, entry.tags)
     if verdict.policy is None:
         return False
     response = as_stored(stored.status, merged, stored.body, verdict)
+    response.names, response.ignores, response.per_credential = stored.names, stored.ignores, stored.per_credential
     # A response that has become newer in the meantime stays.
     await config.engine.put(key, RESPONSES, response, verdict.policy, snapshot, known=entry.version)
     return True
@@ -180,10 +189,11 @@ class Unsafe:
     async def _on_start(self, message: Message) -> Message:
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         status, request = message["status"], self._request
-        if 200 <= status < 400:
+        # RFC 9111 4.4, but for 307 and 308: the request changes something only where it is sent again.
+        if 200 <= status < 300 or status in (301, 302, 303):
             references = [*values_of(headers, b"location"), *values_of(headers, b"content-location")]
             groups = strings(values_of(headers, b"cache-group-invalidation"))[:_MOST_GROUPS]
-            tags = [request.tag, *map(request.tag_of, references), *map(request.group_tag, groups)]
+            tags = [request.tags[1], *map(request.tag_of, references), *map(request.group_tag, groups)]
             self._tags = list(dict.fromkeys(tag for tag in tags if tag is not None))
             self._consider(status, headers)
             await self._invalidate()
@@ -201,15 +211,23 @@ class Unsafe:
         has_expires = not targeted and bool(values_of(headers, b"expires"))
         explicit = "max-age" in directives or "s-maxage" in directives or has_expires
         # An invalidation since this request began must not be undone by its response.
-        current = config.engine.store.tag_versions.admits(self._snapshot.tag_version, (request.tag,))
-        if request.method != "POST" or status != 200 or where != [request.tag] or not explicit or not current:
+        current = config.engine.store.tag_versions.admits(self._snapshot.tag_version, request.tags)
+        if request.method != "POST" or status != 200 or where != [request.tags[1]] or not explicit or not current:
             return
         asked = parse_directives([request.fields.get(b"cache-control", b"")])
         if "no-store" in asked and "no-store" in config.honoured:
             return
-        if config.sharing.cookies_private and b"cookie" in request.fields and not request.key_cookies():
+        has_cookie = config.sharing.cookies_private and b"cookie" in request.fields
+        # The app has seen all cookies, also those that do not matter by a rule.
+        if has_cookie and (not request.key_cookies() or request.has_other_cookies):
             return
-        verdict = _judged(config, request, status, headers, self._snapshot, (request.tag,))
+        route = declared(request.scope)
+        if request.unknown or request.authorized or is_personal(request.scope):
+            # Only what anybody may have sent says what a GET of anybody gets.
+            return
+        if route.fields or not route.is_complete or request.is_apart:
+            return
+        verdict = _judged(config, request, status, headers, self._snapshot, request.tags)
         if verdict.policy is not None and verdict.policy.fresh_for > 0 and not verdict.vary:
             self._verdict, self._headers, self._status = verdict, headers, status
 

@@ -1,14 +1,16 @@
 """One HTTP request as the middleware sees it: its key, the fields that matter, and how it is asked again."""
 
-from typing import Any, Final
+from collections.abc import Callable, Collection
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 from starlette.types import Scope
 
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits, normalised
 from swr.http.classify import RequestFacts
-from swr.http.fields import Directives, parse_directives, values_of
-from swr.http.request import NOTED, path_of, url_key, url_tag
+from swr.http.fields import Directives, Headers, parse_directives, values_of
+from swr.http.request import Digest, digest_with, host_tag, is_ambiguous, path_of, url_key, url_tag
+from swr.http.request_fields import INTERPRETED, FieldClass, field_class
 from swr.middleware.rules import Rule
 from swr.policy import NO_LIMITS, Limits
 
@@ -22,9 +24,31 @@ _REPLAYED: Final = (
     "raw_path",
     "root_path",
     "app_root_path",
+    # What routing around the middleware has found in the path and the host.
+    "path_params",
+    "endpoint",
+    "route",
+    "router",
     "server",
     "app",
 )
+
+
+class Selection(NamedTuple):
+    """What selects responses, by the operator's choice.
+
+    Parameters:
+        ignored: names of fields that no response depends on, lower case.
+        digest: turns a value that selects into text that does not show it.
+        key: returns what selects beside the request itself, from the scope; None: nothing does.
+    """
+
+    ignored: frozenset[bytes] = frozenset()
+    digest: Digest = digest_with(b"")
+    key: Callable[[Scope], str] | None = None
+
+
+_BY_DEFAULT: Final = Selection()
 
 
 class Request:
@@ -33,6 +57,7 @@ class Request:
     Parameters:
         scope: of ASGI.
         rules: the rules of the middleware.
+        selection: what selects responses.
     """
 
     __slots__ = (
@@ -40,44 +65,109 @@ class Request:
         "_cookies",
         "_parameters",
         "_query",
+        "_replayed_state",
         "_rules",
+        "_selecting_fields",
+        "_selection",
         "answered",
         "authorized",
+        "credentials",
         "fields",
+        "has_other_cookies",
         "key",
         "method",
         "scope",
+        "unknown",
         "url_key",
     )
 
-    def __init__(self, scope: Scope, rules: list[Rule]) -> None:
+    def __init__(self, scope: Scope, rules: list[Rule], selection: Selection = _BY_DEFAULT) -> None:
         self.scope = scope
         # A copy, because the app may change the scope afterwards.
         self._asked = {"scheme": "http", "query_string": b"", **scope, "headers": list(scope["headers"])}
         self._rules = rules
+        self._selection = selection
         self.method: str = scope["method"]
-        self.fields: dict[bytes, bytes] = {}
-        fields = self.fields
-        for name, value in scope["headers"]:
-            if name in NOTED:
-                # All lines of a field count: swr cannot know by which of two the app goes.
-                fields[name] = (
-                    fields[name] + (b"; " if name == b"cookie" else b", ") + value if name in fields else value
-                )
         # Whether the event of its answer has been published.
         self.answered = False
-        self.authorized = b"authorization" in fields or b"x-api-key" in fields
         self._cookies = ""
-        self._query = self._keyed(scope["path"], self._asked["query_string"])
+        # Whether there are cookies of which a rule says that they do not matter.
+        self.has_other_cookies = False
+        self._read_fields()
+        self._query = self._keyed(scope["path"], scope.get("raw_path") or b"", self._asked["query_string"])
         # The key grows by the cookies that a rule names; logs show the URL's alone.
-        self.key = self.url_key = url_key(
-            (self._asked["scheme"], fields.get(b"host", b""), path_of(scope), self._query)
+        self.url_key = url_key(
+            (
+                self._asked["scheme"],
+                self.fields.get(b"host", b""),
+                scope.get("raw_path") or b"",
+                scope["path"],
+                scope.get("root_path", ""),
+                self._query,
+                tuple(part for pair in self._selecting_fields for part in pair),
+            ),
+            selection.digest,
         )
+        self.key = self.url_key
+        rule = self.find_rule() if any(rule.key is not None for rule in rules) else None
+        # What the key is made of, a background run must see, too.
+        self._replayed_state: dict[str, Any] | None = None
+        for function in (selection.key, None if rule is None else rule.key):
+            if function is not None:
+                self.key = f"{self.key}\nkey: {selection.digest(str(function(scope)).encode('utf-8', 'surrogatepass'))}"
+                self._replayed_state = dict(scope.get("state", {}))
+
+    def _read_fields(self) -> None:
+        """Sort the fields by their classes."""
+        lines: dict[bytes, list[bytes]] = {}
+        self._selecting_fields: list[tuple[bytes, bytes]] = []
+        # The values of the fields that swr does not know.
+        self.unknown: dict[str, list[bytes]] = {}
+        # Whether the request says who asks.
+        self.credentials: set[str] = set()
+        for name, value in self._asked["headers"]:
+            if name in INTERPRETED:
+                lines.setdefault(name, []).append(value)
+                continue
+            kind = field_class(name)
+            if kind is FieldClass.CREDENTIAL:
+                self.credentials.add(name.decode("latin-1"))
+            elif kind is FieldClass.SELECTING:
+                self._selecting_fields.append((name, value))
+            elif kind is FieldClass.UNKNOWN and name not in self._selection.ignored:
+                self.unknown.setdefault(name.decode("latin-1"), []).append(value)
+        self.authorized = bool(self.credentials) or is_personal(self._asked)
+        # All lines of a field count: swr cannot know by which of two the app goes.
+        self.fields = {name: (b"; " if name == b"cookie" else b", ").join(values) for name, values in lines.items()}
+
+    def unknown_beyond(self, known: Collection[str]) -> str | None:
+        """Return a field of the request that swr does not know and that is not among `known`, or None."""
+        if self.unknown:
+            rule = self.find_rule()
+            for name in self.unknown:
+                if name not in known and (rule is None or not rule.knows(name)):
+                    return name
+        return None
+
+    @property
+    def private_key(self) -> str:
+        """A key for a run of this request that only equal requests share."""
+        pairs = (f"{name}: {value!r}" for name, values in sorted(self.unknown.items()) for value in values)
+        return f"{self.key}\nfields: {self._selection.digest(chr(10).join(pairs).encode())}"
+
+    def is_selected_by(self, names: Collection[str]) -> bool:
+        """Return whether all that says who asks is among the fields `names`."""
+        return not is_personal(self._asked) and self.credentials <= set(names)
+
+    def has_any(self, names: Collection[str]) -> bool:
+        """Return whether the request has any of these fields."""
+        return any(name.decode("latin-1") in names for name, _ in self._asked["headers"])
 
     @property
     def url(self) -> str:
         """The URL as the key has it, for logs and `Cache-Status`."""
-        return self.url_key.removeprefix("GET ").replace("\n", "")
+        scheme, host, path = self._asked["scheme"], self.fields.get(b"host", b"").lower(), path_of(self._asked)
+        return f"{scheme}://{(host + path + b'?' + self._query).decode('latin-1')}"
 
     @property
     def has_content(self) -> bool:
@@ -106,20 +196,25 @@ class Request:
             accepted = limits(directives, REQUEST_DIRECTIVES)
         else:
             accepted = NO_LIMITS
+        # A rule that names cookies counts, whether cookies matter otherwise or not.
+        keys_cookies = b"cookie" in fields and self.key_cookies()
         has_cookie = sharing.cookies_private and b"cookie" in fields
         facts = RequestFacts(
             self.method,
             has_cookie,
-            has_cookie and self.key_cookies(),
+            has_cookie and keys_cookies,
             b"if-match" in fields or b"if-unmodified-since" in fields,
             self.has_content,
+            self.is_apart,
             "no-store" in directives and "no-store" in honoured,
             "only-if-cached" in directives and "only-if-cached" in honoured,
         )
         return facts, accepted
 
     def find_rule(self) -> Rule | None:
-        """Find the first rule that applies."""
+        """Find the first rule that applies; none applies to a path that an app may take for another one."""
+        if self._rules and is_ambiguous(self._asked["path"], self._asked.get("raw_path") or b""):
+            return None
         for rule in self._rules:
             parameters = rule.match(self._asked["path"])
             if parameters is not None:
@@ -127,9 +222,16 @@ class Request:
                 return rule
         return None
 
-    def _keyed(self, path: str, query: bytes) -> bytes:
+    @property
+    def is_apart(self) -> bool:
+        """Whether a rule that keeps responses apart does not apply for the path alone, so that none may be shared."""
+        if self.find_rule() is not None:
+            return False
+        return any(rule.separates and rule.matches(self._asked["path"]) for rule in self._rules)
+
+    def _keyed(self, path: str, raw_path: bytes, query: bytes) -> bytes:
         """Return the part of a query that selects the response, by the first rule that applies to the path."""
-        if query and any(rule.reads_query for rule in self._rules):
+        if query and any(rule.reads_query for rule in self._rules) and not is_ambiguous(path, raw_path):
             for rule in self._rules:
                 if rule.match(path) is not None:
                     return rule.keyed_query(query)
@@ -148,10 +250,18 @@ class Request:
         pairs = self.fields.get(b"cookie", b"").decode("latin-1").split(";")
         # In the order in which they came: the app decides which of two with one name counts.
         named = [pair.strip() for pair in pairs if pair.partition("=")[0].strip() in rule.cookies]
+        self.has_other_cookies = len(named) < len(pairs)
         if named:
             self._cookies = "; ".join(named)
-            self.key = f"{self.key}\ncookie: {self._cookies}"
+            self.key = f"{self.key}\ncookie: {self._selection.digest(self._cookies.encode('latin-1'))}"
         return True
+
+    def withhold_cookies(self, headers: Headers) -> Headers:
+        """Return the fields without the cookies of which a rule says that they do not matter."""
+        if not self.has_other_cookies:
+            return headers
+        rest = [(name, value) for name, value in headers if name != b"cookie"]
+        return [*rest, (b"cookie", self._cookies.encode("latin-1"))] if self._cookies else rest
 
     def variant(self, names: tuple[str, ...]) -> str:
         """Return the key of the variant that this request selects among responses that vary by `names`."""
@@ -162,12 +272,13 @@ class Request:
     def _selecting(self, name: str) -> str:
         values = values_of(self._asked["headers"], name.encode("latin-1"))
         # A missing field is not an empty one.
-        return normalised(name, values) if values else "\n"
+        return self._selection.digest(normalised(name, values).encode("latin-1")) if values else "\n"
 
     @property
-    def tag(self) -> str:
-        """The tag of its URL."""
-        return url_tag(self._asked["path"], self._query.decode("latin-1"))
+    def tags(self) -> tuple[str, str]:
+        """The tags of its URL: on all hosts, and on its own."""
+        tag = url_tag(self._asked["path"], self._query.decode("latin-1"))
+        return tag, host_tag(self.fields.get(b"host", b""), tag)
 
     @property
     def _origin(self) -> str:
@@ -178,7 +289,7 @@ class Request:
         return self._origin + path_of(self._asked).decode("latin-1")
 
     def tag_of(self, reference: bytes) -> str | None:
-        """Return the tag of what a `Location` or `Content-Location` refers to; None if it is of another origin."""
+        """Return the tag, on its host, of what a `Location` or `Content-Location` refers to; None: another origin."""
         try:
             base, target = urlsplit(self._base), urlsplit(urljoin(self._base, reference.decode("latin-1").strip()))
         except ValueError:
@@ -186,7 +297,9 @@ class Request:
         if (target.scheme.lower(), target.netloc.lower()) != (base.scheme, base.netloc):
             return None
         path = unquote(target.path)
-        return url_tag(path, self._keyed(path, target.query.encode("latin-1", "replace")).decode("latin-1"))
+        raw_path, query = (part.encode("latin-1", "replace") for part in (target.path, target.query))
+        tag = url_tag(path, self._keyed(path, raw_path, query).decode("latin-1"))
+        return host_tag(self.fields.get(b"host", b""), tag)
 
     def group_tag(self, group: str) -> str:
         """Return the tag of a cache group of this request's origin (RFC 9875 2: groups are of one origin)."""
@@ -197,9 +310,30 @@ class Request:
         scope: Scope = {name: self._asked[name] for name in _REPLAYED if name in self._asked}
         wanted = {b"host", *(name.encode("latin-1") for name in names)}
         headers = [(name, value) for name, value in self._asked["headers"] if name in wanted]
+        headers += [(name, value) for name, value in self._selecting_fields if name not in wanted]
         if self._cookies and b"cookie" not in wanted:
             headers.append((b"cookie", self._cookies.encode("latin-1")))
+        client = None
+        if self._replayed_state is not None:
+            client, state = self._asked.get("client"), self._replayed_state
         scope.update(
-            method="GET", query_string=self._query, headers=headers, client=None, state=dict(state), extensions={}
+            method="GET", query_string=self._query, headers=headers, client=client, state=dict(state), extensions={}
         )
         return scope
+
+
+def is_personal(scope: Scope) -> bool:
+    """Return whether somebody has logged in, or the session was used, as far as the scope shows."""
+    session, user = scope.get("session"), scope.get("user")
+    # `accessed` does not see every use of a session that holds something.
+    if session is not None and (bool(session) or getattr(session, "accessed", False)):
+        return True
+    # A user of another kind than Starlette's counts, unless it says that nobody has logged in.
+    if user is not None and getattr(user, "is_authenticated", True) is not False:
+        return True
+    certificate = scope.get("extensions", {}).get("tls", {})
+    return bool(
+        {"authenticated"} & set(getattr(scope.get("auth"), "scopes", ()))
+        or certificate.get("client_cert_name")
+        or certificate.get("client_cert_chain")
+    )

@@ -1,11 +1,12 @@
 """Rules: how an operator caches the responses of a path."""
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal
 from urllib.parse import unquote_plus
 
 from starlette.routing import compile_path
+from starlette.types import Scope
 
 from swr.core.keys import Template
 from swr.errors import ConfigurationError
@@ -14,6 +15,14 @@ from swr.http.fields import field_names
 from swr.policy import Duration, Policy, timeout
 
 _METHODS: Final = frozenset({"GET", "HEAD"})
+# What these paths answer is true at the moment. A rule that names one of them applies to it, a catch-all does not.
+_MOMENTARY: Final = frozenset(
+    {
+        "/health", "/healthz", "/healthcheck", "/health-check", "/health/live", "/health/ready", "/live", "/livez",
+        "/liveness", "/ready", "/readyz", "/readiness", "/ping", "/heartbeat", "/status", "/up", "/metrics", "/_status",
+        "/api/health", "/actuator/health", "/actuator/prometheus",
+    }
+)  # fmt: skip
 
 
 class Rule:
@@ -32,8 +41,14 @@ class Rule:
         drop_params: parameters that do not. What is dropped is still seen by the app that answers a client, and
             must not change what it answers.
         cookies: the cookies that the response depends on. A request with cookies is then answered from the cache
-            as if it had these alone; without this, it is not answered from the cache at all.
+            as if it had these alone, and a run of the app that may be stored sees these alone; without this, it is not
+            answered from the cache at all.
         hard_timeout: how long a load of these responses may run; in place of the middleware's.
+        ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
+        key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
+            scope.
+        credentials: "private": requests with credentials get responses that say they are for everybody. "vary":
+            each credential has responses of its own, and a revoked one gets them until they end.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -54,6 +69,9 @@ class Rule:
         keep_params: Sequence[str] | None = None,
         drop_params: Sequence[str] = (),
         hard_timeout: Duration | None = None,
+        ignore_fields: Sequence[str] = (),
+        key: Callable[[Scope], str] | None = None,
+        credentials: Literal["private", "vary"] = "private",
     ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
@@ -79,6 +97,15 @@ class Rule:
         self.cookies = None if cookies is None else frozenset(cookies)
         self._override = override
         self._vary = field_names(vary)
+        self._known = frozenset({*self._vary, *field_names(ignore_fields, "ignore_fields")})
+        if key is not None and not callable(key):
+            raise ConfigurationError(f"Rule({path!r}): key={key!r} is not a function of the scope")
+        self.key = key
+        if credentials not in ("private", "vary"):
+            raise ConfigurationError(f'Rule({path!r}): credentials={credentials!r}: give "private" or "vary"')
+        self._per_credential = credentials == "vary"
+        # A rule for whole trees is not meant for what says how the app is right now.
+        self._is_catch_all = any(type(converter).__name__ == "PathConvertor" for converter in self._converters.values())
         for name, params in (("keep_params", keep_params or ()), ("drop_params", drop_params)):
             if isinstance(params, str) or not all(isinstance(param, str) and param for param in params):
                 raise ConfigurationError(f'Rule({path!r}): {name}={params!r}: give a tuple of names, ("utm_*",)')
@@ -103,13 +130,28 @@ class Rule:
     def match(self, path: str) -> dict[str, Any] | None:
         """Return the path's parameters if the rule applies, else None."""
         found = self._pattern.match(path)
-        return None if found is None else found.groupdict()
+        if found is None or (self._is_catch_all and path.rstrip("/") in _MOMENTARY):
+            return None
+        return found.groupdict()
+
+    @property
+    def separates(self) -> bool:
+        """Whether the rule keeps responses to one URL apart."""
+        return self.key is not None or bool(self._vary) or self._per_credential
+
+    def matches(self, path: str) -> bool:
+        """Return whether the path is of this rule's form, whether the rule applies to it or not."""
+        return self._pattern.match(path) is not None
+
+    def knows(self, field: str) -> bool:
+        """Return whether the rule says what a request field means: it selects, or it is to be ignored."""
+        return field in self._known
 
     def terms(self, parameters: dict[str, Any]) -> Terms:
         """Return what the rule says about a response to a path with these parameters."""
         tags = tuple(tag.fill_plain(parameters) for tag in self._tags)
         policy = self._policy
-        return Terms(policy.tagged(tags), self._timed, self._override, self._vary)
+        return Terms(policy.tagged(tags), self._timed, self._override, self._vary, per_credential=self._per_credential)
 
 
 def _pattern(names: Sequence[str]) -> re.Pattern[str]:

@@ -21,7 +21,7 @@ async def store_response(
     policy: Policy,
     vary: tuple[str, ...],
     *,
-    is_range: bool,
+    is_apart: bool,
 ) -> bool:
     """Store a response, end the load, and return whether the response has another key than the load.
 
@@ -30,7 +30,7 @@ async def store_response(
         response: the response, or a part of one.
         policy: how long it may be served.
         vary: the request fields that select it.
-        is_range: whether the client asked for a part.
+        is_apart: whether the load's key is that of a part, or of this request alone.
     """
     key = request.variant(vary)
     if response.status == 206:
@@ -41,14 +41,14 @@ async def store_response(
             await _add_variant(config, request, load, vary, key, put=True)
         return False
     await config.engine.put(key, RESPONSES, response, policy, load.snapshot)
-    if is_range:
+    if is_apart:
         if vary:
             await _add_variant(config, request, load, vary, key, put=True)
         await load.skip()
         return True
     # The URL turns out to vary, or to vary by other fields: the waiting requests learn by which.
     varies = await _add_variant(config, request, load, vary, key, put=load.flight.key != request.key)
-    await load.store(varies, Policy(_VARIES_FOR, tags=(request.tag,)))
+    await load.store(varies, Policy(_VARIES_FOR, tags=request.tags))
     return True
 
 
@@ -87,6 +87,6 @@ async def _add_variant(
         await engine.invalidate(request.key + old)
     varies = Varies(names, variants[-config.max_variants :])
     if put:
-        policy = Policy(_VARIES_FOR, tags=(request.tag,))
+        policy = Policy(_VARIES_FOR, tags=request.tags)
         await engine.put(request.key, RESPONSES, varies, policy, load.snapshot)
     return varies

@@ -4,6 +4,7 @@ Public names: `Proxy` and `caching_proxy`; the modules are private. Imports: `sw
 and httpx, which `pip install 'swr[proxy]'` brings.
 """
 
-from swr.proxy.proxy import Proxy, caching_proxy
+from swr.proxy.caching import caching_proxy
+from swr.proxy.proxy import Proxy
 
 __all__ = ["Proxy", "caching_proxy"]

@@ -1,61 +1,44 @@
 """A reverse proxy as an ASGI app: every request goes to one upstream service, and its answer comes back as it is.
 
-It caches nothing; `SWRMiddleware(Proxy("http://127.0.0.1:9000"), cache=cache)` does, and `caching_proxy` makes that.
+It caches nothing; `SWRMiddleware(Proxy("http://127.0.0.1:9000"), cache=cache)` does, and `caching_proxy` returns that.
 """
 
-import ipaddress
 import logging
 import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from email.utils import formatdate
-from typing import Any, Final, Literal
-from urllib.parse import quote, unquote
+from typing import Any, Final
+from urllib.parse import quote
 
 import anyio
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from swr.cache import Cache
 from swr.errors import ConfigurationError
-from swr.middleware.middleware import Rule, SWRMiddleware
+from swr.http.request import path_of
 from swr.policy import Duration, seconds
+from swr.proxy.headers import (
+    FieldRules,
+    Fields,
+    end_to_end,
+    members,
+    request_fields,
+    response_fields,
+    without,
+)
 
 try:
     import httpx
 except ImportError as error:
     raise ImportError("swr.proxy needs httpx: pip install 'swr[proxy]'") from error
 
-__all__ = ["Proxy", "caching_proxy"]
-
 log = logging.getLogger("swr")
 
-Fields = list[tuple[bytes, bytes]]
-
-# What is about one connection and not about the message (RFC 9110 7.6.1 and 11.7, RFC 9112 C.2.2, RFC 7540 3.2.1).
-HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authentication-info",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-# `Connection` cannot take these away: they are for every recipient, or say where the message ends (RFC 9110 7.6.1).
-_KEPT: Final = frozenset({b"cache-control", b"content-length", b"host"})
 # An idle connection is given up before servers usually do so, after 5 seconds: no request runs into a closing one.
 _IDLE: Final = 4.0
-_WITHOUT_CONTENT: Final = frozenset({204, 304})
 # What servers refuse to send in a field (RFC 9110 5.5).
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/.*)?", re.IGNORECASE | re.DOTALL)
 
 
 class _ClientGone(Exception):
@@ -108,10 +91,7 @@ class Proxy:
             raise ConfigurationError(f'pseudonym={pseudonym!r} stands in Via: one word, such as "swr"')
         self._timeout = {"connect": patience, "pool": patience, "read": silence, "write": silence}
         self._max_connections = max_connections
-        self._preserve_host = preserve_host
-        self._forwarded = forwarded
-        self._trust_forwarded = trust_forwarded
-        self._pseudonym = pseudonym.encode()
+        self._rules = FieldRules(self._url.netloc, preserve_host, forwarded, trust_forwarded, pseudonym.encode())
         self._transport: httpx.AsyncHTTPTransport | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -171,28 +151,19 @@ class Proxy:
             raise failed
 
     async def _exchange(self, scope: Scope, body: "_Body", send: Send) -> None:
+        """Pass a request on and its answer back, or answer it here."""
         method: str = scope["method"]
         target = self._target(scope)
-        if method in ("CONNECT", "TRACE"):
-            await _say(scope, send, 501, f"{method} is not supported.")
+        fields, named = end_to_end(scope["headers"])
+        hops = _hops_left(fields) if method == "OPTIONS" else None
+        refusal = _refusal(scope, target, hops)
+        if refusal is not None:
+            await _say(scope, send, *refusal)
             return
-        if target is None:
-            await _say(scope, send, 400, "The target of the request is not a path.")
-            return
-        if _members(scope["headers"], b"transfer-encoding") - {b"chunked"}:
-            # RFC 9112 6.1: a coding that was not taken off by the server would be lost.
-            await _say(scope, send, 501, "A transfer coding other than chunked is not supported.")
-            return
-        fields, named = _end_to_end(scope["headers"])
-        if method == "OPTIONS":
-            # RFC 9110 7.6.2
-            hops = next((value for name, value in fields if name == b"max-forwards"), b"")
-            if hops.isdigit() and len(hops) < 10:
-                if int(hops) == 0:
-                    await _say(scope, send, 200, "")
-                    return
-                fields = [*_without(fields, b"max-forwards"), (b"max-forwards", b"%d" % (int(hops) - 1))]
-        fields = self._request_fields(scope, fields)
+        assert target is not None
+        if hops is not None:
+            fields = [*without(fields, b"max-forwards"), (b"max-forwards", b"%d" % (hops - 1))]
+        fields = request_fields(scope, fields, self._rules)
         has_body = await _frame(scope["headers"], fields, body)
         try:
             response = await self._ask(method, target, fields, body if has_body else None)
@@ -202,6 +173,14 @@ class Proxy:
             await _say(scope, send, status, text)
             return
         body.sent.set()
+        await self._relay(scope, response, send, unshared=bool(named))
+
+    async def _relay(self, scope: Scope, response: httpx.Response, send: Send, *, unshared: bool) -> None:
+        """Send the service's answer to the client.
+
+        Parameters:
+            unshared: whether the service did not see all that the client sent.
+        """
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         overrun = None
@@ -210,14 +189,18 @@ class Proxy:
             if not 200 <= response.status_code <= 599 or any(_CONTROL.search(value) for _, value in received):
                 await _say(scope, send, 502, "The service's answer is not valid.")
                 return
-            headers = self._response_fields(response, unshared=bool(named))
+            version: bytes = response.extensions["http_version"]
+            headers = response_fields(response.status_code, received, version, self._rules, unshared=unshared)
+            if log.isEnabledFor(logging.DEBUG):
+                status = response.status_code
+                log.debug("%s %r: passed on; the service answered %d", scope["method"], scope["path"], status)
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for chunk in stream:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             overrun = _overrun(stream)
             await send({"type": "http.response.body", "body": b""})
         except httpx.TimeoutException as error:
-            # Whoever gets this breaks the connection to the client: half an answer is never taken for a whole one.
+            # An exception makes the server break the connection, so the client never takes half an answer for a whole.
             raise TimeoutError(f"the service fell silent amid its answer to {scope['path']!r}") from error
         except httpx.TransportError as error:
             raise ConnectionError(f"the service broke off its answer to {scope['path']!r}") from error
@@ -259,7 +242,9 @@ class Proxy:
         None: it is no path.
         """
         # What a path may hold (RFC 3986 3.3).
-        path: bytes = scope.get("raw_path") or quote(scope["path"], safe="/:@!$&'()*+,;=~").encode()
+        path: bytes = scope.get("raw_path") or b""
+        if not path or path_of(scope) != path:  # An outer middleware has changed it.
+            path = quote(scope["path"], safe="/:@!$&'()*+,;=~").encode()
         if path == b"*" and scope["method"] == "OPTIONS":
             return path
         if not path.startswith(b"/"):
@@ -267,57 +252,9 @@ class Proxy:
         query: bytes = scope["query_string"]
         return self._base + path + (b"?" + query if query else b"")
 
-    def _request_fields(self, scope: Scope, fields: Fields) -> Fields:
-        """Return the fields of a request as the service is to see them."""
-        hosts = [value for name, value in fields if name == b"host"]
-        if not self._preserve_host or not hosts:
-            fields = [(b"host", self._url.netloc), *_without(fields, b"host")]
-        if not self._trust_forwarded:
-            fields = [(name, value) for name, value in fields if not _is_about_the_client(name)]
-        if self._forwarded:
-            address = _address(scope)
-            node = b"unknown" if address is None else b'"[%b]"' % address if b":" in address else address
-            element = b"for=%b" % node
-            if hosts:
-                element += b';host="%b"' % re.sub(rb'(["\\])', rb"\\\1", hosts[0])
-            element += b";proto=%b" % scope["scheme"].encode()
-            fields = _appended(fields, b"forwarded", element)
-            if address is not None:
-                fields = _appended(fields, b"x-forwarded-for", address)
-            present = {name for name, _ in fields}
-            if b"x-forwarded-proto" not in present:
-                fields.append((b"x-forwarded-proto", scope["scheme"].encode()))
-            if b"x-forwarded-host" not in present and hosts:
-                fields.append((b"x-forwarded-host", hosts[0]))
-        return _appended(fields, b"via", b"%b %b" % (scope["http_version"].encode(), self._pseudonym))
-
-    def _response_fields(self, response: httpx.Response, unshared: bool) -> Fields:
-        """Return the fields of an answer as the client is to see them.
-
-        Parameters:
-            unshared: the service did not see all that the client sent.
-        """
-        received = [(name.lower(), value) for name, value in response.headers.raw]
-        fields, _ = _end_to_end(received)
-        names = {name for name, _ in received}
-        if response.status_code in _WITHOUT_CONTENT or b"transfer-encoding" in names:
-            # RFC 9110 8.6, RFC 9112 6.3
-            fields = _without(fields, b"content-length")
-        if b"date" not in names:
-            # RFC 9110 6.6.1
-            fields.append((b"date", formatdate(usegmt=True).encode()))
-        if unshared or (self._forwarded and self._varies_by_address(fields)):
-            # What selected the answer is not in the request as a cache in front of this proxy sees it.
-            fields.append((b"vary", b"*"))
-        version: bytes = response.extensions["http_version"]
-        return _appended(fields, b"via", b"%b %b" % (version.removeprefix(b"HTTP/"), self._pseudonym))
-
-    def _varies_by_address(self, fields: Fields) -> bool:
-        return not {b"forwarded", b"x-forwarded-for"}.isdisjoint(_members(fields, b"vary"))
-
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a request as it comes from the client, and the news that the client has left.
+    """The body of a request as it comes from the client, and a watch for the client's disconnect.
 
     Parameters:
         receive: of ASGI; it is asked from one place at a time.
@@ -326,19 +263,19 @@ class _Body(httpx.AsyncByteStream):
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._begun: Message | None = None
-        # Nobody reads the body any more.
+        # Set when the body needs no more reading.
         self.sent = anyio.Event()
 
     async def is_empty(self) -> bool:
         """Wait for the beginning of the body, and say whether that is all."""
-        self._begun = await self._hear()
+        self._begun = await self._next()
         return not self._begun.get("body") and not self._begun.get("more_body", False)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The body, piece by piece."""
         more = True
         while more:
-            message, self._begun = self._begun or await self._hear(), None
+            message, self._begun = self._begun or await self._next(), None
             if message.get("body"):
                 yield message["body"]
             more = message.get("more_body", False)
@@ -351,52 +288,11 @@ class _Body(httpx.AsyncByteStream):
             pass
         scope.cancel()
 
-    async def _hear(self) -> Message:
+    async def _next(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise _ClientGone
         return message
-
-
-# -- fields ---------------------------------------------------------------------------------------------------
-
-
-def _end_to_end(headers: Sequence[tuple[bytes, bytes]]) -> tuple[Fields, set[bytes]]:
-    """Return the fields that are not about the connection (RFC 9110 7.6.1), and which it named beyond the usual."""
-    named = _members(headers, b"connection") - HOP_BY_HOP - _KEPT
-    fields = [(name, value) for name, value in headers if name not in HOP_BY_HOP and name not in named]
-    return fields, named & {name for name, _ in headers}
-
-
-def _members(headers: Sequence[tuple[bytes, bytes]], field: bytes) -> set[bytes]:
-    """The members of a field that is a list of words, lower case."""
-    lines = [value for name, value in headers if name == field]
-    return {member.strip(b" \t").lower() for line in lines for member in line.split(b",")}
-
-
-def _without(fields: Fields, field: bytes) -> Fields:
-    return [(name, value) for name, value in fields if name != field]
-
-
-def _appended(fields: Fields, field: bytes, member: bytes) -> Fields:
-    """Return the fields with a member added to one that is a list, which is then one line."""
-    values = [value for name, value in fields if name == field]
-    return [*_without(fields, field), (field, b", ".join([*values, member]))]
-
-
-def _is_about_the_client(name: bytes) -> bool:
-    """Whether a field is one that proxies speak of the client by; for CGI `_` is the same as `-`."""
-    name = name.replace(b"_", b"-")
-    return name in (b"forwarded", b"x-real-ip") or name.startswith(b"x-forwarded-")
-
-
-def _address(scope: Scope) -> bytes | None:
-    """The client's address, if it has one that is an address (RFC 7239 6)."""
-    client = scope.get("client")
-    try:
-        return str(ipaddress.ip_address(client[0].partition("%")[0])).encode() if client else None
-    except ValueError:
-        return None
 
 
 def _overrun(stream: Any) -> Any:
@@ -410,6 +306,24 @@ def _overrun(stream: Any) -> Any:
     return stream if state is not None and state.trailing_data[0] else None
 
 
+def _hops_left(fields: Fields) -> int | None:
+    """Return the number in `Max-Forwards` (RFC 9110 7.6.2); None if there is none that counts."""
+    hops = next((value for name, value in fields if name == b"max-forwards"), b"")
+    return int(hops) if hops.isdigit() and len(hops) < 10 else None
+
+
+def _refusal(scope: Scope, target: bytes | None, hops: int | None) -> tuple[int, str] | None:
+    """Return the status and the text of a request that the proxy answers itself; None for one that it passes on."""
+    if scope["method"] in ("CONNECT", "TRACE"):
+        return 501, f"{scope['method']} is not supported."
+    if target is None:
+        return 400, "The target of the request is not a path."
+    if members(scope["headers"], b"transfer-encoding") - {b"chunked"}:
+        # RFC 9112 6.1: a coding that was not taken off by the server would be lost.
+        return 501, "A transfer coding other than chunked is not supported."
+    return (200, "") if hops == 0 else None
+
+
 async def _frame(headers: Sequence[tuple[bytes, bytes]], fields: Fields, body: _Body) -> bool:
     """Say whether the request has a body, and see to it that the fields say where it ends (RFC 9112 6)."""
     names = {name for name, _ in headers}
@@ -420,7 +334,7 @@ async def _frame(headers: Sequence[tuple[bytes, bytes]], fields: Fields, body: _
         if await body.is_empty():
             body.sent.set()
             return False
-    fields[:] = [*_without(fields, b"content-length"), (b"transfer-encoding", b"chunked")]
+    fields[:] = [*without(fields, b"content-length"), (b"transfer-encoding", b"chunked")]
     return True
 
 
@@ -448,6 +362,8 @@ async def _say(scope: Scope, send: Send, status: int, text: str) -> None:
     Without `Cache-Control`: no cache stores a 502 or 504 of its own accord, and one in front of this proxy may give
     it to all who wait for the same answer, who would otherwise have to find out one by one.
     """
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s %r: answered %d here (%s)", scope["method"], scope["path"], status, text or "Max-Forwards is 0")
     content = f"{text}\n".encode() if text else b""
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
@@ -482,65 +398,3 @@ def _upstream_url(upstream: str) -> httpx.URL:
     if "?" in upstream or "#" in upstream:
         raise ConfigurationError(f"upstream={upstream!r} has a query or a fragment: leave it out")
     return url
-
-
-def caching_proxy(
-    upstream: str,
-    *,
-    redis: str | None = None,
-    namespace: str = "swr",
-    l1_max_bytes: int = 64 * 2**20,
-    fresh_for: Duration | None = None,
-    stale_for: Duration = 0,
-    stale_if_error: Duration = 0,
-    cookies: Literal["private", "rfc9111"] = "private",
-    max_body_bytes: int = 2**20,
-    timeout: Duration = 30,
-    connect_timeout: Duration = 5,
-    max_connections: int = 100,
-    trust_forwarded: bool = False,
-) -> ASGIApp:
-    """Return a caching reverse proxy, an ASGI app.
-
-    Parameters:
-        upstream, timeout, connect_timeout, max_connections, trust_forwarded: see `Proxy`.
-        redis: the URL of Redis or Valkey; None keeps everything in memory.
-        namespace, l1_max_bytes: see `Cache`.
-        fresh_for, stale_for, stale_if_error: for answers that do not say themselves; see `Rule`.
-        cookies, max_body_bytes: see `SWRMiddleware`.
-
-    Raises:
-        ConfigurationError: any of these that cannot work.
-    """
-    proxy = Proxy(
-        upstream,
-        timeout=timeout,
-        connect_timeout=connect_timeout,
-        max_connections=max_connections,
-        trust_forwarded=trust_forwarded,
-    )
-    rules = []
-    if fresh_for is not None or stale_for or stale_if_error:
-        rules.append(
-            Rule("/{path:path}", fresh_for=fresh_for, stale_for=stale_for, stale_if_error=stale_if_error),
-        )
-    cache = Cache(redis, namespace=namespace, l1_max_bytes=l1_max_bytes)
-    return _origin_form(SWRMiddleware(proxy, cache, rules, cookies, max_body_bytes))
-
-
-def _origin_form(app: ASGIApp) -> ASGIApp:
-    """Return an app that sees `GET http://host/path` as what it stands for (RFC 9112 3.2.2).
-
-    Servers may hand it over as it came; the cache must not take it for another resource.
-    """
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            match = _ABSOLUTE.fullmatch(scope.get("raw_path") or b"")
-            if match:
-                path = match[2] or b"/"
-                headers = [(b"host", match[1]), *_without(list(scope["headers"]), b"host")]
-                scope = {**scope, "raw_path": path, "path": unquote(path.decode("latin-1")), "headers": headers}
-        await app(scope, receive, send)
-
-    return answer

@@ -154,9 +154,9 @@ class Cluster:
 
     async def _ask_for_map(self) -> tuple[str, list[Any]]:
         """Return the host that was asked and its answer to `CLUSTER SLOTS`; any node will do that answers."""
-        whole = [link for link in self._links.values() if link.connection is not None]
-        if whole:
-            link = random.choice(whole)
+        connected = [link for link in self._links.values() if link.connection is not None]
+        if connected:
+            link = random.choice(connected)
             connection = await link.ready()
             return _host(link), await connection.ask("CLUSTER", "SLOTS")
         error: Exception = StoreUnavailable("a cluster needs at least one node to begin with")
@@ -185,7 +185,7 @@ class Cluster:
             by_slot[first : last + 1] = [link] * (last + 1 - first)
         for address, link in self._links.items():
             if link.connection is not None and None in by_slot:
-                # Who knows of no master for a slot knows less than who did: the master itself says if it is none.
+                # A node that knows no master for a slot is less well informed; a demoted master says so itself.
                 for slot, before in enumerate(self._by_slot):
                     if before is link and by_slot[slot] is None:
                         by_slot[slot] = links[address] = link

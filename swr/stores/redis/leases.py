@@ -143,7 +143,7 @@ class RedisLeases:
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
-        """Store the entry, give the lease back and notify every process; if the lease is lost, do nothing of it."""
+        """Store the entry, give the lease back and notify every process; if the lease is lost, store nothing."""
         frame = frames.encode(lease.key, entry, codec)
         message = self._messages.write(Kind.COMMITTED, lease.key, entry.version)
         ttl = max(entry.keep_until - self._clock(), _KEPT_AT_LEAST)

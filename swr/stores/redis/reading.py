@@ -72,7 +72,7 @@ def settle_one(reading: Reading, reply: Any) -> None:
 
 
 def decode(key: str, frame: bytes | None, codec: Codec, warn_once: Callable[[str, str], None]) -> Entry[Any] | None:
-    """Return the entry in a frame; None for no frame, a tombstone, or (logged once) what cannot be decoded."""
+    """Return the entry in a frame; None for no frame, a tombstone, or, with one warning, an undecodable frame."""
     if not frame:
         return None
     try:

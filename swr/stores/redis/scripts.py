@@ -2,7 +2,7 @@
 
 Keys, for the namespace `ns` and the storage name `h` of an entry's key:
 
-- `ns:{h}` the entry: a frame (`swr.codec`), or a tombstone: 16 digits of version and `t`
+- `ns:{h}` the entry: a frame (`swr.core.codec`), or a tombstone: 16 digits of version and `t`
 - `ns:{h}:l` the lease: `l`, 16 digits of version, the holder's token. Or a pause after failed loads: `p`,
   16 digits of the time (microseconds) at which it ends, the number of failures
 - `ns:{!}b` a sorted set of tag versions by tag, `*` for all tags and `!` for the minimum tag

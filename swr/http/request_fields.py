@@ -1,0 +1,150 @@
+"""The four classes of request fields: which may a stored response disregard, and which not. Pure.
+
+| class      | what it means for a stored response                                                  |
+| ---------- | ------------------------------------------------------------------------------------ |
+| ignored    | the answer does not depend on it; an app that varies by it has to send `Vary`        |
+| selecting  | part of the key: requests with other values have another stored response             |
+| credential | says who asks, as `Authorization` does (RFC 9111 3.5)                                |
+| unknown    | anything else: it keeps a request away from responses stored under swr's own terms   |
+
+Fields that swr itself interprets (`Host`, `Cookie`, `Cache-Control`, conditions, `Range`, ...) are in none of them.
+"""
+
+import enum
+import functools
+import re
+from typing import Final
+
+
+class FieldClass(enum.Enum):
+    """What a request field means for a stored response; see the table of this module."""
+
+    IGNORED = "ignored"
+    SELECTING = "selecting"
+    CREDENTIAL = "credential"
+    UNKNOWN = "unknown"
+
+
+# What swr itself interprets.
+INTERPRETED: Final = frozenset(
+    {
+        b"cache-control",
+        b"content-length",
+        b"cookie",
+        b"host",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"pragma",
+        b"range",
+        b"transfer-encoding",
+    }
+)
+
+IGNORED: Final = frozenset(
+    {
+        # About the client and its preferences.
+        b"user-agent", b"accept", b"accept-charset", b"accept-encoding", b"accept-language", b"accept-datetime",
+        b"accept-ranges", b"referer", b"dnt", b"priority", b"purpose", b"x-purpose", b"x-moz", b"from",
+        b"upgrade-insecure-requests",
+        # Browsers send these with every request. Others that begin with `sec-` are ignored by their prefix.
+        b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-fetch-dest", b"sec-fetch-mode",
+        b"sec-fetch-site", b"sec-fetch-user", b"sec-gpc", b"sec-purpose",
+        # About the connection.
+        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"http2-settings", b"expect",
+        b"content-type", b"max-forwards", b"alt-used", b"early-data", b"cdn-loop",
+        # About the way of the request.
+        b"via", b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip",
+        b"fastly-client-ip", b"x-original-forwarded-for", b"cf-ray", b"cf-connecting-ip", b"cf-connecting-ipv6",
+        b"cf-ew-via", b"x-varnish", b"x-amz-cf-id", b"x-azure-ref", b"x-azure-clientip",
+        b"x-envoy-attempt-count", b"x-envoy-expected-rq-timeout-ms", b"x-envoy-external-address",
+        # Identifiers of requests, and tracing.
+        b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id", b"x-request-start", b"x-queue-start",
+        b"traceparent", b"tracestate", b"baggage", b"b3", b"x-amzn-trace-id", b"x-cloud-trace-context",
+        b"uber-trace-id", b"sentry-trace", b"newrelic", b"elastic-apm-traceparent", b"grpc-trace-bin",
+    }
+)  # fmt: skip
+IGNORED_PREFIXES: Final = (b"sec-", b"x-b3-", b"x-datadog-", b"x-newrelic-", b"uberctx-", b"ot-tracer-")
+
+SELECTING: Final = frozenset(
+    {
+        b"origin", b"forwarded", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port",
+        b"x-forwarded-prefix", b"x-forwarded-server", b"x-forwarded-scheme", b"x-forwarded-ssl", b"x-scheme",
+        b"cf-visitor", b"x-original-host", b"x-original-url", b"x-rewrite-url", b"front-end-https",
+        b"cf-ipcountry", b"cloudfront-viewer-country", b"x-country-code", b"x-geo-country", b"x-appengine-country",
+        b"x-vercel-ip-country", b"fastly-geo-country", b"x-client-geo-location",
+        b"x-requested-with", b"save-data",
+        b"hx-request", b"hx-boosted", b"hx-target", b"hx-trigger", b"hx-trigger-name", b"hx-current-url",
+        b"hx-history-restore-request", b"hx-prompt",
+    }
+)  # fmt: skip
+SELECTING_PREFIXES: Final = (b"hx-",)
+
+CREDENTIALS: Final = frozenset(
+    {
+        b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"apikey", b"x-auth-token",
+        b"x-access-token", b"x-id-token", b"x-session-token", b"private-token",
+        b"job-token", b"deploy-token", b"x-authorization",
+        b"remote-user", b"x-remote-user", b"x-remote-group", b"x-forwarded-user", b"x-forwarded-email",
+        b"x-forwarded-groups", b"x-forwarded-preferred-username", b"x-forwarded-access-token",
+        b"x-forwarded-client-cert", b"x-client-cert", b"x-ssl-client-cert", b"x-ssl-cert", b"ssl-client-cert",
+        b"client-cert", b"client-cert-chain", b"x-ssl-client-verify", b"x-ssl-client-s-dn", b"x-ssl-client-dn",
+        b"x-arr-clientcert", b"x-authenticated-user", b"x-authenticated-userid", b"x-consumer-username",
+        b"x-consumer-id", b"x-credential-identifier", b"x-webauth-user", b"signature", b"signature-input", b"dpop",
+        b"x-hub-signature", b"x-hub-signature-256", b"x-amz-security-token", b"x-amz-date",
+    }
+)  # fmt: skip
+CREDENTIAL_PREFIXES: Final = (
+    b"x-auth-request-",
+    b"x-amzn-oidc-",
+    b"cf-access-",
+    b"x-goog-iap-",
+    b"x-goog-authenticated-user-",
+    b"x-ms-client-principal",
+    b"x-ms-token-",
+    b"x-authentik-",
+    b"x-pomerium-",
+    b"remote-",
+    b"tailscale-user-",
+)
+
+# A well-formed node of `Forwarded` (RFC 7239 6). Anything else may be read as something else.
+_CLIENT: Final = re.compile(
+    rb"for=(?:[\d.]+|unknown|_[\w.-]+|\"(?:[\d.]+|unknown|_[\w.-]+|\[[\da-f:.]+\])(?::[\w.-]+)?\")", re.IGNORECASE
+)
+
+# A longer name is unknown without a look at it.
+_LONGEST_NAME: Final = 128
+
+
+def field_class(name: bytes) -> FieldClass:
+    """Return the class of a request field that swr does not interpret itself.
+
+    Parameters:
+        name: in lower case.
+    """
+    return _field_class(name) if len(name) <= _LONGEST_NAME else FieldClass.UNKNOWN
+
+
+@functools.lru_cache(1024)
+def _field_class(name: bytes) -> FieldClass:
+    if name in CREDENTIALS or name.startswith(CREDENTIAL_PREFIXES):
+        return FieldClass.CREDENTIAL
+    if name in SELECTING or name.startswith(SELECTING_PREFIXES):
+        return FieldClass.SELECTING
+    if name in IGNORED or name.startswith(IGNORED_PREFIXES):
+        return FieldClass.IGNORED
+    return FieldClass.UNKNOWN
+
+
+def selecting_value(name: bytes, value: bytes) -> bytes:
+    """Return what of a selecting field selects: `Forwarded` without the address of the client (RFC 7239)."""
+    if name != b"forwarded":
+        return value
+    elements = []
+    for element in value.split(b","):
+        pairs = [pair.strip() for pair in element.split(b";")]
+        elements.append(b";".join(pair for pair in pairs if not _CLIENT.fullmatch(pair)))
+    return b",".join(element for element in elements if element)

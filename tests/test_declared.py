@@ -1,0 +1,114 @@
+"""What a route declares, found in every form that FastAPI takes it in; what is in no known form is not complete."""
+
+import functools
+from types import SimpleNamespace
+from typing import Annotated
+
+import pytest
+from fastapi import Cookie, Depends, FastAPI, Header, Security
+from fastapi.security import APIKeyHeader, APIKeyQuery
+from pydantic import AliasChoices, AliasPath, BaseModel
+
+from swr.endpoints.declared import Declared, declared
+
+
+class Odd:
+    """An alias of a kind that swr does not know."""
+
+
+class Paths(BaseModel):
+    token: Annotated[str, Header(validation_alias=AliasPath("x-path", 0))] = ""
+
+
+def scope_of(*dependencies):
+    app = FastAPI(dependencies=[Depends(dependency) for dependency in dependencies])
+    app.get("/x")(lambda: None)
+    return {"app": app, "route": app.routes[-1], "endpoint": app.routes[-1].endpoint}
+
+
+def wrapped(function, times):
+    for _ in range(times):
+        function = wrapped_once(function)
+    return function
+
+
+def wrapped_once(function):
+    @functools.wraps(function)
+    def outer():
+        return function()
+
+    # `wraps` copies the attributes, too.
+    outer.__dict__.pop("model", None)
+    outer.__dict__.pop("scheme_name", None)
+    return outer
+
+
+def test_a_dependency_of_two_others_counts_once():
+    def shared(x_a: Annotated[str, Header()] = "") -> None: ...
+    def one(a: Annotated[None, Depends(shared)]) -> None: ...
+
+    scope = scope_of(one)
+    dependant = scope["route"].dependant
+    dependant.dependencies.append(dependant.dependencies[0])
+    assert declared(scope).fields == {"x-a"}
+
+
+def test_the_first_part_of_an_alias_path_is_a_field():
+    def guard(headers: Annotated[Paths, Header()]) -> None: ...
+
+    assert "x-path" in declared(scope_of(guard)).fields
+
+
+@pytest.mark.parametrize("alias", [Odd(), SimpleNamespace(choices=None), AliasChoices("x-a", AliasPath(0))])
+def test_an_alias_of_an_unknown_kind_may_be_any_field(alias):
+    def guard(x_a: Annotated[str, Header()] = "") -> None: ...
+
+    scope = scope_of(guard)
+    parameter = scope["route"].dependant.dependencies[0].header_params[0]
+    parameter.field_info.validation_alias = alias
+    assert not declared(scope).is_complete
+
+
+def test_a_cookie_is_a_field():
+    def guard(session: Annotated[str, Cookie()] = "") -> None: ...
+
+    assert declared(scope_of(guard)).fields == {"cookie"}
+
+
+def test_a_key_in_the_query_is_in_the_url():
+    assert declared(scope_of(APIKeyQuery(name="key"))) == Declared()
+
+
+def test_a_scheme_is_found_inside_wrappers_to_some_depth():
+    scheme = APIKeyHeader(name="X-Token")
+
+    def call() -> str:
+        return ""
+
+    call.model, call.scheme_name = scheme.model, scheme.scheme_name
+    for times, found in ((0, {"x-token"}), (5, {"x-token"}), (50, set())):
+
+        def guard(key: Annotated[str, Security(wrapped(call, times))]) -> None: ...
+
+        assert declared(scope_of(guard)).credentials == found
+
+
+@pytest.mark.parametrize(
+    ("scope", "is_complete"),
+    [
+        ({}, True),
+        ({"app": FastAPI()}, False),
+        ({"fastapi": {}}, False),
+        ({"endpoint": print, "app": FastAPI()}, True),
+        ({"endpoint": FastAPI()}, False),
+        ({"endpoint": SimpleNamespace(app=SimpleNamespace(app=FastAPI()))}, False),
+    ],
+)
+def test_a_fastapi_app_that_routes_out_of_sight_is_seen(scope, is_complete):
+    assert declared(scope).is_complete is is_complete
+
+
+def test_apps_are_looked_into_to_some_depth():
+    app = SimpleNamespace()
+    app.app = app
+    assert declared({"endpoint": app}).is_complete

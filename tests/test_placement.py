@@ -1,0 +1,164 @@
+"""Where `@cache.response` stands, and on what."""
+
+import functools
+import logging
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from swr import Cache, ConfigurationError
+from swr.middleware import Rule, SWRMiddleware
+from swr.testing import FakeClock
+from tests.web import brief, client
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def cache():
+    async with Cache(clock=FakeClock()) as cache:
+        yield cache
+
+
+class Endpoint:
+    """An object that can be called as an endpoint."""
+
+    async def __call__(self, group: str, limit: int = 3) -> str:
+        return f"{group} {limit} 1"
+
+
+class Plain(Endpoint):
+    def __call__(self, group: str, limit: int = 3) -> str:
+        return f"{group} {limit} 1"
+
+
+class Unhashable(Endpoint):
+    __hash__ = None
+
+
+async def ranking(greeting: str, group: str, limit: int = 3) -> str:
+    return f"{group} {limit} 1"
+
+
+def plain_ranking(greeting: str, group: str, limit: int = 3) -> str:
+    return f"{group} {limit} 1"
+
+
+class Controller:
+    async def ranking(self, group: str, limit: int = 3) -> str:
+        return f"{group} {limit} 1"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        Endpoint(),
+        Plain(),
+        Unhashable(),
+        functools.partial(ranking, "hello"),
+        functools.partial(plain_ranking, "hello"),
+        functools.partial(functools.partial(ranking, "hello")),
+        functools.partial(Endpoint()),
+        Controller().ranking,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_partial_and_an_object_are_endpoints_like_any_other(cache, endpoint):
+    app = FastAPI()
+    app.add_middleware(SWRMiddleware, cache=cache)
+    app.get("/rankings/{group}")(cache.response(fresh_for=60, tags=("group:{group}",))(endpoint))
+    async with client(app) as http:
+        for state in ("missing", "fresh"):
+            assert brief(await http.get("/rankings/ATL?limit=5")) == (200, '"ATL 5 1"', state)
+        assert (await http.get("/rankings/ATL?limit=x")).status_code == 422
+        await cache.invalidate_tag("group:ATL")
+        assert (await http.get("/rankings/ATL?limit=5")).headers["swr-state"] == "missing"
+        operation = app.openapi()["paths"]["/rankings/{group}"]["get"]
+    assert "partial" not in operation["operationId"]
+    assert "wrapper" not in operation["operationId"]
+
+
+async def test_an_object_is_an_endpoint_of_starlette(cache):
+    class Page:
+        async def __call__(self, request):
+            return PlainTextResponse(request.path_params["name"])
+
+    endpoint = cache.response(fresh_for=60, tags=("page:{name}",))(Page())
+    app = Starlette(routes=[Route("/{name}", endpoint)])
+    async with client(SWRMiddleware(app, cache)) as http:
+        assert [brief(await http.get("/x")) for _ in range(2)] == [(200, "x", "missing"), (200, "x", "fresh")]
+
+
+class ASGIApp:
+    async def __call__(self, scope, receive, send): ...
+
+
+async def asgi_app(scope, receive, send): ...
+
+
+@pytest.mark.parametrize(
+    "endpoint", [ASGIApp(), ASGIApp, asgi_app, functools.partial(ASGIApp), functools.partial(asgi_app), 5, FastAPI()]
+)
+def test_what_is_no_endpoint_is_refused(endpoint):
+    with pytest.raises(ConfigurationError, match="Rule of its path"):
+        Cache().response(fresh_for=60)(endpoint)
+
+
+@pytest.mark.parametrize("kind", ["app", "router", "def", "object"])
+async def test_above_the_route_it_says_so_once(cache, caplog, kind):
+    app, router = FastAPI(), APIRouter()
+    app.add_middleware(SWRMiddleware, cache=cache)
+    where = router if kind == "router" else app
+
+    if kind == "def":
+
+        @cache.response(fresh_for=60)
+        @app.get("/page")
+        def page():
+            return 1
+
+    elif kind == "object":
+        cache.response(fresh_for=60)(app.get("/page")(functools.partial(ranking, "hello", "x")))
+    else:
+
+        @cache.response(fresh_for=60)
+        @where.get("/page")
+        async def page(request: Request):
+            return 1
+
+    app.include_router(router)
+    async with client(app) as http:
+        for _ in range(3):
+            assert (await http.get("/page")).headers["swr-state"] == "missing"
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "above the decorator of the route" in line
+
+
+async def test_below_the_route_it_says_nothing(cache, caplog):
+    app = FastAPI()
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/other", fresh_for=60)])
+
+    @app.get("/page")
+    @cache.response(fresh_for=60)
+    async def page():
+        return 1
+
+    app.get("/other")(page.__wrapped__)
+    async with client(app) as http:
+        for path in ("/page", "/other", "/nowhere"):
+            await http.get(path)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization", "X-API-Key", "Proxy-Authorization"])
+def test_vary_by_credentials_is_refused_with_what_to_do(name):
+    for make in (
+        lambda: Cache().response(fresh_for=60, vary=("Accept-Language", name)),
+        lambda: Rule("/x", fresh_for=60, vary=(name,)),
+    ):
+        with pytest.raises(ConfigurationError, match="Cache-Control: public"):
+            make()

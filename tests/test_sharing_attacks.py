@@ -1,0 +1,436 @@
+"""Ways in which one user could have been given another's answer; each is closed."""
+
+import functools
+from typing import Annotated, Any
+
+import anyio
+import pytest
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response, Security
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.security import APIKeyHeader
+from pydantic import AliasChoices, BaseModel, ConfigDict, model_validator
+from starlette.authentication import AuthCredentials, UnauthenticatedUser
+from starlette.middleware.sessions import SessionMiddleware
+
+from swr import Cache
+from swr.http.request_fields import selecting_value
+from swr.middleware import Rule, SWRMiddleware
+from swr.testing import FakeClock
+from tests.web import App, client
+
+pytestmark = pytest.mark.anyio
+
+RULE = Rule("/{path:path}", fresh_for=60, stale_for=600)
+OWN = {"cache-control": "max-age=60"}
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+def check(token: str) -> None:
+    if token != "right":
+        raise HTTPException(403)
+
+
+class Everything(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Before(BaseModel):
+    token: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def read(cls, data: Any) -> Any:
+        return {"token": dict(data).get("x-token", "")}
+
+
+class Choices(BaseModel):
+    token: Annotated[str, Header(validation_alias=AliasChoices("x-token", "x-other"))] = ""
+
+
+scheme = APIKeyHeader(name="X-Token", auto_error=False)
+
+
+def by_choices(token: Annotated[str, Header(validation_alias=AliasChoices("x-token", "x-other"))] = "") -> None:
+    check(token)
+
+
+def by_everything(headers: Annotated[Everything, Header()]) -> None:
+    check((headers.model_extra or {}).get("x_token") or (headers.model_extra or {}).get("x-token", ""))
+
+
+def by_before(headers: Annotated[Before, Header()]) -> None:
+    check(headers.token)
+
+
+def by_partial(token: Annotated[str, Security(functools.partial(scheme))] = "") -> None:
+    check(token or "")
+
+
+def by_call(token: Annotated[str, Depends(scheme.__call__)] = "") -> None:
+    check(token or "")
+
+
+async def tokens(app, *values, path="/x"):
+    async with client(app) as http:
+        return [
+            (await http.get(path, headers={"x-token": value} if value else {})).status_code == 200 for value in values
+        ]
+
+
+@pytest.mark.parametrize("dependency", [by_choices, by_everything, by_before, by_partial, by_call])
+async def test_every_way_to_declare_a_field_keeps_answers_apart(cache, dependency):
+    app = FastAPI()
+
+    @app.get("/x", dependencies=[Depends(dependency)])
+    async def answer(response: Response) -> str:
+        response.headers.update(OWN)
+        return "secret"
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    assert await tokens(app, "right", "", "wrong", "right") == [True, False, False, True]
+
+
+async def test_overrides_of_another_app_replace_no_guard(cache):
+    inner = FastAPI()
+
+    def guard(x_token: Annotated[str, Header()] = "") -> None:
+        check(x_token)
+
+    @inner.get("/x", dependencies=[Depends(guard)])
+    async def answer(response: Response) -> str:
+        response.headers.update(OWN)
+        return "secret"
+
+    outer = FastAPI()
+    outer.router.routes.extend(inner.router.routes)
+    outer.dependency_overrides[guard] = lambda: None
+    outer.add_middleware(SWRMiddleware, cache=cache)
+    assert await tokens(outer, "right", "") == [True, False]
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+@pytest.mark.parametrize("terms", ["rule", "decorator", "max-age"])
+async def test_a_copy_of_the_scope_hides_no_guard(cache, mounted, terms):
+    app = FastAPI()
+
+    class Copies:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            await self.app(dict(scope), receive, send)
+
+    def guard(x_real_ip: Annotated[str, Header()] = "") -> None:
+        check(x_real_ip)
+
+    async def answer(response: Response) -> str:
+        if terms == "max-age":
+            response.headers.update(OWN)
+        return "secret"
+
+    app.get("/x", dependencies=[Depends(guard)])(
+        cache.response(fresh_for=60)(answer) if terms == "decorator" else answer
+    )
+    app.add_middleware(Copies)
+    outer = app
+    if mounted:
+        outer = FastAPI()
+        outer.mount("/m", app)
+    outer.add_middleware(SWRMiddleware, cache=cache, rules=[RULE] if terms == "rule" else ())
+    async with client(outer) as http:
+        found = [
+            (await http.get("/m/x" if mounted else "/x", headers={"x-real-ip": value} if value else {})).status_code
+            for value in ("right", "", "right")
+        ]
+    assert found == [200, 403, 200]
+
+
+async def test_a_decorated_function_gives_no_terms_to_another_endpoint(cache):
+    app = FastAPI()
+
+    @app.get("/part")
+    @cache.response(fresh_for=60)
+    async def part() -> str:
+        return "part"
+
+    @app.get("/dash")
+    async def dash(request: Request) -> str:
+        return f"{await part()} of {request.headers['x-real-ip']}"
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with client(app) as http:
+        for user in ("a", "b"):
+            assert (await http.get("/dash", headers={"x-real-ip": user})).json() == f"part of {user}"
+
+
+async def test_what_a_rule_says_of_fields_holds_under_the_decorator_too(cache):
+    app = FastAPI()
+
+    @app.get("/x")
+    @cache.response(fresh_for=60)
+    async def answer(request: Request) -> str:
+        return request.headers.get("x-tenant", "")
+
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/x", vary=("X-Tenant",))])
+    async with client(app) as http:
+        for state in ("missing", "fresh"):
+            for tenant in ("a", "b", ""):
+                found = await http.get("/x", headers={"x-tenant": tenant} if tenant else {})
+                assert (found.json(), found.headers["swr-state"]) == (tenant, state)
+
+
+async def test_the_cookies_of_a_rule_select_whatever_cookies_mean_otherwise(cache):
+    async def app(scope, receive, send):
+        await App(body=dict(scope["headers"]).get(b"cookie", b"none"))(scope, receive, send)
+
+    rules = [Rule("/x", fresh_for=60, cookies=("session",))]
+    async with client(SWRMiddleware(app, cache, rules=rules, cookies="rfc9111")) as http:
+        for _ in range(2):
+            for user in ("alice", "bob"):
+                found = await http.get("/x", headers={"cookie": f"session={user}; other=1"})
+                assert found.text == f"session={user}"
+
+
+@pytest.mark.parametrize("path", ["/x", "/a;b", "/a//b", "/x%2Fy", "/status", "/metrics"])
+@pytest.mark.parametrize("way", ["key", "vary"])
+async def test_a_rule_that_keeps_answers_apart_does_so_on_every_path(cache, path, way):
+    async def app(scope, receive, send):
+        tenant = dict(scope["headers"]).get(b"x-tenant", b"")
+        await App([(b"cache-control", b"max-age=60")], body=tenant)(scope, receive, send)
+
+    def tenant_of(scope):
+        return dict(scope["headers"]).get(b"x-tenant", b"").decode()
+
+    rule = Rule("/{path:path}", **({"key": tenant_of} if way == "key" else {"vary": ("X-Tenant",)}))
+    async with client(SWRMiddleware(app, cache, rules=[rule])) as http:
+        for _ in range(2):
+            for tenant in ("a", "b"):
+                assert (await http.get(path, headers={"x-tenant": tenant})).text == tenant
+
+
+class TestCredentialsVary:
+    @pytest.mark.parametrize("own", [True, False])
+    async def test_a_user_that_no_field_names_gets_no_shared_answer(self, cache, own):
+        async def app(scope, receive, send):
+            headers = [(b"cache-control", b"max-age=60")] if own else []
+            await App(headers, body=scope["user"]["name"].encode())(scope, receive, send)
+
+        inner = SWRMiddleware(app, cache, rules=[Rule("/x", fresh_for=60, credentials="vary")])
+
+        async def outer(scope, receive, send):
+            if scope["type"] == "http":
+                scope["user"] = {"name": dict(scope["headers"])[b"user-agent"].decode()}
+            await inner(scope, receive, send)
+
+        async with client(outer) as http:
+            for user in ("alice", "bob", "alice"):
+                assert (await http.get("/x", headers={"user-agent": user})).text == user
+
+    @pytest.mark.parametrize("method", ["POST", "GET"])
+    async def test_a_response_for_a_credential_answers_nobody_without_it(self, cache, method):
+        async def app(scope, receive, send):
+            who = dict(scope["headers"]).get(b"authorization", b"nobody")
+            headers = [(b"cache-control", b"max-age=60"), (b"content-location", b"/x")]
+            await App(headers, body=who)(scope, receive, send)
+
+        rules = [Rule("/x", fresh_for=60, credentials="vary")]
+        async with client(SWRMiddleware(app, cache, rules=rules)) as http:
+            await http.request(method, "/x", headers={"authorization": "Bearer a"})
+            assert (await http.get("/x")).text == "nobody"
+            assert (await http.get("/x", headers={"authorization": "Bearer b"})).text == "Bearer b"
+
+
+@pytest.mark.parametrize(
+    ("control", "override"),
+    [("must-revalidate", False), ("max-age=0, must-revalidate", True), ("s-maxage=0", True), ("s-maxage=9", True)],
+)
+async def test_only_public_shares_what_a_rule_keeps_fresh_with_credentials(cache, control, override):
+    async def app(scope, receive, send):
+        who = dict(scope["headers"]).get(b"authorization", b"nobody")
+        await App([(b"cache-control", control.encode())], body=who)(scope, receive, send)
+
+    rules = [Rule("/x", fresh_for=60, override=override)]
+    async with client(SWRMiddleware(app, cache, rules=rules)) as http:
+        for who in ("a", "b", "a"):
+            assert (await http.get("/x", headers={"authorization": who})).text == who
+
+
+async def test_an_answer_to_post_behind_a_guard_is_not_stored_for_get(cache):
+    app = FastAPI()
+
+    def guard(x_token: Annotated[str, Header()] = "") -> None:
+        check(x_token)
+
+    @app.api_route("/x", methods=["GET", "POST"], dependencies=[Depends(guard)])
+    async def answer(response: Response) -> str:
+        response.headers.update({**OWN, "content-location": "/x"})
+        return "secret"
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with client(app) as http:
+        assert (await http.post("/x", headers={"x-token": "right"})).status_code == 200
+    assert await tokens(app, "", "right") == [False, True]
+
+
+async def test_an_answer_to_post_that_depends_on_a_declared_field_is_not_stored_for_get(cache):
+    app = FastAPI()
+
+    @app.api_route("/x", methods=["GET", "POST"])
+    async def answer(response: Response, x_real_ip: Annotated[str, Header()] = "") -> str:
+        response.headers.update({**OWN, "content-location": "/x"})
+        return x_real_ip
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with client(app) as http:
+        assert (await http.post("/x", headers={"x-real-ip": "a"})).json() == "a"
+        assert (await http.get("/x", headers={"x-real-ip": "b"})).json() == "b"
+
+
+async def test_a_refusal_with_a_lifetime_replaces_nothing_that_may_still_be_served(cache, clock):
+    app = App([(b"cache-control", b"max-age=60, stale-if-error=600"), (b"etag", b'"1"')])
+    async with client(SWRMiddleware(app, cache)) as http:
+        await http.get("/x")
+        clock.advance(61)
+        app.status, app.headers = 429, [(b"cache-control", b"max-age=60")]
+        refused = await http.get("/x")
+        assert (refused.status_code, refused.headers["cache-status"]) == (429, 'swr; fwd=stale; detail="status 429"')
+        app.status = 500
+        assert (await http.get("/x")).status_code == 200
+
+
+@pytest.mark.parametrize("control", [OWN, {}])
+async def test_an_error_goes_to_nobody_with_other_input(cache, clock, control):
+    app, gate, waiting = FastAPI(), anyio.Event(), []
+
+    @app.get("/x")
+    async def answer(request: Request) -> PlainTextResponse:
+        user = request.headers.get("accept-language", "")
+        waiting.append(user)
+        await gate.wait()
+        return PlainTextResponse(f"sorry {user}", 503, headers={**control, "vary": "accept-language"})
+
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[RULE])
+    found = {}
+    async with client(app) as http, anyio.create_task_group() as group:
+
+        async def ask(user):
+            found[user] = (await http.get("/x", headers={"accept-language": user})).text
+
+        for user in "abcde":
+            group.start_soon(ask, user)
+        while not waiting:
+            await anyio.sleep(0.01)
+        await anyio.sleep(0.05)
+        gate.set()
+    assert found == {user: f"sorry {user}" for user in "abcde"}
+
+
+class Flags:
+    """A user of an app's own kind, which does not say whether somebody has logged in."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+@pytest.mark.parametrize("terms", ["rule", "max-age"])
+@pytest.mark.parametrize("kind", ["dict", "object", "scopes", "certificate"])
+async def test_every_kind_of_user_is_somebody(cache, kind, terms):
+    async def app(scope, receive, send):
+        headers = [(b"cache-control", b"max-age=60")] if terms == "max-age" else []
+        await App(headers, body=dict(scope["headers"])[b"user-agent"])(scope, receive, send)
+
+    inner = SWRMiddleware(app, cache, rules=[RULE] if terms == "rule" else ())
+
+    async def outer(scope, receive, send):
+        if scope["type"] == "http":
+            name = dict(scope["headers"])[b"user-agent"].decode()
+            if kind == "dict":
+                scope["user"] = {"name": name}
+            elif kind == "object":
+                scope["user"] = Flags(name)
+            elif kind == "scopes":
+                scope["user"], scope["auth"] = UnauthenticatedUser(), AuthCredentials(["authenticated"])
+            else:
+                scope["extensions"] = {"tls": {"client_cert_name": name}}
+        await inner(scope, receive, send)
+
+    async with client(outer) as http:
+        for user in ("alice", "bob"):
+            assert (await http.get("/x", headers={"user-agent": user})).text == user
+
+
+@pytest.mark.parametrize("way", ["directly", "late"])
+async def test_a_session_that_is_read_directly_or_late_is_not_shared(cache, way):
+    app = FastAPI()
+
+    @app.get("/login/{name}")
+    async def login(request: Request, name: str) -> str:
+        request.session["name"] = name
+        return name
+
+    @app.get("/x")
+    async def page(request: Request) -> StreamingResponse:
+        async def body():
+            session = request.scope["session"] if way == "directly" else request.session
+            yield str(session.get("name"))
+
+        return StreamingResponse(body())
+
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/x", fresh_for=60, cookies=())])
+    app.add_middleware(SessionMiddleware, secret_key="s")
+    for name in ("alice", "bob"):
+        async with client(app) as http:
+            await http.get(f"/login/{name}")
+            assert (await http.get("/x")).text == name
+    async with client(app) as http:
+        assert (await http.get("/x")).text == "None"
+
+
+@pytest.mark.parametrize(
+    ("value", "selects"),
+    [
+        (b"for=1.1.1.1;host=good", b"host=good"),
+        (b'for="[2001:db8::1]:4711";proto=https', b"proto=https"),
+        (b"for=unknown, for=_hidden;host=a", b"host=a"),
+        (b"for=1.1.1.1 host=evil;host=good", b"for=1.1.1.1 host=evil;host=good"),
+        (b'for="host=evil";host=good', b'for="host=evil";host=good'),
+    ],
+)
+async def test_only_a_well_formed_client_of_forwarded_is_left_out(value, selects):
+    assert selecting_value(b"forwarded", value) == selects
+
+
+async def test_two_lines_of_a_field_are_not_one(cache):
+    async def app(scope, receive, send):
+        host = next((value for name, value in scope["headers"] if name == b"x-forwarded-host"), b"")
+        await App(body=host)(scope, receive, send)
+
+    async with client(SWRMiddleware(app, cache, rules=[RULE])) as http:
+        await http.get("/x", headers=[("x-forwarded-host", "evil"), ("x-forwarded-host", "good")])
+        assert (await http.get("/x", headers={"x-forwarded-host": "evil, good"})).text == "evil, good"
+
+
+async def test_keys_of_odd_text_differ(cache):
+    async def app(scope, receive, send):
+        await App(body=scope["state"]["tenant"].encode("utf-8", "surrogatepass"))(scope, receive, send)
+
+    inner = SWRMiddleware(app, cache, rules=[RULE], key=lambda scope: scope["state"]["tenant"])
+    names = iter(["J\udce8", "J\udce9", "J?"])
+
+    async def outer(scope, receive, send):
+        if scope["type"] == "http":
+            scope["state"] = {"tenant": next(names)}
+        await inner(scope, receive, send)
+
+    async with client(outer) as http:
+        assert len({(await http.get("/x")).content for _ in range(3)}) == 3

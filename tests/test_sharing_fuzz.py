@@ -1,0 +1,128 @@
+"""No answer but what the app would have said: random apps, rules and users in random order, none of them trusted."""
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import PlainTextResponse
+
+from swr import Cache
+from swr.http.request_fields import FieldClass, field_class
+from swr.middleware import Rule, SWRMiddleware
+from swr.testing import FakeClock
+from tests.web import client
+
+FIELDS = [
+    "authorization", "x-api-key", "x-token", "x-tenant", "x-user-id", "x-app-version", "origin", "x-forwarded-host",
+    "x-forwarded-proto", "forwarded", "x-forwarded-user", "cf-access-jwt-assertion", "hx-request", "save-data", "cookie",
+    "x-feature-flags", "device-memory", "x-http-method-override", "x-original-url",
+]  # fmt: skip
+INPUTS = [*FIELDS, "host", "path", "query", "root_path", "session", "user", "state"]
+
+
+class Session(dict[str, Any]):
+    """A session that notes its use, as Starlette's does."""
+
+    accessed = False
+
+    def read(self) -> str:
+        self.accessed = True
+        return str(self.get("name"))
+
+
+class User:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_authenticated = bool(name)
+
+
+def seen(scope: Any, inputs: list[str]) -> str:
+    """Return what an app that depends on `inputs` answers."""
+    headers = StarletteRequest(scope).headers
+    parts = []
+    for name in inputs:
+        if name == "session":
+            value = scope["session"].read()
+        elif name == "user":
+            value = scope["user"].name
+        elif name == "state":
+            value = scope["state"].get("tenant", "")
+        elif name == "query":
+            value = scope["query_string"].decode()
+        elif name in ("path", "root_path"):
+            value = scope[name]
+        else:
+            value = headers.get(name, "")
+        parts.append(f"{name}={value}")
+    return "&".join(parts)
+
+
+def make_rule(draw: random.Random) -> Rule:
+    return Rule(
+        "/{path:path}",
+        fresh_for=60,
+        stale_for=600,
+        override=draw.random() < 0.3,
+        vary=draw.sample(
+            [name for name in FIELDS if name not in ("cookie", "authorization", "x-api-key")], draw.randrange(3)
+        ),
+        credentials=draw.choice(["private", "private", "vary"]),
+    )
+
+
+@pytest.mark.parametrize("control", ["", "stale-while-revalidate=60", "must-understand"])
+@settings(deadline=None, max_examples=120)
+@given(seed=st.integers(0, 2**32))
+def test_nobody_gets_anothers_answer(control, seed):
+    import anyio
+
+    anyio.run(run, control, seed)
+
+
+async def run(control: str, seed: int) -> None:
+    draw = random.Random(seed)
+    inputs = draw.sample(INPUTS, draw.randrange(1, 4))
+    # What does not change between requests keeps none of them away from the cache.
+    varied = {*inputs, *draw.sample(INPUTS, 1)}
+    clock = FakeClock()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = {"cache-control": control} if control else {}
+        await PlainTextResponse(seen(scope, inputs), headers=headers)(scope, receive, send)
+
+    async with Cache(clock=clock) as cache:
+        inner = SWRMiddleware(
+            app, cache, rules=[make_rule(draw)], key=lambda scope: scope.get("state", {}).get("tenant", "")
+        )
+        expected = ""
+
+        async def outer(scope: Any, receive: Any, send: Any) -> None:
+            nonlocal expected
+            scope = {**scope, **extra}
+            reference = {**scope, "session": Session(scope["session"])}
+            expected = seen(reference, inputs)
+            await inner(scope, receive, send)
+
+        async with client(outer) as http:
+            for _ in range(16):
+                name = {each: draw.choice(["", "a", "b"]) for each in varied}
+                extra = {
+                    "session": Session({"name": name["session"]}) if name.get("session") else Session(),
+                    "user": User(name.get("user", "")),
+                    "state": {"tenant": name.get("state", "")},
+                    "root_path": f"/{name['root_path']}" if name.get("root_path") else "",
+                }
+                headers = {each: name[each] for each in FIELDS if name.get(each)}
+                headers["host"] = f"{name.get('host', '')}x.test"
+                path = f"/p{name.get('path', '')}" + (f"?x={name['query']}" if name.get("query") else "")
+                answer = await http.get(path, headers=headers)
+                assert answer.text == expected, (inputs, headers, path, extra, dict(answer.headers))
+                clock.advance(draw.choice([0, 0, 1, 61]))
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_field_of_the_fuzz_is_ignored(name):
+    assert name == "cookie" or field_class(name.encode()) is not FieldClass.IGNORED

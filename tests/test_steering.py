@@ -1,0 +1,615 @@
+"""No client steers the cache: what one client sends neither drops, replaces nor turns off what others get."""
+
+from typing import Annotated
+from urllib.parse import unquote
+
+import anyio
+import pytest
+from fastapi import FastAPI, Header, HTTPException, Request, Response
+from fastapi.responses import PlainTextResponse as Plain
+
+from swr import Cache
+from swr.middleware import Rule, SWRMiddleware
+from swr.testing import FakeClock
+from tests.fleet import settle
+from tests.web import MAX_AGE, App, Client, brief, client, gather, open_later
+
+pytestmark = pytest.mark.anyio
+
+KEPT = {"cache-control": "max-age=60, stale-if-error=3600"}
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with Cache(clock=clock) as cache:
+        yield cache
+
+
+class Pages:
+    """A FastAPI app with one page, that refuses some requests for what they alone say, and may be down."""
+
+    def __init__(self, cache, refusal=None):
+        self.runs = 0
+        self.is_down = False
+        self.app = app = FastAPI()
+        app.add_middleware(SWRMiddleware, cache=cache)
+
+        @app.get("/page")
+        async def page(
+            response: Response,
+            x_page: Annotated[int, Header()] = 1,
+            range: Annotated[str, Header()] = "",
+            referer: Annotated[str, Header()] = "",
+        ):
+            self.runs += 1
+            run = self.runs
+            await anyio.lowlevel.checkpoint()
+            if self.is_down:
+                raise HTTPException(503)
+            if range and not range.startswith("bytes=0"):
+                raise HTTPException(400, headers=refusal)
+            if referer.isdigit():
+                raise HTTPException(int(referer), headers=refusal)
+            response.headers.update(KEPT)
+            return run
+
+
+BAD = [
+    {"x-page": "abc"},
+    {"range": "bytes=abc"},
+    {"range": "lines=1-2", "if-range": '"1"'},
+    *({"referer": str(status)} for status in (400, 402, 405, 406, 409, 411, 414, 418, 421, 422, 423, 424, 426, 451)),
+    {"referer": "404", "range": "bytes=0-"},
+    {"referer": "410", "if-none-match": '"1"'},
+    {"referer": "404", "if-modified-since": "Mon, 01 Jan 2024 00:00:00 GMT"},
+    {"referer": "501"},
+]
+
+
+@pytest.mark.parametrize("refusal", [None, {"cache-control": "max-age=600"}], ids=["plain", "with a lifetime"])
+@pytest.mark.parametrize("bad", BAD, ids=str)
+class TestABadRequest:
+    async def test_leaves_what_is_stored(self, cache, clock, bad, refusal):
+        pages = Pages(cache, refusal)
+        async with client(pages.app) as http:
+            await http.get("/page")
+            clock.advance(100)
+            refused = await http.get("/page", headers=bad)
+            if bad.get("referer") in ("404", "410", "501") and "range" not in bad and refusal is not None:
+                # The app says for how long; the cache asked it for the whole, without the client's conditions.
+                return
+            assert refused.status_code >= 400
+            pages.is_down = True
+            assert brief(await http.get("/page")) == (200, "1", "stale")
+
+    async def test_turns_neither_caching_nor_collapsing_off(self, cache, bad, refusal):
+        pages = Pages(cache)
+        async with client(pages.app) as http:
+            assert (await http.get("/page", headers=bad)).status_code >= 400
+            before = pages.runs
+            answers = await gather(*(http.get("/page") for _ in range(50)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert pages.runs == before + 1
+            assert (await http.get("/page")).headers["swr-state"] == "fresh"
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 413, 416, 422, 500])
+async def test_an_error_for_a_part_is_not_stored_under_the_whole(cache, status):
+    app = App([(b"cache-control", b"max-age=60")], status=status)
+    async with client(SWRMiddleware(app, cache, [Rule("/x", fresh_for=60)])) as http:
+        answer = await http.get("/x", headers={"range": "bytes=x"})
+        assert answer.status_code == status
+        app.status = 200
+        assert brief(await http.get("/x")) == (200, "2", "missing")
+        assert brief(await http.get("/x")) == (200, "2", "fresh")
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_a_resource_that_is_gone_for_a_plain_request_is_gone_for_all(cache, clock, status):
+    app = App([(b"cache-control", b"max-age=60, stale-if-error=3600")])
+    async with client(SWRMiddleware(app, cache)) as http:
+        await http.get("/x")
+        clock.advance(100)
+        app.status, app.headers = status, []
+        assert (await http.get("/x")).status_code == status
+        app.status = 503
+        assert (await http.get("/x")).status_code == 503
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+async def test_a_get_after_404_and_the_put_that_creates_it_is_cached_at_once(cache, method):
+    app = App(status=404)
+    async with client(SWRMiddleware(app, cache)) as http:
+        assert (await http.get("/x?a=1")).headers["cache-status"] == 'swr; fwd=uri-miss; detail="no freshness"'
+        app.status, app.headers = 200, MAX_AGE
+        assert brief(await http.get("/x?a=1"))[2] == brief(await http.get("/x?a=1"))[2] == "missing"
+        await http.request(method, "/x?a=1")
+        assert [brief(await http.get("/x?a=1"))[2] for _ in range(2)] == ["missing", "fresh"]
+
+
+@pytest.mark.parametrize("outdate", ["url", "all", "elsewhere"])
+async def test_an_invalidation_lets_a_url_be_cached_again(cache, outdate):
+    app = App(status=404)
+    async with client(SWRMiddleware(app, cache)) as http:
+        await http.get("/x")
+        app.status, app.headers = 200, MAX_AGE
+        if outdate == "url":
+            await cache.invalidate_url("/x")
+        elif outdate == "all":
+            await cache.clear()
+        else:
+            await cache.invalidate_url("/y")
+        assert [brief(await http.get("/x"))[2] for _ in range(2)] == [
+            "missing",
+            "missing" if outdate == "elsewhere" else "fresh",
+        ]
+
+
+@pytest.mark.parametrize("status", [400, 405, 422, 451, 501])
+async def test_a_refused_refresh_drops_nothing_and_backs_off(cache, clock, status):
+    app = App(MAX_AGE)
+    async with client(SWRMiddleware(app, cache)) as http:
+        await http.get("/x")
+        clock.advance(61)
+        app.status, app.headers = status, []
+        for _ in range(5):
+            assert brief(await http.get("/x")) == (200, "1", "stale")
+            await settle()
+        assert app.runs == 2
+
+
+class Choosy:
+    """A FastAPI app that fails for one client, and holds its first run until others wait."""
+
+    def __init__(self, cache, failure=500, **options):
+        self.users = []
+        self.gate = anyio.Event()
+        self.is_down = False
+        self.headers = MAX_AGE[0][1].decode()
+        self.app = app = FastAPI()
+        app.add_middleware(SWRMiddleware, cache=cache, **options)
+
+        @app.get("/page")
+        async def page(request: Request):
+            referer = request.headers.get("referer", "")
+            self.users.append(referer)
+            run = len(self.users)
+            await self.gate.wait()
+            if self.is_down or referer == "bad":
+                if isinstance(failure, Exception):
+                    raise failure
+                raise HTTPException(failure, f"run {run}")
+            return Plain(str(run), headers={"cache-control": self.headers})
+
+    async def crowd(self, http, size=10):
+        """Let a client that makes the app fail lead, and `size` others wait; return their answers."""
+
+        async def later(number):
+            while not self.users:
+                await anyio.lowlevel.checkpoint()
+            return await http.get("/page", headers={"referer": f"good {number}"})
+
+        async def open_gate():
+            while not self.users:
+                await anyio.lowlevel.checkpoint()
+            for _ in range(5):
+                await settle()
+            self.gate.set()
+
+        bad = http.get("/page", headers={"referer": "bad"})
+        answers = await gather(bad, *(later(number) for number in range(size)), open_gate())
+        return answers[:-1]
+
+
+@pytest.mark.parametrize("failure", [500, 502, 503, 501, 400, 422, 431, RuntimeError("boom")], ids=str)
+class TestTheOneThatFails:
+    async def test_of_those_who_waited_one_tries_again_and_answers_the_rest(self, cache, failure):
+        choosy = Choosy(cache, failure)
+        async with client(choosy.app) as http:
+            bad, *others = await choosy.crowd(http)
+            assert isinstance(bad, RuntimeError) or bad.status_code == failure
+            assert {(answer.status_code, answer.text) for answer in others} == {(200, "2")}
+            assert brief(await http.get("/page"))[2] == "fresh"
+        assert [user == "bad" for user in choosy.users] == [True, False]
+
+    async def test_an_app_that_fails_for_all_runs_twice_at_most_for_those_who_share_its_answer(self, cache, failure):
+        choosy = Choosy(cache, failure)
+        choosy.is_down = True
+        async with client(choosy.app) as http:
+            answers = await choosy.crowd(http)
+            assert not [
+                answer for answer in answers if not isinstance(answer, RuntimeError) and answer.status_code < 400
+            ]
+        if isinstance(failure, int) and failure not in (500, 502, 503):
+            # It is for one client each; a refusal may say something about that client.
+            assert len(choosy.users) == len(answers)
+        else:
+            assert len(choosy.users) == 2
+
+
+@pytest.mark.parametrize("failure", [500, 502, 503, RuntimeError("boom")], ids=str)
+class TestAFieldThatMakesTheAppFail:
+    async def test_does_not_stop_the_refresh_for_others(self, cache, clock, failure):
+        choosy = Choosy(cache, failure)
+        choosy.gate.set()
+        async with client(choosy.app) as http:
+            await http.get("/page")
+            for round_ in range(3):
+                clock.advance(1000)
+                stale = await http.get("/page", headers={"referer": "bad"})
+                assert stale.headers["swr-state"] == "stale"
+                await settle()
+                assert brief(await http.get("/page")) == (200, str(2 * round_ + 3), "fresh")
+
+    async def test_an_app_that_fails_without_it_too_is_left_alone_for_a_while(self, cache, clock, failure):
+        choosy = Choosy(cache, failure)
+        choosy.gate.set()
+        async with client(choosy.app) as http:
+            await http.get("/page")
+            clock.advance(1000)
+            choosy.is_down = True
+            for _ in range(10):
+                assert (await http.get("/page", headers={"referer": "bad"})).headers["swr-state"] == "stale"
+                await settle()
+        assert len(choosy.users) == 3
+
+
+async def test_an_error_with_a_targeted_field_that_forbids_it_goes_to_nobody_else(cache):
+    app = App([(b"cdn-cache-control", b"no-store")], status=500)
+    async with client(SWRMiddleware(app, cache)) as http:
+        answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
+    assert sorted(answer.text for answer in answers[:-1]) == ["1", "2", "3"]
+
+
+class TestDirectivesOfARequest:
+    @pytest.mark.parametrize("value", ["min-fresh=2147483648", "min-fresh=59", "Min-Fresh=600, no-store", "min-fresh"])
+    async def test_min_fresh_neither_forces_a_load_nor_replaces_what_is_fresh(self, cache, clock, value):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            clock.advance(30)
+            for _ in range(3):
+                assert brief(await http.get("/x", headers={"cache-control": value})) == (200, "1", "fresh")
+        assert app.runs == 1
+
+    @pytest.mark.parametrize("value", ["no-store", "No-Store, max-age=0", "no-cache, no-store", "no-store;"])
+    async def test_no_store_is_answered_from_the_cache(self, cache, clock, value):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/x")
+            said = {"cache-control": value}
+            assert brief(await http.get("/x", headers=said)) == (200, "1", "fresh")
+            assert (await http.head("/x", headers=said)).headers["swr-state"] == "fresh"
+            clock.advance(61)
+            assert brief(await http.get("/x", headers=said)) == (200, "1", "stale")
+            await settle()
+            assert brief(await http.get("/x", headers=said)) == (200, "2", "fresh")
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    async def test_what_a_run_for_no_store_brings_is_not_stored(self, cache, clock, method):
+        app = App([*MAX_AGE, (b"etag", b'"1"')])
+        async with client(SWRMiddleware(app, cache)) as http:
+            said = {"cache-control": "no-store"}
+            for _ in range(2):
+                answer = await http.request(method, "/x", headers=said)
+                assert answer.headers["cache-status"] == 'swr; fwd=request; detail="no-store"'
+            assert brief(await http.get("/x")) == (200, "3", "missing")
+            clock.advance(10_000)
+            assert (await http.request(method, "/x", headers=said)).headers["swr-state"] == "missing"
+            assert brief(await http.get("/x")) == (200, "5", "missing")
+
+    async def test_no_store_joins_a_load_that_is_under_way(self, cache):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+
+            async def later(headers):
+                await app.begun.wait()
+                return await http.get("/x", headers=headers)
+
+            said = {"cache-control": "no-store"}
+            answers = await gather(http.get("/x"), *(later(said) for _ in range(10)), open_later(app))
+            assert {answer.text for answer in answers[:-1]} == {"1"}
+        assert app.runs == 1
+
+    async def test_no_store_leads_no_load_for_others(self, cache):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+
+            async def later():
+                await app.begun.wait()
+                return await http.get("/x")
+
+            said = {"cache-control": "no-store"}
+            first, *others, _ = await gather(
+                http.get("/x", headers=said), *(later() for _ in range(5)), open_later(app)
+            )
+            assert first.headers["cache-status"] == 'swr; fwd=request; detail="no-store"'
+            assert sorted(answer.headers["cache-status"] for answer in others) == [
+                *["swr; fwd=uri-miss; collapsed"] * 4,
+                "swr; fwd=uri-miss; stored",
+            ]
+        assert app.runs == 2
+
+    async def test_a_part_for_no_store_is_not_stored(self, cache):
+        headers = [(b"cache-control", b"max-age=60"), (b"content-range", b"bytes 0-0/10"), (b"etag", b'"1"')]
+        app = App(headers, status=206)
+        async with client(SWRMiddleware(app, cache)) as http:
+            for _ in range(2):
+                answer = await http.get("/x", headers={"cache-control": "no-store", "range": "bytes=0-0"})
+                assert answer.headers["swr-state"] == "missing"
+        assert app.runs == 2
+
+
+class TestUnsafeMethods:
+    @pytest.mark.parametrize(
+        ("status", "outdates"),
+        [
+            *((status, True) for status in (200, 201, 202, 204, 206, 301, 302, 303)),
+            *((status, False) for status in (300, 304, 307, 308, 400, 409, 500)),
+        ],
+    )
+    async def test_success_and_a_redirect_to_the_result_outdate(self, cache, status, outdates):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache), follow_redirects=False) as http:
+            await http.get("/x")
+            await http.get("/y")
+            app.status = status
+            app.headers = [(b"location", b"/y")]
+            await http.post("/x")
+            app.status, app.headers = 200, MAX_AGE
+            states = [(await http.get(path)).headers["swr-state"] for path in ("/x", "/y")]
+        assert states == ["missing" if outdates else "fresh"] * 2
+
+    async def test_a_post_that_fastapi_redirects_to_the_path_without_a_slash_outdates_nothing(self, cache):
+        app = FastAPI()
+        app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/items/{item}", fresh_for=60)])
+
+        @app.get("/items/{item}")
+        async def read(item: str):
+            return item
+
+        @app.post("/items/{item}")
+        async def write(item: str):
+            raise HTTPException(409)
+
+        async with client(app) as http:
+            await http.get("/items/5")
+            for path in ("/items/5/", "/items/5"):
+                await http.post(path)
+                assert (await http.get("/items/5")).headers["swr-state"] == "fresh"
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+    async def test_a_write_outdates_its_url_on_its_own_host_whatever_the_scheme(self, cache, method):
+        app = App(MAX_AGE)
+        hosts = [
+            "http://a",
+            "https://a",
+            "http://A",
+            "https://a:443",
+            "http://b",
+            "https://b",
+            "http://a.b",
+            "http://a:8080",
+        ]
+        async with client(SWRMiddleware(app, cache)) as http:
+            for host in hosts:
+                await http.get(f"{host}/x?q=1")
+            await http.request(method, "http://a/x?q=1")
+            states = {host: (await http.get(f"{host}/x?q=1")).headers["swr-state"] for host in hosts}
+            missing = [host for host, state in states.items() if state == "missing"]
+            # "http://A" is "http://a", which is loaded again by then; httpx drops the port that a scheme implies.
+            assert missing == ["http://a", "https://a"]
+            await cache.invalidate_url("/x?q=1")
+            states = {host: (await http.get(f"{host}/x?q=1")).headers["swr-state"] for host in hosts}
+            assert [host for host, state in states.items() if state == "missing"] == [
+                "http://a", "https://a", "http://b", "https://b", "http://a.b", "http://a:8080",
+            ]  # fmt: skip
+
+    @pytest.mark.parametrize("reference", ["/y", "http://a/y"])
+    async def test_what_location_names_is_of_the_same_host(self, cache, reference):
+        app = App(MAX_AGE)
+        async with client(SWRMiddleware(app, cache)) as http:
+            for host in ("a", "b"):
+                await http.get(f"http://{host}/y")
+            app.status, app.headers = 201, [(b"location", reference.encode())]
+            await http.post("http://a/x")
+            app.status, app.headers = 200, MAX_AGE
+            states = [(await http.get(f"http://{host}/y")).headers["swr-state"] for host in ("a", "b")]
+        assert states == ["missing", "fresh"]
+
+    async def test_variants_and_what_could_not_be_stored_are_of_a_host_too(self, cache):
+        app = App([*MAX_AGE, (b"vary", b"foo")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            for host in ("a", "b"):
+                await http.get(f"http://{host}/x", headers={"foo": "1"})
+            await http.post("http://a/x")
+            states = [
+                (await http.get(f"http://{host}/x", headers={"foo": "1"})).headers["swr-state"] for host in ("a", "b")
+            ]
+        assert states == ["missing", "fresh"]
+
+
+AMBIGUOUS = [
+    "/static/..%2faccount",
+    "/static/..%2Faccount",
+    "/static/%2e%2e/account",
+    "/static/%2e%2e%2faccount",
+    "/static/.%2e/account",
+    "/static/../account",
+    "/static/./x",
+    "/static/x/..",
+    "/static//../account",
+    "/static//account",
+    "//static/x",
+    "/static/account;x.css",
+    "/static/account%3bx.css",
+    "/static/account%23x.css",
+    "/static/account%3Fx.css",
+    "/static/..%5caccount",
+    "/static/..\\account",
+    "/static/%252e%252e/account",
+    "/static/..%252faccount",
+    "/static/%25252e%25252e/account",
+    "/static/account%00.css",
+    "/static/account%0a.css",
+    "/static/..%20/account",
+    "/static/..%c0%afaccount",
+    "/static/a%2fb",
+]
+PLAIN = ["/static/x.css", "/static/a/b.css", "/static/.well-known", "/static/...", "/static/a..b", "/static/100%25", "/static/%C3%A9", "/static/a%20b"]  # fmt: skip
+
+
+def scope_of(url, **more):
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+        "path": unquote(url), "raw_path": url.encode(), "query_string": b"", "root_path": "",
+        "headers": [(b"host", b"test"), *more.pop("headers", ())], **more,
+    }  # fmt: skip
+
+
+class TestAmbiguousPaths:
+    RULES = [
+        Rule("/static/{p:path}", fresh_for=60, override=True, cookies=(), drop_params=("x",)),
+        Rule("/{p:path}", fresh_for=60, cookies=()),
+    ]
+
+    async def answers(self, cache, url, app, **more):
+        middleware = SWRMiddleware(app, cache, self.RULES)
+        found = []
+        for _ in range(2):
+            http = Client()
+            await middleware(scope_of(url, **more), http.receive, http.send)
+            found.append(dict(http.sent[0]["headers"])[b"swr-state"].decode())
+        return found
+
+    @pytest.mark.parametrize("has_raw_path", [True, False])
+    @pytest.mark.parametrize("url", AMBIGUOUS)
+    async def test_no_rule_applies_to_one(self, cache, url, has_raw_path):
+        more = {} if has_raw_path else {"raw_path": None}
+        if not has_raw_path and url == "/static/a%2fb":
+            # Without the path as it was sent, this is a slash.
+            return
+        app = App()
+        assert await self.answers(cache, url, app, **more) == ["missing", "missing"]
+        more["headers"] = [(b"cookie", b"session=1")]
+        assert await self.answers(cache, url, app, **more) == ["missing", "missing"]
+        # The app has had the cookies: swr was not in the way.
+        assert all((b"cookie", b"session=1") in scope["headers"] for scope in app.scopes[2:])
+
+    @pytest.mark.parametrize("url", PLAIN)
+    async def test_rules_apply_to_any_other(self, cache, url):
+        assert await self.answers(cache, url, App(), headers=[(b"cookie", b"session=1")]) == ["missing", "fresh"]
+
+    async def test_the_query_counts_whole(self, cache):
+        middleware = SWRMiddleware(App(MAX_AGE), cache, self.RULES)
+        states = []
+        for url in ("/static/..%2faccount", "/static/x.css"):
+            for query in (b"x=1", b"x=2"):
+                http = Client()
+                await middleware(scope_of(url, query_string=query), http.receive, http.send)
+                states.append(dict(http.sent[0]["headers"])[b"swr-state"])
+        assert states == [b"missing", b"missing", b"missing", b"fresh"]
+
+    async def test_a_victims_page_is_not_stored_for_the_attacker(self, cache):
+        """The server of static files resolves the path, and so comes to the page that the session selects."""
+
+        async def app(scope, receive, send):
+            user = dict(scope["headers"]).get(b"cookie", b"nobody").decode()
+            await Plain(f"account of {user}")(scope, receive, send)
+
+        middleware = SWRMiddleware(app, cache, self.RULES)
+        for url in AMBIGUOUS:
+            bodies = []
+            for headers in ([(b"cookie", b"victim")], []):
+                http = Client()
+                await middleware(scope_of(url, headers=headers), http.receive, http.send)
+                bodies.append(http.sent[-1]["body"])
+            assert bodies == [b"account of victim", b"account of nobody"]
+
+
+class TestCookiesThatDoNotMatter:
+    @pytest.mark.parametrize(
+        ("named", "sent", "seen"),
+        [
+            ((), "session=1", None),
+            (("lang",), "session=1; lang=de", "lang=de"),
+            (("lang",), "session=1", None),
+            (("lang", "b"), "b=2; session=1;lang=de; lang=en", "b=2; lang=de; lang=en"),
+            (("lang",), "lang=de", "lang=de"),
+        ],
+    )
+    async def test_the_run_that_is_stored_does_not_see_them(self, cache, named, sent, seen):
+        app = FastAPI()
+        app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/{p:path}", fresh_for=60, cookies=named)])
+
+        @app.get("/page")
+        async def page(cookie: Annotated[str | None, Header()] = None):
+            return cookie
+
+        async with client(app) as http:
+            for _ in range(2):
+                answer = await http.get("/page", headers={"cookie": sent})
+                assert answer.json() == seen
+            assert answer.headers["swr-state"] == "fresh"
+
+    async def test_the_middleware_outside_finds_them_in_the_scope_again(self, cache):
+        inside = SWRMiddleware(App(), cache, [Rule("/x", fresh_for=60, cookies=())])
+        scope, http = scope_of("/x", headers=[(b"cookie", b"session=1")]), Client()
+        await inside(scope, http.receive, http.send)
+        assert (b"cookie", b"session=1") in scope["headers"]
+
+    @pytest.mark.parametrize(
+        ("cookie", "renews"), [("session=me", False), ("lang=de; session=me", False), (None, True)]
+    )
+    async def test_what_head_answers_to_a_request_with_them_changes_nothing(self, cache, clock, cookie, renews):
+        app = App([(b"cache-control", b"max-age=60"), (b"etag", b'"1"')])
+        headers = {} if cookie is None else {"cookie": cookie}
+        async with client(SWRMiddleware(app, cache, [Rule("/x", cookies=())])) as http:
+            await http.get("/x")
+            clock.advance(61)
+            app.headers.append((b"x-user", b"me"))
+            await http.head("/x", headers=headers)
+            app.headers.pop()
+            answer = await http.get("/x")
+            assert ("x-user" in answer.headers, answer.headers["swr-state"] == "fresh") == (renews, renews)
+
+    async def test_what_post_answers_to_a_request_with_them_is_not_stored(self, cache):
+        app = App([(b"cache-control", b"max-age=60"), (b"content-location", b"/x")])
+        async with client(SWRMiddleware(app, cache, [Rule("/x", cookies=("lang",))])) as http:
+            await http.post("/x", headers={"cookie": "session=1; lang=de"})
+            assert (await http.get("/x", headers={"cookie": "lang=de"})).headers["swr-state"] == "missing"
+            await http.post("/x", headers={"cookie": "lang=de"})
+            assert (await http.get("/x", headers={"cookie": "lang=de"})).headers["swr-state"] == "fresh"
+
+
+@pytest.mark.parametrize(
+    "varies", [("foo", None), (None, "foo"), ("foo", "bar", None), ("foo, bar", None, "foo"), ("foo", "bar")], ids=str
+)
+@pytest.mark.parametrize("cache_control", ["max-age=60", "max-age=0, stale-while-revalidate=60", "no-cache"])
+def test_each_request_on_an_event_loop_of_its_own_to_a_url_that_varies_at_times(varies, cache_control):
+    """As Starlette's test client has it, unless it is used as a context manager."""
+    cache, runs = Cache(), []
+    app = FastAPI()
+    app.add_middleware(SWRMiddleware, cache=cache)
+
+    @app.get("/page")
+    async def page():
+        headers = {"cache-control": cache_control, "etag": '"1"'}
+        vary = varies[len(runs) % len(varies)]
+        runs.append(vary)
+        return Plain(str(len(runs)), headers=headers if vary is None else {**headers, "vary": vary})
+
+    async def ask(method, headers):
+        async with client(app) as http:
+            return (await http.request(method, "/page", headers=headers)).status_code
+
+    for number in range(3 * len(varies)):
+        for method, status in (("GET", 200), ("HEAD", 405), ("POST", 405)):
+            headers = {"foo": str(number), "bar": "1"}
+            # HEAD is answered from what GET has stored, if that is fresh.
+            assert anyio.run(ask, method, headers) in (200, status)
