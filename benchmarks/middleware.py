@@ -43,6 +43,38 @@ HEADERS = [
 # -- the apps; uvicorn finds them here by name ------------------------------------------------------------------
 
 
+# What a browser, an app on a phone and a browser behind a load balancer send beside Host.
+BROWSER = [
+    (b"connection", b"keep-alive"),
+    (b"sec-ch-ua", b'"Chromium";v="142", "Not_A Brand";v="99"'),
+    (b"sec-ch-ua-mobile", b"?0"),
+    (b"sec-ch-ua-platform", b'"Linux"'),
+    (b"upgrade-insecure-requests", b"1"),
+    (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/142.0 Safari/537.36"),
+    (b"accept", b"text/html,application/xhtml+xml,*/*;q=0.8"),
+    (b"sec-fetch-site", b"same-origin"),
+    (b"sec-fetch-mode", b"navigate"),
+    (b"sec-fetch-user", b"?1"),
+    (b"sec-fetch-dest", b"document"),
+    (b"referer", b"https://example.com/"),
+    (b"accept-encoding", b"gzip, deflate, br, zstd"),
+    (b"accept-language", b"en-US,en;q=0.9"),
+]
+PHONE = [
+    (b"user-agent", b"Rankings/7 CFNetwork/1568 Darwin/24"),
+    (b"accept", b"*/*"),
+    (b"accept-language", b"en-US"),
+    (b"accept-encoding", b"gzip, deflate, br"),
+    (b"connection", b"keep-alive"),
+]
+BALANCER = [(b"x-forwarded-for", b"203.0.113.9"), (b"x-forwarded-proto", b"https"), (b"x-forwarded-port", b"443")]
+REAL_FIELDS = {
+    "fields of a browser": BROWSER,
+    "fields of a phone": PHONE,
+    "browser behind a balancer": [*BROWSER, *BALANCER],
+}
+
+
 async def _send(send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await send({"type": "http.response.body", "body": BODY})
@@ -380,6 +412,7 @@ async def without_server(rounds: int, calls: int) -> None:
             BARE: _called(bare(), []),
             OURS: _called(middleware, []),
             CONFIRMED: _called(middleware, [(b"if-none-match", ETAG.encode())]),
+            **{f"{OURS}, {name}": _called(middleware, fields) for name, fields in REAL_FIELDS.items()},
             ROUTE: _called(starlette(), []),
         }
         taken = await interleave(runs, dict.fromkeys(runs, calls), rounds)

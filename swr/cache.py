@@ -116,6 +116,11 @@ class Cache:
         # A batch loader may share the entries of a loader, and so its template.
         self._templates, self._templates_of_many = Templates(), Templates()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes share what is stored: with Redis or Valkey they may."""
+        return self._encodes
+
     # -- life -------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:

@@ -15,6 +15,7 @@ from fastapi.security import (
     OAuth2PasswordBearer,
 )
 from pydantic import BaseModel
+from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -531,6 +532,23 @@ class TestSecrets:
                 await http.get("/x", headers={"origin": "http://a"})
                 keys += list(cache.local.slots)
         assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(("workers", "warns"), [("", False), ("1", False), ("4", True), ("many", False)])
+async def test_a_memory_cache_of_one_of_several_workers_says_that_it_is_alone(caplog, monkeypatch, workers, warns):
+    monkeypatch.setenv("WEB_CONCURRENCY", workers)
+    app = Starlette()
+    app.add_middleware(SWRMiddleware, cache=Cache())
+    messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        assert message["type"].endswith(".complete")
+
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    assert ("invalidations do not reach the others" in caplog.text) is warns
 
 
 async def test_a_catch_all_rule_leaves_health_and_metrics_alone_unless_a_rule_names_them(cache):

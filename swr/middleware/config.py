@@ -1,6 +1,8 @@
 """The middleware's options and the objects that its parts share."""
 
 import logging
+import multiprocessing
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -89,6 +91,18 @@ class Config:
         if found is None or not self.engine.store.tag_versions.admits(found.tag_version, found.tags):
             return ""
         return found.reason
+
+
+def warn_if_one_of_several(cache: Cache) -> None:
+    """Log that a cache without Redis invalidates nothing in the other worker processes, if there seem to be some."""
+    workers = os.environ.get("WEB_CONCURRENCY", "")
+    is_worker = multiprocessing.parent_process() is not None or (workers.isdecimal() and int(workers) > 1)
+    if is_worker and not cache.is_shared:
+        log.warning(
+            "the cache %r is in the memory of one worker process: invalidations do not reach the others; give it the "
+            "URL of Redis or Valkey, or run one process",
+            cache.namespace,
+        )
 
 
 def make_config(

@@ -11,7 +11,7 @@ from swr.http.caching import HONOURED
 from swr.http.classify import Action, RequestFacts, classify
 from swr.http.request import URL, plain_url, url_key
 from swr.http.stored_response import StoredResponse, make_ready
-from swr.middleware.config import make_config
+from swr.middleware.config import make_config, warn_if_one_of_several
 from swr.middleware.handler import RequestHandler
 from swr.middleware.passthrough import pass_through
 from swr.middleware.request import Request
@@ -191,6 +191,7 @@ class SWRMiddleware:
             if message["type"] == "lifespan.startup":
                 await self.cache.__aenter__()
                 opened = True
+                warn_if_one_of_several(self.cache)
             return message
 
         async def close_cache(message: Message) -> None:
