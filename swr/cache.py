@@ -52,8 +52,8 @@ class Cache:
         lease_for: how long a load may be silent before another process takes over. A lease is renewed at a third
             of it, so a load may last longer.
         drain_for: how long closing waits for loads that are under way.
-        secret: hides the values of request fields and cookies that are part of keys; the same for all processes. Short
-            values without one can be guessed by whoever reads Redis.
+        secret: hides the values of request fields and cookies in keys; the same for all processes. Without one,
+            somebody who reads Redis can guess short values.
         timeout: how long Redis may stay silent before it counts as unreachable.
         clock: wall clock, seconds.
 

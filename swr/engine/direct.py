@@ -7,14 +7,12 @@ import anyio
 from swr.core.codec import Codec
 from swr.engine.flights import Flights
 from swr.engine.load import Snapshot
-from swr.engine.runtime import Runtime
+from swr.engine.runtime import RELEASED_WITHIN, Runtime
 from swr.entry import stamp
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.events import CommitRejected, Committed
 from swr.policy import Policy
 from swr.stores.base import NEWEST, Lease
-
-_RELEASED_WITHIN = 1.0
 
 
 async def put(
@@ -61,7 +59,7 @@ async def put(
         store.keep(key, stamp(value, policy, snapshot.began, 0, snapshot.tag_version))
     except BaseException:
         # The caller was cancelled. Its lease would block every other load of the key.
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_RELEASED_WITHIN):
+        with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASED_WITHIN):
             await store.release(lease)
         raise
     return True

@@ -281,7 +281,7 @@ class Engine:
         return key in self.flights or self.backoff_left(key) > 0
 
     async def join(self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None = None) -> Flight:
-        """Wait for the load of `key` that is under way, or for one that begins now, for `patience` seconds at most.
+        """Join the load of `key` that is under way, or begin one, and wait `patience` seconds for it at most.
 
         Return its flight, which is over unless the patience has ended.
         """
@@ -295,7 +295,7 @@ class Engine:
         """Return the flight of the load of `key` that is under way, or of one that begins now.
 
         Parameters:
-            forced: load, whatever is stored and whoever loads already.
+            forced: load even if an entry is stored or a load is under way.
             newer_than: see `Flight`.
         """
         chain = deadlocks.chain()

@@ -10,8 +10,8 @@
 | held, after failures               | the key was notified since                        | AskAgain                |
 | held, after failures               | otherwise                                         | BackOff                 |
 | held by another load               | readers wait, or the flight is forced             | Wait                    |
-| held by another load               | nobody waits, and the key was notified since      | AskAgain                |
-| held by another load               | nobody waits                                      | BackOff                 |
+| held by another load               | no reader waits, and the key was notified since   | AskAgain                |
+| held by another load               | no reader waits                                   | BackOff                 |
 | nothing: it is unreachable         | the flight is unasked                             | GiveUp                  |
 | nothing: it is unreachable         | otherwise                                         | LoadNow without a lease |
 """

@@ -17,6 +17,7 @@ from swr.engine.lease import Renewals
 from swr.engine.load import Job, Load
 from swr.engine.next_step import AskAgain, Asker, BackOff, GiveUp, LoadNow, Step, Take, Wait, next_step
 from swr.engine.one_shot_event import OneShotEvent
+from swr.engine.runtime import RELEASED_WITHIN
 from swr.entry import Entry
 from swr.errors import StoreUnavailable, SWRError
 from swr.events import LeaseHeld, LeaseWaited, LoadBegun
@@ -27,7 +28,6 @@ log = logging.getLogger("swr")
 # Notifications may be lost, so a flight that waits for one asks again after this many seconds at the latest.
 _LONGEST_WAIT: Final = 1.0
 _SHORTEST_WAIT: Final = 0.01
-_RELEASED_WITHIN: Final = 1.0
 
 
 class RefreshPath:
@@ -103,7 +103,7 @@ class RefreshPath:
                 closed = Failed(SWRError(f"the cache was closed while {flight.key!r} was loaded"))
                 self._endings.finish(flight, closed, None if load is None else load.ended)
                 if lease is not None:
-                    with anyio.CancelScope(shield=True), anyio.move_on_after(_RELEASED_WITHIN):
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASED_WITHIN):
                         await self._runtime.store.release(lease)
 
     async def _run(self, load: Load, job: Job, chain: deadlocks.Chain) -> None:

@@ -12,6 +12,8 @@ from swr.events import Publisher
 from swr.stores.base import LeasingStore
 
 _THREADS: Final = 40
+# Seconds that giving back a lease may take when its task is cancelled.
+RELEASED_WITHIN: Final = 1.0
 
 
 class Runtime:

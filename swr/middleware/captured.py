@@ -25,7 +25,7 @@ from swr.middleware.request import Request, is_personal
 # Fields of a request that ask for something else than the whole resource.
 _PARTIAL: Final = CONDITIONS | {b"range"}
 # RFC 9875 2 lets a cache limit the number of groups of a response.
-_MOST_GROUPS: Final = 128
+MOST_GROUPS: Final = 128
 
 
 class ErrorResponse(SWRError):
@@ -179,7 +179,7 @@ class CapturedResponse:
         if (self.length or 0) > self._config.max_body_bytes:
             return Verdict(None, "too large")
         request = self._request
-        groups = strings(values_of(headers, b"cache-groups"))[:_MOST_GROUPS]
+        groups = strings(values_of(headers, b"cache-groups"))[:MOST_GROUPS]
         asked = declared(self.scope)
         ruled = request.terms()
         terms = self._terms.terms or ruled

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -15,13 +15,11 @@ from swr.http.classify import Handling
 from swr.http.conditional import describes, updated
 from swr.http.fields import Headers, content_length, parse_directives, strings, values_of
 from swr.http.stored_response import RESPONSES, StoredResponse, as_stored, marked
+from swr.middleware.captured import MOST_GROUPS
 from swr.middleware.config import Config
 from swr.middleware.request import Request, is_personal
 
 log = logging.getLogger("swr")
-
-# RFC 9875 5 lets a cache limit the number of groups of a response.
-_MOST_GROUPS: Final = 128
 
 
 async def pass_through(config: Config, scope: Scope, receive: Receive, send: Send, handling: Handling) -> None:
@@ -192,7 +190,7 @@ class Unsafe:
         # RFC 9111 4.4, but for 307 and 308: the request changes something only where it is sent again.
         if 200 <= status < 300 or status in (301, 302, 303):
             references = [*values_of(headers, b"location"), *values_of(headers, b"content-location")]
-            groups = strings(values_of(headers, b"cache-group-invalidation"))[:_MOST_GROUPS]
+            groups = strings(values_of(headers, b"cache-group-invalidation"))[:MOST_GROUPS]
             tags = [request.tags[1], *map(request.tag_of, references), *map(request.group_tag, groups)]
             self._tags = list(dict.fromkeys(tag for tag in tags if tag is not None))
             self._consider(status, headers)
