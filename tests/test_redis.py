@@ -22,6 +22,7 @@ from swr.middleware import Rule, SWRMiddleware
 from swr.stores.base import Kind, Lease
 from swr.stores.redis import shared_tag_versions
 from swr.stores.redis.connection import Connection
+from swr.stores.redis.reading import Reading
 from swr.stores.redis.scripts import ACQUIRE
 from swr.stores.redis.store import RedisStore
 from swr.stores.redis.topology import Single
@@ -1186,3 +1187,19 @@ def end(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_until_complete(asyncio.sleep(0.05))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+async def test_a_reading_forgets_itself_and_no_reading_that_has_replaced_it(replaced):
+    """A notification may have let another begin while the answer was on its way."""
+    for end in (lambda reading: reading.settle(b"", 1), lambda reading: reading.fail(StoreUnavailable("gone"))):
+        future = asyncio.get_running_loop().create_future()
+        readings: dict[str, Reading] = {}
+        reading = readings["k"] = Reading(readings, "k", future)
+        other = Reading(readings, "k", future)
+        if replaced:
+            readings["k"] = other
+        end(reading)
+        assert readings == ({"k": other} if replaced else {})
+        assert future.done()
+        future.exception()
