@@ -5,15 +5,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, cast, overload
 
-from swr.core.codec import ANY, Codec
+from swr.core.arguments import NO_ARGUMENTS
 from swr.core.keys import CallKeys
 from swr.endpoints.decorator import ResponseRule
 from swr.engine.engine import Engine
+from swr.engine.repeats import Repeats
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
 from swr.events import KINDS, Event, Subscriber
 from swr.http.request import digest_with, tag_of_url
-from swr.loaders.annotations import codec_for
+from swr.loaders.annotations import codec_for, codec_of
 from swr.loaders.cached import Cached, Call, IndirectCached, Loader, check_loader, is_async
 from swr.loaders.cached_many import CachedMany
 from swr.loaders.calling import asking
@@ -22,6 +23,7 @@ from swr.loaders.decorators import CachedDecorator, CachedManyDecorator
 from swr.loaders.many_keys import ManyKeys
 from swr.loaders.templates import Templates
 from swr.policy import Duration, Policy, seconds
+from swr.settings import checked
 from swr.stores.base import LeasingStore
 from swr.stores.local import LocalCache
 from swr.stores.memory import MemoryStore
@@ -55,6 +57,8 @@ class Cache:
         secret: hides the values of request fields and cookies in keys; the same for all processes. Without one,
             somebody who reads Redis can guess short values.
         timeout: how long Redis may stay silent before it counts as unreachable.
+        connect_timeout: how long connecting to Redis may take. The first readers wait for it; a refused connection
+            fails at once.
         clock: wall clock, seconds.
 
     It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time.
@@ -72,49 +76,29 @@ class Cache:
         l1_max_bytes: int = 64 * 2**20,
         lease_for: Duration = 30,
         drain_for: Duration = 10,
-        timeout: Duration = 0.2,
+        timeout: Duration = 1,
+        connect_timeout: Duration = 3,
         secret: str | bytes = b"",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
-            raise ConfigurationError(f"l1_max_bytes={l1_max_bytes!r} is not a number of bytes, 0 or more")
-        if (
-            not isinstance(namespace, str)
-            or not namespace
-            or not namespace.isascii()
-            or set(namespace) & set("{}% \r\n")
-        ):
-            raise ConfigurationError(
-                f"namespace={namespace!r} begins every key in Redis: ASCII without braces, '%' and spaces"
-            )
-        lease, drain, patience = (
-            seconds(lease_for, "lease_for"),
-            seconds(drain_for, "drain_for"),
-            seconds(timeout, "timeout"),
-        )
-        if lease <= 0 or patience <= 0:
-            raise ConfigurationError(f"lease_for={lease_for!r} and timeout={timeout!r} must be more than 0 seconds")
-        self.namespace = namespace
-        key = secret.encode() if isinstance(secret, str) else secret
-        if not isinstance(key, bytes) or len(key) > 64:
-            raise ConfigurationError("secret is not text or bytes, 64 bytes at most")
-        self.digest = digest_with(key)
+        settings = checked(namespace, l1_max_bytes, lease_for, drain_for, timeout, connect_timeout, secret)
+        self.namespace = settings.namespace
+        self.digest = digest_with(settings.secret)
         self._encodes = url is not None or redis is not None
         store: LeasingStore
         if self._encodes:
             from swr.stores.redis.store import RedisStore
             from swr.stores.redis.urls import servers_of
 
-            servers = servers_of(url, redis, patience)
+            servers = servers_of(url, redis, settings.timeout, settings.connect_timeout)
             self.local = LocalCache(l1_max_bytes, _ENTRIES)
-            store = TieredStore(self.local, RedisStore(servers, namespace, patience, clock), clock)
+            store = TieredStore(self.local, RedisStore(servers, namespace, settings.timeout, clock), clock)
         else:
             memory = MemoryStore(l1_max_bytes, _ENTRIES, clock)
             self.local, store = memory.local, memory
-        self.engine = Engine(store, lease, drain, clock)
+        self.engine = Engine(store, settings.lease_for, settings.drain_for, clock)
         self._opened = 0
-        # A batch loader may share the entries of a loader, and so its template.
-        self._templates, self._templates_of_many = Templates(), Templates()
+        self._templates = Templates()
 
     @property
     def is_shared(self) -> bool:
@@ -159,8 +143,8 @@ class Cache:
         ignore: Sequence[str] = (),
         copy: bool = False,
         keep_for: Duration = 0,
-        soft_timeout: Duration | None = None,
-        hard_timeout: Duration | None = None,
+        soft_timeout: Duration | None = "auto",
+        hard_timeout: Duration | None = "auto",
         early: float = 0,
         jitter: float = 0,
     ) -> CachedDecorator:
@@ -191,14 +175,12 @@ class Cache:
 
         def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
             check_loader(function)
-            asks = asking(function, copy)
+            asks = asking(function)
             keys = CallKeys(function, template, policy.tags, ignore, None if asks is None else asks.signature)
-            self._templates.claim(keys.text, function, is_default=template is None)
+            self._templates.claim(keys.template, function, is_default=template is None)
             indirect = policy.early or not self.local.slots.maxsize
             kind: type[Cached[..., Any]] = IndirectCached if indirect else Cached
-            return kind(
-                self.engine, self.local, function, keys, policy, encodes=self._encodes, copies=copy, asking=asks
-            )
+            return kind(self.engine, self.local, function, keys, policy, copies=copy, asking=asks)
 
         return cast(CachedDecorator, decorate)
 
@@ -213,8 +195,8 @@ class Cache:
         ignore: Sequence[str] = (),
         copy: bool = False,
         absent_for: Duration = 0,
-        soft_timeout: Duration | None = None,
-        hard_timeout: Duration | None = None,
+        soft_timeout: Duration | None = "auto",
+        hard_timeout: Duration | None = "auto",
         early: float = 0,
         jitter: float = 0,
     ) -> CachedManyDecorator:
@@ -228,7 +210,7 @@ class Cache:
             fresh_for, stale_for, stale_if_error, tags, ignore, copy, soft_timeout, hard_timeout, early, jitter: see
                 `cached`; tags may name the item.
 
-        What is missing is loaded by one call of the loader, with the items that nobody else loads already.
+        swr calls the loader once for each 1,000 missing items that no other load brings already.
 
         Raises:
             ConfigurationError: at decoration, for whatever of these cannot work.
@@ -243,8 +225,8 @@ class Cache:
                 raise ConfigurationError(
                     f"{keys.where} asks for a LoadContext; that is about one value, and it loads many"
                 )
-            self._templates_of_many.claim(keys.text, function)
-            return CachedMany(self.engine, function, keys, policy, absent, encodes=self._encodes, copies=copy)
+            self._templates.claim(keys.template, function, many=True)
+            return CachedMany(self.engine, function, keys, policy, absent, copies=copy)
 
         return cast(CachedManyDecorator, decorate)
 
@@ -288,12 +270,10 @@ class Cache:
             raise ConfigurationError(f"key={key!r} is not a string")
         if not isinstance(policy, Policy):
             raise ConfigurationError(f"policy={policy!r} is not a Policy: Policy(fresh_for=60, stale_for=600)")
-        codec = ANY
-        if self._encodes:
-            codec = codec_for(loader) if returns is None else Codec(returns)
+        codec = codec_for(loader) if returns is None else codec_of(returns)
         asks = asking(loader)
         called = loader if asks is None else asks.call
-        job = Call(Loader(self.engine, called, not is_async(loader), asks is not None), (), {}, policy, codec)
+        job = Call(Loader(self.engine, called, not is_async(loader), asks is not None), NO_ARGUMENTS, policy, codec)
         return await self.engine.fetch(key, job, patience=policy.soft_timeout, early=policy.early)
 
     # -- endpoints --------------------------------------------------------------------------------------------
@@ -310,6 +290,8 @@ class Cache:
         hard_timeout: Duration | None = None,
         ignore_fields: Sequence[str] = (),
         credentials: Literal["private", "vary"] = "private",
+        key: Callable[..., Any] | None = None,
+        shared: bool = False,
     ) -> ResponseRule:
         """Tell the middleware how to cache this endpoint's responses; its signature stays as it is.
 
@@ -323,12 +305,17 @@ class Cache:
             ignore_fields: request fields that the response does not depend on, beside those that swr knows as harmless.
             credentials: "private": a request with credentials gets the response only if that says it is for everybody.
                 "vary": each credential has a response of its own, and a revoked one gets it until it ends.
+            key: returns what selects the response among the requests that the endpoint's dependencies admit, from
+                parameters of the endpoint, which it names (`lambda user: user.id`), or from `scope`.
+            shared: whether every request that they admit gets the same response, whatever the endpoint's arguments.
+                Without `key` and `shared`, responses are shared behind dependencies if path and query alone reach
+                the endpoint.
 
         Raises:
             ConfigurationError: whatever of these cannot work.
         """
         rule = ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout)
-        return rule.about_requests(ignore_fields, credentials)
+        return rule.about_requests(ignore_fields, credentials).about_readers(key, shared)
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -393,6 +380,14 @@ class Cache:
             ConfigurationError: it is no URL or path.
         """
         await self.engine.invalidate_tag(tag_of_url(url))
+
+    def until_committed(self) -> Repeats:
+        """Return an `async with` block that makes every invalidation inside it once more at its end.
+
+        Let it enclose the transaction. Between an invalidation and the commit a reader may load the old value again;
+        the second invalidation outdates that. `SWRMiddleware` does so for each request with an unsafe method.
+        """
+        return Repeats(self.engine)
 
     async def clear(self) -> None:
         """Outdate everything in this cache's namespace."""

@@ -95,6 +95,11 @@ def absence(entry: Entry[T]) -> Entry[T]:
     return msgspec.structs.replace(entry, fresh_until=0.0, stale_until=0.0, error_until=0.0, absent=True)
 
 
+def doubtful(entry: Entry[T]) -> Entry[T]:
+    """Return `entry` as one that has to be loaded again, and is served only if that fails."""
+    return msgspec.structs.replace(entry, fresh_until=0.0, stale_until=0.0, error_until=entry.servable_until)
+
+
 class Outcome(msgspec.Struct, Generic[T], frozen=True):
     """A value and how it came to be the answer.
 

@@ -8,7 +8,8 @@
     ├── LeaseLost             the lease was taken away before the commit; callers of a cache never see it
     └── LoadTimeout           a load ran longer than its `hard_timeout`, and there was no entry to fall back on
 
-A loader's own exception is none of these: it reaches the caller as it was raised.
+A loader's own exception is none of these: it reaches the caller as it was raised. If several callers waited for the
+load, each but one gets an equal exception with the loader's traceback.
 """
 
 
@@ -41,10 +42,11 @@ class LoadTimeout(SWRError, TimeoutError):
 
     Parameters:
         key: what was loaded.
-        seconds: the `hard_timeout` that it ran into.
+        seconds: how long it was allowed to take.
+        limit: the option that says so.
     """
 
-    def __init__(self, key: str, seconds: float) -> None:
-        super().__init__(f"the load of {key!r} was given up after {seconds:g} s, its hard_timeout")
+    def __init__(self, key: str, seconds: float, limit: str = "hard_timeout") -> None:
+        super().__init__(f"the load of {key!r} was given up after {seconds:g} s, its {limit}")
         self.key = key
         self.seconds = seconds

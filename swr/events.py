@@ -86,7 +86,7 @@ class LeaseWaited(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseLost(Event):
+class RenewalRejected(Event):
     """While it was loading, a process learned that its lease is gone: expired, or deleted by an invalidation.
 
     Parameters:
@@ -255,7 +255,7 @@ KINDS: Final = (
     Miss,
     LeaseHeld,
     LeaseWaited,
-    LeaseLost,
+    RenewalRejected,
     LoadBegun,
     Loaded,
     LoadFailed,

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from swr.errors import ConfigurationError
 
 Duration = float | int | str | timedelta
+# A time limit in seconds; "auto": one that swr chooses; None: no limit.
+Timeout = float | Literal["auto"] | None
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _TEXT: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", re.ASCII)
@@ -62,6 +64,15 @@ def timeout(duration: Duration | None, name: str) -> float | None:
     return value
 
 
+def timeout_or_auto(duration: Duration | None, name: str) -> Timeout:
+    """Return a time-out in seconds; "auto" and None stay as they are.
+
+    Raises:
+        ConfigurationError: it is no duration, or 0.
+    """
+    return "auto" if duration == "auto" else timeout(duration, name)
+
+
 def _number(value: float, name: str, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
         raise ConfigurationError(f"{name}={value!r} is not a number between 0 and {most:g}")
@@ -91,8 +102,10 @@ class Policy:
         tags: names under which the entry can be invalidated together with others.
         keep_for: how long after `fresh_for` a store keeps it at least, served or not, for its validators.
         soft_timeout: how long a reader waits for a load if there is an entry to fall back on; then that is the
-            answer, and the load goes on. None: to its end.
-        hard_timeout: how long a load may run; then it is cancelled and has failed. None: as long as it likes.
+            answer, and the load goes on. "auto": until the load has run for ten seconds, or for three times what the
+            last one took if that is longer. None: to its end.
+        hard_timeout: how long a load may run; then it is cancelled and has failed. "auto": ten times the cache's
+            `lease_for`, five minutes by default. None: as long as it likes, and its lease is renewed all the while.
         early: how eagerly a value is refreshed in the background while it is still fresh, the more likely the nearer
             its end is and the longer its load took: β of "Optimal Probabilistic Cache Stampede Prevention" (XFetch).
             1 is the advice of its authors, more is earlier, 0 never.
@@ -110,8 +123,8 @@ class Policy:
     stale_if_error: float
     tags: tuple[str, ...]
     keep_for: float
-    soft_timeout: float | None
-    hard_timeout: float | None
+    soft_timeout: Timeout
+    hard_timeout: Timeout
     early: float
     jitter: float
 
@@ -122,8 +135,8 @@ class Policy:
         stale_if_error: Duration = 0,
         tags: Iterable[str] = (),
         keep_for: Duration = 0,
-        soft_timeout: Duration | None = None,
-        hard_timeout: Duration | None = None,
+        soft_timeout: Duration | None = "auto",
+        hard_timeout: Duration | None = "auto",
         early: float = 0,
         jitter: float = 0,
     ) -> None:
@@ -133,8 +146,8 @@ class Policy:
         put(self, "stale_if_error", seconds(stale_if_error, "stale_if_error"))
         put(self, "tags", tag_names(tags))
         put(self, "keep_for", seconds(keep_for, "keep_for"))
-        put(self, "soft_timeout", timeout(soft_timeout, "soft_timeout"))
-        put(self, "hard_timeout", timeout(hard_timeout, "hard_timeout"))
+        put(self, "soft_timeout", timeout_or_auto(soft_timeout, "soft_timeout"))
+        put(self, "hard_timeout", timeout_or_auto(hard_timeout, "hard_timeout"))
         put(self, "early", _number(early, "early", sys.float_info.max))
         put(self, "jitter", _number(jitter, "jitter", 1))
 

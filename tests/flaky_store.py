@@ -19,7 +19,7 @@ class FlakyStore:
         store: the store behind it.
 
     Attributes:
-        away: every operation fails, and nothing reaches the store behind. Set it with `go` to notify the subscriber.
+        is_down: every operation fails, and nothing reaches the store behind. Set it with `set_down` to notify the subscriber.
         lost: names of operations whose next reply is lost: they happen, and fail all the same.
         before, after: by name of an operation, what to await before it is carried out or before its reply comes.
         calls: the names of the operations so far.
@@ -27,7 +27,7 @@ class FlakyStore:
 
     def __init__(self, store: LeasingStore) -> None:
         self.store = store
-        self.away = False
+        self.is_down = False
         self.lost: set[str] = set()
         self.before: dict[str, Callable[[], Awaitable[Any]]] = {}
         self.after: dict[str, Callable[[], Awaitable[Any]]] = {}
@@ -37,8 +37,8 @@ class FlakyStore:
         self.calls.append(name)
         if name in self.before:
             await self.before[name]()
-        if self.away:
-            raise StoreUnavailable("away")
+        if self.is_down:
+            raise StoreUnavailable("down")
         result = await operation()
         if name in self.after:
             await self.after[name]()
@@ -47,10 +47,10 @@ class FlakyStore:
             raise StoreUnavailable("the reply was lost")
         return result
 
-    def go(self, *, away: bool) -> None:
+    def set_down(self, is_down: bool) -> None:
         """Make the store unreachable or reachable, and notify the subscriber."""
-        self.away = away
-        self._subscriber(Notification(Kind.UNREACHABLE if away else Kind.REACHABLE))
+        self.is_down = is_down
+        self._subscriber(Notification(Kind.UNREACHABLE if is_down else Kind.REACHABLE))
 
     @property
     def tag_versions(self) -> TagVersions:
@@ -63,7 +63,7 @@ class FlakyStore:
         await self.store.open(start, self._on_notification)
 
     def _on_notification(self, notification: Notification) -> None:
-        if not self.away:
+        if not self.is_down:
             self._subscriber(notification)
 
     async def now(self) -> int:
@@ -83,6 +83,14 @@ class FlakyStore:
         """Never: nobody knows before it is asked."""
         return False
 
+    @property
+    def has_pending(self) -> bool:
+        """Never: this store keeps no invalidation back."""
+        return False
+
+    def tell_pending(self, kind: Kind, name: str) -> None:
+        """Nothing: the others are not told."""
+
     async def settled(self) -> None:
         """At once."""
 
@@ -90,9 +98,9 @@ class FlakyStore:
         """Have the store behind forget."""
         self.store.forget()
 
-    def keep(self, key: str, entry: Entry[Any]) -> None:
+    def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Have the store behind keep."""
-        self.store.keep(key, entry)
+        self.store.keep(key, entry, codec)
 
     def peek(self, key: str) -> Entry[Any] | None:
         """Look at the store behind."""

@@ -31,7 +31,7 @@ class Job:
         self.gate: anyio.Event | None = None
         self.policy = policy
         self.answer = answer or (lambda run: run)
-        self.before_landing: Callable[[], Awaitable[object]] | None = None
+        self.before_store: Callable[[], Awaitable[object]] | None = None
 
     async def run(self, load: Load) -> None:
         self.runs += 1
@@ -42,20 +42,24 @@ class Job:
             await self.gate.wait()
         if isinstance(value, Exception):
             raise value
-        if self.before_landing is not None:
-            await self.before_landing()
+        if self.before_store is not None:
+            await self.before_store()
         await load.store(value, self.policy)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.policy.tags
 
     def may_fall_back(self, entry: object, error: BaseException, now: float) -> bool:
         return True
 
 
 class Process:
-    """What stands for one process: an engine with a shelf of its own over a link of its own."""
+    """What stands for one process: an engine with a local cache over a link of its own."""
 
-    def __init__(self, shared: MemoryStore, clock: FakeClock, shelf_bytes: int = 2**20) -> None:
+    def __init__(self, shared: MemoryStore, clock: FakeClock, l1_max_bytes: int = 2**20) -> None:
         self.link = FlakyStore(shared)
-        self.local = LocalCache(shelf_bytes, 1000)
+        self.local = LocalCache(l1_max_bytes, 1000)
         self.store = TieredStore(self.local, self.link, clock)
         self.engine = Engine(self.store, clock=clock, drain_for=2.0, uniform=lambda low, high: 1.0)
 
@@ -85,17 +89,17 @@ class Loader:
 
 
 @asynccontextmanager
-async def fleet(number: int, clock: FakeClock, shelf_bytes: int = 2**20) -> AsyncIterator[list[Process]]:
+async def fleet(number: int, clock: FakeClock, l1_max_bytes: int = 2**20) -> AsyncIterator[list[Process]]:
     """Several processes over one store."""
     shared = MemoryStore(clock=clock)
-    processes = [Process(shared, clock, shelf_bytes) for _ in range(number)]
+    processes = [Process(shared, clock, l1_max_bytes) for _ in range(number)]
     try:
         yield processes
     finally:
         for process in processes:
-            if process.link.away:
-                # `go` reports the link as reachable; setting the flag alone would leave closing to the next retry.
-                process.link.go(away=False)
+            if process.link.is_down:
+                # `set_down` reports the link as reachable; setting the flag alone would leave closing to the next retry.
+                process.link.set_down(False)
             await process.engine.aclose()
 
 

@@ -3,11 +3,16 @@
 import asyncio
 import contextlib
 import json
+import re
+import socket
 import ssl
 import sys
 from asyncio.subprocess import PIPE
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+# What a server pushes to those who have subscribed.
+_MESSAGE: Final = re.compile(rb"[*>]3\r\n\$7\r\nmessage\r\n\$\d+\r\n[^\r]*\r\n\$\d+\r\n[^\r]*\r\n")
 
 
 class Proxy:
@@ -16,11 +21,15 @@ class Proxy:
     Parameters:
         port: where to.
         tls: what clients have to speak, if any; the server is spoken to in the clear.
+        rate: bytes a second that get through to the server on each connection, as on a thin line; None: all at once.
 
     Attributes:
         lose: what a command must contain for its reply, and all after it, to vanish; the command gets through. Once.
         hang: nothing is forwarded any more, in either direction; connections are accepted.
         delay: seconds by which replies are late, those on subscriptions apart.
+        latency: seconds that everything takes in either direction, connecting too, as on a long line.
+        swallow: messages on subscriptions vanish; what answers a command there passes.
+        swallowed: how many have vanished.
         hang_subscriptions: the same for connections that have subscribed.
         refuse: connections are closed as soon as they come.
         connections: how many were accepted.
@@ -28,14 +37,18 @@ class Proxy:
         struck: whether that fault has struck.
     """
 
-    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None, rate: float | None = None) -> None:
         self._target = port
         self._tls = tls
+        self._rate = rate
         self.lose: bytes | None = None
         self.hang = False
         self.hang_subscriptions = False
+        self.swallow = False
+        self.swallowed = 0
         self.refuse = False
         self.delay = 0.0
+        self.latency = 0.0
         self.connections = 0
         self.commands = 0
         self.struck = False
@@ -45,7 +58,11 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
+        listening = socket.create_server(("127.0.0.1", 0))
+        if self._rate:
+            # What the kernel takes is on its way for the client; it does not take much of a thin line's.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self._server = await asyncio.start_server(self._accept, sock=listening, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         return self
@@ -88,9 +105,9 @@ class Proxy:
         else:
             self.cut()
 
-    def tell(self, *, hang: bool = False, refuse: bool = False, delay: float = 0.0) -> None:
+    def tell(self, *, hang: bool = False, refuse: bool = False, delay: float = 0.0, latency: float = 0.0) -> None:
         """Do this from now on, and nothing else; to refuse is to close what is open, too."""
-        self.hang, self.refuse, self.delay = hang, refuse, delay
+        self.hang, self.refuse, self.delay, self.latency = hang, refuse, delay, latency
         if refuse:
             self.cut()
 
@@ -105,12 +122,19 @@ class Proxy:
         if self.refuse:
             writer.close()
             return
+        self._writers.add(writer)
+        # There and back, before the connection is made.
+        await asyncio.sleep(2 * self.latency)
         try:
             their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
             return
-        self._writers |= {writer, their_writer}
+        if writer not in self._writers:
+            # It was cut meanwhile.
+            their_writer.close()
+            return
+        self._writers.add(their_writer)
         lost, subscribed = asyncio.Event(), asyncio.Event()
         for source, sink, commands in ((reader, their_writer, True), (their_reader, writer, False)):
             task = asyncio.create_task(self._pump(source, sink, commands, lost, subscribed))
@@ -142,6 +166,9 @@ class Proxy:
                         command, buffer = buffer[:end], buffer[end:]
                         self.commands += 1
                         if self.commands == self._strikes_at:
+                            # What came before it in the same packet goes before it.
+                            sink.write(data)
+                            data = b""
                             await self._strike(sink, command)
                         else:
                             data += command
@@ -151,9 +178,18 @@ class Proxy:
                     await asyncio.sleep(0.005)
                 if not commands and lost.is_set():
                     continue
+                if self.swallow and not commands and subscribed.is_set():
+                    data, vanished = _MESSAGE.subn(b"", data)
+                    self.swallowed += vanished
+                if self.latency:
+                    asyncio.get_running_loop().call_later(self.latency, sink.write, data)
+                    continue
+                if commands and self._rate:
+                    await asyncio.sleep(len(data) / self._rate)
                 sink.write(data)
                 await sink.drain()
-        sink.close()
+        # After what is still on its way.
+        asyncio.get_running_loop().call_later(self.latency, sink.close)
 
 
 class ProxyElsewhere:

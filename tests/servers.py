@@ -173,6 +173,13 @@ class ClusterOfSix:
                 return node
         raise LookupError(f"slot {slot} has no master")
 
+    def replica_of(self, master: Server) -> Server:
+        """Return a replica of a master."""
+        name = master.says("CLUSTER", "MYID").strip()
+        lines = [line.split() for line in master.says("CLUSTER", "REPLICAS", name).split("\r\n") if " " in line]
+        port = int(lines[0][1].partition("@")[0].rpartition(":")[2])
+        return next(node for node in self.nodes if node.port == port)
+
     def masters(self) -> list[Server]:
         """Return the nodes that have slots now."""
         return [node for node, _ in self._spans()]

@@ -125,6 +125,7 @@ class StoreConformance:
         assert not isinstance(await store.acquire("k", "a", 30, now, ANY), Entry)
         assert (await self.take(store, "other")).version > now
         assert isinstance(store.sent, int)
+        assert not store.has_pending
 
     async def test_leases_asked_for_at_once_do_not_mix(self, store: LeasingStore) -> None:
         """Each asker gets the answer to its own question, whatever the others get."""

@@ -62,7 +62,18 @@ def test_stampede() -> None:
 
 
 # Most of their time they wait: all at once they take as long as one.
-SIDE_BY_SIDE = ("fleet", "outage", "cancellation", "reads", "memory", "architectures", "queues", "sizes")
+SIDE_BY_SIDE = (
+    "fleet",
+    "outage",
+    "cancellation",
+    "reads",
+    "memory",
+    "loop",
+    "architectures",
+    "queues",
+    "sizes",
+    "hostile",
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +123,13 @@ def test_memory(printed: dict[str, str]) -> None:
     for keys in ("1,000", "2,500"):
         held, *_ = row(printed["memory"], keys)
         assert int(held.replace(",", "")) >= 1_000
+
+
+def test_loop(printed: dict[str, str]) -> None:
+    """Turns of the event loop are measured, with Redis and without."""
+    for name in ("load: 20,000 integers, memory", "read: 2,000 rows, Redis", "load: cached_many of 400, Redis"):
+        wall, own, _ = row(printed["loop"], name)
+        assert float(wall) >= 0 <= float(own)
 
 
 def test_architectures(printed: dict[str, str]) -> None:
@@ -170,6 +188,20 @@ def test_queues(printed: dict[str, str]) -> None:
     for backend in ("streams", "list"):
         tasks, kills, lost, *_ = row(printed["queues"], f"{backend}, kill -9")
         assert (tasks, kills, lost) == ("200", "1", "0")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="it reads /proc")
+def test_hostile(printed: dict[str, str]) -> None:
+    """The good clients are answered, and nothing is left of the others."""
+    said = printed["hostile"]
+    for name in ("alone", "among 26 hostile"):
+        answers, errors, *_ = row(said, name)
+        assert int(answers) > 0
+        assert errors == "0"
+    _, sockets, tasks = map(float, row(said, "before"))
+    _, sockets_left, tasks_left = map(float, row(said, "when they have gone"))
+    assert sockets_left <= sockets
+    assert tasks_left <= tasks
 
 
 def test_sizes(printed: dict[str, str]) -> None:

@@ -95,6 +95,16 @@ def test_a_broken_link_is_an_excuse_until_it_is_whole(tmp_path, number):
     assert judged(tmp_path, LOAD, whole, others=[INVALIDATED], **link) != []
 
 
+def test_each_release_loads_for_itself_and_for_no_other(tmp_path):
+    loads = {"others": [["load", 3, 1, "w2:1", 11.0, 11.1]]}
+    (found,) = judged(tmp_path, LOAD, ANSWER, **loads)
+    assert "although" in found
+    lives = {"w1": Life(0, 0.0), "w2": Life(1, 0.0, release=1)}
+    assert judged(tmp_path, LOAD, ANSWER, lives=lives, **loads) == []
+    (found,) = judged(tmp_path, LOAD, after(ANSWER, value=[3, 1, "w2:1"], age=0.0, began=11.2), lives=lives, **loads)
+    assert "another release" in found
+
+
 @pytest.mark.parametrize("known", [{"server": [(20.5, 20.9)]}, {"stops": {"w1": [(20.5, 20.9)]}}])
 def test_so_is_a_stop(tmp_path, known):
     assert judged(tmp_path, LOAD, LATER, others=[INVALIDATED], **known) == []

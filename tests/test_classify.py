@@ -25,6 +25,12 @@ HEAD = RequestFacts("HEAD")
 ROWS = [
     (RequestFacts("POST"), Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fwd=method"),
     (RequestFacts("OPTIONS"), Action.PASS_THROUGH, Reason.SAFE_METHOD, b""),
+    (
+        GET._replace(is_too_long=True),
+        Action.BYPASS,
+        Reason.TOO_LONG,
+        b'swr; fwd=bypass; detail="header too long"',
+    ),
     (GET._replace(has_cookie=True), Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"'),
     (
         GET._replace(has_precondition=True),
@@ -40,6 +46,7 @@ ROWS = [
 # The same for a lookup whose entry may not answer.
 MISS_ROWS = [
     (GET, Miss(False, is_uncacheable=True), Action.BYPASS, Reason.UNCACHEABLE, b""),
+    (GET, Miss(False, is_guarded=True), Action.BYPASS, Reason.GUARDED, b""),
     (GET, Miss(False), Action.ASK_STORE, Reason.NOT_LOCAL, b""),
     (
         GET._replace(only_if_cached=True),
@@ -56,6 +63,7 @@ MISS_ROWS = [
         b'swr; fwd=request; detail="no-store"',
     ),
     (HEAD, Miss(True), Action.FORWARD_HEAD, Reason.HEAD_MISS, b""),
+    (GET, Miss(True, is_guarded=True), Action.BYPASS, Reason.GUARDED, b""),
     (GET, Miss(True, is_unsettled=True), Action.BYPASS, Reason.UNSETTLED, b"swr; fwd=vary-miss"),
     (GET, Miss(True, has_unknown_field=True, has_response=True), Action.BYPASS, Reason.UNKNOWN_FIELD, b""),
     (
@@ -267,20 +275,22 @@ async def test_a_miss_and_a_stale_hit_write_layer_reason_and_outcome_and_a_fresh
 
 
 @pytest.mark.anyio
-async def test_a_stale_hit_while_refreshes_back_off_says_so(cache, clock, lines):
+@pytest.mark.parametrize("headers", [{}, {"cache-control": "max-stale"}, {"origin": "http://other"}])
+async def test_a_stale_hit_while_refreshes_back_off_says_so(cache, clock, lines, headers):
     app = App(MAX_AGE)
     async with client(SWRMiddleware(app, cache)) as http:
-        await http.get("/x")
+        await http.get("http://Test/x%20y?q=1", headers=headers)
         clock.advance(100)
         app.error = ConnectionError("gone")
-        await http.get("/x", headers={"cache-control": "max-stale"})
+        await http.get("http://test/x%20y?q=1", headers=headers)
         await settle()
         lines()
-        await http.get("/x", headers={"cache-control": "max-stale"})
-    [line] = lines()
-    assert line.endswith(
-        "answer (stale) from the local cache; no refresh now: one is under way, or the last one failed"
-    )
+        answer = await http.get("http://test/x%20y?q=1", headers=headers)
+        assert answer.headers["swr-state"] == "stale"
+    assert lines() == [
+        "GET 'http://test/x%20y?q=1': answer (stale) from the local cache; "
+        "no refresh now: one is under way, or the last one failed"
+    ]
 
 
 @pytest.mark.anyio

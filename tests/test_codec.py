@@ -14,9 +14,11 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_serializer, field_validator
 
 from swr import CodecError, ConfigurationError, Policy
-from swr.core.codec import ANY, Codec, decode, encode
+from swr.core.codec import ANY, Codec
+from swr.core.frames import decode, encode
 from swr.entry import stamp
 from swr.loaders.annotations import codec_for
 
@@ -188,6 +190,75 @@ def test_the_fingerprint_is_of_the_shape():
     assert Codec(first).fingerprint == Codec(same).fingerprint != Codec(other).fingerprint
     assert Codec(Model).fingerprint != Codec(Struct).fingerprint
     assert Codec(dict[bytes, int]).fingerprint
+
+
+def in_cents(factor: int) -> type:
+    """A model whose own functions write a price, and read it."""
+    if factor == 10:
+
+        class Price(BaseModel):
+            amount: int
+
+            @field_serializer("amount")
+            def write(self, amount: int) -> int:
+                return amount * 10
+
+            @field_validator("amount", mode="before")
+            @classmethod
+            def read(cls, amount: int) -> int:
+                return amount // 10
+    else:
+
+        class Price(BaseModel):
+            amount: int
+
+            @field_serializer("amount")
+            def write(self, amount: int) -> int:
+                return amount * 100
+
+            @field_validator("amount", mode="before")
+            @classmethod
+            def read(cls, amount: int) -> int:
+                return amount // 100
+
+    return Price
+
+
+def marked(factor: int) -> type:
+    write = (lambda amount: amount * 10) if factor == 10 else (lambda amount: amount * 100)
+
+    class Price(BaseModel):
+        amount: Annotated[int, PlainSerializer(write), AfterValidator(abs)]
+
+    return Price
+
+
+def checked(factor: int) -> type:
+    @dataclasses.dataclass
+    class Price:
+        amount: int
+
+        if factor == 10:
+
+            def __post_init__(self) -> None:
+                assert self.amount % 10 == 0
+
+    return Price
+
+
+def hidden(factor: int) -> type:
+    class Price(BaseModel):
+        amount: int
+        unit: int = Field(factor, exclude=True)
+
+    return Price
+
+
+@pytest.mark.parametrize("model", [in_cents, marked, checked, hidden])
+def test_the_fingerprint_is_of_what_a_models_own_functions_write(model):
+    """Two releases that cannot read one another's values would else replace them in turn."""
+    assert Codec(model(10)).fingerprint == Codec(model(10)).fingerprint != Codec(model(100)).fingerprint
+    assert Codec(list[model(10)]).fingerprint != Codec(list[model(100)]).fingerprint
 
 
 def test_the_codec_of_a_loader_is_of_its_return_annotation():

@@ -144,12 +144,12 @@ class TestTls:
         self.authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={tmp_path / 'ca.pem'}"
         load = Counter()
-        async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
+        async with Cache(url, timeout=10) as one, Cache(url, timeout=10) as other:
             assert [(await cache.get_or_load("k", load, POLICY)).value for cache in (one, other)] == [1, 1]
 
     async def test_with_an_unknown_certificate_no_byte_is_sent(self, proxy: Proxy, caplog):
         """It is not sent a byte; memory and loaders answer."""
-        async with Cache(f"rediss://127.0.0.1:{proxy.port}/0", timeout=2) as cache:
+        async with Cache(f"rediss://127.0.0.1:{proxy.port}/0", timeout=10) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "certificate verify failed" in caplog.text
 
@@ -160,7 +160,7 @@ class TestUnix:
         with Server(kind, "--unixsocket", str(tmp_path / "s")):
             load = Counter()
             url = f"unix://{tmp_path / 's'}?db=1"
-            async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
+            async with Cache(url, timeout=10) as one, Cache(url, timeout=10) as other:
                 assert [(await cache.get_or_load("k", load, POLICY)).value for cache in (one, other)] == [1, 1]
 
 
@@ -213,7 +213,7 @@ class TestLeastRightsInACluster(StoreConformance):
 
 
 async def has_done(queue: Queue, tasks: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             counts = (await queue.status()).counts
             # Another test may have loaded it in this very round.
@@ -226,7 +226,7 @@ class TestRights:
     async def test_the_documented_user_is_refused_nothing(self, guarded: Server, caplog):
         url = guarded.url.replace("://", "://swr:password@")
         load = Counter()
-        async with Cache(url, timeout=2) as one, Cache(url, timeout=2) as other:
+        async with Cache(url, timeout=10) as one, Cache(url, timeout=10) as other:
             for _ in range(3):
                 for cache in (one, other):
                     await cache.get_or_load("k", load, POLICY)
@@ -244,7 +244,7 @@ class TestRights:
         more = QUEUE_ACL[1].split() + QUEUE_ACL[rights].split()
         guarded.command("ACL", "SETUSER", "swr", *more)
         try:
-            async with Cache(guarded.url.replace("//", "//swr:password@"), namespace="swr", timeout=2) as cache:
+            async with Cache(guarded.url.replace("//", "//swr:password@"), namespace="swr", timeout=10) as cache:
 
                 @cache.cached("r:{group}", fresh_for=60)
                 async def ranking(group: str) -> str:

@@ -12,8 +12,9 @@ from swr.engine.refresh_path import _description as describe_step
 from swr.errors import StoreUnavailable
 from swr.stores.base import Held, Lease
 from swr.testing import FakeClock
-from tests.fleet import settle
+from tests.fleet import fleet, settle
 from tests.test_next_step import FRESH
+from tests.web import cache_on
 
 POLICY = Policy(fresh_for=60, stale_for=600)
 
@@ -71,6 +72,52 @@ async def test_a_stale_hit_names_its_layer_and_the_refresh(cache, clock, caplog)
     assert read == "read of 'k': stale, from the local cache"
     assert lease.startswith("lease of 'k': taken")
     assert result.startswith("load of 'k': stored")
+
+
+async def test_a_batch_writes_a_line_for_each_item_that_is_no_fresh_hit(cache, clock, caplog):
+    fails = []
+
+    @cache.cached_many("k:{item}", fresh_for=60, stale_for=60, stale_if_error=600, absent_for=60)
+    async def load_many(items: list[int]) -> dict[int, int]:
+        if fails:
+            raise ValueError("down")
+        return {item: item for item in items if item < 9}
+
+    await load_many([1, 2])
+    clock.advance(40)
+    caplog.set_level(logging.DEBUG, "swr")
+    await load_many([1, 2, 3, 9])
+    assert reads(caplog) == ["read of 'k:3': missing, from a load"]
+    await load_many([1, 2, 3, 9])
+    assert reads(caplog) == []
+    clock.advance(40)
+    await load_many([1, 3])
+    await settle()
+    assert reads(caplog) == ["read of 'k:1': stale, from the local cache"]
+    clock.advance(200)
+    fails.append(True)
+    await load_many([2])
+    first, second = reads(caplog)
+    assert first == "read of 'k:2': stale, from what was stored so far"
+    assert second.startswith("read of 'k:2': the load failed (ValueError: down); backing off for ")
+
+
+async def test_a_batch_names_the_store_where_that_has_an_item(clock, caplog):
+    async with fleet(2, clock) as processes:
+        one, other = (cache_on(process, clock) for process in processes)
+        for cache in (one, other):
+
+            @cache.cached_many("k:{item}", fresh_for=60)
+            async def load_many(items: list[int]) -> dict[int, int]:
+                return {item: item for item in items}
+
+            with caplog.at_level(logging.DEBUG, "swr"):
+                await load_many([1])
+        assert reads(caplog) == ["read of 'k:1': missing, from a load", "read of 'k:1': fresh, from the store"]
+
+
+def reads(caplog) -> list[str]:
+    return [line for line in lines(caplog) if line.startswith("read of")]
 
 
 async def test_a_failed_load_names_the_error_and_the_backoff(cache, clock, caplog):

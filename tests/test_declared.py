@@ -75,8 +75,9 @@ def test_a_cookie_is_a_field():
     assert declared(scope_of(guard)).fields == {"cookie"}
 
 
-def test_a_key_in_the_query_is_in_the_url():
-    assert declared(scope_of(APIKeyQuery(name="key"))) == Declared()
+def test_a_key_in_the_query_is_a_parameter_and_no_field():
+    key = frozenset({"key"})
+    assert declared(scope_of(APIKeyQuery(name="key"))) == Declared(parameters=key, keys=key)
 
 
 def test_a_scheme_is_found_inside_wrappers_to_some_depth():

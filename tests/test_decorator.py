@@ -18,6 +18,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from starlette.websockets import WebSocket
 
 from swr import Cache, CodecError, ConfigurationError, Policy, State
+from swr.core.template import Template
 from swr.testing import FakeClock
 from tests.fleet import settle
 from tests.servers import Server
@@ -110,7 +111,7 @@ class TestCalls:
 
         @cache.cached("t:{n}", fresh_for=60)
         def slow(n: int) -> int:
-            release.wait(5)
+            release.wait(60)
             return n
 
         async with anyio.create_task_group() as group:
@@ -359,6 +360,20 @@ class TestDecoration:
             @cache.cached("one:{a}", fresh_for=1)
             async def other(a): ...
 
+    @pytest.mark.parametrize("template", ["user:{user_id}", "user:{user.id}", "{kind}:{name}", "user:me"])
+    def test_nor_do_templates_that_differ_in_the_names_of_their_slots_or_fill_them_in(self, template):
+        cache = Cache()
+
+        @cache.cached("user:{id}", fresh_for=1)
+        async def user(id): ...
+
+        names = ", ".join(name.split(".")[0] for name in Template(template, "key", "f").names)
+        other = eval(f"lambda {names}: 0")
+        with pytest.raises(
+            ConfigurationError, match=r"can make a key of 'user:\{id\}', which is that of .*user already"
+        ):
+            cache.cached(template, fresh_for=1)(other)
+
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
@@ -459,7 +474,7 @@ class TestThroughRedis:
                 await cache.get_or_load("g", lambda: Row("", decimal.Decimal(0), None, None), Policy(60))
             assert (await cache.get_or_load("g", lambda: {1}, Policy(60), returns=set[int])).value == {1}
             # No lease was left behind.
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 assert (await cache.get_or_load("k", lambda: 1, Policy(60))).value == 1
 
     async def test_an_entry_of_another_type_is_a_miss(self, make):

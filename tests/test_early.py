@@ -160,7 +160,7 @@ class TestEarly:
         async def slow():
             clock.advance(10)
 
-        job.before_landing = slow
+        job.before_store = slow
         async with fleet(1, clock) as (process,):
             memory = process.link.store
             engine = type(process.engine)(memory, clock=clock, uniform=lambda low, high: math.exp(-2))

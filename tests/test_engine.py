@@ -1,19 +1,22 @@
 """The refresh path, on asyncio and trio, by events: one load, whoever asks, whatever fails."""
 
 import asyncio
+import contextlib
 import logging
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from swr import Cache, ConfigurationError, Policy, State, SWRError
+from swr import Cache, ConfigurationError, LoadTimeout, Policy, State, SWRError
+from swr.core.codec import ANY
 from swr.engine.deadlocks import refuse_circles
 from swr.engine.engine import Engine
 from swr.engine.flights import Flight
-from swr.events import LeaseLost, LoadFailed
+from swr.events import LoadFailed, RenewalRejected
 from swr.policy import Limits
 from swr.stores.memory import MemoryStore
+from swr.stores.tag_versions import ALL
 from swr.testing import FakeClock
 from tests.flaky_store import FlakyStore
 from tests.fleet import POLICY, Job, Process, fleet, settle, until
@@ -108,7 +111,7 @@ class TestOneProcess:
         clock.advance(61)
         hung = anyio.Event()
         process.link.before = dict.fromkeys(("read", "acquire"), hung.wait)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             assert (await process.engine.fetch("k", job)).state is State.STALE
         hung.set()
         await settle()
@@ -134,7 +137,7 @@ class TestOneProcess:
         async def sleep():
             clock.advance(10)
 
-        job.before_landing = sleep
+        job.before_store = sleep
         outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(3)))
         assert [outcome.value for outcome in outcomes[1:]] == [1, 1, 1]
         assert outcomes[1].age == 10
@@ -191,7 +194,10 @@ class TestFailures:
         error = ZeroDivisionError("x")
         job = Job(lambda run: error)
         results = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(5)))
-        assert all(result is error for result in results[1:])
+        assert {repr(result) for result in results[1:]} == {repr(error)}
+        # Each has one of its own, and the last of them the loader's.
+        assert len({id(result) for result in results[1:]}) == 5
+        assert error in results
         assert job.runs == 1
 
     async def test_errors_are_cached_nowhere(self, process):
@@ -218,7 +224,7 @@ class TestFailures:
         clock.advance(660)
         for _ in range(3):
             outcome = await process.engine.fetch("k", job)
-            assert (outcome.value, outcome.state, outcome.error) == (1, State.STALE, error)
+            assert (outcome.value, outcome.state, repr(outcome.error)) == (1, State.STALE, repr(error))
             assert outcome.age == 660
         assert job.runs == 2
 
@@ -450,6 +456,48 @@ class TestRefresh:
 
 
 class TestInvalidation:
+    @pytest.mark.parametrize("by", ["tag", "everything", "another process"])
+    async def test_a_reader_after_an_invalidation_does_not_wait_for_the_load_before_it(self, two, by):
+        process, other = two
+        old, new = Job(policy=POLICY.tagged(("t",))), Job(lambda run: "new", POLICY.tagged(("t",)))
+        old.gate = anyio.Event()
+        outcomes = []
+
+        async def read_before():
+            outcomes.append(await process.engine.fetch("k", old))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read_before)
+            await old.begun.wait()
+            await settle()
+            await (other if by == "another process" else process).engine.invalidate_tag(
+                ALL if by == "everything" else "t"
+            )
+            await settle()
+            with anyio.fail_after(30):
+                assert (await process.engine.fetch("k", new)).value == "new"
+                # In the other process, too, the old load keeps nobody waiting.
+                assert (await other.engine.fetch("k", new)).value == "new"
+            old.gate.set()
+        # Who asked before gets the newer value, without a third load.
+        assert [outcome.value for outcome in outcomes] == ["new"]
+        assert (old.runs, new.runs) == (1, 1)
+
+    async def test_an_invalidation_of_another_tag_leaves_a_load_alone(self, process):
+        job = Job(policy=POLICY.tagged(("t",)))
+        job.gate = anyio.Event()
+
+        async def invalidate():
+            await job.begun.wait()
+            await process.engine.invalidate_tag("u")
+            await settle()
+            job.gate.set()
+            return await process.engine.fetch("k", job)
+
+        results = await together(process.engine.fetch("k", job), invalidate())
+        assert [outcome.value for outcome in results] == [1, 1]
+        assert job.runs == 1
+
     @pytest.mark.parametrize("how", ["key", "tag", "all"])
     @pytest.mark.parametrize("where", ["here", "elsewhere"])
     async def test_it_beats_what_is_stored_and_what_is_loading(self, two, how, where):
@@ -460,7 +508,7 @@ class TestInvalidation:
             if how == "key":
                 await caller.engine.invalidate("k")
             else:
-                await caller.engine.invalidate_tag("t" if how == "tag" else "*")
+                await caller.engine.invalidate_tag("t" if how == "tag" else ALL)
 
         truth = ["old"]
         job = Job(lambda run: truth[0], Policy(60, 600, 3600, tags=("t",)))
@@ -495,7 +543,7 @@ class TestInvalidation:
         async def invalidate():
             await process.engine.invalidate("k")
 
-        job.before_landing = invalidate
+        job.before_store = invalidate
         outcome = await process.engine.fetch("k", job)
         assert (outcome.value, job.runs) == (3, 3)
         assert await process.store.read("k", job.codec) is None
@@ -644,7 +692,7 @@ class TestCancellation:
 
 class TestTheStoreAway:
     async def test_readers_without_a_copy_are_loaded_for_once_in_this_process(self, process):
-        process.link.away = True
+        process.link.is_down = True
         job = Job()
         outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(100)))
         assert {outcome.value for outcome in outcomes[1:]} == {1}
@@ -653,16 +701,16 @@ class TestTheStoreAway:
     async def test_what_is_loaded_meanwhile_is_served_until_the_store_is_back_and_then_dropped(self, process):
         job = Job()
         await process.engine.fetch("other", job)
-        process.link.go(away=True)
+        process.link.set_down(True)
         assert (await process.engine.fetch("k", job)).value == 2
         assert (await process.engine.fetch("k", job)).state is State.FRESH
-        process.link.go(away=False)
+        process.link.set_down(False)
         assert (await process.engine.fetch("k", job)).value == 3
 
     async def test_what_was_here_is_served_within_its_deadlines(self, process, clock):
         job = Job()
         await process.engine.fetch("k", job)
-        process.link.go(away=True)
+        process.link.set_down(True)
         assert (await process.engine.fetch("k", job)).state is State.FRESH
         clock.advance(61)
         assert (await process.engine.fetch("k", job)).state is State.STALE
@@ -672,7 +720,7 @@ class TestTheStoreAway:
     async def test_a_loader_that_fails_meanwhile_is_not_asked_again_at_once(self, process, clock):
         job = Job(lambda run: run if run == 1 else ValueError("down"))
         await process.engine.fetch("k", job)
-        process.link.go(away=True)
+        process.link.set_down(True)
         clock.advance(660)
         for _ in range(3):
             assert (await process.engine.fetch("k", job)).value == 1
@@ -684,11 +732,11 @@ class TestTheStoreAway:
         await one.engine.fetch("k", job)
         await other.engine.fetch("k", job)
         for age in (0, 61):
-            one.link.go(away=True)
+            one.link.set_down(True)
             await other.engine.refresh("k", job)
             latest = job.runs
             clock.advance(age)
-            one.link.go(away=False)
+            one.link.set_down(False)
             assert (await one.engine.fetch("k", job)).value == latest
 
     async def test_invalidations_made_meanwhile_count_here_at_once_and_everywhere_afterwards(self, two):
@@ -697,7 +745,7 @@ class TestTheStoreAway:
         for process in two:
             await process.engine.fetch("k", plain)
             await process.engine.fetch("tagged", tagged)
-        one.link.go(away=True)
+        one.link.set_down(True)
         await one.engine.invalidate("k")
         await one.engine.invalidate_tag("t")
         assert (await one.engine.fetch("k", plain)).value == 2
@@ -706,7 +754,7 @@ class TestTheStoreAway:
         # Before the store has been told, what it has is not believed.
         telling = anyio.Event()
         one.link.before = {"invalidate": telling.wait, "invalidate_tag": telling.wait}
-        one.link.go(away=False)
+        one.link.set_down(False)
         assert await one.store.read("k", plain.codec) is None
         assert await one.store.read("tagged", tagged.codec) is None
         telling.set()
@@ -721,10 +769,10 @@ class TestTheStoreAway:
         job = Job()
         await one.engine.fetch("k", job)
         await other.engine.fetch("k", job)
-        one.link.go(away=True)
-        await one.engine.invalidate_tag("*")
+        one.link.set_down(True)
+        await one.engine.invalidate_tag(ALL)
         assert (await one.engine.fetch("k", job)).value == 2
-        one.link.go(away=False)
+        one.link.set_down(False)
         await settle()
         assert (await other.engine.fetch("k", job)).value == 3
 
@@ -735,11 +783,11 @@ class TestTheStoreAway:
         for key in "abcdef":
             await one.engine.fetch(key, job)
             await other.engine.fetch(key, job)
-        one.link.go(away=True)
+        one.link.set_down(True)
         for key in "abcde":
             await one.engine.invalidate(key)
         runs = job.runs
-        one.link.go(away=False)
+        one.link.set_down(False)
         await settle()
         for key in "abcdef":
             await other.engine.fetch(key, job)
@@ -747,17 +795,17 @@ class TestTheStoreAway:
 
     async def test_a_load_that_an_invalidation_overtook_is_not_kept(self, process):
         await process.engine.ready()
-        process.link.go(away=True)
+        process.link.set_down(True)
         for invalidate in (lambda: process.engine.invalidate("k"), lambda: process.engine.invalidate_tag("t")):
             job = Job(policy=Policy(60, tags=("t",)))
-            job.before_landing = invalidate
+            job.before_store = invalidate
             assert (await process.engine.fetch("k", job)).value == 3
             assert process.store.peek("k") is None
 
     async def test_a_load_without_a_lease_that_a_refresh_has_replaced_is_not_kept(self, process):
         """An invalidation after the refresh knows of no flight that it would have to doom."""
         await process.engine.ready()
-        process.link.go(away=True)
+        process.link.set_down(True)
         slow, quick = Job(lambda run: "old" if run == 1 else "new"), Job(lambda run: "new")
         slow.gate = anyio.Event()
 
@@ -773,7 +821,7 @@ class TestTheStoreAway:
 
     async def test_an_older_load_without_a_lease_does_not_replace_a_newer_one(self, process, clock):
         await process.engine.ready()
-        process.link.go(away=True)
+        process.link.set_down(True)
         slow, quick = Job(lambda run: "old" if run == 1 else "new"), Job(lambda run: "new")
         slow.gate = anyio.Event()
 
@@ -798,10 +846,10 @@ class TestTheStoreAway:
                 await one.engine.fetch("k", job)
         else:
             assert (await one.engine.fetch("k", job)).value == 1
-        one.link.go(away=True)
-        one.link.go(away=False)
+        one.link.set_down(True)
+        one.link.set_down(False)
         await settle()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await other.engine.fetch("k", job)
 
     async def test_a_store_that_refuses_one_command_is_asked_the_next(self, process):
@@ -809,7 +857,7 @@ class TestTheStoreAway:
 
         async def refuse():
             calls.append(1)
-            process.link.away = True
+            process.link.is_down = True
 
         process.link.before["commit"] = refuse
         job = Job()
@@ -892,9 +940,9 @@ class TestLeases:
 
         async def watch():
             await job.begun.wait()
-            process.link.away = True
+            process.link.is_down = True
             await anyio.sleep(0.05)
-            process.link.away = False
+            process.link.is_down = False
             await process.engine.invalidate("k")
             await anyio.sleep(0.05)
             job.gate.set()
@@ -907,13 +955,13 @@ async def test_flaky_store_hides_messages_while_away(clock):
     link = FlakyStore(MemoryStore(clock=clock))
     heard = []
     await link.open(lambda *args: None, heard.append)
-    link.away = True
+    link.is_down = True
     await link.store.invalidate("k")
-    link.away = False
+    link.is_down = False
     await link.store.invalidate("k")
     assert len(heard) == 2
     link.forget()
-    link.keep("k", None)
+    link.keep("k", None, ANY)
     assert link.peek("k") is None
     await link.aclose(heard.append)
 
@@ -994,12 +1042,12 @@ class TestRaces:
         job = Job()
 
         async def in_vain():
-            job.before_landing = None
-            process.link.away = True
+            job.before_store = None
+            process.link.is_down = True
             await process.engine.store.invalidate("k")
-            process.link.away = False
+            process.link.is_down = False
 
-        job.before_landing = in_vain
+        job.before_store = in_vain
         assert (await process.engine.fetch("k", job)).value == 2
         assert process.store._pending_keys == {}
 
@@ -1011,16 +1059,16 @@ class TestRaces:
             process.link.before.clear()
             process.store._add_pending(process.store._pending_tags, "u")
 
-        job.before_landing = in_vain
+        job.before_store = in_vain
         assert (await process.engine.fetch("k", job)).value == 3
-        process.link.go(away=True)
+        process.link.set_down(True)
         await process.engine.invalidate_tag("u")
         assert (await process.engine.fetch("untagged", job)).state is State.FRESH
 
     async def test_a_debt_made_anew_while_it_is_paid_is_still_owed(self, process):
         await process.engine.ready()
         await settle()
-        process.link.go(away=True)
+        process.link.set_down(True)
         await process.engine.invalidate("k")
 
         async def again():
@@ -1034,7 +1082,7 @@ class TestRaces:
 
         process.link.before["invalidate"] = tell
         process.link.after["invalidate"] = again
-        process.link.go(away=False)
+        process.link.set_down(False)
         await settle()
         assert told == [1, 1]
         assert not process.store._pending_keys
@@ -1043,10 +1091,10 @@ class TestRaces:
         monkeypatch.setattr("swr.stores.tiered._AGAIN_AFTER", 1.0)
         await process.engine.ready()
         await settle()
-        process.link.go(away=True)
+        process.link.set_down(True)
         await process.engine.invalidate("k")
         process.link.lost = {"invalidate"}
-        process.link.go(away=False)
+        process.link.set_down(False)
         await settle()
         assert list(process.store._pending_keys) == ["k"]
         await until(lambda: not process.store._pending_keys)
@@ -1059,7 +1107,7 @@ class TestRaces:
     async def test_leases_that_cannot_be_given_back_are_remembered_up_to_a_number(self, process, monkeypatch):
         monkeypatch.setattr("swr.stores.tiered._MOST_PENDING", 2)
         await process.engine.ready()
-        process.link.away = True
+        process.link.is_down = True
         for number in range(5):
             await process.engine.fetch(str(number), Job())
         assert len(process.store._pending_releases) == 2
@@ -1100,7 +1148,7 @@ class TestRaces:
         job.gate = anyio.Event()
         error, outcome = await together(other.engine.refresh("k", job), read_and_let_go())
         assert isinstance(error, ValueError)
-        assert (outcome.value, outcome.state, outcome.error) == (1, State.STALE, error)
+        assert (outcome.value, outcome.state, repr(outcome.error)) == (1, State.STALE, repr(error))
 
     async def test_news_that_is_older_than_a_load_still_ends_what_stands_in_for_it(self, two, clock):
         one, other = two
@@ -1150,7 +1198,7 @@ class TestRaces:
         process = Process(shared, clock)
         process.engine._tasks._drain_for = 0.01
         await process.engine.ready()
-        process.link.away = True
+        process.link.is_down = True
         job = Job()
         job.gate = anyio.Event()
 
@@ -1163,22 +1211,52 @@ class TestRaces:
             await job.begun.wait()
             await process.engine.aclose()
 
-    async def test_a_lease_is_renewed_for_ten_lives_at_most(self, process, monkeypatch):
-        monkeypatch.setattr("swr.engine.lease._RENEWED_FOR", 1)
+    async def test_a_load_without_a_limit_of_its_own_is_given_up_after_ten_lives_of_its_lease(self, process):
+        process.engine.runtime.lease_for = 0.03
+        job = Job()
+        job.gate = anyio.Event()
+        with anyio.fail_after(30), pytest.raises(LoadTimeout, match=r"'k' was given up after 0.3 s"):
+            await process.engine.fetch("k", job)
+        assert process.link.calls.count("renew") == 30
+
+    async def test_a_load_that_may_run_as_long_as_it_likes_is_stored_after_twenty_lives_of_its_lease(self, two):
+        one, other = two
+
+        class Patient(Job):
+            async def run(self, load):
+                load.limit(None)
+                await super().run(load)
+
+        job = Patient()
+        job.gate = anyio.Event()
+        one.engine.runtime.lease_for = other.engine.runtime.lease_for = 0.03
+
+        async def read_elsewhere():
+            await job.begun.wait()
+            return await other.engine.fetch("k", job)
+
+        async def end():
+            with anyio.move_on_after(60):
+                while one.link.calls.count("renew") < 60:
+                    await anyio.sleep(0.005)
+            job.gate.set()
+
+        results = await together(one.engine.fetch("k", job), read_elsewhere(), end())
+        assert one.link.calls.count("renew") >= 60
+        assert [outcome.value for outcome in results[:2]] == [1, 1]
+        assert job.runs == 1
+
+    async def test_a_load_that_has_lost_its_lease_is_given_up_all_the_same(self, process):
         process.engine.runtime.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
 
-        async def watch():
+        async def lose():
             await job.begun.wait()
-            while process.link.calls.count("renew") < 3:
-                await anyio.sleep(0.005)
-            # Time for more.
-            await anyio.sleep(0.1)
-            job.gate.set()
+            process.link.store._holds.clear()
 
-        await together(process.engine.fetch("k", job), watch())
-        assert process.link.calls.count("renew") == 3
+        errors = await together(process.engine.fetch("k", job), lose())
+        assert isinstance(errors[0], LoadTimeout)
 
     async def test_a_loader_that_failed_in_time_is_not_given_up_while_its_lease_is_given_back(self, process):
         failed = []
@@ -1227,24 +1305,65 @@ class TestRaces:
 
     async def test_a_job_that_goes_on_after_its_value_has_lost_no_lease(self, process):
         process.engine.runtime.lease_for = 0.03
-        gone, ended = [], anyio.Event()
-        process.engine.events.subscribe(gone.append, (LeaseLost,))
+        gone, ended, is_stored = [], anyio.Event(), anyio.Event()
+        process.engine.events.subscribe(gone.append, (RenewalRejected,))
+        process.link.before["renew"] = is_stored.wait
 
         class GoesOn(Job):
             async def run(self, load):
-                await super().run(load)
                 while "renew" not in process.link.calls:
                     await anyio.sleep(0.005)
+                await super().run(load)
+                is_stored.set()
+                # The next look at this load would be now, and after that.
+                await anyio.sleep(0.05)
                 await settle()
                 ended.set()
 
         assert (await process.engine.fetch("k", GoesOn())).value == 1
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await ended.wait()
         assert not gone
 
 
 class TestOddLoaders:
+    async def test_one_that_swallows_its_cancellation_keeps_closing_no_longer_than_a_moment(
+        self, two, anyio_backend_name, monkeypatch, caplog
+    ):
+        if anyio_backend_name == "trio":
+            pytest.skip("trio leaves no task behind")
+        monkeypatch.setattr("swr.engine.tasks._PATIENCE", 0.2)
+        one, other = two
+        one.engine.drain_for = one.engine._tasks._drain_for = 0.05
+        is_over = anyio.Event()
+
+        class Stubborn(Job):
+            async def run(self, load):
+                self.begun.set()
+                while not is_over.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0.01)
+
+        job, errors = Stubborn(), []
+
+        async def read():
+            with pytest.raises(SWRError, match="was closed"):
+                await one.engine.fetch("k", job)
+            errors.append(1)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await job.begun.wait()
+            with anyio.fail_after(30):
+                await one.engine.aclose()
+        assert errors == [1]
+        assert "disregard their cancellation" in caplog.text
+        # The lease is free: another process loads at once.
+        with anyio.fail_after(10):
+            assert (await other.engine.fetch("k", Job())).value == 1
+        is_over.set()
+        await settle()
+
     async def test_one_that_asks_for_its_own_key_is_told_so(self, process):
         """It would wait for itself; and so would everybody else."""
         engine = process.engine
@@ -1258,14 +1377,14 @@ class TestOddLoaders:
                 await load.store((await engine.fetch(self.key, others[self.key])).value, POLICY)
 
         others = {"b": Asks("a"), "a": Asks("b")}
-        with anyio.fail_after(20), pytest.raises(ConfigurationError, match="'a' -> 'b' -> 'a'"):
+        with anyio.fail_after(60), pytest.raises(ConfigurationError, match="'a' -> 'b' -> 'a'"):
             await engine.fetch("a", others["a"])
 
         class Refreshes(Job):
             async def run(self, load):
                 await engine.refresh("r", self)
 
-        with anyio.fail_after(20), pytest.raises(ConfigurationError, match="would wait forever"):
+        with anyio.fail_after(60), pytest.raises(ConfigurationError, match="would wait forever"):
             await engine.fetch("r", Refreshes())
 
     async def test_one_that_asks_for_another_key_or_another_cache_is_answered(self, process):
@@ -1359,7 +1478,7 @@ async def test_a_fallback_that_a_tag_outdated_is_none_for_the_next_flight_either
     async def invalidate():
         await process.engine.invalidate_tag("t")
 
-    job.before_landing = invalidate
+    job.before_store = invalidate
     with pytest.raises(ValueError, match="down"):
         await process.engine.fetch("k", job)
 
@@ -1387,7 +1506,7 @@ def test_a_loop_that_ended_without_a_word_leaves_nothing_to_wait_for():
     tasks = asyncio.all_tasks(loop)
 
     async def again():
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             return (await engine.fetch("k", Job())).value
 
     assert asyncio.run(again()) == 1
@@ -1438,12 +1557,12 @@ async def test_what_was_invalidated_in_vain_is_told_before_leases_are_given_back
     """There may be many leases, and until it is told others answer what it outdates."""
     async with fleet(1, FakeClock()) as (process,):
         await process.engine.ready()
-        process.link.go(away=True)
+        process.link.set_down(True)
         await process.engine.fetch("a", Job())
         await process.engine.invalidate("k")
         await process.engine.invalidate_tag("t")
         process.link.calls.clear()
-        process.link.go(away=False)
+        process.link.set_down(False)
         await settle()
         assert process.link.calls == ["invalidate_tag", "invalidate", "release"]
 
@@ -1498,10 +1617,10 @@ async def test_a_read_that_outlasts_the_cache(clock, monkeypatch, stale):
 async def test_a_loader_that_closes_the_cache_it_is_loaded_for(clock):
     async with fleet(1, clock) as (process,):
         job = Job()
-        job.before_landing = process.engine.aclose
+        job.before_store = process.engine.aclose
         with pytest.raises(ConfigurationError, match="the loader of 'k' closes the cache that waits for it"):
             await process.engine.fetch("k", job)
-        job.before_landing = None
+        job.before_store = None
         assert (await process.engine.fetch("k", job)).value == 2
 
 
@@ -1509,5 +1628,5 @@ async def test_a_loader_that_closes_another_cache(clock):
     async with fleet(2, clock) as (one, other):
         assert (await other.engine.fetch("k", Job())).value == 1
         job = Job()
-        job.before_landing = other.engine.aclose
+        job.before_store = other.engine.aclose
         assert (await one.engine.fetch("mine", job)).value == 1

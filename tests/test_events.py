@@ -20,13 +20,13 @@ from swr.events import (
     Hit,
     Invalidated,
     LeaseHeld,
-    LeaseLost,
     LeaseWaited,
     LoadBegun,
     Loaded,
     LoadFailed,
     Miss,
     Publisher,
+    RenewalRejected,
     Stale,
     StoreReachable,
     StoreUnreachable,
@@ -123,7 +123,8 @@ class TestALoader:
         assert stale == Stale("k", 700.0, 640.0, load.error)
         # All keep off for a while: the next reader is told the same without a load.
         await cache.get_or_load("k", load, POLICY)
-        assert heard.take() == [Stale("k", 700.0, 640.0, load.error)]
+        (stale,) = heard.take()
+        assert (stale.staleness, repr(stale.error)) == (640.0, repr(load.error))
 
     async def test_a_failure_that_nothing_stands_in_for_is_one_miss_for_each_reader(self, cache, heard):
         load = Loader()
@@ -201,16 +202,16 @@ class TestALoader:
 
     async def test_a_process_learns_that_its_lease_is_gone(self, place_url):
         async with Cache(place_url, lease_for=0.03, timeout=5) as cache:
-            heard, load = Heard(cache, LeaseLost, CommitRejected), Loader()
+            heard, load = Heard(cache, RenewalRejected, CommitRejected), Loader()
             load.gate = anyio.Event()
             async with anyio.create_task_group() as group:
                 group.start_soon(cache.get_or_load, "gone", load, POLICY)
                 await load.begun.wait()
                 await cache.invalidate("gone")
-                await until(lambda: LeaseLost("gone") in heard)
+                await until(lambda: RenewalRejected("gone") in heard)
                 load.gate.set()
         # So short a lease may run out once more on a busy machine.
-        assert heard[:2] == [LeaseLost("gone"), CommitRejected("gone")]
+        assert heard[:2] == [RenewalRejected("gone"), CommitRejected("gone")]
 
 
 class TestSeveralProcesses:
@@ -296,12 +297,12 @@ class TestSeveralProcesses:
     async def test_without_the_store_nothing_is_committed_and_an_invalidation_still_fences(self, two):
         process = two[0]
         await process.engine.ready()
-        process.link.go(away=True)
+        process.link.set_down(True)
         told, job = self.listen(process), Job()
         await process.engine.fetch("k", job)
         assert [type(event) for event in told] == [LoadBegun, Loaded, Miss]
         told.clear()
-        job.before_landing = lambda: process.engine.invalidate("other")
+        job.before_store = lambda: process.engine.invalidate("other")
         await process.engine.fetch("other", job)
         # It is done again, twice at most; then its value is answered and not kept.
         again = [LoadBegun, Invalidated, CommitRejected, Loaded]
@@ -324,7 +325,7 @@ class TestSeveralProcesses:
         assert not await engine.put("k", ANY, 2, POLICY, since)
         assert told == [CommitRejected("k")]
         told.clear()
-        process.link.go(away=True)
+        process.link.set_down(True)
         since = engine.snapshot()
         await engine.invalidate_tag("t")
         assert not await engine.put("k", ANY, 3, POLICY, since)
@@ -336,11 +337,11 @@ class TestSeveralProcesses:
         told = self.listen(process, StoreUnreachable, StoreReachable)
         assert process.engine.is_store_up
         for away in (False, True, True):
-            process.link.go(away=away)
+            process.link.set_down(away)
         assert told == [StoreUnreachable("")]
         assert not process.engine.is_store_up
         for _ in range(2):
-            process.link.go(away=False)
+            process.link.set_down(False)
         assert [type(event) for event in told] == [StoreUnreachable, StoreReachable]
         assert told[1].unreachable_for >= 0
         assert process.engine.is_store_up

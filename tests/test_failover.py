@@ -1,7 +1,7 @@
 """Masters that are killed: nobody gets an error, refreshes resume with the successor, nothing outdated comes back."""
 
 import asyncio
-import time
+import os
 from collections.abc import Iterator
 
 import anyio
@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Connection, ConnectionPool, Redis
 
 from swr import Cache, Policy
-from swr.stores.base import Kind, Notification
+from swr.loaders.annotations import codec_for
+from swr.stores.base import Kind, Lease, Notification
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
 from tests.servers import until as wait_until
 from tests.test_redis import Counter, until
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.anyio
 BRIEF = Policy(0.2, 600, 3600)
 LONG = Policy(600, tags=("t",))
 # A server waits otherwise for more who would follow it.
+FAILOVERS = 30 if os.environ.get("SWR_FULL") == "1" else 4
 FOLLOWED_AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
@@ -69,8 +71,8 @@ class Readers:
             await asyncio.sleep(0.01)
 
 
-async def survives(readers: Readers, kill, recovered, caches: list[Cache]) -> float:
-    """Kill while they read; return the seconds from the election of a successor until every cache is in order again."""
+async def survives(readers: Readers, kill, recovered, caches: list[Cache]) -> None:
+    """Kill while they read; wait for the election of a successor, and until every cache is in order again."""
     whole = [watched(cache) for cache in caches]
     async with anyio.create_task_group() as group:
         group.start_soon(readers.run)
@@ -78,14 +80,11 @@ async def survives(readers: Readers, kill, recovered, caches: list[Cache]) -> fl
         kill()
         await until(lambda: not any(cache.engine.store.is_reachable for cache in caches))
         await until(recovered, 60)
-        elected = time.monotonic()
         await until(lambda: all(cache.engine.store.is_reachable for cache in caches))
-        took = time.monotonic() - elected
         answers = readers.answers
         await until(lambda: readers.answers > answers + 100)
         group.cancel_scope.cancel()
     assert whole == [[True]] * len(caches)
-    return took
 
 
 def watched(cache: Cache) -> list[bool]:
@@ -122,11 +121,9 @@ async def a_master_is_killed(cluster: ClusterOfSix) -> None:
     namespace, keys = fresh(), [f"k{number}" for number in range(12)]
     async with Cache(cluster.url, namespace=namespace) as one, Cache(cluster.url, namespace=namespace) as other:
         victim = cluster.master_of(f"{namespace}:{{k0}}".encode())
-        took = await survives(
+        await survives(
             Readers([one, other], keys), victim.kill, lambda: mastered(cluster, namespace, victim), [one, other]
         )
-        # On a quiet machine a tenth of a second.
-        assert took < 5
         # What comes back on the old address is a replica, and nobody's master any more.
         victim.start()
         before = connections(victim)
@@ -151,10 +148,7 @@ async def test_a_killed_master_behind_sentinels_causes_no_error(sentinels: Senti
     namespace, keys = fresh(), [f"k{number}" for number in range(12)]
     async with Cache(sentinels.url, namespace=namespace) as one, Cache(sentinels.url, namespace=namespace) as other:
         victim = sentinels.master()
-        took = await survives(
-            Readers([one, other], keys), victim.kill, lambda: sentinels.master() is not victim, [one, other]
-        )
-        assert took < 10
+        await survives(Readers([one, other], keys), victim.kill, lambda: sentinels.master() is not victim, [one, other])
         await shared(one, other, [f"new{number}" for number in range(12)])
 
 
@@ -185,6 +179,76 @@ async def test_an_invalidation_that_a_failover_loses_is_replayed(sentinels: Sent
             assert (await cache.get_or_load("tagged", tagged, LONG)).value == 2
 
 
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
+async def test_a_process_takes_nothing_older_than_an_invalidation_that_it_knows(kind, l1_max_bytes):
+    """Its own or another's, whether it reads or asks for the lease; and the server is told again at once."""
+    with Server(kind) as server:
+        load = Counter()
+        options = {"namespace": fresh(), "timeout": 2}
+        async with (
+            Cache(server.url, **options) as one,
+            Cache(server.url, l1_max_bytes=l1_max_bytes, **options) as other,
+        ):
+            redis = Redis.from_url(server.url)
+            for number, how in enumerate((one, other, one, other)):
+                key = f"k{number}"
+                await one.get_or_load(key, load, LONG)
+                entry = one.engine.store.store.names.entry(key).decode()
+                frame = await redis.get(entry)
+                await how.invalidate(key)
+                await until(
+                    lambda key=key: all(cache.engine.store.store._invalidations.version(key) for cache in (one, other))
+                )
+                # As a successor has it that lacks the last writes.
+                await redis.set(entry, frame)
+                before = load.runs
+                assert (await other.get_or_load(key, load, LONG)).value == before + 1
+                assert (await one.get_or_load(key, load, LONG)).value == before + 1
+                await redis.set(entry, frame)
+                assert isinstance(await other.engine.store.store.acquire(key, "token", 30, 0, codec_for(load)), Lease)
+                assert (await redis.get(entry)).endswith(b"t")
+            await redis.aclose()
+
+
+@pytest.mark.parametrize("how", ["FORCE", "TAKEOVER"])
+async def test_while_a_live_master_is_replaced_no_process_gets_what_it_has_invalidated(cluster: ClusterOfSix, how):
+    namespace = fresh()
+    rows = {f"k{number}": 0 for number in range(6)}
+    older = []
+
+    async def turn(cache: Cache, key: str) -> None:
+        async def load() -> int:
+            return rows[key]
+
+        rows[key] += 1
+        invalidated = rows[key]
+        await cache.invalidate(key)
+        for _ in range(10):
+            value = (await cache.get_or_load(key, load, Policy(600))).value
+            if value < invalidated:
+                older.append((key, value, invalidated))
+            await asyncio.sleep(0.002)
+
+    async def work(cache: Cache, key: str) -> None:
+        while True:
+            await turn(cache, key)
+
+    async with Cache(cluster.url, namespace=namespace, l1_max_bytes=0) as cache, anyio.create_task_group() as group:
+        for key in rows:
+            group.start_soon(work, cache, key)
+        for number in range(FAILOVERS):
+            await asyncio.sleep(0.3)
+            master = await asyncio.to_thread(cluster.master_of, f"{namespace}:{{k{number % 6}}}".encode())
+            replica = await asyncio.to_thread(cluster.replica_of, master)
+            replica.command("CLUSTER", "FAILOVER", how)
+            await until(lambda replica=replica: "role:master" in replica.says("INFO", "replication"), 60)
+            await until(lambda: cache.engine.store.is_reachable, 60)
+            await until(lambda master=master: "master_link_status:up" in master.says("INFO", "replication"), 60)
+        group.cancel_scope.cancel()
+    assert older == []
+
+
 async def test_readers_are_answered_when_a_whole_cluster_is_killed(cluster: ClusterOfSix):
     async with Cache(cluster.url, namespace=fresh()) as cache:
         readers = Readers([cache], [f"k{number}" for number in range(12)])
@@ -201,7 +265,7 @@ async def test_readers_are_answered_when_a_whole_cluster_is_killed(cluster: Clus
 
 async def test_more_invalidations_than_can_be_replayed_outdate_everything(cluster: ClusterOfSix, monkeypatch, caplog):
     """Then everything is outdated, whichever master it was that came back as another."""
-    monkeypatch.setattr("swr.stores.redis.failover._MOST_REPLAYED", 3)
+    monkeypatch.setattr("swr.stores.redis.invalidations._MOST", 3)
     namespace, load = fresh(), Counter()
     async with Cache(cluster.url, namespace=namespace, timeout=1) as cache:
         owner = cluster.master_of(f"{namespace}:{{!}}h".encode())
@@ -273,7 +337,7 @@ async def test_a_master_that_was_a_replica_between_two_heartbeats_gets_the_repla
 
 async def test_a_master_that_gets_its_first_replica_gets_no_replay(pair, monkeypatch):
     """It begins another line of writes, and has lost nothing: it is told nothing again, let alone of everything."""
-    monkeypatch.setattr("swr.stores.redis.failover._MOST_REPLAYED", 3)
+    monkeypatch.setattr("swr.stores.redis.invalidations._MOST", 3)
     server, replica = pair
     load = Counter()
     async with Cache(server.url, namespace=fresh()) as cache:
@@ -304,6 +368,69 @@ async def test_a_link_to_two_different_masters_is_refused(kind, caplog):
             await until(lambda: cache.engine.store.is_reachable)
         await client.aclose()
     assert "the master changed while it was connected to" in caplog.text
+
+
+@pytest.mark.parametrize("process", ["new", "opened again"])
+@pytest.mark.parametrize("kind", kinds())
+async def test_a_process_that_cannot_learn_what_was_invalidated_takes_nothing_from_other_masters(kind, process):
+    """It starts while the master of the tag versions is down."""
+    with ClusterOfSix(kind, "--cluster-require-full-coverage", "no", node_timeout=60) as cluster:
+        owner = cluster.master_of(b"swr:{!}h")
+        key = next(f"k{n}" for n in range(100) if cluster.master_of(f"swr:{{k{n}}}".encode()) is not owner)
+        late, load = Cache(cluster.url, timeout=1), Counter()
+        async with Cache(cluster.url, timeout=1) as one, Cache(cluster.url, timeout=1) as other:
+            if process == "opened again":
+                async with late:
+                    assert (await late.get_or_load(key, load, LONG)).value == 1
+            assert (await one.get_or_load(key, load, LONG)).value == 1
+            await one.invalidate_tag("t")
+            # Everybody has the message, and nobody gets it later.
+            await until(lambda: other.engine.store.tag_versions.newest == one.engine.store.tag_versions.newest)
+        owner.pause()
+        async with late:
+            assert (await late.get_or_load(key, load, LONG)).value == 2
+            owner.resume()
+            await until(lambda: late.engine.store.is_reachable)
+            value = (await late.get_or_load(key, load, LONG)).value
+        async with Cache(cluster.url, timeout=1) as last:
+            assert (await last.get_or_load(key, load, LONG)).value == value > 1
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("how", ["restart", "late promotion"])
+async def test_what_a_node_has_lost_is_replayed_however_long_ago_it_was(kind, how, monkeypatch):
+    """A node without the tag versions comes back with older data, or its replica takes over long after its end."""
+    monkeypatch.setattr("swr.stores.redis.failover._MARGIN", 1_000_000)
+    with ClusterOfSix(kind, "--cluster-require-full-coverage", "no", node_timeout=60) as cluster:
+        owner, load = cluster.master_of(b"swr:{!}h"), Counter()
+        key = next(f"k{n}" for n in range(100) if cluster.master_of(f"swr:{{k{n}}}".encode()) is not owner)
+        master = cluster.master_of(f"swr:{{{key}}}".encode())
+        await until(lambda: b"slave" in master.command("CLUSTER", "REPLICAS", master.says("CLUSTER", "MYID").strip()))
+        replica = cluster.replica_of(master)
+        async with Cache(cluster.url, timeout=1) as one:
+            await one.get_or_load(key, load, LONG)
+            await until(lambda: replica.command("DBSIZE") == b":1\r\n")
+            if how == "restart":
+                master.command("SAVE")
+            else:
+                # It gets no writes from now on.
+                replica.pause()
+                master.command("CLIENT", "KILL", "TYPE", "replica")
+            await one.invalidate(key)
+            if how == "restart":
+                await asyncio.sleep(2)
+                await asyncio.to_thread(restart, master)
+                # It refuses for a while to answer.
+                await until(lambda: b"CLUSTERDOWN" not in master.command("EXISTS", f"swr:{{{key}}}"), 60)
+            else:
+                master.kill()
+                replica.resume()
+                await asyncio.sleep(3)
+                await until(lambda: replica.command("CLUSTER", "FAILOVER", "TAKEOVER") == b"+OK\r\n")
+                await until(lambda: not one.engine.store.is_reachable)
+            await until(lambda: one.engine.store.is_reachable, 60)
+            async with Cache(cluster.url, timeout=1) as late:
+                assert (await late.get_or_load(key, load, LONG)).value == 2
 
 
 async def test_slots_without_a_master_cause_no_error(cluster: ClusterOfSix, caplog):

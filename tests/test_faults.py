@@ -133,13 +133,13 @@ async def run(server: Server, operation: Callable[[Trial], Awaitable[None]], sto
         if stored:
             await trial.other()
         trial.proxy.arm(fault, n)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await operation(trial)
         commands = trial.proxy.commands
         struck = trial.proxy.struck
         await trial.recovered()
         trial.failing, trial.seconds = False, 0.0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             if operation in OUTDATING:
                 # It was told, or is told now, and a message takes a moment.
                 while await trial.other() != trial.row:
@@ -147,7 +147,7 @@ async def run(server: Server, operation: Callable[[Trial], Awaitable[None]], sto
             # No lease is left that stands for nobody, and what comes now reaches both.
             trial.row = 3
             assert await trial.other.refresh() == 3
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await trial.one() != 3:
                 await asyncio.sleep(0.01)
     return 0 if struck else commands

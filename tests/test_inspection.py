@@ -107,7 +107,9 @@ def test_who_loads(server: Server, capsys):
     run(cache, load)
 
 
-def test_who_keeps_off(server: Server, capsys):
+def test_who_keeps_off(server: Server, capsys, monkeypatch):
+    # The backoff must not end meanwhile.
+    monkeypatch.setattr("swr.engine.endings.backoff_after", lambda failures, uniform: 60.0)
     cache = Cache(server.url, timeout=5)
     fails = False
 
@@ -127,7 +129,7 @@ def test_who_keeps_off(server: Server, capsys):
     run(cache, twice)
     found = said(capsys, "inspect", "k", "--redis", server.url)
     assert found["lease"]["failures"] == 1
-    assert 0 < found["lease"]["ends_in"] < 2
+    assert 0 < found["lease"]["ends_in"] <= 60
     assert main(["inspect", "k", "--redis", server.url]) == 0
     assert "loads have failed: 1;" in capsys.readouterr().out
 
@@ -152,7 +154,7 @@ def test_invalidating(server: Server, capsys, what, gone, shown):
         for group in ("ATL", "JFK"):
             await top(group)
         assert await asyncio.to_thread(main, ["invalidate", *what, "--redis", server.url]) == 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while {key for key in ("top:ATL", "top:JFK") if cache.engine.store.peek(key) is None} != gone:
                 await asyncio.sleep(0.005)
 
@@ -201,7 +203,6 @@ def test_unreachable_server_is_one_line_and_a_failure(capsys):
         (["invalidate", "--redis", "redis://x"], "--tag"),
         (["invalidate", "k", "--all", "--redis", "redis://x"], "--all"),
         (["invalidate", "--tag", "", "--redis", "redis://x"], "--all"),
-        (["invalidate", "--tag", "*", "--redis", "redis://x"], "--all"),
         (["inspect", "k", "--redis", "redis://x", "--timeout", "soon"], "timeout"),
     ],
 )

@@ -6,13 +6,16 @@ import enum
 import subprocess
 import sys
 import uuid
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swr import ConfigurationError
-from swr.core.keys import CallKeys, Template, canonical, storage_name
+from swr.core.canonical import canonical
+from swr.core.keys import CallKeys, storage_name
+from swr.core.template import Template
 
 
 class Colour(enum.Enum):
@@ -119,7 +122,7 @@ def test_the_default_key_is_of_the_function_and_all_arguments():
 
 def test_keys_are_the_same_in_every_process():
     """Python salts `hash()`: a set or a str must not depend on it."""
-    code = "from swr.core.keys import canonical; print(canonical({'a', 'b', 'c', 1, None}), canonical({'x': {2, 'y'}}))"
+    code = "from swr.core.canonical import canonical; print(canonical({'a', 'b', 'c', 1, None}), canonical({'x': {2, 'y'}}))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
@@ -134,6 +137,32 @@ def test_an_argument_that_cannot_be_part_of_a_key_is_named_with_the_remedy(value
     keys = CallKeys(two, "k:{a}:{b}")
     with pytest.raises(ConfigurationError, match=r"argument 'b' of .*two.*ignore=\(\"b\",\)"):
         keys.key(("x", value), {})
+
+
+def holding_itself():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(10**5000, "digits"), ([10**5000], "digits"), (holding_itself(), "holds itself"), ({"a": holding_itself()}, "itself")],
+    ids=["integer", "integer in a list", "list in itself", "list in itself in a dict"],
+)  # fmt: skip
+def test_an_argument_that_cannot_be_written_is_named(value, why):
+    with pytest.raises(ConfigurationError, match=rf"argument 'b' of .*two.*{why}"):
+        CallKeys(two, "k:{a}:{b}").key(("x", value), {})
+
+
+def test_times_of_different_zones_differ_for_later_dates_are_different_times():
+    offset = datetime.timezone(datetime.timedelta(hours=-5))
+    moments = [
+        datetime.datetime(2013, 11, 1, tzinfo=zone)
+        for zone in (offset, ZoneInfo("Etc/GMT+5"), ZoneInfo("America/Lima"), ZoneInfo("America/Bogota"), None)
+    ]
+    assert len(set(map(canonical, moments))) == 5
+    assert len({canonical(moment.timetz()) for moment in moments}) == 5
 
 
 def test_wrong_arguments_are_the_functions_own_error():
@@ -204,3 +233,46 @@ def test_storage_names_of_different_keys_differ(a, b):
 
 def test_a_template_says_what_it_is_of():
     assert Template("a:{b}", "key", "f").names == ["b"]
+
+
+def overlap(one, other):
+    answers = {Template(one, "key", "f").overlaps(Template(other, "key", "g"))}
+    answers.add(Template(other, "key", "g").overlaps(Template(one, "key", "f")))
+    assert len(answers) == 1
+    return answers.pop()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("user:{id}", "user:{user_id}"), ("user:{id}:{limit}", "user:{limit}:{id}"), ("user:{user.id}", "user:{id}"),
+        ("user:{id}", "user:me"), ("{a}", "{b}"), ("{a}", "k"), ("k", "k"), ("k:{{x}}", "k:{{x}}"),
+        ("user-{id}", "user-{id}-posts"), ("a-{x}", "a-{x}-{y}"), ("a{x}", "ab{y}"), ("{x}.png", "{y}g"),
+        ("{a}:{b}", "user:{id}"), ("x{a}", "{b}x"),
+    ],
+)  # fmt: skip
+def test_templates_that_can_make_one_key_overlap(one, other):
+    assert overlap(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("user:{id}", "users:{id}"), ("user:{id}", "user:{id}:posts"), ("user:{id}", "user:{id}:{limit}"), ("user:{id}", "user:"),
+        ("{a}", "k:{b}"), ("k", "kk"), ("user:{id}:a", "user:{id}:b"), ("a-{x}-{y}", "a-{x}-{y}-{z}"), ("user:{id}", "user:{{id}}"),
+        ("{x}.png", "{y}.jpg"), ("", "{a}"),
+    ],
+)  # fmt: skip
+def test_templates_that_cannot_make_one_key_do_not(one, other):
+    assert not overlap(one, other)
+
+
+@given(st.text(alphabet="a:-{}%'1", max_size=4), st.text(alphabet="a:-{}%'1", max_size=4), st.integers(0, 20))
+def test_templates_that_have_made_one_key_overlap(a, b, number):
+    texts = ["{a}", "k:{a}", "a-{a}", "a-{a}-{b}", "{a}:{b}", "a:{a}", "{a}a", "{a}-1", "1:{a}:a"]
+    one, other = texts[number % len(texts)], texts[number // 3]
+    made = [
+        Template(text, "key", "f").fill({"a": first, "b": second})
+        for text, first, second in ((one, a, b), (other, b, a))
+    ]
+    assert made[0] != made[1] or overlap(one, other)

@@ -2,15 +2,18 @@
 
 import gc
 import sys
+import threading
 import tracemalloc
 
+import anyio
 import pytest
 
+from swr import Cache, State
 from swr.entry import stamp
 from swr.policy import Policy
 from swr.stores.local import LocalCache
-from swr.stores.memory_size import memory_size
-from swr.stores.tag_versions import ALL, MINIMUM, TagVersions
+from swr.stores.memory_size import measure, memory_size
+from swr.stores.tag_versions import ALL, TagVersions
 
 
 def entry(value):
@@ -57,6 +60,76 @@ def test_counting_stops_at_a_number_of_objects(monkeypatch):
     assert memory_size([[n] for n in range(10_000)]) >= sys.getsizeof([]) * 100
 
 
+@pytest.mark.parametrize("limit", [3000, 5000])
+def test_what_is_not_counted_is_taken_for_as_large_as_what_is(limit):
+    value = [f"{number:05}" for number in range(10_000)]
+    size, is_whole = measure(value, limit)
+    assert not is_whole
+    assert 0.5 * memory_size(value) < size < 2 * memory_size(value)
+    assert measure(value, 20_000) == (memory_size(value), True)
+
+
+class TestLargeValues:
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def value(self):
+        # What is counted first says little about the rest.
+        return [[str(number)] * 1 for number in range(3000)] + ["x" * 1000 + str(number) for number in range(20_000)]
+
+    async def test_a_large_value_is_measured_in_a_thread_and_keeps_its_place(self, value):
+        async with Cache() as cache:
+            await cache.get_or_load("k", lambda: value, Policy(60))
+            slot = cache.local.slots["k"]
+            with anyio.fail_after(30):
+                while cache.local.slots["k"] is slot:
+                    await anyio.sleep(0.001)
+            assert cache.local.slots["k"].weight >= memory_size(value)
+            assert cache.local.slots.currsize == cache.local.slots["k"].weight
+            assert (await cache.get_or_load("k", lambda: 1, Policy(60))).value is value
+
+    async def test_a_large_value_that_is_replaced_meanwhile_is_not_put_back(self, value, monkeypatch):
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow(value):
+            begun.set()
+            assert go_on.wait(30)
+            return 10
+
+        monkeypatch.setattr("swr.stores.local.memory_size", slow)
+        async with Cache() as cache:
+            await cache.get_or_load("k", lambda: value, Policy(60))
+            await anyio.to_thread.run_sync(begun.wait, 30)
+            await cache.invalidate("k")
+            go_on.set()
+        assert "k" not in cache.local.slots
+
+    async def test_a_large_value_that_turns_out_too_large_is_dropped_with_a_word(self, value, caplog):
+        async with Cache(l1_max_bytes=memory_size(value) * 9 // 10) as cache:
+            for _ in range(2):
+                await cache.get_or_load("k", lambda: value, Policy(60))
+                with anyio.fail_after(30):
+                    while "k" in cache.local.slots:
+                        await anyio.sleep(0.001)
+        assert [record.message for record in caplog.records if "is not kept" in record.message] == [
+            f"swr: the value of 'k' is larger than l1_max_bytes={memory_size(value) * 9 // 10} and is not kept, so each "
+            "call loads it again: give the cache more memory, or Redis"
+        ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("l1_max_bytes", [10_000, 0])
+async def test_a_value_that_a_cache_without_redis_cannot_keep_is_said_once_for_each_key(l1_max_bytes, caplog):
+    async with Cache(l1_max_bytes=l1_max_bytes) as cache:
+        for key in ("a", "b", "a"):
+            assert (await cache.get_or_load(key, lambda: "x" * 20_000, Policy(60))).state is State.MISSING
+        for number in range(200):
+            await cache.get_or_load(str(number), lambda: "x" * 20_000, Policy(60))
+    warned = [record for record in caplog.records if "is not kept" in record.message]
+    assert [record.args[0] for record in warned][:2] == ["a", "b"]
+    assert len(warned) == 100
+
+
 def test_the_least_recently_used_goes_first():
     local = LocalCache(10_000, 100)
     for number in range(5):
@@ -98,15 +171,16 @@ class TestAlias:
     def local(self):
         local = LocalCache(10_000, 5)
         local.put("k", entry("x"))
-        local.alias(local.get("k"), ("a", "b"))
+        local.alias(local.get("k"), ("a", "b"), local.aliases_of(""))
         return local
 
     def test_an_alias_leads_to_its_slot(self, local):
-        assert local.aliases == {("a", "b"): local.get("k")}
+        assert local.aliases_of("") == {("a", "b"): local.get("k")}
 
     def test_a_slot_keeps_its_first_alias(self, local):
-        local.alias(local.get("k"), "another")
-        assert local.aliases == {("a", "b"): local.get("k")}
+        local.alias(local.get("k"), "another", local.aliases_of("2"))
+        assert local.aliases_of("2") == {}
+        assert local.aliases_of("") == {("a", "b"): local.get("k")}
 
     @pytest.mark.parametrize(
         "lose",
@@ -122,7 +196,7 @@ class TestAlias:
     )
     def test_an_alias_goes_with_its_slot(self, local, lose):
         lose(local)
-        assert local.aliases == {}
+        assert local.aliases_of("") == {}
 
 
 def test_a_tag_version_outdates_older_entries_with_the_tag():
@@ -138,19 +212,21 @@ def test_a_tag_version_outdates_older_entries_with_the_tag():
     assert not tag_versions.admits(6, ())
     assert tag_versions.admits(7, ("t",))
     assert tag_versions.newest == 7
-    assert tag_versions.items() == [(ALL, 7), ("t", 5)]
+    assert tag_versions.since(0) == [(ALL, 7), ("t", 5)]
+    assert tag_versions.since(5) == [(ALL, 7)]
 
 
 def test_forgotten_tags_raise_the_minimum_of_all_tagged_entries():
     tag_versions = TagVersions(most_tags=10)
     for number in range(1, 31):
         tag_versions.raise_to(str(number), number)
-    assert len(tag_versions.items()) <= 11
+    assert len(tag_versions.since(0)) <= 10
     assert not tag_versions.admits(1, ("1",))
     assert not tag_versions.admits(1, ("never invalidated",))
     assert tag_versions.admits(0, ())
     assert tag_versions.admits(30, ("1",))
-    minimum = dict(tag_versions.items())[MINIMUM]
+    minimum = min(number for _, number in tag_versions.since(0)) - 1
     assert not tag_versions.raise_to("late", minimum)
-    assert tag_versions.raise_to(MINIMUM, 29)
+    assert tag_versions.raise_minimum(29)
+    assert not tag_versions.raise_minimum(29)
     assert not tag_versions.admits(28, ("x",))

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import importlib
+import inspect
 import logging
 import re
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
+from unittest.mock import Mock
 
 import anyio
 import httpx
@@ -23,11 +25,13 @@ import uvicorn
 from swr import Cache, ConfigurationError
 from swr.middleware import Rule, SWRMiddleware
 from swr.proxy import Proxy, caching_proxy
+from swr.proxy.service import _warn_if_blind
 
 pytestmark = pytest.mark.anyio
 
 # The longest that anything here is waited for.
 PATIENCE = 60.0
+CLOSING = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\n\r\nok"
 
 
@@ -194,6 +198,17 @@ def when_released(answer: bytes) -> Callable[[Upstream, socket.socket], None]:
     return run
 
 
+def then_wait_for_three(answer: bytes) -> Callable[[Upstream, socket.socket], None]:
+    """Answer in three parts with pauses before each."""
+
+    def run(upstream: Upstream, connection: socket.socket) -> None:
+        for part in (answer, b"4\r\nlast\r\n", b"0\r\n\r\n"):
+            upstream.release.wait(0.8)
+            connection.sendall(part)
+
+    return run
+
+
 # -- the client -----------------------------------------------------------------------------------------------
 
 
@@ -278,9 +293,9 @@ async def proxied(*answers, **options):
 
 
 @contextlib.contextmanager
-def served(app, http: str = "h11") -> Iterator[int]:
+def served(app, http: str = "h11", listener: socket.socket | None = None) -> Iterator[int]:
     """The app behind a real server; its port."""
-    subscriber = socket.create_server(("127.0.0.1", 0))
+    subscriber = listener or socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, http=http, lifespan="on", log_config=None, access_log=False, ws="websockets-sansio",
                             date_header=False, server_header=False)  # fmt: skip
     server = uvicorn.Server(config)
@@ -345,7 +360,8 @@ async def test_options_of_the_whole_server_goes_to_the_whole_server():
 
 @pytest.mark.parametrize(
     "scope",
-    [{"path": "*"}, {"path": "http://other/a"}, {"path": "a"}, {"path": "/a b", "raw_path": b"/a b"}, {"path": "/ä", "raw_path": b"/\xe4"},
+    [{"path": "*"}, {"path": "ftp://other/a"}, {"path": "http:///a"}, {"path": "http://me@other/a"}, {"path": "a"},
+     {"path": "/a b", "raw_path": b"/a b"}, {"path": "/ä", "raw_path": b"/\xe4"},
      {"headers": [(b"host", b"b")]}, {"headers": [(b"bad name", b"x")]}],
 )  # fmt: skip
 async def test_what_cannot_be_passed_on_is_a_bad_request(scope):
@@ -381,6 +397,66 @@ async def test_a_request_that_has_come_far_enough_is_answered_here():
         assert upstream.asked == []
 
 
+HOSTS = [b"a", b"a.b:80", b"a:", b"127.0.0.1:8000", b"[::1]:80", b"[v1.a:b]", b"%41_-~!$&'()*+,;=", b"\xe4", b"", b":80", b"a b",
+         b"a/b", b"me@a", b"a:b", b"a:1:2", b"[::1", b"::1", b'a"b', b"a?", b"a#", b"a\\b", b"%4", b"a:999999"]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_host_that_is_none_is_a_bad_request(host):
+    """RFC 9112 3.2 and RFC 3986 3.2.2, not empty (RFC 9110 4.2.1); on what would be a hit, too."""
+    valid = HOSTS.index(host) < 7
+    with Upstream() as upstream:
+        for app in (Proxy(upstream.url), caching_proxy(upstream.url, fresh_for=60)):
+            async with running(app):
+                statuses = [(await ask(app, host=host)).status for _ in range(2)]
+                assert statuses == [200 if valid else 400] * 2
+        assert len(upstream.asked) == (3 if valid else 0)
+
+
+async def test_a_request_needs_one_host_unless_it_is_older_or_newer_than_that():
+    """RFC 9112 3.2; in HTTP/2 the server makes the field of `:authority`."""
+    with Upstream() as upstream:
+        app = caching_proxy(upstream.url)
+        async with running(app):
+            asked = [{"host": None}, {"headers": [(b"host", b"test")]}, {"host": None, "http_version": "1.0"},
+                     {"host": None, "http_version": "2"}]  # fmt: skip
+            assert [(await ask(app, **how)).status for how in asked] == [400, 400, 200, 200]
+
+
+async def test_a_proxy_that_is_its_own_service_says_that_there_is_a_loop():
+    """RFC 5842 7.2, RFC 9110 7.6.3: at once, also where a cache in it has others wait for the first answer."""
+    for chain in (1, 2):
+        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(chain)]
+        urls = [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
+        with contextlib.ExitStack() as stack:
+            for listener, url in zip(listeners, [*urls[1:], urls[0]], strict=True):
+                stack.enter_context(served(caching_proxy(url, fresh_for=60), listener=listener))
+            answer = await anyio.to_thread.run_sync(talk, listeners[0].getsockname()[1], CLOSING)
+            assert answer.startswith(b"HTTP/1.1 508 ")
+
+
+VIAS = [(b"1.1 edge", 508), (b"1.0 a, 1.1 edge", 508), (b"1.0 a (b), HTTP/1.1\tEDGE , 1.1 c", 508), (b"1.1 edge (%b)", 508),
+        (b"1.1 edges", 200), (b"1.1 a-edge", 200), (b"1.1 a (edge)", 200), (b"edge", 200), (b"1.1 edge (another)", 200)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("via", "status"), VIAS)
+async def test_a_loop_is_found_by_the_pseudonym_and_whose_it_is(via, status):
+    """RFC 9110 7.6.3: two proxies of one name may stand one behind the other, if nobody has removed the comments."""
+    async with proxied(pseudonym="edge") as (proxy, upstream):
+        value = via % proxy.rules.identity if b"%" in via else via
+        assert (await ask(proxy, headers=[(b"via", b"1.1 first"), (b"via", value)])).status == status
+        assert len(upstream.asked) == (status == 200)
+
+
+def test_two_proxies_of_one_name_one_behind_the_other_are_no_loop():
+    with (
+        Upstream() as upstream,
+        served(caching_proxy(upstream.url)) as port,
+        served(caching_proxy(f"http://127.0.0.1:{port}")) as front,
+    ):
+        assert body_of(talk(front, CLOSING)) == b"ok"
+
+
 # -- fields ---------------------------------------------------------------------------------------------------
 
 
@@ -388,7 +464,7 @@ async def test_what_the_client_did_not_send_the_service_does_not_see():
     """No User-Agent, Accept, Accept-Encoding or Connection of the library's own."""
     async with proxied(forwarded=False) as (proxy, upstream):
         await ask(proxy)
-        assert upstream.last.head == b"GET / HTTP/1.1\r\nhost: test\r\nvia: 1.1 swr"
+        assert upstream.last.head.rpartition(b" (")[0] == b"GET / HTTP/1.1\r\nhost: test\r\nvia: 1.1 swr"
 
 
 async def test_fields_go_through_byte_for_byte_repeated_and_in_order():
@@ -420,7 +496,7 @@ async def test_the_service_sees_the_host_of_the_client_or_its_own(preserve, host
         assert upstream.last.values("host") == [own]
         assert upstream.last.values("x-forwarded-host") == []
         assert upstream.last.values("forwarded") == [b"for=192.0.2.7;proto=http"]
-        assert upstream.last.values("via") == [b"1.0 swr"]
+        assert upstream.last.values("via") == [b"1.0 swr (%b)" % proxy.rules.identity]
 
 
 HOP = [(b"keep-alive", b"timeout=5"), (b"proxy-connection", b"close"), (b"proxy-authenticate", b"Basic"),
@@ -448,18 +524,27 @@ async def test_what_is_about_the_connection_of_the_service_stays_there():
         assert answer.body == b"ok"
 
 
+FOR_ALL = [b"age", b"cache-control", b"cache-groups", b"cdn-cache-control", b"content-type", b"content-range", b"date", b"etag",
+           b"expires", b"last-modified", b"location", b"pragma", b"set-cookie", b"swr-cache-control", b"vary"]  # fmt: skip
+
+
 async def test_connection_takes_no_field_away_that_is_for_everybody():
     """RFC 9110 7.6.1: "Cache-Control is never appropriate as a connection option"; nor is what frames a message."""
-    names = b"Cache-Control, Content-Length, Host"
+    asked = [(b"accept-language", b"de"), (b"authorization", b"a"), (b"cache-control", b"no-cache"),
+             (b"content-length", b"1"), (b"cookie", b"a=b"), (b"if-none-match", b'"a"'), (b"x-api-key", b"a")]  # fmt: skip
+    names = b", ".join(name for name, _ in asked)
     async with proxied(
-        b"HTTP/1.1 200 OK\r\nConnection: %b\r\nCache-Control: private\r\nContent-Length: 2\r\n\r\nok" % names
+        b"HTTP/1.1 200 OK\r\n%bConnection: %b\r\nContent-Length: 2\r\n\r\nok"
+        % (b"".join(b"%b: 1\r\n" % name for name in FOR_ALL), b", ".join([*FOR_ALL, b"Content-Length"]))
     ) as (proxy, upstream):
-        kept = [(b"cache-control", b"no-cache"), (b"content-length", b"1")]
-        answer = await ask(proxy, b"x", method="POST", headers=[(b"connection", names), *kept])
-        assert {"cache-control", "content-length", "host"} <= upstream.last.names
+        answer = await ask(proxy, b"x", method="POST", headers=[(b"connection", names + b", host"), *asked])
+        for name, value in asked:
+            assert upstream.last.values(name.decode()) == [value]
+        assert upstream.last.values("host") == [b"test"]
         assert upstream.last.body == b"x"
-        assert answer.values("cache-control") == [b"private"]
-        assert answer.values("content-length") == [b"2"]
+        for name in FOR_ALL:
+            assert answer.values(name.decode()) == [b"1"]
+        assert (answer.values("content-length"), answer.values("vary")) == ([b"2"], [b"1"])
 
 
 async def test_via_is_added_to_what_there_is():
@@ -470,7 +555,7 @@ async def test_via_is_added_to_what_there_is():
         pseudonym="edge",
     ) as (proxy, upstream):
         answer = await ask(proxy, headers=[(b"via", b"1.0 x"), (b"via", b"2 y, 1.1 z")], http_version="2")
-        assert upstream.last.values("via") == [b"1.0 x, 2 y, 1.1 z, 2 edge"]
+        assert upstream.last.values("via") == [b"1.0 x, 2 y, 1.1 z, 2 edge (%b)" % proxy.rules.identity]
         assert answer.values("via") == [b"1.1 a, 1.0 b (c), 1.1 edge"]
         answer = await ask(proxy)
         assert (answer.values("via"), answer.body) == ([b"1.0 edge"], b"old")
@@ -490,9 +575,9 @@ async def test_via_is_added_to_what_there_is():
 async def test_the_service_is_told_who_asks(client, node):
     """RFC 7239 4 and 6: an IPv6 address in brackets and quotes, what is no address `unknown`."""
     async with proxied() as (proxy, upstream):
-        host = b'a"\\b:80'
+        host = b"a'(b):80"
         await ask(proxy, host=host, client=client, scheme="https")
-        assert upstream.last.values("forwarded") == [b'for=%b;host="a\\"\\\\b:80";proto=https' % node]
+        assert upstream.last.values("forwarded") == [b'for=%b;host="a\'(b):80";proto=https' % node]
         assert upstream.last.values("x-forwarded-for") == ([] if node == b"unknown" else [node.strip(b'"[]')])
         assert upstream.last.values("x-forwarded-proto") == [b"https"]
         assert upstream.last.values("x-forwarded-host") == [host]
@@ -518,10 +603,57 @@ async def test_what_a_proxy_in_front_says_is_added_to():
     """RFC 7239 4: each proxy adds itself at the end. The scheme and the host are those that the first one saw."""
     async with proxied(trust_forwarded=True) as (proxy, upstream):
         await ask(proxy, headers=[*FORGED, (b"x-forwarded-for", b"10.0.0.2")])
-        assert upstream.last.values("forwarded") == [b'for=10.0.0.1, for=192.0.2.7;host="test";proto=http']
+        assert upstream.last.values("forwarded") == [b'for=10.0.0.1, for=192.0.2.7;host="test";proto=https']
         assert upstream.last.values("x-forwarded-for") == [b"10.0.0.1, 10.0.0.2, 192.0.2.7"]
         for name, value in FORGED[2:]:
             assert upstream.last.values(name.decode()) == [value]
+
+
+SCHEMES = [(b"forwarded", b'for=10.0.0.1;Proto="https", for=10.0.0.2;proto=http'), (b"x-forwarded-proto", b"https, http"),
+           (b"x-forwarded-scheme", b"https"), (b"x-scheme", b"https"), (b"x-forwarded-protocol", b"HTTPS"),
+           (b"x-url-scheme", b"https"), (b"cloudfront-forwarded-proto", b"https"),
+           (b"x-forwarded-ssl", b"on"), (b"front-end-https", b"on")]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", SCHEMES, ids=lambda said: said[0].decode())
+async def test_a_service_that_redirects_to_https_is_told_the_scheme_of_the_client_by_refreshes_too(said):
+    """A redirect to where the client is already would be stored, and renew itself."""
+
+    def run(upstream: Upstream, connection: socket.socket) -> None:
+        [proto], forwarded = upstream.last.values("x-forwarded-proto"), upstream.last.values("forwarded")[0]
+        if proto.lower().startswith(b"https") and forwarded.endswith(b"proto=https"):
+            connection.sendall(OK)
+        else:
+            connection.sendall(b"HTTP/1.1 301 Moved\r\nLocation: https://test/\r\nContent-Length: 0\r\n\r\n")
+
+    with Upstream(run) as upstream:
+        app = caching_proxy(upstream.url, fresh_for=0, stale_for=600, trust_forwarded=True)
+        async with running(app):
+            with anyio.fail_after(PATIENCE):
+                while len(upstream.asked) < 3:
+                    assert (await ask(app, headers=[said])).status == 200
+                    await anyio.sleep(0.001)
+        # Whoever is not behind a proxy that says so has not asked by https, whatever they write.
+        plain = caching_proxy(upstream.url, fresh_for=0, stale_for=600)
+        async with running(plain):
+            assert (await ask(plain, headers=[said])).status == 301
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("version", ["2", "3"])
+async def test_content_that_no_field_announces_is_for_the_service_alone_on_a_hit_too(method, version):
+    """RFC 9113 8.1: HTTP/2 needs no field for it; RFC 9110 9.3.1: content of a GET may mean something to the service."""
+    with Upstream(answer(b"1"), answer(b"2"), answer(b"3")) as upstream:
+        app = caching_proxy(upstream.url)
+        async with running(app):
+            assert (await ask(app, http_version=version)).body == b"1"
+            hit = await ask(app, http_version=version)
+            assert (hit.body, hit.values("swr-state")) == (b"1", [b"fresh"])
+            for pieces in ([b"x"], [b"", b"x"]):
+                fat = await ask(app, *pieces, method=method, http_version=version)
+                assert fat.values("cache-status")[-1].endswith(b'detail="content"')
+                assert upstream.last.body == b"x"
+            assert (await ask(app, http_version=version)).body == b"1"
 
 
 @pytest.mark.parametrize("trust", [True, False])
@@ -537,6 +669,28 @@ async def test_an_answer_has_a_date():
         assert (await ask(proxy)).values("date") == [b"Mon, 01 Jan 2024 00:00:00 GMT"]
         [date] = (await ask(proxy)).values("date")
         assert parsedate_to_datetime(date.decode()).year > 2024
+
+
+async def test_an_answer_whose_date_is_called_its_connections_own_has_a_date():
+    """RFC 9110 6.6.1"""
+    lines = b"HTTP/1.1 200 OK\r\nConnection: Date\r\nContent-Length: 0\r\n"
+    async with proxied(lines + b"Date: Mon, 01 Jan 2024 00:00:00 GMT\r\n\r\n", lines + b"\r\n") as (proxy, _):
+        assert (await ask(proxy)).values("date") == [b"Mon, 01 Jan 2024 00:00:00 GMT"]
+        assert len((await ask(proxy)).values("date")) == 1
+
+
+async def test_every_answer_of_the_whole_has_one_date():
+    """RFC 9110 6.6.1: hits, confirmations, and what the cache and the proxy say themselves."""
+    dateless = b'HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nETag: "a"\r\nContent-Length: 2\r\n\r\nok'
+    with Upstream(dateless) as upstream:
+        app = caching_proxy(upstream.url)
+        async with running(app):
+            asked = [{}, {}, {"headers": [(b"if-none-match", b'"a"')]}, {"headers": [(b"range", b"bytes=9-")]}, {"host": b"a b"},
+                     {"path": "/other", "headers": [(b"cache-control", b"only-if-cached")]}, {"method": "TRACE"}]  # fmt: skip
+            answers = [await ask(app, **how) for how in asked]
+            assert [answer.status for answer in answers] == [200, 200, 304, 416, 400, 504, 501]
+            assert [len(answer.values("date")) for answer in answers] == [1] * 7
+            assert answers[0].values("date") == answers[1].values("date")
 
 
 async def test_no_cookie_of_one_client_reaches_another():
@@ -636,7 +790,7 @@ async def test_the_service_gets_a_body_while_the_client_still_sends_it():
             return {"type": "http.request", "body": b"cd"}
 
         with anyio.fail_after(PATIENCE):
-            scope = http_scope("POST", headers=[(b"host", b"test"), (b"content-length", b"4")])
+            scope = http_scope("POST", headers=[(b"host", b"test"), (b"transfer-encoding", b"chunked")])
             await proxy(scope, receive, client.send)
         assert (upstream.last.body, client.answer.body) == (b"abcd", b"ok")
 
@@ -767,7 +921,7 @@ class Broken(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
 async def test_who_gives_no_answer_is_answered_for(error, status, text, monkeypatch, caplog):
     """RFC 9110 15.6.3 and 15.6.5; what is behind it stands in the log alone."""
     proxy = Proxy("http://127.0.0.1:1")
-    monkeypatch.setattr(proxy, "_transport", Broken(error))
+    monkeypatch.setattr(proxy._service, "_transport", Broken(error))
     with caplog.at_level(logging.WARNING, "swr"):
         answer = await ask(proxy, method="POST")
     assert (answer.status, answer.body) == (status, text)
@@ -830,7 +984,7 @@ async def test_a_failure_amid_an_answer_is_raised(error, raised, monkeypatch):
     """RFC 9112 8: whoever serves this breaks the connection, and a cache takes it for no answer at all."""
     proxy = Proxy("http://127.0.0.1:1")
     transport = Broken(error, amid=True)
-    monkeypatch.setattr(proxy, "_transport", transport)
+    monkeypatch.setattr(proxy._service, "_transport", transport)
     client = Client()
     with pytest.raises(raised, match=r"amid|broke off"):
         await proxy(http_scope(), client.receive, client.send)
@@ -894,13 +1048,64 @@ async def test_what_comes_after_an_answer_is_nobodys_answer():
         assert upstream.opened == 2
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_comes_after_an_answer_is_nobodys_answer_where_a_socket_has_no_second_handle(monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr("os.dup", Mock(side_effect=OSError))
+    await test_what_comes_after_an_answer_is_nobodys_answer()
+
+
+class Renamed(httpx.AsyncByteStream):
+    """The stream of an answer in a release of httpx that calls its insides otherwise."""
+
+    def __init__(self, stream) -> None:
+        self.renamed = stream
+
+    async def __aiter__(self):
+        async for piece in self.renamed:
+            yield piece
+
+    async def aclose(self) -> None:
+        await self.renamed.aclose()
+
+
+async def test_where_httpx_does_not_show_what_comes_after_an_answer_no_connection_is_used_twice(monkeypatch, caplog):
+    """RFC 9112 9.2 and 11.2: what cannot be seen may be there."""
+    monkeypatch.setattr("httpx._transports.default.AsyncResponseStream", Renamed)
+    _warn_if_blind.cache_clear()
+    async with proxied(OK + OK.replace(b"ok", b"no"), OK) as (proxy, upstream):
+        for opened in (1, 2, 3):
+            assert (await ask(proxy)).body == b"ok"
+            assert upstream.opened == opened
+        assert free(proxy)
+    assert [record.getMessage()[:28] for record in caplog.records] == ["this release of httpcore doe"]
+    _warn_if_blind.cache_clear()
+
+
+async def test_a_request_that_waits_for_the_connection_does_not_get_what_comes_after_an_answer():
+    """RFC 9112 9.2 and 11.2: the connection is closed before another request may have it."""
+    rest = when_released(OK + OK.replace(b"ok", b"no"))
+    async with proxied(rest, OK, max_connections=1) as (proxy, upstream):
+        bodies = []
+
+        async def one() -> None:
+            bodies.append((await ask(proxy)).body)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(one)
+            assert await anyio.to_thread.run_sync(upstream.got.acquire, True, PATIENCE)
+            upstream.release.set()
+        assert bodies == [b"ok"] * 3
+
+
 async def test_connections_are_used_again_and_not_longer_than_servers_keep_them():
     """RFC 9112 9.3: 4 seconds, where many servers close after 5."""
     async with proxied() as (proxy, upstream):
         for _ in range(3):
             await ask(proxy)
         assert upstream.opened == 1
-        pool = proxy._transport._pool
+        pool = proxy._service._transport._pool
         assert (pool._keepalive_expiry, pool._max_connections, pool._max_keepalive_connections) == (4.0, 100, 100)
 
 
@@ -911,7 +1116,12 @@ ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
 
 def free(proxy: Proxy) -> bool:
     """Whether no request holds a connection."""
-    pool = proxy._transport._pool
+    slots, transport = proxy._service._slots, proxy._service._transport
+    if slots._taken or slots._queue:
+        return False
+    if transport is None:
+        return True
+    pool = transport._pool
     return not pool._requests and all(connection.is_idle() for connection in pool.connections)
 
 
@@ -947,7 +1157,8 @@ async def test_a_client_that_leaves_amid_its_body_has_sent_no_request():
             assert client.answer.status == 0
             assert free(proxy)
         with anyio.fail_after(PATIENCE):
-            while upstream.opened != 2:
+            # Of a short body that is announced the service sees nothing before it is whole.
+            while upstream.opened != 1:
                 await anyio.sleep(0.001)
 
 
@@ -1000,7 +1211,7 @@ class Hasty(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
 async def test_a_client_that_leaves_is_noticed_while_it_has_not_sent_all(monkeypatch):
     """RFC 9112 9.3: a service may answer what it has not read."""
     proxy = Proxy("http://127.0.0.1:1")
-    monkeypatch.setattr(proxy, "_transport", Hasty())
+    monkeypatch.setattr(proxy._service, "_transport", Hasty())
     client = Client(b"never", b"read")
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as group:
@@ -1022,6 +1233,208 @@ async def test_a_server_may_say_more_than_once_that_the_body_has_ended():
         with anyio.fail_after(PATIENCE):
             await proxy(http_scope(), receive, client.send)
         assert messages == []
+
+
+# -- clients that keep the proxy waiting ------------------------------------------------------------------------
+
+
+class Stalled(Client):
+    """A client that sends these pieces of an endless body, a moment apart, and reads so many messages."""
+
+    def __init__(self, *pieces: bytes, reads: int = 1000, pause: float = 0.0) -> None:
+        super().__init__(*pieces)
+        self.reads, self.pause = reads, pause
+
+    async def receive(self):
+        if not self.pieces:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        await anyio.sleep(self.pause)
+        return {"type": "http.request", "body": self.pieces.pop(0), "more_body": True}
+
+    async def send(self, message) -> None:
+        if not self.reads:
+            await anyio.sleep_forever()
+        self.reads -= 1
+        await super().send(message)
+
+
+class Reader(Client):
+    """A client that has sent its request and reads so many messages of the answer, a moment apart."""
+
+    def __init__(self, reads: int, pause: float = 0.0) -> None:
+        super().__init__()
+        self.reads, self.pause = reads, pause
+
+    async def send(self, message) -> None:
+        if not self.reads:
+            await anyio.sleep_forever()
+        self.reads -= 1
+        await anyio.sleep(self.pause)
+        await super().send(message)
+
+
+CHUNKED = http_scope("POST", headers=[(b"host", b"test"), (b"transfer-encoding", b"chunked")])
+ANNOUNCED = http_scope("POST", headers=[(b"host", b"test"), (b"content-length", b"60000")])
+LONG = http_scope("POST", headers=[(b"host", b"test"), (b"content-length", b"70000")])
+# A byte every 20 ms is a tenth of what counts as going on.
+DRIPPING = [b"x"] * 10_000
+
+
+@pytest.mark.parametrize(
+    ("scope", "client", "opened"),
+    [
+        (CHUNKED, Stalled(), 0),
+        (ANNOUNCED, Stalled(), 0),
+        (ANNOUNCED, Stalled(b"half"), 0),
+        (ANNOUNCED, Stalled(*DRIPPING, pause=0.02), 0),
+        (LONG, Stalled(), 0),
+        (LONG, Stalled(b"half"), 1),
+        (CHUNKED, Stalled(b"half"), 1),
+        (CHUNKED, Stalled(*DRIPPING, pause=0.02), 1),
+    ],
+)
+async def test_a_client_that_does_not_send_its_body_is_let_go(scope, client, opened):
+    """RFC 9110 15.5.9. As long as nothing has come, and until all of a short body has, it takes up no connection."""
+    client = Stalled(*client.pieces or (), pause=client.pause)
+    async with proxied(client_timeout=0.3) as (proxy, upstream):
+        with anyio.fail_after(PATIENCE):
+            await proxy(dict(scope), client.receive, client.send)
+            assert (client.answer.status, client.answer.values("connection")) == (408, [b"close"])
+            assert free(proxy)
+            while upstream.opened != opened:
+                await anyio.sleep(0.001)
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+async def test_a_client_that_does_not_read_its_answer_is_let_go(reads):
+    async with proxied(then_hang(ENDLESS + b"5\r\nfirst\r\n"), client_timeout=0.2) as (proxy, upstream):
+        client = Reader(reads)
+        with anyio.fail_after(PATIENCE), pytest.raises(TimeoutError, match="the client took too long"):
+            await proxy(http_scope(), client.receive, client.send)
+        assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
+        assert free(proxy)
+
+
+def pour(upstream: Upstream, connection: socket.socket) -> None:
+    """Answer without an end, a byte at a time."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(b"1\r\nx\r\n")
+            upstream.release.wait(0.001)
+    upstream.left.set()
+    raise ConnectionError
+
+
+async def test_a_client_that_reads_its_answer_drop_by_drop_is_let_go():
+    async with proxied(pour, client_timeout=0.3) as (proxy, _):
+        client = Reader(100_000, pause=0.05)
+        with anyio.fail_after(PATIENCE), pytest.raises(TimeoutError, match="the client took too long"):
+            await proxy(http_scope(), client.receive, client.send)
+        assert free(proxy)
+
+
+async def test_a_client_is_not_behind_for_the_time_that_the_service_takes():
+    """An event stream may be silent for long, and so may the service before its answer."""
+    async with proxied(then_wait_for_three(ENDLESS), client_timeout=2) as (proxy, _):
+        client = Client(b"body")
+        scope = http_scope("POST", headers=[(b"host", b"test"), (b"content-length", b"4")])
+        with anyio.fail_after(PATIENCE):
+            await proxy(scope, client.receive, client.send)
+        assert client.answer.body == b"firstlast"
+
+
+async def test_a_client_may_be_slow_as_long_as_it_goes_on():
+    """A megabyte in pieces of 64 kB, each later than `client_timeout` allows for all of them together."""
+    pieces = [b"x" * 2**16] * 16
+    async with proxied(client_timeout=3) as (proxy, upstream):
+        client = Stalled(*pieces, b"", pause=0.25)
+
+        async def receive():
+            message = await client.receive()
+            message["more_body"] = bool(client.pieces)
+            return message
+
+        with anyio.fail_after(PATIENCE):
+            await proxy(dict(CHUNKED), receive, client.send)
+        assert (client.answer.status, len(upstream.last.body)) == (200, 2**20)
+
+
+HOLDERS = {
+    "sends nothing more": (CHUNKED, lambda: Stalled(b"half")),
+    "drips": (CHUNKED, lambda: Stalled(*DRIPPING, pause=0.02)),
+    "reads nothing": (http_scope(), lambda: Reader(1)),
+}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+async def test_where_all_connections_are_taken_a_client_that_is_behind_gives_way(kind):
+    """Clients that do nothing would keep everybody out for as long as `client_timeout` allows."""
+    scope, make = HOLDERS[kind]
+    answers = [then_hang(ENDLESS)] * 3 if kind == "reads nothing" else []
+    async with proxied(*answers, OK, max_connections=3, connect_timeout=PATIENCE, client_timeout=600) as (
+        proxy,
+        upstream,
+    ):
+        clients = [make() for _ in range(3)]
+        ends = []
+
+        async def hold(client) -> None:
+            try:
+                await proxy(dict(scope), client.receive, client.send)
+                ends.append(client.answer.status)
+            except TimeoutError:
+                ends.append(0)
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for client in clients:
+                    group.start_soon(hold, client)
+                while upstream.opened < 3 or len(upstream.asked) < len(answers):
+                    await anyio.sleep(0.001)
+                assert (await ask(proxy)).body == b"ok"
+                # One is enough for one.
+                assert ends == [0 if answers else 408]
+                group.cancel_scope.cancel()
+
+
+async def test_clients_that_announce_a_body_and_send_nothing_take_up_nothing():
+    async with proxied(max_connections=1) as (proxy, _), anyio.create_task_group() as group:
+        for scope in (CHUNKED, ANNOUNCED, LONG) * 10:
+            client = Stalled()
+            group.start_soon(proxy, dict(scope), client.receive, client.send)
+        await anyio.wait_all_tasks_blocked()
+        assert (await ask(proxy)).status == 200
+        group.cancel_scope.cancel()
+
+
+async def test_who_waits_for_a_connection_gets_it_in_order_and_who_leaves_is_passed_over():
+    async with proxied(when_released(OK), OK, max_connections=1, connect_timeout=PATIENCE) as (proxy, upstream):
+        done = []
+
+        async def one(number: int, client: Client) -> None:
+            await proxy(http_scope(path=f"/{number}"), client.receive, client.send)
+            done.append((number, client.answer.body))
+
+        clients = [Client() for _ in range(6)]
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                proxy._service.open()
+                slots = proxy._service._slots
+                for number, client in enumerate(clients):
+                    group.start_soon(one, number, client)
+                    while len(slots._queue) + len(slots._taken) <= number:
+                        await anyio.sleep(0.001)
+                for number in (2, 4):
+                    clients[number].gone.set()
+                while len(done) < 2:
+                    await anyio.sleep(0.001)
+                upstream.release.set()
+        assert sorted(done[:2]) == [(2, b""), (4, b"")]
+        assert sorted(done[2:]) == [(number, b"ok") for number in (0, 1, 3, 5)]
+        assert [asked.target for asked in upstream.asked] == [b"/0", b"/1", b"/3", b"/5"]
+        assert free(proxy)
 
 
 # -- with the cache -------------------------------------------------------------------------------------------
@@ -1074,11 +1487,34 @@ async def test_what_varies_by_scheme_and_host_is_shared():
 
 async def test_who_has_a_field_taken_away_changes_nothing_for_others():
     """RFC 9110 7.6.1: the answer to a request without a field is not stored as the answer to one with it."""
-    rules = [Rule("/", vary=["accept-language"])]
+    rules = [Rule("/", vary=["x-language"])]
     async with cached(answer(b"en"), answer(b"de"), rules=rules) as (app, _):
-        forged = await ask(app, headers=[(b"connection", b"Accept-Language"), (b"accept-language", b"de")])
+        forged = await ask(app, headers=[(b"connection", b"X-Language"), (b"x-language", b"de")])
         assert (forged.body, forged.values("vary")) == (b"en", [b"*"])
-        assert (await ask(app, headers=[(b"accept-language", b"de")])).body == b"de"
+        assert (await ask(app, headers=[(b"x-language", b"de")])).body == b"de"
+
+
+async def test_who_has_a_field_taken_away_is_one_who_did_not_send_it():
+    """RFC 9110 7.6.1: neither the service nor the cache of the whole sees it, so it steers nothing."""
+    first = answer(b"1", b"Vary: X-Language").replace(b"max-age=60", b"max-age=0, stale-if-error=600")
+    with Upstream(first, answer(b"2", b"Vary: X-Language"), answer(b"3")) as upstream:
+        app = caching_proxy(upstream.url)
+        async with running(app):
+            await ask(app)
+            forged = await ask(app, headers=[(b"connection", b"X-Language"), (b"x-language", b"de")])
+            assert (forged.body, forged.values("vary")) == (b"2", [b"X-Language"])
+            # What came is stored for those who do not send the field.
+            assert (await ask(app)).values("swr-state") == [b"fresh"]
+
+
+@pytest.mark.parametrize(
+    "field", [b"Set-Cookie: a=b", b"Cache-Control: private", b"Vary: *", b"CDN-Cache-Control: no-store"]
+)
+async def test_a_service_that_calls_a_field_its_connections_own_has_nothing_private_shared(field):
+    """RFC 9110 7.6.1: the cache in front sees what forbids it to share."""
+    name = field.partition(b":")[0]
+    async with cached(answer(b"1", field, b"Connection: " + name), answer(b"2")) as (app, _):
+        assert [(await ask(app)).body for _ in range(2)] == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("failing", [then_close(b""), then_hang()])
@@ -1136,6 +1572,8 @@ async def test_a_background_refresh_names_no_client():
         ({"timeout": "soon"}, "timeout='soon' is not a duration"),
         ({"timeout": 0}, "timeout=0 and connect_timeout=5 must be more than 0"),
         ({"connect_timeout": "0s"}, "connect_timeout='0s' must be more than 0"),
+        ({"client_timeout": 0}, "client_timeout=0 must be more than 0"),
+        ({"client_timeout": "soon"}, "client_timeout='soon' is not a duration"),
         ({"max_connections": 0}, "max_connections=0 is not a number, 1 or more"),
         ({"max_connections": True}, "max_connections=True"),
         ({"max_connections": 1.5}, "max_connections=1.5"),
@@ -1150,7 +1588,7 @@ def test_what_cannot_work_is_refused(options, said):
 
 def test_without_httpx_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
-    for module in ("swr.proxy", "swr.proxy.caching", "swr.proxy.proxy"):
+    for module in [name for name in sys.modules if name.startswith("swr.proxy")]:
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(ImportError, match=re.escape("swr.proxy needs httpx: pip install 'swr[proxy]'")):
         importlib.import_module("swr.proxy")
@@ -1158,15 +1596,16 @@ def test_without_httpx_it_says_what_to_install(monkeypatch):
 
 async def test_the_lifespan_opens_and_closes():
     async with proxied() as (proxy, _):
-        assert proxy._transport is None
+        assert proxy._service._transport is None
         async with running(proxy):
             assert (await ask(proxy)).status == 200
-        assert proxy._transport is None
-        # It opens again.
+        assert proxy._service._transport is None
+        # It opens again, for one request.
         assert (await ask(proxy)).status == 200
 
 
-async def test_a_websocket_is_refused_before_it_is_accepted():
+@pytest.mark.parametrize("make", [Proxy, caching_proxy])
+async def test_a_websocket_is_refused_before_it_is_accepted(make):
     sent = []
 
     async def receive():
@@ -1175,7 +1614,7 @@ async def test_a_websocket_is_refused_before_it_is_accepted():
     async def send(message):
         sent.append(message)
 
-    await Proxy("http://127.0.0.1:1")({"type": "websocket"}, receive, send)
+    await make("http://127.0.0.1:1")({"type": "websocket"}, receive, send)
     assert sent == [{"type": "websocket.close"}]
 
 
@@ -1267,6 +1706,23 @@ async def test_a_caching_proxy_is_made_of_words():
         assert upstream.last.target == b"/api/a"
 
 
+async def test_a_refresh_that_is_under_way_at_shutdown_ends_and_leaves_no_connection():
+    """The cache drains after the app has ended."""
+    with Upstream(OK, when_released(OK)) as upstream:
+        proxy = Proxy(upstream.url)
+        app = SWRMiddleware(proxy, Cache(), rules=[Rule("/", fresh_for=0, stale_for=600)])
+        async with running(app):
+            for _ in range(2):
+                await ask(app)
+                assert await anyio.to_thread.run_sync(upstream.got.acquire, True, PATIENCE)
+            upstream.release.set()
+        assert len(upstream.asked) == 2
+        assert proxy._service._transport is None
+        # One that begins later opens a connection and closes it.
+        assert (await ask(proxy)).body == b"ok"
+        assert proxy._service._transport is None
+
+
 async def test_without_a_lifetime_of_its_own_it_goes_by_what_answers_say():
     with Upstream() as upstream:
         app = caching_proxy(upstream.url)
@@ -1276,9 +1732,37 @@ async def test_without_a_lifetime_of_its_own_it_goes_by_what_answers_say():
         assert len(upstream.asked) == 2
 
 
-def test_a_caching_proxy_that_cannot_work_is_refused():
-    with pytest.raises(ConfigurationError, match="count from fresh_for"):
-        caching_proxy("http://127.0.0.1:9000", stale_for=60)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stale_for": 60}, "count from fresh_for"),
+        ({"client_timeout": 0}, "client_timeout=0 must"),
+        ({"hard_timeout": 0}, "hard_timeout=0 leaves no time"),
+    ],
+)
+def test_a_caching_proxy_that_cannot_work_is_refused(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        caching_proxy("http://127.0.0.1:9000", **options)
+
+
+async def test_a_service_that_does_not_come_to_an_end_is_given_up():
+    """It is never silent for long, so `timeout` does not end it; those who wait would wait for ever."""
+    with Upstream(pour, pour, OK) as upstream:
+        app = caching_proxy(upstream.url, fresh_for=60, hard_timeout=3)
+        async with running(app):
+            client = Client()
+            with anyio.fail_after(PATIENCE):
+                with pytest.raises(TimeoutError, match="hard_timeout"):
+                    await app(http_scope(), client.receive, client.send)
+                assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
+            assert (client.answer.status, client.answer.ended) == (200, False)
+
+
+def test_a_run_of_the_proxy_has_an_end_by_default():
+    app = caching_proxy("http://127.0.0.1:9000")
+    [middleware] = [cell.cell_contents for cell in app.__closure__ if isinstance(cell.cell_contents, SWRMiddleware)]
+    assert middleware.config.hard_timeout == 60
+    assert inspect.signature(caching_proxy).parameters["hard_timeout"].default == 60
 
 
 def test_an_absolute_target_is_the_same_resource():
@@ -1288,6 +1772,9 @@ def test_an_absolute_target_is_the_same_resource():
             answer = talk(port, b"GET %b HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n" % target)
             assert body_of(answer) == b"ok"
         assert len(upstream.asked) == 1
+        talk(port, b"GET http://b/%41?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert (upstream.last.line, upstream.last.values("host")) == (b"GET /%41?q HTTP/1.1", [b"b"])
+    with Upstream() as upstream, served(Proxy(upstream.url)) as port:
         talk(port, b"GET http://b/%41?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert (upstream.last.line, upstream.last.values("host")) == (b"GET /%41?q HTTP/1.1", [b"b"])
 

@@ -50,8 +50,8 @@ def queue(store, backend, shards):
     return Queue(store, "r:group", backend, shards, deliveries=3)
 
 
-def tasks(groups=GROUPS, since=5):
-    return [(key, since, args) for key, args in groups.items()]
+def tasks(groups=GROUPS, newer_than=5):
+    return [(key, newer_than, args) for key, args in groups.items()]
 
 
 async def taken(queue: Queue, consumer: str = "one", most: int = 100) -> list[Delivery]:
@@ -70,6 +70,10 @@ async def settled(queue: Queue, deliveries, what: str, delay: float = 0.0, why: 
     return await queue.settle(consumer, [Settlement(delivery, what, delay, why) for delivery in deliveries])
 
 
+async def put(queue: Queue, command: str, key: str, *args: bytes | str) -> object:
+    return await queue._store.commands.ask(key, command, key, *args)
+
+
 async def is_empty(queue: Queue) -> bool:
     """Whether nothing is left of any task, pending entries and records included."""
     status = await queue.status()
@@ -86,7 +90,7 @@ class TestTasks:
         assert await queue.enqueue(EPOCH, tasks()) == (3, 0)
         deliveries = await taken(queue)
         assert {delivery.key: delivery.args for delivery in deliveries} == GROUPS
-        assert {(delivery.since, delivery.tries) for delivery in deliveries} == {(5, 1)}
+        assert {(delivery.newer_than, delivery.tries) for delivery in deliveries} == {(5, 1)}
         assert await taken(queue, "other") == []
         assert (await queue.status()).running == 3
         assert await settled(queue, deliveries, "done") == 0
@@ -94,13 +98,13 @@ class TestTasks:
         assert (await queue.status()).counts == {"enqueued": 3, "merged": 0, "done": 3}
 
     async def test_a_thousand_times_enqueued_is_one_task(self, queue: Queue):
-        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, since=1))
-        for since in range(2, 1002, 100):
-            again = [("r:ATL", since + number, ("ATL",)) for number in range(100)]
+        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, newer_than=1))
+        for newer_than in range(2, 1002, 100):
+            again = [("r:ATL", newer_than + number, ("ATL",)) for number in range(100)]
             assert await queue.enqueue(EPOCH, again) == (0, 100)
         (delivery,) = await taken(queue)
         # Whoever enqueued last is served, too.
-        assert delivery.since == 1001
+        assert delivery.newer_than == 1001
         await settled(queue, [delivery], "done")
         assert await is_empty(queue)
         assert (await queue.status()).counts["merged"] == 1000
@@ -122,25 +126,25 @@ class TestTasks:
         assert [d.args[0] for d in (await queue.take(0, "one", 5))[1]] == [0, 1, 2, 3, 4]
 
     async def test_what_is_enqueued_while_it_runs_runs_again_if_that_is_newer(self, queue: Queue):
-        await queue.enqueue(EPOCH, tasks(since=5))
+        await queue.enqueue(EPOCH, tasks(newer_than=5))
         deliveries = await taken(queue)
-        assert await queue.enqueue(EPOCH, tasks(since=5)) == (0, 3)
-        assert await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, since=6)) == (0, 1)
+        assert await queue.enqueue(EPOCH, tasks(newer_than=5)) == (0, 3)
+        assert await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, newer_than=6)) == (0, 1)
         assert await taken(queue) == []
         await settled(queue, deliveries, "done")
         (again,) = await taken(queue)
-        assert (again.key, again.since, again.tries) == ("r:ATL", 6, 1)
+        assert (again.key, again.newer_than, again.tries) == ("r:ATL", 6, 1)
         await settled(queue, [again], "current")
         assert await is_empty(queue)
 
     async def test_what_is_enqueued_while_it_fails_runs_again_at_once(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
-        for since in range(10, 15):
+        for newer_than in range(10, 15):
             (delivery,) = await taken(queue)
-            await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, since=since))
+            await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, newer_than=newer_than))
             await settled(queue, [delivery], "failed", 60.0, "no")
         (last,) = await taken(queue)
-        assert (last.since, last.tries) == (14, 3)
+        assert (last.newer_than, last.tries) == (14, 3)
         await settled(queue, [last], "failed", 60.0, "no")
         assert (await queue.status()).dead == 1
 
@@ -257,6 +261,75 @@ class TestTries:
         assert await queue.drain(EPOCH) == (0, 0)
         assert await queue.dead() == []
 
+    async def test_what_was_given_up_in_this_round_is_not_tried_again_in_it(self, queue: Queue, store):
+        began = await store.now()
+        await queue.enqueue(EPOCH, tasks())
+        for _ in range(3):
+            await settled(queue, await taken(queue), "failed", 0.0, "no")
+        assert await queue.drain(EPOCH, began) == (0, 0)
+        assert await queue.drain(EPOCH, await store.now() + 1) == (3, 0)
+
+    async def test_each_of_two_thousand_dead_letters_is_tried_in_each_later_round(self, queue: Queue):
+        groups = {f"r:{number}": (number,) for number in range(2000)}
+        await queue.mark(groups)
+        await queue.drain(EPOCH)
+
+        async def fail_all():
+            failed = []
+            while deliveries := await taken(queue, most=500):
+                await settled(queue, deliveries, "failed", 0.0, "no")
+                failed += deliveries
+            return failed
+
+        assert len(await fail_all()) == 3 * 2000
+        for _ in range(2):
+            await queue.drain(EPOCH)
+            assert {delivery.key for delivery in await fail_all()} == set(groups)
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            b"", b"x", b"q" + b"0" * 35, b"q" + b"z" * 32 + b"0000[]", b"z" + b"0" * 36 + b"[]", b"q" + b"0" * 36 + b"{}",
+            b"q" + b"0" * 36 + b"[1", b"q" + b"0" * 36 + b"[nonsense]", b"q" + b"0" * 36 + b"[\xff]",
+        ],
+    )  # fmt: skip
+    async def test_a_record_that_nobody_can_read_ends_no_consumer_and_is_thrown_away(self, queue: Queue, record):
+        await queue.enqueue(EPOCH, tasks())
+        shard = queue._shard("r:ATL")
+        await put(queue, "HSET", queue._keys[shard][0], "r:ATL", record)
+        deliveries = await taken(queue)
+        assert [delivery.key for delivery in deliveries] == [key for key in sorted(GROUPS) if key != "r:ATL"]
+        await settled(queue, deliveries, "done")
+        assert await taken(queue) == []
+        assert await is_empty(queue)
+        # The next round has the group again.
+        await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
+        assert [delivery.args for delivery in await taken(queue)] == [("ATL",)]
+
+    @pytest.mark.parametrize("letter", [b"", b"[]", b'{"record": 5}', b'{"record": "x", "why": "no", "at": "1"}', b"{"])
+    async def test_a_dead_letter_that_nobody_can_read_holds_up_no_round(self, queue: Queue, letter):
+        await queue.mark(GROUPS)
+        await queue.drain(EPOCH)
+        for _ in range(3):
+            await settled(queue, await taken(queue), "failed", 0.0, "no")
+        dead = queue._keys[queue._shard("r:ATL")][4]
+        await put(queue, "HSET", dead, "r:ATL", letter)
+        assert {letter.key for letter in await queue.dead()} == set(GROUPS) - {"r:ATL"}
+        assert await queue.retry(["r:ATL"]) == 0
+        await put(queue, "HSET", dead, "r:ATL", letter)
+        assert await queue.drain(EPOCH) == (2, 0)
+        assert await put(queue, "HEXISTS", dead, "r:ATL") == 0
+
+    async def test_an_entry_of_the_queue_without_a_task_is_dropped(self, queue: Queue, backend):
+        await queue.enqueue(EPOCH, tasks())
+        ready = queue._keys[0][1]
+        if backend == "streams":
+            await put(queue, "XADD", ready, "*", "k", "")
+            await put(queue, "XADD", ready, "*", "k", b"\xff")
+        else:
+            await put(queue, "RPUSH", ready, "", b"\xff")
+        assert {delivery.key for delivery in await taken(queue)} == set(GROUPS)
+
     async def test_handing_back_is_no_try(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
         for _ in range(10):
@@ -319,7 +392,7 @@ class TestTheDead:
         lost = await taken(queue, "paused")
         await tended(queue, "one", 0.0)
         await settled(queue, await taken(queue), "done")
-        await queue.enqueue(EPOCH, tasks(group, since=9))
+        await queue.enqueue(EPOCH, tasks(group, newer_than=9))
         (running,) = await taken(queue)
         assert await settled(queue, lost, "done", consumer="paused") == 1
         assert await settled(queue, [running], "failed", 0.0, "no") == 0
@@ -359,18 +432,19 @@ class TestMarks:
         deliveries = await taken(queue)
         assert {delivery.key: delivery.args for delivery in deliveries} == GROUPS
         now = await queue._store.now()
-        assert all(0 < delivery.since <= now for delivery in deliveries)
+        assert all(0 < delivery.newer_than <= now for delivery in deliveries)
 
     async def test_a_mark_is_newer_than_what_is_stored_and_loading_whatever_the_clock_says(self, store, backend):
         """A successor's clock may be behind that of the master before."""
         queue, ahead = Queue(store, "r", backend), await store.now() + 3_600_000_000
-        await store.commands.ask(b"k", "SET", "swr:{stored}", f"{ahead:016d}e")
-        await store.commands.ask(b"k", "SET", "swr:{loading}:l", f"l{ahead + 1:016d}token")
+        await store.commands.ask(b"k", "SET", "swr:{stored}", f"{ahead:016d}t")
+        lease = f"l{ahead:016d}{ahead + 1:016d}token"
+        await store.commands.ask(b"k", "HSET", "swr:{loading}:l", ANY.fingerprint, lease)
         await queue.mark({"stored": (1,), "loading": (2,), "other": (3,)})
         await queue.drain(EPOCH)
-        since = {delivery.key: delivery.since for delivery in await taken(queue)}
-        assert (since["stored"], since["loading"]) == (ahead, ahead + 1)
-        assert since["other"] < ahead
+        newer_than = {delivery.key: delivery.newer_than for delivery in await taken(queue)}
+        assert (newer_than["stored"], newer_than["loading"]) == (ahead, ahead + 1)
+        assert newer_than["other"] < ahead
 
     @pytest.mark.promise
     async def test_what_is_marked_while_it_runs_runs_again(self, queue: Queue):
@@ -383,7 +457,7 @@ class TestMarks:
             await settled(queue, running, "done")
             again = await taken(queue)
             assert [d.key for d in again] == [d.key for d in running]
-            assert all(later.since > first.since for first, later in zip(running, again, strict=True))
+            assert all(later.newer_than > first.newer_than for first, later in zip(running, again, strict=True))
             await settled(queue, again, "done")
         assert await is_empty(queue)
 
@@ -404,7 +478,7 @@ class TestMarks:
             # Its first copy would wait 5 s for more replicas to come.
             server.command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
             replica.command("REPLICAOF", "127.0.0.1", str(server.port))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while b"state=online" not in server.command("INFO", "replication"):
                     await asyncio.sleep(0.05)
                 while b"master_link_status:up" not in replica.command("INFO", "replication"):
@@ -466,7 +540,7 @@ class TestLeaders:
         assert await queue.enqueued("a", 5) is False
         assert await queue.enqueued("b", 6) is True
         assert (await queue.lead("b", 60))[2] == 6
-        assert all(delivery.since == 5 for delivery in await taken(queue))
+        assert all(delivery.newer_than == 5 for delivery in await taken(queue))
 
     async def test_the_status_tells_all(self, queue: Queue):
         await queue.register()
@@ -511,3 +585,55 @@ async def test_more_tasks_than_a_script_may_return_at_once(store, backend):
     taken_at_once = (await queue.take(0, "one", 100_000))[1]
     assert 0 < len(taken_at_once) <= 9000
     assert (await queue.status()).running == len(taken_at_once)
+
+
+class TestWhatTheQueueHasNotWritten:
+    """Somebody writes into its keys by hand, or restores a backup of something else under them."""
+
+    async def test_a_record_that_cannot_be_read_does_not_keep_the_others_from_being_healed(self, queue):
+        await queue.enqueue(EPOCH, tasks())
+        for keys in queue._keys:
+            await put(queue, "DEL", keys[1])
+            await put(queue, "HSET", keys[0], "r:bad", "x", "r:worse", b"\xff", "", "")
+        await queue.heal()
+        assert {delivery.key for delivery in await taken(queue)} == set(GROUPS)
+        assert (await queue.status()).counts["malformed"] == 3 * len(queue.shards)
+
+    @pytest.mark.parametrize("options", [(), ("PX", "60000")], ids=["without an end", "with one"])
+    async def test_a_lease_that_is_none_keeps_nobody_from_leading(self, queue, options):
+        await put(queue, "SET", queue._lease, b"\xff\xfe", *options)
+        led = await queue.lead("one", 10)
+        assert led.epoch
+        assert not (await queue.lead("other", 10)).epoch
+        await put(queue, "PERSIST", queue._lease)
+        assert (await queue.lead("other", 10)).epoch > led.epoch
+
+    async def test_an_epoch_or_a_round_that_is_none_keeps_nobody_from_leading(self, queue):
+        await put(queue, "HSET", queue._rounds, "round", "soon", "part", b"\xff")
+        for keys in queue._keys:
+            await put(queue, "HSET", keys[5], "epoch", "x")
+        led = await queue.lead("one", 10)
+        assert (led.last, (await queue.status()).round) == (None, None)
+        for keys in queue._keys:
+            await put(queue, "HSET", keys[5], "epoch", "x")
+        assert (await queue.enqueue(led.epoch, tasks()))[0] == len(GROUPS)
+        assert (await queue.status()).epoch == int(led.epoch)
+
+    async def test_counters_and_consumers_that_are_none_are_counted_past(self, queue):
+        for keys in queue._keys:
+            await put(queue, "HSET", keys[5], "enqueued", "many", b"\xff", "x")
+            await put(queue, "ZADD", keys[6], "inf", b"\xff")
+        await queue.enqueue(EPOCH, tasks())
+        status = await queue.status()
+        assert status.counts["enqueued"] == len(GROUPS)
+        assert len(await taken(queue)) == len(GROUPS)
+
+    async def test_a_mark_that_cannot_be_read_leaves_the_task_as_it_is(self, queue):
+        await queue.enqueue(EPOCH, tasks())
+        for shard, key in ((queue._shard(key), key) for key in GROUPS):
+            await put(queue, "HSET", queue._keys[shard][3], key.encode("utf-8", "surrogatepass"), "x" * 40)
+        await queue.mark({"r:JFK": ("JFK",)})
+        await put(queue, "HSET", queue._keys[queue._shard("r:LAX")][3], "r:LAX", "x" * 40)
+        await queue.mark({"r:LAX": ("LAX",)})
+        assert (await queue.drain(EPOCH))[0] == 2
+        assert {delivery.key for delivery in await taken(queue)} == {*GROUPS, "r:JFK", "r:LAX"}

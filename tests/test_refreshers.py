@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 
 from swr import NOT_MODIFIED, Cache, ConfigurationError, LoadContext, NotModified, Refresher, StoreUnavailable, SWRError
-from swr.core.codec import ANY
+from swr.core.codec import ANY, Codec
 from swr.events import LoadBegun, RoundEnded
 from swr.loaders.batch import Batch
 from swr.refreshers.rounds.groups import groups_of
@@ -26,6 +26,7 @@ class Groups:
     """A loader of a job for each key, over one engine."""
 
     template = "job:{key}"
+    codec = ANY
 
     def __init__(self, engine):
         self.engine = engine
@@ -179,7 +180,7 @@ class TestSince:
 
     async def test_unreachable_store_ends_a_task_without_a_load(self, two):
         process = two[0]
-        process.link.go(away=True)
+        process.link.set_down(True)
         end = await ended(process, "k", 0)
         assert end.result is Result.UNREACHABLE
         assert isinstance(end.error, StoreUnavailable)
@@ -190,9 +191,9 @@ class TestSince:
         process.groups.jobs["k"] = job = Job()
 
         async def go():
-            process.link.go(away=True)
+            process.link.set_down(True)
 
-        job.before_landing = go
+        job.before_store = go
         assert (await ended(process, "k", 0)).result is Result.UNREACHABLE
 
     async def test_what_an_invalidation_overtakes_is_loaded_again(self, two):
@@ -203,14 +204,14 @@ class TestSince:
             if job.runs == 1:
                 await two[1].engine.invalidate("k")
 
-        job.before_landing = invalidate
+        job.before_store = invalidate
         assert (await ended(process, "k", 0)).result is Result.LOADED
         assert job.runs == 2
 
     async def test_what_is_overtaken_again_and_again_is_left_for_later(self, two):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
-        job.before_landing = lambda: two[1].engine.invalidate("k")
+        job.before_store = lambda: two[1].engine.invalidate("k")
         end = await ended(process, "k", 0)
         assert (end.result, end.again_in, job.runs) == (Result.HELD, 1.0, 3)
 
@@ -234,7 +235,7 @@ class TestLoadLimiter:
         limiter = two[0].limiter
         changes = limiter.changes
         limiter.change()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await limiter.wait(None, changes)
 
     async def test_what_cannot_begin_again_is_left(self, two, monkeypatch):
@@ -249,7 +250,7 @@ class TestLoadLimiter:
         def refuse(calls):
             raise SWRError("the cache was closed")
 
-        job.before_landing = invalidate
+        job.before_store = invalidate
         end = await ended(process, "k", 0)
         assert (end.result, str(end.error)) == (Result.HELD, "the cache was closed")
 
@@ -269,7 +270,7 @@ class TestRounds:
         now = await two[0].store.now()
         this = await rounds.next()
         assert this.number == now // 60_000_000
-        assert this.since == this.number * 60_000_000
+        assert this.begins_at == this.number * 60_000_000
         assert this.missed == 0
         assert 0 < this.left <= 60
 
@@ -295,11 +296,11 @@ class TestRounds:
             assert not begun
             group.cancel_scope.cancel()
         clock.advance(660)
-        two[0].link.go(away=True)
+        two[0].link.set_down(True)
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
             await settle()
-            two[0].link.go(away=False)
+            two[0].link.set_down(False)
         assert [(this.number - first.number, this.missed) for this in begun] == [(1, 0)]
 
 
@@ -419,7 +420,7 @@ class TestLocks:
 
     async def test_what_others_commit_and_release_is_heard(self):
         """Over a store that tells of it, as Redis does: nobody asks for what is done."""
-        cache, begun = Cache(), []
+        cache, begun, fingerprint = Cache(), [], Codec(str).fingerprint
         keys = [f"g{number}" for number in range(40)]
 
         @cache.cached("r:{group}", fresh_for=60)
@@ -428,9 +429,11 @@ class TestLocks:
                 # Others are faster; one has given its lease back, and one has what nobody asks for here.
                 for key in keys[:30]:
                     if f"r:{key}" not in begun:
-                        engine.on_notification(Notification(Kind.COMMITTED, f"r:{key}", 10**16 - 2, True))
+                        engine.on_notification(Notification(Kind.COMMITTED, f"r:{key}", 10**16 - 2, True, fingerprint))
+                        # Another version of the application has its own.
+                        engine.on_notification(Notification(Kind.COMMITTED, "r:g38", 10**16 - 2, True, "another"))
                 engine.on_notification(Notification(Kind.RELEASED, "r:g39", 0, True))
-                engine.on_notification(Notification(Kind.COMMITTED, "other", 10**16 - 2, True))
+                engine.on_notification(Notification(Kind.COMMITTED, "other", 10**16 - 2, True, fingerprint))
             return group
 
         engine, rounds = cache.engine, []
@@ -498,7 +501,7 @@ class TestLocks:
         assert (rounds[0].loaded, rounds[0].held) == (1, 1)
 
     async def test_unreachable_store_delays_the_round(self, two):
-        two[0].link.go(away=True)
+        two[0].link.set_down(True)
         rounds = []
         two[0].engine.events.subscribe(rounds.append, [RoundEnded])
         now = two[0].store.store.store.now
@@ -506,7 +509,7 @@ class TestLocks:
         async with Refresher(two[0].groups, ["k"], FOR_GOOD):
             await settle()
             assert not two[0].groups.jobs
-            two[0].link.go(away=False)
+            two[0].link.set_down(False)
             await until(lambda: rounds)
         assert two[0].groups.jobs["k"].runs == 1
 
@@ -642,7 +645,9 @@ class TestGroups:
         async with cache, Refresher(rankings, [["x"], "d"], FOR_GOOD):
             await until(lambda: calls)
         assert calls == [["d"]]
-        assert "leaves out 1 of 2 groups; the first is (['x'],): unhashable" in caplog.text
+        assert "leaves out 1 of 2 groups; the first is (['x'],): " in caplog.text
+        # From Python 3.14 on more words come before it.
+        assert "unhashable type: 'list'" in caplog.text
 
     async def test_what_is_not_there_is_found_out_once_a_round(self, two):
         """Though it is not remembered for readers."""
@@ -654,7 +659,9 @@ class TestGroups:
             return {}
 
         for process in two:
-            flight = Batch(process.engine, none, ANY, 0.0).begin("k", "k", POLICY, None, newer_than=since)
+            batch = Batch(process.engine, none, ANY, 0.0)
+            flight = batch.begin("k", "k", POLICY, None, newer_than=since)
+            batch.filled()
             await flight.done.wait()
             assert flight.has_no_value
         assert calls == [["k"]]

@@ -522,8 +522,8 @@ class TestLeader:
             queue = worker.refresher._queue
             drain = queue.drain
 
-            async def late(epoch):
-                counts = await drain(epoch)
+            async def late(epoch, began):
+                counts = await drain(epoch, began)
                 if loads is not None and not hasattr(queue, "late"):
                     queue.late = True
                     server.command("DEL", "swr:{ranking:group:0}L")

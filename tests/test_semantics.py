@@ -18,9 +18,8 @@ from swr.http.caching import (
     limits,
     normalised,
     stored_headers,
-    vary_of,
 )
-from swr.http.fields import parse_directives
+from swr.http.fields import parse_directives, vary_of
 from swr.policy import NO_LIMITS, Limits
 from tests.test_fields import FIELD, hostile
 

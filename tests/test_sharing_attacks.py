@@ -1,16 +1,19 @@
 """Ways in which one user could have been given another's answer; each is closed."""
 
 import functools
+import sys
 from typing import Annotated, Any
 
 import anyio
 import pytest
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyHeader, APIKeyQuery
 from pydantic import AliasChoices, BaseModel, ConfigDict, model_validator
+from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.middleware.sessions import SessionMiddleware
+from starlette.routing import Host, Mount, Route
 
 from swr import Cache
 from swr.http.request_fields import selecting_value
@@ -153,6 +156,252 @@ async def test_a_copy_of_the_scope_hides_no_guard(cache, mounted, terms):
             for value in ("right", "", "right")
         ]
     assert found == [200, 403, 200]
+
+
+class Forward(Response):
+    """Hands the request on to another app, as it is or as a copy."""
+
+    def __init__(self, app, *, copies):
+        super().__init__()
+        self.app, self.copies = app, copies
+
+    async def __call__(self, scope, receive, send):
+        await self.app(dict(scope) if self.copies else scope, receive, send)
+
+
+def by_token(x_token: Annotated[str, Header()] = "") -> None:
+    check(x_token)
+
+
+def by_address(x_real_ip: Annotated[str, Header()] = "") -> None:
+    check(x_real_ip)
+
+
+def fastapi_page(where=None, guard=None):
+    """Return a FastAPI app with a page, on the app or on a router that it includes."""
+    app = FastAPI()
+    router = APIRouter() if where == "included" else app
+
+    @router.get("/{path:path}", dependencies=[] if guard is None else [Depends(guard)])
+    async def page(response: Response) -> str:
+        response.headers.update(OWN)
+        return "secret"
+
+    if where == "included":
+        app.include_router(router)
+    return app
+
+
+def starlette_page():
+    return Starlette(routes=[Route("/{path:path}", lambda request: PlainTextResponse("secret", headers=OWN))])
+
+
+async def codes(app, field, *values):
+    async with client(app) as http:
+        return [(await http.get("/x", headers={field: value} if value else {})).status_code for value in values]
+
+
+@pytest.mark.parametrize("terms", ["rule", "max-age"])
+@pytest.mark.parametrize("inner", [fastapi_page(), fastapi_page("included"), starlette_page()])
+@pytest.mark.parametrize("included", [False, True])
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize(("guard", "field"), [(by_token, "x-token"), (by_address, "x-real-ip")])
+async def test_a_guarded_route_that_forwards_to_another_app_keeps_its_guard(
+    cache, guard, field, copies, included, inner, terms
+):
+    app = FastAPI()
+    router = APIRouter(dependencies=[Depends(guard)]) if included else app
+
+    @router.get("/x", dependencies=[] if included else [Depends(guard)])
+    async def forward():
+        return Forward(inner, copies=copies)
+
+    if included:
+        app.include_router(router)
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[RULE] if terms == "rule" else ())
+    assert await codes(app, field, "right", "", "wrong", "right") == [200, 403, 403, 200]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+async def test_each_guard_on_the_way_through_several_apps_counts(cache, depth):
+    app = fastapi_page(guard=by_token)
+    for _ in range(depth):
+        app = forwards_to(app)
+    app.add_middleware(SWRMiddleware, cache=cache)
+    assert await codes(app, "x-token", "right", "", "right") == [200, 403, 200]
+
+
+def forwards_to(inner):
+    app = FastAPI()
+
+    @app.get("/x")
+    async def forward():
+        return Forward(inner, copies=False)
+
+    return app
+
+
+@pytest.mark.parametrize("place", ["whole", "object", "mount", "host"])
+@pytest.mark.parametrize("terms", ["rule", "max-age"])
+async def test_an_app_that_forwards_a_copy_of_the_scope_hides_no_guard(cache, place, terms):
+    guarded = fastapi_page(guard=by_address)
+
+    async def copying(scope, receive, send):
+        await guarded({**scope}, receive, send)
+
+    app = copying
+    if place == "object":
+        app = Forward(guarded, copies=True)
+    elif place != "whole":
+        app = Starlette(routes=[Mount("/", app=copying) if place == "mount" else Host("test", app=copying)])
+    app = SWRMiddleware(app, cache, [RULE] if terms == "rule" else ())
+    assert await codes(app, "x-real-ip", "right", "", "right") == [200, 403, 200]
+
+
+async def test_an_endpoint_that_makes_a_link_is_cached(cache):
+    """Starlette copies the scope for the base URL."""
+
+    async def page(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(request.url_for("page")))
+
+    fastapi = FastAPI()
+    fastapi.get("/x", name="page")(page)
+    for number, app in enumerate((Starlette(routes=[Route("/x", page, name="page")]), fastapi)):
+        async with client(SWRMiddleware(app, cache, [RULE])) as http:
+            answers = [await http.get(f"http://{number}/x") for _ in range(2)]
+        assert [answer.headers["swr-state"] for answer in answers] == ["missing", "fresh"]
+
+
+async def test_middleware_around_swr_finds_what_the_app_left_in_the_scope(cache):
+    seen = []
+
+    async def app(scope, receive, send):
+        scope["left"] = scope.setdefault("here", 1)
+        scope |= {"also": 2}
+        del scope["client"]
+        assert scope.pop("app", None) is None
+        assert {**(scope | {"x": 1})}.keys() - scope.copy().keys() == {"x"}
+        await PlainTextResponse("x")(scope, receive, send)
+
+    inside = SWRMiddleware(app, cache, [RULE])
+
+    async def outside(scope, receive, send):
+        await inside(scope, receive, send)
+        seen.append(scope)
+
+    async with client(outside) as http:
+        await http.get("/x")
+    assert {name: seen[0].get(name) for name in ("left", "here", "also", "client")} == {
+        "left": 1,
+        "here": 1,
+        "also": 2,
+        "client": None,
+    }
+
+
+async def test_an_app_gets_a_plain_scope_where_no_fastapi_is(cache, monkeypatch):
+    """Frameworks with compiled parts may insist on it."""
+    monkeypatch.delitem(sys.modules, "fastapi")
+    app = App([(b"cache-control", b"max-age=60")])
+    async with client(SWRMiddleware(app, cache, [RULE])) as http:
+        await http.get("/x")
+    assert type(app.scopes[0]) is dict
+
+
+query_key = APIKeyQuery(name="api_key", auto_error=False)
+
+
+class Params(BaseModel):
+    token: str = ""
+    page: int = 0
+
+
+class AnyParams(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+def by_query_key(api_key: Annotated[str | None, Security(query_key)] = None) -> None:
+    check(api_key or "")
+
+
+def by_query(api_key: str = "") -> None:
+    check(api_key)
+
+
+def by_query_alias(token: Annotated[str, Query(alias="api_key")] = "") -> None:
+    check(token)
+
+
+def by_query_model(params: Annotated[Params, Query()]) -> None:
+    check(params.token)
+
+
+def by_any_query(params: Annotated[AnyParams, Query()]) -> None:
+    check((params.model_extra or {}).get("api_key", ""))
+
+
+GUARDS = [(by_query_key, "api_key"), (by_query, "api_key"), (by_query_alias, "api_key"), (by_query_model, "token"), (by_any_query, "api_key")]  # fmt: skip
+LEAVING = [{"keep_params": ("page",)}, {"keep_params": ()}, {"keep_params": ("page",), "sort_query": True}]
+
+
+@pytest.mark.parametrize("terms", ["rule", "max-age", "public", "decorator", "post"])
+@pytest.mark.parametrize(
+    ("guard", "name", "options"),
+    [
+        *((guard, name, options) for guard, name in GUARDS for options in LEAVING),
+        *((by_query_key, "api_key", {"drop_params": (name,)}) for name in ("api_key", "api*", "*")),
+        (by_query_key, "api_key", {"keep_params": ("api_key",), "drop_params": ("*_key",)}),
+    ],
+)
+async def test_a_parameter_that_the_route_asks_for_is_part_of_the_key_or_nothing_is_stored(
+    cache, caplog, guard, name, options, terms
+):
+    app = FastAPI()
+    control = {"max-age": "max-age=60", "public": "public, max-age=60", "post": "max-age=60"}.get(terms)
+
+    async def answer(response: Response) -> str:
+        if control:
+            response.headers["cache-control"] = control
+        response.headers["content-location"] = "/x"
+        return "secret"
+
+    endpoint = cache.response(fresh_for=60)(answer) if terms == "decorator" else answer
+    app.api_route("/x", methods=["GET", "POST"], dependencies=[Depends(guard)])(endpoint)
+    rule = Rule("/x", fresh_for=60 if terms == "rule" else None, **options)
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[rule])
+    async with client(app) as http:
+        if terms == "post":
+            await http.post("/x", params={name: "right"})
+        found = [await http.get("/x", params={name: value} if value else {}) for value in ("right", "", "wrong")]
+        await http.get("http://elsewhere/x", params={name: "right"})
+    assert [answer.status_code for answer in found] == [200, 403, 403]
+    assert terms == "post" or 'detail="parameter ' in found[0].headers["cache-status"]
+    assert len([record for record in caplog.records if "query parameter" in record.message]) == 1
+
+
+@pytest.mark.parametrize(
+    ("guard", "options"),
+    [
+        *((guard, {"keep_params": ("page", "api_key", "token")}) for guard, _ in GUARDS[:4]),
+        (by_query, {"keep_params": ("page",), "drop_params": ("api_key",)}),
+        (by_query, {"drop_params": ("api_*",)}),
+        (by_any_query, {"drop_params": ("utm_*",)}),
+        (by_query_key, {"drop_params": ("utm_*",)}),
+        (by_query_key, {"sort_query": True}),
+    ],
+)
+async def test_a_rule_that_keeps_or_names_what_the_route_asks_for_applies(cache, guard, options):
+    app = FastAPI()
+
+    @app.get("/x", dependencies=[Depends(guard)])
+    async def answer() -> str:
+        return "secret"
+
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/x", fresh_for=60, **options)])
+    async with client(app) as http:
+        asked = {"api_key": "right", "token": "right"}
+        states = [(await http.get("/x", params=asked)).headers["swr-state"] for _ in range(2)]
+    assert states == ["missing", "fresh"]
 
 
 async def test_a_decorated_function_gives_no_terms_to_another_endpoint(cache):

@@ -123,6 +123,56 @@ async def run(control: str, seed: int) -> None:
                 clock.advance(draw.choice([0, 0, 1, 61]))
 
 
+NAMED = ["accept-language", "user-agent", "referer", "x-tenant", "origin"]
+
+
+@settings(deadline=None, max_examples=120)
+@given(seed=st.integers(0, 2**32))
+def test_an_app_that_names_what_it_has_looked_at_is_cached_and_nobody_gets_anothers_answer(seed):
+    import anyio
+
+    anyio.run(run_looking, seed)
+
+
+async def run_looking(seed: int) -> None:
+    """An app that looks at one field after another, by what it has seen, and names these in `Vary`."""
+    draw = random.Random(seed)
+    next_by = {(name, value): draw.choice([*NAMED, None]) for name in NAMED for value in ("", "a", "b")}
+    first = draw.choice(NAMED)
+    clock = FakeClock()
+    runs = 0
+
+    def answer_to(fields: Any) -> tuple[str, list[str]]:
+        looked: dict[str, str] = {}
+        name: str | None = first
+        while name is not None and name not in looked:
+            looked[name] = fields.get(name, "")
+            name = next_by[name, looked[name]]
+        return str(looked), list(looked)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal runs
+        runs += 1
+        text, looked = answer_to(StarletteRequest(scope).headers)
+        headers = {"cache-control": "max-age=60, stale-while-revalidate=60", "vary": ", ".join(looked)}
+        await PlainTextResponse(text, headers=headers)(scope, receive, send)
+
+    async with Cache(clock=clock) as cache, client(SWRMiddleware(app, cache)) as http:
+        for _ in range(4):
+            requests = [{name: value for name in NAMED if (value := draw.choice(["", "a", "b"]))} for _ in range(5)]
+            for _ in range(4):
+                for fields in draw.sample(requests, len(requests)):
+                    # Also without those that the client sends by itself.
+                    answer = await http.get("/x", headers={"accept-language": "", "user-agent": "", **fields})
+                    assert answer.text == answer_to(fields)[0], (next_by, first, fields)
+                clock.advance(draw.choice([0, 1, 5]))
+            runs = 0
+            for fields in requests:
+                await http.get("/x", headers={"accept-language": "", "user-agent": "", **fields})
+            assert runs == 0, (next_by, first)
+            clock.advance(draw.choice([0, 130]))
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_no_field_of_the_fuzz_is_ignored(name):
     assert name == "cookie" or field_class(name.encode()) is not FieldClass.IGNORED

@@ -406,7 +406,7 @@ class Fleet(RuleBasedStateMachine):
                 del self.refreshed[number, key]
 
         async def change() -> None:
-            self.processes[process].link.go(away=not up)
+            self.processes[process].link.set_down(not up)
 
         self.do(change)
         self.spread()

@@ -206,7 +206,7 @@ class Choosy:
         return answers[:-1]
 
 
-@pytest.mark.parametrize("failure", [500, 502, 503, 501, 400, 422, 431, RuntimeError("boom")], ids=str)
+@pytest.mark.parametrize("failure", [500, 502, 503, 504, 501, 400, 422, 431, RuntimeError("boom")], ids=str)
 class TestTheOneThatFails:
     async def test_of_those_who_waited_one_tries_again_and_answers_the_rest(self, cache, failure):
         choosy = Choosy(cache, failure)
@@ -225,11 +225,107 @@ class TestTheOneThatFails:
             assert not [
                 answer for answer in answers if not isinstance(answer, RuntimeError) and answer.status_code < 400
             ]
-        if isinstance(failure, int) and failure not in (500, 502, 503):
+        if isinstance(failure, int) and failure not in (500, 502, 503, 504):
             # It is for one client each; a refusal may say something about that client.
             assert len(choosy.users) == len(answers)
         else:
             assert len(choosy.users) == 2
+
+
+class Hanging:
+    """An app whose first run hangs, or all of its runs; before its answer begins, or in the middle of it."""
+
+    def __init__(self, cache, *, always=False, begins=False, hard_timeout=1):
+        self.runs = 0
+        self.always = always
+        self.begins = begins
+        self.begun = anyio.Event()
+        self.middleware = SWRMiddleware(self.answer, cache, hard_timeout=hard_timeout)
+
+    async def answer(self, scope, receive, send):
+        self.runs += 1
+        run = self.runs
+        self.begun.set()
+        if run == 1 or self.always:
+            if self.begins:
+                await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+                await send({"type": "http.response.body", "body": b"1", "more_body": True})
+            await anyio.sleep_forever()
+        await Plain(str(run), headers={"cache-control": "max-age=60"})(scope, receive, send)
+
+    async def crowd(self, leader, others):
+        """Let `leader` begin, and `others` wait for its run; return the answers, the leader's first.
+
+        Each is a pair of fields and address.
+        """
+
+        async def ask(headers, address):
+            fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+            http = Client()
+            await self.middleware(scope_of("/page", headers=fields, client=(address, 1)), http.receive, http.send)
+            return http.sent[0]["status"], b"".join(message.get("body", b"") for message in http.sent)
+
+        async def later(headers, address):
+            await self.begun.wait()
+            return await ask(headers, address)
+
+        return await gather(ask(*leader), *(later(*other) for other in others))
+
+
+class TestTheOneThatHangs:
+    @pytest.mark.parametrize(
+        ("leader", "others"),
+        [
+            (({"referer": "bad"}, "a"), ({"referer": "good"}, "a")),
+            (({"user-agent": "bad"}, "a"), ({}, "a")),
+            (({}, "tar pit"), ({}, "b")),
+            (({"accept": "x", "accept-language": "y"}, "a"), ({"accept": "x", "accept-language": "z"}, "a")),
+        ],
+        ids=str,
+    )
+    async def test_of_those_who_waited_and_differ_one_tries_again_and_answers_the_rest(self, cache, leader, others):
+        hanging = Hanging(cache)
+        first, *rest = await hanging.crowd(leader, [others] * 10)
+        # By the time that it is told, the other one may have stored an answer.
+        assert first[0] == 504 or first == (200, b"2")
+        assert set(rest) == {(200, b"2")}
+        assert hanging.runs == 2
+
+    async def test_in_the_middle_of_its_answer_costs_those_who_waited_no_more(self, cache):
+        hanging = Hanging(cache, begins=True)
+        first, *rest = await hanging.crowd(({"referer": "bad"}, "a"), [({}, "a")] * 10)
+        assert isinstance(first, Exception)
+        assert set(rest) == {(200, b"2")}
+
+    async def test_by_default_is_given_up_too(self, clock):
+        async with Cache(clock=clock, lease_for=0.1) as cache:
+            hanging = Hanging(cache, hard_timeout=None)
+            first, *rest = await hanging.crowd(({"referer": "bad"}, "a"), [({}, "a")] * 10)
+        assert first[0] == 504 or first == (200, b"2")
+        assert set(rest) == {(200, b"2")}
+
+    async def test_those_who_sent_the_same_do_not_wait_again(self, cache):
+        hanging = Hanging(cache)
+        answers = await hanging.crowd(({"referer": "x"}, "a"), [({"referer": "x"}, "a")] * 10)
+        assert {status for status, _ in answers} == {504}
+        assert hanging.runs == 1
+
+    async def test_an_app_that_hangs_for_all_runs_twice(self, cache):
+        hanging = Hanging(cache, always=True)
+        answers = await hanging.crowd(({"referer": "bad"}, "a"), [({"referer": str(n)}, "a") for n in range(10)])
+        assert {status for status, _ in answers} == {504}
+        assert hanging.runs == 2
+
+    async def test_a_background_refresh_that_hangs_is_not_tried_again(self, cache, clock):
+        app = App([(b"cache-control", b"max-age=1, stale-while-revalidate=10")])
+        async with client(SWRMiddleware(app, cache, hard_timeout=1, stale_if_unreachable=0)) as http:
+            await http.get("/x")
+            clock.advance(5)
+            app.gate = anyio.Event()
+            assert (await http.get("/x")).headers["swr-state"] == "stale"
+            clock.advance(100)
+            answer = await http.get("/x", headers={"referer": "other"})
+        assert (answer.status_code, app.runs) == (504, 2)
 
 
 @pytest.mark.parametrize("failure", [500, 502, 503, RuntimeError("boom")], ids=str)
@@ -264,6 +360,134 @@ async def test_an_error_with_a_targeted_field_that_forbids_it_goes_to_nobody_els
     async with client(SWRMiddleware(app, cache)) as http:
         answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
     assert sorted(answer.text for answer in answers[:-1]) == ["1", "2", "3"]
+
+
+class Sometimes(App):
+    """An app whose runs name these fields in `Vary` in turn, and answer with their number."""
+
+    def __init__(self, *varies, headers=MAX_AGE):
+        super().__init__()
+        self.varies, self.plain = varies, headers
+
+    async def __call__(self, scope, receive, send):
+        vary = self.varies[self.runs % len(self.varies)]
+        self.headers = self.plain if vary is None else [*self.plain, (b"vary", vary.encode())]
+        await super().__call__(scope, receive, send)
+
+
+ROUND = [{"foo": foo, "bar": bar} for foo in "12" for bar in "12"]
+
+
+@pytest.mark.parametrize(
+    "varies",
+    [
+        ("foo", None),
+        (None, "foo"),
+        ("foo", "bar"),
+        ("foo", "foo, bar", None),
+        ("foo", None, None, None),
+        ("a", "b", "foo", None),
+    ],
+    ids=str,
+)
+class TestAUrlThatVariesAtTimes:
+    async def test_is_cached(self, cache, clock, varies):
+        app = Sometimes(*varies)
+        async with client(SWRMiddleware(app, cache)) as http:
+            # Until swr has seen all that the responses name, each may bring a variant of its own.
+            for _ in range(len(varies)):
+                for headers in ROUND:
+                    await http.get("/x", headers=headers)
+            runs = app.runs
+            assert runs <= len(varies) * len(ROUND)
+            for _ in range(5):
+                answers = [await http.get("/x", headers=headers) for headers in ROUND]
+                assert {answer.headers["swr-state"] for answer in answers} == {"fresh"}
+            assert app.runs == runs
+
+    async def test_stays_cached_when_its_responses_run_out_one_by_one(self, cache, clock, varies):
+        app = Sometimes(*varies, headers=[(b"cache-control", b"max-age=60")])
+        async with client(SWRMiddleware(app, cache)) as http:
+            for number in range(200):
+                await http.get("/x", headers=ROUND[number % len(ROUND)])
+                clock.advance(5)
+        # 1,000 seconds are 17 lives of a response, of which there are 4 at most.
+        assert app.runs < 100
+
+
+async def test_a_response_without_vary_is_for_those_who_sent_the_same(cache):
+    """A page that is compressed for whoever accepts that, and says so only then."""
+
+    async def app(scope, receive, send):
+        accepts = dict(scope["headers"]).get(b"accept-encoding")
+        headers = {"cache-control": "max-age=60", **({"vary": "accept-encoding"} if accepts == b"gzip" else {})}
+        await Plain(str(accepts), headers=headers)(scope, receive, send)
+
+    async with client(SWRMiddleware(app, cache)) as http:
+        for _ in range(3):
+            for coding in ("gzip", "identity", "br"):
+                answer = await http.get("/x", headers={"accept-encoding": coding})
+                assert answer.text == str(coding.encode())
+        assert answer.headers["swr-state"] == "fresh"
+
+
+@pytest.mark.parametrize("vary", ["foo", "bar", "foo, bar", None, "baz", "*"])
+async def test_head_renews_what_is_selected_by_all_that_it_names(cache, clock, vary):
+    app = Sometimes("foo", "bar", None, headers=[(b"cache-control", b"max-age=60"), (b"etag", b'"1"')])
+    async with client(SWRMiddleware(app, cache)) as http:
+        for _ in range(3):
+            for headers in ROUND:
+                await http.get("/x", headers=headers)
+        clock.advance(61)
+        app.varies = (vary,)
+        await http.head("/x", headers=ROUND[0])
+        state = (await http.get("/x", headers=ROUND[0])).headers["swr-state"]
+    assert state == ("missing" if vary in ("baz", "*") else "fresh")
+
+
+async def test_an_unknown_field_that_a_response_names_at_times_selects_under_a_rule(cache):
+    app = Sometimes("x-foo", None, headers=[])
+    async with client(SWRMiddleware(app, cache, [Rule("/x", fresh_for=60)])) as http:
+        for _ in range(2):
+            answers = [await http.get("/x", headers={"x-foo": foo}) for foo in "1234"]
+        assert {answer.headers["swr-state"] for answer in answers} == {"fresh"}
+
+
+async def test_a_url_that_no_longer_varies_is_one_again_when_what_varied_has_run_out(cache, clock):
+    app = Sometimes("foo")
+    async with client(SWRMiddleware(app, cache)) as http:
+        await http.get("/x", headers={"foo": "1"})
+        app.varies = (None,)
+        assert (await http.get("/x", headers={"foo": "2"})).text == "2"
+        clock.advance(4000)
+        answers = await gather(*(http.get("/x", headers={"foo": "3"}) for _ in range(3)), open_later(app))
+        assert {answer.text for answer in answers[:-1]} == {"3"}
+        assert {brief(await http.get("/x", headers={"foo": foo})) for foo in "12345"} == {(200, "3", "fresh")}
+
+
+async def test_responses_that_are_confirmed_to_each_request_keep_their_places(cache):
+    runs = []
+
+    async def app(scope, receive, send):
+        fields = dict(scope["headers"])
+        runs.append(etag := b'"%b"' % fields.get(b"foo", b""))
+        headers = {"cache-control": "no-cache", "etag": etag.decode()}
+        is_known = fields.get(b"if-none-match") == etag
+        response = Plain(etag, headers=headers if len(runs) % 2 else {**headers, "vary": "foo"})
+        response.status_code = 304 if is_known else 200
+        await response(scope, receive, send)
+
+    async with client(SWRMiddleware(app, cache)) as http:
+        states = [(await http.get("/x", headers={"foo": foo})).headers["cache-status"] for foo in "121323132"]
+    assert [state for state in states[4:] if "fwd-status=304" not in state] == []
+
+
+async def test_a_url_is_kept_apart_by_a_limited_number_of_fields(cache):
+    app = Sometimes(*(f"h{number}" for number in range(100)))
+    async with client(SWRMiddleware(app, cache)) as http:
+        for number in range(100):
+            await http.get("/x", headers={f"h{number}": "1"})
+    assert max(len(slot.value.names) for slot in cache.local.slots.values() if hasattr(slot.value, "variants")) == 16
 
 
 class TestDirectivesOfARequest:

@@ -1,14 +1,20 @@
 """Tasks that end together: whoever is in a hurry, none is left behind."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 import pytest
 
+from swr import Cache
 from swr.engine.tasks import Tasks
+from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
+
+# From Python 3.12 on.
+FACTORIES = [asyncio.eager_task_factory] if hasattr(asyncio, "eager_task_factory") else []
 
 
 @pytest.fixture
@@ -94,3 +100,35 @@ async def test_one_that_swallows_a_cancellation_is_cancelled_again():
         await asyncio.sleep(0.01)
         tasks.cancel()
     assert len(swallowed) == 3
+
+
+def refusing(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+    """Make tasks, but none of the cache's own: this factory might begin them before their callers know of them."""
+    assert not coroutine.__qualname__.startswith("BackgroundTasks.")
+    return asyncio.Task(coroutine, loop=loop, **options)
+
+
+@pytest.mark.parametrize("in_redis", [False, True])
+@pytest.mark.parametrize("factory", [refusing, *FACTORIES])
+async def test_a_loop_that_starts_tasks_eagerly_loads_a_batch_by_one_call(any_server: Server, in_redis, factory):
+    loop, calls = asyncio.get_running_loop(), []
+    loop.set_task_factory(factory)
+    try:
+        namespace = f"eager:{factory.__name__}"
+        async with Cache(any_server.url, namespace=namespace, timeout=60) if in_redis else Cache() as cache:
+
+            @cache.cached_many("item:{item}", fresh_for=60)
+            async def load(items: list[int]) -> dict[int, int]:
+                calls.append(items)
+                return {item: 10 * item for item in items}
+
+            @cache.cached("one:{item}", fresh_for=60)
+            async def load_one(item: int) -> int:
+                return 10 * item
+
+            assert await load([1, 2, 3]) == {1: 10, 2: 20, 3: 30}
+            assert await load.refresh([1, 2, 3]) == {1: 10, 2: 20, 3: 30}
+            assert calls == [[1, 2, 3], [1, 2, 3]]
+            assert await asyncio.gather(*(load_one(item) for item in range(5))) == [0, 10, 20, 30, 40]
+    finally:
+        loop.set_task_factory(None)

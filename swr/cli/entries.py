@@ -9,7 +9,7 @@ import msgspec
 
 from swr.cli.shared import Commands, add_store, command, key_of, with_store
 from swr.errors import ConfigurationError
-from swr.stores.tag_versions import ALL, MINIMUM
+from swr.stores.tag_versions import ALL
 
 _INSPECT: Final = """\
 examples:
@@ -74,7 +74,7 @@ def _invalidate(options: argparse.Namespace) -> int:
         asyncio.run(with_store(options, lambda store: store.invalidate_tag(ALL)))
         return _invalidated(options, "all", True, "everything")
     if options.tag is not None:
-        if options.tag in ("", ALL, MINIMUM):
+        if not options.tag:
             raise ConfigurationError(f"--tag {options.tag!r} is no tag; for everything: --all")
         asyncio.run(with_store(options, lambda store: store.invalidate_tag(options.tag)))
         return _invalidated(options, "tag", options.tag, f"all that carries the tag {options.tag!r}")

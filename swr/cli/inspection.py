@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from swr.core import codec as frames
-from swr.core.codec import VERSION_DIGITS
+from swr.core import frames
 from swr.core.decision import decide
+from swr.core.frames import VERSION_DIGITS
 from swr.entry import Entry, State
 from swr.errors import CodecError
 from swr.stores.redis.store import RedisStore
@@ -27,6 +27,8 @@ class Inspection(msgspec.Struct, frozen=True):
         bytes: how long the value is.
         tags, validator, took: see `Entry`.
         lease: who loads, or since how many failures nobody does, and for how long.
+        fingerprint: of the type of the value.
+        others: the same for values of other types, which other versions of the application read.
     """
 
     key: str
@@ -44,30 +46,55 @@ class Inspection(msgspec.Struct, frozen=True):
     validator: str | None = None
     took: float | None = None
     lease: dict[str, Any] | None = None
+    fingerprint: str | None = None
+    others: "tuple[Inspection, ...]" = ()
 
 
-async def inspect(store: RedisStore, key: str) -> Inspection:
+async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -> Inspection:
     """Return what lies there for `key`; its value is not looked at.
+
+    Parameters:
+        fingerprint: that of the type to look for; None: the one that was stored last, with the others beside it.
 
     Raises:
         StoreUnavailable: no answer.
     """
-    frame, held, left = await store.look(key)
-    lease = _lease(held, max(0, left) / 1000)
-    if not frames.is_entry(frame):
-        known = frames.is_tombstone(frame)
-        why = "it was invalidated" if known else "it is not swr's" if frame else None
-        return Inspection(key, State.MISSING, why, version=int(frame[:VERSION_DIGITS]) if known else None, lease=lease)
+    data, leases, now = await store.look(key)
+    held = {name: lease for name, text in leases.items() if (lease := _lease(text, now)) is not None}
+    found = [_inspection(key, frame, held.pop(name, None), name, store) for name, frame in frames.frames_in(data)]
+    alone = [Inspection(key, State.MISSING, lease=lease, fingerprint=name) for name, lease in held.items()]
+    if not found:
+        # What lies there is no entry, which is as true for every type.
+        known = frames.is_tombstone(data)
+        unknown = "it cannot be read" if frames.is_entry(data) else "it is not swr's" if data else None
+        version = int(data[:VERSION_DIGITS]) if known else None
+        nothing = Inspection(key, State.MISSING, "it was invalidated" if known else unknown, version=version)
+        alone = [msgspec.structs.replace(nothing, **_who(one)) for one in alone] or [nothing]
+    all_types = found + alone
+    if fingerprint is not None:
+        return next((one for one in all_types if one.fingerprint == fingerprint), Inspection(key, State.MISSING))
+    return msgspec.structs.replace(all_types[0], others=tuple(all_types[1:]))
+
+
+def _who(found: Inspection) -> dict[str, Any]:
+    return {"fingerprint": found.fingerprint, "lease": found.lease}
+
+
+def _inspection(
+    key: str, frame: bytes, lease: dict[str, Any] | None, fingerprint: str, store: RedisStore
+) -> Inspection:
+    """Return what one type has there."""
     try:
         entry = frames.decode(key, frame, None)
     except CodecError as error:
-        return Inspection(key, State.MISSING, f"it cannot be read: {error}", lease=lease)
+        why = f"it cannot be read: {error}"
+        return Inspection(key, State.MISSING, why, lease=lease, fingerprint=fingerprint)
     now = time.time()
-    state, why = _state(entry, now, store)
+    state, reason = _state(entry, now, store)
     return Inspection(
         key,
         state,
-        why,
+        reason,
         max(0.0, now - entry.created_at),
         entry.created_at,
         entry.fresh_until,
@@ -80,6 +107,7 @@ async def inspect(store: RedisStore, key: str) -> Inspection:
         entry.validator,
         entry.took,
         lease,
+        fingerprint,
     )
 
 
@@ -94,13 +122,14 @@ def _state(entry: Entry[int], now: float, store: RedisStore) -> tuple[State, str
     return decision.state, None if decision.serve else "its time is over"
 
 
-def _lease(text: bytes, left: float) -> dict[str, Any] | None:
-    """What a lease's key says (see `swr.stores.redis.scripts`)."""
-    kind, number, rest = text[:1], text[1 : 1 + VERSION_DIGITS], text[1 + VERSION_DIGITS :].decode("latin-1")
-    if kind == b"l":
-        return {"holder": rest, "version": int(number), "ends_in": left}
-    if kind == b"p":
-        return {"failures": int(rest), "ends_in": max(0.0, int(number) / 1e6 - time.time())}
+def _lease(text: bytes, now: float) -> dict[str, Any] | None:
+    """What a lease says (see `swr.stores.redis.scripts`); None: it is over, or none of swr's."""
+    kind, ends, rest = text[:1], text[1 : 1 + VERSION_DIGITS], text[1 + VERSION_DIGITS :].decode("latin-1")
+    version, left = rest[:VERSION_DIGITS], int(ends) / 1e6 - now if ends.isdigit() else -1.0
+    if kind == b"l" and left > 0 and version.isdecimal():
+        return {"holder": rest[VERSION_DIGITS:], "version": int(version), "ends_in": left}
+    if kind == b"p" and ends.isdigit() and rest.isdecimal():
+        return {"failures": int(rest), "ends_in": max(0.0, left)}
     return None
 
 
@@ -120,6 +149,8 @@ def told(found: Inspection) -> str:
         ]
     if found.version is not None:
         lines.append(("version", str(found.version)))
+    if found.fingerprint is not None:
+        lines.append(("type", found.fingerprint))
     lease = found.lease
     if lease is None:
         lines.append(("lease", "none"))
@@ -127,7 +158,8 @@ def told(found: Inspection) -> str:
         lines.append(("lease", f"held by {lease['holder']}, for {lease['ends_in']:.1f} s unless it is renewed"))
     else:
         lines.append(("lease", f"loads have failed: {lease['failures']}; the next comes in {lease['ends_in']:.1f} s"))
-    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+    shown = "\n".join(f"{name:<12} {text}" for name, text in lines)
+    return "\n\n".join([shown, *map(told, found.others)])
 
 
 def _moment(at: float) -> str:

@@ -5,8 +5,11 @@ import logging
 import socket
 from typing import Final
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from swr.cli.shared import FAILURE, Commands, command, duration, say
 from swr.errors import ConfigurationError
+from swr.policy import seconds
 
 # Requests that are under way when a signal comes may take so many seconds more.
 _GRACE: Final = 10
@@ -96,10 +99,28 @@ def add(commands: Commands) -> None:
     )
     option("--max-connections", type=int, default=100, metavar="N", help="the most connections to it (%(default)s)")
     option(
+        "--hard-timeout",
+        type=duration,
+        default=60,
+        metavar="TIME",
+        help="how long an answer that is to be stored may take as a whole (%(default)s)",
+    )
+    option(
         "--trust-forwarded",
         action="store_true",
         help="behind another proxy: keep the Forwarded and X-Forwarded-* that it sends",
     )
+    clients = proxy.add_argument_group("the clients")
+    option = clients.add_argument
+    option("--head-timeout", type=duration, default=10, metavar="TIME", help="for the head of a request (%(default)s)")
+    option(
+        "--client-timeout",
+        type=duration,
+        default=30,
+        metavar="TIME",
+        help="how far a client may fall behind 500 bytes a second, sending a body or taking an answer (%(default)s)",
+    )
+    option("--keep-alive", type=duration, default=5, metavar="TIME", help="for the next request to begin (%(default)s)")
     proxy.add_argument(
         "--log-level",
         choices=("critical", "error", "warning", "info", "debug"),
@@ -118,6 +139,7 @@ def _proxy(options: argparse.Namespace) -> int:
         import uvicorn
 
         from swr.proxy import caching_proxy
+        from swr.proxy.server import ClientProtocol
     except ImportError as error:
         return say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", FAILURE)
     if options.fresh_for is None and (options.stale_for or options.stale_if_error):
@@ -136,8 +158,17 @@ def _proxy(options: argparse.Namespace) -> int:
         timeout=options.timeout,
         connect_timeout=options.connect_timeout,
         max_connections=options.max_connections,
+        client_timeout=options.client_timeout,
+        hard_timeout=options.hard_timeout,
         trust_forwarded=options.trust_forwarded,
     )
+    head_timeout, keep_alive = _positive("--head-timeout", options), _positive("--keep-alive", options)
+
+    class Protocol(ClientProtocol):
+        """With the operator's time-outs."""
+
+    Protocol.head_timeout, Protocol.client_timeout = head_timeout, _positive("--client-timeout", options)
+
     host, port = options.listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     shown = f"[{host}]" if ":" in host else host or "0.0.0.0"
@@ -153,7 +184,8 @@ def _proxy(options: argparse.Namespace) -> int:
 
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
-        app,
+        _without_traceback(app),
+        http=Protocol,
         lifespan="on",
         # An upgrade to WebSocket is not offered; the request is answered as if it had not been asked for.
         ws="none",
@@ -165,10 +197,38 @@ def _proxy(options: argparse.Namespace) -> int:
         server_header=False,
         # It is for the service to believe what another proxy says of the client.
         proxy_headers=False,
+        timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # asyncio takes fractions
         timeout_graceful_shutdown=_GRACE,
     )
     Server(config).run([listener])
     return 0
+
+
+def _without_traceback(app: ASGIApp) -> ASGIApp:
+    """Return an app that logs a line where a client is let go, or the service breaks off its answer.
+
+    The server breaks the connection to the client then, as it does after an exception.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except (ConnectionError, TimeoutError) as error:
+            logging.getLogger("swr").warning("%s %r: %s", scope.get("method"), scope.get("path"), error)
+
+    return answer
+
+
+def _positive(name: str, options: argparse.Namespace) -> float:
+    """Return the seconds of an option.
+
+    Raises:
+        ConfigurationError: it is none, or leaves no time.
+    """
+    value = getattr(options, name.removeprefix("--").replace("-", "_"))
+    if seconds(value, name) <= 0:
+        raise ConfigurationError(f"{name} must be more than 0 seconds")
+    return seconds(value, name)
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 from swr.cache import Cache
+from swr.engine.failures import text_of
 from swr.errors import ConfigurationError
 from swr.policy import Duration
 
@@ -154,7 +155,7 @@ def redis_of(engine: "Engine", name: str) -> "RedisStore":
 
 def described(error: BaseException | None) -> str:
     """Return an error as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(text_of(error).split())
 
 
 def duration(text: str) -> Duration:

@@ -186,7 +186,7 @@ class Warming:
         if self._force:
             self._todo.append(Task(key, args, (await self._store.newest([key]))[key]))
             return
-        found = await inspect(self._store, key)
+        found = await inspect(self._store, key, self.loader.codec.fingerprint)
         if found.state is State.FRESH:
             self.fresh += 1
             self._show()

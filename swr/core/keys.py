@@ -1,196 +1,22 @@
-"""Keys: canonical text for the arguments of a call, so that two calls share a key only if they are the same.
-
-Every value is written with its type in view: `1`, `"1"`, `True`, `None`, `1.0`, `("a:b",)` and `("a", "b")`
-all differ, in every process alike (`hash()` is salted and never used). A `str` or `int` subclass, a `StrEnum`
-member for one, is written as the string or number that it equals.
+"""Keys and tags: templates that are filled with the arguments of a call, so that two calls share a key only if they are
+the same.
 """
 
-import datetime
-import decimal
-import enum
 import hashlib
 import inspect
 import re
-import string
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from urllib.parse import quote
 
+from swr.core.arguments import Arguments, Watch, WatchedArguments
+from swr.core.canonical import PLAIN
+from swr.core.template import Template
 from swr.errors import ConfigurationError
 from swr.policy import tag_names
 
-# Types whose equal values of the same type always have the same text: a call made of these alone can be
-# remembered. Not float (0.0 == -0.0), nor datetime (equal in two time zones).
-PLAIN: Final = frozenset({str, int, bool, type(None), bytes, uuid.UUID})
-
-_TEXT_TYPES: Final = (
-    datetime.datetime,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    decimal.Decimal,
-    uuid.UUID,
-)
 _REMEMBERED: Final = 4096
 _LONGEST_REMEMBERED: Final = 512
-
-
-class _Unkeyable(TypeError):
-    """A value for which there is no canonical text; carries the value's type."""
-
-
-def canonical(value: Any) -> str:
-    """Return text that only an equal value of the same type has.
-
-    Raises:
-        TypeError: the value, or one inside it, is of a type that has no such text.
-    """
-    if isinstance(value, enum.Enum) and not isinstance(value, (str, int)):
-        kind = type(value)
-        return f"~{kind.__module__}.{kind.__qualname__}.{value.name}"
-    if isinstance(value, str):
-        return _text(str.__str__(value))
-    if value is None or isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        return int.__repr__(value)
-    if isinstance(value, float):
-        return float.__repr__(value)
-    if isinstance(value, (bytes, bytearray)):
-        return f"~bytes({bytes(value).hex()})"
-    if isinstance(value, _TEXT_TYPES):
-        text = value.isoformat() if hasattr(value, "isoformat") else str(value)
-        # A time in the fold of a clock that goes back is another instant with the same text.
-        return f"~{type(value).__name__}({text}{'*' if getattr(value, 'fold', 0) else ''})"
-    if isinstance(value, (list, tuple)):
-        kind_of = "list" if isinstance(value, list) else "tuple"
-        return f"~{kind_of}({','.join(map(_item, value))})"
-    if isinstance(value, (set, frozenset)):
-        return f"~set({','.join(sorted(map(_item, value)))})"
-    if isinstance(value, Mapping):
-        pairs = sorted(f"{_item(name)}={_item(item)}" for name, item in value.items())
-        return f"~dict({','.join(pairs)})"
-    raise _Unkeyable(f"{type(value).__module__}.{type(value).__qualname__}")
-
-
-def _text(value: str) -> str:
-    """Quote a string that could be taken for something else; escape the quote only where it quotes."""
-    if value == "" or value[0] in "'~" or value in ("None", "True", "False"):
-        return f"'{value}'"
-    try:
-        float(value)
-    except ValueError:
-        return value
-    return f"'{value}'"
-
-
-_IN_CONTAINER: Final = str.maketrans({char: f"%{ord(char):02X}" for char in "%(),=~"})
-
-
-def _item(value: Any) -> str:
-    """A value inside a container: strings lose the characters that give the container its shape."""
-    if isinstance(value, str):
-        return _text(str.__str__(value).translate(_IN_CONTAINER))
-    return canonical(value)
-
-
-def _keyable(value: Any, name: str, where: str) -> str:
-    try:
-        return canonical(value)
-    except _Unkeyable as error:
-        raise ConfigurationError(
-            f"argument {name!r} of {where} holds a {error}, which cannot be part of a key: pass a string, "
-            f"number, date, UUID, Enum or a container of these, name an attribute of it in the key template "
-            f'("{{{name}.id}}"), or leave it out with ignore=("{name}",)'
-        ) from None
-
-
-class _Slot:
-    """One `{name}` or `{name.attribute}` of a template."""
-
-    __slots__ = ("attributes", "name")
-
-    def __init__(self, field: str) -> None:
-        self.name, *self.attributes = field.split(".")
-
-    def of(self, values: Mapping[str, Any]) -> Any:
-        value = values[self.name]
-        for attribute in self.attributes:
-            value = getattr(value, attribute)
-        return value
-
-
-class Template:
-    """Text with slots, `"ranking:{group}:{limit}"`, that is filled so that different values give different text.
-
-    The characters between slots are percent-encoded in what fills the slots, as are `:`, `%` and braces.
-
-    Parameters:
-        text: the template.
-        what: what it is called in errors: "key" or "tags".
-        where: the function it belongs to, for errors.
-
-    Raises:
-        ConfigurationError: slots that nothing separates, conversions, format specifications, positional slots.
-    """
-
-    __slots__ = ("_escapes", "_literals", "_slots", "text", "where")
-
-    def __init__(self, text: str, what: str, where: str) -> None:
-        self.text, self.where = text, where
-        named = f"the {what} template {text!r} of {where}"
-        try:
-            parts = list(string.Formatter().parse(text))
-        except ValueError as error:
-            raise ConfigurationError(f"{named} cannot be read: {error}") from None
-        self._literals: list[str] = []
-        self._slots: list[_Slot] = []
-        literal = ""
-        escaped = set(":%{}")
-        for text_before, field, specification, conversion in parts:
-            literal += text_before
-            if field is None:
-                continue
-            if specification or conversion or not all(map(str.isidentifier, field.split("."))):
-                raise ConfigurationError(
-                    f"{named} has the slot {{{field}}}: a slot is a parameter's name, or name.attribute, alone"
-                )
-            if self._slots:
-                marks = {char for char in literal if char.isascii() and not char.isalnum() and char not in "%{}"}
-                if not marks:
-                    raise ConfigurationError(
-                        f"{named} has two slots with nothing to tell them apart before {{{field}}}: put a ':' there"
-                    )
-                escaped |= marks
-            self._literals.append(literal)
-            self._slots.append(_Slot(field))
-            literal = ""
-        self._literals.append(literal)
-        self._escapes = str.maketrans({char: f"%{ord(char):02X}" for char in escaped})
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters that its slots name."""
-        return [slot.name for slot in self._slots]
-
-    def fill_plain(self, values: Mapping[str, Any]) -> str:
-        """Return the text that an f-string would give: for tags, where a clash only invalidates too much."""
-        pieces = [f"{literal}{slot.of(values)}" for literal, slot in zip(self._literals, self._slots, strict=False)]
-        return "".join([*pieces, self._literals[-1]])
-
-    def fill(self, values: Mapping[str, Any]) -> str:
-        """Return the text for `values`, a mapping from every slot's name to its value.
-
-        Raises:
-            ConfigurationError: a value that cannot be part of a key; the message names the argument.
-        """
-        pieces = []
-        for literal, slot in zip(self._literals, self._slots, strict=False):
-            pieces.append(literal)
-            pieces.append(_keyable(slot.of(values), slot.name, self.where).translate(self._escapes))
-        pieces.append(self._literals[-1])
-        return "".join(pieces)
 
 
 def _where(function: Callable[..., Any]) -> str:
@@ -244,15 +70,19 @@ class CallKeys:
                 f"only there would share an answer. Name each in the template, or list it in ignore="
             )
         self.fixed_tags = tuple(tag.text for tag in self._tags) if not any(t.names for t in self._tags) else None
+        self._watch = Watch(where, self._key, self._tags)
+        defaults = {type(parameter.default) for parameter in signature.parameters.values()}
+        # Nothing can be changed in plain arguments: a load is called with them as they are.
+        self._may_be_plain = not self._watch and defaults <= {*PLAIN, type(inspect.Parameter.empty)}
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         # What is called by position alone needs no binding, which takes as long as the rest of a key.
         self._positional = parameters if kinds <= _BY_POSITION else None
         self.remembered: dict[tuple[Any, ...], tuple[str, tuple[type, ...] | None]] = {}
 
     @property
-    def text(self) -> str:
+    def template(self) -> Template:
         """The key template, given or made."""
-        return self._key.text
+        return self._key
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the key of a call.
@@ -285,6 +115,16 @@ class CallKeys:
             return self.fixed_tags
         values = self.bind(args, kwargs)
         return tuple(tag.fill_plain(values) for tag in self._tags)
+
+    def keep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Return the arguments as they are now, for a load that runs later.
+
+        Raises:
+            ConfigurationError: one that is part of the key cannot be kept as it is.
+        """
+        if self._may_be_plain and PLAIN.issuperset(map(type, args)) and PLAIN.issuperset(map(type, kwargs.values())):
+            return Arguments(args, kwargs)
+        return WatchedArguments(self._watch, self._signature, self.bind(args, kwargs))
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return every parameter's value for a call, defaults filled in."""

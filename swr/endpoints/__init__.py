@@ -1,5 +1,7 @@
-"""`@cache.response`: what an endpoint says about the caching of its own responses. Private.
+"""What endpoints say about the caching of their own responses: `@cache.response`, and what routes declare. Private.
 
-It wraps an endpoint of Starlette or FastAPI and hands its terms to the middleware of the same cache. Imports:
-`swr.http`, `swr.loaders` and below; no web framework is imported. Offers: `decorator.ResponseRule` and `terms`.
+It wraps an endpoint of Starlette or FastAPI and hands its terms to the middleware of the same cache. Behind the
+endpoint's dependencies it answers from the cache itself: `admitting` decides and makes the key, `reader` answers,
+`turns` loads. Imports: `swr.http`, `swr.loaders` and below, and Starlette; FastAPI only once it has called. Offers:
+`decorator.ResponseRule`, `terms`, `declared.declared`, `routed_scope.routed`.
 """

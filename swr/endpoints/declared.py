@@ -1,4 +1,4 @@
-"""The request fields that a FastAPI route declares, in its endpoint and in all dependencies."""
+"""The request fields and parameters that a FastAPI route declares, in its endpoint and in all dependencies."""
 
 import functools
 import inspect
@@ -14,11 +14,19 @@ class Declared(NamedTuple):
         credentials: those of them that say who asks.
         is_complete: whether these are all; False where FastAPI answers and its route is out of sight, or reads fields
             that it does not name.
+        parameters: the parameters of the query.
+        keys: those of them that say who asks.
+        names_parameters: whether these are all; False where a model takes any.
+        guard_fields: the request fields that guards ask for; None: any, and the address.
     """
 
     fields: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
     is_complete: bool = True
+    parameters: frozenset[str] = frozenset()
+    keys: frozenset[str] = frozenset()
+    names_parameters: bool = True
+    guard_fields: frozenset[str] | None = frozenset()
 
 
 _NOTHING = Declared()
@@ -36,26 +44,48 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
     Parameters:
         scope: of the request, after the app has answered.
     """
-    route = scope.get("route")
+    chosen = [*getattr(scope, "routes", ())]
     # A route of an included router runs with what the inclusion adds to it.
-    included = scope.get("fastapi", {}).get("effective_route_context")
-    wheres: list[Any] = [where for where in (included, route) if getattr(where, "dependant", None) is not None]
+    chosen.append((scope.get("route"), scope.get("fastapi", {}).get("effective_route_context")))
+    wheres: list[Any] = []
+    for where in (where for pair in chosen for where in pair):
+        if getattr(where, "dependant", None) is not None and not any(where is known for known in wheres):
+            wheres.append(where)
     if not wheres:
         return _OUT_OF_SIGHT if _hides_a_route(scope) else _NOTHING
-    provider = getattr(wheres[0], "dependency_overrides_provider", None) or scope.get("app")
-    overrides = getattr(provider, "dependency_overrides", None) or {}
     fields: set[str] = set()
     credentials: set[str] = set()
-    is_complete = True
-    for part in _parts([where.dependant for where in wheres], overrides, getattr(route, "path_format", "/")):
+    parameters: set[str] = set()
+    keys: set[str] = set()
+    is_complete = names_parameters = True
+    app = scope.get("app")
+    guards = [guard for where in wheres for guard in guards_of(where, _overrides(where, app))]
+    for part in (part for where in wheres for part in _parts(where, app)):
         for parameter in part.header_params:
-            names = _names_of(parameter)
+            names = names_of(parameter)
             is_complete = is_complete and names is not None
-            fields |= names or set()
+            # FastAPI asks for the name with hyphens, unless it is told not to convert underscores.
+            fields |= {form.lower() for name in names or () for form in (name, name.replace("_", "-"))}
+        for parameter in part.query_params:
+            names = names_of(parameter)
+            names_parameters = names_parameters and names is not None
+            parameters |= names or set()
         if part.cookie_params:
             fields.add("cookie")
-        credentials |= _fields_of_scheme(part.call)
-    return Declared(frozenset(fields | credentials), frozenset(credentials), is_complete)
+        for place, name in places_of_scheme(part.call):
+            if place == "query":
+                keys.add(name)
+            else:
+                credentials.add("cookie" if place == "cookie" else name.lower())
+    return Declared(
+        frozenset(fields | credentials),
+        frozenset(credentials),
+        is_complete,
+        frozenset(parameters | keys),
+        frozenset(keys),
+        names_parameters,
+        fields_of_guards(guards),
+    )
 
 
 def answers(scope: MutableMapping[str, Any], endpoint: Any) -> bool:
@@ -75,8 +105,12 @@ def _bare(function: Any) -> Any:
 def _hides_a_route(scope: MutableMapping[str, Any]) -> bool:
     """Return whether a FastAPI app may have routed the request on a copy of the scope."""
     seen = scope.get("endpoint")
+    is_copied = getattr(scope, "is_copied", False)
     if seen is None and scope.get("route") is None:
-        return "fastapi" in scope or hasattr(scope.get("app"), "dependency_overrides")
+        return is_copied or "fastapi" in scope or hasattr(scope.get("app"), "dependency_overrides")
+    if is_copied and inspect.isfunction(seen) and len(inspect.signature(seen).parameters) > 2:
+        # An ASGI app, which may have handed the copy to any other one. Endpoints copy it, too, to make links.
+        return True
     for _ in range(_DEEPEST):
         if hasattr(seen, "dependency_overrides"):
             return True
@@ -84,9 +118,20 @@ def _hides_a_route(scope: MutableMapping[str, Any]) -> bool:
     return False
 
 
-def _parts(dependants: list[Any], overrides: dict[Any, Any], path: str) -> Iterator[Any]:
-    """Yield dependants and all that they depend on, overridden ones and what overrides them."""
-    todo = [*dependants]
+def _overrides(where: Any, app: Any) -> dict[Any, Any]:
+    provider = getattr(where, "dependency_overrides_provider", None) or app
+    return getattr(provider, "dependency_overrides", None) or {}
+
+
+def _parts(where: Any, app: Any) -> Iterator[Any]:
+    """Yield the dependant of a route and all that it depends on, overridden ones and what overrides them.
+
+    Parameters:
+        where: a route, or the context of its inclusion.
+        app: what answered.
+    """
+    overrides = _overrides(where, app)
+    todo = [where.dependant]
     # Kept, so that no other object gets the identity of one that was looked at.
     seen: dict[int, Any] = {}
     while todo:
@@ -100,13 +145,59 @@ def _parts(dependants: list[Any], overrides: dict[Any, Any], path: str) -> Itera
         if replacement is not None and replacement is not part.call:
             from fastapi.dependencies.utils import get_dependant
 
-            todo.append(get_dependant(path=path, call=replacement))
+            todo.append(get_dependant(path=getattr(where, "path_format", "/"), call=replacement))
 
 
-def _names_of(parameter: Any) -> set[str] | None:
-    """Return the request fields of one header parameter, which may be a model of several; None: any field."""
+def guards_of(where: Any, overrides: dict[Any, Any]) -> Iterator[Any]:
+    """Yield all dependants of a route whose values do not reach the endpoint, and what overrides them.
+
+    Parameters:
+        where: a route, or the context of its inclusion.
+        overrides: the dependencies that others replace, as tests have it.
+    """
+    from fastapi.dependencies.utils import get_dependant
+
+    # What `dependencies=[...]` names has no parameter.
+    todo = [part for part in where.dependant.dependencies if part.name is None]
+    while todo:
+        part = todo.pop()
+        yield part
+        todo.extend(part.dependencies)
+        replacement = overrides.get(part.call, part.call)
+        if replacement is not part.call:
+            todo.append(get_dependant(path="/", call=replacement))
+
+
+def fields_of_guards(guards: list[Any]) -> frozenset[str] | None:
+    """Return the request fields that guards ask for; None: any."""
+    fields: set[str] = set()
+    for part in guards:
+        places = places_of_scheme(part.call)
+        takes_request = part.request_param_name or part.http_connection_param_name
+        if takes_request and not (places and _is_of_fastapi(part.call)):
+            # It may look at anything, the client's address for one.
+            return None
+        fields |= {name.lower() if place == "header" else place for place, name in places if place != "query"}
+        for parameter in part.header_params:
+            names = names_of(parameter)
+            if names is None:
+                return None
+            fields |= {form.lower() for name in names for form in (name, name.replace("_", "-"))}
+        if part.cookie_params:
+            fields.add("cookie")
+    return frozenset(fields)
+
+
+def _is_of_fastapi(scheme: Any) -> bool:
+    """Whether a security scheme is FastAPI's own, and not a subclass that may look at more."""
+    return getattr(type(scheme).__call__, "__module__", "").startswith("fastapi.security.")
+
+
+def names_of(parameter: Any) -> set[str] | None:
+    """Return the names of one header or query parameter, which may be a model of several; None: any name."""
     info = parameter.field_info
-    aliases = [parameter.alias, getattr(info, "validation_alias", None)]
+    is_model = hasattr(info.annotation, "model_fields")
+    aliases = [] if is_model else [parameter.alias, getattr(info, "validation_alias", None)]
     for model in (info.annotation, *getattr(info.annotation, "__args__", ())):
         model_fields = getattr(model, "model_fields", None)
         if model_fields is None:
@@ -123,8 +214,7 @@ def _names_of(parameter: Any) -> set[str] | None:
         if texts is None:
             return None
         names.update(texts)
-    # FastAPI asks for the name with hyphens, unless it is told not to convert underscores.
-    return {form.lower() for name in names for form in (name, name.replace("_", "-"))}
+    return names
 
 
 def _texts(alias: Any) -> list[str] | None:
@@ -140,8 +230,8 @@ def _texts(alias: Any) -> list[str] | None:
     return None if None in found else [text for texts in found for text in texts or ()]
 
 
-def _fields_of_scheme(call: Any) -> set[str]:
-    """Return the request field of a security scheme: an API key's own, `Authorization` for all others."""
+def places_of_scheme(call: Any) -> set[tuple[str, str]]:
+    """Return where a security scheme looks, and for which name: an API key's own, `Authorization` for all others."""
     candidates = [call]
     for _ in range(_DEEPEST):
         inner = candidates[-1]
@@ -153,15 +243,11 @@ def _fields_of_scheme(call: Any) -> set[str]:
             candidates.append(inner.__self__)
         else:
             break
-    fields = set()
+    places = set()
     for scheme in candidates:
         model = getattr(scheme, "model", None)
         if model is None or not hasattr(scheme, "scheme_name"):
             continue
         place = getattr(model, "in_", None)
-        place = "" if place is None else str(getattr(place, "value", place))
-        if place in ("", "header"):
-            fields.add(str(model.name).lower() if place else "authorization")
-        elif place == "cookie":
-            fields.add("cookie")
-    return fields
+        places.add(("header", "authorization") if place is None else (str(getattr(place, "value", place)), model.name))
+    return places

@@ -4,14 +4,18 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextvars import ContextVar
-from typing import Any, Self, TypeVar
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio.from_thread
 
-from swr.core.keys import Template
+from swr.core.template import Template
+from swr.endpoints.admitting import Admitting
+from swr.endpoints.reader import Owner, Reader
+from swr.endpoints.terms import EndpointTerms, endpoint_terms
+from swr.endpoints.words import Words
+from swr.engine import deadlocks
 from swr.errors import ConfigurationError
 from swr.http.caching import Terms
 from swr.http.fields import field_names
@@ -20,27 +24,6 @@ from swr.policy import Duration, Policy
 
 log = logging.getLogger("swr")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class EndpointTerms:
-    """Collects the terms that an endpoint gives while it answers one request.
-
-    Parameters:
-        owner: the cache that the middleware uses.
-        limit: sets the time limit of the load, in seconds, if there is a load; call it in the event loop's thread.
-    """
-
-    __slots__ = ("endpoint", "limit", "owner", "terms")
-
-    def __init__(self, owner: object, limit: Callable[[float], None] | None = None) -> None:
-        self.owner = owner
-        self.limit = limit
-        self.terms: Terms | None = None
-        # The function that gave the terms.
-        self.endpoint: Any = None
-
-
-endpoint_terms: ContextVar[EndpointTerms | None] = ContextVar("swr_endpoint_terms", default=None)
 
 
 class Placement:
@@ -77,7 +60,7 @@ class ResponseRule:
 
     def __init__(
         self,
-        owner: object,
+        owner: Owner,
         fresh_for: Duration,
         stale_for: Duration,
         stale_if_error: Duration,
@@ -92,6 +75,7 @@ class ResponseRule:
         self._vary = field_names(vary)
         self._ignores: tuple[str, ...] = ()
         self._per_credential = False
+        self._words = Words(None, False)
         self._warned = False
 
     def about_requests(self, ignore_fields: Sequence[str], credentials: str) -> Self:
@@ -110,25 +94,41 @@ class ResponseRule:
         self._per_credential = credentials == "vary"
         return self
 
+    def about_readers(self, key: Callable[..., Any] | None, shared: bool) -> Self:
+        """Say who gets which response behind the endpoint's dependencies; return the rule.
+
+        Parameters:
+            key, shared: see `Cache.response`.
+
+        Raises:
+            ConfigurationError: one of them cannot work.
+        """
+        self._words = Words(key, shared)
+        if self._words.are_given and self._per_credential:
+            raise ConfigurationError('credentials="vary" and key= or shared=True contradict each other: give one')
+        return self
+
     def __call__(self, endpoint: F) -> F:
-        """Wrap `endpoint`, `def` or `async def`; its signature stays, for dependency injection."""
+        """Wrap `endpoint`, `def` or `async def`; FastAPI sees two parameters more, the request and its response."""
         name = name_of(endpoint)
         parameters = inspect.signature(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
-        # An endpoint of Starlette takes its request alone; its path's parameters are known only when it runs.
-        from_request = list(parameters) in (["request"], ["self", "request"])
+        admitting = Admitting(self._owner, endpoint, name, self._words)
+        # Its path's parameters are known only when it runs.
+        from_request = admitting.is_from_request
         for placeholder in (placeholder for template in templates for placeholder in template.names):
             if placeholder not in parameters and not from_request:
                 raise ConfigurationError(
                     f"the tags of {name} name {placeholder!r}, which is none of its parameters: {', '.join(parameters)}"
                 )
 
+        terms = Terms(self._policy, True, self._override, self._vary, self._ignores, self._per_credential)
         placement = Placement(name)
         # What cannot be looked up again gets no warning.
         with contextlib.suppress(TypeError):
             placements[endpoint] = placement
 
-        def give_terms(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def give_terms(args: tuple[Any, ...], kwargs: dict[str, Any]) -> EndpointTerms | None:
             placement.is_called = True
             collected = endpoint_terms.get()
             if collected is None or collected.owner is not self._owner:
@@ -139,44 +139,98 @@ class ResponseRule:
                         "app.add_middleware(SWRMiddleware, cache=cache)",
                         name,
                     )
-                return
-            if collected.terms is None:
+                return None
+            if collected.terms is not None:
+                return None
+            collected.endpoint = endpoint
+            collected.is_keyed = self._words.key is not None
+            collected.terms = terms
+            if templates:
                 values: Mapping[str, Any] = kwargs
-                if from_request and templates:
+                if from_request:
                     values = (kwargs.get("request") or args[-1]).path_params
                 tags = tuple(template.fill_plain(values) for template in templates)
-                policy = self._policy
-                collected.endpoint = endpoint
-                collected.terms = Terms(
-                    policy.tagged(tags),
-                    True,
-                    self._override,
-                    self._vary,
-                    self._ignores,
-                    self._per_credential,
-                )
-                if policy.hard_timeout is not None and collected.limit is not None:
-                    _in_the_loop(collected.limit, policy.hard_timeout)
+                collected.terms = terms._replace(policy=terms.policy.tagged(tags))
+            return collected
 
+        def reader_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader | None:
+            request, response = admitting.take_hidden(args, kwargs)
+            collected = give_terms(args, kwargs)
+            if collected is None or collected.terms is None:
+                return None
+            reader = None
+            if request is not None:
+                reader = admitting.reader(collected, collected.terms, request, response, (args, kwargs))
+            policy = self._policy
+            if reader is None and isinstance(policy.hard_timeout, float) and collected.limit is not None:
+                _in_the_loop(collected.limit, policy.hard_timeout)
+            return reader
+
+        wrapper: Any
         if is_async(endpoint):
 
             @functools.wraps(endpoint)
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                give_terms(args, kwargs)
-                return await endpoint(*args, **kwargs)
+                reader = reader_of(args, kwargs)
+                if reader is None:
+                    return await endpoint(*args, **kwargs)
+                return await _answer(reader, functools.partial(endpoint, *args, **kwargs))
 
         else:
 
             @functools.wraps(endpoint)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                give_terms(args, kwargs)
-                return endpoint(*args, **kwargs)
+                reader = reader_of(args, kwargs)
+                if reader is None:
+                    return endpoint(*args, **kwargs)
+                return _answer_in_thread(reader, functools.partial(endpoint, *args, **kwargs))
 
+        admitting.wrapper = wrapper
+        if admitting.signature is not None:
+            wrapper.__signature__ = admitting.signature
         if not hasattr(endpoint, "__name__"):
             # FastAPI names the route by this; a partial and a callable object have none.
             wrapper.__name__ = name.rpartition(".")[2]
         # The wrapper takes and returns what the endpoint does, in either case.
-        return wrapper  # type: ignore[return-value]
+        return cast(F, wrapper)
+
+
+async def _answer(reader: Reader, run: Callable[[], Awaitable[Any]]) -> Any:
+    """Answer with what is stored, or run the endpoint."""
+    response = await reader.seek()
+    if response is not None:
+        return response
+    if reader.turns is None:
+        return await run()
+    try:
+        with reader.running, deadlocks.loading(reader.flight):
+            answer = reader.take(await run())
+    except Exception as error:
+        return await reader.fail(error)
+    except BaseException:
+        reader.leave()
+        raise
+    if reader.running.cancelled_caught:
+        return await reader.end()
+    return await reader.finish(answer)
+
+
+def _answer_in_thread(reader: Reader, run: Callable[[], Any]) -> Any:
+    """The same, in a worker thread of the event loop."""
+    response = anyio.from_thread.run(reader.seek)
+    if response is not None:
+        return response
+    if reader.turns is None:
+        return run()
+    try:
+        with deadlocks.loading(reader.flight):
+            answer = reader.take(run())
+    except Exception as error:
+        return anyio.from_thread.run(reader.fail, error)
+    except BaseException:
+        anyio.from_thread.run_sync(reader.leave)
+        raise
+    return anyio.from_thread.run(reader.finish, answer)
 
 
 def name_of(endpoint: Any) -> str:

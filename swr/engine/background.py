@@ -123,7 +123,7 @@ class BackgroundTasks:
         # In an empty context: whoever happens to be first must not lend its context variables to all.
         context = contextvars.Context()
         if isinstance(loop, asyncio.AbstractEventLoop):
-            self._root = context.run(loop.create_task, self._run(Tasks(), Tasks(), self._draining))
+            self._root = context.run(asyncio.Task, self._run(Tasks(), Tasks(), self._draining), loop=loop)
         else:
             import trio
 

@@ -5,6 +5,8 @@ from typing import Final, NamedTuple
 
 from cachetools import LRUCache
 
+from swr.engine.failures import for_later
+
 _MOST_KEYS: Final = 10_000
 # Seconds.
 _SHORTEST: Final = 1.0
@@ -42,7 +44,8 @@ class Backoffs:
 
     def begin(self, key: str, seconds: float, error: BaseException | None) -> None:
         """Have `key` back off for `seconds` from now."""
-        self._backoffs[key] = _Backoff(self._time() + seconds, error)
+        kept = None if error is None else for_later(error)
+        self._backoffs[key] = _Backoff(self._time() + seconds, kept)
 
     def end(self, key: str) -> None:
         """Let `key` be loaded again."""
@@ -60,7 +63,7 @@ class Backoffs:
     def last_error(self, key: str) -> BaseException | None:
         """Return the error that this process last saw for `key`, even if its backoff is over, or None."""
         backoff = self._backoffs.get(key)
-        return None if backoff is None else backoff.error
+        return None if backoff is None or backoff.error is None else for_later(backoff.error)
 
     def error(self, key: str) -> BaseException | None:
         """Return the error that `key` backs off for, or None: it does not, or not for an error."""

@@ -1,8 +1,9 @@
 """Waiting for flights; a loader that waits for itself, directly or through others, is refused in place of hanging."""
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import ContextVar
+from typing import Final
 
 import anyio
 
@@ -11,22 +12,22 @@ from swr.errors import ConfigurationError
 
 # The flights that wait for the code that runs here: it is not over before this code is.
 Chain = tuple[Flight, ...]
-_chain: ContextVar[Chain] = ContextVar("swr_chain", default=())
+CHAIN: Final[ContextVar[Chain]] = ContextVar("swr_chain", default=())
 
 
 def chain() -> Chain:
     """Return the flights that wait for the code that runs here."""
-    return _chain.get()
+    return CHAIN.get()
 
 
 def begin(flights: Chain) -> None:
     """Say that these wait for all that runs here from now on."""
-    _chain.set(flights)
+    CHAIN.set(flights)
 
 
 def loads_also(flights: Iterable[Flight]) -> None:
     """Say that the code that runs here loads for these, too: it must not wait for them."""
-    _chain.set((*_chain.get(), *flights))
+    CHAIN.set((*CHAIN.get(), *flights))
 
 
 def refuse_oneself(owner: object, key: str, flights: Chain) -> None:
@@ -59,13 +60,24 @@ def refuse_circles(blocked: Collection[Flight], flights: Iterable[Flight]) -> No
             todo.extend((other, (*path, other.key)) for other in flight.waits_for if not other.done.is_set())
 
 
-async def wait(flights: Collection[Flight], patience: float | None = None) -> None:
-    """Wait until all `flights` are over, for `patience` seconds at most.
+@contextlib.contextmanager
+def loading(flight: Flight) -> Iterator[None]:
+    """Say that the code within loads for `flight`, which another task has begun: it must not wait for it."""
+    token = CHAIN.set((*CHAIN.get(), flight))
+    try:
+        yield
+    finally:
+        CHAIN.reset(token)
+
+
+@contextlib.contextmanager
+def waiting_for(flights: Collection[Flight]) -> Iterator[None]:
+    """Count the code within among those who wait for `flights`.
 
     Raises:
         ConfigurationError: they wait for what is loaded here.
     """
-    blocked = [flight for flight in _chain.get() if not flight.done.is_set()]
+    blocked = [flight for flight in CHAIN.get() if not flight.done.is_set()]
     if blocked:
         refuse_circles(blocked, flights)
     for flight in flights:
@@ -73,11 +85,21 @@ async def wait(flights: Collection[Flight], patience: float | None = None) -> No
     for flight in blocked:
         flight.waits_for = (*flight.waits_for, *flights)
     try:
-        with contextlib.nullcontext() if patience is None else anyio.move_on_after(patience):
-            for flight in flights:
-                await flight.done.wait()
+        yield
     finally:
         for flight in flights:
             flight.waiters -= 1
         for flight in blocked:
             flight.waits_for = tuple(other for other in flight.waits_for if other not in flights)
+
+
+async def wait(flights: Collection[Flight], patience: float | None = None) -> None:
+    """Wait until all `flights` are over, for `patience` seconds at most.
+
+    Raises:
+        ConfigurationError: they wait for what is loaded here.
+    """
+    with waiting_for(flights), contextlib.nullcontext() if patience is None else anyio.move_on_after(patience):
+        for flight in flights:
+            if not flight.done.is_set():
+                await flight.done.wait()

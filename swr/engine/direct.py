@@ -56,7 +56,7 @@ async def put(
         if snapshot.fence != flights.fence or (flight is not None and not flights.is_current(flight)):
             publish(CommitRejected, key)
             return False
-        store.keep(key, stamp(value, policy, snapshot.began, 0, snapshot.tag_version))
+        store.keep(key, stamp(value, policy, snapshot.began, 0, snapshot.tag_version), codec)
     except BaseException:
         # The caller was cancelled. Its lease would block every other load of the key.
         with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASED_WITHIN):

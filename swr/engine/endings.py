@@ -1,10 +1,13 @@
 """How a flight ends: what can be served if it fails, the backoff after a failure, and the wake-up of its waiters."""
 
+import contextlib
 import logging
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 from swr.core.decision import decide
 from swr.engine.backoff import Backoffs, backoff_after
+from swr.engine.failures import text_of
 from swr.engine.flights import (
     Failed,
     Finished,
@@ -18,11 +21,16 @@ from swr.engine.flights import (
 )
 from swr.engine.runtime import Runtime
 from swr.entry import Entry
-from swr.errors import SWRError
+from swr.errors import StoreUnavailable, SWRError
 from swr.events import Loaded, LoadFailed
 from swr.stores.base import Held, Lease
 
 log = logging.getLogger("swr")
+
+# A reader with an entry to fall back on waits until a load has run for so many seconds, or so many times as long as the
+# last one.
+_LEAST_PATIENCE: Final = 10.0
+_LOADS: Final = 3
 
 
 class Endings:
@@ -45,13 +53,31 @@ class Endings:
         Parameters:
             error: the failure; None: the load has not ended yet.
         """
-        is_informed = flight.fence == self.flights.fence and not flight.is_detached
-        entry = flight.entry if is_informed else self.runtime.store.peek(flight.key)
+        store = self.runtime.store
+        # What an invalidation has outdated, the flight has let go of.
+        entry = flight.entry or store.peek(flight.key)
         now = self.runtime.clock()
         decision = decide(entry, now)
         if entry is None or not (decision.serve or decision.fallback):
             return None
+        if not store.tag_versions.admits(entry.tag_version, entry.tags):
+            return None
         return entry if error is None or flight.job.may_fall_back(entry, error, now) else None
+
+    def patience_for(self, flights: Iterable[Flight]) -> float | None:
+        """Return the seconds that a reader waits who has said nothing of it; None: to the end of the load.
+
+        That depends on how long the load has been under way. One that hangs so costs its first readers some time, and
+        the later ones none.
+        """
+        now, longest = self.runtime.time(), 0.0
+        for flight in flights:
+            entry = flight.entry
+            if entry is None or self.fallback(flight) is None:
+                return None
+            waits_until = flight.under_way_since(now) + max(_LEAST_PATIENCE, _LOADS * entry.took)
+            longest = max(longest, waits_until - now)
+        return longest
 
     def finish(self, flight: Flight, result: Result, ended: float | None = None) -> None:
         """Give `result` to everybody who waits for `flight`, and wake the flights that wait for its lease.
@@ -76,7 +102,7 @@ class Endings:
                 events.publish(Loaded, flight.key, seconds)
         if log.isEnabledFor(logging.DEBUG):
             if isinstance(result, Failed):
-                log.debug("load of %r: failed (%s: %s)", flight.key, type(result.error).__name__, result.error)
+                log.debug("load of %r: failed (%s)", flight.key, text_of(result.error))
             else:
                 text = "superseded, so not stored" if flight.superseded else _description(result)
                 log.debug("load of %r: %s", flight.key, text)
@@ -89,14 +115,17 @@ class Endings:
         """
         runtime, pause = self.runtime, 0.0
         ended = runtime.time() if ended is None else ended
+        if flight.entry is None and flight.fence != self.flights.fence:
+            # Notifications may have been missed, and with them what the flight could fall back on was let go of.
+            with contextlib.suppress(StoreUnavailable):
+                flight.entry = await runtime.store.read(flight.key, flight.job.codec)
         fallback = self.fallback(flight, error)
         if fallback is not None or flight.newer_than is not None:
             pause = backoff_after(0 if lease is None else lease.failures, runtime.uniform)
             log.warning(
-                "the load of %r failed (%s: %s); %sthe next try comes in %.1f s",
+                "the load of %r failed (%s); %sthe next try comes in %.1f s",
                 flight.key,
-                type(error).__name__,
-                error,
+                text_of(error),
                 "swr serves the stored value, " if fallback is not None else "",
                 pause,
                 exc_info=None if isinstance(error, SWRError) else error,
@@ -106,7 +135,7 @@ class Endings:
         if pause:
             # The notification of the release ends a backoff, so this one begins after it.
             self.backoffs.begin(flight.key, pause, error)
-        self.finish(flight, Failed(error), ended)
+        self.finish(flight, Failed(error, error.__traceback__), ended)
 
     def back_off(self, flight: Flight, held: Held) -> None:
         """End `flight` without a load: another process holds the lease, or the key backs off after failures."""

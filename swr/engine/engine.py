@@ -3,17 +3,18 @@
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVarTuple
 
 import anyio
 
 from swr.core.codec import Codec
 from swr.core.decision import FRESH, MISSING, Revalidate, decide, is_due_early
-from swr.engine import deadlocks, direct
+from swr.engine import deadlocks, direct, repeats
 from swr.engine.background import BackgroundTasks, running_loop
 from swr.engine.backoff import Backoffs
 from swr.engine.endings import Endings
+from swr.engine.failures import text_of
 from swr.engine.flights import Failed, Finished, Flight, Flights
 from swr.engine.lease import Renewals
 from swr.engine.load import Job, Snapshot
@@ -22,7 +23,7 @@ from swr.engine.runtime import Runtime
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
 from swr.events import Hit, Invalidated, Miss, Stale, StoreReachable, StoreUnreachable
-from swr.policy import NO_LIMITS, Limits, Policy
+from swr.policy import NO_LIMITS, Limits, Policy, Timeout
 from swr.stores.base import NEWEST, Kind, LeasingStore, Notification, Subscriber
 from swr.stores.tag_versions import ALL
 
@@ -56,7 +57,7 @@ class Engine:
         self.store = store
         self.clock = clock
         self.drain_for = drain_for
-        self._tasks = BackgroundTasks(drain_for, store.settled, self._ended)
+        self._tasks = BackgroundTasks(drain_for, self._settled, self._ended)
         self.runtime = Runtime(store, self._tasks, lease_for, clock, uniform)
         self.events = self.runtime.events
         self.flights = Flights()
@@ -79,7 +80,7 @@ class Engine:
         Raises:
             ConfigurationError: the cache is in use on another event loop.
         """
-        while not (self._opened and self._tasks.is_open):
+        while not self.is_open:
             loop = running_loop()
             if self._opening is not None and self._opening[0] is loop:
                 await self._opening[1].wait()
@@ -115,13 +116,22 @@ class Engine:
             await self.store.aclose(self.on_notification)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is open on the event loop that runs now."""
+        return self._opened and self._tasks.is_open
+
+    @property
     def is_store_up(self) -> bool:
-        """Whether the store is reachable, as far as is known: before the first opening it is."""
-        return self._unreachable_since is None
+        """Whether the store is reachable and no invalidation is pending, as far as is known."""
+        return self._unreachable_since is None and not self.store.has_pending
 
     def start(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
         """Run `function(*args)` in a task of the cache's own, to the end of the cache at the latest."""
         self._tasks.start(function, *args)
+
+    async def _settled(self) -> None:
+        await self._path.leave_behind()
+        await self.store.settled()
 
     def _ended(self) -> None:
         self._opened = False
@@ -141,7 +151,7 @@ class Engine:
         """Note what happened in the store."""
         for subscriber in self._subscribers:
             subscriber(notification)
-        kind, name, version, elsewhere = notification
+        kind, name, version, elsewhere, _ = notification
         match kind:
             case Kind.QUEUED:
                 pass
@@ -149,15 +159,16 @@ class Engine:
                 if self._unreachable_since is None:
                     self._unreachable_since = time.monotonic()
                     self.events.publish(StoreUnreachable, name)
+                    self.flights.wake_all()
             case Kind.REPEATED:
                 self._publish_tag(name, elsewhere=True)
             case Kind.TAG_VERSION:
                 self.flights.fence += 1
+                self._path.give_way(self.flights.outdate(name, version))
                 if elsewhere:
                     self._publish_tag(name, elsewhere=True)
             case Kind.REACHABLE:
-                # No notification arrived meanwhile, so a load without a lease may have missed one.
-                self.flights.fence += 1
+                self.flights.on_gap()
                 if self._unreachable_since is not None:
                     seconds, self._unreachable_since = time.monotonic() - self._unreachable_since, None
                     self.events.publish(StoreReachable, seconds)
@@ -175,7 +186,7 @@ class Engine:
     # -- reading ----------------------------------------------------------------------------------------------
 
     async def fetch(
-        self, key: str, job: Job, limits: Limits = NO_LIMITS, patience: float | None = None, early: float = 0.0
+        self, key: str, job: Job, limits: Limits = NO_LIMITS, patience: Timeout = None, early: float = 0.0
     ) -> Outcome[Any]:
         """Return the value of `key`: what is stored if it may be served, else what the job loads.
 
@@ -183,7 +194,8 @@ class Engine:
             key: what is asked for.
             job: how it is loaded.
             limits: what the reader accepts.
-            patience: seconds that the reader waits for a load if there is an entry to fall back on; None: to its end.
+            patience: seconds that the reader waits for a load if there is an entry to fall back on; "auto": see
+                `Policy`; None: to its end.
             early: see `Policy`.
 
         Raises:
@@ -194,7 +206,7 @@ class Engine:
         decision = MISSING if entry is None else decide(entry, self.clock(), limits)
         error: BaseException | None = None
         try:
-            if decision is not FRESH and not (self._opened and self._tasks.is_open):
+            if decision is not FRESH and not self.is_open:
                 await self.ready()
             asked = not decision.serve
             if asked:
@@ -215,10 +227,11 @@ class Engine:
         if state is State.MISSING or self.events.reads:
             self.tell(key, entry, state, error)
         if asked or state is not State.FRESH:
-            self._log_read(key, decision.serve, asked, state, error)
+            self.log_read(key, decision.serve, asked, state, error)
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
 
-    def _log_read(self, key: str, found: bool, asked: bool, state: State, error: BaseException | None) -> None:
+    def log_read(self, key: str, found: bool, asked: bool, state: State, error: BaseException | None) -> None:
+        """Write a line about a read: was an entry `found` that may be served, and the store `asked`?"""
         if log.isEnabledFor(logging.DEBUG):
             layer = "the store" if asked else "the local cache"
             if not found:
@@ -226,11 +239,10 @@ class Engine:
             log.debug("read of %r: %s, from %s", key, state.value, layer)
             if error is not None:
                 backoff = self.backoffs.left(key)
-                name = type(error).__name__
-                log.debug("read of %r: the load failed (%s: %s); backing off for %.3f s", key, name, error, backoff)
+                log.debug("read of %r: the load failed (%s); backing off for %.3f s", key, text_of(error), backoff)
 
     async def _wait_for(
-        self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None
+        self, key: str, job: Job, entry: Entry[Any] | None, patience: Timeout
     ) -> tuple[Entry[Any], State, BaseException | None]:
         """Return what a load brings, or the entry to fall back on and why."""
         again = 0
@@ -241,17 +253,19 @@ class Engine:
                 if not flight.superseded or again == AGAIN:
                     return loaded, State.MISSING, None
                 again += 1
-                # What the flight knew is outdated, too.
+                # What the flight knew is outdated, too. Another load may have ended meanwhile.
                 entry = self.store.peek(key)
+                if entry is not None and decide(entry, self.clock()) is FRESH:
+                    return entry, State.FRESH, None
             elif flight.has_no_value:
                 # A batch loader found that there is no value. This caller's own loader answers for itself.
                 entry = None
             else:
                 fallback = self.fallback(flight, flight.error)
                 if fallback is not None:
-                    return fallback, State.STALE, flight.error
+                    return fallback, State.STALE, None if flight.error is None else flight.failure()
                 if flight.error is not None:
-                    raise flight.error
+                    raise flight.failure()
                 # The reader's patience has ended, and there is nothing to fall back on (any more).
                 patience = None
 
@@ -280,14 +294,19 @@ class Engine:
         """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
         return key in self.flights or self.backoff_left(key) > 0
 
-    async def join(self, key: str, job: Job, entry: Entry[Any] | None, patience: float | None = None) -> Flight:
-        """Join the load of `key` that is under way, or begin one, and wait `patience` seconds for it at most.
-
-        Return its flight, which is over unless the patience has ended.
-        """
+    async def join(self, key: str, job: Job, entry: Entry[Any] | None, patience: Timeout = None) -> Flight:
+        """Join the load of `key` that is under way, or begin one; return its flight when it is over, see `wait`."""
         flight = self.begin(key, job, entry)
-        await deadlocks.wait((flight,), patience)
+        await self.wait(flight, patience)
         return flight
+
+    async def wait(self, flight: Flight, patience: Timeout = None) -> None:
+        """Wait until a flight is over, `patience` seconds at most."""
+        await deadlocks.wait((flight,), self.patience_for((flight,), patience))
+
+    def patience_for(self, flights: Iterable[Flight], patience: Timeout) -> float | None:
+        """Return the seconds that a reader waits for `flights`; None: to their end. See `Endings.patience_for`."""
+        return self._endings.patience_for(flights) if patience == "auto" else patience
 
     def begin(
         self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False, newer_than: int | None = None
@@ -328,7 +347,7 @@ class Engine:
             flight = self.begin(key, job, self.store.peek(key), forced=True)
             await deadlocks.wait((flight,))
             if flight.error is not None:
-                raise flight.error
+                raise flight.failure()
             assert flight.loaded is not None
             if not flight.superseded or again == AGAIN:
                 return self.outcome(flight.loaded, State.MISSING)
@@ -353,12 +372,14 @@ class Engine:
     async def invalidate(self, key: str) -> None:
         """See `Store.invalidate`."""
         await self.ready()
+        repeats.note(self, self.invalidate, key)
         await self.store.invalidate(key)
         self.events.publish(Invalidated, key, None, False)
 
     async def invalidate_tag(self, tag: str) -> None:
         """See `Store.invalidate_tag`."""
         await self.ready()
+        repeats.note(self, self.invalidate_tag, tag)
         await self.store.invalidate_tag(tag)
         self._publish_tag(tag, elsewhere=False)
 

@@ -1,16 +1,20 @@
 """A flight: one load of one key in this process, its states and results, and the table of the flights under way."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from contextvars import Context
+from types import TracebackType
 from typing import Any, Final, Protocol
 
 import anyio
 import msgspec
 
 from swr.core.codec import Codec
+from swr.engine.failures import for_caller
 from swr.engine.one_shot_event import OneShotEvent
 from swr.entry import Entry
-from swr.stores.base import Lease
+from swr.stores.base import NEWEST, Lease
+from swr.stores.tag_versions import ALL
 
 
 class LoadTerms(Protocol):
@@ -19,6 +23,10 @@ class LoadTerms(Protocol):
     codec: Codec
     # The context variables that a run sees; None: a copy of those of the caller that causes it.
     context: Context | None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of what is loaded, as far as they are known before."""
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Return whether `entry`, while its policy allows it, may be served in place of this failure."""
@@ -48,9 +56,15 @@ class HeldElsewhere(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The load failed, or did not take place because earlier ones failed."""
+    """The load failed, or did not take place because earlier ones failed.
+
+    Parameters:
+        error: the failure.
+        traceback: that of the load, without the frames of those to whom the failure is raised.
+    """
 
     error: BaseException
+    traceback: TracebackType | None = None
 
 
 Result = Stored | LocalOnly | NoValue | HeldElsewhere | Failed
@@ -88,6 +102,11 @@ class Loading(msgspec.Struct, frozen=True):
     def version(self) -> int:
         """The version of what is being loaded; 0 without a lease."""
         return 0 if self.lease is None else self.lease.version
+
+    @property
+    def tag_version(self) -> int:
+        """The newest tag version when the lease was granted; 0 without a lease."""
+        return 0 if self.lease is None else self.lease.tag_version
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -199,6 +218,13 @@ class Flight:
         state = self.state
         return state if type(state) is Loading else state.load if type(state) is Finished else None
 
+    def under_way_since(self, now: float) -> float:
+        """Return when the load began, or the wait for another's load; else `now`. In the event loop's seconds."""
+        state = self.state
+        if type(state) is WaitingForLease:
+            return state.since
+        return now if self.load is None else self.load.began
+
     @property
     def loaded(self) -> Entry[Any] | None:
         """The entry that readers get, or None."""
@@ -218,6 +244,12 @@ class Flight:
         """Why the flight failed, or None."""
         result = self.result
         return result.error if isinstance(result, Failed) else None
+
+    def failure(self) -> BaseException:
+        """Return what one more of those who waited raises, if the flight failed."""
+        result = self.result
+        assert isinstance(result, Failed)
+        return for_caller(result.error, result.traceback, is_last=not self.waiters)
 
     @property
     def is_unasked(self) -> bool:
@@ -253,6 +285,10 @@ class Flights:
     def __contains__(self, key: str) -> bool:
         return key in self._joinable
 
+    def all(self) -> list[Flight]:
+        """Return every flight under way."""
+        return [*self._joinable.values(), *(flight for flights in self._detached.values() for flight in flights)]
+
     def get(self, key: str) -> Flight | None:
         """Return the flight of `key` that a caller may join, or None."""
         return self._joinable.get(key)
@@ -280,16 +316,48 @@ class Flights:
     def invalidate(self, key: str, version: int) -> None:
         """Detach the flight of `key` if its load began before `version`; what it loads is then superseded."""
         flight = self._joinable.get(key)
+        for one in (*self._detached.get(key, ()), *([] if flight is None else [flight])):
+            if one.entry is not None and one.entry.version < version:
+                # The load may be newer than the invalidation. The entry to fall back on is not.
+                one.entry = None
         if flight is None:
             return
-        if flight.entry is not None and flight.entry.version < version:
-            # The load may be newer than the invalidation. The entry to fall back on is not.
-            flight.entry = None
         load = flight.load
         if load is None or load.version < version:
             self._detach(flight)
             # Before it loads, a flight has read nothing that an invalidation could outdate.
             flight.superseded = load is not None
+
+    def outdate(self, tag: str, version: int) -> list[Flight]:
+        """Detach the flights whose load a tag's new version outdates, so that later callers begin another; return them.
+
+        Parameters:
+            tag: its name, or `ALL`.
+            version: the new one; 0: the store could not say one.
+        """
+        version = version or NEWEST
+        for flight in self._all():
+            entry = flight.entry
+            if entry is not None and entry.tag_version < version and (tag == ALL or tag in entry.tags):
+                flight.entry = None
+        outdated = [
+            flight
+            for flight in self._joinable.values()
+            if flight.load is not None and flight.load.tag_version < version and (tag == ALL or tag in flight.job.tags)
+        ]
+        for flight in outdated:
+            self._detach(flight)
+            flight.superseded = True
+        return outdated
+
+    def on_gap(self) -> None:
+        """Note that notifications may have been missed: what flights fall back on is to be read again."""
+        self.fence += 1
+        for flight in self._all():
+            flight.entry = None
+
+    def _all(self) -> Iterator[Flight]:
+        return itertools.chain(self._joinable.values(), *self._detached.values())
 
     def wake(self, key: str) -> None:
         """Notify every flight of `key`."""
@@ -298,6 +366,11 @@ class Flights:
             flight.notify()
         for flight in self._detached.get(key, ()):
             flight.notify()
+
+    def wake_all(self) -> None:
+        """Notify every flight: none has to wait any longer for a message of a store that cannot send any."""
+        for key in (*self._joinable, *self._detached):
+            self.wake(key)
 
     def clear(self) -> None:
         """Forget all flights: their event loop has ended."""

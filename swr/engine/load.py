@@ -1,5 +1,6 @@
 """One run of a job: when it began, under which lease, and how it ends."""
 
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
@@ -7,12 +8,14 @@ import anyio
 
 from swr.engine.endings import Endings
 from swr.engine.flights import Failed, Finished, Flight, Loading, LoadTerms, LocalOnly, NoValue, Stored
-from swr.engine.lease import Renewals
+from swr.engine.lease import LIVES, Renewals
 from swr.entry import absence, stamp
 from swr.errors import LeaseLost, LoadTimeout, StoreUnavailable
 from swr.events import CommitRejected, Committed, Invalidated
-from swr.policy import Policy
+from swr.policy import Policy, Timeout
 from swr.stores.base import Lease
+
+log = logging.getLogger("swr")
 
 
 class Job(LoadTerms, Protocol):
@@ -48,7 +51,18 @@ class Load:
         lease: the right to store the value; None: the store is unreachable.
     """
 
-    __slots__ = ("_endings", "_renewals", "_runtime", "_timer", "began", "ended", "flight", "lease", "tag_version")
+    __slots__ = (
+        "_endings",
+        "_given_up",
+        "_renewals",
+        "_runtime",
+        "_timer",
+        "began",
+        "ended",
+        "flight",
+        "lease",
+        "tag_version",
+    )
 
     def __init__(self, endings: Endings, renewals: Renewals, flight: Flight, lease: Lease | None) -> None:
         self._endings = endings
@@ -61,30 +75,39 @@ class Load:
         self.ended: float | None = None
         self.tag_version = runtime.store.tag_versions.newest if lease is None else lease.tag_version
         self._timer: anyio.CancelScope | None = None
+        # Called with the failure of a load that is given up.
+        self._given_up: Callable[[BaseException], None] | None = None
         flight.state = Loading(lease, runtime.time())
-        if lease is not None:
-            renewals.begin(flight, lease)
+        renewals.begin(flight, lease, self._give_up)
 
     @property
     def snapshot(self) -> Snapshot:
         """What was known when the load began."""
         return Snapshot(self.began, self.tag_version, self.flight.fence, self.flight)
 
-    def limit(self, seconds: float | None, given_up: Callable[[BaseException], None] | None = None) -> None:
+    def limit(self, seconds: Timeout, given_up: Callable[[BaseException], None] | None = None) -> None:
         """Give the load up after `seconds`, in place of any limit that was set before.
 
         The load is cancelled, and fails with `LoadTimeout` even if its job disregards that.
 
         Parameters:
-            seconds: counted from the load's beginning; None: no limit.
+            seconds: counted from the load's beginning; "auto": ten times `lease_for`; None: no limit.
             given_up: called with the failure.
         """
         self._stop_timer()
+        self._given_up = given_up
+        if seconds == "auto":
+            return
+        self._renewals.lift_limit(self.flight)
         load = self.flight.load
         if seconds is not None and load is not None and not self.flight.is_finished:
             self._timer = anyio.CancelScope()
-            error = LoadTimeout(self.flight.key, seconds)
-            self._runtime.tasks.start(self._expire, load.began + seconds, self._timer, error, given_up)
+            self._runtime.tasks.start(self._expire, load.began + seconds, self._timer, seconds)
+
+    def warn_timed_out(self, error: BaseException) -> None:
+        """Log a time-out for which no stored response is a fallback, because a 504 does not say what it was."""
+        if isinstance(error, LoadTimeout) and self._endings.fallback(self.flight, error) is None:
+            log.warning("%s, and no stored response is a fallback", error)
 
     async def store(self, value: Any, policy: Policy, validator: str | None = None, *, absent: bool = False) -> None:
         """Store `value` and give it to everybody who waits.
@@ -124,7 +147,7 @@ class Load:
             if flight.fence != endings.flights.fence or not endings.flights.is_current(flight):
                 flight.superseded = True
             if not flight.superseded:
-                runtime.store.keep(flight.key, entry)
+                runtime.store.keep(flight.key, entry, flight.job.codec)
         if flight.superseded:
             runtime.events.publish(CommitRejected, flight.key)
         endings.finish(flight, Stored(entry) if committed else LocalOnly(entry), self.ended)
@@ -169,19 +192,23 @@ class Load:
             self._timer.cancel()
             self._timer = None
 
-    async def _expire(
-        self, at: float, timer: anyio.CancelScope, error: LoadTimeout, given_up: Callable[[BaseException], None] | None
-    ) -> None:
+    async def _expire(self, at: float, timer: anyio.CancelScope, seconds: float) -> None:
         with timer:
             await anyio.sleep_until(at)
+        if not timer.cancel_called:
+            await self._give_up(seconds)
+
+    async def _give_up(self, seconds: float | None = None) -> None:
+        """End the load, which has run for `seconds`; None: for as long as a load may without a limit of its own."""
         flight = self.flight
-        if timer.cancel_called or flight.is_finished:
+        if flight.is_finished:
             return
+        error = LoadTimeout(flight.key, LIVES * self._runtime.lease_for if seconds is None else seconds)
         flight.state = Finished(Failed(error), flight.load)
         flight.scope.cancel()
         self._renewals.end(flight)
-        if given_up is not None:
-            given_up(error)
+        if self._given_up is not None:
+            self._given_up(error)
         # Nothing else ends the flight now, even if the cache is closed.
         with anyio.CancelScope(shield=True):
             await self._endings.fail(flight, self.lease, error)

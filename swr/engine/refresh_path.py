@@ -6,6 +6,7 @@ else in swr loads and stores.
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any, Final
 
 import anyio
@@ -75,6 +76,22 @@ class RefreshPath:
         flight.scope = tasks.start(self._fly, flight, job, chain, drained=True, context=job.context)
         return flight
 
+    def give_way(self, flights: Iterable[Flight]) -> None:
+        """Give the leases of superseded flights back at once: a load that counts need not wait for theirs."""
+        for flight in flights:
+            lease = self._renewals.let_go(flight)
+            if lease is not None and self._runtime.tasks.is_open:
+                self._runtime.tasks.start(self._runtime.store.release, lease)
+
+    async def leave_behind(self) -> None:
+        """End the flights whose loaders disregard that they are cancelled, and give their leases back."""
+        for flight in self._flights.all():
+            lease = self._renewals.let_go(flight)
+            if not flight.is_finished:
+                self._endings.finish(flight, _closed(flight))
+            if lease is not None:
+                await self._runtime.store.release(lease)
+
     async def _fly(self, flight: Flight, job: Job, chain: deadlocks.Chain) -> None:
         asked, token = self._runtime.time(), self._runtime.new_token()
         # Until the store has answered, a lease with this token may exist.
@@ -100,8 +117,7 @@ class RefreshPath:
                 await self._endings.fail(flight, lease, failure, None if load is None else load.ended)
         finally:
             if not flight.is_finished:
-                closed = Failed(SWRError(f"the cache was closed while {flight.key!r} was loaded"))
-                self._endings.finish(flight, closed, None if load is None else load.ended)
+                self._endings.finish(flight, _closed(flight), None if load is None else load.ended)
                 if lease is not None:
                     with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASED_WITHIN):
                         await self._runtime.store.release(lease)
@@ -202,6 +218,10 @@ class RefreshPath:
             self._endings.finish(flight, Failed(step.error))
         else:
             self._endings.back_off(flight, step.held)
+
+
+def _closed(flight: Flight) -> Failed:
+    return Failed(SWRError(f"the cache was closed while {flight.key!r} was loaded"))
 
 
 def _description(step: Step) -> str:

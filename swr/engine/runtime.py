@@ -8,10 +8,10 @@ from typing import Final
 import anyio
 
 from swr.engine.background import BackgroundTasks
+from swr.engine.threads import Threads
 from swr.events import Publisher
 from swr.stores.base import LeasingStore
 
-_THREADS: Final = 40
 # Seconds that giving back a lease may take when its task is cancelled.
 RELEASED_WITHIN: Final = 1.0
 
@@ -28,7 +28,7 @@ class Runtime:
     """
 
     # Both exist from the first opening on.
-    threads: anyio.CapacityLimiter
+    threads: Threads
     _instance: str
 
     def __init__(
@@ -51,7 +51,7 @@ class Runtime:
 
     def enter(self, loop: object) -> None:
         """Use the clock of `loop`, the event loop that runs now, and lease tokens that no other run has used."""
-        self.threads = anyio.CapacityLimiter(_THREADS)
+        self.threads = Threads(loop)
         self.time = loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
         self._instance = secrets.token_hex(8)
 

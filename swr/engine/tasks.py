@@ -2,17 +2,23 @@
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import anyio
+
+log = logging.getLogger("swr")
+# Seconds that a task may disregard its cancellation before it is left behind.
+_PATIENCE: Final = 2.0
 
 
 class Tasks:
     """Tasks on asyncio whose exceptions stay their own; leaving the block waits for all.
 
-    They are cancelled as anyio cancels: again at each await, and not behind a shield.
+    They are cancelled as anyio cancels: again at each await, and not behind a shield. A task that disregards that is
+    left behind: it would keep a whole server from ending.
     """
 
     def __init__(self) -> None:
@@ -29,7 +35,8 @@ class Tasks:
         """Run `function(scope, *args)` in a task of its own; all that it does, it does within `scope`."""
         if self._cancelled:
             scope.cancel()
-        task = asyncio.get_running_loop().create_task(function(scope, *args))
+        # Not by the loop's task factory: an eager one would run it before its caller knows of it.
+        task = asyncio.Task(function(scope, *args), loop=asyncio.get_running_loop())
         self._scopes[task] = scope
         task.add_done_callback(self._forget, context=self._nothing)
 
@@ -53,7 +60,14 @@ class Tasks:
             self.cancel()
         while self._scopes:
             try:
-                await asyncio.wait(self._scopes)
+                done, _ = await asyncio.wait(self._scopes, timeout=_PATIENCE if self._cancelled else None)
+                if not done:
+                    log.error(
+                        "%d tasks of the cache disregard their cancellation, and closing goes on without them: a "
+                        "loader must let the CancelledError through",
+                        len(self._scopes),
+                    )
+                    break
             except asyncio.CancelledError as again:
                 # They are not left behind, whoever is in a hurry.
                 self.cancel()

@@ -5,7 +5,6 @@ what a request's conditions and ranges mean, `swr.http.fields` how fields are wr
 """
 
 import math
-import re
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
@@ -14,15 +13,18 @@ from swr.http.fields import (
     LONGEST,
     Directives,
     Headers,
+    are_well_formed,
     delta_seconds,
     etag_of,
     forbid,
     forbidding_words,
     http_date,
+    is_too_long,
     parse_directives,
     parse_targeted_directives,
     unspaced,
     values_of,
+    vary_of,
 )
 from swr.policy import NO_LIMITS, Limits, Policy
 
@@ -65,7 +67,8 @@ _NOT_STORED: Final = frozenset(
 # for apps go by it.
 _CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
 _LONGEST_GUESS: Final = 86400
-_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+# A lookup compares each of them.
+MOST_VARY: Final = 64
 
 # What of a request's Cache-Control and Pragma can be honoured.
 REQUEST_DIRECTIVES: Final = frozenset(
@@ -111,6 +114,7 @@ class Verdict(NamedTuple):
             decorator or a heuristic says so.
         ignores: request fields that the response does not depend on.
         per_credential: whether each credential has a response of its own.
+        unnamed: those fields of `vary` that not this response names, but others to its URL.
     """
 
     policy: Policy | None
@@ -126,6 +130,7 @@ class Verdict(NamedTuple):
     own_terms: bool = False
     ignores: tuple[str, ...] = ()
     per_credential: bool = False
+    unnamed: tuple[str, ...] = ()
 
 
 class Terms(NamedTuple):
@@ -190,21 +195,13 @@ def judge(
         tags: tags that it gets beside those of `terms`.
         declared: request fields that the app asks for by its own declaration, lower case.
     """
+    if is_too_long(headers):
+        return Verdict(None, "header too long")
     directives, targeted = control(headers, sharing.targeted)
-    if status < 200 or status == 304:
-        return Verdict(None, f"status {status}")
-    if "must-understand" in directives:
-        if status not in _UNDERSTOOD:
-            return Verdict(None, "must-understand")
-    elif "no-store" in directives:
-        return Verdict(None, "no-store")
     hidden = _named(directives.get("private")) | _named(directives.get("no-cache"))
-    if "private" in directives and not _named(directives["private"]):
-        return Verdict(None, "private")
-    if sharing.cookies_private and b"set-cookie" not in hidden and values_of(headers, b"set-cookie"):
-        return Verdict(None, "set-cookie")
-    if any(value.strip().lower().startswith(b"text/event-stream") for value in values_of(headers, b"content-type")):
-        return Verdict(None, "event-stream")
+    forbidden = _why_forbidden(status, headers, directives, hidden, sharing)
+    if forbidden:
+        return Verdict(None, forbidden)
     vary = vary_of(headers)
     if vary is None:
         return Verdict(None, "vary *")
@@ -214,6 +211,8 @@ def judge(
         return Verdict(None, "authorization")
     if declared or (terms is not None and terms.vary):
         vary = tuple(sorted({*vary, *declared, *(terms.vary if terms is not None else ())}))
+    if len(vary) > MOST_VARY:
+        return Verdict(None, "vary too long")
     # RFC 9111 4.2.3, counted from when the request was sent: the time until the answer came is added with the rest.
     date = _date(headers, began)
     age = max(_age(headers), math.floor(began - date))
@@ -228,6 +227,28 @@ def judge(
     if authorized and not per_credential:
         return Verdict(None, "authorization")
     return verdict._replace(shared=False)
+
+
+def _why_forbidden(
+    status: int, headers: Headers, directives: Directives, hidden: frozenset[bytes], sharing: SharingRules
+) -> str:
+    """Return why a response must not be stored, whatever its lifetime and whoever asks; empty: it may be."""
+    if not 200 <= status <= 999 or status == 304:
+        return f"status {status}"
+    if not are_well_formed(headers):
+        return "malformed field"
+    if "must-understand" in directives:
+        if status not in _UNDERSTOOD:
+            return "must-understand"
+    elif "no-store" in directives:
+        return "no-store"
+    if "private" in directives and not _named(directives["private"]):
+        return "private"
+    if sharing.cookies_private and b"set-cookie" not in hidden and values_of(headers, b"set-cookie"):
+        return "set-cookie"
+    if any(value.strip().lower().startswith(b"text/event-stream") for value in values_of(headers, b"content-type")):
+        return "event-stream"
+    return ""
 
 
 def _timed(
@@ -338,17 +359,6 @@ def _guess(headers: Headers, date: float, share: float) -> int | None:
     modified = values_of(headers, b"last-modified")
     since = http_date(modified[0], date) if modified else None
     return None if since is None else min(_LONGEST_GUESS, max(0, int((date - since) * share))) or None
-
-
-def vary_of(headers: Headers) -> tuple[str, ...] | None:
-    """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`.
-
-    Whatever stands between the names: `Cookie; Accept` names two fields.
-    """
-    names: set[str] = set()
-    for value in values_of(headers, b"vary"):
-        names.update(_NAME.findall(value.decode("latin-1").lower()))
-    return None if any(name.strip("'") == "*" for name in names) else tuple(sorted(names))
 
 
 def normalised(name: str, values: list[bytes]) -> str:

@@ -6,6 +6,7 @@
 | ----------------------------------------------------------- | -------------- | ---------------- |
 | its method may change something                             | `INVALIDATE`   | `UNSAFE_METHOD`  |
 | its method is safe, but neither GET nor HEAD                | `PASS_THROUGH` | `SAFE_METHOD`    |
+| its header is longer than swr reads                         | `BYPASS`       | `TOO_LONG`       |
 | has cookies, cookies are private, no rule puts them in the key | `BYPASS`    | `COOKIE`         |
 | has `If-Match` or `If-Unmodified-Since`                     | `BYPASS`       | `PRECONDITION`   |
 | has content                                                 | `BYPASS`       | `CONTENT`        |
@@ -19,10 +20,12 @@ may). Again the first row that matches applies:
 | the lookup                                                  | action            | reason           |
 | ----------------------------------------------------------- | ----------------- | ---------------- |
 | local: nothing stored, and the URL is known as uncacheable  | `BYPASS`          | `UNCACHEABLE`    |
+| local: the request is kept out, and dependencies may admit it | `BYPASS`        | `GUARDED`        |
 | local: anything else                                        | `ASK_STORE`       | `NOT_LOCAL`      |
 | store: the request has `only-if-cached`                     | `GATEWAY_TIMEOUT` | `ONLY_IF_CACHED` |
 | store: the request has `no-store`, and can join no load     | `BYPASS`          | `NO_STORE`       |
 | store: the method is HEAD                                   | `FORWARD_HEAD`    | `HEAD_MISS`      |
+| store: the request is kept out, and dependencies may admit it | `BYPASS`        | `GUARDED`        |
 | store: the URL varied by other fields at every lookup       | `BYPASS`          | `UNSETTLED`      |
 | store: a field is unknown, the response is on swr's own terms | `BYPASS`        | `UNKNOWN_FIELD`  |
 | store: the request has credentials, the response is not shared | `BYPASS`       | `AUTHORIZATION`  |
@@ -64,6 +67,7 @@ class Reason(enum.Enum):
 
     UNSAFE_METHOD = "the method may change something"
     SAFE_METHOD = "swr does not cache the method"
+    TOO_LONG = "header too long"
     COOKIE = "cookie"
     PRECONDITION = "precondition"
     CONTENT = "content"
@@ -72,6 +76,7 @@ class Reason(enum.Enum):
     ONLY_IF_CACHED = "only-if-cached"
     CACHEABLE = "cacheable"
     UNCACHEABLE = "uncacheable"
+    GUARDED = "after dependencies"
     NOT_LOCAL = "not in the local cache"
     HEAD_MISS = "HEAD"
     UNSETTLED = "the URL varies by other fields each time"
@@ -79,6 +84,12 @@ class Reason(enum.Enum):
     AUTHORIZATION = "authorization"
     CONFIRMING = "another request is being confirmed"
     MISS = "miss"
+
+
+# Why a request bypasses the cache in front of the app, and may yet be answered from it after the dependencies.
+ADMITTING: Final = frozenset(
+    {Reason.COOKIE, Reason.UNCACHEABLE, Reason.GUARDED, Reason.UNKNOWN_FIELD, Reason.AUTHORIZATION}
+)
 
 
 class Handling(NamedTuple):
@@ -100,6 +111,7 @@ class RequestFacts(NamedTuple):
 
     Parameters:
         method: in capitals.
+        is_too_long: whether its header is longer than swr reads.
         has_cookie: whether it has cookies, and the operator calls cookies private.
         keys_cookies: whether a rule applies that makes the cookies that matter part of the key.
         has_precondition: whether it has a condition on the state of the resource itself.
@@ -109,6 +121,7 @@ class RequestFacts(NamedTuple):
     """
 
     method: str
+    is_too_long: bool = False
     has_cookie: bool = False
     keys_cookies: bool = False
     has_precondition: bool = False
@@ -124,6 +137,8 @@ class Miss(NamedTuple):
     Parameters:
         asked_store: whether swr has asked the store, and not just the local cache.
         is_uncacheable: whether nothing is stored, and recent responses could not be stored.
+        is_guarded: whether the request gets no response that is stored by its URL, and the endpoint has lately been
+            answered from the cache after its dependencies.
         is_unsettled: whether each load so far has shown that the URL varies by other fields.
         has_unknown_field: whether the request has a field that swr does not know, and no response says what it means.
         has_response: whether a response is stored.
@@ -134,6 +149,7 @@ class Miss(NamedTuple):
 
     asked_store: bool
     is_uncacheable: bool = False
+    is_guarded: bool = False
     is_unsettled: bool = False
     has_unknown_field: bool = False
     has_response: bool = False
@@ -144,6 +160,7 @@ class Miss(NamedTuple):
 
 _INVALIDATE: Final = Handling(Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fwd=method")
 _PASS_THROUGH: Final = Handling(Action.PASS_THROUGH, Reason.SAFE_METHOD)
+_TOO_LONG: Final = Handling(Action.BYPASS, Reason.TOO_LONG, b'swr; fwd=bypass; detail="header too long"')
 _COOKIE: Final = Handling(Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"')
 _PRECONDITION: Final = Handling(Action.BYPASS, Reason.PRECONDITION, b'swr; fwd=bypass; detail="precondition"')
 _PATH: Final = Handling(Action.BYPASS, Reason.PATH, b'swr; fwd=bypass; detail="path"')
@@ -152,6 +169,7 @@ _NO_STORE: Final = Handling(Action.BYPASS, Reason.NO_STORE, b'swr; fwd=request; 
 _LOOK_UP_ONLY: Final = Handling(Action.LOOK_UP_ONLY, Reason.ONLY_IF_CACHED)
 _LOOK_UP: Final = Handling(Action.LOOK_UP, Reason.CACHEABLE)
 _UNCACHEABLE: Final = Handling(Action.BYPASS, Reason.UNCACHEABLE)
+_GUARDED: Final = Handling(Action.BYPASS, Reason.GUARDED)
 _ASK_STORE: Final = Handling(Action.ASK_STORE, Reason.NOT_LOCAL)
 _GATEWAY_TIMEOUT: Final = Handling(
     Action.GATEWAY_TIMEOUT, Reason.ONLY_IF_CACHED, b'swr; fwd=request; detail="only-if-cached"'
@@ -171,6 +189,8 @@ def classify(request: RequestFacts) -> Handling:
         return _INVALIDATE
     if request.method not in ("GET", "HEAD"):
         return _PASS_THROUGH
+    if request.is_too_long:
+        return _TOO_LONG
     if request.has_cookie and not request.keys_cookies:
         return _COOKIE
     if request.has_precondition:
@@ -189,7 +209,9 @@ def classify(request: RequestFacts) -> Handling:
 def classify_miss(request: RequestFacts, miss: Miss) -> Handling:
     """Return what to do after a lookup whose entry may not answer, and why; see the second table of this module."""
     if not miss.asked_store:
-        return _UNCACHEABLE if miss.is_uncacheable else _ASK_STORE
+        if miss.is_uncacheable:
+            return _UNCACHEABLE
+        return _GUARDED if miss.is_guarded else _ASK_STORE
     if request.only_if_cached:
         return _GATEWAY_TIMEOUT
     if request.no_store and not miss.is_joinable:
@@ -197,6 +219,8 @@ def classify_miss(request: RequestFacts, miss: Miss) -> Handling:
         return _NO_STORE
     if request.method == "HEAD":
         return _FORWARD_HEAD
+    if miss.is_guarded:
+        return _GUARDED
     if miss.is_unsettled:
         return _UNSETTLED
     if miss.has_unknown_field and miss.has_response:

@@ -15,6 +15,14 @@ Directives = dict[str, str | None]
 # RFC 9111 1.2.2: what is greater counts as this.
 LONGEST: Final = 2**31
 
+# What is longer is not read: such a request is not answered from the cache, and such a response is not stored. Servers
+# have limits of this order; and reading takes time in the event loop.
+_MOST_BYTES: Final = 2**16
+_MOST_LINES: Final = 1000
+_LONGEST_TARGET: Final = 2**18
+# A member of a list, or of a query, takes as long to read as so many bytes.
+_PER_MEMBER: Final = 16
+
 # Directives whose argument, if there is one, names fields.
 _NAMING: Final = frozenset({"no-cache", "private"})
 # Directives that allow more than their absence does. A malformed one allows nothing.
@@ -39,6 +47,10 @@ _MEMBER_OR_COMMA: Final = re.compile(r',|(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTA
 _ETAG: Final = re.compile(rb'(W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _RANGE: Final = re.compile(rb"bytes[ \t]*=[ \t]*(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 _CONTENT_RANGE: Final = re.compile(rb"bytes[ \t]+(\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
+# RFC 9110 5.1 and 5.5: what every server sends.
+_NAMES: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
 _FIFTY: Final = 50
 _MONTHS: Final = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
@@ -64,6 +76,21 @@ _ITEM: Final = re.compile(
 )
 
 
+def is_too_long(headers: Headers, path: str = "", query: bytes = b"") -> bool:
+    """Return whether a header is too long to be read, or the path and the query that come with it are."""
+    if len(headers) > _MOST_LINES or len(path) + len(query) + _PER_MEMBER * query.count(b"&") > _LONGEST_TARGET:
+        return True
+    lengths = (len(name) + len(value) + _PER_MEMBER * value.count(b",") for name, value in headers)
+    return sum(lengths) > _MOST_BYTES
+
+
+def are_well_formed(headers: Headers) -> bool:
+    """Return whether a server can send these fields: names are words, and no value has a control character."""
+    if not all(name for name, _ in headers) or _NAMES.fullmatch(b"".join([name for name, _ in headers])) is None:
+        return False
+    return _CONTROL.search(b"".join([value for _, value in headers])) is None
+
+
 def values_of(headers: Headers, name: bytes) -> list[bytes]:
     """Return the values of all fields called `name` (lower case)."""
     return [value for field, value in headers if field.lower() == name]
@@ -75,6 +102,8 @@ def parse_directives(values: Iterable[bytes]) -> Directives:
     RFC 9111 5.2. What cannot be read is passed over, but for the words in it that forbid.
     """
     found: Directives = {}
+    # The arguments of directives that name fields. Of two with the names of fields both count.
+    named: dict[str, list[str]] = {}
     for member in _MEMBER.findall(b",".join(values).decode("latin-1")):
         name, equals, argument = member.partition("=")
         name, argument = name.strip(" \t").lower(), argument.strip(" \t")
@@ -85,12 +114,15 @@ def parse_directives(values: Iterable[bytes]) -> Directives:
         if argument.startswith('"'):
             argument = re.sub(r"\\(.)", r"\1", argument[1:].removesuffix('"'))
         if name in _NAMING and name in found:
-            # Of two with the names of fields both count, and the one without counts most (4.2.1).
-            before = found[name]
-            found[name] = f"{before},{argument}" if before and equals and argument else None
+            # One without names counts most (4.2.1).
+            if found[name] and equals and argument:
+                named[name].append(argument)
+            else:
+                found[name] = None
         elif name:
             found.setdefault(name, argument if equals else None)
-    return found
+            named[name] = [argument]
+    return found | {name: ",".join(named[name]) for name in _NAMING if found.get(name)}
 
 
 def forbidding_words(text: str) -> Directives:
@@ -239,6 +271,17 @@ def delta_seconds(argument: str | None) -> int | None:
     if argument is None or not argument.isascii() or not argument.isdigit():
         return None
     return min(int(argument.lstrip("0")[:11] or "0"), LONGEST)
+
+
+def vary_of(headers: Headers) -> tuple[str, ...] | None:
+    """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`.
+
+    Whatever stands between the names: `Cookie; Accept` names two fields.
+    """
+    names: set[str] = set()
+    for value in values_of(headers, b"vary"):
+        names.update(_NAME.findall(value.decode("latin-1").lower()))
+    return None if any(name.strip("'") == "*" for name in names) else tuple(sorted(names))
 
 
 def content_length(headers: Headers) -> int | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
@@ -12,15 +12,20 @@ from swr.http.request_fields import IGNORED, SELECTING, selecting_value
 # A connection as ASGI describes it.
 Scope = MutableMapping[str, Any]
 
-# A request with more selecting fields (names and values counted) is not plain.
-_MOST_FIELDS: Final = 16
+# A request that has a selecting field, and more fields than this, is not plain.
+_MOST_FIELDS: Final = 64
+
+# A longer key or tag ends with a digest: clients choose the URLs, and swr remembers the keys and tags of thousands.
+_LONGEST_NAME: Final = 512
 
 # Turns the value of a field that selects a response into text that does not show it.
 Digest = Callable[[bytes], str]
 
-# A URL as it was sent, and what selects its response beside it: scheme, host, raw path, path, root path, query, and
-# names and values of fields in turn.
-URL = tuple[str, bytes, bytes, str, str, bytes, tuple[bytes, ...]]
+# The fields that select a response: those before the last one, its name and its value; or nothing. A hit makes no list.
+Fields = tuple[()] | tuple["Fields", bytes, bytes]
+
+# A URL as it was sent, and what selects its response beside it: scheme, host, raw path, path, root path, query, fields.
+URL = tuple[str, bytes, bytes, str, str, bytes, Fields]
 
 # What servers and apps disagree about in a path: dot segments, empty ones, separators that are not slashes, and
 # characters that decode to something else once more.
@@ -37,23 +42,63 @@ def digest_with(secret: bytes) -> Digest:
     return digest
 
 
-def url_key(url: URL, digest: Digest) -> str:
-    """Return the key of a URL."""
+def shortened(text: str) -> str:
+    """Return a key or a tag; of a long one the beginning and a digest of all of it."""
+    if len(text) <= _LONGEST_NAME:
+        return text
+    return f"{text[:_LONGEST_NAME]}... {hashlib.blake2b(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def url_key(url: URL, digest: Digest, version: str = "") -> str:
+    """Return the key of a URL; a long one is shortened.
+
+    Parameters:
+        digest: turns the values of fields into text that does not show them.
+        version: the version of the app whose responses these are.
+    """
     scheme, host, raw_path, path, root_path, query, fields = url
     # No field and no URL holds a line break, so no host can run into a path, and no path into a variant.
     key = f"GET {scheme}://" + (b"%b\n%b?%b" % (host.lower(), seen_path(raw_path, path), query)).decode("latin-1")
+    parts = [key]
     if root_path:
         # An app behind a prefix writes it into its links.
-        key += f"\nroot: {quote(root_path, errors='surrogatepass')}"
+        parts.append(f"root: {quote(root_path, errors='surrogatepass')}")
+    if version:
+        parts.append(f"version: {version}")
     if fields:
         # Apps read several lines of a field as one value, or go by one of them.
         values: dict[bytes, list[bytes]] = {}
-        for name, value in zip(fields[::2], fields[1::2], strict=True):
+        while fields:
+            fields, name, value = fields
             values.setdefault(name, []).append(selecting_value(name, value))
         for name in sorted(values):
-            joined = b"\n".join(values[name])
-            key += f"\n{name.decode('latin-1')}: {digest(joined)}"
-    return key
+            joined = b"\n".join(reversed(values[name]))
+            parts.append(f"{name.decode('latin-1')}: {digest(joined)}")
+    return shortened("\n".join(parts))
+
+
+def chained(pairs: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """Return names and values of fields as a URL has them."""
+    fields: Fields = ()
+    for name, value in pairs:
+        fields = fields, name, value
+    return fields
+
+
+def is_long(url: URL) -> bool:
+    """Whether a URL takes more memory than its key tells, because that is shortened or holds digests."""
+    _, host, raw_path, path, _, query, fields = url
+    size = len(host) + len(raw_path) + len(path) + len(query)
+    while fields:
+        fields, name, value = fields
+        size += len(name) + len(value)
+    return size > _LONGEST_NAME
+
+
+def shown(url: URL) -> str:
+    """Return a URL for logs, without the fields that select its response."""
+    scheme, host, raw_path, path, _, query, _ = url
+    return f"{scheme}://{(host.lower() + seen_path(raw_path, path) + b'?' + query).decode('latin-1')}"
 
 
 def seen_path(raw_path: bytes, path: str) -> bytes:
@@ -89,29 +134,36 @@ def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
     A plain request has no other field that decides how the cache answers, and nobody has logged in.
     """
     host = condition = None
-    fields: tuple[bytes, ...] = ()
+    fields: Fields = ()
     for name, value in scope["headers"]:
         if name in IGNORED:
             continue
         if name == b"host" and host is None:
             host = value
-        elif name in SELECTING and len(fields) < _MOST_FIELDS:
-            fields += name, value
+        elif name in SELECTING:
+            fields = fields, name, value
         elif name == b"if-none-match" and condition is None:
             condition = value
         else:
             return None, None
-    if "session" in scope or "user" in scope:
+    if "session" in scope or "user" in scope or (fields and len(scope["headers"]) > _MOST_FIELDS):
         return None, None
-    return (
-        scope.get("scheme", "http"),
-        host or b"",
-        scope.get("raw_path") or b"",
-        scope["path"],
-        scope.get("root_path", ""),
-        scope.get("query_string", b""),
-        fields,
-    ), condition
+    if scope.get("http_version", "1.1") > "1.1":
+        # In HTTP/2 and 3 no field has to announce content.
+        return None, None
+    try:
+        return (
+            scope["scheme"],
+            host or b"",
+            scope["raw_path"] or b"",
+            scope["path"],
+            scope["root_path"],
+            scope["query_string"],
+            fields,
+        ), condition
+    except KeyError:
+        # ASGI lets a server leave some of them out.
+        return None, None
 
 
 def url_tag(path: str, query: str) -> str:
@@ -120,7 +172,7 @@ def url_tag(path: str, query: str) -> str:
     path = path.encode("utf-8", "replace").decode()
     # A rule may make the order of parameters irrelevant, so the tag disregards it.
     query = "&".join(sorted(query.split("&")))
-    return f"url:{path}?{query}" if query else f"url:{path}"
+    return shortened(f"url:{path}?{query}" if query else f"url:{path}")
 
 
 def host_tag(host: bytes, tag: str) -> str:
@@ -131,7 +183,7 @@ def host_tag(host: bytes, tag: str) -> str:
         tag: of the URL on all hosts, see `url_tag`.
     """
     name = host.decode("latin-1").strip().lower().removesuffix(":80").removesuffix(":443")
-    return f"host:{name}\n{tag}"
+    return shortened(f"host:{name}\n{tag}")
 
 
 def tag_of_url(url: str) -> str:

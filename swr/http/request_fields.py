@@ -72,6 +72,8 @@ SELECTING: Final = frozenset(
     {
         b"origin", b"forwarded", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port",
         b"x-forwarded-prefix", b"x-forwarded-server", b"x-forwarded-scheme", b"x-forwarded-ssl", b"x-scheme",
+        b"x-forwarded-protocol", b"x-forwarded-path", b"x-forwarded-uri", b"x-url-scheme",
+        b"cloudfront-forwarded-proto",
         b"cf-visitor", b"x-original-host", b"x-original-url", b"x-rewrite-url", b"front-end-https",
         b"cf-ipcountry", b"cloudfront-viewer-country", b"x-country-code", b"x-geo-country", b"x-appengine-country",
         b"x-vercel-ip-country", b"fastly-geo-country", b"x-client-geo-location",

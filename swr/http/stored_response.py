@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
 
 from swr.core.codec import Codec
 from swr.entry import Entry, State
-from swr.http.caching import Verdict, cache_status, stored_headers
+from swr.errors import CodecError
+from swr.http.caching import MOST_VARY, Verdict, cache_status, stored_headers
 from swr.http.conditional import (
     CONDITIONS,
     headers_of_304,
@@ -17,7 +19,7 @@ from swr.http.conditional import (
     updated,
     wanted_range,
 )
-from swr.http.fields import Headers, content_range, etag_of
+from swr.http.fields import Headers, are_well_formed, content_length, content_range, etag_of, is_too_long, values_of
 
 # A message of ASGI.
 Message = MutableMapping[str, Any]
@@ -33,6 +35,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
         shared, initial_age, strict, validate, stale_if_error, overdue, own_terms, ignores, per_credential: see
             `swr.http.caching.Verdict`.
         names: the request fields that selected it.
+        takes_fields: whether the fields that the dependencies of a request set on its response are added.
         first: where in the whole the body begins, in bytes.
         complete: how long the whole is, if the body is a part of it; None: the body is the whole.
     """
@@ -52,6 +55,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
     ignores: tuple[str, ...] = ()
     per_credential: bool = False
     names: tuple[str, ...] = ()
+    takes_fields: bool = False
 
 
 def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> StoredResponse:
@@ -76,19 +80,82 @@ def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> S
 class Varies(msgspec.Struct, tag="v", array_like=True):
     """The value stored for a URL whose responses vary by request fields.
 
+    An app may name them in one response and leave them out of the next: a page that it does not compress, say. So the
+    responses to a URL are kept apart by all fields that one of them names, as long as that one may be served.
+
     Parameters:
-        names: the names of these fields, lower case.
+        names: the names of these fields, lower case, sorted.
         variants: what the keys of the stored variants add to the key of the URL, oldest first.
+        until: for each name, until when a stored response that names it may be served; wall clock, seconds.
     """
 
     names: tuple[str, ...]
     variants: tuple[str, ...] = ()
+    until: tuple[float, ...] = ()
+
+    def named(self, now: float) -> dict[str, float]:
+        """Return the fields that a response names which may still be served, and until when it may."""
+        return {name: until for name, until in zip(self.names, self.until, strict=False) if now < until}
 
 
-RESPONSES: Final = Codec(StoredResponse | Varies)
+# A URL is kept apart by so many fields that its other responses name; then those that run out last count.
+_MOST_NAMES: Final = 16
 
 
-class Ready(NamedTuple):
+def add_names(verdict: Verdict, others: Mapping[str, float]) -> Verdict:
+    """Return a verdict about one of several responses to a URL, selected by what the others name, too.
+
+    Parameters:
+        others: see `Varies.named`.
+    """
+    added = [name for name in sorted(others, key=others.__getitem__, reverse=True) if name not in verdict.vary]
+    added = added[: max(0, _MOST_NAMES - len(verdict.vary))]
+    return verdict._replace(vary=tuple(sorted((*verdict.vary, *added))), unnamed=tuple(added)) if added else verdict
+
+
+# Greater than every age in seconds and every length in bytes.
+_MOST: Final = 10**15
+MOST_VARIANTS: Final = 10_000
+
+
+def check(value: StoredResponse | Varies) -> None:
+    """Refuse what swr does not store, and what no server could send: somebody else has written it.
+
+    Raises:
+        CodecError: it is such a value.
+    """
+    names = value.names
+    if isinstance(value, Varies):
+        is_sound = len(value.variants) <= MOST_VARIANTS
+    else:
+        names += value.ignores
+        is_sound = _is_sendable(value) and _has_numbers(value)
+    if not is_sound or len(value.names) > MOST_VARY or not all(name.isascii() and name.isprintable() for name in names):
+        raise CodecError("no response of HTTP that swr has stored")
+
+
+def _is_sendable(stored: StoredResponse) -> bool:
+    headers = stored.headers
+    if not 200 <= stored.status <= 999 or stored.status == 304 or is_too_long(headers) or not are_well_formed(headers):
+        return False
+    # Servers hold the body against what these say; of a part, swr writes its length when it sends it.
+    has_length = stored.complete is None and bool(values_of(headers, b"content-length"))
+    if has_length and content_length(headers) != len(stored.body):
+        return False
+    return not values_of(headers, b"transfer-encoding")
+
+
+def _has_numbers(stored: StoredResponse) -> bool:
+    numbers = (stored.initial_age, stored.overdue, stored.stale_if_error, stored.first)
+    complete = len(stored.body) if stored.complete is None else stored.complete
+    return all(0 <= number <= _MOST for number in numbers) and stored.first + len(stored.body) <= complete <= _MOST
+
+
+RESPONSES: Final = Codec(StoredResponse | Varies, check)
+
+
+@dataclass(slots=True)
+class Ready:
     """The messages of a hit, made once a second.
 
     Parameters:
@@ -184,15 +251,23 @@ def part_of(stored: StoredResponse) -> StoredResponse | None:
     return msgspec.structs.replace(stored, first=place[0], complete=place[2])
 
 
+def span_of(one: StoredResponse, other: StoredResponse) -> int:
+    """Return how many bytes lie between the beginning of the first of two parts and the end of the last."""
+    return max(one.first + len(one.body), other.first + len(other.body)) - min(one.first, other.first)
+
+
+def are_of_one(one: StoredResponse, other: StoredResponse) -> bool:
+    """Whether two parts are of the same bytes, for certain (RFC 9111 3.4)."""
+    tag = strong_etag(one.headers)
+    return tag is not None and tag == strong_etag(other.headers) and one.complete == other.complete
+
+
 def combined(known: StoredResponse, new: StoredResponse) -> StoredResponse:
     """Return two parts as one, where that may be, else the new one (RFC 9111 3.4)."""
-    tag = strong_etag(new.headers)
-    ends = known.first + len(known.body), new.first + len(new.body)
-    apart = ends[0] < new.first or ends[1] < known.first
-    if tag is None or tag != strong_etag(known.headers) or known.complete != new.complete or apart:
+    if not are_of_one(known, new) or span_of(known, new) > len(known.body) + len(new.body):
         return new
     first = min(known.first, new.first)
-    body = bytearray(max(ends) - first)
+    body = bytearray(span_of(known, new))
     for part in (known, new):
         body[part.first - first : part.first - first + len(part.body)] = part.body
     headers = updated(known.headers, new.headers)
@@ -204,9 +279,14 @@ def combined(known: StoredResponse, new: StoredResponse) -> StoredResponse:
 
 def marked(message: Message, status: bytes) -> Message:
     """Return a `http.response.start` with the fields that every answer carries."""
+    return with_marks(message, [(b"swr-state", b"missing"), (b"cache-status", status)])
+
+
+def with_marks(message: Message, marks: Headers) -> Message:
+    """Return a `http.response.start` with the fields that say where the answer comes from."""
     # A response has one state, so ours replaces that of an upstream swr; Cache-Status is a list that grows.
     headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"swr-state"]
-    return {**message, "headers": [*headers, (b"swr-state", b"missing"), (b"cache-status", status)]}
+    return {**message, "headers": [*headers, *marks]}
 
 
 def validated(entry: Entry[StoredResponse], now: float, status: bytes) -> Headers:

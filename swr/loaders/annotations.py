@@ -8,18 +8,48 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from swr.core.codec import Codec
+from swr.core.codec import ANY, Codec
+from swr.core.shapes import check
 from swr.errors import ConfigurationError
 from swr.loaders.context import Fresh, NotModified
 
 
-@functools.lru_cache(maxsize=1024)
-def _cached_codec(kind: Any) -> Codec:
-    return Codec(kind)
+def _new_codec(kind: Any) -> Codec:
+    codec = Codec(kind)
+    check(kind)
+    return codec
 
 
-# Resolving annotations takes longer than a read.
+_cached_codec = functools.lru_cache(maxsize=1024)(_new_codec)
+# Reading annotations takes longer than an entry.
 _known_codecs: WeakKeyDictionary[Callable[..., Any], Codec] = WeakKeyDictionary()
+
+
+def codec_of(kind: Any) -> Codec:
+    """Return the codec for values of type `kind`.
+
+    Raises:
+        ConfigurationError: a value of this type cannot be stored in Redis, or a part of it is not defined.
+    """
+    try:
+        return _codec_of(kind)
+    except NameError as error:
+        raise ConfigurationError(f"returns={kind!r} cannot be resolved: {error}") from None
+
+
+def codec_if_defined(function: Callable[..., Any], *, many: bool = False) -> Codec | None:
+    """Return the codec for the values that `function` returns; None: a type of its annotation is not defined yet.
+
+    Parameters:
+        many: it returns a dict of values.
+
+    Raises:
+        ConfigurationError: values of the annotated type cannot be stored.
+    """
+    try:
+        return _find_codec(function, many)
+    except NameError:
+        return None
 
 
 def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
@@ -31,35 +61,59 @@ def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
     Raises:
         ConfigurationError: the annotation cannot be resolved, or its type cannot be stored.
     """
-    known = _known_codecs.get(function) if type(function) is types.FunctionType else None
-    if known is not None and not many:
-        return known
+    try:
+        return _find_codec(function, many)
+    except NameError as error:
+        raise ConfigurationError(
+            f"the return annotation of {_where(function)} cannot be resolved: {error}. "
+            f"Import its types at run time (not under TYPE_CHECKING)"
+        ) from None
+
+
+def _codec_of(kind: Any) -> Codec:
+    try:
+        return _cached_codec(kind)
+    except TypeError:  # an annotation that cannot be hashed
+        return _new_codec(kind)
+
+
+def _target(function: Callable[..., Any]) -> Any:
+    """The function or method that has the annotations."""
     target: Any = inspect.unwrap(function)
     while isinstance(target, functools.partial):
         target = inspect.unwrap(target.func)
-    if not inspect.isroutine(target):
-        target = type(target).__call__
+    return target if inspect.isroutine(target) else type(target).__call__
+
+
+def _where(function: Callable[..., Any]) -> str:
+    target = _target(function)
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def _find_codec(function: Callable[..., Any], many: bool) -> Codec:
+    if type(function) is types.FunctionType:
+        known = _known_codecs.get(function)
+        if known is not None and not many:
+            return known
+        if "return" not in function.__annotations__ and not hasattr(function, "__wrapped__"):
+            return ANY
     try:
-        kind = typing.get_type_hints(target, include_extras=True).get("return", Any)
-    except (NameError, TypeError) as error:
-        raise ConfigurationError(
-            f"the return annotation of {target.__module__}.{target.__qualname__} cannot be resolved: {error}. "
-            f"Import its types at run time (not under TYPE_CHECKING)"
-        ) from None
+        kind = typing.get_type_hints(_target(function), include_extras=True).get("return", Any)
+    except TypeError as error:
+        raise ConfigurationError(f"the return annotation of {_where(function)} is not a type: {error}") from None
     if many and kind is not Any:
         kinds = typing.get_args(kind)
         origin = typing.get_origin(kind)
         if not (isinstance(origin, type) and issubclass(origin, Mapping) and len(kinds) == 2):
             raise ConfigurationError(
-                f"{target.__module__}.{target.__qualname__} returns {kind}: a batch loader returns a dict, and says of "
+                f"{_where(function)} returns {kind}: a batch loader returns a dict, and says of "
                 f"what, dict[str, Ranking]"
             )
         kind = kinds[-1]
-    kind = _of_values(kind)
     try:
-        codec = _cached_codec(kind)
-    except TypeError:  # an annotation that cannot be hashed
-        codec = Codec(kind)
+        codec = _codec_of(_of_values(kind))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{_where(function)}: {error}") from None
     if type(function) is types.FunctionType and not many:
         _known_codecs[function] = codec
     return codec

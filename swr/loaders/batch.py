@@ -2,14 +2,17 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
+from types import TracebackType
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 
 from swr.core.codec import Codec
 from swr.core.decision import is_absent
 from swr.engine.deadlocks import loads_also
 from swr.engine.engine import Engine
+from swr.engine.failures import for_caller
 from swr.engine.flights import Flight
 from swr.engine.load import Load
 from swr.engine.one_shot_event import OneShotEvent
@@ -19,6 +22,8 @@ from swr.loaders.calling import last_of, store_answer
 from swr.policy import Policy
 
 _ABSENT: Final = object()
+# Loads that go on in one turn of the event loop after a call of the loader.
+_ENDED_AT_ONCE: Final = 100
 # Leases that come one after the other, from a process that has failed, are gathered for so many seconds.
 _GATHERED_FOR: Final = 0.01
 
@@ -26,17 +31,33 @@ _GATHERED_FOR: Final = 0.01
 class _Round:
     """One call of the loader, and the loads that wait for it."""
 
-    __slots__ = ("done", "error", "loads", "values")
+    __slots__ = ("_ends", "error", "loads", "traceback", "values")
 
     def __init__(self) -> None:
         self.loads: dict[Any, Load] = {}
         self.values: Mapping[Any, Any] = {}
         self.error: BaseException | None = None
-        self.done = OneShotEvent()
+        # That of the loader alone.
+        self.traceback: TracebackType | None = None
+        # One for some loads each.
+        self._ends: list[OneShotEvent] = []
 
-    def end(self, error: BaseException | None = None) -> None:
+    async def join(self, item: Any, load: Load) -> None:
+        """Have `item` loaded with the others, and wait until that has ended."""
+        if len(self.loads) // _ENDED_AT_ONCE >= len(self._ends):
+            self._ends.append(OneShotEvent())
+        self.loads[item] = load
+        await self._ends[-1].wait()
+
+    async def end(self, error: BaseException | None = None) -> None:
+        """Have the loads go on, some in each turn of the event loop."""
         self.error = error
-        self.done.set()
+        self.traceback = None if error is None else error.__traceback__
+        with anyio.CancelScope(shield=True):
+            for number, event in enumerate(self._ends):
+                if number:
+                    await anyio.lowlevel.checkpoint()
+                event.set()
 
 
 class Batch:
@@ -64,6 +85,12 @@ class Batch:
         # The store's first answer to each.
         self._first: dict[Any, OneShotEvent] = {}
         self._gathering: _Round | None = None
+        # Set while no more items are on their way into this batch.
+        self._filled = OneShotEvent()
+
+    def filled(self) -> None:
+        """Say that all items are in: the loader may be called."""
+        self._filled.set()
 
     def begin(
         self,
@@ -100,10 +127,10 @@ class Batch:
             gathering.loads[item] = load
             await self._lead(gathering, item, load)
         else:
-            gathering.loads[item] = load
-            await gathering.done.wait()
+            await gathering.join(item, load)
         if gathering.error is not None:
-            raise gathering.error
+            # One failure ends several loads, and each collects frames of its own.
+            raise for_caller(gathering.error, gathering.traceback, is_last=False)
         return gathering.values.get(item, _ABSENT)
 
     async def _lead(self, gathering: _Round, item: Any, load: Load) -> None:
@@ -111,6 +138,8 @@ class Batch:
             if load.flight.answered is not self._first[item]:
                 # Somebody else has failed, and others of his leases may be given back in a moment.
                 await anyio.sleep(_GATHERED_FOR)
+            if not self._filled.is_set():
+                await self._filled.wait()
             for flight in self._flights.values():
                 # One that has news of its lease asks again.
                 while not flight.answered.is_set():
@@ -121,12 +150,12 @@ class Batch:
         except anyio.get_cancelled_exc_class():
             # Where its time is up so is that of the others, and each is told so by its own timer.
             if not load.flight.is_finished:
-                gathering.end(SWRError(f"the batch loader of {load.flight.key!r} was cancelled from within"))
+                await gathering.end(SWRError(f"the batch loader of {load.flight.key!r} was cancelled from within"))
             raise
         except BaseException as error:
-            gathering.end(error)
+            await gathering.end(error)
         else:
-            gathering.end()
+            await gathering.end()
         finally:
             if self._gathering is gathering:
                 self._gathering = None
@@ -149,6 +178,11 @@ class Part:
         self.policy = policy
         self.codec = batch.codec
         self.context: Context | None = None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the policy; the answer may have others."""
+        return self.policy.tags
 
     async def run(self, load: Load) -> None:
         """Store what the batch's loader says of this key."""

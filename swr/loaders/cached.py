@@ -1,23 +1,24 @@
 """The decorator for data loaders: the function as it was, answered from the cache."""
 
-import copy
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
-from swr.core.codec import ANY, Codec
+from swr.core.arguments import Arguments
+from swr.core.codec import Codec
 from swr.core.keys import CallKeys
 from swr.engine.engine import Engine
 from swr.engine.flights import Flight
 from swr.engine.load import Load
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
-from swr.loaders.annotations import codec_for
+from swr.loaders.annotations import codec_for, codec_if_defined
 from swr.loaders.calling import Asking, call_loader, context_of, last_of, store_answer
 from swr.policy import Policy
 from swr.stores.local import LocalCache
+from swr.stores.threads import deep_copy
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -42,12 +43,14 @@ class Loader(NamedTuple):
         function: the loader; one that asks is given its callers' arguments as a tuple and a dict, and a `LoadContext`.
         runs_in_thread: whether it is a plain `def`.
         asks: whether it takes a `LoadContext`.
+        copies: whether that has a copy of the last value.
     """
 
     engine: Engine
     function: Callable[..., Any]
     runs_in_thread: bool
     asks: bool
+    copies: bool = False
 
 
 class Call:
@@ -55,35 +58,38 @@ class Call:
 
     Parameters:
         loader: what is called.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
+        arguments: what it is called with.
         policy: how long its value may be served.
         codec: how its value is written.
     """
 
-    __slots__ = ("_args", "_kwargs", "_loader", "codec", "policy")
+    __slots__ = ("_arguments", "_loader", "codec", "policy")
 
     context: Context | None = None
 
-    def __init__(
-        self, loader: Loader, args: tuple[Any, ...], kwargs: dict[str, Any], policy: Policy, codec: Codec
-    ) -> None:
+    def __init__(self, loader: Loader, arguments: Arguments, policy: Policy, codec: Codec) -> None:
         self._loader = loader
-        self._args = args
-        self._kwargs = kwargs
+        self._arguments = arguments
         self.policy = policy
         self.codec = codec
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the policy; the answer may have others."""
+        return self.policy.tags
 
     async def run(self, load: Load) -> None:
         """Call the loader and store what it returns."""
         load.limit(self.policy.hard_timeout)
-        engine, function, runs_in_thread, asks = self._loader
+        engine, function, runs_in_thread, asks, copies = self._loader
         last = await last_of(engine, load, asks=asks)
+        args, kwargs = self._arguments.for_load()
         if asks:
-            function = functools.partial(function, self._args, self._kwargs, context_of(engine, last))
+            function = functools.partial(function, args, kwargs, await context_of(engine, last, copies=copies))
         else:
-            function = functools.partial(function, *self._args, **self._kwargs)
+            function = functools.partial(function, *args, **kwargs)
         value = await call_loader(engine, function, runs_in_thread)
+        self._arguments.check()
         await store_answer(load, value, self.policy, last)
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
@@ -105,7 +111,6 @@ class Cached(Generic[P, R]):
         keys: CallKeys,
         policy: Policy,
         *,
-        encodes: bool,
         copies: bool,
         asking: Asking | None = None,
     ) -> None:
@@ -113,7 +118,7 @@ class Cached(Generic[P, R]):
         if asking is not None:
             self.__signature__ = asking.signature
         called = function if asking is None else asking.call
-        self._loader = Loader(engine, called, not is_async(function), asking is not None)
+        self._loader = Loader(engine, called, not is_async(function), asking is not None, copies)
         self._engine = engine
         self._local = local
         self._slots = local.slots
@@ -123,9 +128,9 @@ class Cached(Generic[P, R]):
         self._keys = keys
         self._remembered = keys.remembered
         self._policy = policy
-        self._encodes = encodes
         self._copies = copies
-        self._codec: Codec | None = None if encodes else ANY
+        # With any store, so that a type that Redis cannot hold is found in tests without Redis.
+        self._codec = codec_if_defined(function)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return what the loader returns for these arguments, from the cache where it may.
@@ -149,24 +154,21 @@ class Cached(Generic[P, R]):
                 if self._events.reads:
                     self._engine.tell(key, slot.entry, State.FRESH)
                 value: R = slot.value
-                return copy.deepcopy(value) if self._copies else value
+                return await deep_copy(value) if self._copies else value
         except KeyError:
             pass
         value = (await self._fetch(key, args, kwargs)).value
-        return copy.deepcopy(value) if self._copies else value
+        return await deep_copy(value) if self._copies else value
 
     def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Outcome[Any]]:
         policy = self._policy
         return self._engine.fetch(key, self._job(args, kwargs), patience=policy.soft_timeout, early=policy.early)
 
     def _job(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        codec = self._codec
-        if codec is None:
-            codec = self._codec = codec_for(self._function)
         policy = self._policy
         if self._keys.fixed_tags is None:
             policy = policy.tagged(self._keys.tags(args, kwargs))
-        return Call(self._loader, args, kwargs, policy, codec)
+        return Call(self._loader, self._keys.keep(args, kwargs), policy, self.codec)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of a call.
@@ -178,7 +180,7 @@ class Cached(Generic[P, R]):
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
         """The same as a call, with the state, the age and the error of the answer."""
-        return self._copied(await self._fetch(self._keys.key(args, kwargs), args, kwargs))
+        return await self._copied(await self._fetch(self._keys.key(args, kwargs), args, kwargs))
 
     @property
     def engine(self) -> Engine:
@@ -188,7 +190,14 @@ class Cached(Generic[P, R]):
     @property
     def template(self) -> str:
         """The key template, given or made."""
-        return self._keys.text
+        return self._keys.template.text
+
+    @property
+    def codec(self) -> Codec:
+        """How its values are written."""
+        if self._codec is None:
+            self._codec = codec_for(self._function)
+        return self._codec
 
     def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
         """Begin to load what is stored for each call, unless it is newer than a version; see `Flight.newer_than`.
@@ -209,16 +218,16 @@ class Cached(Generic[P, R]):
             Exception: whatever the loader raised; what is stored stays.
         """
         outcome = await self._engine.refresh(self._keys.key(args, kwargs), self._job(args, kwargs))
-        return self._copied(outcome).value
+        return (await self._copied(outcome)).value
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Remove what is stored for these arguments, here and in every process; loads in flight included."""
         await self._engine.invalidate(self._keys.key(args, kwargs))
 
-    def _copied(self, outcome: Outcome[Any]) -> Outcome[R]:
+    async def _copied(self, outcome: Outcome[Any]) -> Outcome[R]:
         if not self._copies:
             return outcome
-        return Outcome(copy.deepcopy(outcome.value), outcome.state, outcome.age, outcome.error)
+        return Outcome(await deep_copy(outcome.value), outcome.state, outcome.age, outcome.error)
 
     @overload
     def __get__(self, instance: None, owner: type) -> "Cached[P, R]": ...
@@ -236,7 +245,7 @@ class IndirectCached(Cached[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `Cached.__call__`."""
         value: R = (await self._fetch(self._keys.key(args, kwargs), args, kwargs)).value
-        return copy.deepcopy(value) if self._copies else value
+        return await deep_copy(value) if self._copies else value
 
 
 class BoundCached(Generic[P, R]):

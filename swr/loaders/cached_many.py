@@ -2,24 +2,29 @@
 
 import copy
 import functools
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import logging
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import anyio
+import anyio.lowlevel
 
-from swr.core.codec import ANY, Codec
+from swr.core.codec import Codec
 from swr.core.decision import FRESH, Revalidate, decide, is_absent, is_due_early
 from swr.engine.deadlocks import wait
 from swr.engine.engine import AGAIN, Engine
 from swr.engine.flights import Flight
 from swr.entry import Entry, Outcome, State
 from swr.events import Miss
-from swr.loaders.annotations import codec_for
+from swr.loaders.annotations import codec_for, codec_if_defined
 from swr.loaders.batch import Batch
 from swr.loaders.cached import is_async
 from swr.loaders.many_keys import ManyCall, ManyKeys
-from swr.policy import Policy
+from swr.loaders.turns import MOST_AT_ONCE, Outdated, parts
+from swr.policy import Policy, Timeout
+from swr.stores.threads import deep_copy
 
+log = logging.getLogger("swr")
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 S = TypeVar("S")
@@ -43,7 +48,6 @@ class CachedMany(Generic[P, K, V]):
         policy: Policy,
         absent_for: float,
         *,
-        encodes: bool,
         copies: bool,
     ) -> None:
         functools.update_wrapper(self, function)
@@ -54,7 +58,7 @@ class CachedMany(Generic[P, K, V]):
         self._policy = policy
         self._absent_for = absent_for
         self._copies = copies
-        self._codec: Codec | None = None if encodes else ANY
+        self._codec = codec_if_defined(function, many=True)
         # The object whose method this is, if it is one.
         self._bound_to: tuple[Any, ...] = ()
 
@@ -62,7 +66,7 @@ class CachedMany(Generic[P, K, V]):
         """Return what the loader returns for these items, from the cache where it may.
 
         Items that there are none for are left out. What is fresh or stale is answered from the cache; the rest is
-        loaded by one call of the loader, with what nobody else loads already.
+        loaded by one call of the loader for each 1000 items, with what nobody else loads already.
 
         Raises:
             Exception: whatever the loader raised, for the first item without an entry to fall back on.
@@ -71,34 +75,65 @@ class CachedMany(Generic[P, K, V]):
             ConfigurationError: an argument or an item cannot be part of a key.
             CodecError: a value cannot be stored in Redis.
         """
-        return _values(await self.outcome(*args, **kwargs))
+        items, answers = await self._ask(args, kwargs)
+        values = {item: answers[item][0].value for item in items if item in answers}
+        return await self._copied(values) if self._copies else values
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
         """The same as a call, with the state, the age and the error of each answer."""
-        call, engine = self._bind(args, kwargs), self._engine
+        items, answers = await self._ask(args, kwargs)
+        outcomes = {}
+        for number, some in parts([item for item in items if item in answers]):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            for item in some:
+                outcome = self._engine.outcome(*answers[item])
+                outcomes[item] = await _copy(outcome) if self._copies else outcome
+        return outcomes
+
+    async def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[Any, _Answer]]:
+        """Return the items of a call, and the answers to those that there is a value for."""
+        call, items = self._bind(args, kwargs)
+        if len(items) <= MOST_AT_ONCE:
+            return items, await self._answer(call, items)
+        answers: dict[Any, _Answer] = {}
+        with Outdated(self._engine, call.keys) as outdated:
+            again = items
+            for _ in range(AGAIN + 1):
+                for number, some in parts(again, MOST_AT_ONCE):
+                    if number:
+                        await anyio.lowlevel.checkpoint()
+                    answers.update(await self._answer(call, some))
+                again = outdated.among({item: answer[0] for item, answer in answers.items()})
+                if not again:
+                    break
+        return items, answers
+
+    async def _answer(self, call: ManyCall, items: list[Any]) -> dict[Any, _Answer]:
+        engine = self._engine
+        keys = {item: call.add(item) for item in items}
         answers: dict[Any, _Answer] = {}
         try:
-            items: Iterable[Any] = call.keys
             for _ in range(AGAIN + 1):
                 found, missing = await self._look(call, items)
                 loaded = await self._load(call, missing, forced=False)
+                for item, (_, state, error) in loaded.items():
+                    engine.log_read(call.keys[item], False, True, state, error)
                 answers.update(loaded)
                 if not missing:
                     break
                 # What was found before that wait may have been invalidated meanwhile.
-                items = found
+                items = list(found)
             answers.update(found)
         finally:
-            for item, key in call.keys.items():
+            for item, key in keys.items():
                 if item in answers:
                     engine.tell(key, *answers[item])
                 else:
                     engine.events.publish(Miss, key)
-        return self._in_order(call, answers)
+        return answers
 
-    async def _look(
-        self, call: ManyCall, items: Iterable[Any]
-    ) -> tuple[dict[Any, _Answer], dict[Any, Entry[Any] | None]]:
+    async def _look(self, call: ManyCall, items: list[Any]) -> tuple[dict[Any, _Answer], dict[Any, Entry[Any] | None]]:
         """Return what may be answered from the cache, and what has to be loaded; refresh what is stale."""
         engine, policy = self._engine, self._policy
         store, clock = engine.store, engine.clock
@@ -107,7 +142,7 @@ class CachedMany(Generic[P, K, V]):
         unsure = [item for item, entry in entries.items() if not (decide(entry, now).serve or is_absent(entry, now))]
         if unsure:
             await engine.ready()
-            codec = self._codec_of_values()
+            codec = self.codec
 
             async def read(item: Any) -> None:
                 entries[item] = await store.read(call.keys[item], codec)
@@ -129,11 +164,19 @@ class CachedMany(Generic[P, K, V]):
                     behind[item] = entry
             elif not is_absent(entry, now):
                 missing[item] = entry
+        if log.isEnabledFor(logging.DEBUG):
+            asked = set(unsure)
+            for item, (_, state, _) in found.items():
+                if item in asked or state is not State.FRESH:
+                    engine.log_read(call.keys[item], True, item in asked, state, None)
         if behind:
             await engine.ready()
             batch = self._batch(call)
-            for item, entry in behind.items():
-                batch.refresh_soon(item, call.keys[item], call.policy(item, policy), entry)
+            try:
+                for item, entry in behind.items():
+                    batch.refresh_soon(item, call.keys[item], call.policy(item, policy), entry)
+            finally:
+                batch.filled()
         return found, missing
 
     @property
@@ -144,7 +187,7 @@ class CachedMany(Generic[P, K, V]):
     @property
     def template(self) -> str:
         """The key template of one item."""
-        return self._keys.text
+        return self._keys.template.text
 
     def key(self, *args: Any) -> str:
         """Return the key of one item, which replaces the loader's list.
@@ -164,48 +207,70 @@ class CachedMany(Generic[P, K, V]):
             calls: positional arguments with one item in the place of the list, and the version.
         """
         engine, flights = self._engine, []
-        batches: list[tuple[dict[str, Any], Batch, ManyCall]] = []
-        for args, newer_than in calls:
-            item, rest = self._keys.split((*self._bound_to, *args))
-            shared = next((known for known in batches if known[0] == rest), None)
-            if shared is None:
-                call = self._keys.call(rest, [])
-                batches.append(shared := (rest, self._batch(call), call))
-            _, batch, call = shared
-            key = self._keys.key(rest, item)
-            flights.append(
-                batch.begin(item, key, call.policy(item, self._policy), engine.store.peek(key), newer_than=newer_than)
-            )
+        batches: list[tuple[ManyCall, Batch]] = []
+        try:
+            for args, newer_than in calls:
+                item, rest = self._keys.split((*self._bound_to, *args))
+                shared = next((known for known in batches if known[0].has(rest, item)), None)
+                if shared is None:
+                    call = ManyCall(self._keys, rest)
+                    batches.append(shared := (call, self._batch(call)))
+                call, batch = shared
+                key = call.add(item)
+                flights.append(
+                    batch.begin(
+                        item, key, call.policy(item, self._policy), engine.store.peek(key), newer_than=newer_than
+                    )
+                )
+        finally:
+            for _, batch in batches:
+                batch.filled()
         return flights
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
-        """Load now, by one call of the loader, whatever is stored, and return what there is.
+        """Load now, by one call of the loader for each 1,000 items, and return what there is, whatever is stored.
 
         Raises:
             Exception: whatever the loader raised; what is stored stays.
         """
-        call = self._bind(args, kwargs)
+        call, items = self._bind(args, kwargs)
         await self._engine.ready()
-        entries = {item: self._engine.store.peek(key) for item, key in call.keys.items()}
-        return _values(self._in_order(call, await self._load(call, entries, forced=True)))
+        values: dict[Any, Any] = {}
+        for number, some in parts(items, MOST_AT_ONCE):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            entries = {item: self._engine.store.peek(call.add(item)) for item in some}
+            loaded = await self._load(call, entries, forced=True)
+            values.update((item, loaded[item][0].value) for item in some if item in loaded)
+        return await self._copied(values) if self._copies else values
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Remove what is stored for these items, here and in every process; loads in flight included."""
-        await _all_at_once(self._engine.invalidate, list(self._bind(args, kwargs).keys.values()))
+        call, items = self._bind(args, kwargs)
+        for number, some in parts(items, MOST_AT_ONCE):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            await _all_at_once(self._engine.invalidate, list(map(call.add, some)))
 
     async def _load(self, call: ManyCall, wanted: dict[Any, Entry[Any] | None], *, forced: bool) -> dict[Any, _Answer]:
-        """Return what one call of the loader brings, and what others bring who load some of it already."""
+        """Return what calls of the loader bring, and what others bring who load some of it already."""
         engine = self._engine
-        patience = None if forced else self._policy.soft_timeout
+        patience: Timeout = None if forced else self._policy.soft_timeout
         found: dict[Any, _Answer] = {}
         again = 0
         while wanted:
             batch = self._batch(call)
-            flights = {
-                item: batch.begin(item, call.keys[item], call.policy(item, self._policy), entry, forced=forced)
-                for item, entry in wanted.items()
-            }
-            await wait(flights.values(), patience)
+            flights = {}
+            try:
+                for number, some in parts(list(wanted)):
+                    if number:
+                        await anyio.lowlevel.checkpoint()
+                    for item in some:
+                        policy = call.policy(item, self._policy)
+                        flights[item] = batch.begin(item, call.keys[item], policy, wanted[item], forced=forced)
+            finally:
+                batch.filled()
+            await wait(flights.values(), engine.patience_for(flights.values(), patience))
             wanted = {}
             superseded = False
             for item, flight in flights.items():
@@ -213,12 +278,17 @@ class CachedMany(Generic[P, K, V]):
                 if flight.loaded is None and not flight.has_no_value:
                     fallback = None if forced else engine.fallback(flight, flight.error)
                     if fallback is None and flight.error is not None:
-                        raise flight.error
+                        raise flight.failure()
                 if fallback is not None:
-                    found[item] = fallback, State.STALE, flight.error
+                    found[item] = fallback, State.STALE, None if flight.error is None else flight.failure()
                 elif not flight.done.is_set() or (flight.superseded and again < AGAIN):
                     # There is nothing to fall back on, or an invalidation superseded the load.
-                    wanted[item] = engine.store.peek(call.keys[item])
+                    entry = engine.store.peek(call.keys[item])
+                    if flight.superseded and entry is not None and decide(entry, engine.clock()) is FRESH:
+                        # Another load has ended meanwhile.
+                        found[item] = entry, State.FRESH, None
+                        continue
+                    wanted[item] = entry
                     superseded = superseded or flight.superseded
                 elif flight.loaded is not None:
                     found[item] = flight.loaded, State.MISSING, None
@@ -226,26 +296,27 @@ class CachedMany(Generic[P, K, V]):
             patience = None
         return found
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ManyCall:
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ManyCall, list[Any]]:
         return self._keys.bind((*self._bound_to, *args), kwargs)
 
     def _batch(self, call: ManyCall) -> Batch:
         load = functools.partial(call.load, self._engine, self._runs_in_thread)
-        return Batch(self._engine, load, self._codec_of_values(), self._absent_for)
+        return Batch(self._engine, load, self.codec, self._absent_for)
 
-    def _codec_of_values(self) -> Codec:
+    @property
+    def codec(self) -> Codec:
+        """How the values of its items are written."""
         if self._codec is None:
             self._codec = codec_for(self._function, many=True)
         return self._codec
 
-    def _in_order(self, call: ManyCall, found: dict[Any, _Answer]) -> dict[Any, Outcome[Any]]:
-        outcomes = {item: self._engine.outcome(*found[item]) for item in call.keys if item in found}
-        if not self._copies:
-            return outcomes
-        return {
-            item: Outcome(copy.deepcopy(outcome.value), outcome.state, outcome.age, outcome.error)
-            for item, outcome in outcomes.items()
-        }
+    async def _copied(self, values: dict[K, V]) -> dict[K, V]:
+        for number, some in parts(list(values)):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            for item in some:
+                values[item] = await deep_copy(values[item])
+        return values
 
     @overload
     def __get__(self, instance: None, owner: type) -> "CachedMany[P, K, V]": ...
@@ -261,8 +332,8 @@ class CachedMany(Generic[P, K, V]):
         return method
 
 
-def _values(outcomes: Mapping[K, Outcome[V]]) -> dict[K, V]:
-    return {item: outcome.value for item, outcome in outcomes.items()}
+async def _copy(outcome: Outcome[V]) -> Outcome[V]:
+    return Outcome(await deep_copy(outcome.value), outcome.state, outcome.age, outcome.error)
 
 
 async def _all_at_once(function: Callable[[Any], Coroutine[Any, Any, None]], arguments: list[Any]) -> None:

@@ -1,6 +1,5 @@
 """A loader that asks for a `LoadContext`, and what becomes of what a loader answers."""
 
-import copy
 import functools
 import inspect
 import types
@@ -8,15 +7,13 @@ import typing
 from collections.abc import Callable
 from typing import Any, Final
 
-import anyio.to_thread
-import msgspec
-
 from swr.engine.engine import Engine
 from swr.engine.load import Load
 from swr.entry import Entry
 from swr.errors import ConfigurationError
 from swr.loaders.context import NOT_MODIFIED, Fresh, LoadContext
 from swr.policy import Policy
+from swr.stores.threads import deep_copy
 
 
 class Asking:
@@ -25,15 +22,13 @@ class Asking:
     Parameters:
         function: the loader.
         name: the parameter that is annotated with `LoadContext`.
-        copies: whether it is given a copy of the last value.
 
-    `signature` is what is left for its callers.
+    `function` is the loader, and `signature` what is left for its callers.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, copies: bool = False) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function = function
         self._name = name
-        self._copies = copies
         self._whole = whole = inspect.signature(function)
         self.signature = whole.replace(
             parameters=[parameter for parameter in whole.parameters.values() if parameter.name != name]
@@ -41,18 +36,16 @@ class Asking:
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: LoadContext[Any]) -> Any:
         """Call the loader with its caller's arguments and `context`."""
-        if self._copies:
-            context = msgspec.structs.replace(context, value=copy.deepcopy(context.value))
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         whole = inspect.BoundArguments(self._whole, {**bound.arguments, self._name: context})
-        return self._function(*whole.args, **whole.kwargs)
+        return self.function(*whole.args, **whole.kwargs)
 
 
 _WRAPPED: Final = (typing.Union, types.UnionType, typing.Annotated)
 
 
-def asking(function: Callable[..., Any], copies: bool = False) -> Asking | None:
+def asking(function: Callable[..., Any]) -> Asking | None:
     """Return `function` as one that asks for a `LoadContext`; None: it does not.
 
     Raises:
@@ -77,7 +70,7 @@ def asking(function: Callable[..., Any], copies: bool = False) -> Asking | None:
         raise ConfigurationError(
             f"{where} asks for a LoadContext with {', '.join(map(str, found))}: annotate one plain parameter with it"
         )
-    return Asking(function, found[0].name, copies)
+    return Asking(function, found[0].name)
 
 
 def _is_context(annotation: Any, names: dict[str, Any]) -> bool:
@@ -96,15 +89,22 @@ def _is_context(annotation: Any, names: dict[str, Any]) -> bool:
 async def call_loader(engine: Engine, function: Callable[[], Any], runs_in_thread: bool) -> Any:
     """Call a loader, a plain `def` in one of the cache's threads, and return what it answers."""
     if runs_in_thread:
-        # In a tuple, for trio refuses a thread that returns a coroutine; a `def` may give one all the same.
-        (answer,) = await anyio.to_thread.run_sync(
-            lambda: (function(),), limiter=engine.runtime.threads, abandon_on_cancel=True
-        )
+        answer = await engine.runtime.threads.run(_name_of(function), function)
     else:
         answer = function()
     if isinstance(answer, (types.GeneratorType, types.AsyncGeneratorType)):
         raise ConfigurationError(f"{function!r} is a generator: a loader returns its value whole, a list for one")
     return await answer if inspect.isawaitable(answer) else answer
+
+
+def _name_of(call: Any) -> str:
+    """Return the name of the loader that a partial function calls."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    if isinstance(owner := getattr(call, "__self__", None), Asking):
+        return _name_of(owner.function)
+    named = call if hasattr(call, "__qualname__") else type(call)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | None:
@@ -123,11 +123,12 @@ async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | Non
     return entry
 
 
-def context_of(engine: Engine, last: Entry[Any] | None) -> LoadContext[Any]:
-    """Return what a loader is told of the last value."""
+async def context_of(engine: Engine, last: Entry[Any] | None, *, copies: bool) -> LoadContext[Any]:
+    """Return what a loader is told of the last value, of which it may get a copy."""
     if last is None:
         return LoadContext()
-    return LoadContext(last.value, max(0.0, engine.clock() - last.created_at), last.validator, True)
+    value = await deep_copy(last.value) if copies else last.value
+    return LoadContext(value, max(0.0, engine.clock() - last.created_at), last.validator, True)
 
 
 async def store_answer(load: Load, answer: Any, policy: Policy, last: Entry[Any] | None) -> None:

@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from swr.core.keys import Template
+from swr.core.arguments import Watch
+from swr.core.template import Template
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
 from swr.loaders.calling import call_loader
@@ -38,6 +39,7 @@ class ManyKeys:
         self._signature = inspect.signature(function)
         self._key = Template(template, "key", where)
         self._tags = [Template(tag, "tags", where) for tag in tag_names(tags)]
+        self.watch = Watch(where, self._key, self._tags)
         parameters, ignored = self._signature.parameters, frozenset(ignore)
         named = dict.fromkeys(self._key.names)
         items = [name for name in named if name not in parameters]
@@ -56,12 +58,12 @@ class ManyKeys:
                 raise ConfigurationError(f"{where} has no parameter {slot!r}: it has {', '.join(parameters)}")
 
     @property
-    def text(self) -> str:
+    def template(self) -> Template:
         """The key template."""
-        return self._key.text
+        return self._key
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ManyCall":
-        """Return a call for many items, each once.
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[ManyCall, list[Any]]":
+        """Return a call without items, and the items that it is for, each once.
 
         Raises:
             TypeError: the function does not take these arguments, or they hold no list of hashable items.
@@ -71,15 +73,15 @@ class ManyKeys:
         asked = bound.arguments[self._list]
         if isinstance(asked, (str, bytes)) or not isinstance(asked, Iterable):
             raise TypeError(f"{self._list}={asked!r} of {self.where} is not a list of items: give [{asked!r}]")
-        items: dict[Any, None] = {}
-        for item in asked:
-            try:
-                items[item] = None
-            except TypeError:
-                raise TypeError(
-                    f"{self._list} of {self.where} holds {item!r}, which cannot be a key of the dict that is returned"
-                ) from None
-        return ManyCall(self, bound, list(items))
+        asked = list(asked)
+        try:
+            items = dict.fromkeys(asked)
+        except TypeError:
+            wrong = next(item for item in asked if not _is_hashable(item))
+            raise TypeError(
+                f"{self._list} of {self.where} holds {wrong!r}, which cannot be a key of the dict that is returned"
+            ) from None
+        return ManyCall(self, bound.arguments), list(items)
 
     def split(self, args: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
         """Return the one item that replaces the list, and the other arguments by name.
@@ -93,9 +95,9 @@ class ManyKeys:
         hash(item)
         return item, bound.arguments
 
-    def call(self, rest: dict[str, Any], items: list[Any]) -> "ManyCall":
-        """Return a call for `items`, with the other arguments by name."""
-        return ManyCall(self, inspect.BoundArguments(self._signature, {**rest, self._list: items}), items)
+    def with_item(self, values: Mapping[str, Any], item: Any) -> dict[str, Any]:
+        """Return arguments by name, with the item under its own."""
+        return {**values, self._item: item}
 
     def key(self, values: Mapping[str, Any], item: Any) -> str:
         """Return the key of `item`.
@@ -103,38 +105,71 @@ class ManyKeys:
         Raises:
             ConfigurationError: an argument, or the item, cannot be part of a key.
         """
-        return self._key.fill({**values, self._item: item})
+        return self._key.fill(self.with_item(values, item))
 
     def tags(self, values: Mapping[str, Any], item: Any) -> tuple[str, ...]:
         """Return the tags of `item`."""
-        return tuple(tag.fill_plain({**values, self._item: item}) for tag in self._tags)
+        values = self.with_item(values, item)
+        return tuple(tag.fill_plain(values) for tag in self._tags)
 
-    def loader(self, bound: inspect.BoundArguments, items: list[Any]) -> Callable[[], Any]:
+    def loader(self, values: Mapping[str, Any], items: list[Any]) -> Callable[[], Any]:
         """Return the function, to be called for `items` alone."""
-        asked = inspect.BoundArguments(self._signature, {**bound.arguments, self._list: items})
+        asked = inspect.BoundArguments(self._signature, {**self.watch.keep(values), self._list: items})
         return functools.partial(self._function, *asked.args, **asked.kwargs)
 
 
-class ManyCall:
-    """One call of a batch loader: its items, and what each is stored under."""
+def _is_hashable(item: Any) -> bool:
+    try:
+        hash(item)
+    except TypeError:
+        return False
+    return True
 
-    def __init__(self, keys: ManyKeys, bound: inspect.BoundArguments, items: list[Any]) -> None:
+
+class ManyCall:
+    """One call of a batch loader: its items, what each is stored under, and the other arguments as they were then.
+
+    Parameters:
+        keys: of the loader.
+        values: the arguments by name.
+    """
+
+    def __init__(self, keys: ManyKeys, values: Mapping[str, Any]) -> None:
         self._keys = keys
-        self._bound = bound
-        self.keys = {item: keys.key(bound.arguments, item) for item in items}
+        self._values = keys.watch.keep(values)
+        # The attributes that a key or a tag holds, where there are any.
+        self._seen: dict[Any, tuple[str, ...]] = {}
+        self.keys: dict[Any, str] = {}
+
+    def add(self, item: Any) -> str:
+        """Note one item more, and return its key.
+
+        Raises:
+            ConfigurationError: an argument, or the item, cannot be part of a key.
+        """
+        key = self.keys[item] = self._keys.key(self._values, item)
+        if self._keys.watch:
+            self._seen[item] = self._keys.watch.look(self._keys.with_item(self._values, item))
+        return key
+
+    def has(self, values: Mapping[str, Any], item: Any) -> bool:
+        """Whether a call with these other arguments is the same: `1` and `True` are equal, and are not."""
+        return self._values == values and self._keys.key(self._values, item) == self._keys.key(values, item)
 
     def policy(self, item: Any, policy: Policy) -> Policy:
         """Return `policy` with the tags of `item`."""
-        return policy.tagged(self._keys.tags(self._bound.arguments, item)) if policy.tags else policy
+        return policy.tagged(self._keys.tags(self._values, item)) if policy.tags else policy
 
     async def load(self, engine: Engine, runs_in_thread: bool, items: list[Any]) -> Mapping[Any, Any]:
         """Call the loader for `items`.
 
         Raises:
-            ConfigurationError: it answered with something else than a dict of these.
+            ConfigurationError: it answered with something else than a dict of these, or an argument has changed.
         """
+        self._check(items)
         # A list of the loader's own, to do with as it likes.
-        answer = await call_loader(engine, self._keys.loader(self._bound, list(items)), runs_in_thread)
+        answer = await call_loader(engine, self._keys.loader(self._values, list(items)), runs_in_thread)
+        self._check(items)
         if not isinstance(answer, Mapping):
             raise ConfigurationError(
                 f"{self._keys.where} returned {type(answer).__name__}: a batch loader returns a dict, item: value"
@@ -147,3 +182,7 @@ class ManyCall:
                 f"items that it was given, and an item that is not there is left out"
             )
         return answer
+
+    def _check(self, items: list[Any]) -> None:
+        for item in items if self._seen else ():
+            self._keys.watch.compare(self._keys.with_item(self._values, item), self._seen[item])

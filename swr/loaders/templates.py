@@ -3,33 +3,41 @@
 from collections.abc import Callable
 from typing import Any
 
+from swr.core.template import Template
 from swr.errors import ConfigurationError
 
 
 class Templates:
-    """Refuse two loaders with one key template. The same loader may be defined again."""
+    """Refuse two loaders whose templates can make the same key. The same loader may be defined again."""
 
     def __init__(self) -> None:
-        self._owners: dict[str, str] = {}
+        # By text, and whether it is that of a batch loader: those may share the entries of a loader.
+        self._owners: dict[tuple[str, bool], tuple[str, Template]] = {}
         # Those made of the name of a function inside another function.
         self._nested: set[str] = set()
 
-    def claim(self, text: str, function: Callable[..., Any], *, is_default: bool = False) -> None:
-        """Note that the template `text` belongs to `function`.
+    def claim(
+        self, template: Template, function: Callable[..., Any], *, is_default: bool = False, many: bool = False
+    ) -> None:
+        """Note that `template` belongs to `function`.
 
         Parameters:
             is_default: the template is made of the function's name.
+            many: it is a batch loader's.
 
         Raises:
-            ConfigurationError: the template belongs to another function.
+            ConfigurationError: a key of this template may be a key of another function's.
         """
-        name = f"{function.__module__}.{function.__qualname__}"
-        owner = self._owners.setdefault(text, name)
-        if owner != name:
-            raise ConfigurationError(
-                f"the key template {text!r} of {name} is that of {owner} already, and they would share their "
-                f"answers: begin it with a word of its own"
-            )
+        name, text = f"{function.__module__}.{function.__qualname__}", template.text
+        for (other_text, other_many), (owner, other) in self._owners.items():
+            is_shared = other_text == text and many != other_many
+            if owner != name and not is_shared and template.overlaps(other):
+                likeness = "" if other_text == text else f"can make a key of {other_text!r}, which "
+                raise ConfigurationError(
+                    f"the key template {text!r} of {name} {likeness}is that of {owner} already, and they would share "
+                    f"their answers: begin it with a word of its own, and a ':'"
+                )
+        self._owners[text, many] = name, template
         if is_default and "<" in name:
             # Only functions inside others can share one name.
             if text in self._nested:

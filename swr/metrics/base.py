@@ -15,11 +15,11 @@ from swr.events import (
     Hit,
     Invalidated,
     LeaseHeld,
-    LeaseLost,
     LeaseWaited,
     Loaded,
     LoadFailed,
     Miss,
+    RenewalRejected,
     Stale,
     StoreUnreachable,
     Subscriber,
@@ -155,7 +155,7 @@ def _subscriber(series: Mapping[tuple[Metric, tuple[str, ...]], Callable[[float]
                 add(REFUSALS, 1, "backoff" if event.failures else "held")
             case LeaseWaited():
                 add(WAITS, event.seconds)
-            case LeaseLost():
+            case RenewalRejected():
                 add(LOSSES, 1)
             case Committed():
                 add(COMMITS, 1)

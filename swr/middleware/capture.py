@@ -2,22 +2,25 @@
 
 import logging
 from contextvars import Context
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 from starlette.types import Message, Receive
 
-from swr.endpoints.decorator import EndpointTerms, endpoint_terms, warn_if_above
+from swr.endpoints.decorator import warn_if_above
+from swr.endpoints.routed_scope import routed
+from swr.endpoints.terms import EndpointTerms, endpoint_terms
 from swr.engine.load import Load
 from swr.entry import Entry, stamp
-from swr.errors import SWRError
+from swr.errors import LoadTimeout, SWRError
 from swr.http.caching import ABOUT_THE_CLIENT, ERRORS
-from swr.http.conditional import CONDITIONS, headers_of_304, not_modified, validators
-from swr.http.fields import Headers
-from swr.http.stored_response import RESPONSES, is_response, marked, messages_of, part_of, validated
-from swr.middleware.captured import CapturedResponse, ErrorResponse, Kind, is_fallback
+from swr.http.conditional import headers_of_304
+from swr.http.failures import ErrorResponse, is_fallback
+from swr.http.stored_response import RESPONSES, Varies, is_response, messages_of, part_of, validated
+from swr.middleware.admission import NO_CONTENT, admission_of, admitted, settle
+from swr.middleware.captured import CapturedResponse, Kind
 from swr.middleware.config import Config, Uncacheable
-from swr.middleware.lookup import may_use
+from swr.middleware.lookup import NO_VARIES
 from swr.middleware.messages import begin_with
 from swr.middleware.outbox import Outbox
 from swr.middleware.request import Request, is_personal
@@ -26,7 +29,8 @@ from swr.policy import Policy
 
 log = logging.getLogger("swr")
 
-_NO_CONTENT: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
+# Messages with which the server sends a file.
+_UNSEEN: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
 class Capture:
@@ -36,7 +40,7 @@ class Capture:
         config: of the middleware.
         request: what is asked.
         outbox: of the waiting client; None: a background run, which replays the request.
-        names: the request fields that select the variant, as far as known.
+        varies: by which fields the URL varies, as far as known.
         why: the `fwd` of `Cache-Status` (RFC 9211 2.2).
     """
 
@@ -48,27 +52,39 @@ class Capture:
         config: Config,
         request: Request,
         outbox: Outbox | None = None,
-        names: tuple[str, ...] = (),
+        varies: Varies = NO_VARIES,
         why: bytes = b"stale",
     ) -> None:
         self.codec = RESPONSES
         self.context = Context() if outbox is None else None
         self.outbox = Outbox() if outbox is None else outbox
-        self._terms = EndpointTerms(config.cache, self._limit)
-        self.response = CapturedResponse(config, request, self._terms, names, is_replay=outbox is None)
+        admission = None if outbox is None else admission_of(config, request)
+        self._terms = EndpointTerms(config.cache, self._limit, admission)
+        self.response = CapturedResponse(config, request, self._terms, varies, is_replay=outbox is None)
         self.error: BaseException | None = None
         # Whether the response has another key than the flight.
         self.is_stored_elsewhere = False
         self._config = config
         self._request = request
-        self._names = names
+        # What the app sees of the client. A replay shows it nothing that the key does not account for.
+        self.sender = None if outbox is None else request.sender
+        self._varies = varies
         self._why = why
         self._scope = anyio.CancelScope()
         # Whether the app was asked: another request's flight, or a backoff, may answer in its place.
         self.is_begun = False
         self._finished = anyio.Event()
-        # Whether the time limit has ended the run.
+        # Whether a time limit has ended the run.
         self._is_given_up = False
+        # Set when another task than the run's own has ended the load; None: none does.
+        self._settled: anyio.Event | None = None
+        # The beginning of the response, while it is not certain that swr sees the content.
+        self._start: Message | None = None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the URL; the response may have others."""
+        return self._request.tags
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Whether a stored response may answer for a failure; see `is_fallback`."""
@@ -103,10 +119,10 @@ class Capture:
         rule = self._request.find_rule()
         if rule is not None and rule.hard_timeout is not None:
             self._limit(rule.hard_timeout)
-        elif self._config.hard_timeout is not None:
-            self._limit(self._config.hard_timeout)
+        else:
+            self._limit("auto" if self._config.hard_timeout is None else self._config.hard_timeout)
         endpoint_terms.set(self._terms)
-        self._choose_base(load.flight.entry)
+        self.response.choose_base(load.flight.entry)
         response = self.response
         try:
             with self._scope:
@@ -114,7 +130,10 @@ class Capture:
                 if response.kind is Kind.UNRELATED:
                     # RFC 9111 4.3.4: ask for the whole response. The app has already read the client's messages.
                     response.forget_unrelated()
-                    await self._ask(begin_with(_NO_CONTENT, self.outbox.receive))
+                    await self._ask(begin_with(NO_CONTENT, self.outbox.receive))
+            if self._settled is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._settled.wait()
             if not response.is_ended and not self.outbox.is_passing:
                 raise SWRError(f"the app ended before its response to {self._request.key!r} did")
         except Exception as error:
@@ -122,62 +141,65 @@ class Capture:
                 return
             self.error = error
             if not load.flight.done.is_set():
+                load.warn_timed_out(error)
                 raise
             if not self.outbox.is_attached and not self.outbox.is_passing:
                 log.exception("the app failed after its response to %r was stored", self._request.key)
         finally:
+            settle(self._config, self._request, self._terms.admission)
             self._finished.set()
+            self._config.slow_bodies.end(self)
             if response.is_replay and log.isEnabledFor(logging.DEBUG):
                 log.debug("%s %r: background refresh: %s", self._request.method, self._request.url, self.outcome)
 
-    def _limit(self, seconds: float) -> None:
+    def _limit(self, seconds: float | Literal["auto"]) -> None:
         self._load.limit(seconds, self._give_up)
 
     def _give_up(self, error: BaseException) -> None:
         """The time is over: let go of the client, whether the app ends now or not."""
         self._is_given_up = True
         self.error = error
-        if self._config.engine.fallback(self._load.flight, error) is None:
-            log.warning("%s, and no stored response is a fallback", error)
+        self._load.warn_timed_out(error)
         self.detach()
         self._finished.set()
 
-    def _choose_base(self, entry: Entry[Any] | None) -> None:
-        """Choose the stored response that the app is asked to confirm, if there is one."""
-        if entry is None or not is_response(entry) or self.response.is_range:
+    async def give_up_storing(self, seconds: float) -> None:
+        """Let go of those who wait, because the response has not ended after so many seconds; see `SlowBodies`."""
+        response = self.response
+        if self.outbox.is_passing or response.is_ended or self._is_given_up:
             return
-        # RFC 9110 13.2.1: conditions are about a response that would be a success.
-        if 200 <= entry.value.status < 300 and validators(entry.value.headers) and may_use(self._request, entry):
-            self.response.base = entry.value
+        self._settled = anyio.Event()
+        try:
+            with anyio.CancelScope(shield=True):
+                if response.kind is Kind.ERROR:
+                    await self._pass_error_through()
+                elif response.kind is Kind.RESPONSE and not response.is_replay:
+                    await self._pass_through("too slow")
+                else:
+                    # What is stored may still be the answer: the refresh has failed.
+                    error = LoadTimeout(self._load.flight.key, seconds, "max_body_time")
+                    self._give_up(error)
+                    self._scope.cancel()
+                    await self._load.fail(error)
+        finally:
+            self._settled.set()
 
     async def _ask(self, receive: Receive) -> None:
         app = self._config.app
         if self.response.is_replay:
-            scope = self.response.scope = self._request.replay(self._names, self._config.app_state())
-            scope["headers"] = self._conditional(scope["headers"])
-            await app(scope, begin_with(_NO_CONTENT, receive), self._on_message)
+            scope = self.response.scope = routed(self._request.replay(self._varies.names, self._config.app_state()))
+            scope["headers"] = self.response.conditional(scope["headers"])
+            await app(scope, begin_with(NO_CONTENT, receive), self._on_message)
             return
-        # The app gets the client's own scope, because it may leave something there for the middleware around swr.
-        scope = self._request.scope
+        # The app may leave something in the client's own scope for the middleware around swr.
+        scope = self.response.scope = routed(self._request.scope)
         asked = scope["headers"]
-        scope["headers"] = self._conditional(asked)
+        scope["headers"] = self.response.conditional(asked)
         try:
-            await app(scope, receive, self._on_message)
+            with admitted(scope, self._terms.admission):
+                await app(scope, receive, self._on_message)
         finally:
             scope["headers"] = asked
-
-    def _conditional(self, headers: Headers) -> Headers:
-        """Return the request's fields with the cache's own conditions in place of the client's (RFC 9111 4.3.1).
-
-        The app must send a response that is of use to others; from it swr answers the client's conditions. Cookies
-        that do not matter are not sent.
-        """
-        headers = self._request.withhold_cookies(headers)
-        if self.response.is_range:
-            return headers
-        base = self.response.base
-        plain = [(name, value) for name, value in headers if name not in CONDITIONS]
-        return plain if base is None else plain + validators(base.headers)
 
     # -- the app's messages -----------------------------------------------------------------------------------
 
@@ -187,14 +209,21 @@ class Capture:
             raise ConnectionError("this request was given up: it took longer than its hard_timeout")
         kind = message["type"]
         if kind == "http.response.start":
+            self._config.slow_bodies.begin(self)
             await self._on_start(message)
-        elif kind == "http.response.body":
+            return
+        # Files sent by path: swr does not see the content, so it cannot store it.
+        is_unseen = kind in _UNSEEN
+        if is_unseen and not self.outbox.is_passing:
+            await self._pass_through("not seen")
+        start, self._start = self._start, None
+        if start is not None:
+            await self._send(
+                self.response.marked(start, self._refusal() if is_unseen else b"swr; fwd=%b; stored" % self._why)
+            )
+        if kind == "http.response.body":
             await self._on_body(message)
         else:
-            # Files sent by path, trailers: swr does not see the content, so it cannot store it.
-            is_unseen = kind in ("http.response.pathsend", "http.response.zerocopysend")
-            if is_unseen and not self.outbox.is_passing:
-                await self._pass_through("not seen")
             await self._send(dict(message))
 
     async def _send(self, message: Message) -> None:
@@ -220,7 +249,7 @@ class Capture:
             response.take_as_error()
             if self._has_fallback(status):
                 self.outbox.hold_back()
-            await self._send(marked(message, b"swr; fwd=%b" % self._why))
+            await self._send(self.response.marked(message, b"swr; fwd=%b" % self._why))
             return
         if status in ABOUT_THE_CLIENT and response.verdict.policy is not None and self._has_entry():
             # Another client may still get what is stored.
@@ -228,16 +257,25 @@ class Capture:
         reason = response.verdict.reason
         if response.verdict.policy is None:
             await self._pass_through(reason)
-            why = b"bypass" if reason.startswith("field ") else self._why
-            await self._send(marked(message, b'swr; fwd=%b; detail="%b"' % (why, reason.encode())))
+            await self._send(self.response.marked(message, self._refusal()))
             return
-        if self._is_not_modified(status, message["headers"]):
+        if self.outbox.is_attached and self.response.is_known_to_client:
             brief = {"type": message["type"], "status": 304, "headers": headers_of_304(message["headers"])}
-            await self._send(marked(brief, b"swr; fwd=%b; fwd-status=200; stored" % self._why))
+            await self._send(self.response.marked(brief, b"swr; fwd=%b; fwd-status=200; stored" % self._why))
             await self._send({"type": "http.response.body", "body": b""})
             self.outbox.close()
             return
-        await self._send(marked(message, b"swr; fwd=%b; stored" % self._why))
+        if not self.response.is_replay and not _UNSEEN.isdisjoint(self._request.scope.get("extensions") or ()):
+            # The next message shows whether the server is to send a file.
+            self._start = message
+            return
+        await self._send(self.response.marked(message, b"swr; fwd=%b; stored" % self._why))
+
+    def _refusal(self) -> bytes:
+        """The member of `Cache-Status` of a response that is not stored."""
+        reason = self.response.verdict.reason
+        why = b"bypass" if reason.startswith("field ") else self._why
+        return b'swr; fwd=%b; detail="%b"' % (why, reason.encode())
 
     def _is_failure(self, status: int) -> bool:
         """Whether the response is an error that swr does not store."""
@@ -257,20 +295,17 @@ class Capture:
         entry = self._config.engine.fallback(self._load.flight)
         return entry is not None and is_response(entry) and entry.value.status < 400
 
-    def _is_not_modified(self, status: int, headers: Headers) -> bool:
-        """Whether the waiting client already has this response."""
-        if status != 200 or self.response.is_range or not self.outbox.is_attached:
-            return False
-        return not_modified(self._request.fields, headers, self._config.engine.clock())
-
     async def _on_body(self, message: Message) -> None:
         response = self.response
         more = message.get("more_body", False)
         if response.kind is Kind.UNRELATED:
             return
         if response.kind is Kind.CONFIRMATION:
-            if not more and not response.is_ended:
+            # A 304 has no content, whatever its app sends.
+            if not response.is_ended:
                 await self._end_confirmation()
+            elif more:
+                self._scope.cancel()
             return
         # A copy, because an app may use its buffer again.
         chunk = bytes(message.get("body", b""))
@@ -298,6 +333,8 @@ class Capture:
                 stored = response.to_stored() if response.fits and response.is_for_others() else None
                 self.error = ErrorResponse(response.status, stored)
                 await self._load.fail(self.error)
+            elif not response.fits:
+                await self._pass_error_through()
         elif not response.fits:
             await self._pass_through("too large")
         elif not more:
@@ -336,8 +373,7 @@ class Capture:
             self._request,
             self._load,
             stored,
-            verdict.policy,
-            verdict.vary,
+            verdict,
             is_apart=self.response.is_range or self._load.flight.key == self._request.private_key,
         )
 
@@ -347,10 +383,18 @@ class Capture:
         response.reject(reason)
         self.outbox.pass_through()
         if response.is_about_all:
-            key, tag_version = self._request.variant(self._names), self._load.tag_version
+            key, tag_version = self._request.variant(self._varies.names), self._load.tag_version
             self._config.uncacheable[key] = Uncacheable(reason, self._request.tags, tag_version)
         # The app no longer answers with what is stored. The client may leave meanwhile and end the run.
         with anyio.CancelScope(shield=True):
             await self._load.skip(drop=response.is_about_all and self._load.flight.entry is not None)
-        if not self.outbox.is_attached:
+        if not self.outbox.is_needed:
+            self._scope.cancel()
+
+    async def _pass_error_through(self) -> None:
+        """The error is too long, or takes too long, for those who wait for it: the load has failed."""
+        self.error = ErrorResponse(self.response.status, None)
+        self.outbox.pass_through()
+        await self._load.fail(self.error)
+        if not self.outbox.is_needed:
             self._scope.cancel()

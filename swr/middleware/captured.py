@@ -6,11 +6,10 @@ from typing import Any, Final
 from starlette.types import Message, Scope
 
 from swr.endpoints.declared import answers, declared
-from swr.endpoints.decorator import EndpointTerms
+from swr.endpoints.terms import EndpointTerms
 from swr.entry import Entry
-from swr.errors import SWRError
-from swr.http.caching import ABOUT_THE_CLIENT, GONE, UNREACHABLE, Verdict, control, judge
-from swr.http.conditional import CONDITIONS, selects, updated
+from swr.http.caching import ABOUT_THE_CLIENT, GONE, Terms, Verdict, control, judge
+from swr.http.conditional import CONDITIONS, not_modified, selects, updated, validators
 from swr.http.fields import (
     Headers,
     content_length,
@@ -18,42 +17,16 @@ from swr.http.fields import (
     strings,
     values_of,
 )
-from swr.http.stored_response import StoredResponse, as_stored, is_response
+from swr.http.stored_response import StoredResponse, Varies, add_names, as_stored, is_response
+from swr.middleware.admission import marked_after
 from swr.middleware.config import Config
+from swr.middleware.lookup import may_use
 from swr.middleware.request import Request, is_personal
 
 # Fields of a request that ask for something else than the whole resource.
 _PARTIAL: Final = CONDITIONS | {b"range"}
 # RFC 9875 2 lets a cache limit the number of groups of a response.
 MOST_GROUPS: Final = 128
-
-
-class ErrorResponse(SWRError):
-    """The app answered with a status for which a stale response is a fallback.
-
-    Parameters:
-        status: of the answer.
-        response: the answer, for waiting requests that have no fallback; None if it is not for others.
-    """
-
-    def __init__(self, status: int, response: StoredResponse | None) -> None:
-        super().__init__(f"the app answered {status}")
-        self.status = status
-        self.response = response
-
-
-def is_fallback(entry: Entry[Any], error: BaseException, now: float) -> bool:
-    """Whether a stored response may answer after a failure (RFC 5861 4; RFC 9111 4.2.4 and 4.3.3).
-
-    Its own directives say how long for any failure; for an app that gives no answer at all it may do so longer.
-    """
-    if not is_response(entry):
-        return False
-    if isinstance(error, ErrorResponse):
-        unreachable = error.status in UNREACHABLE
-    else:
-        unreachable = isinstance(error, (ConnectionError, TimeoutError, SWRError))
-    return unreachable or now < max(entry.stale_until, entry.fresh_until + entry.value.stale_if_error)
 
 
 class Kind(enum.Enum):
@@ -77,16 +50,16 @@ class CapturedResponse:
         config: of the middleware.
         request: what was asked.
         terms: what the endpoint says about its response.
-        names: the request fields that select the variant, as far as known.
+        varies: by which fields the URL varies, as far as known.
         is_replay: whether it is a background run, without the client's credentials.
     """
 
     __slots__ = (
         "_body",
         "_config",
-        "_names",
         "_request",
         "_terms",
+        "_varies",
         "authorized",
         "base",
         "headers",
@@ -102,16 +75,17 @@ class CapturedResponse:
     )
 
     def __init__(
-        self, config: Config, request: Request, terms: EndpointTerms, names: tuple[str, ...], *, is_replay: bool
+        self, config: Config, request: Request, terms: EndpointTerms, varies: Varies, *, is_replay: bool
     ) -> None:
         self._config = config
         self._request = request
         self._terms = terms
-        self._names = names
+        self._varies = varies
         self.is_replay = is_replay
         self.is_range = not is_replay and request.method == "GET" and b"range" in request.fields
         # A replay has credentials only where they select what is stored.
-        self.authorized = request.authorized and (not is_replay or not {"authorization", "x-api-key"}.isdisjoint(names))
+        is_selected = not {"authorization", "x-api-key"}.isdisjoint(varies.names)
+        self.authorized = request.authorized and (is_selected or not is_replay)
         # The stored response that the app is asked to confirm.
         self.base: StoredResponse | None = None
         self.kind = Kind.NONE
@@ -131,7 +105,7 @@ class CapturedResponse:
         """Whether it says something about the resource, and not just about this request."""
         if self.status in GONE and not self.is_replay and not self._request.fields.keys().isdisjoint(_PARTIAL):
             return False
-        if self.authorized or self._request.unknown_beyond(self._names) is not None:
+        if self.authorized or self._request.unknown_beyond(self._varies.names) is not None:
             return False
         return self.status < 500 and self.status not in ABOUT_THE_CLIENT and self.status != 206
 
@@ -144,6 +118,37 @@ class CapturedResponse:
     def has_wrong_length(self) -> bool:
         """Whether its size is not what its `Content-Length` says; ask at its end."""
         return self.length is not None and self.length != self.size
+
+    @property
+    def is_known_to_client(self) -> bool:
+        """Whether the client that caused the run already has this response."""
+        if self.status != 200 or self.is_range:
+            return False
+        return not_modified(self._request.fields, self.headers, self._config.engine.clock())
+
+    def marked(self, message: Message, status: bytes) -> Message:
+        """Return the beginning of the response with the fields that say where it comes from; see `marked_after`."""
+        return marked_after(self._terms.admission, message, status)
+
+    def choose_base(self, entry: Entry[Any] | None) -> None:
+        """Choose the stored response that the app is asked to confirm, if there is one."""
+        if entry is None or not is_response(entry) or self.is_range:
+            return
+        # RFC 9110 13.2.1: conditions are about a response that would be a success.
+        if 200 <= entry.value.status < 300 and validators(entry.value.headers) and may_use(self._request, entry):
+            self.base = entry.value
+
+    def conditional(self, headers: Headers) -> Headers:
+        """Return the request's fields with the cache's own conditions in place of the client's (RFC 9111 4.3.1).
+
+        The app must send a response that is of use to others; from it swr answers the client's conditions. Cookies
+        that do not matter are not sent.
+        """
+        headers = self._request.withhold_cookies(headers)
+        if self.is_range:
+            return headers
+        plain = [(name, value) for name, value in headers if name not in CONDITIONS]
+        return plain if self.base is None else plain + validators(self.base.headers)
 
     def begin(self, message: Message, began: float) -> None:
         """Take the header of the response, and judge it.
@@ -193,7 +198,7 @@ class CapturedResponse:
             # Requests with cookies come this far only if a rule says which of them matter.
             names.discard("cookie")
         if terms is not None and terms.per_credential:
-            names |= {"authorization", *request.credentials, *asked.credentials, *self._names}
+            names |= {"authorization", *request.credentials, *asked.credentials, *self._varies.names}
         self.authorized = self.authorized or personal or request.has_any(asked.credentials)
         verdict = judge(
             status,
@@ -205,6 +210,7 @@ class CapturedResponse:
             tags=(*request.tags, *(request.group_tag(group) for group in groups)),
             declared=tuple(names),
         )
+        verdict = add_names(verdict, self._varies.named(began))
         is_hidden = not asked.is_complete
         if self._terms.terms is not None:
             is_hidden = is_hidden or not answers(self.scope, self._terms.endpoint)
@@ -216,14 +222,45 @@ class CapturedResponse:
             if field is not None:
                 self._config.warn_unknown(field)
                 return Verdict(None, f"field {field}")
+        behind = self._why_behind(verdict, terms, asked.guard_fields)
+        if behind:
+            return Verdict(None, behind)
+        rule = request.find_rule()
+        left_out = None if rule is None or verdict.policy is None else rule.left_out(asked)
+        if left_out is not None:
+            self._config.warn_left_out(left_out)
+            return Verdict(None, f"parameter {left_out}")
         # The request must have selected a part already, and its place in the whole must be clear.
-        known = self.is_range and verdict.vary == self._names and content_range(headers) is not None
+        known = self.is_range and verdict.vary == self._varies.names and content_range(headers) is not None
         if status == 206 and verdict.policy is not None and not known:
             return Verdict(None, "partial")
         if self.is_range and status >= 400:
             # The part may be what is wrong with the request. It says nothing about the whole.
             return Verdict(None, f"status {status}")
         return verdict
+
+    def _why_behind(self, verdict: Verdict, terms: Terms | None, guard_fields: frozenset[str] | None) -> str:
+        """Return why the response must not be stored in front of the dependencies of its endpoint, if it must not.
+
+        Parameters:
+            verdict: on the response.
+            terms: of the endpoint, or of a rule.
+            guard_fields: the request fields that guards ask for; None: any.
+        """
+        if verdict.policy is not None and self._terms.is_keyed:
+            # By its URL nobody can tell whose it is.
+            return "key"
+        if verdict.policy is None or verdict.own_terms:
+            return ""
+        admission, request = self._terms.admission, self._request
+        if admission is not None and admission.is_admitted:
+            return "after dependencies"
+        if terms is not None and terms.per_credential and request.credentials:
+            return ""
+        if guard_fields is None:
+            return "" if request.has_key else "guard"
+        # Under a rule the fields of guards select.
+        return "guard" if self._terms.terms is not None and request.has_any(guard_fields) else ""
 
     def forget_unrelated(self) -> None:
         """Begin again, without a stored response to confirm."""
@@ -248,7 +285,8 @@ class CapturedResponse:
         """Whether waiting requests may be answered with this error."""
         directives, _ = control(self.headers, self._config.sharing.targeted)
         asked = declared(self.scope)
-        if asked.fields or not asked.is_complete or values_of(self.headers, b"vary") or self._request.unknown:
+        is_open = asked.is_complete and asked.guard_fields is not None and not asked.fields
+        if not is_open or values_of(self.headers, b"vary") or self._request.unknown:
             # Those who wait may have sent something else.
             return False
         return directives.keys().isdisjoint(("private", "no-store")) and not (

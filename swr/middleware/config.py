@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -15,14 +16,19 @@ from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
 from swr.http.fields import field_names
+from swr.http.stored_response import MOST_VARIANTS
 from swr.middleware.request import Selection
 from swr.middleware.rules import Rule
+from swr.middleware.slow_bodies import SlowBodies
+from swr.middleware.variants import Variants
 from swr.policy import Duration, seconds, timeout
 
 log = logging.getLogger("swr")
 
 # Seconds during which requests to an uncacheable URL do not wait for one another.
 _UNCACHEABLE_FOR: Final = 120.0
+# Seconds after which a background refresh that has not come to the endpoint is tried again.
+_NEXT_REFRESH_AFTER: Final = 5.0
 # Clients choose the URLs, so their number has a limit.
 _MOST_UNCACHEABLE: Final = 10_000
 _MOST_WARNINGS: Final = 50
@@ -52,13 +58,16 @@ class Config:
         rules: the operator's rules; the first that matches applies.
         sharing: the operator's choices about sharing responses.
         honoured: the directives of requests that swr honours.
-        hard_timeout: seconds that a load may take; None: no limit.
+        hard_timeout: seconds that a load may take; None: ten times the cache's `lease_for`.
         max_body_bytes: longer responses are not stored.
-        max_variants: stored responses per URL.
+        slow_bodies: has runs give up storing a response that takes too long.
+        variants: which variants of a URL are stored.
         uncacheable: keys whose responses could not be stored lately; ask `why_uncacheable`.
+        guarded: keys of URLs whose endpoint was lately answered from the cache after its dependencies.
+        refreshing: keys of responses behind dependencies of which a background refresh has lately begun.
         app_state: returns the state of the app's lifespan, which background runs get.
         selection: what selects responses.
-        warned: the unknown fields that were logged.
+        warned: the warnings that were logged, each with the name that it is about.
     """
 
     app: ASGIApp
@@ -69,21 +78,40 @@ class Config:
     honoured: frozenset[str]
     hard_timeout: float | None
     max_body_bytes: int
-    max_variants: int
+    slow_bodies: SlowBodies
+    variants: Variants
     uncacheable: TTLCache[str, Uncacheable]
+    guarded: TTLCache[str, bool]
+    refreshing: TTLCache[str, bool]
     app_state: Callable[[], dict[str, Any]]
     selection: Selection
-    warned: set[str]
+    warned: set[tuple[str, str]]
 
     def warn_unknown(self, field: str) -> None:
         """Log once for a request field that it keeps requests away from the cache, and what to do."""
-        if field not in self.warned and len(self.warned) < _MOST_WARNINGS:
-            self.warned.add(field)
-            log.warning(
-                "requests with the field %r get no response that a rule or @cache.response lets swr share: name it "
-                "in vary= if responses depend on it, or in ignore_fields= if they do not",
-                field,
-            )
+        self._warn_once(
+            "requests with the field %r get no response that a rule or @cache.response lets swr share: name it "
+            "in vary= if responses depend on it, or in ignore_fields= if they do not",
+            field,
+        )
+
+    def warn_left_out(self, parameter: str) -> None:
+        """Log once for a parameter of the query that a rule leaves it out though the route reads it, and what to do."""
+        self._warn_once(
+            "a rule leaves out the query parameter %r, which the route declares, so swr stores nothing: name it in "
+            "keep_params= if responses depend on it, or in drop_params= if they do not; keep what says who asks",
+            parameter,
+        )
+
+    def _warn_once(self, text: str, name: str) -> None:
+        if (text, name) not in self.warned and len(self.warned) < _MOST_WARNINGS:
+            self.warned.add((text, name))
+            log.warning(text, name)
+
+    def miss_status(self, key: str, why: bytes) -> bytes:
+        """Return the member of `Cache-Status` for a miss, with the reason why it is not stored, if that is known."""
+        reason = self.why_uncacheable(key)
+        return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
     def why_uncacheable(self, key: str) -> str:
         """Return why the responses of `key` could not be stored lately; empty: swr may try to store them."""
@@ -97,6 +125,10 @@ def warn_if_one_of_several(cache: Cache) -> None:
     """Log that a cache without Redis invalidates nothing in the other worker processes, if there seem to be some."""
     workers = os.environ.get("WEB_CONCURRENCY", "")
     is_worker = multiprocessing.parent_process() is not None or (workers.isdecimal() and int(workers) > 1)
+    # gunicorn forks: a worker has its master's list of those that were there before it, with the settings.
+    arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
+    siblings = getattr(arbiter, "WORKERS", {}).values()
+    is_worker = is_worker or any(sibling.cfg.workers > 1 for sibling in siblings)
     if is_worker and not cache.is_shared:
         log.warning(
             "the cache %r is in the memory of one worker process: invalidations do not reach the others; give it the "
@@ -112,6 +144,7 @@ def make_config(
     cookies: Literal["private", "rfc9111"],
     max_body_bytes: int,
     *,
+    max_body_time: Duration | None,
     max_variants: int,
     request_directives: Collection[str],
     targeted: Sequence[str],
@@ -120,6 +153,7 @@ def make_config(
     hard_timeout: Duration | None,
     ignore_fields: Sequence[str],
     key: Callable[[Scope], str] | None,
+    version: str,
     app_state: Callable[[], dict[str, Any]],
 ) -> Config:
     """Return the checked options; see `SWRMiddleware`.
@@ -136,8 +170,8 @@ def make_config(
             raise ConfigurationError(f"rules holds {rule!r}: every rule is a swr.middleware.Rule")
     if not isinstance(max_body_bytes, int) or max_body_bytes < 0:
         raise ConfigurationError(f"max_body_bytes={max_body_bytes!r} is not a number of bytes, 0 or more")
-    if not isinstance(max_variants, int) or max_variants < 1:
-        raise ConfigurationError(f"max_variants={max_variants!r} is not a number, 1 or more")
+    if not isinstance(max_variants, int) or not 1 <= max_variants <= MOST_VARIANTS:
+        raise ConfigurationError(f"max_variants={max_variants!r} is not a number, from 1 to {MOST_VARIANTS}")
     if isinstance(request_directives, str) or not set(request_directives) <= REQUEST_DIRECTIVES:
         known = ", ".join(sorted(REQUEST_DIRECTIVES))
         raise ConfigurationError(f"request_directives={request_directives!r}: give a collection of: {known}")
@@ -145,6 +179,8 @@ def make_config(
         raise ConfigurationError(f"heuristic={heuristic!r} is not a share, from 0 to 1")
     if key is not None and not callable(key):
         raise ConfigurationError(f"key={key!r} is not a function of the scope")
+    if not isinstance(version, str) or not version.isprintable():
+        raise ConfigurationError(f"version={version!r} is not text without line breaks, such as the name of a release")
     ignored = frozenset(name.encode() for name in field_names(ignore_fields, "ignore_fields"))
     engine = cache.engine
     return Config(
@@ -161,9 +197,12 @@ def make_config(
         frozenset(request_directives),
         timeout(hard_timeout, "hard_timeout"),
         max_body_bytes,
-        max_variants,
+        SlowBodies(engine.runtime, timeout(max_body_time, "max_body_time")),
+        Variants(max_variants),
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
+        TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
+        TTLCache(_MOST_UNCACHEABLE, _NEXT_REFRESH_AFTER, timer=engine.clock),
         app_state,
-        Selection(ignored, cache.digest, key),
+        Selection(ignored, cache.digest, key, version),
         set(),
     )

@@ -12,13 +12,14 @@ from swr.engine.flights import Flight
 from swr.entry import Entry, State
 from swr.errors import LoadTimeout, SWRError
 from swr.events import Miss as MissEvent
-from swr.http.classify import Action, Handling, Miss, Reason, classify, classify_miss
+from swr.http.classify import ADMITTING, Action, Handling, Miss, Reason, classify, classify_miss
+from swr.http.failures import ErrorResponse
 from swr.http.stored_response import Varies, answers_range, is_response
+from swr.middleware.admission import admission_of, is_guarded
 from swr.middleware.capture import Capture
-from swr.middleware.captured import ErrorResponse
 from swr.middleware.config import Config
 from swr.middleware.lookup import PART, Found, find_unknown, limits_for, look_up, look_up_local, may_use, read_entry
-from swr.middleware.messages import begin_with, send_error, send_gateway_timeout, send_stored
+from swr.middleware.messages import look_ahead, send_empty, send_error, send_stored
 from swr.middleware.outbox import Outbox
 from swr.middleware.passthrough import Unsafe, bypass, head
 from swr.middleware.request import Request
@@ -27,6 +28,10 @@ log = logging.getLogger("swr")
 
 # A load may show that the URL varies; then swr looks the request up again. It does so this many times at most.
 _MOST_LOOKUPS: Final = 4
+# Why a stale hit starts no refresh, for the log.
+REFRESHES_ALREADY: Final = "no refresh now: one is under way, or the last one failed"
+# Seconds after which swr looks whether a client that waits is still there. Most loads end earlier.
+_UNWATCHED_FOR: Final = 1.0
 
 
 class RequestHandler:
@@ -68,16 +73,23 @@ class RequestHandler:
         if handling.action is Action.BYPASS:
             await self._bypass(handling, handling.cache_status)
             return
+        # HTTP/1 announces content, and a hit does not wait for the client.
+        is_unsure = self._request.scope.get("http_version", "1.1") > "1.1"
+        if is_unsure and await self._has_unannounced_content():
+            handling = classify(self._facts._replace(has_content=True))
+            await self._bypass(handling, handling.cache_status)
+            return
         if handling.action is Action.LOOK_UP:
             found = look_up_local(self._engine, self._request)
             if await self._serve(found):
                 return
             is_uncacheable = found.entry is None and bool(self._config.why_uncacheable(found.key))
-            handling = classify_miss(self._facts, Miss(False, is_uncacheable=is_uncacheable))
+            behind = is_guarded(self._config, self._request, found)
+            handling = classify_miss(self._facts, Miss(False, is_uncacheable=is_uncacheable, is_guarded=behind))
             if handling.action is Action.BYPASS:
-                await self._bypass(handling, self._miss_status(found.key, found.why_missing(0)))
+                await self._bypass(handling, self._config.miss_status(found.key, found.why_missing(0)))
                 return
-            if self._request.method == "GET" and await self._has_unannounced_content():
+            if self._request.method == "GET" and not is_unsure and await self._has_unannounced_content():
                 handling = classify(self._facts._replace(has_content=True))
                 await self._bypass(handling, handling.cache_status)
                 return
@@ -89,11 +101,8 @@ class RequestHandler:
 
     async def _has_unannounced_content(self) -> bool:
         """Whether a body comes that no field has announced, as HTTP/2 and 3 allow."""
-        message = await self._receive()
-        while message.get("more_body") and not message.get("body"):
-            message = await self._receive()
-        self._receive = begin_with(message, self._receive)
-        return bool(message.get("body"))
+        has_content, self._receive = await look_ahead(self._receive)
+        return has_content
 
     async def _ask_store(self) -> bool:
         """Answer with what the store has, or as its miss demands; False: look the request up again."""
@@ -109,6 +118,7 @@ class RequestHandler:
         is_joinable = self._engine.is_loading(found.key) and request.method == "GET" and b"range" not in request.fields
         miss = Miss(
             True,
+            is_guarded=is_guarded(self._config, request, found),
             has_unknown_field=field is not None,
             has_response=has_response,
             is_unshared=is_unshared,
@@ -120,7 +130,7 @@ class RequestHandler:
             return await self._load(handling, found)
         if handling.action is Action.GATEWAY_TIMEOUT:
             self._log(handling)
-            await send_gateway_timeout(self._send, handling.cache_status)
+            await send_empty(self._send, 504, handling.cache_status)
         elif handling.action is Action.FORWARD_HEAD:
             self._log(handling)
             usable = found._replace(entry=None) if is_unshared else found
@@ -137,13 +147,16 @@ class RequestHandler:
 
     async def _bypass(self, handling: Handling, status: bytes) -> None:
         self._log(handling)
-        await bypass(self._config, self._request, self._receive, self._send, status)
+        admission = None
+        if handling.reason in ADMITTING and not await self._has_unannounced_content():
+            admission = admission_of(self._config, self._request, self._facts, self._accepted)
+        await bypass(self._config, self._request, self._receive, self._send, status, admission=admission)
 
     # -- answers from the cache -------------------------------------------------------------------------------
 
     async def _serve(self, found: Found) -> bool:
         """Answer with the entry of a lookup, if it may answer."""
-        key, names, entry, layer = found
+        key, varies, entry, layer = found
         if entry is None or not is_response(entry) or not may_use(self._request, entry):
             return False
         now = self._engine.clock()
@@ -154,9 +167,9 @@ class RequestHandler:
             backs_off = self._engine.backs_off(key)
             if not backs_off:
                 await self._engine.ready()
-                self._engine.refresh_soon(key, Capture(self._config, self._request, names=names), entry)
+                self._engine.refresh_soon(key, Capture(self._config, self._request, varies=varies), entry)
             if log.isEnabledFor(logging.DEBUG):
-                refresh = "no refresh now: one is under way, or the last one failed" if backs_off else "refresh started"
+                refresh = REFRESHES_ALREADY if backs_off else "refresh started"
                 log.debug(
                     "%s %r: answer (stale) from the %s; %s",
                     self._request.method,
@@ -164,6 +177,8 @@ class RequestHandler:
                     layer.value,
                     refresh,
                 )
+        if varies.names:
+            self._config.variants.use(key)
         await self._give(key, entry, decision.state, now)
         return True
 
@@ -208,37 +223,30 @@ class RequestHandler:
             if await self._serve_part(key + PART, part):
                 return True
             # Only requests for the same part may share a load.
-            asked = (request.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
-            key, entry = "\n".join([key, "range", *asked]), None
+            key, entry = request.range_key(key), None
         # What the local cache knows may have led here, on another event loop than the one before.
         await self._engine.ready()
         outbox = Outbox(self._receive)
-        job = Capture(self._config, request, outbox, found.names, why)
-        failure: Exception | None = None
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(outbox.deliver, self._send)
-                try:
-                    flight = await self._engine.join(key, job, entry)
-                    await job.wait()
-                except Exception as error:
-                    # The group would wrap it in an ExceptionGroup.
-                    failure = error
-                group.cancel_scope.cancel()
-        finally:
-            job.detach()
-        if failure is not None:
-            raise failure
+        job = Capture(self._config, request, outbox, found.varies, why)
+        flight = self._engine.begin(key, job, entry)
+        if not await self._deliver(flight, job):
+            await self._answer_nobody(outbox, why)
+            return True
+        self._receive = outbox.unread_before(self._receive)
         if outbox.error is not None and not isinstance(outbox.error, OSError):
             raise outbox.error
         if job.error is not None and outbox.is_begun and not isinstance(job.error, ErrorResponse):
-            raise job.error
+            try:
+                raise job.error
+            finally:
+                # The traceback leads to the run. In a circle what the app has left open would be closed late.
+                job.error = None if outbox.is_passing else job.error
         if outbox.is_begun and not outbox.is_complete and not outbox.has_left:
             # The middleware around swr must not take it for the whole response.
             raise SWRError(f"the response to {key!r} broke off")
         outcome = job.outcome if outbox.is_begun else await self._answer_with(flight, why, is_own=job.is_begun)
         if job.is_begun and flight.error is not None and not self._engine.is_loading(key):
-            self._refresh_without_client(flight, found.names)
+            self._refresh_without_client(flight, found.varies)
         if outcome is not None and log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "%s %r: %s (%s): missing in the %s, %s; %s",
@@ -252,14 +260,51 @@ class RequestHandler:
             )
         return outcome is not None
 
-    def _refresh_without_client(self, flight: Flight, names: tuple[str, ...]) -> None:
+    async def _deliver(self, flight: Flight, job: Capture) -> bool:
+        """Send what a run for this client brings, until the load and that run are over; False: the client has left.
+
+        A client that leaves ends no load.
+        """
+        failure: Exception | None = None
+        try:
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(job.outbox.deliver, self._send)
+                    try:
+                        with anyio.move_on_after(_UNWATCHED_FOR) as unwatched:
+                            await self._wait(flight, job)
+                        if unwatched.cancelled_caught:
+                            group.start_soon(job.outbox.watch, scope)
+                            await self._wait(flight, job)
+                    except Exception as error:
+                        # The group would wrap it in an ExceptionGroup.
+                        failure = error
+                    group.cancel_scope.cancel()
+        finally:
+            job.detach()
+        if failure is not None:
+            raise failure
+        return not scope.cancelled_caught
+
+    async def _wait(self, flight: Flight, job: Capture) -> None:
+        await self._engine.wait(flight)
+        await job.wait()
+
+    async def _answer_nobody(self, outbox: Outbox, why: bytes) -> None:
+        """End the answer to a client that has left: the middleware around swr may wait for one."""
+        if not outbox.is_begun:
+            with contextlib.suppress(OSError):
+                await send_empty(self._send, 499, b'swr; fwd=%b; detail="client left"' % why)
+
+    def _refresh_without_client(self, flight: Flight, varies: Varies) -> None:
         """Refresh what is stored with a replay: a field of this client may be what made the app fail.
 
         The backoff of the failure does not hold this up. If the replay fails too, the backoff goes on.
         """
         fallback = self._engine.fallback(flight, flight.error)
-        if fallback is not None:
-            job = Capture(self._config, self._request, names=names)
+        # Another load may have stored something fresh meanwhile.
+        if fallback is not None and self._engine.clock() >= fallback.fresh_until:
+            job = Capture(self._config, self._request, varies=varies)
             # The cache may have been closed meanwhile.
             with contextlib.suppress(SWRError):
                 self._engine.begin(flight.key, job, fallback, forced=True)
@@ -296,16 +341,21 @@ class RequestHandler:
         ):
             return None
         # The result is not for this request, or only for the one that loaded it.
-        await bypass(self._config, request, self._receive, send, self._miss_status(flight.key, why))
+        status = self._config.miss_status(flight.key, why)
+        admission = admission_of(self._config, request, self._facts, self._accepted)
+        await bypass(self._config, request, self._receive, send, status, admission=admission)
         return "another request's load was of no use; the app answered"
 
     def _blames_client(self, flight: Flight, error: BaseException) -> bool:
         """Whether a run of the app failed for what may be about the client that caused it.
 
-        After a time-out those who waited have waited long enough.
+        A time-out costs those who wait so much that only a request that differs from the client's is worth another run.
         """
+        job = flight.job
+        if not isinstance(job, Capture) or job.error is not error:
+            return False
         is_timeout = isinstance(error, LoadTimeout) or (isinstance(error, ErrorResponse) and error.status == 504)
-        return isinstance(flight.job, Capture) and flight.job.error is error and not is_timeout
+        return not is_timeout or job.sender not in (None, self._request.sender)
 
     def _usable_fallback(self, flight: Flight, error: BaseException) -> Entry[Any] | None:
         """Return the entry that may answer this request for a load that has failed, or None."""
@@ -333,19 +383,14 @@ class RequestHandler:
             await self._give(flight.key, fallback, state, now, mark, error)
             return f"failed ({type(error).__name__}), answered with the {state.value} fallback"
         if is_timeout:
-            await send_gateway_timeout(self._send, b'swr; fwd=%b; detail="timeout"' % why)
+            await send_empty(self._send, 504, b'swr; fwd=%b; detail="timeout"' % why)
             return "failed (LoadTimeout), answered 504"
         if not isinstance(error, ErrorResponse):
-            raise error
+            raise flight.failure()
         if error.response is None:
             return None
         await send_error(self._send, error.response, why)
         return f"another request's load failed, answered {error.status}"
-
-    def _miss_status(self, key: str, why: bytes) -> bytes:
-        """Return the member of `Cache-Status` for a miss, with the reason why it is not stored, if that is known."""
-        reason = self._config.why_uncacheable(key)
-        return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
     def _log(self, handling: Handling) -> None:
         if log.isEnabledFor(logging.DEBUG):

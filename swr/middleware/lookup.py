@@ -15,6 +15,8 @@ from swr.policy import Limits
 
 # A stored part of a response has the key of the whole response, and this.
 PART: Final = "\npart"
+# Of a URL that does not vary.
+NO_VARIES: Final = Varies(())
 
 
 class Layer(enum.Enum):
@@ -29,15 +31,20 @@ class Found(NamedTuple):
 
     Parameters:
         key: the key that the request selects.
-        names: the request fields that select it among the variants of the URL; none if the URL does not vary.
+        varies: by which fields the URL varies.
         entry: what is stored under the key, or None.
         layer: where that came from.
     """
 
     key: str
-    names: tuple[str, ...]
+    varies: Varies
     entry: Entry[Any] | None
     layer: Layer
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The request fields that select the key among the variants of the URL; none if the URL does not vary."""
+        return self.varies.names
 
     def why_missing(self, now: float) -> bytes:
         """Return why the entry does not answer, as `fwd` of `Cache-Status` (RFC 9211 2.2)."""
@@ -51,10 +58,9 @@ def look_up_local(engine: Engine, request: Request) -> Found:
     key = request.key
     entry = engine.store.peek(key)
     if entry is not None and type(entry.value) is Varies:
-        names = entry.value.names
-        key = request.variant(names)
-        return Found(key, names, engine.store.peek(key), Layer.LOCAL)
-    return Found(key, (), entry, Layer.LOCAL)
+        key = request.variant(entry.value.names)
+        return Found(key, entry.value, engine.store.peek(key), Layer.LOCAL)
+    return Found(key, NO_VARIES, entry, Layer.LOCAL)
 
 
 async def look_up(engine: Engine, request: Request, accepted: Limits) -> Found:
@@ -64,13 +70,13 @@ async def look_up(engine: Engine, request: Request, accepted: Limits) -> Found:
         accepted: what the client accepts.
     """
     key = request.key
-    names: tuple[str, ...] = ()
+    varies = NO_VARIES
     entry, layer = await read_entry(engine, key, accepted)
     if entry is not None and type(entry.value) is Varies:
-        names = entry.value.names
-        key = request.variant(names)
+        varies = entry.value
+        key = request.variant(varies.names)
         entry, layer = await read_entry(engine, key, accepted)
-    return Found(key, names, entry, layer)
+    return Found(key, varies, entry, layer)
 
 
 async def read_entry(engine: Engine, key: str, accepted: Limits) -> tuple[Entry[Any] | None, Layer]:

@@ -17,6 +17,14 @@ def begin_with(first: Message, receive: Receive) -> Receive:
     return receive_first
 
 
+async def look_ahead(receive: Receive) -> tuple[bool, Receive]:
+    """Return whether a body comes, and a `receive` that gives all of it."""
+    message = await receive()
+    while message.get("more_body") and not message.get("body"):
+        message = await receive()
+    return bool(message.get("body")), begin_with(message, receive)
+
+
 async def send_stored(
     request: Request, send: Send, entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None
 ) -> None:
@@ -41,12 +49,13 @@ async def send_error(send: Send, response: StoredResponse, why: bytes) -> None:
     await send({"type": "http.response.body", "body": response.body})
 
 
-async def send_gateway_timeout(send: Send, status: bytes) -> None:
-    """Answer 504: the app was too slow, or swr may not ask it (`only-if-cached`, RFC 9111 5.2.1.7).
+async def send_empty(send: Send, status: int, cache_status: bytes) -> None:
+    """Answer without content: 504, where the app was too slow or swr may not ask it (RFC 9111 5.2.1.7), or 499.
 
     Parameters:
-        status: the member of `Cache-Status`.
+        status: of the answer.
+        cache_status: the member of `Cache-Status`.
     """
-    start: Message = {"type": "http.response.start", "status": 504, "headers": [(b"content-length", b"0")]}
-    await send(marked(start, status))
+    start: Message = {"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]}
+    await send(marked(start, cache_status))
     await send({"type": "http.response.body", "body": b""})

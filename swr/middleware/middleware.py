@@ -1,5 +1,6 @@
 """The ASGI middleware: a shared HTTP cache (RFC 9111) around an app."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
@@ -9,10 +10,10 @@ from swr.cache import Cache
 from swr.entry import State
 from swr.http.caching import HONOURED
 from swr.http.classify import Action, RequestFacts, classify
-from swr.http.request import URL, plain_url, url_key
+from swr.http.request import URL, is_long, plain_url, shown, url_key
 from swr.http.stored_response import StoredResponse, make_ready
 from swr.middleware.config import make_config, warn_if_one_of_several
-from swr.middleware.handler import RequestHandler
+from swr.middleware.handler import REFRESHES_ALREADY, RequestHandler
 from swr.middleware.passthrough import pass_through
 from swr.middleware.request import Request
 from swr.middleware.rules import Rule
@@ -20,6 +21,8 @@ from swr.policy import Duration
 from swr.stores.local import Slot
 
 __all__ = ["Rule", "SWRMiddleware"]
+
+log = logging.getLogger("swr")
 
 
 class SWRMiddleware:
@@ -32,6 +35,8 @@ class SWRMiddleware:
         cookies: "private": requests with `Cookie` are not answered from the cache (unless a rule names the cookies
             that matter), and nothing with `Set-Cookie` is stored. "rfc9111": cookies do not matter, directives do.
         max_body_bytes: a longer response passes through, unbuffered and not stored.
+        max_body_time: how long a response may take from its beginning to its end to be stored; then it passes through
+            as it comes, and those who wait for it ask the app themselves. None: as long as it likes.
         max_variants: how many responses one URL may have that varies; of more the oldest ones go.
         request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age",
             "min-fresh" and "pragma" are not by default, for with them any client can make the app work. What they
@@ -43,12 +48,14 @@ class SWRMiddleware:
             connection error, a time-out, a 502 or 504), unless a directive forbids it. swr stores it that long, too,
             so that the app can confirm it.
         hard_timeout: how long the app may take for a response that others may be given, its body included; then swr
-            cancels the run, and serves the stored response or answers 504. None: as long as it likes. What
-            passes through unstored is not limited. A rule or `@cache.response` may say otherwise.
+            cancels the run, and serves the stored response or answers 504. None: ten times the cache's `lease_for`.
+            What passes through unstored is not limited. A rule or `@cache.response` may say otherwise.
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless; see *Who
             gets whose answer?* in the documentation.
         key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
             scope.
+        version: names the version of the app, such as its release. Processes of another version that share the cache
+            have responses of their own; invalidations reach those of every version.
         show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
 
     Every answer to GET and HEAD carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method that
@@ -66,6 +73,7 @@ class SWRMiddleware:
         cookies: Literal["private", "rfc9111"] = "private",
         max_body_bytes: int = 2**20,
         *,
+        max_body_time: Duration | None = 5,
         max_variants: int = 64,
         request_directives: Collection[str] = HONOURED,
         targeted: Sequence[str] = ("SWR-Cache-Control", "CDN-Cache-Control"),
@@ -74,6 +82,7 @@ class SWRMiddleware:
         hard_timeout: Duration | None = None,
         ignore_fields: Sequence[str] = (),
         key: Callable[[Scope], str] | None = None,
+        version: str = "",
         show_key: bool = False,
     ) -> None:
         # The lifespan's state: background runs get it, and nothing that other middleware wrote for one client.
@@ -84,6 +93,7 @@ class SWRMiddleware:
             rules,
             cookies,
             max_body_bytes,
+            max_body_time=max_body_time,
             max_variants=max_variants,
             request_directives=request_directives,
             targeted=targeted,
@@ -92,13 +102,15 @@ class SWRMiddleware:
             hard_timeout=hard_timeout,
             ignore_fields=ignore_fields,
             key=key,
+            version=version,
             app_state=lambda: self._app_state,
         )
         self.app = app
         self.cache = cache
         self._engine = cache.engine
         self._local = cache.local
-        self._aliases = cache.local.aliases
+        self._aliases = cache.local.aliases_of(version)
+        self._version = version
         self._clock = cache.engine.clock
         self._events = cache.engine.events
         self._rules = self.config.rules
@@ -153,7 +165,7 @@ class SWRMiddleware:
 
     def _ready(self, url: URL) -> Slot | None:
         """Make the messages of a URL ready and return its slot; None if its response cannot be sent as it is."""
-        key = url_key(url, self._digest)
+        key = url_key(url, self._digest, self._version)
         slot = self._local.get(key)
         if slot is None or slot.checked != self._local.generation or type(slot.value) is not StoredResponse:
             return None
@@ -163,12 +175,15 @@ class SWRMiddleware:
         if now < slot.fresh_until:
             slot.ready = make_ready(slot.entry, now)
             slot.ready_until = slot.ready.until
-            self._local.alias(slot, url)
+            if not is_long(url):
+                self._local.alias(slot, url, self._aliases)
             return slot
         # A stale hit is as cheap while a refresh is under way or the key backs off.
         if now < slot.stale_until and self._engine.backs_off(key):
             if slot.ready is None or now >= slot.ready.until:
                 slot.ready = make_ready(slot.entry, now)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("GET %r: answer (stale) from the local cache; %s", shown(url), REFRESHES_ALREADY)
             return slot
         return None
 
@@ -176,7 +191,7 @@ class SWRMiddleware:
         """Publish the event of an answer that was ready."""
         assert url is not None
         state = State.FRESH if self._clock() < slot.fresh_until else State.STALE
-        self._engine.tell(url_key(url, self._digest), slot.entry, state)
+        self._engine.tell(url_key(url, self._digest, self._version), slot.entry, state)
 
     # -- lifespan ---------------------------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ from typing import Final
 import anyio
 from starlette.types import Message, Receive, Send
 
+from swr.middleware.messages import begin_with
+
+_LEFT: Final[Message] = {"type": "http.disconnect"}
 # The last message of a response has one of these types.
 _LAST: Final = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 
@@ -23,10 +26,14 @@ class Outbox:
     __slots__ = (
         "_added",
         "_is_closed",
+        "_is_listening",
+        "_lock",
         "_messages",
         "_passes",
         "_receive",
+        "_send",
         "_taken",
+        "_unread",
         "error",
         "has_left",
         "is_attached",
@@ -36,11 +43,18 @@ class Outbox:
 
     def __init__(self, receive: Receive | None = None) -> None:
         self._receive = receive
+        self._send: Send | None = None
+        # The client's messages that `watch` has read for the app.
+        self._unread: deque[Message] = deque()
+        # Servers allow one call of `receive` at a time.
+        self._lock: anyio.Lock | None = None
         self._messages: deque[Message] = deque()
         self._added, self._taken = anyio.Event(), anyio.Event()
         # Set when nothing will be stored: then the client alone needs the run.
         self._passes = anyio.Event()
         self._is_closed = False
+        # Whether the app waits for a message, or has got the last one.
+        self._is_listening = False
         # Whether the client still reads.
         self.is_attached = receive is not None
         # Whether the client was given the beginning of a response, and all of it.
@@ -54,6 +68,11 @@ class Outbox:
     def is_passing(self) -> bool:
         """Whether the response only passes through, and nothing of it will be stored."""
         return self._passes.is_set()
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the client still waits for messages of the run."""
+        return self.is_attached and not self._is_closed
 
     def pass_through(self) -> None:
         """From now on the response is for this client only."""
@@ -74,6 +93,7 @@ class Outbox:
 
     async def deliver(self, send: Send) -> None:
         """Send the messages in the client's own task, so that a slow client delays no other."""
+        self._send = send
         while True:
             while self._messages:
                 try:
@@ -102,6 +122,9 @@ class Outbox:
         if self.is_attached and self.error is None and not self._is_closed:
             self.is_begun = self.is_begun or message["type"] == "http.response.start"
             self.is_complete = self.is_complete or (message["type"] in _LAST and not message.get("more_body", False))
+            if self.is_passing and not self._messages and self._send is not None:
+                await self._send_now(self._send, message)
+                return
             self._messages.append(message)
             self._added.set()
             if wait or self.is_passing:
@@ -109,7 +132,19 @@ class Outbox:
         if self.is_passing and self.error is not None:
             # The app learns of it once, as it would without the cache.
             error, self.error, self.is_attached = self.error, None, False
-            raise error
+            try:
+                raise error
+            finally:
+                # Its traceback leads to this frame, and to all that the run uses. In a circle none would be freed soon.
+                del error
+
+    async def _send_now(self, send: Send, message: Message) -> None:
+        """Send a message in the app's task: nobody else waits for the run, and the app is as near as without swr."""
+        try:
+            await send(message)
+        except Exception:
+            self.has_left, self.is_attached = True, False
+            raise
 
     async def drain(self) -> None:
         """Wait until the client has taken all messages, or is gone."""
@@ -125,8 +160,47 @@ class Outbox:
         """
         while self._receive is None or not self.is_attached:
             await anyio.sleep_forever()
-        message = await self._receive()
+        self._is_listening = True
+        message = await self._next()
         if message["type"] == "http.disconnect":
-            self.has_left = True
             await self._passes.wait()
+        else:
+            self._is_listening = False
         return message
+
+    async def watch(self, scope: anyio.CancelScope) -> None:
+        """Cancel `scope` when the client leaves before it has all of its answer.
+
+        If the response passes through and its app listens, the app hears of it and ends in its own way.
+        """
+        message: Message = {}
+        while not self.has_left and not message.get("more_body"):
+            message = await self._next(for_app=False)
+        is_heard = self.is_passing and self._is_listening
+        if self.has_left and not self.is_complete and not is_heard:
+            scope.cancel()
+
+    def unread_before(self, receive: Receive) -> Receive:
+        """Return a `receive` that gives what `watch` has read, and after it the messages of `receive`."""
+        while self._unread:
+            receive = begin_with(self._unread.pop(), receive)
+        return receive
+
+    async def _next(self, *, for_app: bool = True) -> Message:
+        """Return the client's next message.
+
+        Parameters:
+            for_app: otherwise it remains the next one for the app.
+        """
+        assert self._receive is not None
+        if for_app and self._unread:
+            # All that came before the client's disconnect: the handler has waited for the end of the request.
+            return self._unread.popleft()
+        self._lock = self._lock or anyio.Lock(fast_acquire=True)
+        async with self._lock:
+            message = _LEFT if self.has_left else await self._receive()
+            if message["type"] == "http.disconnect":
+                self.has_left = True
+            elif not for_app:
+                self._unread.append(message)
+            return message

@@ -2,24 +2,30 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
 from swr.endpoints.declared import declared
-from swr.endpoints.decorator import EndpointTerms, endpoint_terms
+from swr.endpoints.routed_scope import routed
+from swr.endpoints.terms import Admission, EndpointTerms, endpoint_terms
 from swr.engine.load import Snapshot
+from swr.engine.repeats import Repeats
 from swr.entry import Entry
-from swr.http.caching import Verdict, control, judge, vary_of
+from swr.http.caching import Verdict, control, judge
 from swr.http.classify import Handling
 from swr.http.conditional import describes, updated
-from swr.http.fields import Headers, content_length, parse_directives, strings, values_of
-from swr.http.stored_response import RESPONSES, StoredResponse, as_stored, marked
+from swr.http.fields import Headers, content_length, parse_directives, strings, values_of, vary_of
+from swr.http.stored_response import RESPONSES, StoredResponse, as_stored
+from swr.middleware.admission import admitted, marked_after, settle
 from swr.middleware.captured import MOST_GROUPS
 from swr.middleware.config import Config
 from swr.middleware.request import Request, is_personal
 
 log = logging.getLogger("swr")
+
+# Both fields have one value (RFC 9110 8.7, 10.2.2). Each costs a command of the store.
+_MOST_REFERENCES: Final = 8
 
 
 async def pass_through(config: Config, scope: Scope, receive: Receive, send: Send, handling: Handling) -> None:
@@ -41,26 +47,30 @@ async def bypass(
     send: Send,
     status: bytes,
     on_start: Callable[[Message], Awaitable[None]] | None = None,
+    admission: Admission | None = None,
 ) -> None:
     """Let the app answer, in the client's own task.
 
     Parameters:
         status: the member of `Cache-Status`.
         on_start: called with the beginning of the answer, before the client gets it.
+        admission: lets the endpoint be answered from the cache after its dependencies.
     """
 
     async def mark(message: Message) -> None:
         if message["type"] == "http.response.start":
             if on_start is not None:
                 await on_start(message)
-            message = marked(message, status)
+            message = marked_after(admission, message, status)
         await send(message)
 
-    token = endpoint_terms.set(EndpointTerms(config.cache))
+    token = endpoint_terms.set(EndpointTerms(config.cache, None, admission))
     try:
-        await config.app(request.scope, receive, mark)
+        with admitted(request.scope, admission):
+            await config.app(request.scope, receive, mark)
     finally:
         endpoint_terms.reset(token)
+    settle(config, request, admission)
 
 
 async def head(
@@ -111,7 +121,8 @@ async def _freshen(
     if stored.status != 200 or stored.complete is not None:
         return False
     merged = updated(stored.headers, headers)
-    if vary_of(merged) != vary_of(stored.headers):
+    vary = vary_of(merged)
+    if vary is None or not set(vary) <= set(stored.names):
         # It would have to move to another variant's key.
         return False
     ages = [(b"age", value) for value in values_of(headers, b"age")]
@@ -148,7 +159,8 @@ class Unsafe:
     """A request whose method may change something; swr invalidates what it may have changed (RFC 9111 4.4).
 
     Twice: before the client gets the answer, so that its next request finds nothing older; and when the app has ended,
-    because a framework may commit its transaction after the response (FastAPI's dependencies with `yield`).
+    because a framework may commit its transaction after the response (FastAPI's dependencies with `yield`). So are the
+    keys and tags that the app itself invalidates.
 
     Parameters:
         config: of the middleware.
@@ -158,7 +170,9 @@ class Unsafe:
     def __init__(self, config: Config, request: Request) -> None:
         self._config = config
         self._request = request
+        self._scope = routed(request.scope)
         self._tags: list[str] = []
+        self._repeats = Repeats(config.engine)
         # A response to POST that swr stores for GET, as far as it has come (RFC 9110 9.3.3).
         self._verdict = Verdict(None)
         self._headers: Headers = []
@@ -179,27 +193,28 @@ class Unsafe:
 
         token = endpoint_terms.set(EndpointTerms(config.cache))
         try:
-            await config.app(self._request.scope, receive, observe)
+            async with self._repeats:
+                await config.app(self._scope, receive, observe)
         finally:
             endpoint_terms.reset(token)
-            await self._invalidate()
 
     async def _on_start(self, message: Message) -> Message:
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         status, request = message["status"], self._request
         # RFC 9111 4.4, but for 307 and 308: the request changes something only where it is sent again.
         if 200 <= status < 300 or status in (301, 302, 303):
-            references = [*values_of(headers, b"location"), *values_of(headers, b"content-location")]
+            references = [
+                value
+                for name in (b"location", b"content-location")
+                for value in values_of(headers, name)[:_MOST_REFERENCES]
+            ]
             groups = strings(values_of(headers, b"cache-group-invalidation"))[:MOST_GROUPS]
             tags = [request.tags[1], *map(request.tag_of, references), *map(request.group_tag, groups)]
             self._tags = list(dict.fromkeys(tag for tag in tags if tag is not None))
             self._consider(status, headers)
-            await self._invalidate()
+            for tag in self._tags:
+                await self._config.engine.invalidate_tag(tag)
         return {**message, "headers": [*headers, (b"cache-status", b"swr; fwd=method")]}
-
-    async def _invalidate(self) -> None:
-        for tag in self._tags:
-            await self._config.engine.invalidate_tag(tag)
 
     def _consider(self, status: int, headers: Headers) -> None:
         """Prepare to store a response to POST that says how long it may answer a GET of this very URL."""
@@ -219,11 +234,12 @@ class Unsafe:
         # The app has seen all cookies, also those that do not matter by a rule.
         if has_cookie and (not request.key_cookies() or request.has_other_cookies):
             return
-        route = declared(request.scope)
-        if request.unknown or request.authorized or is_personal(request.scope):
+        route = declared(self._scope)
+        if request.is_too_long or request.unknown or request.authorized or is_personal(self._scope):
             # Only what anybody may have sent says what a GET of anybody gets.
             return
-        if route.fields or not route.is_complete or request.is_apart:
+        rule = request.find_rule()
+        if route.fields or not route.is_complete or request.is_apart or (rule is not None and rule.left_out(route)):
             return
         verdict = _judged(config, request, status, headers, self._snapshot, request.tags)
         if verdict.policy is not None and verdict.policy.fresh_for > 0 and not verdict.vary:
@@ -242,4 +258,4 @@ class Unsafe:
             snapshot: Any = engine.snapshot()._replace(began=self._snapshot.began)
             if await engine.put(self._request.key, RESPONSES, response, verdict.policy, snapshot):
                 # The second invalidation would drop it.
-                self._tags = []
+                self._repeats.forget(self._tags)

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from starlette.types import Scope
 
+from swr.endpoints.routed_scope import unnoticed
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits, normalised
 from swr.http.classify import RequestFacts
-from swr.http.fields import Directives, Headers, parse_directives, values_of
-from swr.http.request import Digest, digest_with, host_tag, is_ambiguous, path_of, url_key, url_tag
+from swr.http.fields import Directives, Headers, is_too_long, parse_directives, values_of
+from swr.http.request import Digest, chained, digest_with, host_tag, path_of, shortened, url_key, url_tag
 from swr.http.request_fields import INTERPRETED, FieldClass, field_class
-from swr.middleware.rules import Rule
+from swr.middleware.rules import Rule, first_match
 from swr.policy import NO_LIMITS, Limits
 
 # The parts of a scope that a background run gets: those that the key accounts for, and those of the server.
@@ -32,6 +33,8 @@ _REPLAYED: Final = (
     "server",
     "app",
 )
+# What a background run as the same client gets, too.
+_REPEATED: Final = ("method", "query_string", "client", "user", "auth")
 
 
 class Selection(NamedTuple):
@@ -41,13 +44,17 @@ class Selection(NamedTuple):
         ignored: names of fields that no response depends on, lower case.
         digest: turns a value that selects into text that does not show it.
         key: returns what selects beside the request itself, from the scope; None: nothing does.
+        version: of the app; another version's responses are none of its own.
     """
 
     ignored: frozenset[bytes] = frozenset()
     digest: Digest = digest_with(b"")
     key: Callable[[Scope], str] | None = None
+    version: str = ""
 
 
+# What stands in a key as it is.
+_PLAIN: Final = "".join(map(chr, range(32, 127))).replace("%", "")
 _BY_DEFAULT: Final = Selection()
 
 
@@ -74,6 +81,7 @@ class Request:
         "credentials",
         "fields",
         "has_other_cookies",
+        "is_too_long",
         "key",
         "method",
         "scope",
@@ -84,7 +92,7 @@ class Request:
     def __init__(self, scope: Scope, rules: list[Rule], selection: Selection = _BY_DEFAULT) -> None:
         self.scope = scope
         # A copy, because the app may change the scope afterwards.
-        self._asked = {"scheme": "http", "query_string": b"", **scope, "headers": list(scope["headers"])}
+        self._asked = {"scheme": "http", "query_string": b"", **unnoticed(scope), "headers": list(scope["headers"])}
         self._rules = rules
         self._selection = selection
         self.method: str = scope["method"]
@@ -94,7 +102,10 @@ class Request:
         # Whether there are cookies of which a rule says that they do not matter.
         self.has_other_cookies = False
         self._read_fields()
-        self._query = self._keyed(scope["path"], scope.get("raw_path") or b"", self._asked["query_string"])
+        query = self._asked["query_string"]
+        if not self._has_long_target:
+            query = self._keyed(scope["path"], scope.get("raw_path") or b"", query)
+        self._query: bytes = query
         # The key grows by the cookies that a rule names; logs show the URL's alone.
         self.url_key = url_key(
             (
@@ -104,9 +115,10 @@ class Request:
                 scope["path"],
                 scope.get("root_path", ""),
                 self._query,
-                tuple(part for pair in self._selecting_fields for part in pair),
+                chained(self._selecting_fields),
             ),
             selection.digest,
+            selection.version,
         )
         self.key = self.url_key
         rule = self.find_rule() if any(rule.key is not None for rule in rules) else None
@@ -125,7 +137,12 @@ class Request:
         self.unknown: dict[str, list[bytes]] = {}
         # Whether the request says who asks.
         self.credentials: set[str] = set()
-        for name, value in self._asked["headers"]:
+        headers = self._asked["headers"]
+        self.is_too_long = self._has_long_target or is_too_long(headers)
+        if self.is_too_long:
+            # This much it takes to invalidate.
+            headers = [(name, value) for name, value in headers if name == b"host"]
+        for name, value in headers:
             if name in INTERPRETED:
                 lines.setdefault(name, []).append(value)
                 continue
@@ -140,6 +157,11 @@ class Request:
         # All lines of a field count: swr cannot know by which of two the app goes.
         self.fields = {name: (b"; " if name == b"cookie" else b", ").join(values) for name, values in lines.items()}
 
+    @property
+    def _has_long_target(self) -> bool:
+        """Whether its path and query alone are too long to be read."""
+        return is_too_long([], self._asked["path"], self._asked["query_string"])
+
     def unknown_beyond(self, known: Collection[str]) -> str | None:
         """Return a field of the request that swr does not know and that is not among `known`, or None."""
         if self.unknown:
@@ -150,10 +172,25 @@ class Request:
         return None
 
     @property
+    def has_key(self) -> bool:
+        """Whether the user says what selects a response beside the request itself."""
+        return self._replayed_state is not None
+
+    @property
+    def sender(self) -> tuple[Headers, str]:
+        """What the app sees of the client: the request's fields, and the address without the port."""
+        return self._asked["headers"], (self._asked.get("client") or ("",))[0]
+
+    @property
     def private_key(self) -> str:
         """A key for a run of this request that only equal requests share."""
         pairs = (f"{name}: {value!r}" for name, values in sorted(self.unknown.items()) for value in values)
         return f"{self.key}\nfields: {self._selection.digest(chr(10).join(pairs).encode())}"
+
+    def range_key(self, key: str) -> str:
+        """Return a key for a run that only requests for the same part of what `key` names share."""
+        asked = (self.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
+        return shortened("\n".join([key, "range", *asked]))
 
     def is_selected_by(self, names: Collection[str]) -> bool:
         """Return whether all that says who asks is among the fields `names`."""
@@ -185,6 +222,8 @@ class Request:
         """
         if self.method not in ("GET", "HEAD"):
             return RequestFacts(self.method), NO_LIMITS
+        if self.is_too_long:
+            return RequestFacts(self.method, is_too_long=True), NO_LIMITS
         fields = self.fields
         directives: Directives = {}
         if b"cache-control" in fields:
@@ -201,6 +240,7 @@ class Request:
         has_cookie = sharing.cookies_private and b"cookie" in fields
         facts = RequestFacts(
             self.method,
+            False,
             has_cookie,
             has_cookie and keys_cookies,
             b"if-match" in fields or b"if-unmodified-since" in fields,
@@ -213,14 +253,8 @@ class Request:
 
     def find_rule(self) -> Rule | None:
         """Find the first rule that applies; none applies to a path that an app may take for another one."""
-        if self._rules and is_ambiguous(self._asked["path"], self._asked.get("raw_path") or b""):
-            return None
-        for rule in self._rules:
-            parameters = rule.match(self._asked["path"])
-            if parameters is not None:
-                self._parameters = parameters
-                return rule
-        return None
+        rule, self._parameters = first_match(self._rules, self._asked["path"], self._asked.get("raw_path") or b"")
+        return rule
 
     @property
     def is_apart(self) -> bool:
@@ -231,10 +265,9 @@ class Request:
 
     def _keyed(self, path: str, raw_path: bytes, query: bytes) -> bytes:
         """Return the part of a query that selects the response, by the first rule that applies to the path."""
-        if query and any(rule.reads_query for rule in self._rules) and not is_ambiguous(path, raw_path):
-            for rule in self._rules:
-                if rule.match(path) is not None:
-                    return rule.keyed_query(query)
+        if query and any(rule.reads_query for rule in self._rules):
+            rule, _ = first_match(self._rules, path, raw_path)
+            return query if rule is None else rule.keyed_query(query)
         return query
 
     def terms(self) -> Terms | None:
@@ -267,18 +300,28 @@ class Request:
         """Return the key of the variant that this request selects among responses that vary by `names`."""
         if not names:
             return self.key
-        return "\n".join([self.key, *(f"vary: {name}={self._selecting(name)}" for name in names)])
+        selecting = "\n".join(f"{name}: {self._selecting(name)}" for name in names)
+        return f"{self.key}\nvary: {self._selection.digest(selecting.encode('latin-1'))}"
 
     def _selecting(self, name: str) -> str:
         values = values_of(self._asked["headers"], name.encode("latin-1"))
-        # A missing field is not an empty one.
-        return self._selection.digest(normalised(name, values).encode("latin-1")) if values else "\n"
+        # A missing field is not an empty one; and a line break parts fields.
+        return quote(normalised(name, values), safe=_PLAIN) if values else "\n"
 
     @property
-    def tags(self) -> tuple[str, str]:
-        """The tags of its URL: on all hosts, and on its own."""
+    def tags(self) -> tuple[str, ...]:
+        """The tags of its URL: on all hosts, and on its own; then that of its path, where rules read queries.
+
+        A target that is too long is not read. Nothing is stored for it, but where a rule leaves out a part of the
+        query it may name what is stored for a short one. The tag of its path covers all of these.
+        """
+        host = self.fields.get(b"host", b"")
+        path = host_tag(host, f"path:{url_tag(self._asked['path'], '')}")
+        if self._has_long_target:
+            return path, path
         tag = url_tag(self._asked["path"], self._query.decode("latin-1"))
-        return tag, host_tag(self.fields.get(b"host", b""), tag)
+        tags = tag, host_tag(host, tag)
+        return (*tags, path) if any(rule.reads_query for rule in self._rules) else tags
 
     @property
     def _origin(self) -> str:
@@ -303,7 +346,7 @@ class Request:
 
     def group_tag(self, group: str) -> str:
         """Return the tag of a cache group of this request's origin (RFC 9875 2: groups are of one origin)."""
-        return f"group:{self._origin}\n{group}"
+        return shortened(f"group:{self._origin}\n{group}")
 
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
         """Return a scope for a background run, with nothing in it that the key does not account for."""
@@ -319,6 +362,23 @@ class Request:
         scope.update(
             method="GET", query_string=self._query, headers=headers, client=client, state=dict(state), extensions={}
         )
+        return scope
+
+    def repeat(self, state: dict[str, Any], session: dict[str, Any] | None) -> Scope:
+        """Return a scope for a background run as this request, with what says who asks.
+
+        What middleware around swr has put there for the time of the request is not in it, but for the user, and for
+        the session, as a copy.
+
+        Parameters:
+            state: of the app's lifespan.
+            session: as it was before the app ran.
+        """
+        scope: Scope = {name: self._asked[name] for name in (*_REPLAYED, *_REPEATED) if name in self._asked}
+        if session is not None:
+            scope["session"] = session
+        extensions = {name: value for name, value in self._asked.get("extensions", {}).items() if name == "tls"}
+        scope.update(headers=list(self._asked["headers"]), state=dict(state), extensions=extensions)
         return scope
 
 

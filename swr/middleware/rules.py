@@ -1,5 +1,6 @@
 """Rules: how an operator caches the responses of a path."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal
@@ -8,12 +9,17 @@ from urllib.parse import unquote_plus
 from starlette.routing import compile_path
 from starlette.types import Scope
 
-from swr.core.keys import Template
+from swr.core.template import Template
+from swr.endpoints.declared import Declared
 from swr.errors import ConfigurationError
 from swr.http.caching import Terms
 from swr.http.fields import field_names
+from swr.http.request import is_ambiguous
 from swr.policy import Duration, Policy, timeout
 
+# Matching a path takes this many steps at most. The parameters of a rule's path may try out all ways to part it.
+_MOST_STEPS: Final = 10**7
+_ANY_LENGTH: Final = 2**31
 _METHODS: Final = frozenset({"GET", "HEAD"})
 # What these paths answer is true at the moment. A rule that names one of them applies to it, a catch-all does not.
 _MOMENTARY: Final = frozenset(
@@ -39,7 +45,8 @@ class Rule:
         sort_query: whether the order of the query's parameters does not matter; those of one name keep theirs.
         keep_params: the query's parameters that matter, "utm_*" for several; None: all.
         drop_params: parameters that do not. What is dropped is still seen by the app that answers a client, and
-            must not change what it answers.
+            must not change what it answers. swr stores nothing of a FastAPI route that declares a parameter which
+            `keep_params` leaves out and `drop_params` does not name, or a key (`APIKeyQuery`) that either leaves out.
         cookies: the cookies that the response depends on. A request with cookies is then answered from the cache
             as if it had these alone, and a run of the app that may be stored sees these alone; without this, it is not
             answered from the cache at all.
@@ -76,7 +83,7 @@ class Rule:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
         try:
-            self._pattern, _, self._converters = compile_path(path)
+            self._pattern, form, self._converters = compile_path(path)
         except (ValueError, AssertionError, re.error) as error:
             raise ConfigurationError(f"Rule({path!r}): {error}") from None
         self.path = path
@@ -109,23 +116,39 @@ class Rule:
         for name, params in (("keep_params", keep_params or ()), ("drop_params", drop_params)):
             if isinstance(params, str) or not all(isinstance(param, str) and param for param in params):
                 raise ConfigurationError(f'Rule({path!r}): {name}={params!r}: give a tuple of names, ("utm_*",)')
+        # A longer path is not compared with the rule.
+        self.longest_path = _longest_path(form, self._converters)
         self._sort_query = sort_query
-        self._keep_params = None if keep_params is None else _pattern(keep_params)
-        self._drop_params = _pattern(drop_params)
+        self._keep_params = None if keep_params is None else _Names(keep_params)
+        self._drop_params = _Names(drop_params)
         self.reads_query = sort_query or keep_params is not None or bool(drop_params)
 
     def keyed_query(self, query: bytes) -> bytes:
         """Return the part of a query that selects the response, in the order that the key has it in."""
         counted = []
         for part in query.split(b"&"):
-            name = unquote_plus(part.partition(b"=")[0].decode("latin-1"))
-            if self._keep_params is not None and not self._keep_params.fullmatch(name):
+            name = part.partition(b"=")[0].decode("latin-1")
+            if "%" in name or "+" in name:
+                name = unquote_plus(name)
+            if self._keep_params is not None and name not in self._keep_params:
                 continue
-            if not self._drop_params.fullmatch(name):
+            if name not in self._drop_params:
                 counted.append((name, part))
         if self._sort_query:
             counted.sort(key=lambda pair: pair[0])
         return b"&".join(part for _, part in counted)
+
+    def left_out(self, asked: Declared) -> str | None:
+        """Return a parameter that is no part of the key though the route asks for it, or None.
+
+        What `drop_params` names is the operator's choice, but for keys that say who asks.
+        """
+        for name in sorted(asked.parameters):
+            is_dropped = name in self._drop_params
+            is_kept = self._keep_params is None or name in self._keep_params
+            if (is_dropped or not is_kept) if name in asked.keys else not (is_dropped or is_kept):
+                return name
+        return None if asked.names_parameters or self._keep_params is None else "*"
 
     def match(self, path: str) -> dict[str, Any] | None:
         """Return the path's parameters if the rule applies, else None."""
@@ -140,8 +163,8 @@ class Rule:
         return self.key is not None or bool(self._vary) or self._per_credential
 
     def matches(self, path: str) -> bool:
-        """Return whether the path is of this rule's form, whether the rule applies to it or not."""
-        return self._pattern.match(path) is not None
+        """Return whether the path is or may be of this rule's form, whether the rule applies to it or not."""
+        return len(path) > self.longest_path or self._pattern.match(path) is not None
 
     def knows(self, field: str) -> bool:
         """Return whether the rule says what a request field means: it selects, or it is to be ignored."""
@@ -154,7 +177,60 @@ class Rule:
         return Terms(policy.tagged(tags), self._timed, self._override, self._vary, per_credential=self._per_credential)
 
 
-def _pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """Return one pattern for names in which `*` matches anything; without names, one that matches nothing."""
-    parts = [".*".join(map(re.escape, name.split("*"))) for name in names]
-    return re.compile("|".join(parts) if parts else r"(?!)", re.DOTALL)
+def first_match(rules: Sequence[Rule], path: str, raw_path: bytes) -> tuple[Rule | None, dict[str, Any]]:
+    """Return the first rule that applies to a path, and the path's parameters; None if no rule applies.
+
+    None does to a path that an app may take for another one, or that is too long to be compared with a rule before it.
+
+    Parameters:
+        path: decoded.
+        raw_path: as it was sent; empty: not known.
+    """
+    if not rules or is_ambiguous(path, raw_path):
+        return None, {}
+    for rule in rules:
+        if len(path) > rule.longest_path:
+            break
+        parameters = rule.match(path)
+        if parameters is not None:
+            return rule, parameters
+    return None, {}
+
+
+class _Names:
+    """Names in which `*` matches anything. Comparing takes time in proportion to the length of the text."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._whole = frozenset(name for name in names if "*" not in name)
+        self._parts = [name.split("*") for name in names if "*" in name]
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._whole or any(_is_made_of(parts, text) for parts in self._parts)
+
+
+def _is_made_of(parts: list[str], text: str) -> bool:
+    """Return whether a text begins with the first part and ends with the last, with the others between them."""
+    first, *between, last = parts
+    at, end = len(first), len(text) - len(last)
+    if at > end or not text.startswith(first) or not text.endswith(last):
+        return False
+    for part in between:
+        # The first place where it stands leaves most room for the others.
+        at = text.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
+
+
+def _longest_path(form: str, converters: dict[str, Any]) -> int:
+    """Return how long a path may be that is compared with a rule, in characters.
+
+    Parameters:
+        form: the rule's path, without the kinds of its parameters.
+        converters: the kinds of its parameters by name.
+    """
+    whole = sum(type(converter).__name__ == "PathConvertor" for converter in converters.values())
+    # Parameters that hold whole paths, and those of one segment, compete for the same characters.
+    competing = max(whole, 1) + sum(max(0, segment.count("{") - 1) for segment in form.split("/"))
+    return int((_MOST_STEPS * math.factorial(competing)) ** (1 / competing)) if competing > 1 else _ANY_LENGTH

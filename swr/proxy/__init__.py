@@ -4,6 +4,11 @@ Public names: `Proxy` and `caching_proxy`; the modules are private. Imports: `sw
 and httpx, which `pip install 'swr[proxy]'` brings.
 """
 
+try:
+    import httpx  # noqa: F401
+except ImportError as error:
+    raise ImportError("swr.proxy needs httpx: pip install 'swr[proxy]'") from error
+
 from swr.proxy.caching import caching_proxy
 from swr.proxy.proxy import Proxy
 

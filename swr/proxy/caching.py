@@ -1,19 +1,17 @@
 """The caching reverse proxy: the middleware around `Proxy`."""
 
-import re
 from collections.abc import Sequence
-from typing import Final, Literal
-from urllib.parse import unquote
+from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from swr.cache import Cache
 from swr.middleware import Rule, SWRMiddleware
 from swr.policy import Duration
-from swr.proxy.headers import without
+from swr.proxy.answers import dated, say
+from swr.proxy.headers import end_to_end
 from swr.proxy.proxy import Proxy
-
-_ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/.*)?", re.IGNORECASE | re.DOTALL)
+from swr.proxy.targets import misdirected, origin_form
 
 
 def caching_proxy(
@@ -33,16 +31,19 @@ def caching_proxy(
     timeout: Duration = 30,
     connect_timeout: Duration = 5,
     max_connections: int = 100,
+    client_timeout: Duration = 30,
+    hard_timeout: Duration | None = 60,
     trust_forwarded: bool = False,
 ) -> ASGIApp:
     """Return a caching reverse proxy, an ASGI app.
 
     Parameters:
-        upstream, timeout, connect_timeout, max_connections, trust_forwarded: see `Proxy`.
+        upstream, timeout, connect_timeout, max_connections, client_timeout, trust_forwarded: see `Proxy`.
         redis: the URL of Redis or Valkey; None keeps everything in memory.
         namespace, l1_max_bytes, secret: see `Cache`.
         fresh_for, stale_for, stale_if_error: for answers that do not say themselves; see `Rule`.
         cookies, ignore_fields, heuristic, max_body_bytes: see `SWRMiddleware`.
+        hard_timeout: see `SWRMiddleware`; None: a service that answers a little at a time may take as long as it likes.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -52,6 +53,7 @@ def caching_proxy(
         timeout=timeout,
         connect_timeout=connect_timeout,
         max_connections=max_connections,
+        client_timeout=client_timeout,
         trust_forwarded=trust_forwarded,
     )
     rules = []
@@ -60,24 +62,38 @@ def caching_proxy(
             Rule("/{path:path}", fresh_for=fresh_for, stale_for=stale_for, stale_if_error=stale_if_error),
         )
     cache = Cache(redis, namespace=namespace, l1_max_bytes=l1_max_bytes, secret=secret)
-    return _origin_form(
-        SWRMiddleware(proxy, cache, rules, cookies, max_body_bytes, ignore_fields=ignore_fields, heuristic=heuristic)
+    app = SWRMiddleware(
+        proxy,
+        cache,
+        rules,
+        cookies,
+        max_body_bytes,
+        ignore_fields=ignore_fields,
+        heuristic=heuristic,
+        hard_timeout=hard_timeout,
     )
+    return _gate(app, proxy)
 
 
-def _origin_form(app: ASGIApp) -> ASGIApp:
-    """Return an app that sees `GET http://host/path` as what it stands for (RFC 9112 3.2.2).
+def _gate(app: ASGIApp, proxy: Proxy) -> ASGIApp:
+    """Return an app that answers before the cache what no cache may: see `misdirected`.
 
-    Servers may hand it over as it came; the cache must not take it for another resource.
+    A request that is here for the second time would wait in the cache for itself. A field that `Connection` names does
+    not reach the service, so the cache must not see it either.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            match = _ABSOLUTE.fullmatch(scope.get("raw_path") or b"")
-            if match:
-                path = match[2] or b"/"
-                headers = [(b"host", match[1]), *without(list(scope["headers"]), b"host")]
-                scope = {**scope, "raw_path": path, "path": unquote(path.decode("latin-1")), "headers": headers}
-        await app(scope, receive, send)
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        scope = origin_form(scope)
+        refused = misdirected(scope, proxy.rules)
+        if refused is not None:
+            await say(scope, send, *refused)
+            return
+        _, named = end_to_end(scope["headers"])
+        if named:
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in named]}
+        await app(scope, receive, dated(send))
 
     return answer

@@ -2,11 +2,13 @@
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from starlette.types import Scope
+
+from swr.http.request_fields import INTERPRETED, FieldClass, field_class
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -26,8 +28,22 @@ HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-# `Connection` cannot take these away: they are for every recipient, or say where the message ends (RFC 9110 7.6.1).
-_KEPT: Final = frozenset({b"cache-control", b"content-length", b"host"})
+# `Connection` cannot take from an answer what every recipient must see, a cache above all (RFC 9110 7.6.1).
+_FOR_ALL: Final = re.compile(
+    rb"age|allow|date|etag|expires|last-modified|link|location|pragma|server|set-cookie|surrogate-control|vary|via|warning"
+    rb"|www-authenticate|(?:[\w-]+-)?cache-control|(?:accept|cache|content)-.+"
+)
+# How proxies say which scheme the client asked with: by its name, or by "on".
+_SCHEMES: Final = (
+    b"x-forwarded-proto",
+    b"x-forwarded-scheme",
+    b"x-scheme",
+    b"x-forwarded-protocol",
+    b"x-url-scheme",
+    b"cloudfront-forwarded-proto",
+)
+_SECURE: Final = (b"x-forwarded-ssl", b"front-end-https")
+_PROTO: Final = re.compile(rb'(?:^|;)[ \t]*proto="?([a-z]+)')
 _WITHOUT_CONTENT: Final = frozenset({204, 304})
 
 
@@ -38,6 +54,7 @@ class FieldRules(NamedTuple):
         host: of the service.
         preserve_host, forwarded, trust_forwarded: see `Proxy`.
         pseudonym: the name of this proxy in `Via`.
+        identity: tells it from other proxies of this name; a comment in `Via`.
     """
 
     host: bytes
@@ -45,6 +62,21 @@ class FieldRules(NamedTuple):
     forwarded: bool
     trust_forwarded: bool
     pseudonym: bytes
+    identity: bytes
+
+    def has_passed(self, via: bytes) -> bool:
+        """Return whether a `Via` of a request says that it has been here.
+
+        Anybody on the way may take comments away (RFC 9110 7.6.3). Then the pseudonym alone counts.
+        """
+        name = re.escape(self.pseudonym)
+        member = rb"(?:^|,)[ \t]*[^ \t,()]+[ \t]+%b(?:[ \t]+\(%b\))?[ \t]*(?:,|$)" % (name, self.identity)
+        return re.search(member, via, re.IGNORECASE) is not None
+
+
+def _is_known(name: bytes) -> bool:
+    """Whether a request field is one by which the cache decides; those that it does not know it lets nobody share."""
+    return name in INTERPRETED or field_class(name) is not FieldClass.UNKNOWN
 
 
 def request_fields(scope: Scope, fields: Fields, rules: FieldRules) -> Fields:
@@ -59,17 +91,20 @@ def request_fields(scope: Scope, fields: Fields, rules: FieldRules) -> Fields:
         node = b"unknown" if address is None else b'"[%b]"' % address if b":" in address else address
         element = b"for=%b" % node
         if hosts:
-            element += b';host="%b"' % re.sub(rb'(["\\])', rb"\\\1", hosts[0])
-        element += b";proto=%b" % scope["scheme"].encode()
+            element += b';host="%b"' % hosts[0]
+        said = _forwarded_scheme(fields) if rules.trust_forwarded else None
+        scheme = said or scope["scheme"].encode()
+        element += b";proto=%b" % scheme
         fields = appended(fields, b"forwarded", element)
         if address is not None:
             fields = appended(fields, b"x-forwarded-for", address)
         present = {name for name, _ in fields}
         if b"x-forwarded-proto" not in present:
-            fields.append((b"x-forwarded-proto", scope["scheme"].encode()))
+            fields.append((b"x-forwarded-proto", scheme))
         if b"x-forwarded-host" not in present and hosts:
             fields.append((b"x-forwarded-host", hosts[0]))
-    return appended(fields, b"via", b"%b %b" % (scope["http_version"].encode(), rules.pseudonym))
+    member = b"%b %b (%b)" % (scope["http_version"].encode(), rules.pseudonym, rules.identity)
+    return appended(fields, b"via", member)
 
 
 def response_fields(status: int, received: Fields, version: bytes, rules: FieldRules, *, unshared: bool) -> Fields:
@@ -83,7 +118,7 @@ def response_fields(status: int, received: Fields, version: bytes, rules: FieldR
         unshared: whether the service did not see all that the client sent.
     """
     received = [(name.lower(), value) for name, value in received]
-    fields, _ = end_to_end(received)
+    fields, _ = end_to_end(received, is_for_all=_is_for_all)
     names = {name for name, _ in received}
     if status in _WITHOUT_CONTENT or b"transfer-encoding" in names:
         # RFC 9110 8.6, RFC 9112 6.3
@@ -97,15 +132,42 @@ def response_fields(status: int, received: Fields, version: bytes, rules: FieldR
     return appended(fields, b"via", b"%b %b" % (version.removeprefix(b"HTTP/"), rules.pseudonym))
 
 
+def _is_for_all(name: bytes) -> bool:
+    """Whether a field of an answer is for every recipient."""
+    return _FOR_ALL.fullmatch(name) is not None
+
+
+def _forwarded_scheme(fields: Fields) -> bytes | None:
+    """Return the scheme that a trusted proxy says the client asked with; None: it does not say.
+
+    What the service is told goes by it: a service that is told of two schemes may redirect for ever.
+    """
+    said: dict[bytes, bytes] = {}
+    for name, value in fields:
+        said.setdefault(name, value.partition(b",")[0].strip().lower())
+    forwarded = _PROTO.search(said.get(b"forwarded", b""))
+    schemes = [said[name] for name in _SCHEMES if name in said]
+    schemes += [b"https" if said[name] == b"on" else b"http" for name in _SECURE if name in said]
+    found = [forwarded[1]] if forwarded else []
+    return next((scheme for scheme in [*schemes, *found] if scheme in (b"http", b"https")), None)
+
+
 def _varies_by_address(fields: Fields) -> bool:
     return not {b"forwarded", b"x-forwarded-for"}.isdisjoint(members(fields, b"vary"))
 
 
-def end_to_end(headers: Sequence[tuple[bytes, bytes]]) -> tuple[Fields, set[bytes]]:
-    """Return the fields that are not about the connection (RFC 9110 7.6.1), and which it named beyond the usual."""
-    named = members(headers, b"connection") - HOP_BY_HOP - _KEPT
-    fields = [(name, value) for name, value in headers if name not in HOP_BY_HOP and name not in named]
-    return fields, named & {name for name, _ in headers}
+def end_to_end(
+    headers: Sequence[tuple[bytes, bytes]], is_for_all: Callable[[bytes], bool] = _is_known
+) -> tuple[Fields, set[bytes]]:
+    """Return the fields that are not about the connection (RFC 9110 7.6.1), and which it named beyond the usual.
+
+    Parameters:
+        headers: of the message, names in lower case.
+        is_for_all: returns whether a field, by its name, is for every recipient: `Connection` cannot take it away.
+    """
+    names = {name for name, _ in headers}
+    named = {name for name in members(headers, b"connection") & names - HOP_BY_HOP if not is_for_all(name)}
+    return [(name, value) for name, value in headers if name not in HOP_BY_HOP and name not in named], named
 
 
 def members(headers: Sequence[tuple[bytes, bytes]], field: bytes) -> set[bytes]:

@@ -45,7 +45,7 @@ class Locks:
         self._report = report
         self._worker = worker.encode()[-64:]
         # Of the round that is under way: what is to be looked at, and again, and when.
-        self._since = 0
+        self._begins_at = 0
         self._todo: dict[str, tuple[Any, ...]] = {}
         self._held: dict[str, tuple[tuple[Any, ...], float]] = {}
         # Keys that others have committed. The answer that refuses their lease may arrive after that notification.
@@ -84,7 +84,8 @@ class Locks:
 
     def _on_message(self, message: Notification) -> None:
         """Take the groups that others have committed in this round off the list."""
-        if message.kind is Kind.COMMITTED and message.version > self._since:
+        is_commit = message.kind is Kind.COMMITTED and message.fingerprint == self._loader.codec.fingerprint
+        if is_commit and message.version > self._begins_at:
             self._done.add(message.name)
             self._todo.pop(message.name, None)
             if self._held.pop(message.name, None) is not None:
@@ -97,7 +98,7 @@ class Locks:
 
     async def _walk(self, this: Round, groups: dict[str, tuple[Any, ...]]) -> None:
         engine, limiter = self._loader.engine, self._limiter
-        self._since = this.since
+        self._begins_at = this.begins_at
         self._todo, self._held, self._done = {}, {}, set()
         near = sorted([(self._distance(key), key) async for key in in_turns(groups)])
         self._todo = {key: groups[key] for _, key in near if key not in self._done}
@@ -112,7 +113,7 @@ class Locks:
             free_slots = limiter.free_slots if engine.is_store_up else 0
             if self._todo and free_slots:
                 some = {key: self._todo.pop(key) for key in list(itertools.islice(self._todo, free_slots))}
-                limiter.begin([Task(key, args, this.since) for key, args in some.items()], self._ended)
+                limiter.begin([Task(key, args, this.begins_at) for key, args in some.items()], self._ended)
             elif self._todo or self._held or limiter.running:
                 ahead = [at - now for at in (over_at, *(at for _, at in self._held.values())) if at > now]
                 await limiter.wait(min(ahead, default=None))

@@ -6,12 +6,17 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVarTuple
 
 from swr.core.codec import Codec
 from swr.entry import Entry
+from swr.errors import StoreUnavailable
 from swr.stores.tag_versions import TagVersions
 
 Ts = TypeVarTuple("Ts")
 
 # A version that nothing is newer than: "whatever you have, I want another".
 NEWEST: Final = 10**16 - 1
+
+
+class StoreRefused(StoreUnavailable):
+    """The store was asked, and refused."""
 
 
 class Kind(enum.Enum):
@@ -25,6 +30,9 @@ class Kind(enum.Enum):
     REPEATED = "r!"
     # Tasks were put into the queue of a refresher, whose name it is.
     QUEUED = "q"
+    # Another process has invalidated a key or a tag, and the server has refused it.
+    PENDING_KEY = "k"
+    PENDING_TAG = "t"
     REACHABLE = "u"
     UNREACHABLE = "d"
 
@@ -34,15 +42,18 @@ class Notification(NamedTuple):
 
     Parameters:
         kind: what.
-        name: the key, or the tag of a tag version ("*" for all); for UNREACHABLE the reason; empty for REACHABLE.
-        version: of the commit or the tombstone, or the tag version; 0 for the others.
+        name: the key, or the tag of a tag version (empty for all); for UNREACHABLE the reason; for REACHABLE which
+            servers these are: another name after each restart and promotion.
+        version: of the commit or the tombstone, or the tag version; for REACHABLE the servers' clock; 0 for the others.
         elsewhere: another process did it, just now.
+        fingerprint: of a commit, that of its value's type; a commit of one type concerns no value of another.
     """
 
     kind: Kind
     name: str = ""
     version: int = 0
     elsewhere: bool = False
+    fingerprint: str = ""
 
 
 Subscriber = Callable[[Notification], None]
@@ -105,6 +116,10 @@ class Store(Protocol):
     async def settled(self) -> None:
         """Wait until the store has got every pending invalidation."""
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether invalidations are pending: the store is unreachable, or refuses them."""
+
     async def now(self) -> int:
         """Return the clock that versions come from: microseconds since 1970, older than every version to come.
 
@@ -118,7 +133,7 @@ class Store(Protocol):
     def forget(self) -> None:
         """Let go of what is only true while notifications arrive: the event loop has ended."""
 
-    def keep(self, key: str, entry: Entry[Any]) -> None:
+    def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Hold, for this process alone, an entry whose commit was not confirmed."""
 
     def peek(self, key: str) -> Entry[Any] | None:
@@ -131,14 +146,18 @@ class Store(Protocol):
         """Remove the entry and the lease, so that a load in flight cannot commit. Raises StoreUnavailable."""
 
     async def invalidate_tag(self, tag: str) -> None:
-        """Make every entry with this tag whose load began before now count for nothing; "*" means all entries.
+        """Make every entry with this tag whose load began before now count for nothing; ALL means all entries.
 
         Raises StoreUnavailable.
         """
 
 
 class Leases(Protocol):
-    """Who may load, and whether what was loaded may be stored."""
+    """Who may load, and whether what was loaded may be stored.
+
+    Each type of value, as the codec's fingerprint tells it, has leases, backoffs and entries of its own under a key.
+    Two versions of an application share invalidations, and nothing else.
+    """
 
     async def acquire(
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
@@ -161,3 +180,10 @@ class Leases(Protocol):
 
 class LeasingStore(Store, Leases, Protocol):
     """Both ports: what the engine runs on."""
+
+
+class SharedStore(LeasingStore, Protocol):
+    """A store that many processes share."""
+
+    def tell_pending(self, kind: Kind, name: str) -> None:
+        """Notify every process of a pending invalidation, without waiting, if that is possible."""

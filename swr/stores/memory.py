@@ -1,8 +1,9 @@
 """The store in this process's memory: the whole protocol, with leases and tag versions, and no waiting."""
 
+import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from cachetools import TLRUCache
 
@@ -12,6 +13,9 @@ from swr.errors import LeaseLost
 from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
 from swr.stores.local import LocalCache
 from swr.stores.tag_versions import ALL, TagVersions
+
+log = logging.getLogger("swr")
+_MOST_WARNINGS: Final = 100
 
 
 class _Hold:
@@ -42,6 +46,8 @@ class MemoryStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.local = LocalCache(max_bytes, max_entries)
+        self.local.on_refused = self._warn
+        self._refused: set[str] = set()
         self.tag_versions = TagVersions()
         self._clock = clock
         self._last = 0
@@ -55,6 +61,7 @@ class MemoryStore:
 
     async def open(self, start: Start, subscriber: Subscriber) -> None:
         """Call `subscriber` with every notification from now on."""
+        self.local.start = start
         if subscriber not in self._subscribers:
             self._subscribers.append(subscriber)
         subscriber(Notification(Kind.REACHABLE))
@@ -66,6 +73,11 @@ class MemoryStore:
 
     def is_unreachable(self, key: str) -> bool:
         """Never."""
+        return False
+
+    @property
+    def has_pending(self) -> bool:
+        """Never: this store keeps no invalidation back."""
         return False
 
     async def settled(self) -> None:
@@ -83,8 +95,19 @@ class MemoryStore:
     def forget(self) -> None:
         """Nothing: what lies here is the truth, with or without subscribers."""
 
-    def keep(self, key: str, entry: Entry[Any]) -> None:
+    def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Nothing: a commit that this store did not confirm did not happen."""
+
+    def _warn(self, key: str) -> None:
+        """Say once for each of some keys that its value is kept nowhere."""
+        if key not in self._refused and len(self._refused) < _MOST_WARNINGS:
+            self._refused.add(key)
+            log.warning(
+                "swr: the value of %r is larger than l1_max_bytes=%d and is not kept, so each call loads it again: "
+                "give the cache more memory, or Redis",
+                key,
+                self.local.slots.maxsize,
+            )
 
     def peek(self, key: str) -> Entry[Any] | None:
         """Return the entry of `key` unless a tag version has outdated it."""
@@ -108,8 +131,8 @@ class MemoryStore:
         self._last = max(int(self._clock() * 1e6), self._last + 1)
         return self._last
 
-    def _notify(self, kind: Kind, name: str, version: int = 0) -> None:
-        notification = Notification(kind, name, version)
+    def _notify(self, kind: Kind, name: str, version: int = 0, fingerprint: str = "") -> None:
+        notification = Notification(kind, name, version, fingerprint=fingerprint)
         for subscriber in self._subscribers:
             subscriber(notification)
 
@@ -153,7 +176,7 @@ class MemoryStore:
             self._notify(Kind.RELEASED, lease.key)
             raise LeaseLost(f"a tag of {lease.key!r} was invalidated while it was loaded")
         self.local.put(lease.key, entry)
-        self._notify(Kind.COMMITTED, lease.key, entry.version)
+        self._notify(Kind.COMMITTED, lease.key, entry.version, codec.fingerprint)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the lease back if it still stands."""
@@ -175,7 +198,7 @@ class MemoryStore:
         """Raise the version of `tag`."""
         number = self._next()
         self.tag_versions.raise_to(tag, number)
-        self.local.recheck_all()
+        self.local.recheck_tag(tag)
         if tag == ALL:
             self.local.clear()
         self._notify(Kind.TAG_VERSION, tag, number)

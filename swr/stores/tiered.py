@@ -6,23 +6,29 @@ served. The others are checked against the store first; but a stale entry that i
 stale entries are. While the store is unreachable nothing can be checked, and local entries are served within their
 deadlines.
 
+The store may have lost what this process has served: it has restarted with older data, or a replica has taken over
+that was behind. An entry of the store that is older than the local one, or may be, is therefore no answer. Its key is
+loaded again, which replaces both; only if that fails, the store's may be served. The local one is not: what the store
+has lost, or what this process has missed, may have invalidated it.
+
 A notification may overtake an answer of the store that is on its way. Every operation that brings an entry therefore
-has a `_Watch`, and the local cache never takes an entry that a notification has already outdated.
+has a `Watch`, and the local cache never takes an entry that a notification has already outdated.
 """
 
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import anyio
 
 from swr.core.codec import Codec
-from swr.entry import Entry
+from swr.entry import Entry, doubtful
 from swr.errors import LeaseLost, StoreUnavailable
-from swr.stores.base import Held, Kind, Lease, LeasingStore, Notification, Start, Subscriber
+from swr.stores.base import Held, Kind, Lease, Notification, SharedStore, Start, StoreRefused, Subscriber
 from swr.stores.local import UNCHECKED, LocalCache, Slot
 from swr.stores.tag_versions import ALL, TagVersions
+from swr.stores.watch import Watch
 
 _MOST_PENDING: Final = 10_000
 _NEVER: Final = -1
@@ -30,27 +36,6 @@ _AGAIN_AFTER: Final = 1.0
 _LOOKED_AFTER: Final = 0.01
 
 log = logging.getLogger("swr")
-
-
-class _Watch:
-    """The operations on one key that are under way: an entry they bring must be at least as new as `minimum`."""
-
-    __slots__ = ("_key", "_under_way", "_watches", "minimum")
-
-    def __init__(self, watches: "dict[str, _Watch]", key: str) -> None:
-        self.minimum = 0
-        self._under_way = 0
-        self._watches = watches
-        self._key = key
-
-    def __enter__(self) -> Self:
-        self._under_way += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            del self._watches[self._key]
 
 
 class TieredStore:
@@ -65,18 +50,24 @@ class TieredStore:
         is_reachable: whether notifications arrive, so that confirmed entries are true.
     """
 
-    def __init__(self, local: LocalCache, store: LeasingStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, local: LocalCache, store: SharedStore, clock: Callable[[], float] = time.time) -> None:
         self.local = local
         self.store = store
         self._clock = clock
         self.is_reachable = False
         self._epoch = 0
-        self._watches: dict[str, _Watch] = {}
+        # Which servers these are, and their clock when they were last reached.
+        self._servers = ""
+        self._reached_at = 0
+        # By key and fingerprint.
+        self._watches: dict[str, dict[str, Watch]] = {}
         # What the store did not take: keys and tags to invalidate, leases to give back, by token.
         self._pending_keys: dict[str, object] = {}
         self._pending_tags: dict[str, object] = {}
         self._pending_releases: dict[str, Lease] = {}
         self._replaying = False
+        # Whether it was logged that the store refuses invalidations.
+        self._refused = False
 
     @property
     def tag_versions(self) -> TagVersions:
@@ -86,11 +77,17 @@ class TieredStore:
     async def open(self, start: Start, subscriber: Subscriber) -> None:
         """Open the shared store and subscribe to its notifications."""
         self._start, self._subscriber = start, subscriber
+        self.local.start = start
         await self.store.open(start, self._on_notification)
 
     def is_unreachable(self, key: str) -> bool:
         """Return whether the shared store is unreachable for `key`."""
         return self.store.is_unreachable(key)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether the shared store has to get an invalidation yet."""
+        return bool(self._pending_keys or self._pending_tags)
 
     async def settled(self) -> None:
         """Wait until nothing is pending."""
@@ -124,40 +121,48 @@ class TieredStore:
     # -- notifications ----------------------------------------------------------------------------------------
 
     def _on_notification(self, notification: Notification) -> None:
-        kind, name, version, _ = notification
+        kind, name, version, _, fingerprint = notification
         if kind is Kind.REACHABLE:
             # Notifications may have been missed: every local entry is suspect now.
             self.is_reachable = True
             self._epoch += 1
+            self._servers, self._reached_at = name, version
             self.local.recheck_all()
             self._start(self._replay_all)
         elif kind is Kind.UNREACHABLE:
             self.is_reachable = False
             self.local.recheck_all()
         elif kind is Kind.TAG_VERSION:
-            self.local.recheck_all()
+            self.local.recheck_tag(name)
         elif kind is Kind.INVALIDATED:
-            self._raise_minimum(name, version)
+            for watch in self._watches.get(name, {}).values():
+                watch.minimum = max(watch.minimum, version)
             slot = self.local.get(name)
             if slot is not None and slot.entry.version < version:
                 self.local.drop(name)
         elif kind is Kind.COMMITTED:
-            self._raise_minimum(name, version)
-            slot = self.local.get(name)
-            if slot is not None and slot.entry.version < version:
-                slot.superseded = True
-                slot.checked = UNCHECKED
+            self._on_commit(name, version, fingerprint)
+        elif kind is Kind.PENDING_KEY or kind is Kind.PENDING_TAG:
+            # Whoever lives longest replays it.
+            self._keep_pending(kind, name, elsewhere=True)
+            return
         self._subscriber(notification)
 
-    def _raise_minimum(self, key: str, version: int) -> None:
-        watch = self._watches.get(key)
-        if watch is not None and watch.minimum < version:
-            watch.minimum = version
+    def _on_commit(self, key: str, version: int, fingerprint: str) -> None:
+        """Outdate older copies, unless their values are of another type: another version of the application's."""
+        own = self._watches.get(key, {}).get(fingerprint)
+        if own is not None:
+            own.minimum = max(own.minimum, version)
+        slot = self.local.get(key)
+        if slot is not None and slot.fingerprint == fingerprint and slot.entry.version < version:
+            slot.superseded = True
+            slot.checked = UNCHECKED
 
-    def _watching(self, key: str) -> _Watch:
-        watch = self._watches.get(key)
+    def _watching(self, key: str, codec: Codec) -> Watch:
+        of_key = self._watches.setdefault(key, {})
+        watch = of_key.get(codec.fingerprint)
         if watch is None:
-            watch = self._watches[key] = _Watch(self._watches, key)
+            watch = of_key[codec.fingerprint] = Watch(self._watches, key, codec.fingerprint)
         return watch
 
     # -- reading ----------------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ class TieredStore:
         if not self.is_reachable and self.store.is_unreachable(key):
             return self._fallback(key)
         epoch = self._epoch
-        with self._watching(key) as watch:
+        with self._watching(key, codec) as watch:
             try:
                 entry = await self.store.read(key, codec)
             except StoreUnavailable:
@@ -200,8 +205,24 @@ class TieredStore:
             if entry is None or entry.version < watch.minimum or self._is_pending(key, entry):
                 self.local.drop(key)
                 return None
-            self.local.put(key, entry, epoch)
+            newer = self._newer(key, entry, codec)
+            if newer is None:
+                self.local.put(key, entry, epoch, codec.fingerprint)
+            elif newer.replaced == (self._servers, entry.version):
+                # Nothing has changed there since this process loaded something newer, in vain.
+                self.local.put(key, newer.entry, epoch, codec.fingerprint, newer.replaced)
+                return newer.entry
+            else:
+                return doubtful(entry)
             return entry
+
+    def _newer(self, key: str, entry: Entry[Any], codec: Codec) -> Slot | None:
+        """Return what is held of the same type if the store's entry may be older."""
+        slot = self.local.get(key)
+        if slot is None or slot.fingerprint != codec.fingerprint or not self._admits(slot.entry):
+            return None
+        # What was loaded without a lease was loaded before the servers were reached again.
+        return slot if entry.version < (slot.entry.version or self._reached_at + 1) else None
 
     def _fallback(self, key: str) -> Entry[Any] | None:
         slot = self.local.get(key)
@@ -213,10 +234,13 @@ class TieredStore:
     def _confirmed(self, slot: Slot) -> bool:
         return slot.epoch == self._epoch and not slot.superseded and self._admits(slot.entry)
 
-    def keep(self, key: str, entry: Entry[Any]) -> None:
+    def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Hold an entry that the store did not take; it is checked as soon as the store is reachable again."""
+        slot, replaced = self.local.get(key), None
+        if slot is not None:
+            replaced = slot.replaced or (self._servers, slot.entry.version)
         # If the store is reachable and refused the entry, notifications about it arrive as for any other.
-        self.local.put(key, entry, self._epoch if self.is_reachable else _NEVER)
+        self.local.put(key, entry, self._epoch if self.is_reachable else _NEVER, codec.fingerprint, replaced)
 
     # -- invalidating -----------------------------------------------------------------------------------------
 
@@ -225,24 +249,42 @@ class TieredStore:
         with anyio.CancelScope(shield=True):
             try:
                 await self.store.invalidate(key)
-            except StoreUnavailable:
-                # An operation under way may still bring the entry; while this is pending it is refused.
-                self._add_pending(self._pending_keys, key)
-                self.local.drop(key)
-                self._subscriber(Notification(Kind.INVALIDATED, key, 0))
+            except StoreUnavailable as error:
+                self._on_refusal(error)
+                self._keep_pending(Kind.PENDING_KEY, key)
+                self.store.tell_pending(Kind.PENDING_KEY, key)
 
     async def invalidate_tag(self, tag: str) -> None:
         """Invalidate every entry with `tag` everywhere, as `invalidate` does."""
         with anyio.CancelScope(shield=True):
             try:
                 await self.store.invalidate_tag(tag)
-            except StoreUnavailable:
-                self._add_pending(self._pending_tags, tag)
-                # Only the server can raise the tag version; until it does, drop the entries one by one.
-                for key, slot in list(self.local.slots.items()):
-                    if tag == ALL or tag in slot.entry.tags:
-                        self.local.drop(key)
-                self._subscriber(Notification(Kind.TAG_VERSION, tag, 0))
+            except StoreUnavailable as error:
+                self._on_refusal(error)
+                self._keep_pending(Kind.PENDING_TAG, tag)
+                self.store.tell_pending(Kind.PENDING_TAG, tag)
+
+    def _on_refusal(self, error: StoreUnavailable) -> None:
+        if isinstance(error, StoreRefused) and not self._refused:
+            self._refused = True
+            log.warning(
+                "Redis refuses invalidations (%s): they count in the processes that run, which replay them to it", error
+            )
+
+    def _keep_pending(self, kind: Kind, name: str, *, elsewhere: bool = False) -> None:
+        """Have an invalidation count here at once, and replay it until the store has it."""
+        # An operation under way may still bring the entry; while this is pending it is refused.
+        if kind is Kind.PENDING_KEY:
+            self._add_pending(self._pending_keys, name)
+            self.local.drop(name)
+            self._subscriber(Notification(Kind.INVALIDATED, name, 0, elsewhere))
+            return
+        self._add_pending(self._pending_tags, name)
+        # Only the server can raise the tag version; until it does, drop the entries one by one.
+        for key, slot in list(self.local.slots.items()):
+            if name == ALL or name in slot.entry.tags:
+                self.local.drop(key)
+        self._subscriber(Notification(Kind.TAG_VERSION, name, 0, elsewhere))
 
     def _add_pending(self, pending: dict[str, object], name: str) -> None:
         if len(pending) >= _MOST_PENDING:
@@ -262,6 +304,9 @@ class TieredStore:
                 await self._replay_once()
             except StoreUnavailable:
                 await anyio.sleep(_AGAIN_AFTER)
+        if self._refused and not self.has_pending:
+            self._refused = False
+            log.warning("Redis takes invalidations again; all that were pending are replayed")
         self._replaying = False
 
     def _is_pending(self, key: str, entry: Entry[Any]) -> bool:
@@ -304,7 +349,7 @@ class TieredStore:
             raise StoreUnavailable("Redis cannot be reached")
         while True:
             epoch = self._epoch
-            with self._watching(key) as watch:
+            with self._watching(key, codec) as watch:
                 try:
                     # What is loaded from now on is newer than these; replayed later, they would remove it again.
                     await self._replay(self._pending_tags, self.store.invalidate_tag, list(self._pending_tags))
@@ -316,8 +361,9 @@ class TieredStore:
                     raise
                 if not isinstance(answer, Entry):
                     return answer
-                if answer.version >= watch.minimum and not self._is_pending(key, answer):
-                    self.local.put(key, answer, epoch)
+                is_newest = answer.version >= watch.minimum and self._newer(key, answer, codec) is None
+                if is_newest and not self._is_pending(key, answer):
+                    self.local.put(key, answer, epoch, codec.fingerprint)
                     return answer
             known = answer.version
 
@@ -336,7 +382,7 @@ class TieredStore:
             await self.release(lease)
             raise LeaseLost(f"{lease.key!r} was invalidated while it was loaded")
         epoch = self._epoch
-        with self._watching(lease.key) as watch:
+        with self._watching(lease.key, codec) as watch:
             try:
                 await self.store.commit(lease, entry, codec)
             except StoreUnavailable:
@@ -344,7 +390,7 @@ class TieredStore:
                 raise
             if entry.version < watch.minimum or not self._admits(entry) or self._is_pending(lease.key, entry):
                 raise LeaseLost(f"{lease.key!r} was invalidated while it was committed")
-            self.local.put(lease.key, entry, epoch)
+            self.local.put(lease.key, entry, epoch, codec.fingerprint)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the shared store's lease back; if the store is unreachable, later."""

@@ -35,11 +35,12 @@ Span = tuple[float, float]
 
 @dataclass
 class Life:
-    """One process: the number of its link, and from when to when it lived; None: to the end."""
+    """One process: the number of its link, from when to when it lived (None: to the end), and of which release it is."""
 
     link: int
     began: float
     ended: float | None = None
+    release: int = 0
 
 
 @dataclass
@@ -245,7 +246,7 @@ class Oracle:
         self.counts["answers"] += 1
         self.states[state] += 1
         said = f"{where}: key {number} asked {began:.3f}, answered {ended:.3f} {value} {state} aged {age:.3f}"
-        load = self._load_of(said, number, value)
+        load = self._load_of(name, said, number, value)
         if load is None:
             return
         said += f" (load {load.began:.3f} to {load.ended:.3f} in {load.worker})"
@@ -266,12 +267,17 @@ class Oracle:
         if late and self._anywhere.last(load.began, began) is None:
             self._blame("c", f"{said}: missing, and loaded long before it was asked for")
 
-    def _load_of(self, said: str, number: int, value: Any) -> Load | None:
+    def _load_of(self, name: str, said: str, number: int, value: Any) -> Load | None:
         load = self._loads.get((value[2], number))
         if load is None or load.failed or value[:2] != [number, load.row]:
             self._blame("c", f"{said}: no load has brought that")
             return None
+        if self._release_of(load.worker) != self._release_of(name):
+            self._blame("c", f"{said}: a load of another release has brought that")
         return load
+
+    def _release_of(self, name: str) -> int:
+        return self.story.lives[name].release
 
     def _judge_row(self, name: str, said: str, number: int, row: int, began: float) -> None:
         floor, why = self._mine[name, number].at(began)
@@ -291,7 +297,7 @@ class Oracle:
     def _judge_refresh(self, name: str, where: str, number: int, value: Any, began: float, ended: float) -> None:
         self.counts["refreshes"] += 1
         said = f"{where}: refresh of {number} asked {began:.3f}, answered {ended:.3f} {value}"
-        load = self._load_of(said, number, value)
+        load = self._load_of(name, said, number, value)
         if load is not None:
             self._judge_row(name, said, number, load.row, began)
             if load.row < self._row_at(number, began):
@@ -308,11 +314,11 @@ class Oracle:
     # -- loads ------------------------------------------------------------------------------------------------
 
     def _judge_loads(self) -> None:
-        by_key: dict[int, list[Load]] = defaultdict(list)
+        by_key: dict[tuple[int, int], list[Load]] = defaultdict(list)
         for load in sorted(self._loads.values(), key=lambda load: load.began):
             if not load.failed:
-                by_key[load.number].append(load)
-        for number, loads in by_key.items():
+                by_key[load.number, self._release_of(load.worker)].append(load)
+        for (number, _), loads in by_key.items():
             invalidated = sorted(self._invalidated[number])
             for at, load in enumerate(loads):
                 window = windows_of(number).fresh_for

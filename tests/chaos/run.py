@@ -15,6 +15,7 @@ import json
 import random
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import trustme
 
 from tests.chaos.oracle import AFTER, Life, Oracle, Story, tags
 from tests.chaos.rows import KEYS, LEASE_FOR, Rows, tags_of
@@ -35,6 +37,8 @@ AOF: Final = ("--appendonly", "yes", "--appendfsync", "everysec")
 # Everything is broken for a while, then nothing is: only then is it known that each load is the only one.
 STORM, CALM = 20.0, 8.0
 STALLED: Final = 0.3
+# Seconds that everything takes in either direction.
+LATENCIES: Final = (0.0, 0.0, 0.005, 0.015, 0.05)
 PATIENCE: Final = 60.0
 START: Final = "from tests.chaos.worker import main; main()"
 
@@ -50,9 +54,10 @@ class Verdict(NamedTuple):
 class Seat:
     """A link, and the process that has it now."""
 
-    def __init__(self, number: int, proxy: Proxy) -> None:
+    def __init__(self, number: int, proxy: Proxy, url: str) -> None:
         self.number = number
         self.proxy = proxy
+        self.url = url
         self.name = ""
         self.process: Process | None = None
 
@@ -103,8 +108,10 @@ class Run:
         """Start a process where there is none."""
         self.started += 1
         seat.name = f"w{self.started}"
-        self.story.lives[seat.name] = Life(seat.number, time.monotonic())
-        command = (sys.executable, "-c", self.start, seat.name, seat.proxy.url, str(self.folder))
+        # A deploy without an end: of the processes one half is of the release before, the other of the one after it.
+        release = self.started % 2
+        self.story.lives[seat.name] = Life(seat.number, time.monotonic(), release=release)
+        command = (sys.executable, "-c", self.start, seat.name, seat.url, str(self.folder), str(release))
         with open(self.folder / f"{seat.name}.err", "wb") as errors:
             seat.process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=errors)
         await seat.hears(b"ready\n")
@@ -115,6 +122,20 @@ class Run:
             seat.process.kill()
         self.story.lives[seat.name].ended = time.monotonic()
         await seat.process.wait()
+
+    @asynccontextmanager
+    async def linked(self, number: int, server: Server) -> AsyncIterator[Seat]:
+        """Make a seat; every second one speaks TLS."""
+        if number % 2 == 0:
+            async with Proxy(server.port) as proxy:
+                yield Seat(number, proxy, proxy.url)
+            return
+        authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        known = self.folder / f"authority{number}.pem"
+        authority.cert_pem.write_to_path(str(known))
+        async with Proxy(server.port, context) as proxy:
+            yield Seat(number, proxy, f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={known}")
 
     # -- what breaks ------------------------------------------------------------------------------------------
 
@@ -135,7 +156,16 @@ class Run:
 
     async def hurt_link(self, seat: Seat) -> None:
         proxy = seat.proxy
-        faults = ("cut", "hang", "hang subscriptions", "refuse", "delay", "lose", *("unsent", "unanswered", "late"))
+        faults = (
+            "cut",
+            "hang",
+            "hang subscriptions",
+            "swallow",
+            "refuse",
+            "delay",
+            "lose",
+            *("unsent", "unanswered", "late"),
+        )
         while True:
             await self.wait(0.5, 8)
             fault = self.random.choice(faults)
@@ -151,6 +181,11 @@ class Run:
                     proxy.hang_subscriptions = True
                     await self.wait(0.2, 4)
                     proxy.hang_subscriptions = False
+                elif fault == "swallow":
+                    proxy.swallow = True
+                    # What is lost between two probes alone, nobody can notice.
+                    await self.wait(1, 4)
+                    proxy.swallow = False
                 elif fault == "refuse":
                     proxy.refuse = True
                     proxy.cut()
@@ -217,6 +252,17 @@ class Run:
                     await self.wait(0.1, 3)
                     server.resume()
 
+    async def evict_keys(self, server: Server) -> None:
+        """Remove keys as a server does that has no memory left: those of the tags, or whichever."""
+        while True:
+            await self.wait(0.2, 3)
+            await self.stormy.wait()
+            tags = self.random.choice((("swr:{!}b",), ("swr:{!}h",), ("swr:{!}b", "swr:{!}h"), ()))
+            async with self.breaking(self.story.server, "times keys evicted"):
+                # It may be stopped, or not there.
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(server.command, "EVAL", _EVICT, "0", *tags)
+
     async def weather(self) -> None:
         while True:
             self.stormy.set()
@@ -277,7 +323,7 @@ class Run:
             server = stack.enter_context(Server(self.kind, *AOF))
             rows = stack.enter_context(Rows(self.folder / "rows"))
             for number in range(self.number):
-                self.seats.append(Seat(number, await stack.enter_async_context(Proxy(server.port))))
+                self.seats.append(await stack.enter_async_context(self.linked(number, server)))
                 self.locks.append(asyncio.Lock())
             stack.push_async_callback(self.end)
             await asyncio.gather(*(self.seat(seat) for seat in self.seats))
@@ -288,7 +334,8 @@ class Run:
                     group.create_task(what)
                     for what in (
                         *(self.hurt_link(seat) for seat in self.seats),
-                        *(self.stop_processes(), self.kill_processes(), self.hurt_server(server), self.weather()),
+                        *(self.stop_processes(), self.kill_processes(), self.hurt_server(server)),
+                        *(self.evict_keys(server), self.weather()),
                     )
                 ]
                 await asyncio.sleep(self.seconds)
@@ -342,10 +389,19 @@ class Run:
 _LEASES: Final = """
 local found = {}
 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
-  local text = redis.call('GET', key)
-  if text and string.sub(text, 1, 1) == 'l' then found[#found + 1] = key end
+  for _, text in ipairs(redis.call('HVALS', key)) do
+    if string.sub(text, 1, 1) == 'l' then found[#found + 1] = key end
+  end
 end
 return found
+"""
+
+_EVICT: Final = """
+if #ARGV > 0 then return redis.call('DEL', unpack(ARGV)) end
+for _ = 1, 5 do
+  local key = redis.call('RANDOMKEY')
+  if key then redis.call('DEL', key) end
+end
 """
 
 

@@ -1,4 +1,4 @@
-"""One process of the long run: python -m tests.chaos.worker NAME URL FOLDER
+"""One process of the long run: python -m tests.chaos.worker NAME URL FOLDER RELEASE
 
 It reads on its own, invalidates when a line of JSON on its input says so, and writes down what it did and was
 answered, one line of JSON for each, with times of the clock that all processes of a machine share.
@@ -9,7 +9,9 @@ import os
 import random
 import sys
 import time
+import typing
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
@@ -24,8 +26,8 @@ ANSWERED_WITHIN = 30.0
 STALLED = 0.3
 _BEAT = 0.05
 
-# The number of the key, its row, and which load has read it.
-Value = tuple[int, int, str]
+# The number of the key, its row, and which load has read it: what two releases of the application make of it.
+VALUES: Final = (tuple[int, int, str], list[int | str])
 
 
 class LoadFailed(Exception):
@@ -33,8 +35,10 @@ class LoadFailed(Exception):
 
 
 class Worker:
-    def __init__(self, name: str, url: str, folder: Path) -> None:
+    def __init__(self, name: str, url: str, folder: Path, release: int) -> None:
         self.name = name
+        self.value: Any = VALUES[release]
+        value = self.value
         self.random = random.Random(name)
         self.cache = Cache(url, lease_for=LEASE_FOR, timeout=0.3, drain_for=1)
         self.rows = Rows(folder / "rows")
@@ -44,11 +48,11 @@ class Worker:
         self.tasks: set[asyncio.Task[None]] = set()
 
         @self.cache.cached("row:{number}", fresh_for=1)
-        async def one(number: int) -> Fresh[Value]:
+        async def one(number: int) -> Fresh[value]:
             return (await self.load([number]))[number]
 
         @self.cache.cached_many("row:{number}", fresh_for=1)
-        async def many(numbers: list[int]) -> dict[int, Fresh[Value]]:
+        async def many(numbers: list[int]) -> dict[int, Fresh[value]]:
             return await self.load(numbers)
 
         self.one, self.many = one, many
@@ -64,7 +68,7 @@ class Worker:
 
     # -- loads ------------------------------------------------------------------------------------------------
 
-    async def load(self, numbers: list[int]) -> dict[int, Fresh[Value]]:
+    async def load(self, numbers: list[int]) -> dict[int, Fresh[Any]]:
         self.loads += 1
         load, began = f"{self.name}:{self.loads}", time.monotonic()
         # What is read first is the oldest that the load can bring.
@@ -80,7 +84,9 @@ class Worker:
         if failed:
             raise LoadFailed(load)
         return {
-            number: Fresh((number, row, load), **windows_of(number)._asdict(), tags=tags_of(number))
+            number: Fresh(
+                typing.get_origin(self.value)((number, row, load)), **windows_of(number)._asdict(), tags=tags_of(number)
+            )
             for number, row in rows.items()
         }
 
@@ -183,8 +189,8 @@ class Worker:
 
 
 def main() -> None:
-    name, url, folder = sys.argv[1:]
-    asyncio.run(Worker(name, url, Path(folder)).run())
+    name, url, folder, release = sys.argv[1:]
+    asyncio.run(Worker(name, url, Path(folder), int(release)).run())
 
 
 if __name__ == "__main__":

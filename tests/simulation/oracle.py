@@ -88,6 +88,8 @@ class Worker:
     said: dict[str, "Answer"] = field(default_factory=dict)
     opened: bool = False
     gone: bool = False
+    # The keys that it has loaded without the store: it loads each once more, because it cannot know which value is newer.
+    unsure: set[str] = field(default_factory=set)
 
 
 class Answer(NamedTuple):
@@ -228,9 +230,14 @@ class Oracle:
         self._stored.clear()
         self._disturbed = self._now()
 
+    def evicted(self, key: str) -> None:
+        """The store has lost an entry and its lease."""
+        self._stored.pop(key, None)
+        self._disturbed = self._now()
+
     def told(self, message: Notification, value: int) -> None:
         """The store did something; `value` is what it holds now, for a commit."""
-        kind, name, version, _ = message
+        kind, name, version, *_ = message
         self.note("store", f"{kind.name.lower()} {name} {version}")
         if kind in (Kind.INVALIDATED, Kind.TAG_VERSION):
             effect = Effect(name, kind, version, self.keys_of(kind, name), self._now())
@@ -251,7 +258,7 @@ class Oracle:
 
     def heard(self, worker: str, message: Notification) -> None:
         """A message has reached a worker."""
-        kind, name, version, _ = message
+        kind, name, version, *_ = message
         self.note(worker, f"hears {kind.name.lower()} {name} {version}")
         if kind is Kind.COMMITTED:
             told = self._workers[worker].told
@@ -273,7 +280,8 @@ class Oracle:
                 if other.key == key and self._undisturbed(key, other.began - _ON_THE_WAY):
                     self.blame(f"load {reading.number} of {key} began while load {other.number} was under way")
             stored = self._stored.get(key)
-            if stored is not None and not forced and self._undisturbed(key, now - _SILENT):
+            asked = forced or key in self._workers[worker].unsure
+            if stored is not None and not asked and self._undisturbed(key, now - _SILENT):
                 fresh_until = self.readings[stored].created + self._policies[key].fresh_for
                 if wall < fresh_until:
                     self.blame(f"load {reading.number} of {key} began although load {stored} is fresh")
@@ -299,6 +307,8 @@ class Oracle:
     def load_lands(self, reading: Reading) -> None:
         """A load's value has been stored, or not, and those who waited have it."""
         reading.loaded = self._now()
+        known = self._workers[reading.worker]
+        (known.unsure.add if known.up_since > reading.began else known.unsure.discard)(reading.key)
 
     # -- invalidations ----------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class Scenario:
     skew: float = 2.0
     holds: float = 0.0
     faults: int = 4
-    kinds: tuple[str, ...] = ("pause", "crash", "cut", "silence", "restart", "jump")
+    kinds: tuple[str, ...] = ("pause", "crash", "cut", "silence", "restart", "evict", "jump")
 
 
 SCENARIOS: Final = {
@@ -95,6 +95,10 @@ SCENARIOS: Final = {
     "invalidation": Scenario(
         workers=3, keys=2, horizon=3, reads=24, refreshes=2, invalidations=8, loads=0.5, leases=(3.0,), lost=0.02,
         faults=3, kinds=("cut", "silence"),
+    ),
+    "loss": Scenario(
+        workers=3, keys=2, horizon=4, reads=24, refreshes=1, invalidations=8, loads=0.3, leases=(3.0,), lost=0.02,
+        faults=8, kinds=("evict", "evict", "cut", "silence", "crash"),
     ),
 }  # fmt: skip
 
@@ -112,6 +116,8 @@ class Job:
 
     async def run(self, load: Load) -> None:
         """Load."""
+        # Nothing here takes long, but a process may be paused for longer than a load may run.
+        load.limit(None)
         worker, world = self._worker, self._worker.world
         random, oracle = world.random, world.oracle
         reading = oracle.load_begins(worker.name, self._key, worker.clock(), forced=self._forced)
@@ -129,13 +135,18 @@ class Job:
         await load.store(reading.number, world.policies[self._key])
         oracle.load_lands(reading)
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the key's policy; those of one key are known only when its value is there."""
+        return () if self._key == "k0" else self._worker.world.policies[self._key].tags
+
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Every failure may be masked."""
         return True
 
 
 class Worker:
-    """One process: a real engine over a real tiered store with a shelf of its own, on a simulated link.
+    """One process: a real engine over a real tiered store with a local cache of its own, on a simulated link.
 
     Parameters:
         world: where it lives.
@@ -280,6 +291,9 @@ class World:
             worker.link.fall(self.random.uniform(0, self.random.choice((0.5, 3))))
         elif kind == "silence":
             worker.link.silence()
+        elif kind == "evict":
+            key = self.random.choice((None, None, *self.keys))
+            self.server.evict(key, newest=self.random.random() < 0.5)
         elif kind == "restart":
             await self.server.start(self.nursery.start_soon, tag_versions=self.random.random() < 0.5)
         else:

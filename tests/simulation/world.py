@@ -21,7 +21,7 @@ from swr.entry import Entry
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
 from swr.stores.memory import MemoryStore
-from swr.stores.tag_versions import TagVersions
+from swr.stores.tag_versions import ALL, TagVersions
 from tests.simulation.oracle import LOST, Oracle
 
 T = TypeVar("T")
@@ -100,6 +100,8 @@ class Server:
         self._make = _LenientStore if lenient else MemoryStore
         self.store = self._make(clock=clock)
         self.tag_versions = self.store.tag_versions
+        # How often it was started.
+        self.run = 0
         self.links: list[Link] = []
         # Whose command is being carried out, and the last thing it did.
         self.client: Link | None = None
@@ -107,26 +109,57 @@ class Server:
 
     async def start(self, start: Start, *, tag_versions: bool = False) -> None:
         """Start empty; with `tag_versions` these alone are kept."""
-        kept = self.tag_versions.items() if tag_versions else []
+        self.run += 1
         self.store = self._make(clock=self._clock)
-        self.tag_versions = self.store.tag_versions
+        self._know(self.tag_versions if tag_versions else TagVersions())
         await self.store.open(start, self._tell)
-        self.give_back(kept)
         self._oracle.restarted()
         for link in self.links:
             link.fall()
 
-    def give_back(self, tag_versions: list[tuple[str, int]]) -> None:
-        """Know tag_versions again."""
-        for name, number in tag_versions:
-            self.tag_versions.raise_to(name, number)
+    def _know(self, tag_versions: TagVersions) -> None:
+        self.tag_versions = self.store.tag_versions = tag_versions
         self.store.local.recheck_all()
+
+    def evict(self, key: str | None, *, newest: bool) -> None:
+        """Lose the entry and the lease of a key; or the tag versions, of which `newest` keeps the newest."""
+        if key is not None:
+            self.store.local.drop(key)
+            self.store._holds.pop(key, None)
+            self._oracle.evicted(key)
+            return
+        left = TagVersions()
+        left.newest = self.tag_versions.newest if newest else 0
+        self._know(left)
+
+    def lacks(self, known: TagVersions) -> bool:
+        """Whether the server has lost tag versions, going by what it has and by what one worker knows."""
+        mine = self.tag_versions
+        return not mine.cleared or mine.newest < known.newest or mine.cleared < known.cleared
+
+    async def raise_tag(self, tag: str, known: TagVersions) -> None:
+        """Raise a tag version; if some were lost, outdate everything in its place."""
+        if self.lacks(known):
+            self.lose(known.newest)
+        else:
+            await self.store.invalidate_tag(tag)
+
+    def lose(self, known: int) -> None:
+        """Outdate everything: what was lost may have outdated any of it."""
+        number = max(self.store._next(), self.tag_versions.newest + 1, known + 1)
+        self.store._last = number
+        self._know(TagVersions())
+        self.tag_versions.raise_to(ALL, number)
+        self._tell(Notification(Kind.TAG_VERSION, ALL, number))
 
     def _tell(self, message: Notification) -> None:
         self.said = message
         slot = self.store.local.get(message.name)
         if message.kind is not Kind.COMMITTED:
             self._oracle.told(message, -1)
+        elif not self.tag_versions.cleared:
+            # Tag versions were evicted. When that is found out, this is outdated with everything else.
+            pass
         elif slot is not None and self.tag_versions.admits(slot.entry.tag_version, slot.entry.tags):
             self._oracle.told(message, slot.entry.value)
         for link in self.links:
@@ -178,19 +211,19 @@ class Link:
         self._broken = anyio.Event()
         self._restored = anyio.Event()
         self._lost_at = -math.inf
-        self._away_until = -math.inf
+        self._down_until = -math.inf
         self._inbox: deque[tuple[float, Notification]] = deque()
         self._stirred = anyio.Event()
         self._subscribed = False
         self._silent = False
-        self._synced = 0
+        self._learned = (0, 0)
         server.links.append(self)
 
     # -- what happens to it -----------------------------------------------------------------------------------
 
-    def fall(self, away: float = 0.0) -> None:
-        """Break, and stay away for so many seconds."""
-        self._away_until = max(self._away_until, anyio.current_time() + away)
+    def fall(self, down_for: float = 0.0) -> None:
+        """Break, and stay down for so many seconds."""
+        self._down_until = max(self._down_until, anyio.current_time() + down_for)
         self._subscribed = False
         self._oracle.breaks(self._worker)
         self._broken.set()
@@ -245,7 +278,7 @@ class Link:
     async def _keep(self) -> None:
         while True:
             await anyio.sleep(self._random.uniform(0.0, 0.1))
-            await anyio.sleep_until(self._away_until)
+            await anyio.sleep_until(self._down_until)
             await self._gate.passed()
             self._broken, self._stirred = anyio.Event(), anyio.Event()
             self._inbox.clear()
@@ -263,7 +296,7 @@ class Link:
         self.up = True
         self._restored.set()
         self._oracle.link(self._worker, up=True)
-        self._subscriber(Notification(Kind.REACHABLE))
+        self._subscriber(Notification(Kind.REACHABLE, str(self._server.run), self._server.store._next()))
 
     def _down(self) -> None:
         if self.up:
@@ -288,7 +321,8 @@ class Link:
     def _hear(self, message: Notification) -> None:
         if message.kind is Kind.TAG_VERSION:
             self._raise(message.name, message.version)
-            self._synced = max(self._synced, message.version)
+            cleared = message.version if message.name == ALL else self._learned[1]
+            self._learned = max(self._learned, (message.version, cleared))
         else:
             self._oracle.heard(self._worker, message)
             self._subscriber(message)
@@ -312,9 +346,9 @@ class Link:
             self._oracle.trials[LOST] += 1
         if fate == "late":
             # It lies in a buffer of a server that hangs: it is carried out before the link can be made anew.
-            away = self._random.uniform(_TIMEOUT, 1.0)
-            self._away_until = max(self._away_until, anyio.current_time() + away)
-            self._background(lambda: self._arrive(away, command))
+            down_for = self._random.uniform(_TIMEOUT, 1.0)
+            self._down_until = max(self._down_until, anyio.current_time() + down_for)
+            self._background(lambda: self._arrive(down_for, command))
         await self._wait(_TIMEOUT if fate in ("request", "late") else self._latency())
         if fate not in ("request", "late"):
             result = await self._carry_out(command)
@@ -344,7 +378,7 @@ class Link:
                 with anyio.move_on_after(self._lost_at + _TIMEOUT / 4 - anyio.current_time()):
                     await self._restored.wait()
             if not self.up:
-                raise StoreUnavailable("away")
+                raise StoreUnavailable("down")
             try:
                 return await self._trip(command)
             except StoreUnavailable:
@@ -355,8 +389,8 @@ class Link:
 
     # -- tag_versions ---------------------------------------------------------------------------------------------
 
-    async def _head(self) -> int:
-        return self._server.tag_versions.newest
+    async def _head(self) -> tuple[int, int]:
+        return self._server.tag_versions.newest, self._server.tag_versions.cleared
 
     def _raise(self, name: str, number: int) -> None:
         message = Notification(Kind.TAG_VERSION, name, number)
@@ -364,28 +398,32 @@ class Link:
         if self.tag_versions.raise_to(name, number):
             self._subscriber(message)
 
-    async def _learn(self, head: int) -> None:
-        """Fetch the tag_versions that this worker has missed, and give back those that the server has lost."""
-        if self._synced == head >= self.tag_versions.newest:
+    async def _learn(self, head: tuple[int, int]) -> None:
+        """Fetch the tag_versions that this worker has missed; if the server has lost some, all is outdated."""
+        if self._learned == head and head[1]:
             return
 
-        async def exchange() -> list[tuple[str, int]]:
-            if self._server.tag_versions.newest < self.tag_versions.newest:
-                self._server.give_back(self.tag_versions.items())
-            return self._server.tag_versions.items()
+        async def exchange() -> tuple[tuple[int, int], list[tuple[str, int]]]:
+            known = self.tag_versions
+            if self._server.lacks(known):
+                self._server.lose(known.newest)
+            since = self._learned[0] if self._server.tag_versions.cleared == known.cleared else 0
+            return await self._head(), self._server.tag_versions.since(since)
 
-        for name, number in sorted(await self._trip(exchange), key=lambda pair: pair[1]):
+        head, found = await self._trip(exchange)
+        for name, number in sorted(found, key=lambda pair: pair[1]):
             self._raise(name, number)
-            self._synced = max(self._synced, number)
+        self._learned = max(self._learned, head)
 
     async def invalidate_tag(self, tag: str) -> None:
         """Raise a barrier."""
 
-        async def command() -> int:
-            await self._server.store.invalidate_tag(tag)
-            return self._server.said.version
+        async def command() -> Notification:
+            await self._server.raise_tag(tag, self.tag_versions)
+            return self._server.said
 
-        self._raise(tag, await self._ask(command))
+        said = await self._ask(command)
+        self._raise(said.name, said.version)
 
     # -- entries and leases -----------------------------------------------------------------------------------
 
@@ -402,13 +440,21 @@ class Link:
         """Whether the link has been broken for a while."""
         return not self.up and anyio.current_time() >= self._lost_at + _TIMEOUT / 4
 
+    @property
+    def has_pending(self) -> bool:
+        """Never: this store keeps no invalidation back."""
+        return False
+
+    def tell_pending(self, kind: Kind, name: str) -> None:
+        """Nothing: the server refuses no invalidation."""
+
     async def settled(self) -> None:
         """At once."""
 
     def forget(self) -> None:
         """Nothing: no entry is held here."""
 
-    def keep(self, key: str, entry: Entry[Any]) -> None:
+    def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Nothing: no entry is held here."""
 
     def peek(self, key: str) -> Entry[Any] | None:
@@ -418,7 +464,7 @@ class Link:
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Read, and learn of tag_versions."""
 
-        async def command() -> tuple[Entry[Any] | None, int]:
+        async def command() -> tuple[Entry[Any] | None, tuple[int, int]]:
             return await self._server.store.read(key, codec), await self._head()
 
         entry, head = await self._ask(command)
@@ -442,7 +488,7 @@ class Link:
         """Acquire, and learn of tag_versions."""
         while True:
 
-            async def command(known: int = known) -> tuple[Lease | Held | Entry[Any], int]:
+            async def command(known: int = known) -> tuple[Lease | Held | Entry[Any], tuple[int, int]]:
                 return await self._server.store.acquire(key, token, ttl, known, codec, force=force), await self._head()
 
             answer, head = await self._ask(command)

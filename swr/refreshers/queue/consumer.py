@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import anyio
 
 from swr.engine.engine import Engine
+from swr.engine.failures import text_of
 from swr.errors import StoreUnavailable
 from swr.refreshers.queue.queue import Queue
 from swr.refreshers.queue.tasks import Delivery, Settlement
@@ -105,12 +106,12 @@ class Consumer:
         return longest
 
     def _begin(self, deliveries: list[Delivery]) -> None:
-        by_task = {(delivery.key, delivery.since): delivery for delivery in deliveries}
+        by_task = {(delivery.key, delivery.newer_than): delivery for delivery in deliveries}
 
         def ended(task: Task, end: Ended) -> None:
-            self._ended(by_task[task.key, task.since], end)
+            self._ended(by_task[task.key, task.newer_than], end)
 
-        tasks = [Task(each.key, each.args, each.since) for each in deliveries]
+        tasks = [Task(each.key, each.args, each.newer_than) for each in deliveries]
         try:
             self._limiter.begin(tasks, ended)
         except Exception:
@@ -132,7 +133,7 @@ class Consumer:
             settlement = Settlement(delivery, "current", stored=end.stored)
         elif result is Result.FAILED:
             pause = min(_LONGEST_PAUSE, 2.0 ** min(delivery.tries - 1, 10)) * random.uniform(0.75, 1.25)
-            settlement = Settlement(delivery, "failed", max(pause, again_in), f"{type(error).__name__}: {error}")
+            settlement = Settlement(delivery, "failed", max(pause, again_in), text_of(error))
         else:
             settlement = Settlement(delivery, "back", again_in if error is not None else min(again_in, _HELD_FOR))
         self._settlements.append(settlement)

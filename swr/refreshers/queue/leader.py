@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from swr.engine.engine import Engine
+from swr.engine.failures import text_of
 from swr.errors import SWRError
 from swr.events import RoundQueued
 from swr.refreshers.queue.queue import Queue
@@ -93,10 +94,9 @@ class Leader:
             # The log tells of an unreachable Redis already; otherwise `keys`, `changed_since` or `replicas` failed.
             if self._engine.is_store_up and not self._failures:
                 log.warning(
-                    "the refresher %r could not enqueue a round: %s: %s; it is tried again and again",
+                    "the refresher %r could not enqueue a round: %s; it is tried again and again",
                     self._queue.name,
-                    type(error).__name__,
-                    error,
+                    text_of(error),
                     exc_info=None if isinstance(error, SWRError) else error,
                 )
             self._failures += 1
@@ -116,24 +116,24 @@ class Leader:
             await self._queue.enqueue(epoch, ())
             await self._queue.register()
             self._epoch = epoch
-        since = now // self._every * self._every
-        if last is None or since > last:
-            await self._enqueue(epoch, since, last, part)
+        begins_at = now // self._every * self._every
+        if last is None or begins_at > last:
+            await self._enqueue(epoch, begins_at, last, part, now)
             return 0.0
         # A server's clock that went back does not begin a round again.
-        next_in = min(self._every, since + self._every - now) / MICROSECONDS
+        next_in = min(self._every, begins_at + self._every - now) / MICROSECONDS
         return min(next_in, self._lead_for / 3)
 
-    async def _enqueue(self, epoch: str, since: int, last: int | None, part: str) -> None:
-        number = since // self._every
-        missed = 0 if last is None else max(0, (since - last) // self._every - 1)
+    async def _enqueue(self, epoch: str, begins_at: int, last: int | None, part: str, now: int) -> None:
+        number = begins_at // self._every
+        missed = 0 if last is None else max(0, (begins_at - last) // self._every - 1)
         new = merged = 0
         await self._queue.heal()
         if last is None or not self._dirty_only:
             groups = await self._kept(self._groups)
-            tasks = [(key, since, args) for key, args in groups.items()]
+            tasks = [(key, begins_at, args) for key, args in groups.items()]
             # Of as many groups as it takes long to enqueue, a leader that is killed leaves the rest to the next.
-            these = f"{since}:{await _digest(groups)}:"
+            these = f"{begins_at}:{await _digest(groups)}:"
             done = int(part.removeprefix(these)) if part.startswith(these) else 0
             for first in range(done, len(tasks), _AT_ONCE):
                 counts = await self._queue.enqueue(epoch, tasks[first : first + _AT_ONCE])
@@ -153,9 +153,9 @@ class Leader:
             changed = self._changed_since
             groups = await self._kept(lambda: changed(began))
             await self._queue.mark(groups)
-        drained = await self._queue.drain(epoch)
+        drained = await self._queue.drain(epoch, now)
         new, merged = new + drained[0], merged + drained[1]
-        if not await self._queue.enqueued(self._token, since):
+        if not await self._queue.enqueued(self._token, begins_at):
             raise Superseded
         if missed:
             log.warning(

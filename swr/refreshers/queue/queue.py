@@ -1,6 +1,8 @@
 """A refresher's queue on Redis: tasks, marks and dead letters, each group at most once, in one or several shards."""
 
 import asyncio
+import contextlib
+import logging
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
@@ -14,11 +16,16 @@ from swr.refreshers.queue import scripts
 from swr.refreshers.queue.status import QueueStatus
 from swr.refreshers.queue.tasks import DeadLetter, Delivery, Led, Settlement, Superseded
 from swr.refreshers.rounds.groups import travelling
-from swr.stores.base import Kind
+from swr.stores.base import NEWEST, Kind
+from swr.stores.redis.scripts import digits
 from swr.stores.redis.store import RedisStore
 from swr.stores.tiered import TieredStore
 
+log = logging.getLogger("swr")
+
 _MICROSECONDS: Final = 1_000_000
+# Of a number that the queue has written, at most.
+_DIGITS: Final = 16
 # Tasks in one command, at most.
 _AT_ONCE: Final = 500
 # Replicas that lag are given so many seconds.
@@ -75,7 +82,7 @@ class Queue:
     # -- tasks ------------------------------------------------------------------------------------------------
 
     async def enqueue(self, epoch: str, tasks: Iterable[tuple[str, int, tuple[Any, ...]]]) -> tuple[int, int]:
-        """Enqueue tasks (key, since, arguments); return how many are new, and how many were there already.
+        """Enqueue tasks (key, newer_than, arguments); return how many are new, and how many were there already.
 
         Raises:
             Superseded: there is a newer leader.
@@ -83,8 +90,8 @@ class Queue:
             StoreUnavailable: no answer.
         """
         parts: list[list[bytes | str]] = [[] for _ in self.shards]
-        for key, since, args in tasks:
-            parts[self._shard(key)] += (_bytes(key), f"{since:016d}", travelling(key, args))
+        for key, newer_than, args in tasks:
+            parts[self._shard(key)] += (_bytes(key), f"{newer_than:016d}", travelling(key, args))
 
         async def enqueue(shard: int) -> AsyncIterator[list[Any]]:
             # At least once for every shard: the older leaders are shut out of it.
@@ -129,35 +136,58 @@ class Queue:
         """
         parts: list[list[bytes | str]] = [[] for _ in self.shards]
         travels = {key: travelling(key, args) for key, args in groups.items()}
-        for key, since in (await self._store.newest(list(groups))).items():
-            parts[self._shard(key)] += (_bytes(key), f"{since:016d}", travels[key])
+        for key, newer_than in (await self._store.newest(list(groups))).items():
+            parts[self._shard(key)] += (_bytes(key), f"{newer_than:016d}", travels[key])
         for shard, part in enumerate(parts):
             for first in range(0, len(part), 3 * _AT_ONCE):
                 some = part[first : first + 3 * _AT_ONCE]
                 await self._run(shard, scripts.MARK, *some, replicas=self._replicas)
 
-    async def drain(self, epoch: str) -> tuple[int, int]:
-        """Enqueue what is dirty; see `enqueue`."""
+    async def drain(self, epoch: str, began: int = NEWEST) -> tuple[int, int]:
+        """Enqueue what is dirty, and what was given up before this round; see `enqueue`.
+
+        Parameters:
+            began: when this round began, in microseconds by the server's clock.
+        """
 
         async def drain(shard: int) -> AsyncIterator[list[Any]]:
-            cursor = b"0"
-            while True:
-                answer = await self._enqueue(shard, scripts.DRAIN, epoch, cursor, _AT_ONCE)
-                yield answer
-                cursor = answer[2]
-                if cursor == b"0":
-                    break
+            for script in (scripts.DRAIN, scripts.DRAIN_DEAD):
+                cursor = b"0"
+                while True:
+                    answer = await self._enqueue(shard, script, epoch, cursor, _AT_ONCE, digits(began))
+                    yield answer
+                    cursor = answer[2]
+                    if cursor == b"0":
+                        break
 
         return await self._in_each(drain)
 
     async def take(self, shard: int, consumer: str, most: int) -> tuple[float | None, list[Delivery]]:
-        """Take tasks; return how many seconds from now a task that waits may be taken, and the tasks."""
+        """Take tasks; return how many seconds from now a task that waits may be taken, and the tasks.
+
+        A task that cannot be read is thrown away.
+        """
         wait, taken = await self._run(shard, scripts.TAKE, consumer, min(most, _AT_ONCE), self._deliveries)
-        deliveries = [
-            Delivery(shard, receipt, _text(key), int(since), int(number), tries, tuple(msgspec.json.decode(args)))
-            for receipt, key, since, number, tries, args in taken
-        ]
+        deliveries = []
+        for receipt, key, newer_than, number, tries, args in taken:
+            try:
+                task = _text(key), int(newer_than), int(number), tries, tuple(msgspec.json.decode(args, type=list[Any]))
+            except (UnicodeDecodeError, msgspec.DecodeError) as error:
+                await self._throw_away(shard, consumer, receipt, key, number, error)
+            else:
+                deliveries.append(Delivery(shard, receipt, *task))
         return (None if wait < 0 else wait / _MICROSECONDS), deliveries
+
+    async def _throw_away(
+        self, shard: int, consumer: str, receipt: bytes, key: bytes, number: bytes, error: Exception
+    ) -> None:
+        log.warning(
+            "the queue of the refresher %r held a task for %r that cannot be read (%s); swr has thrown it away",
+            self.name,
+            key,
+            error,
+        )
+        await self._run(shard, scripts.SETTLE, consumer, self._deliveries, "done", receipt, key, number, 0, "")
 
     async def settle(self, consumer: str, settlements: list[Settlement]) -> int:
         """Say what came of deliveries; return how many had been given to others meanwhile.
@@ -178,8 +208,8 @@ class Queue:
         return late
 
     async def _secured(self, settlement: Settlement) -> Settlement:
-        key, since = settlement.delivery.key, settlement.delivery.since
-        if not settlement.stored or await self._store.has_replicas(key, since, self._replicas):
+        (_, _, key, newer_than, *_), stored = settlement.delivery, settlement.stored
+        if not stored or await self._store.has_replicas(key, stored, newer_than, self._replicas):
             return settlement
         return Settlement(settlement.delivery, "back", _SECURED_IN)
 
@@ -201,12 +231,12 @@ class Queue:
         keys = (self._lease, self._rounds, self._keys[0][5])
         epoch, rest, now, part_now = await self._store.commands.script(scripts.LEAD, keys, token, int(ttl * 1000), part)
         if epoch:
-            return Led(epoch.decode(), 0.0, int(rest) if rest else None, int(now), part_now.decode())
+            return Led(epoch.decode(), 0.0, _number(rest), int(now), part_now.decode("utf-8", "replace"))
         return Led("", max(0, rest) / 1000, None, int(now))
 
-    async def enqueued(self, token: str, since: int) -> bool:
+    async def enqueued(self, token: str, begins_at: int) -> bool:
         """Say that the round that began then was enqueued whole; False: somebody else leads."""
-        return bool(await self._store.commands.script(scripts.ENQUEUED, (self._lease, self._rounds), token, since))
+        return bool(await self._store.commands.script(scripts.ENQUEUED, (self._lease, self._rounds), token, begins_at))
 
     async def heal(self) -> None:
         """Queue again what nobody would ever come to, for somebody has deleted a part of the queue."""
@@ -233,13 +263,14 @@ class Queue:
             *numbers, seen, counted, now = await self._run(shard, scripts.STATUS)
             held = [sum(pair) for pair in zip(held, numbers, strict=True)]
             for name, at in zip(seen[::2], seen[1::2], strict=True):
-                silent = max(0.0, (int(now) - float(at)) / _MICROSECONDS)
-                consumers[name.decode()] = min(silent, consumers.get(name.decode(), silent))
+                silent, text = max(0.0, (int(now) - float(at)) / _MICROSECONDS), name.decode("utf-8", "replace")
+                consumers[text] = min(silent, consumers.get(text, silent))
             for name, number in zip(counted[::2], counted[1::2], strict=True):
-                if name == b"epoch":
-                    epoch = max(epoch, int(number))
+                text, value = name.decode("utf-8", "replace"), _number(number) or 0
+                if text == "epoch":
+                    epoch = max(epoch, value)
                 else:
-                    counts[name.decode()] = counts.get(name.decode(), 0) + int(number)
+                    counts[text] = counts.get(text, 0) + value
         left = await self._store.commands.ask(self._lease, "PTTL", self._lease)
         last = await self._store.commands.ask(self._rounds, "HGET", self._rounds, "round")
         queued, running, waiting, dirty, dead = held
@@ -255,7 +286,7 @@ class Queue:
             counts=counts,
             epoch=epoch,
             leads_for=max(0, left) / 1000,
-            round=int(last) / _MICROSECONDS if last else None,
+            round=None if (begun := _number(last or b"")) is None else begun / _MICROSECONDS,
         )
 
     async def dead(self) -> list[DeadLetter]:
@@ -264,12 +295,13 @@ class Queue:
         for keys in self._keys:
             found = await self._store.commands.ask(keys[4], "HGETALL", keys[4])
             for key, text in _pairs(found):
-                letter = msgspec.json.decode(text)
-                record = letter["record"]
-                args = msgspec.json.decode(record[37:])
-                letters.append(
-                    DeadLetter(_text(key), args, letter["why"], int(record[33:37]), int(letter["at"]) / _MICROSECONDS)
-                )
+                # The next round throws away what cannot be read.
+                with contextlib.suppress(ValueError, KeyError, TypeError, msgspec.DecodeError):
+                    letter = msgspec.json.decode(text)
+                    record = letter["record"]
+                    args = msgspec.json.decode(record[37:], type=list[Any])
+                    at = int(letter["at"]) / _MICROSECONDS
+                    letters.append(DeadLetter(_text(key), args, str(letter["why"]), int(record[33:37]), at))
         return sorted(letters, key=lambda letter: letter.key)
 
     async def retry(self, keys: Iterable[str] = ()) -> int:
@@ -336,6 +368,11 @@ def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
 
 def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
+
+
+def _number(text: bytes) -> int | None:
+    """Return a number that the queue has written, or None: there is none, or another has written something else."""
+    return int(text) if text.isdigit() and len(text) <= _DIGITS else None
 
 
 def _text(key: bytes) -> str:

@@ -40,15 +40,41 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local tasks, ready, delayed, marks, dead, counts, seen = unpack(KEYS)
 local function digits(number) return string.format('%016.0f', number) end
-local function count(what, by) redis.call('HINCRBY', counts, what, by or 1) end
+local function count(what, by)
+  local reply = redis.pcall('HINCRBY', counts, what, by or 1)
+  -- What is there is no number, and not of this queue's making.
+  if type(reply) == 'table' and reply.err then redis.call('HSET', counts, what, by or 1) end
+end
+local time_digits = string.rep('%d', 16)
+local pattern = '^([qraw])(' .. time_digits .. ')(' .. time_digits .. ')(%d%d%d%d)(%[.*%])$'
+local function read(text)
+  local state, newer_than, delivered, tries, args = string.match(text, pattern)
+  if not state then return nil end
+  return {state = state, newer_than = newer_than, delivered = delivered, tries = tonumber(tries), args = args}
+end
 local function get(id)
   local text = redis.call('HGET', tasks, id)
   if not text then return nil end
-  return {state = string.sub(text, 1, 1), since = string.sub(text, 2, 17),
-    delivered = string.sub(text, 18, 33), tries = tonumber(string.sub(text, 34, 37)), args = string.sub(text, 38)}
+  local task = read(text)
+  if not task then
+    -- Not of this queue's making. The next round enqueues the group anew.
+    redis.call('HDEL', tasks, id)
+    count('malformed')
+  end
+  return task
+end
+-- What was given up, as a task; a letter that nobody can read is thrown away.
+local function unburied(id, letter)
+  local ok, read_letter = pcall(cjson.decode, letter)
+  local task = ok and type(read_letter) == 'table' and type(read_letter.record) == 'string' and read(read_letter.record)
+  if not task then
+    redis.call('HDEL', dead, id)
+    count('malformed')
+  end
+  return task
 end
 local function text_of(task)
-  return task.state .. task.since .. task.delivered .. string.format('%04d', task.tries) .. task.args
+  return task.state .. task.newer_than .. task.delivered .. string.format('%04d', task.tries) .. task.args
 end
 local function put(id, task) redis.call('HSET', tasks, id, text_of(task)) end
 local function bury(id, task, why)
@@ -60,23 +86,23 @@ end
 
 _ENQUEUE: Final = """
 local epoch, most = ARGV[1], tonumber(ARGV[2])
-local newest = redis.call('HGET', counts, 'epoch') or ''
+local newest = string.match(redis.call('HGET', counts, 'epoch') or '', '^' .. time_digits .. '$') or ''
 if epoch < newest then return {-1, newest} end
 redis.call('HSET', counts, 'epoch', epoch)
 local new, merged = 0, 0
-local function enqueue(id, since, args)
+local function enqueue(id, newer_than, args)
   local task = get(id)
   if task then
     merged = merged + 1
-    if since > task.since then
-      task.since, task.args = since, args
+    if newer_than > task.newer_than then
+      task.newer_than, task.args = newer_than, args
       if task.state == 'r' then task.state = 'a' end
       put(id, task)
     end
   else
     new = new + 1
     -- A dead letter is delivered once in a while, and no oftener.
-    put(id, {state = 'q', since = since, delivered = digits(0), args = args,
+    put(id, {state = 'q', newer_than = newer_than, delivered = digits(0), args = args,
       tries = redis.call('HEXISTS', dead, id) == 1 and most - 1 or 0})
     push(id)
   end
@@ -89,7 +115,7 @@ count('merged', merged)
 if new > 0 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
 """
 
-# epoch, most deliveries, channel, message, (id, since, args)… -> {new, merged}; {-1, epoch}: there is a newer leader
+# epoch, most deliveries, channel, message, (id, newer_than, args)… -> {new, merged}; {-1, epoch}: one is newer
 ENQUEUE: Final = (
     _ENQUEUE
     + "for i = 5, #ARGV, 3 do enqueue(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end"
@@ -104,17 +130,26 @@ DRAIN: Final = (
 local reply = redis.call('HSCAN', marks, ARGV[5], 'COUNT', ARGV[6])
 local found = reply[2]
 for i = 1, #found, 2 do
-  enqueue(found[i], string.sub(found[i + 1], 1, 16), string.sub(found[i + 1], 17))
+  local newer_than, args = string.match(found[i + 1], '^(' .. time_digits .. ')(%[.*%])$')
+  if newer_than then enqueue(found[i], newer_than, args) else count('malformed') end
   redis.call('HDEL', marks, found[i])
 end
-if ARGV[5] == '0' then
-  -- What was given up is tried again, once a round.
-  local letters = redis.call('HSCAN', dead, '0', 'COUNT', ARGV[6])[2]
-  for i = 1, #letters, 2 do
-    if not get(letters[i]) then
-      local record = cjson.decode(letters[i + 1]).record
-      enqueue(letters[i], string.sub(record, 2, 17), string.sub(record, 38))
-    end
+"""
+    + _ENQUEUED
+    + "return {new, merged, reply[1]}"
+)
+
+# The same for what was given up, which is tried again once a round. Further argument: what was delivered from this time
+# on (microseconds) was tried in this round.
+DRAIN_DEAD: Final = (
+    _ENQUEUE
+    + """
+local reply = redis.call('HSCAN', dead, ARGV[5], 'COUNT', ARGV[6])
+local letters = reply[2]
+for i = 1, #letters, 2 do
+  local task = unburied(letters[i], letters[i + 1])
+  if task and task.delivered < ARGV[7] and not get(letters[i]) then
+    enqueue(letters[i], task.newer_than, task.args)
   end
 end
 """
@@ -122,17 +157,19 @@ end
     + "return {new, merged, reply[1]}"
 )
 
-# (id, since, args)… -> 1: they are dirty
+# (id, newer_than, args)… -> 1: they are dirty
 MARK: Final = """
 for i = 1, #ARGV, 3 do
   local before = redis.call('HGET', marks, ARGV[i]) or ''
-  if string.sub(before, 1, 16) < ARGV[i + 1] then redis.call('HSET', marks, ARGV[i], ARGV[i + 1] .. ARGV[i + 2]) end
+  if (string.match(before, '^' .. time_digits) or '') < ARGV[i + 1] then
+    redis.call('HSET', marks, ARGV[i], ARGV[i + 1] .. ARGV[i + 2])
+  end
 end
 count('marked', #ARGV / 3)
 return 1
 """
 
-# consumer, most, most deliveries -> {us to the next retry or -1, {{receipt, id, since, delivery, tries, args}…}}
+# consumer, most, most deliveries -> {us to the next retry or -1, {{receipt, id, newer_than, delivery, tries, args}…}}
 TAKE: Final = """
 local consumer, most = ARGV[1], tonumber(ARGV[3])
 redis.call('ZADD', seen, now, consumer)
@@ -157,7 +194,7 @@ for _, pulled in ipairs(pull(consumer, tonumber(ARGV[2]))) do
   else
     task.state, task.delivered, task.tries = 'r', digits(now), task.tries + 1
     put(id, task)
-    taken[#taken + 1] = {receipt, id, task.since, task.delivered, task.tries, task.args}
+    taken[#taken + 1] = {receipt, id, task.newer_than, task.delivered, task.tries, task.args}
   end
 end
 local next = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
@@ -264,7 +301,7 @@ local found = reply[2]
 for i = 1, #found, 2 do
   local id = found[i]
   local task = get(id)
-  if string.find(flags, task.state, 1, true) then
+  if task and string.find(flags, task.state, 1, true) then
     task.state = 'q'
     put(id, task)
     push(id)
@@ -286,11 +323,10 @@ local back = 0
 for i = 3, #ARGV do
   local id = ARGV[i]
   local letter = redis.call('HGET', dead, id)
-  if letter then
+  local task = letter and unburied(id, letter)
+  if task then
     redis.call('HDEL', dead, id)
     if not get(id) then
-      redis.call('HSET', tasks, id, cjson.decode(letter).record)
-      local task = get(id)
       task.state, task.tries = 'q', 0
       put(id, task)
       push(id)
@@ -308,11 +344,15 @@ LEAD: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function digits(number) return string.format('%016.0f', number) end
-local held = redis.call('GET', KEYS[1]) or ''
-local epoch = string.sub(held, 1, 16)
-if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', redis.call('PTTL', KEYS[1]), digits(now), ''} end
+local time_digits = string.rep('%d', 16)
+local held, left = redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1])
+local epoch = string.match(held, '^' .. time_digits)
+-- One without an end is not of this queue's making, and would keep everybody from leading.
+if not epoch or left < 0 then held = '' end
+if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', left, digits(now), ''} end
 if held == '' then
-  epoch = digits(math.max(now, (tonumber(redis.call('HGET', KEYS[3], 'epoch') or '0')) + 1))
+  local before = string.match(redis.call('HGET', KEYS[3], 'epoch') or '', '^' .. time_digits .. '$') or 0
+  epoch = digits(math.max(now, tonumber(before) + 1))
   redis.call('HSET', KEYS[3], 'epoch', epoch)
 end
 redis.call('SET', KEYS[1], epoch .. ARGV[1], 'PX', ARGV[2])

@@ -20,7 +20,7 @@ local function pull(consumer, most)
   end
   local pulled = {}
   if reply then
-    for _, entry in ipairs(reply[1][2]) do pulled[#pulled + 1] = {entry[1], entry[2][2]} end
+    for _, entry in ipairs(reply[1][2]) do pulled[#pulled + 1] = {entry[1], entry[2][2] or ''} end
   end
   return pulled
 end
@@ -36,7 +36,7 @@ local function reclaim(consumer, receipts, first, idle, most, give_back)
     cursor = reply[1]
     for _, entry in ipairs(reply[2]) do
       drop(entry[1])
-      give_back(entry[2][2])
+      give_back(entry[2][2] or '')
       left = left - 1
     end
   until cursor == '0-0' or left <= 0

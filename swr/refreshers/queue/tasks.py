@@ -12,7 +12,7 @@ class Delivery(NamedTuple):
         shard: which it comes from.
         receipt: what the queue knows it by.
         key: of the group's entry.
-        since: the entry must be newer than this version.
+        newer_than: the entry must be newer than this version.
         number: when it was delivered, in microseconds by the server's clock; the fence of what is settled.
         tries: how many deliveries, this one included, count against it.
         args: of the loader.
@@ -21,7 +21,7 @@ class Delivery(NamedTuple):
     shard: int
     receipt: bytes
     key: str
-    since: int
+    newer_than: int
     number: int
     tries: int
     args: tuple[Any, ...]
@@ -35,14 +35,14 @@ class Settlement(NamedTuple):
         what: "done", "current", "failed", or "back": handed back, which does not count as a try.
         delay: seconds until it is given to anybody again.
         why: it failed.
-        stored: whether there is an entry, which replicas must have before it is done.
+        stored: the fingerprint of the entry's type, which replicas must have before it is done; "": there is no entry.
     """
 
     delivery: Delivery
     what: str
     delay: float = 0.0
     why: str = ""
-    stored: bool = False
+    stored: str = ""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 
+from swr.core.codec import Codec
 from swr.engine.engine import AGAIN, Engine
 from swr.engine.flights import Flight, LocalOnly, NoValue, Stored
 from swr.engine.one_shot_event import OneShotEvent
@@ -27,6 +28,10 @@ class Loader(Protocol):
     def template(self) -> str:
         """The key template."""
 
+    @property
+    def codec(self) -> Codec:
+        """How its values are written."""
+
     def key(self, *args: Any) -> str:
         """Return the key of a group. Raises ConfigurationError."""
 
@@ -40,12 +45,12 @@ class Task(NamedTuple):
     Parameters:
         key: of its entry.
         args: of its loader.
-        since: the entry must be newer than this version.
+        newer_than: the entry must be newer than this version.
     """
 
     key: str
     args: tuple[Any, ...]
-    since: int
+    newer_than: int
 
 
 class Result(enum.Enum):
@@ -68,13 +73,13 @@ class Ended(NamedTuple):
         result: what came of it.
         again_in: seconds until it is worth another try, where it was not done.
         error: why it failed.
-        stored: whether there is an entry now.
+        stored: the fingerprint of the entry that there is now; "": there is none.
     """
 
     result: Result
     again_in: float = 0.0
     error: BaseException | None = None
-    stored: bool = False
+    stored: str = ""
 
 
 class LoadLimiter:
@@ -105,7 +110,7 @@ class LoadLimiter:
 
     def begin(self, tasks: Sequence[Task], ended: Callable[[Task, Ended], None]) -> None:
         """Begin to load; `ended` is called for each when it is over."""
-        flights = self._loader.begin((task.args, task.since) for task in tasks)
+        flights = self._loader.begin((task.args, task.newer_than) for task in tasks)
         self.running += len(tasks)
         for task, flight in zip(tasks, flights, strict=True):
             self._follow(task, flight, ended, 0)
@@ -141,7 +146,7 @@ class LoadLimiter:
         if end is None and again < AGAIN:
             # It had begun too early, or was overtaken by an invalidation.
             try:
-                (flight,) = self._loader.begin([(task.args, task.since)])
+                (flight,) = self._loader.begin([(task.args, task.newer_than)])
             except SWRError as error:
                 end = Ended(Result.HELD, _SOON, error)
             else:
@@ -171,6 +176,7 @@ class LoadLimiter:
                 version = 0 if flight.load is None else flight.load.version
             case _:
                 return Ended(Result.HELD, self._loader.engine.backoff_left(task.key) or _SOON)
-        if version <= task.since:
+        if version <= task.newer_than:
             return None
-        return Ended(Result.CURRENT if flight.load is None else Result.LOADED, stored=flight.loaded is not None)
+        stored = flight.job.codec.fingerprint if flight.loaded is not None else ""
+        return Ended(Result.CURRENT if flight.load is None else Result.LOADED, stored=stored)

@@ -16,13 +16,13 @@ class Round(NamedTuple):
 
     Parameters:
         number: which.
-        since: its beginning, in the unit of versions.
+        begins_at: its beginning, in the unit of versions.
         missed: how many rounds nobody has done before it; they are made up for by this one.
         left: seconds until the next one, when this one was begun.
     """
 
     number: int
-    since: int
+    begins_at: int
     missed: int
     left: float
 

@@ -9,6 +9,38 @@ from swr.stores.redis.connection import settle
 Asked = TypeVar("Asked")
 
 
+class Room:
+    """Bounds what is on its way to a server, which may take the bytes more slowly than they are made.
+
+    Parameters:
+        most: bytes. Something larger waits until there is any room, and then goes, too.
+
+    Attributes:
+        turn: whoever holds it may wait for room, and take what it needs.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.turn = asyncio.Lock()
+        self._most = most
+        self._taken = 0
+        self._freed = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Wait until there is room."""
+        while self._taken >= self._most:
+            self._freed.clear()
+            await self._freed.wait()
+
+    def take(self, size: int) -> None:
+        """Take room for some bytes."""
+        self._taken += size
+
+    def give_back(self, size: int) -> None:
+        """Give it back: the bytes have arrived, or never will."""
+        self._taken -= size
+        self._freed.set()
+
+
 class Batcher(Generic[Asked]):
     """Collects what coroutines ask for in one turn of the event loop, and sends it in few commands.
 

@@ -13,7 +13,9 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 
 from swr.errors import StoreUnavailable
 from swr.stores.base import Start
-from swr.stores.redis.server_link import LinkOwner, ServerLink
+from swr.stores.redis.patience import patience
+from swr.stores.redis.reasons import reason_of
+from swr.stores.redis.server_link import CONNECT_TIMEOUT, REPLY_TIMEOUT, LinkOwner, ServerLink, Timeouts
 
 _SLOTS: Final = 16384
 # Seconds between two maps while something is amiss, and otherwise.
@@ -31,7 +33,8 @@ class Cluster:
     Parameters:
         connect: makes the client of one node, of its host and port.
         seeds: nodes to ask for the others.
-        timeout: seconds after which an unanswered command counts as failed.
+        timeout: seconds after which a server that is silent counts as hung.
+        connect_timeout: seconds that connecting may take.
     """
 
     is_single = False
@@ -42,12 +45,13 @@ class Cluster:
         self,
         connect: Callable[[str, int], Redis],
         seeds: Sequence[Address],
-        timeout: float = 0.2,
+        timeout: float = REPLY_TIMEOUT,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         self.name = ",".join(f"{host}:{port}" for host, port in seeds)
         self._connect = connect
         self._seeds = list(seeds)
-        self._timeout = timeout
+        self._timeouts = Timeouts(timeout, connect_timeout)
 
     def open(self, start: Start, owner: LinkOwner) -> None:
         """Start to follow the map, and start a link to each master."""
@@ -82,14 +86,10 @@ class Cluster:
         """How many commands have been sent to those who are masters now."""
         return sum(link.sent for link in self._links.values())
 
-    def give_up(self, error: Exception) -> None:
-        """Count as unreachable every master that has not been reached yet."""
-        if not self._drawn.is_set():
-            self._unmapped = error
-            self._drawn.set()
-            self._owner.on_link_changed()
-        for link in self._links.values():
-            link.lose(error)
+    @property
+    def runs(self) -> str:
+        """Return which runs of the masters these are."""
+        return " ".join(sorted(link.server_run for link in self._links.values()))
 
     def refresh_map(self) -> None:
         """Ask for the map again."""
@@ -126,7 +126,7 @@ class Cluster:
                 link, asking = self._link(_address(asked, link)), True
             except TryAgainError:
                 # Of several keys some are there already.
-                await asyncio.sleep(self._timeout / _REDIRECTED)
+                await asyncio.sleep(self._timeouts.reply / _REDIRECTED)
             except ClusterDownError as error:
                 self._map_outdated.set()
                 raise StoreUnavailable(str(error)) from error
@@ -141,7 +141,7 @@ class Cluster:
                 self._draw(await self._ask_for_map())
             except (RedisError, OSError, TimeoutError, StoreUnavailable) as error:
                 if not self._links:
-                    self._unmapped = StoreUnavailable(str(error) or type(error).__name__)
+                    self._unmapped = reason_of(error)
             self._drawn.set()
             self._owner.on_link_changed()
             # Whatever is amiss was so while the map was made.
@@ -159,19 +159,37 @@ class Cluster:
             link = random.choice(connected)
             connection = await link.ready()
             return _host(link), await connection.ask("CLUSTER", "SLOTS")
+        # All at once, because any of them may hang.
+        nodes = dict.fromkeys([*self._seeds, *self._links])
+        clients = {(host, port): self._connect(host, port) for host, port in nodes}
+        answers: list[tuple[str, list[Any]]] = []
         error: Exception = StoreUnavailable("a cluster needs at least one node to begin with")
-        for host, port in dict.fromkeys([*random.sample(self._seeds, len(self._seeds)), *self._links]):
-            client = self._connect(host, port)
+
+        async def ask(host: str, client: Redis) -> None:
+            nonlocal error
             try:
-                with anyio.fail_after(2 * self._timeout):
-                    connection = await client.connection_pool.get_connection()
-                    await connection.send_command("CLUSTER", "SLOTS")
-                    return host, await connection.read_response(disable_decoding=True)
+                answers.append((host, await self._ask_node(client)))
+                for task in tasks:
+                    task.cancel()
             except (RedisError, OSError, TimeoutError) as failed:
                 error = failed
-            finally:
-                await client.aclose()
-        raise error
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(ask(host, client)) for (host, _), client in clients.items()]
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+                for client in clients.values():
+                    await client.aclose()
+        if not answers:
+            raise error
+        return answers[0]
+
+    async def _ask_node(self, client: Redis) -> list[Any]:
+        async with patience(self._timeouts.connect, "no connection"):
+            connection = await client.connection_pool.get_connection()
+            await connection.send_command("CLUSTER", "SLOTS")
+            return cast(list[Any], await connection.read_response(disable_decoding=True))
 
     def _draw(self, answer: tuple[str, list[Any]]) -> None:
         """Make the map anew, with links to masters that are new, and without those that are none any more."""
@@ -200,7 +218,7 @@ class Cluster:
         if link is None:
             host, port = address
             link = self._links[address] = ServerLink(
-                self._connect(host, port), self._timeout, self._owner, f"{host}:{port}"
+                self._connect(host, port), self._timeouts, self._owner, f"{host}:{port}"
             )
             self._start(link.run)
         return link

@@ -4,9 +4,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from redis.exceptions import AskError, MovedError, RedisError
+from redis.exceptions import MovedError, RedisError
 
 from swr.errors import StoreUnavailable
+from swr.stores.base import StoreRefused
+from swr.stores.redis.reasons import explain_redirect, explain_refusal
 from swr.stores.redis.scripts import milliseconds
 from swr.stores.redis.server_link import ServerLink
 from swr.stores.redis.topology import Servers
@@ -52,8 +54,8 @@ class Commands:
             self.warn_once("moved", explain_redirect(error))
             raise StoreUnavailable(str(error)) from error
         except RedisError as error:
-            self.warn_once(f"{command[0]!r} {type(error).__name__}", f"Redis refused a command: {error}")
-            raise StoreUnavailable(str(error)) from error
+            self.warn_once(f"{command[0]!r} {type(error).__name__}", explain_refusal(error))
+            raise StoreRefused(str(error)) from error
 
     async def script(self, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:
         """Run a script on the server that has its keys.
@@ -94,8 +96,3 @@ class Commands:
         if about not in self._warned and len(self._warned) < _MOST_WARNINGS:
             self._warned.add(about)
             log.warning("%s", text)
-
-
-def explain_redirect(error: AskError) -> str:
-    """Return what to do about a redirect from a server that was taken for the only one."""
-    return f"the server is a node of a cluster ({error}): give a URL redis+cluster://…"

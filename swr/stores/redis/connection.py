@@ -14,7 +14,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, InvalidResponse
 
-from swr.errors import StoreUnavailable
+from swr.errors import ConfigurationError, StoreUnavailable
 
 _TICKS: Final = 5
 # Nothing can be made of the bytes so far.
@@ -26,6 +26,10 @@ _packed: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = cast(Any, hir
 
 class Closed(StoreUnavailable):
     """The connection was closed on this side: the cache is closing, or its event loop ends."""
+
+
+class Silent(StoreUnavailable):
+    """The server has not answered for as long as it may be silent."""
 
 
 def settle(future: "asyncio.Future[Any]", reply: Any) -> None:
@@ -46,35 +50,43 @@ class Connection(asyncio.BufferedProtocol):
 
     Parameters:
         raw: redis-py's connection, connected and used by no one else.
-        timeout: seconds without any reply after which the server counts as hung.
+        timeout: seconds after which the server counts as hung if nothing comes from it and it takes nothing either.
 
     Attributes:
+        patience: the same, from now on.
         sent: how many commands so far.
         broken: why no more can be sent, or None.
 
     Raises:
-        StoreUnavailable: it is a connection to no server.
+        ConfigurationError: it is a connection to no server.
     """
 
     def __init__(self, raw: AbstractConnection, timeout: float) -> None:
         self.sent = 0
         self.broken: StoreUnavailable | None = None
+        self.patience = timeout
         self._tick_for = timeout / _TICKS
         self._pending: deque[Callable[[Any], None]] = deque()
         self._outbox: list[bytes] = []
         self._ticking = False
-        self._answered = 0
+        # How many times something came from the server, and how many bytes were given to the transport.
+        self._heard = 0
+        self._given = 0
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._buffer = memoryview(bytearray(_AT_ONCE))
         client: Any = raw
-        transport: asyncio.Transport | None = getattr(client._writer, "transport", None)
-        if transport is None:
-            raise StoreUnavailable(f"a {type(raw).__name__} without a transport of asyncio leads to no server")
+        transport: Any = getattr(client._writer, "transport", None)
+        # Imitations have none, or one that only looks like it.
+        if not hasattr(transport, "set_protocol"):
+            raise ConfigurationError(
+                f"redis= makes a {type(raw).__module__}.{type(raw).__name__}, which leads to no server: use Cache() in "
+                f"tests, or a real server"
+            )
         self._replies: Any = hiredis.Reader(
             protocolError=InvalidResponse, replyError=client._parser.parse_error, notEnoughData=_MORE
         )
-        self._transport = transport
+        self._transport: asyncio.Transport = transport
         self._before = transport.get_protocol()
         transport.set_protocol(self)
 
@@ -95,7 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         self.sent += 1
         if not self._ticking:
             self._ticking = True
-            self._tick(self._answered, 0)
+            self._tick(self._heard, 0, 0, 0)
 
     def ask(self, *command: bytes | str | int) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply, or the exception that it came to."""
@@ -107,18 +119,27 @@ class Connection(asyncio.BufferedProtocol):
         """Write what was sent in this turn of the event loop."""
         outbox, self._outbox = self._outbox, []
         if self.broken is None:
-            self._transport.write(b"".join(outbox))
+            data = b"".join(outbox)
+            self._given += len(data)
+            self._transport.write(data)
 
-    def _tick(self, answered: int, stuck: int) -> None:
-        """Count turns of a timer without a reply: after a pause of this process itself, replies come first."""
+    def _tick(self, heard: int, taken: int, left: int, stuck: int) -> None:
+        """Count turns of a timer in which nothing came from the server, and it took nothing of what was left to send.
+
+        After a pause of this process itself, what has come meanwhile is read first.
+        """
         if not self._pending:
             self._ticking = False
             return
-        stuck = stuck + 1 if answered == self._answered else 0
-        if stuck > _TICKS:
-            self.abandon(f"Redis has not answered for {self._tick_for * _TICKS:g} s")
+        left_now = self._transport.get_write_buffer_size()
+        taken_now = self._given - left_now
+        is_alive = heard != self._heard or (left and taken != taken_now)
+        stuck = 0 if is_alive else stuck + 1
+        # The first turn is that in which the command was sent.
+        if (stuck - 0.5) * self._tick_for > self.patience:
+            self._abandon(Silent(f"Redis has not answered for {self.patience:g} s"))
             return
-        self._loop.call_later(self._tick_for, self._tick, self._answered, stuck)
+        self._loop.call_later(self._tick_for, self._tick, self._heard, taken_now, left_now, stuck)
 
     # -- replies ----------------------------------------------------------------------------------------------
 
@@ -128,6 +149,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """See `asyncio.BufferedProtocol`."""
+        self._heard += 1
         replies, pending = self._replies, self._pending
         try:
             replies.feed(self._buffer, 0, nbytes)
@@ -140,7 +162,6 @@ class Connection(asyncio.BufferedProtocol):
                     raise reply
                 if not pending:
                     raise InvalidResponse(f"a reply that no command has asked for: {reply!r}")
-                self._answered += 1
                 on_reply = pending.popleft()
                 try:
                     on_reply(reply)
@@ -170,11 +191,15 @@ class Connection(asyncio.BufferedProtocol):
             self._break(Closed("the connection to Redis was closed"))
             # Not closed, which would wait for a server that hangs to take what was written.
             self._transport.abort()
-        raise StoreUnavailable(str(self.broken))
+        assert self.broken is not None
+        raise type(self.broken)(str(self.broken))
 
     def abandon(self, reason: str) -> None:
         """End the connection for a reason, which every waiting coroutine gets."""
-        self._break(StoreUnavailable(reason))
+        self._abandon(StoreUnavailable(reason))
+
+    def _abandon(self, error: StoreUnavailable) -> None:
+        self._break(error)
         self._ended.set()
 
     def _break(self, error: StoreUnavailable) -> None:

@@ -1,28 +1,31 @@
 """Failover: a server that took another's place is told again of the last invalidations, which it may have missed."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Final
 
-from cachetools import TTLCache
 from redis.exceptions import AskError, ResponseError
 
 from swr.errors import StoreUnavailable
-from swr.stores.base import Kind
 from swr.stores.redis import scripts
-from swr.stores.redis.commands import Commands, explain_redirect
+from swr.stores.redis.commands import Commands
 from swr.stores.redis.connection import Connection
+from swr.stores.redis.invalidations import Invalidations
 from swr.stores.redis.messages import Messages
 from swr.stores.redis.names import Names
-from swr.stores.redis.scripts import TOMBSTONE_FOR, digits
+from swr.stores.redis.reasons import check_kind, explain_redirect
 from swr.stores.redis.server_link import ServerLink
 from swr.stores.redis.shared_tag_versions import SharedTagVersions
+from swr.stores.redis.tag_scripts import STAMP
 from swr.stores.redis.topology import Servers
 from swr.stores.tag_versions import ALL
 
-# A failover may lose what a master has acknowledged. Its successor gets the invalidations of this many seconds.
-_REPLAYED: Final = 60.0
-_MOST_REPLAYED: Final = 10_000
+# Microseconds by which the clocks of servers may differ, and a replica may be behind.
+_MARGIN: Final = 60_000_000
+# The most keys of one script.
+_MOST_AT_ONCE: Final = 500
 # What INFO calls the line of writes that a server carries on, another one after each promotion.
 _HISTORY: Final = b"master_replid"
 
@@ -36,25 +39,26 @@ class Failover:
         commands: sends commands to the servers.
         messages: writes the messages.
         shared: the tag versions.
+        invalidations: the last ones of keys.
     """
 
     def __init__(
-        self, servers: Servers, names: Names, commands: Commands, messages: Messages, shared: SharedTagVersions
+        self,
+        servers: Servers,
+        names: Names,
+        commands: Commands,
+        messages: Messages,
+        shared: SharedTagVersions,
+        invalidations: Invalidations,
     ) -> None:
         self._servers = servers
         self._names = names
         self._commands = commands
         self._messages = messages
         self._shared = shared
-        # The versions of the last invalidations by this process, by key; when they were last too many to keep.
-        self._invalidated: TTLCache[str, int] = TTLCache(_MOST_REPLAYED, _REPLAYED)
-        self._forgotten_at = -_REPLAYED
-
-    def remember(self, key: str, version: int) -> None:
-        """Keep an invalidation for a while, to be replayed."""
-        if len(self._invalidated) == _MOST_REPLAYED and key not in self._invalidated:
-            self._forgotten_at = time.monotonic()
-        self._invalidated[key] = version
+        self._invalidations = invalidations
+        # When every key could be reached the last time, by the monotonic clock.
+        self._whole_at = time.monotonic()
 
     async def handshake(self, link: ServerLink, connection: Connection) -> None:
         """Learn what was missed, and replay invalidations unless this run of the server has had them.
@@ -63,12 +67,13 @@ class Failover:
             StoreUnavailable, RedisError: the server cannot be used.
         """
         info = await _info(connection)
-        if info.get(b"role") == b"slave":
-            raise StoreUnavailable("the server is a replica: give the URL of its master, or of the sentinels")
-        await self._learn_at(link, connection)
+        check_kind(info, is_single=self._servers.is_single)
         run_id = info.get(b"run_id", b"")
         if run_id != link.run_id or _was_promoted(info, link) or not run_id:
-            await self._replay(link, connection)
+            has_restarted = link.run_id not in (b"", run_id)
+            await self._replay(link, connection, has_restarted=has_restarted)
+        # After the replay: what is still missing then was lost for good.
+        await self._learn_at(link, connection, run_id)
         link.run_id, link.history = run_id, info.get(_HISTORY)
 
     async def heartbeat(self, link: ServerLink, connection: Connection) -> None:
@@ -77,47 +82,73 @@ class Failover:
         Raises:
             StoreUnavailable, RedisError: no answer.
         """
-        await self._learn_at(link, connection)
+        if self._servers.is_reachable:
+            self._whole_at = time.monotonic()
         info = await _info(connection, b"replication")
         # Between two heartbeats it may have copied another server and become a master again.
         if _was_promoted(info, link):
-            await self._replay(link, connection)
+            await self._replay(link, connection, has_restarted=False)
+        await self._learn_at(link, connection, link.run_id)
         link.history = info.get(_HISTORY)
 
-    async def _learn_at(self, link: ServerLink, connection: Connection) -> None:
+    async def _learn_at(self, link: ServerLink, connection: Connection, run_id: bytes) -> None:
         """Learn of tag versions, if this server makes them."""
-        if not self._commands.is_at(self._names.newest_tag_version, link):
-            return
+        if self._commands.is_at(self._names.newest_tag_version, link):
+            self._shared.stamp = STAMP + run_id
+            async with self._redirected():
+                await self._shared.learn(connection.ask)
+
+    @contextlib.asynccontextmanager
+    async def _redirected(self) -> AsyncIterator[None]:
         try:
-            await self._shared.learn(connection.ask)
+            yield
         except AskError as error:
             if self._servers.is_single:
                 raise StoreUnavailable(explain_redirect(error)) from error
             # Their slot is with another master, or on its way there.
             self._servers.refresh_map()
 
-    async def _replay(self, link: ServerLink, connection: Connection) -> None:
+    async def _replay(self, link: ServerLink, connection: Connection, *, has_restarted: bool) -> None:
+        """Tell the server of every invalidation that it may have lost."""
+        horizon = await self._horizon(link, connection, has_restarted=has_restarted)
+        makes_tag_versions = self._commands.is_at(self._names.newest_tag_version, link)
+        if self._invalidations.forgotten > horizon:
+            # Too many to know them one by one: everything is outdated.
+            await self._shared.invalidate(ALL, connection.ask if makes_tag_versions else None)
+        if makes_tag_versions:
+            async with self._redirected():
+                await self._shared.raise_again(connection.ask, horizon)
+        replies = []
+        for some in self._batches(link, horizon):
+            keys = [name for key, _ in some for name in self._names.entry_and_lease(key)]
+            replies.append(connection.ask("EVAL", scripts.REMIND, len(keys), *keys, *self._messages.reminders(some)))
+        await asyncio.gather(*replies)
+
+    async def _horizon(self, link: ServerLink, connection: Connection, *, has_restarted: bool) -> int:
+        """Return a version; of what was written before it the server has lost nothing."""
         seconds, microseconds = await connection.ask("TIME")
         now = int(seconds) * 1_000_000 + int(microseconds)
-        makes_tag_versions = self._commands.is_at(self._names.newest_tag_version, link)
-        if time.monotonic() - self._forgotten_at < _REPLAYED:
-            # Too many to know them one by one: everything is outdated.
-            if makes_tag_versions:
-                self._shared.raise_to(ALL, max(now, self._shared.known.newest + 1))
-            else:
-                await self._shared.invalidate(ALL)
-        if makes_tag_versions:
-            oldest = now - int(_REPLAYED * 1e6)
-            lost = [(name, number) for name, number in self._shared.known.items() if number > oldest]
-            await self._shared.restore(connection.ask, lost)
-        replies = []
-        for key, version in list(self._invalidated.items()):
-            keys = self._names.entry_and_lease(key)
-            if self._servers.is_single or self._commands.is_at(keys[0], link):
-                message = self._messages.write(Kind.INVALIDATED, key, version)
-                arguments = (digits(version), TOMBSTONE_FOR, self._messages.channel, message)
-                replies.append(connection.ask("EVAL", scripts.REMIND, 2, *keys, *arguments))
-        await asyncio.gather(*replies)
+        if self._commands.is_at(self._names.newest_tag_version, link):
+            with contextlib.suppress(ResponseError):
+                # A server loses the last of what was written, never what was written before something that it has.
+                # Only the stamp of the run that this process knows will do: others have stamped the new one already.
+                stamp = await connection.ask("ZSCORE", self._names.tag_versions, self._shared.stamp)
+                # Or what cleared everything that was written before.
+                cleared = await connection.ask("ZSCORE", self._names.tag_versions, b"*")
+                return max(0, int(min(now, max(-float(stamp or 0), float(cleared or 0)))) - _MARGIN)
+            return 0
+        if has_restarted:
+            # Nothing says how old its data are.
+            return 0
+        # A replica lacks what its master wrote last, which it follows by less than the margin.
+        return now - int((time.monotonic() - self._whole_at) * 1e6) - _MARGIN
+
+    def _batches(self, link: ServerLink, horizon: int) -> list[list[tuple[str, int]]]:
+        """Return the invalidations of keys of a link after the horizon, in parts for one script each."""
+        known = self._invalidations.since(horizon)
+        if self._servers.is_single:
+            return [known[first : first + _MOST_AT_ONCE] for first in range(0, len(known), _MOST_AT_ONCE)]
+        return [[one] for one in known if self._commands.is_at(self._names.entry(one[0]), link)]
 
 
 async def _info(connection: Connection, *section: bytes) -> dict[bytes, bytes]:

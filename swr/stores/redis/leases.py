@@ -7,20 +7,23 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import RedisError
 
-from swr.core import codec as frames
+from swr.core import frames
 from swr.core.codec import Codec
+from swr.core.pages import is_large
 from swr.entry import Entry
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.stores.base import Held, Kind, Lease
 from swr.stores.redis import scripts
-from swr.stores.redis.batching import Batcher, settle_each
+from swr.stores.redis.batching import Batcher, Room, settle_each
 from swr.stores.redis.commands import Commands
+from swr.stores.redis.invalidations import Invalidations
 from swr.stores.redis.messages import Messages
 from swr.stores.redis.names import Names
-from swr.stores.redis.reading import decode
-from swr.stores.redis.scripts import digits, milliseconds, number
+from swr.stores.redis.reading import decode_soon
+from swr.stores.redis.scripts import digits, milliseconds
 from swr.stores.redis.shared_tag_versions import SharedTagVersions
 from swr.stores.redis.topology import Servers
+from swr.stores.threads import in_thread
 
 # An entry that is already too old at its commit stays this many seconds for those who wait for it.
 _KEPT_AT_LEAST: Final = 5.0
@@ -28,12 +31,16 @@ _KEPT_AT_LEAST: Final = 5.0
 _MOST_AT_ONCE: Final = 500
 # The most bytes of frames in one script: while more is on its way the server would seem to hang.
 _MOST_BYTES: Final = 65_536
+# The most bytes of frames that the server has not confirmed, so that neither memory nor a command behind them depends
+# on how fast it reads.
+_MOST_ON_THEIR_WAY: Final = 16 * 2**20
 
 
 class LeaseRequest(NamedTuple):
-    """A lease that is asked for."""
+    """A lease that is asked for, to load a value of the type with this fingerprint."""
 
     key: str
+    fingerprint: str
     token: str
     ttl: int
     known: int
@@ -41,20 +48,22 @@ class LeaseRequest(NamedTuple):
 
     @property
     def arguments(self) -> tuple[str | int, ...]:
-        return self.token, self.ttl, self.known, "1" if self.force else "0"
+        return self.fingerprint, self.token, self.ttl, self.known, "1" if self.force else "0"
 
 
 class Commit(NamedTuple):
     """An entry that is to be stored under a lease."""
 
     lease: Lease
+    fingerprint: str
     frame: bytes
     ttl: int
     message: bytes
 
     @property
     def arguments(self) -> tuple[bytes | str | int, ...]:
-        return self.lease.token, digits(self.lease.version), self.frame, self.ttl, self.message
+        lease = self.lease
+        return self.fingerprint, lease.token, digits(lease.version), self.frame, self.ttl, self.message
 
 
 class RedisLeases:
@@ -66,6 +75,7 @@ class RedisLeases:
         commands: sends commands to the servers.
         messages: writes the messages.
         shared: the tag versions.
+        invalidations: the last ones of keys.
         clock: wall clock, seconds.
     """
 
@@ -76,6 +86,7 @@ class RedisLeases:
         commands: Commands,
         messages: Messages,
         shared: SharedTagVersions,
+        invalidations: Invalidations,
         clock: Callable[[], float],
     ) -> None:
         self._servers = servers
@@ -83,19 +94,21 @@ class RedisLeases:
         self._commands = commands
         self._messages = messages
         self._shared = shared
+        self._invalidations = invalidations
         self._clock = clock
 
     def open(self) -> None:
         """Begin on this event loop."""
         self._requests = Batcher(self._send_requests, _MOST_AT_ONCE)
         self._commits = Batcher(self._send_commits, _MOST_BYTES)
+        self._room = Room(_MOST_ON_THEIR_WAY)
 
     async def acquire(
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, in one trip with a second look at the entry and the newest tag version."""
         while True:
-            request = LeaseRequest(key, token, milliseconds(ttl), known, force)
+            request = LeaseRequest(key, codec.fingerprint, token, milliseconds(ttl), known, force)
             # The newest tag version is read before the load begins: one raised later outdates what is loaded.
             if self._servers.is_single:
                 try:
@@ -107,17 +120,28 @@ class RedisLeases:
             tag_version = await self._shared.learn_from(newest)
             what = answer[0]
             if what == b"lease":
+                if answer[3]:
+                    self._commands.warn_once(f"lease {key}", f"what lay in place of the lease of {key!r} was not swr's")
                 return Lease(key, token, int(answer[1]), tag_version, int(answer[2]))
             if what == b"held":
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
             frame: bytes = answer[1]
-            entry = decode(key, frame, codec, self._commands.warn_once)
+            entry = await decode_soon(key, frame, codec, self._commands.warn_once)
             if entry is not None and self._shared.known.admits(entry.tag_version, entry.tags):
-                return entry
+                if not self._invalidations.outdates(key, entry):
+                    return entry
+                # A server that took another's place does not know of that yet.
+                await self._remind(key)
             known = int(frame[: frames.VERSION_DIGITS])
 
-    async def _request_alone(self, request: LeaseRequest) -> tuple[int | None, list[Any]]:
-        """Return the newest tag version and the script's answer; follows redirects and tries a second time."""
+    async def _remind(self, key: str) -> None:
+        """Invalidate `key` again, as it was before."""
+        invalidated = [(key, self._invalidations.version(key))]
+        names = self._names.entry_and_lease(key)
+        await self._commands.script(scripts.REMIND, names, *self._messages.reminders(invalidated))
+
+    async def _request_alone(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
+        """Return what the key of the newest holds, and the script's answer; follows redirects and tries twice."""
         newest = self._shared.newest_soon()
         keys = self._names.entry_and_lease(request.key)
         _, answer = await self._commands.script(scripts.ACQUIRE, keys, *request.arguments)
@@ -144,10 +168,21 @@ class RedisLeases:
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
         """Store the entry, give the lease back and notify every process; if the lease is lost, store nothing."""
-        frame = frames.encode(lease.key, entry, codec)
-        message = self._messages.write(Kind.COMMITTED, lease.key, entry.version)
+        # Encoded only when there is room: values wait as they are, and not as bytes.
+        async with self._room.turn:
+            await self._room.wait()
+            if is_large(entry.value):
+                frame = await in_thread(frames.encode, lease.key, entry, codec)
+            else:
+                frame = frames.encode(lease.key, entry, codec)
+            self._room.take(len(frame))
+        message = self._messages.write(Kind.COMMITTED, lease.key, entry.version, codec.fingerprint)
         ttl = max(entry.keep_until - self._clock(), _KEPT_AT_LEAST)
-        if not await self._commit(Commit(lease, frame, milliseconds(ttl), message)):
+        try:
+            done = await self._commit(Commit(lease, codec.fingerprint, frame, milliseconds(ttl), message))
+        finally:
+            self._room.give_back(len(frame))
+        if not done:
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
 
     async def _commit(self, commit: Commit) -> int:
@@ -182,8 +217,8 @@ class RedisLeases:
 
 
 def _settle_requests(futures: list[asyncio.Future[Any]], reply: Any) -> None:
-    """Give each request its answer and the newest tag version, which comes first in the reply."""
+    """Give each request its answer and what the key of the newest tag version holds, which comes first in the reply."""
     if not isinstance(reply, Exception):
-        newest = number(reply[0])
+        newest = reply[0] or b""
         reply = [(newest, answer) for answer in reply[1:]]
     settle_each(futures, reply)

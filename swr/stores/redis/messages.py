@@ -1,17 +1,27 @@
 """The format of the messages that processes publish to each other on one channel.
 
-A message is its kind, 16 digits of version, 16 characters that name its sender, and the key or tag. Several may come
-as one: "m", and each behind its length in eight digits.
+A message is its kind, 16 digits of version, 16 characters that name its sender, and the key or tag. That of a commit
+has the 8 characters of its type's fingerprint before the key, and that of a tag version 16 digits of the newest one
+before it. Several may come as one: "m", and each behind its length in eight digits.
 """
 
 import secrets
 from typing import Final
 
-from swr.stores.base import Kind, Notification
+from swr.core.frames import VERSION_DIGITS
+from swr.stores.base import NEWEST, Kind, Notification
 from swr.stores.redis.names import Names
-from swr.stores.redis.scripts import digits
+from swr.stores.redis.scripts import TOMBSTONE_FOR, digits
+from swr.stores.tag_versions import ALL
 
 _INSTANCE: Final = 16
+_FINGERPRINT: Final = 8
+PENDING: Final = (Kind.PENDING_KEY, Kind.PENDING_TAG)
+# What processes tell each other. What a process notes for itself, such as an outage, is foreign in a message.
+_KINDS: Final = {
+    kind.value.encode(): kind
+    for kind in (Kind.COMMITTED, Kind.RELEASED, Kind.INVALIDATED, Kind.TAG_VERSION, Kind.QUEUED, *PENDING)
+}
 
 
 class Messages:
@@ -23,10 +33,12 @@ class Messages:
     Attributes:
         channel: where they are published.
         instance: names this process since the last opening.
+        latest: the latest version that is not foreign, going by the server's clock.
     """
 
     def __init__(self, names: Names) -> None:
         self.channel = b""
+        self.latest = NEWEST
         self.instance = ""
         self._names = names
 
@@ -38,27 +50,62 @@ class Messages:
         """Publish on the channel of a database; channels belong to the server, so that the number has to be in it."""
         self.channel = b"%b:%d:messages" % (self._names.prefix, number)
 
-    def write(self, kind: Kind, name: str, version: int = 0) -> bytes:
-        """Return a message."""
-        return f"{kind.value}{digits(version)}{self.instance}{name}".encode("utf-8", "surrogatepass")
+    def write(self, kind: Kind, name: str, version: int = 0, fingerprint: str = "") -> bytes:
+        """Return a message; that of a commit has a fingerprint. Those about tag versions are written by scripts."""
+        begin = f"{kind.value}{digits(version)}{self.instance}{fingerprint}".encode()
+        return begin + name.encode("utf-8", "surrogatepass")
 
     def around_version(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
         """Return a message in two parts, between which a script puts the version."""
         whole = self.write(kind, name)
         return whole[:1], whole[17:]
 
+    def reminders(self, invalidations: list[tuple[str, int]]) -> list[bytes | int | str]:
+        """Return the arguments with which a script invalidates keys again, each at its version."""
+        arguments: list[bytes | int | str] = [self.channel, TOMBSTONE_FOR]
+        for key, version in invalidations:
+            arguments += [digits(version), self.write(Kind.INVALIDATED, key, version)]
+        return arguments
+
     def read(self, message: bytes) -> Notification | None:
         """Return what a message says, or None if it is not one of swr's."""
-        instance, name = message[17 : 17 + _INSTANCE], message[17 + _INSTANCE :]
+        kind, instance, name = _KINDS.get(message[:1]), message[17 : 17 + _INSTANCE], message[17 + _INSTANCE :]
+        fingerprint = b""
+        if kind is Kind.COMMITTED:
+            fingerprint, name = name[:_FINGERPRINT], name[_FINGERPRINT:]
+        elif kind is Kind.TAG_VERSION:
+            name = name[VERSION_DIGITS:]
         try:
-            return Notification(
-                Kind(message[:1].decode()),
-                name.decode("utf-8", "surrogatepass"),
-                int(message[1:17]),
-                instance != self.instance.encode(),
-            )
+            version = int(message[1:17])
+            text = tag_in(name) if kind is Kind.TAG_VERSION else name.decode("utf-8", "surrogatepass")
         except ValueError:
             return None
+        if kind is None or version > self.latest:
+            return None
+        return Notification(kind, text, version, instance != self.instance.encode(), fingerprint.decode("latin-1"))
+
+
+def before_in(message: bytes) -> bytes:
+    """Return the digits of the tag version that was the newest before the one that a message is about."""
+    return message[17 + _INSTANCE : 17 + _INSTANCE + VERSION_DIGITS]
+
+
+def member_of(tag: str) -> bytes:
+    """Return a tag, or ALL, as scripts and messages name it."""
+    return b"*" if tag == ALL else f"t{tag}".encode("utf-8", "surrogatepass")
+
+
+def tag_in(member: bytes) -> str:
+    """Return what a member of the tag versions names: a tag, or ALL.
+
+    Raises:
+        ValueError: it is not swr's.
+    """
+    if member == b"*":
+        return ALL
+    if member[:1] != b"t" or member == b"t":
+        raise ValueError(f"{member!r} is no tag")
+    return member[1:].decode("utf-8", "surrogatepass")
 
 
 def split(data: bytes) -> list[bytes] | None:

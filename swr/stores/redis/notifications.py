@@ -4,7 +4,8 @@ from cachetools import LRUCache
 
 from swr.stores.base import Kind, Subscriber
 from swr.stores.redis.commands import Commands
-from swr.stores.redis.messages import Messages, split
+from swr.stores.redis.invalidations import Invalidations
+from swr.stores.redis.messages import Messages, before_in, split
 from swr.stores.redis.names import Names
 from swr.stores.redis.reading import Reading
 from swr.stores.redis.server_link import ServerLink
@@ -21,6 +22,7 @@ class Notifications:
         commands: sends commands to the servers.
         messages: reads the messages.
         shared: the tag versions.
+        invalidations: the last ones of keys.
         readings: the readings under way, by key; one whose key was invalidated is removed.
     """
 
@@ -31,6 +33,7 @@ class Notifications:
         commands: Commands,
         messages: Messages,
         shared: SharedTagVersions,
+        invalidations: Invalidations,
         readings: dict[str, Reading],
     ) -> None:
         self._servers = servers
@@ -38,6 +41,7 @@ class Notifications:
         self._commands = commands
         self._messages = messages
         self._shared = shared
+        self._invalidations = invalidations
         self._readings = readings
         # A cluster's masters pass messages on, so that each comes several times.
         self._received: LRUCache[bytes, None] = LRUCache(1000)
@@ -65,22 +69,22 @@ class Notifications:
         if notification is None:
             self._ignore(data)
             return
-        kind, name, version, elsewhere = notification
+        kind, name, version, elsewhere, _ = notification
         if kind is Kind.TAG_VERSION:
             again = not self._servers.is_single and self._came_before(data)
-            if self._shared.known.raise_to(name, version):
+            is_theirs = link.connection is not None and self._commands.is_at(self._names.newest_tag_version, link)
+            if self._shared.on_message(name, version, before_in(data) if is_theirs else b""):
                 self._subscriber(notification)
             elif elsewhere and not again:
                 self._subscriber(notification._replace(kind=Kind.REPEATED))
-            if link.connection is not None and self._commands.is_at(self._names.newest_tag_version, link):
-                # The server that makes them sends them in the order of their numbers, and leaves none out.
-                self._shared.synced = max(self._shared.synced, version)
             return
         if kind is Kind.QUEUED:
             self._subscriber(notification)
             return
         if not elsewhere or (not self._servers.is_single and version and self._came_before(data)):
             return
+        if kind is Kind.INVALIDATED:
+            self._invalidations.remember(name, version)
         # A reader who asks from now on must not get the answer to a GET that was sent before this message.
         self._readings.pop(name, None)
         self._subscriber(notification)

@@ -1,13 +1,21 @@
-"""Whether Redis can be reached: one log line and one notification each time that this changes."""
+"""Whether Redis can be reached: one log line each time that this or its reason changes, and a notification."""
 
 import logging
+from typing import Final
+
+from cachetools import TTLCache
 
 from swr.errors import StoreUnavailable
 from swr.stores.base import Kind, Notification, Subscriber
 from swr.stores.redis.names import Names
+from swr.stores.redis.shared_tag_versions import SharedTagVersions
 from swr.stores.redis.topology import Servers
 
 log = logging.getLogger("swr")
+
+# Of reasons that alternate, each is logged again after so many seconds.
+_REPEATED_AFTER: Final = 60.0
+_MOST_REASONS: Final = 100
 
 
 class Reachability:
@@ -16,17 +24,21 @@ class Reachability:
     Parameters:
         servers: which server has which key.
         names: the keys of the namespace.
+        shared: the tag versions.
 
     Attributes:
         is_reachable: whether every key can be reached; None if that is not known since the last opening.
     """
 
-    def __init__(self, servers: Servers, names: Names) -> None:
+    def __init__(self, servers: Servers, names: Names, shared: SharedTagVersions) -> None:
         self.is_reachable: bool | None = None
         self._servers = servers
         self._names = names
+        self._shared = shared
         # The reason that was logged last, while nothing was reachable since.
-        self._logged: Exception | None = None
+        self._logged: str | None = None
+        # The last reasons, for those that alternate.
+        self._told: TTLCache[str, str] = TTLCache(_MOST_REASONS, _REPEATED_AFTER)
 
     def open(self, subscriber: Subscriber) -> None:
         """Call `subscriber` at every change from now on."""
@@ -42,16 +54,25 @@ class Reachability:
             if self._logged is not None:
                 log.warning("Redis at %s is reachable again (it was unreachable: %s)", self._where(), self._logged)
             self.is_reachable, self._logged = True, None
+            self._told.clear()
             # Messages may have been missed: the subscriber checks what it holds.
-            self._subscriber(Notification(Kind.REACHABLE))
-        elif error is not None and self.is_reachable is not False:
-            # Once, however often the cache is closed and opened meanwhile.
-            if self._logged is None:
-                log.warning(
-                    "cannot reach Redis at %s (%s); serving from memory and from the loaders", self._where(), error
-                )
-            self.is_reachable, self._logged = False, error
-            self._subscriber(Notification(Kind.UNREACHABLE, str(error)))
+            self._subscriber(Notification(Kind.REACHABLE, self._servers.runs, self._shared.time))
+        elif error is not None:
+            self._tell(str(error))
+            if self.is_reachable is not False:
+                self.is_reachable = False
+                self._subscriber(Notification(Kind.UNREACHABLE, str(error)))
+
+    def _tell(self, reason: str) -> None:
+        """Log why nothing can be reached: when that is new, however often the cache is closed and opened meanwhile."""
+        if reason == self._logged or reason in self._told:
+            return
+        if self._logged is None:
+            text = "cannot reach Redis at %s (%s); serving from memory and from the loaders"
+        else:
+            text = "Redis at %s is still unreachable, now for another reason (%s)"
+        log.warning(text, self._where(), reason)
+        self._logged = self._told[reason] = reason
 
     def _where(self) -> str:
         namespace = self._names.prefix.decode()

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from swr.core import codec as frames
+from swr.core import frames
 from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import CodecError
 from swr.stores.redis.connection import settle
-from swr.stores.redis.scripts import number
+from swr.stores.threads import in_thread
+
+# A frame of more bytes is decoded in a thread: some milliseconds at least.
+_LARGE: Final = 200_000
 
 
 class Reading:
@@ -19,14 +22,14 @@ class Reading:
 
     Attributes:
         frame: what is stored, or None.
-        newest: the newest tag version, if it was read with this key.
+        newest: what the key of the newest tag version holds, if it was read with this key.
         codec, entry: which entry was decoded from the frame, with which codec.
     """
 
-    __slots__ = ("_readings", "codec", "entry", "frame", "key", "newest", "waiting")
+    __slots__ = ("_lock", "_readings", "codec", "entry", "frame", "key", "newest", "waiting")
 
     frame: bytes | None
-    newest: int | None
+    newest: bytes | None
     entry: Entry[Any] | None
 
     def __init__(self, readings: "dict[str, Reading]", key: str, first: asyncio.Future[None]) -> None:
@@ -34,8 +37,23 @@ class Reading:
         self.waiting = [first]
         self.codec: Codec | None = None
         self._readings = readings
+        self._lock: asyncio.Lock | None = None
 
-    def settle(self, frame: bytes | None, newest: int | None) -> None:
+    async def decoded(self, codec: Codec, warn_once: Callable[[str, str], None]) -> Entry[Any] | None:
+        """Return the entry of a codec's type; all readers share one decoding."""
+        if self.codec is not codec and _is_large(self.frame):
+            if self._lock is None:
+                self._lock = asyncio.Lock()
+            async with self._lock:
+                if self.codec is not codec:
+                    self.entry = await in_thread(decode, self.key, self.frame, codec, warn_once)
+                    self.codec = codec
+                return self.entry
+        if self.codec is not codec:
+            self.codec, self.entry = codec, decode(self.key, self.frame, codec, warn_once)
+        return self.entry
+
+    def settle(self, frame: bytes | None, newest: bytes | None) -> None:
         """Take the answer, and wake the readers."""
         self.frame, self.newest = frame, newest
         if self._readings.get(self.key) is self:
@@ -53,12 +71,12 @@ class Reading:
 
 
 def settle_all(readings: list[Reading], reply: Any) -> None:
-    """Give each reading its part of one reply, and the newest tag version, which comes last."""
+    """Give each reading its part of one reply, and what the key of the newest tag version holds, which comes last."""
     if isinstance(reply, Exception):
         for reading in readings:
             reading.fail(reply)
     else:
-        newest = number(reply[-1])
+        newest = reply[-1] or b""
         for reading, frame in zip(readings, reply, strict=False):
             reading.settle(frame, newest)
 
@@ -71,8 +89,25 @@ def settle_one(reading: Reading, reply: Any) -> None:
         reading.settle(reply[0], None)
 
 
-def decode(key: str, frame: bytes | None, codec: Codec, warn_once: Callable[[str, str], None]) -> Entry[Any] | None:
-    """Return the entry in a frame; None for no frame, a tombstone, or, with one warning, an undecodable frame."""
+def _is_large(data: bytes | None) -> bool:
+    return data is not None and len(data) > _LARGE
+
+
+async def decode_soon(
+    key: str, data: bytes | None, codec: Codec, warn_once: Callable[[str, str], None]
+) -> Entry[Any] | None:
+    """See `decode`; in a thread, if that takes long."""
+    if _is_large(data):
+        return await in_thread(decode, key, data, codec, warn_once)
+    return decode(key, data, codec, warn_once)
+
+
+def decode(key: str, data: bytes | None, codec: Codec, warn_once: Callable[[str, str], None]) -> Entry[Any] | None:
+    """Return the entry of a codec's type in what is stored for `key`.
+
+    None stands for nothing, a tombstone, entries of other types alone, or, with one warning, what cannot be decoded.
+    """
+    frame = frames.frame_of(data, codec.fingerprint) if data else None
     if not frame:
         return None
     try:

@@ -2,14 +2,19 @@
 
 Keys, for the namespace `ns` and the storage name `h` of an entry's key:
 
-- `ns:{h}` the entry: a frame (`swr.core.codec`), or a tombstone: 16 digits of version and `t`
-- `ns:{h}:l` the lease: `l`, 16 digits of version, the holder's token. Or a pause after failed loads: `p`,
-  16 digits of the time (microseconds) at which it ends, the number of failures
-- `ns:{!}b` a sorted set of tag versions by tag, `*` for all tags and `!` for the minimum tag
-  version; tags are written `t` + tag
-- `ns:{!}h` the newest tag version
+- `ns:{h}` the entry: frames (`swr.core.frames`) side by side, one for each fingerprint of a type, the last stored
+  first. Or a tombstone, in place of all of them: 16 digits of version and `t`
+- `ns:{h}:l` a hash of leases by fingerprint: `l`, 16 digits of the time at which it ends, 16 digits of version, the
+  holder's token. Or a pause after failed loads: `p`, 16 digits of the time at which it ends, the number of failures
+- `ns:{!}b` a sorted set of tag versions by tag, `*` for the last clear and `!` for the minimum tag
+  version; tags are written `t` + tag. And `@` + the run of a server, minus the time of the last stamp in that run: a
+  server that restarts with older data says by it how old they are
+- `ns:{!}h` 16 digits of the newest tag version, and 16 of the last clear
 
-Versions are the server's microseconds, raised where needed so that they never go back. They travel as 16
+Both keys of the tag versions say when the last clear was. Where one does not, or says something else, that key or the
+other one was lost or overwritten: the script that finds it clears everything, because it cannot know what was lost.
+
+Versions are the server's microseconds, raised where needed so that they never go back; so are times. They travel as 16
 digits of text, in which order is the order of numbers: Lua's own numbers would be printed in exponents.
 
 The lease is the fence: once it is deleted, the load in flight cannot commit, however long its process sleeps.
@@ -17,10 +22,10 @@ The lease is the fence: once it is deleted, the load in flight cannot commit, ho
 
 from typing import Final
 
-from swr.core.codec import VERSION_DIGITS
-
 # Milliseconds that a tombstone stays: longer than any read or commit that it has to stop.
 TOMBSTONE_FOR: Final = 60_000
+# The most types of value that one key has at a time.
+MOST_TYPES: Final = 8
 
 
 def digits(version: int) -> str:
@@ -28,116 +33,182 @@ def digits(version: int) -> str:
     return f"{version:016d}"
 
 
-def number(text: bytes | None) -> int:
-    """Return a version that was read as text; 0 for what is none, as if the server had lost it."""
-    return int(text) if text and text.isdigit() and len(text) <= VERSION_DIGITS else 0
-
-
 def milliseconds(seconds: float) -> int:
     """Return a time to live for Redis, which takes none below 1 ms."""
     return max(1, int(seconds * 1000))
 
 
-_TIME: Final = """
+TIME: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function digits(number) return string.format('%016.0f', number) end
-local function version_in(text) return tonumber(string.match(text, '^(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)[et]')) or 0 end
--- A number that would not fit into sixteen digits is foreign.
-local function tag_version_in(text)
-  local number = tonumber(text) or 0
-  return number < 9e15 and number or 0
-end
-local function read_head(key)
-  local text = redis.pcall('GETRANGE', key, 0, 16)
-  return type(text) == 'string' and text or ''
-end
+-- A number that is a day ahead of the clock is foreign.
+local function plausible(number) return number and number < now + 86400000000 and number or 0 end
+-- Without the right to publish the rest is done all the same.
+local function tell(channel, message) return type(redis.pcall('PUBLISH', channel, message)) == 'number' and 1 or 0 end
 local function read(key)
   local text = redis.pcall('GET', key)
   return type(text) == 'string' and text or ''
 end
 """
 
-# (entry, lease)…, and the newest tag version where it lies on the same server
-# | (token, ttl (ms), known version, force)… -> {newest tag version, {what, …}…}
-ACQUIRE: Final = (
-    _TIME
+# What lies in an entry's two keys. The patterns count sixteen digits of a version, eight hex digits and so on.
+_ENTRY: Final = (
+    TIME
     + """
-local function acquire(entry, lease, token, ttl, known, force)
-  local head = read_head(entry)
-  local newest = version_in(head)
-  if string.sub(head, 17, 17) == 'e' and newest > tonumber(known) then
-    return {'found', redis.call('GET', entry)}
-  end
-  local held = read(lease)
-  local kind, failures = string.sub(held, 1, 1), 0
-  if kind == 'l' then
-    if string.sub(held, 18) == token then
-      redis.call('PEXPIRE', lease, ttl)
-      return {'lease', string.sub(held, 2, 17), 0}
+local sixteen = string.rep('%d', 16)
+local frame = '^(' .. sixteen .. ')e(' .. string.rep('%x', 8) .. ')(' .. string.rep('%d', 10) .. ')(' .. sixteen .. ')'
+local held = '^([lp])(' .. sixteen .. ')(.*)$'
+-- The frames of an entry, up to what is foreign, and the newest version among them or of its tombstone.
+local function frames_in(entry)
+  local found, newest, at = {}, 0, 0
+  while true do
+    local text = redis.pcall('GETRANGE', entry, at, at + 50)
+    text = type(text) == 'string' and text or ''
+    local version, fingerprint, length, ends = string.match(text, frame)
+    version, length = plausible(tonumber(version)), tonumber(length)
+    if version == 0 then
+      return found, math.max(newest, at == 0 and plausible(tonumber(string.match(text, '^(' .. sixteen .. ')t$'))) or 0)
     end
-    return {'held', redis.call('PTTL', lease), digits(now - 1), 0}
-  elseif kind == 'p' then
-    local left = (tonumber(string.sub(held, 2, 17)) or 0) - now
-    failures = tonumber(string.sub(held, 18)) or 0
-    if left > 0 and force == '0' then
-      return {'held', math.ceil(left / 1000), digits(now - 1), failures}
+    found[#found + 1] = {version = version, fingerprint = fingerprint, ends = tonumber(ends), at = at, length = length}
+    newest, at = math.max(newest, version), at + math.max(51, length)
+  end
+end
+local function own(frames, fingerprint)
+  for _, one in ipairs(frames) do if one.fingerprint == fingerprint then return one end end
+end
+local function text_of(entry, one) return redis.call('GETRANGE', entry, one.at, one.at + one.length - 1) end
+-- What keeps a type from being loaded: 'l' or 'p', when that ends, and the rest. Or 'x' for what no swr has written:
+-- every lease ends within a day, and every pause within ten minutes.
+local function hold(lease, fingerprint)
+  local text = redis.pcall('HGET', lease, fingerprint)
+  if type(text) == 'table' then redis.call('DEL', lease) end
+  if not text then return end
+  local kind, ends, rest = string.match(type(text) == 'string' and text or '', held)
+  ends = tonumber(ends)
+  local known = kind == 'l' and ends < now + 86400000000 and plausible(tonumber(string.sub(rest, 1, 16))) > 0
+    or kind == 'p' and ends < now + 600000000 and string.match(rest, '^%d%d?%d?%d?%d?$')
+  return known and kind or 'x', ends, rest
+end
+local function keep(lease, fingerprint, text, ttl)
+  redis.call('HSET', lease, fingerprint, text)
+  if redis.call('PTTL', lease) < tonumber(ttl) then redis.call('PEXPIRE', lease, ttl) end
+end
+-- The leases: fingerprint, end, version, token.
+local function leases_in(lease)
+  local all, found = redis.pcall('HGETALL', lease), {}
+  for i = 2, #all, 2 do
+    local kind, ends, rest = string.match(all[i], held)
+    local version = kind == 'l' and plausible(tonumber(string.sub(rest, 1, 16))) or 0
+    if version > 0 then
+      found[#found + 1] = {fingerprint = all[i - 1], version = version, token = string.sub(rest, 17), rest = rest}
+    end
+  end
+  return found
+end
+local function newest_in(leases)
+  local newest = 0
+  for _, one in ipairs(leases) do newest = math.max(newest, one.version) end
+  return newest
+end
+-- The lease that a token holds; version '' stands for whichever.
+local function held_by(lease, token, version)
+  for _, one in ipairs(leases_in(lease)) do
+    if one.token == token and (version == '' or digits(one.version) == version) then return one end
+  end
+end
+"""
+)
+
+# (entry, lease)…, and the newest tag version where it lies on the same server
+# | (fingerprint, token, ttl (ms), known version, force)… -> {what that key holds, {what, …}…}: an entry that is newer;
+# who holds the lease; or the lease, and whether something foreign lay there
+ACQUIRE: Final = (
+    _ENTRY
+    + """
+local function acquire(entry, lease, fingerprint, token, ttl, known, force)
+  local frames, newest = frames_in(entry)
+  local mine = own(frames, fingerprint)
+  if mine and mine.version > tonumber(known) then return {'found', text_of(entry, mine)} end
+  local kind, ends, rest = hold(lease, fingerprint)
+  local failures, until_then = 0, digits(now + ttl * 1000)
+  if kind == 'l' and ends > now then
+    local version = string.sub(rest, 1, 16)
+    if string.sub(rest, 17) ~= token then return {'held', math.ceil((ends - now) / 1000), digits(now - 1), 0} end
+    keep(lease, fingerprint, 'l' .. until_then .. rest, ttl)
+    return {'lease', version, 0, 0}
+  elseif kind == 'p' and ends + 60000000 > now then
+    failures = tonumber(rest)
+    if ends > now and force == '0' then
+      return {'held', math.ceil((ends - now) / 1000), digits(now - 1), failures}
     end
   end
   local version = digits(math.max(now, newest + 1))
-  redis.call('SET', lease, 'l' .. version .. token, 'PX', ttl)
-  return {'lease', version, failures}
+  keep(lease, fingerprint, 'l' .. until_then .. version .. token, ttl)
+  return {'lease', version, failures, kind == 'x' and 1 or 0}
 end
-local count = #ARGV / 4
+local count = #ARGV / 5
 local newest = KEYS[2 * count + 1]
 -- Not to be allowed to read it is an error; for MGET a foreign value of another type is none.
 local answers = {newest and redis.call('MGET', newest)[1] or ''}
 for i = 1, count do
-  local a = 4 * i - 3
-  answers[i + 1] = acquire(KEYS[2 * i - 1], KEYS[2 * i], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
+  answers[i + 1] = acquire(KEYS[2 * i - 1], KEYS[2 * i], unpack(ARGV, 5 * i - 4, 5 * i))
 end
 return answers
 """
 )
 
-# (entry, lease)… | channel, (token, version, frame, ttl (ms), message)… -> {1, or 0: the lease is lost, …}
+# (entry, lease)… | channel, (fingerprint, token, version, frame, ttl (ms), message)… -> {1, or 0: the lease is lost, …}
 COMMIT: Final = (
-    _TIME
+    _ENTRY
+    + f"""
+local most = {MOST_TYPES}
+"""
     + """
 local told = {}
-local function commit(entry, lease, token, version, frame, ttl, message)
-  if read(lease) ~= 'l' .. version .. token then
+local function commit(entry, lease, fingerprint, token, version, frame, ttl, message)
+  local kind, _, rest = hold(lease, fingerprint)
+  local frames = frames_in(entry)
+  if kind ~= 'l' or rest ~= version .. token then
     -- Ours is already there: the first reply was lost.
-    if read_head(entry) == version .. 'e' then return 1 end
-    return 0
+    local mine = own(frames, fingerprint)
+    return mine and mine.version == tonumber(version) and 1 or 0
   end
-  redis.call('SET', entry, frame, 'PX', ttl)
-  redis.call('DEL', lease)
+  local stored, ttl = {frame}, tonumber(ttl)
+  for _, one in ipairs(frames) do
+    -- Those of other types stay for their own time. The least recent of too many goes.
+    if one.fingerprint ~= fingerprint and one.ends > now and #stored < most then
+      stored[#stored + 1] = text_of(entry, one)
+      ttl = math.max(ttl, math.ceil((one.ends - now) / 1000))
+    end
+  end
+  redis.call('SET', entry, table.concat(stored), 'PX', string.format('%.0f', ttl))
+  redis.call('HDEL', lease, fingerprint)
   told[#told + 1] = message
   return 1
 end
 local answers = {}
 for i = 1, #KEYS / 2 do
-  local a = 5 * i - 3
-  answers[i] = commit(KEYS[2 * i - 1], KEYS[2 * i], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4])
+  answers[i] = commit(KEYS[2 * i - 1], KEYS[2 * i], unpack(ARGV, 6 * i - 4, 6 * i + 1))
 end
 if #told == 1 then
-  redis.call('PUBLISH', ARGV[1], told[1])
+  tell(ARGV[1], told[1])
 elseif #told > 1 then
   -- Every process is notified of every commit: of several at a time in one message.
   for i = 1, #told do told[i] = string.format('%08d', #told[i]) .. told[i] end
-  redis.call('PUBLISH', ARGV[1], 'm' .. table.concat(told))
+  tell(ARGV[1], 'm' .. table.concat(told))
 end
 return answers
 """
 )
 
-# entry | version -> 1, or 0: there is no newer entry. It writes, so that WAIT says something of what was written before
+# entry | fingerprint, version -> 1, or 0: there is no newer entry. It writes, so that WAIT says something of what was
+# written before
 SECURE: Final = (
-    _TIME
+    _ENTRY
     + """
-local head = read_head(KEYS[1])
-if string.sub(head, 17, 17) ~= 'e' or version_in(head) <= tonumber(ARGV[1]) then return 0 end
+local mine = own(frames_in(KEYS[1]), ARGV[1])
+if not mine or mine.version <= tonumber(ARGV[2]) then return 0 end
 redis.call('PEXPIRE', KEYS[1], math.max(1, redis.call('PTTL', KEYS[1])))
 return 1
 """
@@ -145,98 +216,102 @@ return 1
 
 # (entry, lease)… -> versions: what is loaded from now on is newer, whatever the clock says
 NEWEST: Final = (
-    _TIME
+    _ENTRY
     + """
 local versions = {}
 for i = 1, #KEYS, 2 do
-  local leased = tonumber(string.match(read(KEYS[i + 1]), '^l(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)')) or 0
-  versions[#versions + 1] = digits(math.max(now - 1, version_in(read_head(KEYS[i])), leased))
+  local _, newest = frames_in(KEYS[i])
+  versions[#versions + 1] = digits(math.max(now - 1, newest, newest_in(leases_in(KEYS[i + 1]))))
 end
 return versions
 """
 )
 
+# entry, lease -> {what the entry's key holds, the time, {fingerprint, lease or pause, …}}
+LOOK: Final = (
+    TIME
+    + """
+local held = redis.pcall('HGETALL', KEYS[2])
+return {read(KEYS[1]), digits(now), held.err and {} or held}
+"""
+)
+
 # lease | token, version, ttl (ms) -> 1, or 0: lost
-RENEW: Final = """
-if redis.call('GET', KEYS[1]) ~= 'l' .. ARGV[2] .. ARGV[1] then return 0 end
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+RENEW: Final = (
+    _ENTRY
+    + """
+local mine = held_by(KEYS[1], ARGV[1], ARGV[2])
+if not mine then return 0 end
+keep(KEYS[1], mine.fingerprint, 'l' .. digits(now + ARGV[3] * 1000) .. mine.rest, ARGV[3])
 return 1
 """
+)
 
 # lease | token, version ('' for whichever), pause (ms), failures, channel, message
 RELEASE: Final = (
-    _TIME
+    _ENTRY
     + """
-local lease = read(KEYS[1])
-if string.sub(lease, 1, 1) ~= 'l' or string.sub(lease, 18) ~= ARGV[1] then return 0 end
-if ARGV[2] ~= '' and string.sub(lease, 2, 17) ~= ARGV[2] then return 0 end
+local mine = held_by(KEYS[1], ARGV[1], ARGV[2])
+if not mine then return 0 end
 local pause = tonumber(ARGV[3])
 if pause > 0 then
   -- It outlives its own end by a minute, so that failures go on being counted.
-  redis.call('SET', KEYS[1], 'p' .. digits(now + pause * 1000) .. ARGV[4], 'PX', pause + 60000)
+  keep(KEYS[1], mine.fingerprint, 'p' .. digits(now + pause * 1000) .. ARGV[4], pause + 60000)
 else
-  redis.call('DEL', KEYS[1])
+  redis.call('HDEL', KEYS[1], mine.fingerprint)
 end
-redis.call('PUBLISH', ARGV[5], ARGV[6])
+tell(ARGV[5], ARGV[6])
 return 1
 """
 )
 
-# entry, lease | tombstone's ttl (ms), channel, message before the version, message after it -> version
+# entry, lease | tombstone's ttl (ms), channel, message before the version, message after it
+# -> {version, 1, or 0: nobody was notified}
 INVALIDATE: Final = (
-    _TIME
+    _ENTRY
     + """
-local leased = tonumber(string.match(read(KEYS[2]), '^l(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)')) or 0
-local version = digits(math.max(now, version_in(read_head(KEYS[1])) + 1, leased + 1))
+local _, newest = frames_in(KEYS[1])
+local leased = newest_in(leases_in(KEYS[2]))
+local version = digits(math.max(now, newest + 1, leased + 1))
+-- First, because a server without memory refuses no command of a script that has deleted something.
+redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('SET', KEYS[1], version .. 't', 'PX', ARGV[1])
-redis.call('DEL', KEYS[2])
-redis.call('PUBLISH', ARGV[2], ARGV[3] .. version .. ARGV[4])
-return version
+return {version, tell(ARGV[2], ARGV[3] .. version .. ARGV[4])}
 """
 )
 
-# entry, lease | version of an invalidation, tombstone's ttl (ms), channel, message: invalidate again what has lost that
+# (entry, lease)… | channel, tombstone's ttl (ms), (version of an invalidation, message)…: invalidate again what has
+# lost that -> how many
 REMIND: Final = (
-    _TIME
+    _ENTRY
     + """
-local leased = tonumber(string.match(read(KEYS[2]), '^l(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)')) or 0
-if leased > 0 and leased < tonumber(ARGV[1]) then redis.call('DEL', KEYS[2]) end
-if version_in(read_head(KEYS[1])) >= tonumber(ARGV[1]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1] .. 't', 'PX', ARGV[2])
-redis.call('PUBLISH', ARGV[3], ARGV[4])
-return 1
-"""
-)
-
-# tag versions, newest tag version | member, most tags, channel, message before the number, message after it -> number
-RAISE_TAG_VERSION: Final = (
-    _TIME
-    + """
-local number = math.max(now, tag_version_in(read(KEYS[2])) + 1)
-redis.call('ZADD', KEYS[1], 'GT', number, ARGV[1])
-redis.call('SET', KEYS[2], digits(number))
-local most = tonumber(ARGV[2])
-if redis.call('ZCARD', KEYS[1]) > most then
-  -- The oldest tenth of the tags becomes the minimum; the clear stays.
-  local all = redis.call('ZSCORE', KEYS[1], '*')
-  redis.call('ZREM', KEYS[1], '*', '!')
-  local last = math.max(1, math.floor(most / 10)) - 1
-  local minimum = redis.call('ZRANGE', KEYS[1], last, last, 'WITHSCORES')[2]
-  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, last)
-  redis.call('ZADD', KEYS[1], minimum, '!')
-  if all then redis.call('ZADD', KEYS[1], all, '*') end
+local function remind(entry, lease, text, message)
+  local version = tonumber(text)
+  for _, one in ipairs(leases_in(lease)) do
+    if one.version < version then redis.call('HDEL', lease, one.fingerprint) end
+  end
+  local frames, newest = frames_in(entry)
+  local stored, ttl = {}, 1
+  for _, one in ipairs(frames) do
+    if one.version >= version then
+      stored[#stored + 1] = text_of(entry, one)
+      ttl = math.max(ttl, math.ceil((one.ends - now) / 1000))
+    end
+  end
+  if newest == 0 or newest >= version and #stored == #frames then return 0 end
+  redis.call('DEL', entry)
+  if #stored > 0 then
+    redis.call('SET', entry, table.concat(stored), 'PX', string.format('%.0f', ttl))
+  else
+    redis.call('SET', entry, text .. 't', 'PX', ARGV[2])
+  end
+  tell(ARGV[1], message)
+  return 1
 end
-redis.call('PUBLISH', ARGV[3], ARGV[4] .. digits(number) .. ARGV[5])
-return digits(number)
-"""
-)
-
-# tag versions, newest tag version | newest, number, member, number, member, … : give back what the server has lost
-RESTORE: Final = (
-    _TIME
-    + """
-for i = 2, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1]) end
-if tag_version_in(read(KEYS[2])) < tonumber(ARGV[1]) then redis.call('SET', KEYS[2], ARGV[1]) end
-return 1
+local lost = 0
+for i = 1, #KEYS / 2 do
+  lost = lost + remind(KEYS[2 * i - 1], KEYS[2 * i], ARGV[2 * i + 1], ARGV[2 * i + 2])
+end
+return lost
 """
 )

@@ -3,21 +3,39 @@
 import asyncio
 import contextlib
 import random
+import secrets
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from swr.errors import StoreUnavailable
-from swr.stores.redis.connection import Closed, Connection
+from swr.stores.redis.connection import Closed, Connection, Silent
+from swr.stores.redis.patience import patience
+from swr.stores.redis.reasons import reason_of
 
 # Seconds: swr notices within 2 s that a subscription has died silently.
 _HEARTBEAT: Final = 0.45
 _MISSED_HEARTBEATS: Final = 3
 _LONGEST_PAUSE: Final = 0.5
+# Seconds; what `Cache` documents.
+REPLY_TIMEOUT: Final = 1.0
+CONNECT_TIMEOUT: Final = 3.0
+
+
+class Timeouts(NamedTuple):
+    """How long to wait for a server, in seconds.
+
+    Parameters:
+        reply: how long it may be silent while commands wait for replies.
+        connect: how long connecting may take, and how long it may be silent meanwhile.
+    """
+
+    reply: float
+    connect: float
 
 
 class LinkOwner(Protocol):
@@ -36,6 +54,9 @@ class LinkOwner(Protocol):
     def on_message(self, link: "ServerLink", data: bytes) -> None:
         """Take a message, or several that were sent as one."""
 
+    def on_publish_refused(self, error: ResponseError) -> None:
+        """Note that the user may not publish: no other process is notified of anything."""
+
     def on_link_changed(self) -> None:
         """Note that a link was connected or broken, or that the links are others."""
 
@@ -45,13 +66,13 @@ class ServerLink:
 
     Parameters:
         client: makes the connections; it does not retry.
-        timeout: seconds after which an unanswered command counts as failed.
+        timeouts: how long connecting may take, and each reply.
         owner: what the link reports to.
         name: where the server is, for errors.
         owned: whether the client is closed with the link.
     """
 
-    def __init__(self, client: Redis, timeout: float, owner: LinkOwner, name: str, *, owned: bool = True) -> None:
+    def __init__(self, client: Redis, timeouts: Timeouts, owner: LinkOwner, name: str, *, owned: bool = True) -> None:
         self.name = name
         self.client = client
         # The connection, or None and why there is none.
@@ -67,12 +88,15 @@ class ServerLink:
         self.retired = False
         # How many commands went over earlier connections.
         self._sent = 0
-        self._timeout = timeout
+        self._timeouts = timeouts
         self._owner = owner
         self._owned = owned
-        # A new link may take a moment, as one that was just lost.
-        self._lost_at = time.monotonic()
-        self._changed = asyncio.Event()
+        # When the connection was lost, by the monotonic clock.
+        self.lost_at = time.monotonic()
+        # Until when it may still be connected at once, so that commands wait for it: a new link, or one just lost.
+        self._waits_until = time.monotonic() + timeouts.connect
+        # Set when the next try is over.
+        self._tried_again = asyncio.Event()
 
     async def run(self) -> None:
         """Connect again and again until `retire`."""
@@ -84,7 +108,11 @@ class ServerLink:
                     await self._session()
                 except Exception as error:
                     # Whatever it was: without the link the store is useless, so connect again.
-                    self.lose(StoreUnavailable(first(error)) if isinstance(error, ExceptionGroup) else error)
+                    self.lose(reason_of(error))
+                    if not self._was_whole:
+                        # No command waits for the one after that.
+                        self._waits_until = 0.0
+                        self._tried_again.set()
                 self.tried.set()
                 # The first try after a loss comes at once, the next ones after growing, random pauses.
                 lasted = self._was_whole and time.monotonic() - began > 0.1
@@ -106,6 +134,11 @@ class ServerLink:
         """How many commands went over this link."""
         return self._sent + (0 if self.connection is None else self.connection.sent)
 
+    @property
+    def server_run(self) -> str:
+        """Which run of the server this is, and which line of writes it carries on."""
+        return f"{self.run_id!r} {self.history!r}"
+
     def retire(self) -> None:
         """End at the next heartbeat: the server is no master any more."""
         self.retired = True
@@ -115,20 +148,22 @@ class ServerLink:
         pool = self.client.connection_pool
         channel = self.client.pubsub()
         raw = connection = None
+        # What is published there comes back over this subscription, if messages do.
+        self._probe = b"%b:%b" % (self._owner.channel, secrets.token_hex(8).encode())
         try:
-            with anyio.fail_after(5 * self._timeout):
-                await channel.subscribe(self._owner.channel)
-                await channel.get_message(timeout=None)
+            # One after the other: redis-py loses sentinels if two connections look for the master at once.
+            async with patience(self._timeouts.connect, "no connection"):
+                await channel.subscribe(self._owner.channel, self._probe)
+                for _ in range(2):
+                    await channel.get_message(timeout=None)
                 raw = await pool.get_connection()
             if _address(raw) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while it was connected to")
-            connection = Connection(raw, self._timeout)
-            async with anyio.create_task_group() as group:
-                group.start_soon(connection.run)
-                group.start_soon(self._receive_messages, channel)
-                group.start_soon(self._send_heartbeats, channel, connection)
-        except* (RedisError, OSError, TimeoutError, StoreUnavailable) as errors:
-            raise StoreUnavailable(first(errors)) from None
+            connection = Connection(raw, self._timeouts.reply)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(connection.run())
+                group.create_task(self._receive_messages(channel))
+                group.create_task(self._send_heartbeats(channel, connection))
         finally:
             self._sent += connection.sent if connection is not None else 0
             self.connection = None
@@ -139,28 +174,50 @@ class ServerLink:
                 await channel.aclose()
 
     async def _receive_messages(self, channel: PubSub) -> None:
-        """Pass on every message of the subscription."""
+        """Pass on every message of the subscription but the probes, which say that it works."""
         while True:
             message = await channel.get_message(timeout=None)
-            self._unanswered = 0
             if message is not None and message["type"] == "message":
-                self._owner.on_message(self, message["data"])
+                if message["channel"] == self._probe:
+                    self._on_probe(message["data"])
+                else:
+                    self._owner.on_message(self, message["data"])
+            elif message is not None and message["type"] == "pong":
+                # Asked for where probes may not be published.
+                self._unanswered = 0
             elif message is not None and message["type"] == "subscribe":
                 raise StoreUnavailable("the subscription was broken and made anew; messages may be lost")
 
+    def _on_probe(self, number: bytes) -> None:
+        self._returned += 1
+        if number != b"%d" % self._returned:
+            # Messages come in order: with the probes between, others were lost.
+            raise StoreUnavailable("messages were lost on the way")
+        self._unanswered = 0
+
     async def _send_heartbeats(self, channel: PubSub, connection: Connection) -> None:
         """Make the handshake, and ask both connections for a sign of life again and again."""
-        self._unanswered = 0
+        self._unanswered = self._returned = sent = 0
+        if not self.tried.is_set():
+            # Whoever opens the cache waits for this. Later a silent connection is replaced sooner.
+            connection.patience = max(self._timeouts)
         await self._owner.handshake(self, connection)
+        connection.patience = self._timeouts.reply
         self.connection, self.error, self._was_whole = connection, None, True
         self.tried.set()
-        self._changed.set()
+        self._tried_again.set()
         self._owner.on_link_changed()
         # Counted, not timed: when this process itself pauses, the server is not silent.
         while self._unanswered < _MISSED_HEARTBEATS and not self.retired:
             await asyncio.sleep(_HEARTBEAT)
             self._unanswered += 1
-            await channel.ping()
+            try:
+                # A pong would say that the connection works, and not that messages arrive.
+                await connection.ask("PUBLISH", self._probe, sent + 1)
+                sent += 1
+            except ResponseError as error:
+                self._owner.on_publish_refused(error)
+                await channel.ping()
             await self._owner.heartbeat(self, connection)
         raise StoreUnavailable("no sign of life from the subscription")
 
@@ -169,35 +226,34 @@ class ServerLink:
         if self.connection not in (None, connection):
             return
         self.connection = None
-        if self.error is None and not isinstance(error, Closed):
-            self.error, self._lost_at = error, time.monotonic()
-            self._changed.clear()
-            self._owner.on_link_changed()
+        if isinstance(error, Closed):
+            return
+        if self.error is None:
+            self.lost_at = time.monotonic()
+            # Who has waited for a silent server waits no more than a moment for the next connection.
+            self._waits_until = self.lost_at + self._timeouts.reply / (8 if isinstance(error, Silent) else 1)
+            self._tried_again.clear()
+        self.error = error
+        self._owner.on_link_changed()
 
     async def ready(self) -> Connection:
-        """Return the connection; if it was lost only now, wait a moment, because most often there is a new one at once.
+        """Return the connection; if it was lost only now, wait for the next one, which most often comes at once.
 
         Raises:
             StoreUnavailable: the link is broken.
         """
-        if self.is_unreachable:
-            raise self._unreachable()
-        if self.connection is None:
+        if self.connection is None and not self.is_unreachable:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._grace):
-                    await self._changed.wait()
+                async with asyncio.timeout(self._waits_until - time.monotonic()):
+                    await self._tried_again.wait()
         if self.connection is None:
             raise self._unreachable()
         return self.connection
 
     @property
     def is_unreachable(self) -> bool:
-        """Whether the link has been broken for more than a moment."""
-        return self.connection is None and self._grace <= 0
-
-    @property
-    def _grace(self) -> float:
-        return self._lost_at + self._timeout / 8 - time.monotonic()
+        """Whether the link is broken, and no connection is to be expected at once."""
+        return self.connection is None and self._waits_until <= time.monotonic()
 
     def _unreachable(self) -> StoreUnavailable:
         return StoreUnavailable(f"cannot reach Redis at {self.name} ({self.error})")
@@ -223,10 +279,3 @@ class ServerLink:
 
 def _address(raw: Any) -> tuple[Any, Any]:
     return getattr(raw, "host", None), getattr(raw, "port", None)
-
-
-def first(error: BaseException) -> str:
-    """Return the text of an error, or of the first in a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or type(error).__name__

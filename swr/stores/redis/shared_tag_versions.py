@@ -1,31 +1,39 @@
-"""The tag versions that all processes share: a sorted set on one server, and what this process has learned of it."""
+"""The tag versions that all processes share: two keys on one server, and what this process has learned of them."""
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
-
 from swr.errors import StoreUnavailable
-from swr.stores.base import Kind, Notification, Subscriber
-from swr.stores.redis import scripts
+from swr.stores.base import NEWEST, Kind, Notification, Subscriber
+from swr.stores.redis import tag_scripts
 from swr.stores.redis.commands import Commands
-from swr.stores.redis.messages import Messages
+from swr.stores.redis.messages import Messages, member_of, tag_in
 from swr.stores.redis.names import Names
-from swr.stores.redis.scripts import number
+from swr.stores.redis.scripts import digits
 from swr.stores.redis.topology import Servers
-from swr.stores.tag_versions import ALL, MINIMUM, TagVersions
+from swr.stores.tag_versions import ALL, TagVersions
 
 _MOST_TAGS: Final = 100_000
-_RESTORED_AT_ONCE: Final = 1000
+# Seconds. What was loaded before a tag that is older than this counts as outdated, if it has any tag: every process
+# learns all tags when it starts, so that they must not become ever more.
+_KEPT_FOR: Final = 7 * 24 * 3600.0
+# How many a server is asked for at once, and in one turn of the event loop: neither is to be held for long.
+_LEARNED_AT_ONCE: Final = 20_000
+_LEARNED_IN_ONE_TURN: Final = 1000
+_MINIMUM: Final = b"!"
+_RAISED_AT_ONCE: Final = 1000
+# Microseconds: a version that is further ahead of the server's clock is foreign.
+_LATEST: Final = 86_400_000_000
 
 # Sends a command, on one connection or to the server that has one key.
 Ask = Callable[..., Awaitable[Any]]
 
 
 class SharedTagVersions:
-    """Learns of tag versions that others have raised, raises them, and restores those that the server has lost.
+    """Learns of tag versions that others have raised, raises them, and finds out when the server has lost some.
 
     Parameters:
         servers: which server has which key.
@@ -35,64 +43,127 @@ class SharedTagVersions:
 
     Attributes:
         known: what this process knows.
-        synced: every tag version up to this one is known; those that this process has raised may be far newer.
+        learned: what the key of the newest tag version held when everything in it was known: that version and the
+            last clear. Versions that this process has raised may be newer.
+        stamp: names the run of their server that this process last learned from.
+        time: the clock of their server when this process last learned, in the unit of versions.
     """
 
     def __init__(self, servers: Servers, names: Names, commands: Commands, messages: Messages) -> None:
         self.known = TagVersions(_MOST_TAGS)
-        self.synced = 0
+        self.learned = b""
+        self.stamp = tag_scripts.STAMP
+        self.time = 0
         self._servers = servers
         self._names = names
         self._commands = commands
         self._messages = messages
         self._keys = (names.tag_versions, names.newest_tag_version)
         self._ask = functools.partial(commands.ask, names.newest_tag_version)
-        self._asked: asyncio.Future[int | None] | None = None
+        self._asked: asyncio.Future[bytes | None] | None = None
+        # The number of the last lesson that began, and of the last that succeeded.
+        self._begun = self._succeeded = 0
 
     def open(self, subscriber: Subscriber) -> None:
         """Begin on this event loop; `subscriber` is called with each tag version that was not known."""
         self._subscriber = subscriber
+        # What was raised while this process had no subscription is not known.
+        self.learned = b""
         self._asked = None
         self._learning = asyncio.Lock()
 
-    async def invalidate(self, tag: str) -> None:
+    # -- raising ----------------------------------------------------------------------------------------------
+
+    async def invalidate(self, tag: str, ask: Ask | None = None) -> None:
         """Raise the version of `tag` (or of ALL) and notify every process.
+
+        Parameters:
+            tag: which.
+            ask: sends commands to the server that has the tag versions; None: over the link to it.
 
         Raises:
             StoreUnavailable: no answer.
         """
-        before, after = self._messages.around_version(Kind.TAG_VERSION, tag)
-        raised = await self._commands.script(
-            scripts.RAISE_TAG_VERSION, self._keys, _member(tag), _MOST_TAGS, self._messages.channel, before, after
-        )
-        self.raise_to(tag, int(raised))
+        newest = self.known.newest
+        await self._raise(ask or self._ask, newest, newest, [(tag, NEWEST)])
 
-    def raise_to(self, name: str, number: int) -> None:
-        """Learn that `name` (a tag, ALL or MINIMUM) was invalidated at `number`."""
+    async def raise_again(self, ask: Ask, after: int) -> None:
+        """Raise the tag versions after a number that the server has lost, over one connection to it.
+
+        Raises:
+            StoreUnavailable, RedisError: no answer.
+        """
+        tags = self.known.since(after)
+        for first in range(0, len(tags), _RAISED_AT_ONCE):
+            await self._raise(ask, self.known.newest, 0, tags[first : first + _RAISED_AT_ONCE])
+
+    async def _raise(self, ask: Ask, known: int, least: int, tags: Iterable[tuple[str, int]]) -> None:
+        pairs = [part for tag, number in tags for part in (member_of(tag), number)]
+        arguments = (*self._announcing, _MOST_TAGS, known, least, int(_KEPT_FOR * 1e6), *pairs)
+        raised = await ask("EVAL", tag_scripts.RAISE_TAG_VERSIONS, 2, *self._keys, *arguments)
+        for name, number in zip(raised[::2], raised[1::2], strict=True):
+            self._raise_to(tag_in(name), int(number))
+
+    @property
+    def _announcing(self) -> tuple[bytes, str, str, bytes]:
+        return self._messages.channel, Kind.TAG_VERSION.value, self._messages.instance, self.stamp
+
+    def _raise_to(self, name: str, number: int) -> None:
         if self.known.raise_to(name, number):
             self._subscriber(Notification(Kind.TAG_VERSION, name, number))
 
-    async def learn(self, ask: Ask) -> None:
-        """Learn of what was missed, over one connection to the server that has them."""
-        await self._learn(ask, await self._newest_at(ask))
+    # -- learning ---------------------------------------------------------------------------------------------
 
-    async def learn_from(self, newest: int | None) -> int:
-        """Learn of tag versions up to the newest, None if that cannot be known; return the newest.
+    def on_message(self, name: str, number: int, before: bytes) -> bool:
+        """Learn of a tag version from a message; return False if it was known.
+
+        Parameters:
+            name: a tag, or ALL.
+            number: its version.
+            before: the digits of the newest one before, if the message came from the server that makes the versions.
+                If that was learned, nothing is missing in between: a user without the right to publish may have
+                raised others. A clear names none, because it begins anew.
+        """
+        if before and before == self.learned[:16]:
+            self.learned = digits(number).encode() + self.learned[16:]
+        return self.known.raise_to(name, number)
+
+    async def learn(self, ask: Ask) -> None:
+        """Learn of what was missed, over one connection to the server that has the tag versions.
+
+        If the server has lost any, everything is outdated, here and for every process.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable, RedisError: no answer.
         """
-        if newest is None:
-            if self._servers.is_single:
+        begun = self._begun
+        async with self._learning:
+            if self._succeeded > begun:
+                # One lesson that began after this call is enough for all who wait for one.
+                return
+            self._begun += 1
+            await self._learn(ask)
+            self._succeeded = self._begun
+
+    async def learn_from(self, held: bytes | None) -> int:
+        """Learn of tag versions if the key of the newest holds something new; return the newest that is known.
+
+        Parameters:
+            held: what the key holds, empty for nothing; None if that cannot be known.
+
+        Raises:
+            StoreUnavailable: no answer, and nothing was learned since the opening.
+        """
+        if held is None:
+            if self._servers.is_single or not self.learned:
                 raise StoreUnavailable(f"cannot reach Redis ({self._servers.error})")
             # The master that knows cannot be reached, but the one that has the key can: go by what is known here.
-            return self.known.newest
-        if newest != self.synced:
-            await self._learn(self._ask, newest)
-        return newest
+        elif held != self.learned:
+            await self.learn(self._ask)
+        return self.known.newest
 
-    def newest_soon(self) -> asyncio.Future[int | None]:
-        """Ask for the newest, once for all who ask in one turn of the event loop; None: it cannot be known."""
+    def newest_soon(self) -> asyncio.Future[bytes | None]:
+        """Read the key of the newest, once for all who ask in one turn of the event loop; None: it cannot be known."""
         if self._asked is None:
             self._asked = asyncio.ensure_future(self._newest())
             asyncio.get_running_loop().call_soon(self._next_turn)
@@ -102,59 +173,52 @@ class SharedTagVersions:
     def _next_turn(self) -> None:
         self._asked = None
 
-    async def _newest(self) -> int | None:
+    async def _newest(self) -> bytes | None:
         try:
-            return await self._newest_at(self._ask)
+            # MGET, for which a foreign value of another type is no error.
+            (held,) = await self._ask("MGET", self._names.newest_tag_version)
         except StoreUnavailable:
             return None
+        return held or b""
 
-    async def _newest_at(self, ask: Ask) -> int:
-        # MGET, for which a foreign value of another type is no error.
-        (newest,) = await ask("MGET", self._names.newest_tag_version)
-        return number(newest)
-
-    async def _learn(self, ask: Ask, newest: int) -> None:
-        if self.synced == newest >= self.known.newest:
-            return
-        async with self._learning:
-            # Ask again: another coroutine may have learned and restored meanwhile.
-            await self._learn_alone(ask, await self._newest_at(ask))
-
-    async def _learn_alone(self, ask: Ask, newest: int) -> None:
-        if newest < self.known.newest:
-            await self.restore(ask, self.known.items())
-        if newest <= self.synced:
-            return
-        found = await ask("ZRANGEBYSCORE", self._names.tag_versions, f"({self.synced}", "+inf", "WITHSCORES")
-        pairs = found if found and isinstance(found[0], list) else zip(found[::2], found[1::2], strict=True)
-        for name, score in sorted(pairs, key=lambda pair: float(pair[1])):
-            self.raise_to(_tag(name), int(float(score)))
+    async def _learn(self, ask: Ask) -> None:
+        known, clear, after = self.known.newest, self.known.cleared, int(self.learned[:16] or 0)
+        is_all = False
+        while not is_all:
+            arguments = (*self._announcing, known, clear, after, _LEARNED_AT_ONCE)
+            lost, now, learned, found = await ask("EVAL", tag_scripts.LEARN, 2, *self._keys, *arguments)
+            self.time = int(now)
+            self._messages.latest = self.time + _LATEST
+            if lost > (not known):
+                self._commands.warn_once(
+                    "lost tag versions",
+                    f"Redis has lost tag versions of the namespace {self._names.prefix.decode()!r}, so that everything "
+                    f"in it is outdated: it has evicted them (set maxmemory-policy to volatile-lru), or somebody has "
+                    f"deleted them or put older data in their place",
+                )
+            numbers = await self._learn_some(found)
+            # The others come with the next answer, whatever is raised meanwhile.
+            is_all = len(numbers) < _LEARNED_AT_ONCE
+            clear, after = int(learned[16:]), max(numbers, default=0)
         # The newest may have been trimmed away; the minimum then covers it.
-        self.known.newest = max(self.known.newest, newest)
-        self.synced = max(self.synced, newest)
+        self.known.newest = max(self.known.newest, int(learned[:16]))
+        self.learned = learned
 
-    async def restore(self, ask: Ask, lost: list[tuple[str, int]]) -> None:
-        """Give back to the server what it has lost, over one connection to it."""
-        for first in range(0, len(lost), _RESTORED_AT_ONCE):
-            some = lost[first : first + _RESTORED_AT_ONCE]
-            pairs = [part for name, number in some for part in (number, _member(name))]
-            try:
-                await ask("EVAL", scripts.RESTORE, 2, *self._keys, self.known.newest, *pairs)
-            except (ResponseError, StoreUnavailable) as error:
-                # For example out of memory. They are known here, and the next look offers them again.
-                self._commands.warn_once("restore", f"Redis did not take back tag versions that it had lost: {error}")
-                return
+    async def _learn_some(self, found: list[bytes]) -> list[int]:
+        """Learn of members, each followed by its number; return the numbers."""
+        numbers = [int(float(score)) for score in found[1::2]]
+        for first in range(0, len(numbers), _LEARNED_IN_ONE_TURN):
+            for position in range(first, min(first + _LEARNED_IN_ONE_TURN, len(numbers))):
+                self._learn_one(found[2 * position], numbers[position])
+            await asyncio.sleep(0)
+        return numbers
 
-
-def _member(name: str) -> bytes:
-    """Return a tag as it stands in the sorted set, where it must not be taken for ALL or MINIMUM."""
-    return (name if name in (ALL, MINIMUM) else f"t{name}").encode("utf-8", "surrogatepass")
-
-
-def _tag(name: bytes) -> str:
-    try:
-        text = name.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        # Not ours; a tag that nothing carries.
-        text = repr(name)
-    return text if text in (ALL, MINIMUM) else text[1:]
+    def _learn_one(self, member: bytes, number: int) -> None:
+        if member == _MINIMUM:
+            if self.known.raise_minimum(number):
+                # ALL, because it may concern whatever has a tag.
+                self._subscriber(Notification(Kind.TAG_VERSION, ALL, number))
+            return
+        # What swr has not written is the tag of no entry.
+        with contextlib.suppress(ValueError):
+            self._raise_to(tag_in(member), number)

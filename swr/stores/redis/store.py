@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from swr.core.codec import Codec
 from swr.entry import Entry
@@ -16,15 +16,17 @@ from swr.stores.redis import scripts
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.connection import Connection
 from swr.stores.redis.failover import Failover
+from swr.stores.redis.invalidations import Invalidations
 from swr.stores.redis.leases import RedisLeases
 from swr.stores.redis.messages import Messages
 from swr.stores.redis.names import Names
 from swr.stores.redis.notifications import Notifications
 from swr.stores.redis.reachability import Reachability
-from swr.stores.redis.reading import Reading, decode, settle_all, settle_one
-from swr.stores.redis.server_link import ServerLink
+from swr.stores.redis.reading import Reading, settle_all, settle_one
+from swr.stores.redis.server_link import REPLY_TIMEOUT, ServerLink
 from swr.stores.redis.shared_tag_versions import SharedTagVersions
 from swr.stores.redis.topology import Servers
+from swr.stores.tag_versions import ALL
 
 # The most keys of one MGET: the server looks up the next ones while this process decodes these.
 _MOST_READ_AT_ONCE: Final = 16
@@ -40,7 +42,7 @@ class RedisStore:
     Parameters:
         servers: which server has which key.
         namespace: the beginning of every key.
-        timeout: seconds that opening waits for the servers.
+        timeout: seconds after which a server that is silent counts as hung.
         clock: wall clock, seconds.
 
     Attributes:
@@ -52,31 +54,31 @@ class RedisStore:
         self,
         servers: Servers,
         namespace: str = "swr",
-        timeout: float = 0.2,
+        timeout: float = REPLY_TIMEOUT,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.names = names = Names(namespace)
         self.commands = commands = Commands(servers, timeout)
         self._servers = servers
         self._is_single = servers.is_single
-        self._timeout = timeout
         self._messages = messages = Messages(names)
         self._shared = shared = SharedTagVersions(servers, names, commands, messages)
         self.tag_versions = shared.known
         self._readings: dict[str, Reading] = {}
         self._unsent: list[Reading] = []
-        self._leases = RedisLeases(servers, names, commands, messages, shared, clock)
-        self._failover = Failover(servers, names, commands, messages, shared)
-        self._reachability = Reachability(servers, names)
-        self._notifications = Notifications(servers, names, commands, messages, shared, self._readings)
+        self._invalidations = invalidations = Invalidations()
+        self._leases = RedisLeases(servers, names, commands, messages, shared, invalidations, clock)
+        self._failover = Failover(servers, names, commands, messages, shared, invalidations)
+        self._reachability = Reachability(servers, names, shared)
+        self._notifications = Notifications(servers, names, commands, messages, shared, invalidations, self._readings)
 
     # -- opening and closing ----------------------------------------------------------------------------------
 
     async def open(self, start: Start, subscriber: Subscriber) -> None:
-        """Connect, waiting no longer than the time-out; if that fails, go on trying in the background.
+        """Connect; if the first try fails, go on trying in the background.
 
         Raises:
-            ConfigurationError: the event loop is not asyncio's.
+            ConfigurationError: the event loop is not asyncio's, or the client leads to no server.
         """
         try:
             self._loop = asyncio.get_running_loop()
@@ -92,11 +94,9 @@ class RedisStore:
         self._notifications.open(subscriber)
         self._servers.open(start, self)
         self._messages.use_database(self._servers.database)
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._servers.tried()
-        except TimeoutError:
-            self._servers.give_up(StoreUnavailable(f"no connection within {self._timeout:g} s"))
+        await self._servers.tried()
+        if isinstance(self._servers.error, ConfigurationError):
+            raise self._servers.error
 
     async def aclose(self, subscriber: Subscriber) -> None:
         """Nothing: the links end with the tasks that keep them."""
@@ -120,6 +120,15 @@ class RedisStore:
         """Take a message of another process, or several that were sent as one."""
         self._notifications.on_message(link, data)
 
+    def on_publish_refused(self, error: ResponseError) -> None:
+        """Log once that no other process is notified."""
+        self.commands.warn_once(
+            "publish",
+            f"Redis refuses to publish on {self.channel!r} ({error}): other processes are not notified of commits, and "
+            f"every invalidation clears the whole namespace; give the user +publish and the channels "
+            f"&{self.names.prefix.decode()}:*",
+        )
+
     def on_link_changed(self) -> None:
         """Log and notify if reachability has changed."""
         self._reachability.on_link_changed()
@@ -129,6 +138,11 @@ class RedisStore:
         return self._reachability.is_unreachable(key)
 
     # -- entries ----------------------------------------------------------------------------------------------
+
+    @property
+    def has_pending(self) -> bool:
+        """Never: this store keeps no invalidation back."""
+        return False
 
     async def settled(self) -> None:
         """At once: this store keeps no invalidation back."""
@@ -146,7 +160,7 @@ class RedisStore:
     def forget(self) -> None:
         """Nothing: this store holds no entry in the process."""
 
-    def keep(self, key: str, entry: Entry[Any]) -> None:
+    def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Nothing: this store holds no entry in the process."""
 
     def peek(self, key: str) -> Entry[Any] | None:
@@ -177,12 +191,13 @@ class RedisStore:
             name, reading = self.names.entry(key), Reading({}, key, answered)
             (reading.frame,) = await self.commands.ask(name, "MGET", name)
             newest = await self._shared.newest_soon()
-        if newest is None or newest != self._shared.synced:
+        if newest is None or newest != self._shared.learned:
             await self._shared.learn_from(newest)
-        if reading.codec is not codec:
-            reading.codec, reading.entry = codec, decode(key, reading.frame, codec, self.commands.warn_once)
-        entry = reading.entry
-        return entry if entry is not None and self.tag_versions.admits(entry.tag_version, entry.tags) else None
+        entry = await reading.decoded(codec, self.commands.warn_once)
+        if entry is None or not self.tag_versions.admits(entry.tag_version, entry.tags):
+            return None
+        # A server that took another's place may not know of the invalidation yet.
+        return None if self._invalidations.outdates(key, entry) else entry
 
     def _send_readings(self) -> None:
         """Send what was asked for in this turn of the event loop."""
@@ -201,16 +216,16 @@ class RedisStore:
                 name = self.names.entry(reading.key)
                 self.commands.send(name, ("MGET", name), functools.partial(settle_one, reading))
 
-    async def look(self, key: str) -> tuple[bytes, bytes, int]:
-        """Return what is stored for `key`, decoded or not: the entry, the lease, and the lease's time to live in ms.
+    async def look(self, key: str) -> tuple[bytes, dict[str, bytes], float]:
+        """Return what is stored for `key`, not decoded: entries, leases by fingerprint, and the server's clock.
 
         Raises:
             StoreUnavailable: no answer.
         """
-        ask, (entry, lease) = self.commands.ask, self.names.entry_and_lease(key)
         await self._shared.learn_from(await self._shared.newest_soon())
-        (frame,), (held,) = await ask(entry, "MGET", entry), await ask(lease, "MGET", lease)
-        return frame or b"", held or b"", await ask(lease, "PTTL", lease)
+        data, now, leases = await self.commands.script(scripts.LOOK, self.names.entry_and_lease(key))
+        held = {name.decode("latin-1"): text for name, text in zip(leases[::2], leases[1::2], strict=True)}
+        return data, held, int(now) / 1e6
 
     async def newest(self, keys: list[str]) -> dict[str, int]:
         """Return a version for each key: what is stored or being loaded is not newer, what is loaded from now on is.
@@ -228,10 +243,11 @@ class RedisStore:
             for key, version in zip(part, answer, strict=True)
         }
 
-    async def has_replicas(self, key: str, newer_than: int, replicas: int) -> bool:
-        """Return whether this many replicas have an entry of `key` that is newer than a version."""
+    async def has_replicas(self, key: str, fingerprint: str, newer_than: int, replicas: int) -> bool:
+        """Return whether this many replicas have an entry of `key` and a type that is newer than a version."""
+        keys = (self.names.entry(key),)
         try:
-            return bool(await self.commands.replicated(replicas, scripts.SECURE, (self.names.entry(key),), newer_than))
+            return bool(await self.commands.replicated(replicas, scripts.SECURE, keys, fingerprint, newer_than))
         except StoreUnavailable:
             return False
 
@@ -241,12 +257,21 @@ class RedisStore:
         """Replace the entry by a tombstone, delete its lease and notify every process."""
         before, after = self._messages.around_version(Kind.INVALIDATED, key)
         keys, channel = self.names.entry_and_lease(key), self._messages.channel
-        version = int(
-            await self.commands.script(scripts.INVALIDATE, keys, scripts.TOMBSTONE_FOR, channel, before, after)
+        answer, told = await self.commands.script(
+            scripts.INVALIDATE, keys, scripts.TOMBSTONE_FOR, channel, before, after
         )
+        version = int(answer)
         self._readings.pop(key, None)
-        self._failover.remember(key, version)
+        self._invalidations.remember(key, version)
         self._subscriber(Notification(Kind.INVALIDATED, key, version))
+        if not told:
+            # The tag versions are asked for. So every process learns of a clear, without any message.
+            await self._shared.invalidate(ALL)
+
+    def tell_pending(self, kind: Kind, name: str) -> None:
+        """Notify every process of an invalidation that the server has refused."""
+        message = self._messages.write(kind, name)
+        self.commands.send(self.names.entry(name), ("PUBLISH", self.channel, message), lambda reply: None)
 
     async def invalidate_tag(self, tag: str) -> None:
         """Raise the version of `tag` (or of ALL) and notify every process."""

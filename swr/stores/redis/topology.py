@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from redis.asyncio import Redis
 
 from swr.stores.base import Start
-from swr.stores.redis.server_link import LinkOwner, ServerLink
+from swr.stores.redis.server_link import CONNECT_TIMEOUT, REPLY_TIMEOUT, LinkOwner, ServerLink, Timeouts
 
 
 class Servers(Protocol):
@@ -37,8 +37,9 @@ class Servers(Protocol):
     def sent(self) -> int:
         """How many commands have been sent."""
 
-    def give_up(self, error: Exception) -> None:
-        """Count as unreachable every server that has not been reached yet."""
+    @property
+    def runs(self) -> str:
+        """Which runs of the servers these are, and which lines of writes they carry on."""
 
     def refresh_map(self) -> None:
         """Ask again which server has which key."""
@@ -55,8 +56,9 @@ class Single:
 
     Parameters:
         connect: makes the client; called at every opening.
-        timeout: seconds after which an unanswered command counts as failed.
+        timeout: seconds after which a server that is silent counts as hung.
         owned: whether the client is closed with the link.
+        connect_timeout: seconds that connecting may take.
     """
 
     is_single = True
@@ -64,13 +66,14 @@ class Single:
     def __init__(
         self,
         connect: Callable[[], Redis],
-        timeout: float = 0.2,
+        timeout: float = REPLY_TIMEOUT,
         owned: bool = True,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         self.database = 0
         self.name = ""
         self._connect = connect
-        self._timeout = timeout
+        self._timeouts = Timeouts(timeout, connect_timeout)
         self._owned = owned
 
     def open(self, start: Start, owner: LinkOwner) -> None:
@@ -82,7 +85,7 @@ class Single:
         # The master's name behind sentinels, a socket's path, or an address.
         address = f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
         self.name = getattr(pool, "service_name", None) or known.get("path") or address
-        self._link = ServerLink(client, self._timeout, owner, self.name, owned=self._owned)
+        self._link = ServerLink(client, self._timeouts, owner, self.name, owned=self._owned)
         start(self._link.run)
 
     async def tried(self) -> None:
@@ -104,9 +107,10 @@ class Single:
         """How many commands have been sent."""
         return self._link.sent
 
-    def give_up(self, error: Exception) -> None:
-        """Count the server as unreachable."""
-        self._link.lose(error)
+    @property
+    def runs(self) -> str:
+        """Return which run of the server this is."""
+        return self._link.server_run
 
     def refresh_map(self) -> None:
         """Nothing: there is one."""

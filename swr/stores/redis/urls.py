@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 
 from swr.errors import ConfigurationError
 from swr.stores.redis.cluster import Address, Cluster
+from swr.stores.redis.server_link import CONNECT_TIMEOUT
 from swr.stores.redis.topology import Servers, Single
 
 SCHEMES: Final = (
@@ -23,17 +24,21 @@ SCHEMES: Final = (
     "redis+cluster://",
     "rediss+cluster://",
 )
+# Without HELLO, which not every server knows, and without telling the server the name of the client library: each would
+# be one more trip. In a URL `?protocol=3` comes first.
+_PLAIN: Final[dict[str, Any]] = {"protocol": 2, "driver_info": None}
 # What redis-py's cluster client adds to the arguments of its connections for itself.
 _CLUSTERS: Final = {"max_connections", "redis_connect_func", "response_callbacks"}
 
 
-def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
+def servers_of(url: str | None, redis: object, timeout: float, connect_timeout: float = CONNECT_TIMEOUT) -> Servers:
     """Return the servers that a URL names, or a client.
 
     Parameters:
         url: see `swr.Cache`.
         redis: a client in place of a URL, or None.
-        timeout: seconds after which an unanswered command counts as failed.
+        timeout: seconds after which a server that is silent counts as hung.
+        connect_timeout: seconds that connecting may take.
 
     Raises:
         ConfigurationError: neither can work.
@@ -41,14 +46,13 @@ def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
     if redis is not None:
         if url is not None:
             raise ConfigurationError(f"both a URL ({redacted(url)}) and redis= were given: give one")
-        return _of_client(redis, timeout)
+        return _of_client(redis, timeout, connect_timeout)
     if not isinstance(url, str) or not url.startswith(SCHEMES):
         raise ConfigurationError(f"{redacted(url)} is not a URL of {', '.join(SCHEMES)}")
-    options = _options(timeout)
     try:
         if "+cluster://" in url:
-            return _cluster(url, timeout, options)
-        connect = _sentinel(url, timeout, options) if "+sentinel://" in url else _server(url, options)
+            return _cluster(url, timeout, connect_timeout)
+        connect = _sentinel(url, timeout, connect_timeout) if "+sentinel://" in url else _server(url)
         pool = connect().connection_pool
         # A connection is made, and not connected: what redis-py does not understand it says here.
         pool.make_connection()
@@ -59,32 +63,34 @@ def servers_of(url: str | None, redis: object, timeout: float) -> Servers:
         raise ConfigurationError(
             f"{redacted(url)}: {text if 'Port could not be cast' in str(error) else error}"
         ) from None
-    return Single(connect, timeout)
+    return Single(connect, timeout, connect_timeout=connect_timeout)
 
 
-def _options(timeout: float) -> dict[str, Any]:
-    # redis-py's own retries would make a refused connection take 4 s and a hung one a minute.
-    return {"socket_timeout": None, "socket_connect_timeout": 5 * timeout, "retry": Retry(NoBackoff(), 0)}
+def _options() -> dict[str, Any]:
+    # redis-py's own retries would make a refused connection take 4 s and a hung one a minute. Its time-outs go by the
+    # clock, those of the links do not.
+    return {"socket_timeout": None, "socket_connect_timeout": None, "retry": Retry(NoBackoff(), 0)}
 
 
-def _server(url: str, options: dict[str, Any]) -> Callable[[], Redis]:
+def _server(url: str) -> Callable[[], Redis]:
     database = urlsplit(url).path.strip("/")
     if database and not database.isdigit() and not url.startswith("unix://"):
         # redis-py would take the first.
         raise ValueError(f"{database!r} is not the number of a database: redis://host:port/0")
-    return lambda: Redis.from_url(url, **options)
+    return lambda: Redis.from_url(url, **_PLAIN, **_options())
 
 
-def _sentinel(url: str, timeout: float, options: dict[str, Any]) -> Callable[[], Redis]:
+def _sentinel(url: str, timeout: float, connect_timeout: float) -> Callable[[], Redis]:
     """`redis+sentinel://user:password@host:port,host:port/master/database?sentinel_username=…&sentinel_password=…`"""
     hosts, path, kwargs = _several(url, 26379)
     master, _, database = path.strip("/").partition("/")
     database = database or str(kwargs.get("db") or "")
     if not master or (database and not database.isdigit()):
         raise ValueError("after the sentinels comes the master's name, and the database: …/mymaster/0")
-    kwargs.update(options, db=int(database or 0))
+    kwargs = {**_PLAIN, **kwargs, **_options(), "db": int(database or 0)}
     # The sentinels have accounts of their own, and one that hangs must leave time to ask the next.
-    known = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": options["retry"]}
+    each = min(timeout, connect_timeout / len(hosts))
+    known = {**_PLAIN, **_options(), "socket_timeout": each, "socket_connect_timeout": each}
     for name in ("username", "password"):
         if f"sentinel_{name}" in kwargs:
             known[name] = kwargs.pop(f"sentinel_{name}")
@@ -100,14 +106,14 @@ def _sentinel(url: str, timeout: float, options: dict[str, Any]) -> Callable[[],
     return connect
 
 
-def _cluster(url: str, timeout: float, options: dict[str, Any]) -> Servers:
+def _cluster(url: str, timeout: float, connect_timeout: float) -> Servers:
     """`redis+cluster://user:password@host:port,host:port`"""
     hosts, path, kwargs = _several(url, 6379)
     if path.strip("/") not in ("", "0"):
         raise ValueError("a cluster has no databases but 0")
-    kwargs.update(options)
+    kwargs = {**_PLAIN, **kwargs, **_options()}
     _refuse_decoding(redacted(url), kwargs)
-    return Cluster(_node(kwargs), hosts, timeout)
+    return Cluster(_node(kwargs), hosts, timeout, connect_timeout)
 
 
 def _node(kwargs: dict[str, Any]) -> Callable[[str, int], Redis]:
@@ -135,20 +141,20 @@ def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
     return found, path, kwargs
 
 
-def _of_client(redis: object, timeout: float) -> Servers:
+def _of_client(redis: object, timeout: float, connect_timeout: float) -> Servers:
     if isinstance(redis, RedisCluster):
         kwargs = redis.connection_kwargs
         _refuse_decoding("redis=", kwargs)
         seeds = [(node.host, int(node.port)) for node in redis.startup_nodes]
         own = {name: value for name, value in kwargs.items() if name not in _CLUSTERS}
-        return Cluster(_node({**own, **_options(timeout)}), seeds, timeout)
+        return Cluster(_node({**own, **_options()}), seeds, timeout, connect_timeout)
     if not isinstance(redis, Redis):
         raise ConfigurationError(
             f"redis= is a {type(redis).__module__}.{type(redis).__qualname__}, "
             "not a redis.asyncio.Redis or RedisCluster: give one of these, or a URL"
         )
     _refuse_decoding("redis=", redis.connection_pool.connection_kwargs)
-    return Single(lambda: redis, timeout, owned=False)
+    return Single(lambda: redis, timeout, False, connect_timeout)
 
 
 def _refuse_decoding(where: str, kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,110 @@
+"""Arguments as a key saw them, for a load that runs later."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from swr.core.canonical import Unkeyable, snapshot
+from swr.core.template import Template
+from swr.errors import ConfigurationError
+
+
+class Watch:
+    """Keeps what a load is called with as the key and the tags saw it.
+
+    What the key holds whole (`{filters}`) is copied. Of what it holds an attribute (`{user.id}`) the object itself is
+    passed on, and the attribute is compared later.
+
+    Parameters:
+        where: the function, for errors.
+        key: its key template.
+        tags: its tag templates.
+    """
+
+    __slots__ = ("_attributes", "_where", "_whole")
+
+    def __init__(self, where: str, key: Template, tags: Iterable[Template]) -> None:
+        self._where = where
+        self._whole = frozenset(slot.name for slot in key.slots if not slot.attributes)
+        slots = [slot for template in (key, *tags) for slot in template.slots if slot.attributes]
+        self._attributes = {slot.text: slot for slot in slots}
+
+    def __bool__(self) -> bool:
+        """Whether there are attributes to compare."""
+        return bool(self._attributes)
+
+    def keep(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `values`, by parameter, with copies of those that the key holds whole.
+
+        Raises:
+            ConfigurationError: one cannot be copied; the message names the argument.
+        """
+        kept = dict(values)
+        for name in self._whole.intersection(values):
+            try:
+                kept[name] = snapshot(kept[name])
+            except Unkeyable as error:
+                raise ConfigurationError(
+                    f"argument {name!r} of {self._where} holds a {error}: swr cannot keep it as it is until the load "
+                    f"runs. Pass a list, tuple, set or dict of plain values"
+                ) from None
+        return kept
+
+    def look(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the attributes as they are now."""
+        return tuple(f"{slot.of(values)!r}" for slot in self._attributes.values())
+
+    def compare(self, values: Mapping[str, Any], seen: tuple[Any, ...]) -> None:
+        """Refuse arguments whose attributes are not as they were `seen`.
+
+        Raises:
+            ConfigurationError: naming the attribute.
+        """
+        for name, before, now in zip(self._attributes, seen, self.look(values), strict=True):
+            if before != now:
+                raise ConfigurationError(
+                    f"argument {name!r} of {self._where} changed from {before} to {now} between the call and the end "
+                    f"of its load, whose value belongs to neither: do not change what a cached loader was called "
+                    f"with, or pass the attribute itself"
+                )
+
+
+class Arguments:
+    """The arguments of one call as they were when its key was made.
+
+    The load runs later, perhaps in the background, and its caller may have changed them by then.
+    """
+
+    __slots__ = ("_args", "_kwargs")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._args = args
+        self._kwargs = kwargs
+
+    def for_load(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return them for one run of the loader, which may change what it is given."""
+        return self._args, self._kwargs
+
+    def check(self) -> None:
+        """Raise ConfigurationError if one that could not be copied has changed."""
+
+
+class WatchedArguments(Arguments):
+    __slots__ = ("_seen", "_signature", "_values", "_watch")
+
+    def __init__(self, watch: Watch, signature: inspect.Signature, values: Mapping[str, Any]) -> None:
+        self._watch = watch
+        self._signature = signature
+        self._values = watch.keep(values)
+        self._seen = watch.look(values)
+
+    def for_load(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.check()
+        bound = inspect.BoundArguments(self._signature, self._watch.keep(self._values))
+        return bound.args, bound.kwargs
+
+    def check(self) -> None:
+        self._watch.compare(self._values, self._seen)
+
+
+NO_ARGUMENTS: Final = Arguments((), {})

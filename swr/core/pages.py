@@ -1,0 +1,131 @@
+"""Large lists and dicts in pages, so that no single step of writing or reading a value takes long.
+
+msgspec lets no other thread run while it works. A thread that goes from page to page lets the event loop turn.
+"""
+
+import copy
+import functools
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from swr.core.fidelity import fields_of, put
+
+# The most items of a page, and the least of what has pages.
+_PAGE: Final = 2000
+LARGE: Final = 2 * _PAGE
+# So many characters or bytes count as one part.
+_TEXT: Final = 1000
+# A dict with no more items is taken for an object; of longer ones some items stand for all.
+_FIELDS: Final = 8
+
+
+class Paged(msgspec.Struct, array_like=True):
+    """A value in pages.
+
+    Parameters:
+        outer: the bytes of the value, in which one list or dict is empty.
+        name: which: an attribute or a key of the value; None: the value itself.
+        pages: the bytes of its parts.
+    """
+
+    outer: bytes
+    name: str | None
+    pages: list[bytes]
+
+
+def large_part(value: Any) -> tuple[str | None, Any] | None:
+    """Return the name of a large list or dict in `value`, and that itself; None: there is none where pages help."""
+    if type(value) in (list, dict) and len(value) > LARGE:
+        return None, value
+    for name, part in _parts(value):
+        if type(part) in (list, dict) and len(part) > LARGE and type(name) is str:
+            return name, part
+    return None
+
+
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    if type(value) is dict:
+        yield from value.items()
+    elif not isinstance(value, (str, bytes, list, tuple)):
+        for name in fields_of(type(value)) or ():
+            yield name, getattr(value, name)
+
+
+def is_large(value: Any) -> bool:
+    """Whether a value has so many parts, or so long ones, that a thread should write it; a guess from some of them."""
+    return _size(value, 6) > LARGE
+
+
+def _size(value: Any, depth: int) -> int:
+    if isinstance(value, (str, bytes)):
+        return 1 + len(value) // _TEXT
+    if not depth or isinstance(value, (int, float, type(None))):
+        return 1
+    if isinstance(value, dict) and len(value) <= _FIELDS:
+        return 1 + sum(_size(part, depth - 1) for part in value.values())
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        some = islice(value.values() if isinstance(value, dict) else value, _FIELDS)
+        return 1 + len(value) * max((_size(part, depth - 1) for part in some), default=0)
+    own = getattr(value, "__dict__", None)
+    fields = [getattr(value, name) for name in fields_of(type(value)) or ()] if own is None else own.values()
+    return 1 + sum(_size(field, depth - 1) for field in fields)
+
+
+def without(value: Any, name: str | None, part: Any) -> Any:
+    """Return a copy of `value` in which the part is empty."""
+    empty = type(part)()
+    if name is None:
+        return empty
+    outer = copy.copy(value)
+    if isinstance(outer, dict):
+        outer[name] = empty
+    else:
+        put(outer, name, empty)
+    return outer
+
+
+def pages_of(part: Any) -> Iterator[Any]:
+    """Yield a list or a dict in parts."""
+    if isinstance(part, list):
+        for first in range(0, len(part), _PAGE):
+            yield part[first : first + _PAGE]
+    else:
+        items = iter(part.items())
+        while page := dict(islice(items, _PAGE)):
+            yield page
+
+
+def kind_of(kind: Any, value: Any, name: str) -> Any:
+    """Return the type of a part as `kind`, the annotation of `value`, says; None: it does not say."""
+    if type(value) is dict:
+        if kind in (Any, dict):
+            return Any
+        arguments = typing.get_args(kind)
+        if typing.get_origin(kind) is dict:
+            return arguments[1]
+        return _hints(kind).get(name) if isinstance(kind, type) else None
+    hint = _hints(type(value)).get(name)
+    # Of a generic class, the annotation of the loader says what it holds.
+    return None if getattr(hint, "__parameters__", ()) or isinstance(hint, typing.TypeVar) else hint
+
+
+def _read_hints(kind: Any) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+_hints: Final[Callable[[Any], Mapping[str, Any]]] = functools.lru_cache(maxsize=1024)(_read_hints)
+
+
+def fill(outer: Any, name: str | None, pages: Iterator[Any]) -> Any:
+    """Return `outer` with its pages in the place of the empty part."""
+    part = outer if name is None else outer[name] if isinstance(outer, dict) else getattr(outer, name)
+    for page in pages:
+        if isinstance(part, list):
+            part.extend(page)
+        else:
+            part.update(page)
+    return outer

@@ -1,0 +1,163 @@
+"""What a type says beforehand: whether one of its parts cannot be stored in Redis, and whether `==` tells a change."""
+
+import typing
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+import msgspec.inspect as shapes
+
+from swr.errors import ConfigurationError
+
+_DICTS: Final = (shapes.DataclassType, shapes.TypedDictType, shapes.StructType, shapes.DictType)
+# What `==` does not tell: a time zone, a NaN, what an `__eq__` passes over.
+_COMPARED: Final = (
+    shapes.CustomType,
+    shapes.DateTimeType,
+    shapes.TimeType,
+    shapes.DecimalType,
+    shapes.DataclassType,
+    shapes.NamedTupleType,
+)
+
+
+def is_model(kind: Any) -> bool:
+    """Whether `kind` is a pydantic model class, told without importing pydantic."""
+    return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate_json")
+
+
+def name_of(kind: Any) -> str:
+    """Return a type's full name."""
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
+
+
+def is_plain(kind: Any) -> bool:
+    """Return whether two values are the same if they are equal; those of other types are compared part by part."""
+    parts = _parts(shapes.type_info(kind), "", set())
+    return not any(isinstance(part, _COMPARED) or _has_own_equality(part) for part, _ in parts)
+
+
+def check(kind: Any) -> None:
+    """Refuse a type with a part that no value can take through Redis.
+
+    Raises:
+        ConfigurationError: names the part, `[].owner`, and what to do.
+        NameError: it has a part that is not defined yet.
+    """
+    for part, path in _parts(shapes.type_info(kind), "", set()):
+        found = _unwritable(part)
+        if found is not None:
+            step, reason = found
+            raise ConfigurationError(
+                f"values of type {name_of(kind)} cannot be stored in Redis: {path + step or 'it'} {reason}. A loader "
+                f"whose values need not leave this process may be annotated with Any"
+            )
+
+
+def _parts(part: Any, path: str, seen: set[int]) -> Iterator[tuple[Any, str]]:
+    """All that a type is made of, itself first, and where it stands: `[].owner`."""
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    yield part, path
+    inner = [(part.item_type, "[]")] if hasattr(part, "item_type") else []
+    inner += [(member, "[]") for member in getattr(part, "item_types", ())]
+    inner += [(member, "") for member in getattr(part, "types", ())]
+    inner += [(field.type, f".{field.name}") for field in getattr(part, "fields", ())]
+    inner += [(getattr(part, name), "[]") for name in ("key_type", "value_type") if hasattr(part, name)]
+    inner += [(part.type, "")] if isinstance(part, shapes.Metadata) else []
+    for member, step in inner:
+        yield from _parts(member, path + step, seen)
+
+
+def _unwritable(part: Any) -> tuple[str, str] | None:
+    """Return where inside `part` and why no value can be written and read again, or None."""
+    if isinstance(part, shapes.CustomType) and part.cls is not object:
+        if is_model(part.cls):
+            return _unwritable_model(part.cls, "", set())
+        return "", (
+            f"is of type {name_of(part.cls)}, which swr cannot read back: return a dataclass, msgspec Struct, pydantic "
+            f"model, TypedDict or builtin type"
+        )
+    key = getattr(part, "key_type", None)
+    if isinstance(key, _DICTS) and not getattr(key, "array_like", False):
+        return "", "has keys that are objects: let its keys be strings, numbers, dates or tuples"
+    return None
+
+
+def _has_own_equality(part: Any) -> bool:
+    """Whether a Struct may be equal to another that differs."""
+    if not isinstance(part, shapes.StructType):
+        return False
+    kind: Any = part.cls
+    return bool(kind.__eq__ is not msgspec.Struct.__eq__ or not kind.__struct_config__.eq or kind.__dictoffset__)
+
+
+def _unwritable_model(kind: Any, path: str, seen: set[Any]) -> tuple[str, str] | None:
+    seen.add(kind)
+    if kind.__module__ == "pydantic.main":
+        return path, "is any model: annotate the loader with the model that it returns"
+    if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
+        raise NameError(f"{name_of(kind)} is not fully defined")
+    relationships = getattr(kind, "__sqlmodel_relationships__", ())
+    if relationships:
+        return f"{path}.{next(iter(relationships))}", (
+            "is a relationship, which a model does not write: return a model that has what callers need as fields"
+        )
+    written = _written_by_functions(kind)
+    for name, part in _opaque_fields(kind).items():
+        return f"{path}.{name}", (
+            f"is of type {name_of(part)}, which pydantic cannot write: give the field a type that pydantic knows"
+        )
+    for name, field in kind.model_fields.items():
+        if field.exclude and field.is_required():
+            return f"{path}.{name}", "has exclude=True, so pydantic does not write it, and no default: give it one"
+        for part in _classes(field.annotation):
+            if hasattr(part, "get_secret_value") and field.is_required() and name not in written:
+                return f"{path}.{name}", (
+                    "is a secret, of which pydantic writes only stars: leave it out of what is cached, or give the "
+                    "field a serializer"
+                )
+            inner = _unwritable_model(part, f"{path}.{name}", seen) if is_model(part) and part not in seen else None
+            if inner is not None:
+                return inner
+    return None
+
+
+def _opaque_fields(kind: Any) -> dict[str, Any]:
+    """The fields of a model that hold a class of which pydantic knows only what its instances are."""
+    schema = kind.__pydantic_core_schema__
+    while schema["type"] in ("definitions", "model"):
+        schema = schema["schema"]
+    found = {name: next(_opaque(field), None) for name, field in schema.get("fields", {}).items()}
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def _opaque(schema: Any) -> Iterator[Any]:
+    if schema["type"] == "is-instance":
+        yield schema["cls"]
+    # Others hold functions, which may read and write anything.
+    if schema["type"] in ("model-field", "nullable", "default", "list", "set", "frozenset", "tuple", "dict", "union"):
+        members = [schema[name] for name in ("schema", "items_schema", "values_schema") if name in schema]
+        for member in [*members, *schema.get("choices", ())]:
+            for inner in member if isinstance(member, list) else [member]:
+                if "serialization" not in inner:
+                    yield from _opaque(inner)
+
+
+def _written_by_functions(kind: Any) -> frozenset[str]:
+    """The fields of a model that the author's own serializers write."""
+    decorators = kind.__pydantic_decorators__
+    if decorators.model_serializers:
+        return frozenset(kind.model_fields)
+    named = {name for found in decorators.field_serializers.values() for name in found.info.fields}
+    for name, field in kind.model_fields.items():
+        if any(type(mark).__name__.endswith("Serializer") for mark in field.metadata):
+            named.add(name)
+    return frozenset(named)
+
+
+def _classes(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _classes(inner)

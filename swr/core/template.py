@@ -1,0 +1,161 @@
+"""Templates: text with slots, filled so that different values give different text."""
+
+import string
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from swr.core.canonical import Unkeyable, canonical
+from swr.errors import ConfigurationError
+
+
+def _keyable(value: Any, name: str, where: str) -> str:
+    try:
+        return canonical(value)
+    except Unkeyable as error:
+        raise ConfigurationError(
+            f"argument {name!r} of {where} holds a {error}, which cannot be part of a key: pass a string, "
+            f"number, date, UUID, Enum or a list, tuple, set or dict of these, name an attribute of it in the key "
+            f'template ("{{{name}.id}}"), or leave it out with ignore=("{name}",)'
+        ) from None
+    except RecursionError:
+        raise ConfigurationError(
+            f"argument {name!r} of {where} holds itself or is nested too deeply, and cannot be part of a key"
+        ) from None
+    except ValueError as error:
+        raise ConfigurationError(f"argument {name!r} of {where} cannot be part of a key: {error}") from None
+
+
+class _Slot:
+    """One `{name}` or `{name.attribute}` of a template."""
+
+    __slots__ = ("attributes", "name", "text")
+
+    def __init__(self, field: str) -> None:
+        self.text = field
+        self.name, *self.attributes = field.split(".")
+
+    def of(self, values: Mapping[str, Any]) -> Any:
+        value = values[self.name]
+        for attribute in self.attributes:
+            value = getattr(value, attribute)
+        return value
+
+
+class _Chars(NamedTuple):
+    """One character of a key, as a template has it: a certain one, or any but some; perhaps repeated."""
+
+    only: str
+    but: frozenset[str]
+    repeats: bool
+
+    def meets(self, other: "_Chars") -> bool:
+        """Whether a character may be both."""
+        if self.only and other.only:
+            return self.only == other.only
+        return not (self.only in other.but or other.only in self.but)
+
+
+class Template:
+    """Text with slots, `"ranking:{group}:{limit}"`, that is filled so that different values give different text.
+
+    The characters between slots are percent-encoded in what fills the slots, as are `:`, `%` and braces.
+
+    Parameters:
+        text: the template.
+        what: what it is called in errors: "key" or "tags".
+        where: the function it belongs to, for errors.
+
+    Raises:
+        ConfigurationError: slots that nothing separates, conversions, format specifications, positional slots.
+    """
+
+    __slots__ = ("_escapes", "_literals", "slots", "text", "where")
+
+    def __init__(self, text: str, what: str, where: str) -> None:
+        self.text, self.where = text, where
+        named = f"the {what} template {text!r} of {where}"
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ConfigurationError(f"{named} cannot be read: {error}") from None
+        self._literals: list[str] = []
+        self.slots: list[_Slot] = []
+        literal = ""
+        escaped = set(":%{}")
+        for text_before, field, specification, conversion in parts:
+            literal += text_before
+            if field is None:
+                continue
+            if specification or conversion or not all(map(str.isidentifier, field.split("."))):
+                raise ConfigurationError(
+                    f"{named} has the slot {{{field}}}: a slot is a parameter's name, or name.attribute, alone"
+                )
+            if self.slots:
+                marks = {char for char in literal if char.isascii() and not char.isalnum() and char not in "%{}"}
+                if not marks:
+                    raise ConfigurationError(
+                        f"{named} has two slots with nothing to tell them apart before {{{field}}}: put a ':' there"
+                    )
+                escaped |= marks
+            self._literals.append(literal)
+            self.slots.append(_Slot(field))
+            literal = ""
+        self._literals.append(literal)
+        self._escapes = str.maketrans({char: f"%{ord(char):02X}" for char in escaped})
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that its slots name."""
+        return [slot.name for slot in self.slots]
+
+    def overlaps(self, other: "Template") -> bool:
+        """Whether a key of this template may be a key of the other."""
+        begins, begin = self._literals[0], other._literals[0]
+        if not begins.startswith(begin) and not begin.startswith(begins):
+            return False
+        one, two = self._pattern(), other._pattern()
+        seen: set[tuple[int, int]] = set()
+        ahead = [(0, 0)]
+        while ahead:
+            i, j = place = ahead.pop()
+            if place in seen:
+                continue
+            seen.add(place)
+            if i == len(one) and j == len(two):
+                return True
+            # A slot goes on, or has ended.
+            if i < len(one) and one[i].repeats:
+                ahead.append((i + 1, j))
+            if j < len(two) and two[j].repeats:
+                ahead.append((i, j + 1))
+            if i < len(one) and j < len(two) and one[i].meets(two[j]):
+                ahead.append((i + (not one[i].repeats), j + (not two[j].repeats)))
+        return False
+
+    def _pattern(self) -> list["_Chars"]:
+        """What its keys consist of, character by character; a slot is one character, and any number more."""
+        inside = frozenset(map(chr, self._escapes)) - {"%"}
+        pattern = []
+        for number, literal in enumerate(self._literals):
+            if number:
+                pattern += [_Chars("", inside, False), _Chars("", inside, True)]
+            pattern += [_Chars(char, inside, False) for char in literal]
+        return pattern
+
+    def fill_plain(self, values: Mapping[str, Any]) -> str:
+        """Return the text that an f-string would give: for tags, where a clash only invalidates too much."""
+        pieces = [f"{literal}{slot.of(values)}" for literal, slot in zip(self._literals, self.slots, strict=False)]
+        return "".join([*pieces, self._literals[-1]])
+
+    def fill(self, values: Mapping[str, Any]) -> str:
+        """Return the text for `values`, a mapping from every slot's name to its value.
+
+        Raises:
+            ConfigurationError: a value that cannot be part of a key; the message names the argument.
+        """
+        pieces = []
+        for literal, slot in zip(self._literals, self.slots, strict=False):
+            pieces.append(literal)
+            pieces.append(_keyable(slot.of(values), slot.name, self.where).translate(self._escapes))
+        pieces.append(self._literals[-1])
+        return "".join(pieces)

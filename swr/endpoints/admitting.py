@@ -1,0 +1,275 @@
+"""Which requests to one endpoint may be answered from the cache after its dependencies, and under which key."""
+
+import inspect
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from swr.core.canonical import PLAIN, canonical
+from swr.endpoints.declared import answers
+from swr.endpoints.reader import Owner, Reader
+from swr.endpoints.route import Route, overrides_of, places_of, route_of
+from swr.endpoints.terms import ADMISSION, Admission, EndpointTerms
+from swr.endpoints.variables import Unknown, text_of_variables
+from swr.endpoints.words import Words
+from swr.errors import ConfigurationError
+from swr.http.caching import Terms, normalised
+from swr.http.fields import values_of
+from swr.http.request import Scope
+
+log = logging.getLogger("swr")
+
+_REQUEST: Final = "swr_request"
+_RESPONSE: Final = "swr_response"
+_HIDDEN: Final = (_REQUEST, _RESPONSE)
+_MOST_ROUTES: Final = 256
+
+# The arguments of a call, by position and by name.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+# For each cache: the first endpoint and app that have an identity.
+_OWNERS: Final[WeakKeyDictionary[Any, dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]]]] = WeakKeyDictionary()
+
+
+class Admitting:
+    """Decide for one endpoint.
+
+    Parameters:
+        owner: the cache.
+        endpoint: the function under the decorator.
+        name: of the endpoint.
+        words: what the user says about who gets which response.
+
+    Raises:
+        ConfigurationError: `words` cannot work for this endpoint.
+    """
+
+    # What the route calls.
+    wrapper: Any
+
+    def __init__(self, owner: Owner, endpoint: Callable[..., Any], name: str, words: Words) -> None:
+        self._owner = owner
+        self._endpoint = endpoint
+        self._name = name
+        self._words = words
+        self._signature = signature = inspect.signature(endpoint)
+        self._key_names = words.names_for(name, signature.parameters)
+        self._is_generator = any(
+            is_one(inspect.unwrap(endpoint)) for is_one in (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+        )
+        self._defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        self._has_decorator = hasattr(endpoint, "__wrapped__")
+        if words.are_given and _has_requires(endpoint):
+            raise ConfigurationError(
+                f"@cache.response stands above @requires of {name}, which would not run: put it below @requires"
+            )
+        # An endpoint of Starlette takes its request alone.
+        self.is_from_request = list(signature.parameters) in (["request"], ["self", "request"])
+        self._known = _OWNERS.setdefault(owner, {})
+        self._given = {kind: parameter_of(endpoint, kind) for kind in (Request, Response)}
+        self._routes: dict[tuple[int, ...], tuple[Route, weakref.ref[Any]]] = {}
+
+    @property
+    def signature(self) -> inspect.Signature | None:
+        """What FastAPI is to see: the endpoint's own parameters, with its request and response; None: its own."""
+        if self.is_from_request or self._is_generator:
+            return None
+        own = list(self._signature.parameters.values())
+        hidden = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
+            for name, kind in ((_REQUEST, Request), (_RESPONSE, Response))
+            if self._given[kind] is None
+        ]
+        # Nothing follows `**kwargs`.
+        at = len(own) - any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own)
+        return self._signature.replace(parameters=[*own[:at], *hidden, *own[at:]])
+
+    def take_hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Request | None, Response | None]:
+        """Return the request and the response of a call, and remove from it what the endpoint does not take."""
+        request = kwargs.pop(_REQUEST, None) or kwargs.get(self._given[Request] or "request")
+        own = kwargs.pop(_RESPONSE, None) or kwargs.get(self._given[Response] or "")
+        if request is None and args:
+            request = args[-1]
+        return (request if isinstance(request, Request) else None), own
+
+    def reader(
+        self, collected: EndpointTerms, terms: Terms, request: Request, own: Response | None, call: Call
+    ) -> Reader | None:
+        """Return what answers a request from the cache; None: the endpoint runs, whatever is stored.
+
+        Parameters:
+            collected: what the middleware says.
+            terms: of the endpoint.
+            request: as the endpoint gets it.
+            own: the response on which the dependencies of the request set fields; None: there is none.
+            call: the arguments of the endpoint.
+        """
+        admission, scope = collected.admission, request.scope
+        if admission is None or self._is_generator or scope["method"] != "GET":
+            return None
+        if admission.is_taken or id(scope.get(ADMISSION)) != id(admission):
+            # An endpoint that another one has asked.
+            return None
+        route, where = self._route(scope)
+        if self._words.key is None and not self._is_kept_out(admission, terms, request, route):
+            return None
+        admission.is_taken, admission.scope = True, scope
+        try:
+            self._check(route, request, own)
+            key = self._key(admission, terms, route, request, call)
+        except Refused as refused:
+            admission.reason = str(refused)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug(
+                    "%s %r: the cache does not answer after the dependencies (%s); key= or shared=True of "
+                    "@cache.response on %s may say who gets which response",
+                    scope["method"],
+                    scope["path"],
+                    refused,
+                    self._name,
+                )
+            return None
+        admission.is_admitted = True
+        return Reader(self._owner, admission, key, terms, where, own, knows_user=self._words.are_given)
+
+    def _is_kept_out(self, admission: Admission, terms: Terms, request: Request, route: Route) -> bool:
+        """Whether the cache in front of the app does not store the response of this request for everybody."""
+        if terms.per_credential:
+            # It stores one for each credential.
+            return False
+        return admission.asked.is_kept_out(request.scope, route.guard_fields, (*terms.vary, *terms.ignores))
+
+    def _check(self, route: Route, request: Request, own: Response | None) -> None:
+        """Raise `Refused` if the response may depend on more than can be known."""
+        if route.hidden:
+            raise Refused(route.hidden)
+        if not route.is_fastapi and not answers(request.scope, self._endpoint):
+            raise Refused("route")
+        if self._is_of_another(route.identity, request.scope.get("app")):
+            raise Refused("another app")
+        if own is not None and own.status_code is not None:
+            raise Refused("status of a dependency")
+        if own is None and route.sets_response:
+            raise Refused("response of a dependency")
+        if self._words.are_given:
+            return
+        if route.reason:
+            raise Refused(route.reason)
+        if self._has_decorator:
+            raise Refused("decorator")
+
+    def _route(self, scope: Scope) -> tuple[Route, Any]:
+        """Return what is known of the route of a request, and FastAPI's own object for it."""
+        places, app = places_of(scope), scope.get("app")
+        where = next((where for where in places if where.dependant.call is self.wrapper), None)
+        if overrides := overrides_of(places, app):
+            return route_of(places, where, app, overrides, _HIDDEN, self._name), where
+        marker = id(where), id(app)
+        known = self._routes.get(marker)
+        # Another object may have got the identity of one that is gone.
+        if known is None or known[1]() is not (where or app or self):
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()
+            known = route_of(places, where, app, overrides, _HIDDEN, self._name), weakref.ref(where or app or self)
+            self._routes[marker] = known
+        return known[0], where
+
+    def _is_of_another(self, identity: str, app: Any) -> bool:
+        """Whether another endpoint or app of this process has the same identity, so that nothing tells them apart."""
+        known, first = self._known, self._known.get(identity)
+        mine = self.wrapper, app or self
+        found = None if first is None else (first[0](), first[1]())
+        if found is None or None in found:
+            known[identity] = weakref.ref(mine[0]), weakref.ref(mine[1])
+            return False
+        return found[0] is not mine[0] or found[1] is not mine[1]
+
+    # -- the key ----------------------------------------------------------------------------------------------
+
+    def _key(self, admission: Admission, terms: Terms, route: Route, request: Request, call: Call) -> str:
+        """Return the key of what is stored.
+
+        Raises:
+            Refused: something that selects the response cannot be part of a key.
+        """
+        scope, asked = request.scope, admission.asked
+        texts = [route.digest]
+        try:
+            # A dependency may have changed them.
+            texts.extend(f"{name}={_text(value)}" for name, value in scope.get("path_params", {}).items())
+        except TypeError:
+            raise Refused("path") from None
+        # What the app has changed of the query, it has read.
+        texts.append("" if scope["query_string"] == asked.query else repr(scope["query_string"]))
+        args, kwargs = call
+        arguments = {**dict(zip(self._signature.parameters, args, strict=False)), **kwargs} if args else kwargs
+        for name, value in arguments.items():
+            try:
+                texts.append(f"{name}={_text(value)}")
+            except TypeError:
+                # It is made of the path and the query, or the user says what selects.
+                continue
+        for name in terms.vary:
+            texts.append(f"field {name}: {normalised(name, values_of(scope['headers'], name.encode('latin-1')))}")
+        if not self._words.are_given:
+            try:
+                texts.append(text_of_variables(admission.variables))
+            except Unknown as unknown:
+                raise Refused(f"context variable {unknown}") from None
+        if self._words.key is not None:
+            values = {"scope": scope, **self._defaults, **arguments}
+            selected = self._words.text(self._name, {name: values[name] for name in self._key_names})
+            if selected is None:
+                raise Refused("key")
+            texts.append(f"key: {selected}")
+        digest = self._owner.digest(repr(texts).encode("utf-8", "surrogatepass"))
+        return f"{asked.key}\nafter dependencies: {digest}"
+
+
+def _text(value: Any) -> str:
+    """Return text that only an equal value of the same type has.
+
+    Raises:
+        TypeError: there is no such text.
+    """
+    return repr(value) if type(value) in PLAIN else canonical(value)
+
+
+class Refused(Exception):
+    """The cache cannot answer a request; says why."""
+
+
+def parameter_of(endpoint: Callable[..., Any], kind: type) -> str | None:
+    """Return the parameter of an endpoint that FastAPI fills with an object of `kind`, or None."""
+    try:
+        parameters = inspect.signature(endpoint, eval_str=True).parameters
+    except Exception:
+        # A name of an annotation is not known (yet).
+        parameters = inspect.signature(endpoint).parameters
+    for parameter in parameters.values():
+        annotation = parameter.annotation
+        if any(type(mark).__module__.startswith("fastapi") for mark in getattr(annotation, "__metadata__", ())):
+            # Filled by `Depends` and its like.
+            continue
+        if hasattr(annotation, "__metadata__"):
+            annotation = annotation.__origin__
+        if isinstance(annotation, str):
+            if annotation.rpartition(".")[2] == kind.__name__:
+                return parameter.name
+        elif isinstance(annotation, type) and issubclass(annotation, kind):
+            return parameter.name
+    return None
+
+
+def _has_requires(endpoint: Any) -> bool:
+    """Whether `@requires` of Starlette stands on an endpoint."""
+    while endpoint is not None:
+        if getattr(endpoint, "__globals__", {}).get("__name__") == "starlette.authentication":
+            return True
+        endpoint = getattr(endpoint, "__wrapped__", None)
+    return False

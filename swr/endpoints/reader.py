@@ -1,0 +1,384 @@
+"""One request that the dependencies of an endpoint have admitted: answered from the cache, or by the endpoint."""
+
+import logging
+import math
+from typing import Any, Final, NamedTuple, Protocol
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from swr.core.decision import FRESH, Revalidate, decide
+from swr.endpoints.route import is_plain, respond
+from swr.endpoints.terms import Admission
+from swr.endpoints.turns import Turns
+from swr.engine.engine import AGAIN, Engine
+from swr.engine.flights import Flight
+from swr.entry import Entry, State
+from swr.errors import LoadTimeout
+from swr.http.caching import ABOUT_THE_CLIENT, ERRORS, GONE, Terms, cache_status, control, judge
+from swr.http.failures import ErrorResponse
+from swr.http.fields import Headers, strings, values_of
+from swr.http.request import Digest
+from swr.http.stored_response import RESPONSES, StoredResponse, as_stored, is_response, marks_of
+from swr.policy import Policy
+
+log = logging.getLogger("swr")
+
+# RFC 9875 2 lets a cache limit the number of groups of a response.
+_MOST_GROUPS: Final = 128
+# They may be about who asks, where something of the user reaches the endpoint.
+_ABOUT_THE_USER: Final = frozenset({401, 403, 407, 429})
+# They answer conditions and ranges of one request.
+_OF_ONE_REQUEST: Final = frozenset({206, 304, 412, 416})
+_DETAIL: Final = b'; detail="after dependencies"'
+
+
+class Owner(Protocol):
+    """The cache of an endpoint."""
+
+    engine: Engine
+    digest: Digest
+
+
+class Answer(NamedTuple):
+    """What an endpoint has returned, and what becomes of it.
+
+    Parameters:
+        value: as the endpoint returned it.
+        status: of the response.
+        stored: the response for others; None: it is for this reader alone.
+        policy: how long it may be served; None: it is not stored.
+        reason: why not.
+    """
+
+    value: Any
+    status: int
+    stored: StoredResponse | None = None
+    policy: Policy | None = None
+    reason: str = ""
+
+
+class Reader:
+    """Answer one request after its dependencies.
+
+    Parameters:
+        owner: the cache.
+        admission: what the middleware says.
+        key: what is stored.
+        terms: of the endpoint.
+        where: FastAPI's route; None: Starlette calls the endpoint.
+        own: the response on which the dependencies set fields; None: there is none.
+        knows_user: whether something of the user may reach the endpoint.
+    """
+
+    __slots__ = (
+        "_admission",
+        "_engine",
+        "_fields",
+        "_knows_user",
+        "_own",
+        "_terms",
+        "_where",
+        "_why",
+        "key",
+        "running",
+        "turns",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        admission: Admission,
+        key: str,
+        terms: Terms,
+        where: Any,
+        own: Response | None,
+        *,
+        knows_user: bool,
+    ) -> None:
+        self._engine = owner.engine
+        self._admission = admission
+        self.key = key
+        self._terms = terms
+        self._where = where
+        self._own = own
+        # What the dependencies have set for this reader.
+        self._fields: Headers = [] if own is None else list(own.raw_headers)
+        self._knows_user = knows_user
+        self._why = b"uri-miss"
+        # Set while this reader runs the endpoint for all.
+        self.turns: Turns | None = None
+
+    # Ends the run of the endpoint, once there are `turns`.
+    running: anyio.CancelScope
+
+    @property
+    def flight(self) -> Flight:
+        """The flight for which this reader runs the endpoint."""
+        assert self.turns is not None
+        return self.turns.load.flight
+
+    # -- before the endpoint ----------------------------------------------------------------------------------
+
+    async def seek(self) -> Response | None:
+        """Return the answer; None: the endpoint has to run, for all who wait if there are `turns`.
+
+        Raises:
+            Exception: what the endpoint raised in another request that this one has waited for.
+        """
+        engine, admission, key = self._engine, self._admission, self.key
+        # Here, because the caller may run in a worker thread.
+        admission.asked.admit()
+        if admission.refreshing:
+            return await self._refresh(admission.refreshing)
+        entry = engine.store.peek(key)
+        limits = admission.asked.limits
+        decision = decide(entry, engine.clock(), limits)
+        if decision is not FRESH:
+            await engine.ready()
+            if not decision.serve:
+                entry = await engine.store.read(key, RESPONSES)
+                decision = decide(entry, engine.clock(), limits)
+        if decision.serve and entry is not None and is_response(entry):
+            if decision.revalidate is Revalidate.BACKGROUND and not engine.backs_off(key):
+                admission.stale = key
+            return self._give(entry, decision.state)
+        if entry is not None:
+            self._why = b"stale"
+        reason = admission.asked.why_not(key)
+        if reason or not admission.asked.may_load:
+            self._mark(0, reason or "no-store")
+            return None
+        return await self._wait(entry)
+
+    async def _refresh(self, key: str) -> Response | None:
+        """Return None if the endpoint has to run to refresh `key`; nobody gets another answer."""
+        if self.key == key and not self._engine.backs_off(key):
+            await self._wait(self._engine.store.peek(key))
+        return Response(status_code=204) if self.turns is None else None
+
+    async def _wait(self, entry: Entry[Any] | None) -> Response | None:
+        """Wait for the turn to run the endpoint, or for what another reader's run brings."""
+        engine, again, has_retried = self._engine, 0, False
+        limit = self._terms.policy.hard_timeout
+        if limit is None:
+            limit = self._admission.asked.hard_timeout
+        tags = (*self._admission.asked.tags, *self._terms.policy.tags)
+        while True:
+            flight = engine.begin(self.key, Turns(limit, tags), entry)
+            turns = flight.job
+            assert isinstance(turns, Turns)
+            if await turns.wait_for_turn(flight):
+                self.turns, self.running = turns, turns.running
+                return None
+            loaded, error = flight.loaded, flight.error
+            if loaded is not None:
+                if not flight.superseded or again == AGAIN:
+                    return self._give(loaded, State.MISSING, b"swr; fwd=%b; collapsed" % self._why)
+                again += 1
+                entry = engine.store.peek(self.key)
+                continue
+            if flight.has_no_value:
+                if turns.refusal is not None:
+                    raise copied(turns.refusal)
+                self._mark(0, self._admission.asked.why_not(self.key))
+                return None
+            fallback = engine.fallback(flight, error)
+            if fallback is not None:
+                return self._fall_back(fallback, error)
+            if isinstance(error, LoadTimeout):
+                return self.time_out()
+            if error is not None and has_retried:
+                return self._repeat(flight, error)
+            has_retried = has_retried or error is not None
+
+    def _repeat(self, flight: Flight, error: BaseException) -> Response | None:
+        """Answer with another reader's failure, after a second try."""
+        if not isinstance(error, ErrorResponse):
+            raise flight.failure()
+        if error.response is None:
+            return None
+        self._mark(error.status, b"swr; fwd=%b; fwd-status=%d; collapsed" % (self._why, error.status))
+        return self._response(error.response)
+
+    # -- after the endpoint -----------------------------------------------------------------------------------
+
+    def take(self, value: Any) -> Answer:
+        """Return what becomes of a value that the endpoint has returned; it may be called in any thread.
+
+        Raises:
+            Exception: FastAPI cannot make a response of it.
+        """
+        assert self.turns is not None
+        own, where, asked = self._own, self._where, self._admission.asked
+        added: Headers = []
+        if isinstance(value, Response):
+            response = value
+        elif where is None:
+            return Answer(value, 0, reason="response class")
+        else:
+            response = respond(where, value, None if own is None else own.status_code)
+            if own is not None:
+                added = own.raw_headers[len(self._fields) :]
+                if own.raw_headers != [*self._fields, *added]:
+                    return Answer(value, response.status_code, reason="fields of a dependency")
+        status, headers, body = response.status_code, [*response.raw_headers, *added], getattr(response, "body", None)
+        if not is_plain(type(response)) or response.background is not None or not isinstance(body, bytes):
+            return Answer(value, status, reason="response class")
+        seen = headers if isinstance(value, Response) else [*headers, *_without_cookies(self._fields)]
+        reason = _why_of_one(status, seen)
+        if reason:
+            return Answer(value, status, reason=reason)
+        groups = strings(values_of(seen, b"cache-groups"))[:_MOST_GROUPS]
+        verdict = judge(
+            status,
+            seen,
+            self._terms,
+            asked.sharing,
+            began=self.turns.load.began,
+            authorized=False,
+            tags=(*asked.tags, *map(asked.group_tag, groups)),
+        )
+        stored = as_stored(status, headers, body, verdict)
+        stored.takes_fields = not isinstance(value, Response)
+        if len(body) > asked.max_body_bytes:
+            return Answer(value, status, reason="too large")
+        if verdict.validate:
+            return Answer(value, status, stored, reason="no-cache")
+        return Answer(value, status, stored, verdict.policy, verdict.reason)
+
+    async def finish(self, answer: Answer) -> Any:
+        """Store what the endpoint has returned, and return it, as a response if it was stored."""
+        turns, status = self.turns, answer.status
+        assert turns is not None
+        if status in ERRORS and (answer.policy is None or self._engine.fallback(self.flight) is not None):
+            error = ErrorResponse(status, None if answer.reason in ("private", "no-store") else answer.stored)
+            await turns.fail(error)
+            fallback = self._engine.fallback(self.flight, error)
+            if fallback is not None:
+                return self._fall_back(fallback, error)
+            self._mark(0, "")
+            return answer.value
+        if answer.policy is None or answer.stored is None:
+            is_about_all = status < 500 and status not in ABOUT_THE_CLIENT
+            if is_about_all:
+                asked, load = self._admission.asked, turns.load
+                asked.note(self.key, answer.reason, (*asked.tags, *self._terms.policy.tags), load.tag_version)
+            await turns.skip(drop=is_about_all and self.flight.entry is not None)
+            self._mark(0, answer.reason)
+            return answer.value
+        await turns.store(answer.stored, answer.policy)
+        self._mark(status, b"swr; fwd=%b; stored" % self._why)
+        return self._response(answer.stored)
+
+    async def fail(self, error: Exception) -> Response:
+        """Answer for an exception of the endpoint with what is stored.
+
+        Raises:
+            Exception: the same, if there is nothing to fall back on.
+        """
+        turns = self.turns
+        assert turns is not None
+        if isinstance(error, HTTPException) and error.status_code < 500:
+            is_own = self._knows_user and error.status_code in _ABOUT_THE_USER
+            if not is_own and not _why_of_one(error.status_code, _headers_of(error)):
+                turns.refusal = error
+            await turns.skip(drop=error.status_code in GONE and self.flight.entry is not None)
+            raise error
+        if not isinstance(error, HTTPException) and self._handles(error):
+            # The app has an answer of its own, a 404 perhaps, which swr cannot know before the dependencies end.
+            await turns.skip(drop=False)
+            raise error
+        await turns.fail(error)
+        fallback = self._engine.fallback(self.flight, error)
+        if fallback is None:
+            raise error
+        return self._fall_back(fallback, error)
+
+    def _handles(self, error: Exception) -> bool:
+        """Whether the app has a handler for the class of an exception, but for one of all exceptions."""
+        handlers, _ = self._admission.scope.get("starlette.exception_handlers", ({}, {}))
+        return any(kind in handlers for kind in type(error).__mro__)
+
+    async def end(self) -> Response:
+        """Answer after the time limit has ended the endpoint."""
+        flight = self.flight
+        await flight.done.wait()
+        fallback = self._engine.fallback(flight, flight.error)
+        return self.time_out() if fallback is None else self._fall_back(fallback, flight.error)
+
+    def leave(self) -> None:
+        """The reader was cancelled: let another one run the endpoint."""
+        assert self.turns is not None
+        self.turns.pass_on()
+
+    # -- answers ----------------------------------------------------------------------------------------------
+
+    def time_out(self) -> Response:
+        """Return the answer if the endpoint is too slow."""
+        self._mark(504, b"swr; fwd=%b" % self._why, b'; detail="timeout, after dependencies"')
+        return Response(status_code=504)
+
+    def _give(
+        self, entry: Entry[Any], state: State, status: bytes | None = None, error: BaseException | None = None
+    ) -> Response:
+        """Return a stored response as this reader gets it, and publish that."""
+        engine, admission = self._engine, self._admission
+        now = engine.clock()
+        engine.tell(self.key, entry, state, error)
+        admission.is_answered = True
+        status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
+        admission.marks, admission.status = marks_of(entry, state, now, status + _DETAIL), entry.value.status
+        return self._response(entry.value)
+
+    def _fall_back(self, entry: Entry[Any], error: BaseException | None) -> Response:
+        failed = 504 if isinstance(error, LoadTimeout) else getattr(error, "status", getattr(error, "status_code", 500))
+        state = State.FRESH if self._engine.clock() < entry.fresh_until else State.STALE
+        return self._give(entry, state, b"swr; fwd=stale; fwd-status=%d" % failed, error)
+
+    def _response(self, stored: StoredResponse) -> Response:
+        response = Response(stored.body, stored.status)
+        response.raw_headers = [*stored.headers, *self._fields] if stored.takes_fields else list(stored.headers)
+        return response
+
+    def _mark(self, status: int, mark: bytes | str, detail: bytes = _DETAIL) -> None:
+        """Say where the answer comes from.
+
+        Parameters:
+            status: of the answer; 0: of the app's.
+            mark: the member of `Cache-Status`, or why the answer is not stored.
+            detail: what the member ends with.
+        """
+        admission = self._admission
+        if isinstance(mark, str):
+            admission.reason = mark
+        else:
+            admission.marks, admission.status = [(b"swr-state", b"missing"), (b"cache-status", mark + detail)], status
+
+
+def copied(error: HTTPException) -> HTTPException:
+    """Return an exception that says the same, without the traceback."""
+    copy = error.__class__.__new__(error.__class__, *error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.headers = None if error.headers is None else dict(error.headers)
+    return copy
+
+
+def _without_cookies(fields: Headers) -> Headers:
+    return [(name, value) for name, value in fields if name.lower() != b"set-cookie"]
+
+
+def _headers_of(error: HTTPException) -> Headers:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
+
+
+def _why_of_one(status: int, headers: Headers) -> str:
+    """Return why an answer is for one reader alone, whatever its terms; or nothing."""
+    if status in _OF_ONE_REQUEST:
+        return f"status {status}"
+    for name in (b"set-cookie", b"vary"):
+        if values_of(headers, name):
+            return name.decode()
+    directives, _ = control(headers, ())
+    return next((word for word in ("private", "no-store") if word in directives), "")

@@ -1,0 +1,250 @@
+"""The route that calls an endpoint: what of the request reaches the endpoint, and how its value becomes a response.
+
+FastAPI's own objects say both. Nothing here is asked before FastAPI has routed a request, so swr does not import it.
+"""
+
+import functools
+import hashlib
+import inspect
+import re
+from collections.abc import Awaitable, Iterator, MutableMapping
+from typing import Any, Final, NamedTuple
+
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from swr.core.canonical import canonical
+from swr.endpoints.declared import fields_of_guards, guards_of
+
+# What a dependant is given that is not made of its path and query.
+_GIVEN: Final = (
+    "request_param_name",
+    "http_connection_param_name",
+    "websocket_param_name",
+    "response_param_name",
+    "background_tasks_param_name",
+    "security_scopes_param_name",
+)
+_OF_REQUEST: Final = ("header_params", "cookie_params", "body_params")
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+_IDENTITY: Final = (
+    "path_format",
+    "name",
+    "methods",
+    "unique_id",
+    "response_model",
+    "response_model_include",
+    "response_model_exclude",
+    "response_model_by_alias",
+    "response_model_exclude_unset",
+    "response_model_exclude_defaults",
+    "response_model_exclude_none",
+    "status_code",
+    "response_class",
+)
+
+
+class Route(NamedTuple):
+    """What swr knows of the route that calls an endpoint.
+
+    Parameters:
+        is_fastapi: whether FastAPI calls the endpoint.
+        identity: text that no other route has whose responses may differ.
+        digest: of the identity and the name of the endpoint.
+        hidden: why swr cannot know what reaches the endpoint or how its value is written; empty: it can.
+        reason: what of the request reaches the endpoint; empty: its path and query alone.
+        guard_fields: the request fields that its guards ask for; None: any.
+        sets_response: whether a dependency may set fields of the response.
+    """
+
+    is_fastapi: bool
+    identity: str
+    digest: str
+    hidden: str = ""
+    reason: str = ""
+    guard_fields: frozenset[str] | None = frozenset()
+    sets_response: bool = False
+
+
+def route_of(
+    places: list[Any], where: Any, app: Any, overrides: dict[Any, Any], hidden_names: tuple[str, ...], name: str
+) -> Route:
+    """Return what swr knows of the route of a request.
+
+    Parameters:
+        places: see `places_of`.
+        where: the one of them that calls the endpoint; None: none does.
+        app: of the request.
+        overrides: see `overrides_of`.
+        hidden_names: parameters that the wrapper itself asks for.
+        name: of the endpoint.
+    """
+    identity = f"{name}\n{getattr(app, 'title', '')}\n{getattr(app, 'version', '')}"
+    if where is None:
+        # What stands between FastAPI's route and the endpoint may change its arguments.
+        hidden = "route" if places else ""
+        return Route(False, identity, _digest(identity), hidden, reason="argument request")
+    identity += "".join(f"\n{attribute}={_text(getattr(where, attribute, None))}" for attribute in _IDENTITY)
+    guards = list(guards_of(where, overrides))
+    return Route(
+        True,
+        identity,
+        _digest(identity),
+        _why_hidden(where),
+        _why_not_shared(where.dependant, guards, overrides, hidden_names),
+        fields_of_guards(guards),
+        any(part.response_param_name for part in (*guards, *_parts(where.dependant.dependencies))),
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def places_of(scope: MutableMapping[str, Any]) -> list[Any]:
+    """Return FastAPI's route of a request, and the inclusion of a router that it runs with."""
+    included = scope.get("fastapi", {}).get("effective_route_context")
+    return [where for where in (included, scope.get("route")) if getattr(where, "dependant", None) is not None]
+
+
+def overrides_of(places: list[Any], app: Any) -> dict[Any, Any]:
+    """Return the dependencies that others replace, as tests have it.
+
+    Parameters:
+        places: see `places_of`.
+        app: of the request.
+    """
+    for provider in (*(getattr(where, "dependency_overrides_provider", None) for where in places), app):
+        if overrides := getattr(provider, "dependency_overrides", None):
+            return dict(overrides)
+    return {}
+
+
+def _text(value: Any) -> str:
+    """Return text for a value that is the same in every process."""
+    value = getattr(value, "value", value) if type(value).__name__ == "DefaultPlaceholder" else value
+    try:
+        return canonical(value)
+    except TypeError:
+        return _ADDRESS.sub("", repr(value))
+
+
+def _why_hidden(where: Any) -> str:
+    from fastapi.routing import APIRoute
+
+    if type(getattr(where, "original_route", where)) is not APIRoute:
+        # It may write the response in a way of its own.
+        return "route class"
+    return "" if is_plain(response_class_of(where)[0]) else "response class"
+
+
+# -- what reaches the endpoint ------------------------------------------------------------------------------------
+
+
+def _parts(dependants: list[Any]) -> Iterator[Any]:
+    """Yield dependants and all that they depend on."""
+    todo = [*dependants]
+    while todo:
+        part = todo.pop()
+        yield part
+        todo.extend(part.dependencies)
+
+
+def _why_not_shared(dependant: Any, guards: list[Any], overrides: dict[Any, Any], hidden_names: tuple[str, ...]) -> str:
+    """Return the first argument of the endpoint that may depend on more than path and query, or nothing."""
+    for kind in _OF_REQUEST:
+        for parameter in getattr(dependant, kind):
+            return f"argument {parameter.name}"
+    for given in _GIVEN:
+        name = getattr(dependant, given)
+        if name is not None and name not in hidden_names:
+            return f"argument {name}"
+    # FastAPI runs a dependency once for all that need it: by equality.
+    shared = {part.call for part in guards}
+    for argument in dependant.dependencies:
+        if argument.name is not None:
+            parts = list(_parts([argument]))
+            if any(getattr(part, kind) for part in parts for kind in (*_OF_REQUEST, *_GIVEN)):
+                return f"argument {argument.name}"
+            if any(part.call in shared for part in parts):
+                return f"argument {argument.name}, which a guard needs too"
+            if any(part.call in overrides for part in parts):
+                return f"argument {argument.name}, which is overridden"
+    return ""
+
+
+# -- the response -------------------------------------------------------------------------------------------------
+
+
+_PLAIN: Final = frozenset({Response, JSONResponse, HTMLResponse, PlainTextResponse})
+_PLAIN_OF_FASTAPI: Final = frozenset({"ORJSONResponse", "UJSONResponse"})
+
+
+def is_plain(kind: type[Response]) -> bool:
+    """Return whether responses of a class are their status, fields and body, and nothing else."""
+    return kind in _PLAIN or (kind.__module__ == "fastapi.responses" and kind.__qualname__ in _PLAIN_OF_FASTAPI)
+
+
+def response_class_of(where: Any) -> tuple[type[Response], bool]:
+    """Return the class of a route's responses, and whether that is FastAPI's default."""
+    from fastapi.datastructures import DefaultPlaceholder
+
+    chosen = where.response_class
+    is_default = isinstance(chosen, DefaultPlaceholder)
+    return (chosen.value if is_default else chosen), is_default
+
+
+def respond(where: Any, value: Any, status: int | None) -> Response:
+    """Return the response that FastAPI makes of the value of an endpoint.
+
+    Parameters:
+        where: the route.
+        status: what a dependency or the endpoint has set; None: the route's.
+
+    Raises:
+        ResponseValidationError: the value is not what the route's model says.
+    """
+    from fastapi.routing import serialize_response
+    from fastapi.utils import is_body_allowed_for_status_code
+
+    kind, is_default = response_class_of(where)
+    writes_json = where.response_field is not None and is_default and _can_write_json(serialize_response)
+    options: dict[str, Any] = {"dump_json": True} if writes_json else {}
+    # With `is_coroutine` it awaits nothing.
+    writing = serialize_response(
+        field=where.response_field,
+        response_content=value,
+        include=where.response_model_include,
+        exclude=where.response_model_exclude,
+        by_alias=where.response_model_by_alias,
+        exclude_unset=where.response_model_exclude_unset,
+        exclude_defaults=where.response_model_exclude_defaults,
+        exclude_none=where.response_model_exclude_none,
+        is_coroutine=True,
+        **options,
+    )
+    content = _result_of(writing)
+    status = status or where.status_code
+    statuses: dict[str, Any] = {} if status is None else {"status_code": status}
+    if writes_json:
+        response = Response(content, media_type="application/json", **statuses)
+    else:
+        response = kind(content, **statuses)
+    if not is_body_allowed_for_status_code(response.status_code):
+        response.body = b""
+    return response
+
+
+@functools.lru_cache(1)
+def _can_write_json(serialize: Any) -> bool:
+    return "dump_json" in inspect.signature(serialize).parameters
+
+
+def _result_of(coroutine: Awaitable[Any]) -> Any:
+    """Return the result of a coroutine that awaits nothing."""
+    results: list[Any] = []
+
+    async def keep() -> None:
+        results.append(await coroutine)
+
+    list(keep().__await__())
+    return results[0]

@@ -1,0 +1,78 @@
+"""The scope that a run of the app gets: it notes which routes were chosen, and whether it was copied."""
+
+import sys
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Final
+
+_MIXIN: Final = MutableMapping[str, Any]
+
+
+class RoutedScope(dict[str, Any]):
+    """A scope that notes each route that a router chooses. An app behind the route may overwrite it with its own.
+
+    What the app writes goes into the client's scope, too: middleware around swr may look for it there.
+
+    Parameters:
+        scope: of the client.
+    """
+
+    def __init__(self, scope: MutableMapping[str, Any]) -> None:
+        super().__init__(scope)
+        self._client_scope = scope
+        # Each with the context of its inclusion, which a router of FastAPI leaves beside the route.
+        self.routes: list[tuple[Any, Any]] = []
+        # Whether a copy was made since the last route was chosen: what is written into that is out of sight.
+        self.is_copied = False
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self._client_scope[name] = value
+        if name == "route":
+            self.routes.append((value, self.get("fastapi", {}).get("effective_route_context")))
+        if name in ("route", "endpoint"):
+            self.is_copied = False
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._client_scope.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        self.is_copied = True
+        return super().__iter__()
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove a name and return its value, or `default`."""
+        self._client_scope.pop(name, None)
+        return super().pop(name, *default)
+
+    def copy(self) -> dict[str, Any]:
+        """Return a copy, which notes nothing."""
+        return dict(self)
+
+    def __or__(self, other: Any) -> Any:
+        return dict(self) | other
+
+    # `dict` does these without the methods above.
+    keys, items, values = _MIXIN.keys, _MIXIN.items, _MIXIN.values  # type: ignore[assignment]
+    update, setdefault = _MIXIN.update, _MIXIN.setdefault
+    popitem, clear = _MIXIN.popitem, _MIXIN.clear
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+
+def routed(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Return a scope for one run of the app: a `RoutedScope` where a route may declare what its answers depend on."""
+    # Only FastAPI's routes do, and other frameworks may insist on a plain dict. An outer swr notes for an inner one.
+    return scope if "fastapi" not in sys.modules or isinstance(scope, RoutedScope) else RoutedScope(scope)
+
+
+def unnoticed(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Return the scope, or a copy that an outer swr does not take for the app's."""
+    if not isinstance(scope, RoutedScope):
+        return scope
+    was_copied = scope.is_copied
+    plain = dict(scope)
+    scope.is_copied = was_copied
+    return plain

@@ -1,0 +1,143 @@
+"""What the middleware and the wrapper of an endpoint tell each other about one request."""
+
+from collections.abc import Callable, Collection
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Final, Protocol
+
+from swr.http.caching import SharingRules, Terms
+from swr.http.fields import Headers
+from swr.http.request import Scope
+from swr.policy import Limits, Timeout
+
+# Where in the scope of a request its `Admission` is, so that no request within the request takes it for its own.
+ADMISSION: Final = "swr_admission"
+
+
+class EndpointTerms:
+    """Collects the terms that an endpoint gives while it answers one request.
+
+    Parameters:
+        owner: the cache that the middleware uses.
+        limit: sets the time limit of the load, in seconds, if there is a load; call it in the event loop's thread.
+        admission: lets the endpoint be answered from the cache behind its dependencies; None: it runs in any case.
+    """
+
+    __slots__ = ("admission", "endpoint", "is_keyed", "limit", "owner", "terms")
+
+    def __init__(
+        self,
+        owner: object,
+        limit: Callable[[float], None] | None = None,
+        admission: "Admission | None" = None,
+    ) -> None:
+        self.owner = owner
+        self.limit = limit
+        self.admission = admission
+        self.terms: Terms | None = None
+        # The function that gave the terms.
+        self.endpoint: Any = None
+        # Whether only the endpoint's arguments say what selects a response, so that none is stored by its URL.
+        self.is_keyed = False
+
+
+endpoint_terms: ContextVar[EndpointTerms | None] = ContextVar("swr_endpoint_terms", default=None)
+
+
+class Asked(Protocol):
+    """What the middleware says about a request.
+
+    Attributes:
+        key: of its URL.
+        query: the query as it came.
+        may_load: whether what the endpoint returns may be stored.
+        limits: what the client accepts.
+        sharing: the operator's choices.
+        max_body_bytes: longer responses are not stored.
+    """
+
+    key: str
+    query: bytes
+    may_load: bool
+    limits: Limits
+    sharing: SharingRules
+    max_body_bytes: int
+
+    @property
+    def hard_timeout(self) -> Timeout:
+        """How long a load may take; see `Policy`."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of its URL."""
+
+    def group_tag(self, group: str) -> str:
+        """Return the tag of a cache group."""
+
+    def is_kept_out(self, scope: Scope, fields: frozenset[str] | None, known: Collection[str]) -> bool:
+        """Return whether the response of this request is not stored for everybody.
+
+        Parameters:
+            scope: as the app leaves it.
+            fields: the request fields that guards ask for; None: any.
+            known: the request fields of which the endpoint says what they mean.
+        """
+
+    def admit(self) -> None:
+        """Note that the cache may answer after the dependencies."""
+
+    def why_not(self, key: str) -> str:
+        """Return why the responses of a key could not be stored lately; empty: swr may try."""
+
+    def note(self, key: str, reason: str, tags: tuple[str, ...], tag_version: int) -> None:
+        """Remember why a response could not be stored.
+
+        Parameters:
+            tag_version: the newest one when its load began.
+        """
+
+
+class Admission:
+    """A request that the app's dependencies may admit to a stored response.
+
+    Parameters:
+        asked: what the middleware says about the request.
+        refreshing: the key that this background run refreshes; empty: a client waits.
+    """
+
+    __slots__ = (
+        "asked",
+        "is_admitted",
+        "is_answered",
+        "is_taken",
+        "marks",
+        "reason",
+        "refreshing",
+        "scope",
+        "session",
+        "stale",
+        "status",
+        "variables",
+    )
+
+    def __init__(self, asked: Asked, refreshing: str = "") -> None:
+        self.asked = asked
+        self.refreshing = refreshing
+        # Of the request, as the endpoint gets it.
+        self.scope: Scope = {}
+        # What the app's own code finds set before it begins.
+        self.variables: Context = copy_context()
+        # Whether an endpoint has asked the cache; a second one in the same request runs without it.
+        self.is_taken = False
+        # Whether the cache could answer it.
+        self.is_admitted = False
+        # Whether the cache has answered, and published that.
+        self.is_answered = False
+        # Why the endpoint was not answered from the cache; empty: it was, or none has asked.
+        self.reason = ""
+        # The fields that say where the answer comes from, and the status of that answer.
+        self.marks: Headers | None = None
+        self.status = 0
+        # A copy of the session from before the app ran, for a background run.
+        self.session: dict[str, Any] | None = None
+        # The key of what is to be refreshed once the client has its answer; empty: nothing.
+        self.stale = ""

@@ -1,0 +1,89 @@
+"""What a user says about an endpoint behind a login: what selects its response among those who are admitted."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swr.core.canonical import canonical
+from swr.engine.failures import text_of
+from swr.errors import ConfigurationError
+from swr.loaders.cached import is_async
+
+log = logging.getLogger("swr")
+
+
+class Words:
+    """The decorator's `key=` and `shared=`.
+
+    Parameters:
+        key: returns what selects the response, from parameters of the endpoint, which it names, or `scope`.
+        shared: whether every reader that the dependencies admit gets the same response.
+
+    Raises:
+        ConfigurationError: one of them cannot work, or both are given.
+    """
+
+    def __init__(self, key: Callable[..., Any] | None, shared: bool) -> None:
+        if key is not None and (not callable(key) or is_async(key)):
+            raise ConfigurationError(
+                f"key={key!r} is not a function: give a def or a lambda of the endpoint's parameters"
+            )
+        if not isinstance(shared, bool):
+            raise ConfigurationError(f"shared={shared!r}: give True or False")
+        if key is not None and shared:
+            raise ConfigurationError("key= and shared=True contradict each other: give one of them")
+        self.key = key
+        self.shared = shared
+        self._warned = False
+
+    @property
+    def are_given(self) -> bool:
+        """Whether the user says what selects the response, so that swr need not find out."""
+        return self.shared or self.key is not None
+
+    def names_for(self, name: str, parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+        """Return the parameters that `key` takes.
+
+        Parameters:
+            name: of the endpoint.
+            parameters: of the endpoint.
+
+        Raises:
+            ConfigurationError: `key` takes something else.
+        """
+        names = []
+        for parameter in inspect.signature(self.key).parameters.values() if self.key is not None else ():
+            if parameter.name in parameters or parameter.name == "scope":
+                names.append(parameter.name)
+            elif parameter.default is parameter.empty:
+                raise ConfigurationError(
+                    f"key= of {name} takes {parameter.name!r}, which is neither a parameter of the endpoint "
+                    f"({', '.join(parameters)}) nor 'scope'"
+                )
+        return names
+
+    def text(self, name: str, values: dict[str, Any]) -> str | None:
+        """Return the result of `key` as text that only an equal result has; None, with a warning once: it has none.
+
+        Parameters:
+            name: of the endpoint.
+            values: what `key` takes.
+        """
+        assert self.key is not None
+        problem = "returned None"
+        try:
+            selected = self.key(**values)
+            if selected is not None:
+                return canonical(selected)
+        except Exception as error:
+            problem = f"failed ({text_of(error)})"
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "key= of %s %s: the endpoint runs for such requests; return a string, a number, a date, a UUID or a "
+                "tuple of these",
+                name,
+                problem,
+            )
+        return None

@@ -1,0 +1,204 @@
+"""Requests that may be answered from the cache after the dependencies of their endpoint: the middleware's part."""
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+import anyio
+from starlette.types import Message, Scope
+
+from swr.endpoints.terms import ADMISSION, Admission, EndpointTerms, endpoint_terms
+from swr.endpoints.variables import carried
+from swr.engine.failures import text_of
+from swr.http.classify import RequestFacts
+from swr.http.stored_response import is_response, marked, with_marks
+from swr.middleware.config import Config, Uncacheable
+from swr.middleware.lookup import Found, may_use
+from swr.middleware.messages import begin_with
+from swr.middleware.request import Request, is_personal
+from swr.policy import NO_LIMITS, Limits, Timeout
+
+log = logging.getLogger("swr")
+
+NO_CONTENT: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
+
+
+class AskedByClient:
+    """What the middleware says about a request; see `Asked`.
+
+    Parameters:
+        config: of the middleware.
+        request: what is asked.
+        is_bypassed: whether the response will not be stored by its URL, whatever it is.
+        may_load: whether what the endpoint returns may be stored.
+        limits: what the client accepts.
+    """
+
+    __slots__ = (
+        "_config",
+        "_is_bypassed",
+        "_request",
+        "key",
+        "limits",
+        "max_body_bytes",
+        "may_load",
+        "query",
+        "sharing",
+    )
+
+    def __init__(
+        self, config: Config, request: Request, is_bypassed: bool, may_load: bool = True, limits: Limits = NO_LIMITS
+    ) -> None:
+        self._config = config
+        self._request = request
+        self._is_bypassed = is_bypassed
+        self.may_load = may_load
+        self.limits = limits
+        self.key = request.key
+        self.query: bytes = request.scope.get("query_string", b"")
+        self.sharing = config.sharing
+        self.max_body_bytes = config.max_body_bytes
+
+    @property
+    def hard_timeout(self) -> Timeout:
+        """See `Asked`."""
+        rule = self._request.find_rule()
+        return (None if rule is None else rule.hard_timeout) or self._config.hard_timeout or "auto"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """See `Asked`."""
+        return self._request.tags
+
+    def group_tag(self, group: str) -> str:
+        """See `Asked`."""
+        return self._request.group_tag(group)
+
+    def is_kept_out(self, scope: Scope, fields: frozenset[str] | None, known: Collection[str]) -> bool:
+        """See `Asked`."""
+        request = self._request
+        return (
+            self._is_bypassed
+            or request.authorized
+            or request.unknown_beyond(known) is not None
+            or is_personal(scope)
+            or fields is None
+            or request.has_any(fields)
+        )
+
+    def admit(self) -> None:
+        """See `Asked`."""
+        if not self._is_bypassed:
+            self._config.guarded[self.key] = True
+
+    def why_not(self, key: str) -> str:
+        """See `Asked`."""
+        return self._config.why_uncacheable(key)
+
+    def note(self, key: str, reason: str, tags: tuple[str, ...], tag_version: int) -> None:
+        """See `Asked`."""
+        self._config.uncacheable[key] = Uncacheable(reason, tags, tag_version)
+
+
+def admission_of(
+    config: Config, request: Request, facts: RequestFacts | None = None, limits: Limits = NO_LIMITS
+) -> Admission | None:
+    """Return what lets an endpoint be answered from the cache after its dependencies; None: it runs in any case.
+
+    Parameters:
+        facts: of a request whose response will not be stored by its URL, whatever it is; None: it may be.
+        limits: what the client accepts.
+    """
+    if request.method != "GET":
+        return None
+    may_load = facts is None or not facts.no_store
+    admission = Admission(AskedByClient(config, request, facts is not None, may_load, limits))
+    session = request.scope.get("session")
+    if isinstance(session, dict):
+        # Not by its own methods, which would say that somebody has used it.
+        admission.session = dict.copy(session)
+    return admission
+
+
+@contextlib.contextmanager
+def admitted(scope: Scope, admission: Admission | None) -> Iterator[None]:
+    """Have the endpoint that answers within find the admission in the scope."""
+    scope[ADMISSION] = admission
+    try:
+        yield
+    finally:
+        scope.pop(ADMISSION, None)
+
+
+def is_guarded(config: Config, request: Request, found: Found) -> bool:
+    """Whether no response that is stored by its URL is for a request, but one behind dependencies may be.
+
+    Parameters:
+        found: what is stored by the URL.
+    """
+    if request.key not in config.guarded or not (request.authorized or request.unknown):
+        return False
+    return found.entry is None or not is_response(found.entry) or not may_use(request, found.entry)
+
+
+def marked_after(admission: Admission | None, message: Message, status: bytes) -> Message:
+    """Return a `http.response.start` with the fields that say where the answer comes from.
+
+    Parameters:
+        admission: of the request, if there is one.
+        status: the member of `Cache-Status` if the cache has not answered after the dependencies.
+    """
+    if admission is None or (admission.marks is None and not admission.reason):
+        return marked(message, status)
+    if admission.marks is not None:
+        # Something else may have answered after that, an exception handler for one.
+        return (
+            with_marks(message, admission.marks) if admission.status == message["status"] else marked(message, status)
+        )
+    reason = "".join(char for char in admission.reason if " " <= char <= "~" and char not in '"\\').encode()
+    detail = status[:-1] + b", " + reason if b'; detail="' in status else b'%b; detail="%b' % (status, reason)
+    return marked(message, detail + b'"')
+
+
+def settle(config: Config, request: Request, admission: Admission | None) -> None:
+    """Refresh what was stale, now that the app has answered the client."""
+    if admission is None:
+        return
+    request.answered = request.answered or admission.is_answered
+    if admission.stale and admission.stale not in config.refreshing and config.engine.is_open:
+        config.refreshing[admission.stale] = True
+        carried(admission.variables).run(
+            config.engine.start, _refresh, config, request, admission.stale, admission.session
+        )
+
+
+async def _refresh(config: Config, request: Request, key: str, session: dict[str, Any] | None) -> None:
+    """Run the app again as for a request, its dependencies included; its endpoint then loads what `key` names."""
+    admission = Admission(AskedByClient(config, request, is_bypassed=True), key)
+    endpoint_terms.set(EndpointTerms(config.cache, None, admission))
+    scope = request.repeat(config.app_state(), session)
+    try:
+        with admitted(scope, admission):
+            await config.app(scope, begin_with(NO_CONTENT, _receive_nothing), _discard)
+    except Exception as error:
+        log.warning(
+            "the app failed in a background refresh of %r (%s); such a run gets nothing that middleware around swr "
+            "keeps for the time of a request",
+            request.url,
+            text_of(error),
+            exc_info=error,
+        )
+    if admission.is_admitted:
+        # Otherwise the next one waits a moment: the dependencies may refuse it as well.
+        config.refreshing.pop(key, None)
+
+
+async def _receive_nothing() -> Message:
+    """Wait for a client that is not there."""
+    while True:
+        await anyio.sleep_forever()
+
+
+async def _discard(message: Message) -> None:
+    """Take a message that nobody gets."""

@@ -1,0 +1,58 @@
+"""Which of the stored variants of a URL stay when there are too many."""
+
+from typing import Final
+from weakref import WeakValueDictionary
+
+import anyio
+
+# Clients choose the variants, so the number of those whose uses are remembered has a limit.
+_MOST_REMEMBERED: Final = 10_000
+
+
+class Variants:
+    """Remembers which variants this process has answered with, and makes room for new ones.
+
+    Parameters:
+        most: how many variants of one URL may be stored.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        # The number of the last use of each variant, by key; least recently used first.
+        self._used: dict[str, int] = {}
+        self._uses = 0
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+
+    def use(self, key: str) -> None:
+        """Note that a request was answered with the variant of this key."""
+        self._used.pop(key, None)
+        self._uses += 1
+        self._used[key] = self._uses
+        if len(self._used) > _MOST_REMEMBERED:
+            del self._used[next(iter(self._used))]
+
+    def lock(self, url: str) -> anyio.Lock:
+        """Return the lock of the list of variants of a URL."""
+        lock = self._locks.get(url)
+        if lock is None:
+            lock = self._locks[url] = anyio.Lock(fast_acquire=True)
+        return lock
+
+    def make_room(self, url: str, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the variants that stay when one comes, and those that go.
+
+        Those go that no request has used since they were stored, the newest first: who sends values that nobody else
+        sends, displaces only such. After them the least recently used ones go.
+
+        Parameters:
+            url: the key of the URL.
+            known: what the keys of its variants add to that, oldest first.
+        """
+        number = len(known) + 1 - self._most
+        if number <= 0:
+            return known, ()
+        # Those that are not used come first, and of them the newest.
+        order = sorted(range(len(known)), key=lambda at: (self._used.get(url + known[at], 0), -at))
+        going = set(order[:number])
+        kept = tuple(variant for at, variant in enumerate(known) if at not in going)
+        return kept, tuple(known[at] for at in sorted(going))

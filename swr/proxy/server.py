@@ -1,0 +1,242 @@
+"""The client's connection under uvicorn: whoever keeps the server waiting is let go.
+
+uvicorn limits how long a connection may be idle between two requests, and nothing else. This protocol adds the rest:
+
+| the client                                                  | may take                                          |
+| ----------------------------------------------------------- | ------------------------------------------------- |
+| has sent nothing yet, or only a part of a request's head    | `head_timeout`                                    |
+| sends a body                                                | `client_timeout` more than 500 bytes a second do  |
+| goes on sending a body that was answered already            | `head_timeout`                                    |
+| takes an answer, also one from the cache                    | `client_timeout` more than 500 bytes a second do  |
+
+The time that the app takes counts for nobody.
+"""
+
+import asyncio
+import enum
+import logging
+import socket
+import struct
+import sys
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from swr.proxy.slots import LEAST_RATE
+from swr.proxy.targets import split_absolute
+
+log = logging.getLogger("swr")
+
+# The head of a request may have so many bytes, its trailers included.
+MOST_HEAD_BYTES: Final = 2**16
+# So many requests may wait on one connection for the answer to the one before them.
+_MOST_PIPELINED: Final = 64
+# Linger, for 0 seconds: the connection is reset.
+_AT_ONCE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+class _Refused(Exception):
+    """The request is not read any further."""
+
+
+class _Stage(enum.Enum):
+    """How far the client has come with its request."""
+
+    BETWEEN = "between requests"
+    HEAD = "in the head"
+    BODY = "in the body"
+
+
+class _Wait(enum.Enum):
+    """What the server waits for the client to do."""
+
+    NOTHING = "nothing"
+    ASK = "send the head of a request"
+    FINISH = "finish a body that was answered"
+    SEND = "send the body"
+    TAKE = "take the answer"
+
+
+class _Progress:
+    """How far a client is behind with what the server waits for.
+
+    Parameters:
+        now: seconds of the event loop's clock.
+        most: seconds that count between two looks. For more than that the server itself was held up.
+    """
+
+    def __init__(self, now: float, most: float) -> None:
+        self._most = most
+        # What the client was waited for at the last look, in which request, and by how many seconds it is behind.
+        self._waited: tuple[_Wait, int] = (_Wait.NOTHING, 0)
+        self._behind = 0.0
+        self._looked_at = now
+        self._sent = self._buffered = self._drained = 0
+
+    def drain(self, size: int) -> None:
+        """Note that the client has taken so many bytes of what was buffered."""
+        self._drained += size
+
+    def look(self, now: float, waited: tuple[_Wait, int], sent: int, buffered: int) -> float:
+        """Return by how many seconds the client is behind.
+
+        Parameters:
+            now: seconds of the event loop's clock.
+            waited: what the client is waited for, and in which request.
+            sent: bytes of bodies that it has sent so far.
+            buffered: bytes that it has not taken yet.
+        """
+        elapsed, self._looked_at = min(self._most, now - self._looked_at), now
+        moved = max(0, self._drained + self._buffered - buffered) + sent - self._sent
+        self._drained, self._buffered, self._sent = 0, buffered, sent
+        if waited != self._waited or waited[0] is _Wait.NOTHING:
+            self._waited, self._behind = waited, 0.0
+        else:
+            is_moving = waited[0] in (_Wait.SEND, _Wait.TAKE)
+            self._behind = max(0.0, self._behind + elapsed - (moved / LEAST_RATE if is_moving else 0))
+        return self._behind
+
+
+class ClientProtocol(HttpToolsProtocol):
+    """A connection of a client.
+
+    Attributes:
+        head_timeout, client_timeout: seconds; see the table of this module. A subclass sets them.
+    """
+
+    head_timeout = 10.0
+    client_timeout = 30.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._stage = _Stage.BETWEEN
+        self._requests = 0
+        # The requests that are not answered yet.
+        self._cycles: list[RequestResponseCycle] = []
+        # Bytes: of the head so far, counted in two ways, and of all bodies.
+        self._head_size = self._head_received = self._body_size = 0
+        self._look_every = min(self.head_timeout, self.client_timeout) / 8
+
+    # -- the connection ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        _, self._high_water = transport.get_write_buffer_limits()
+        self._progress = _Progress(self.loop.time(), 2 * self._look_every)
+        self._timer = self.loop.call_later(self._look_every, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+        # uvicorn tells the last request alone, and a request that waits for that one would wait for ever.
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def data_received(self, data: bytes) -> None:
+        requests = self._requests
+        super().data_received(data)
+        if self._stage is _Stage.HEAD and requests == self._requests:
+            # The parser hands over a field when it is whole; one may never be.
+            self._head_received += len(data)
+            if self._head_received > MOST_HEAD_BYTES:
+                self._refuse()
+
+    def resume_writing(self) -> None:
+        # The buffer was full, and is nearly empty.
+        self._progress.drain(self._high_water)
+        super().resume_writing()
+
+    # -- the parser's callbacks -------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._stage = _Stage.HEAD
+        self._requests += 1
+        self._head_size = self._head_received = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        if self._stage is _Stage.HEAD:
+            # uvicorn would add a trailer to the fields of the head (RFC 9110 6.5.1).
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stage = _Stage.BODY
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            raise _Refused
+        absolute = split_absolute(self.url)
+        if absolute is not None:
+            # httptools hides the host of such a target, which goes before the field (RFC 9112 3.2.2).
+            host, self.url = absolute
+            self.headers[:] = [(b"host", host), *(pair for pair in self.headers if pair[0] != b"host")]
+        super().on_headers_complete()
+        self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
+
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stage = _Stage.BETWEEN
+        super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > MOST_HEAD_BYTES:
+            raise _Refused
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is malformed or was refused."""
+        self._refuse(
+            b"400 Bad Request" if self._head_size <= MOST_HEAD_BYTES else b"431 Request Header Fields Too Large"
+        )
+
+    # -- the clock --------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Let the client go if it is too far behind."""
+        self._timer = self.loop.call_later(self._look_every, self._look)
+        waited, buffered = self._awaited(), self.transport.get_write_buffer_size()
+        behind = self._progress.look(self.loop.time(), (waited, self._requests), self._body_size, buffered)
+        is_moving = waited in (_Wait.SEND, _Wait.TAKE)
+        if behind >= (self.client_timeout if is_moving else self._head_limit()):
+            self._let_go(waited)
+
+    def _awaited(self) -> _Wait:
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if self.transport.get_write_buffer_size():
+            return _Wait.TAKE
+        if self._stage is _Stage.BODY:
+            if not is_answering:
+                return _Wait.FINISH
+            # uvicorn stops reading when the app does not take what has come.
+            return _Wait.SEND if self.transport.is_reading() else _Wait.NOTHING
+        return _Wait.NOTHING if is_answering else _Wait.ASK
+
+    def _head_limit(self) -> float:
+        # Between two requests uvicorn's own time-out is to come first.
+        return max(self.head_timeout, self.timeout_keep_alive if self._stage is _Stage.BETWEEN else 0)
+
+    def _let_go(self, wait: _Wait) -> None:
+        log.debug("let a client go that was to %s", wait.value)
+        if wait is _Wait.ASK and self._stage is _Stage.HEAD:
+            # RFC 9110 15.5.9
+            self._refuse(b"408 Request Timeout")
+            return
+        if wait is _Wait.TAKE:
+            # Otherwise the kernel would go on offering what it holds for minutes.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.transport.abort()
+
+    def _refuse(self, status: bytes = b"431 Request Header Fields Too Large") -> None:
+        """End the connection with an answer, unless that would fall into the middle of another one."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+            self.transport.close()

@@ -1,0 +1,54 @@
+"""Where a request is going, and whether it may go there: its host, its target, and the proxies it has passed."""
+
+import re
+from typing import Final
+from urllib.parse import unquote
+
+from starlette.types import Scope
+
+from swr.proxy.headers import FieldRules, without
+
+# RFC 9112 3.2.2. What has a user before the host is no such target.
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
+# RFC 3986 3.2.2 and 3.2.3, with a host that is not empty (RFC 9110 4.2.1).
+_HOST: Final = re.compile(rb"(?:\[[\da-fA-Fv:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[\da-fA-F]{2})+)(?::\d{0,5})?", re.ASCII)
+
+
+def split_absolute(target: bytes) -> tuple[bytes, bytes] | None:
+    """Return the host of a target such as `http://host/path`, and the rest; None for any other (RFC 9112 3.2.2)."""
+    match = _ABSOLUTE.fullmatch(target) if target[:1] != b"/" else None
+    if match is None:
+        return None
+    rest = match[2] or b"/"
+    return match[1], rest if rest.startswith(b"/") else b"/" + rest
+
+
+def origin_form(scope: Scope) -> Scope:
+    """Return the scope of `GET http://host/path` as that of `GET /path` with this host (RFC 9112 3.2.2).
+
+    The host in the target goes before the field `Host`. Servers may hand such a target over as it came; the cache
+    must not take it for another resource.
+    """
+    absolute = split_absolute(scope.get("raw_path") or b"")
+    if absolute is None:
+        return scope
+    host, path = absolute
+    headers = [(b"host", host), *without(list(scope["headers"]), b"host")]
+    return {**scope, "raw_path": path, "path": unquote(path.decode("latin-1")), "headers": headers}
+
+
+def misdirected(scope: Scope, rules: FieldRules) -> tuple[int, str] | None:
+    """Return the status and the text of the answer to a request that goes nowhere; None for any other."""
+    hosts, passed = [], []
+    for name, value in scope["headers"]:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"via":
+            passed.append(value)
+    if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)) or not (hosts or scope["http_version"] != "1.1"):
+        # RFC 9112 3.2
+        return 400, "The request needs one valid Host."
+    if passed and rules.has_passed(b",".join(passed)):
+        # RFC 5842 7.2, RFC 9110 7.6.3
+        return 508, "The request has been here before: the proxy is, in the end, its own service."
+    return None

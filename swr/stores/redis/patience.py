@@ -1,0 +1,43 @@
+"""A time-out that is counted in this process's own turns, so that no server is late while the process itself sleeps."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+# A turn that comes late, because the machine is busy or the process was stopped, counts as one all the same.
+_TURNS: Final = 30
+
+
+@asynccontextmanager
+async def patience(seconds: float, failure: str) -> AsyncIterator[None]:
+    """Cancel the block after some seconds.
+
+    Parameters:
+        seconds: how long the block may take.
+        failure: what could not be done in that time, for the error.
+
+    Raises:
+        TimeoutError: the block took longer.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def turn(left: int) -> None:
+        nonlocal timer
+        if left:
+            timer = loop.call_later(seconds / _TURNS, turn, left - 1)
+        else:
+            scope.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(None) as scope:
+            turn(_TURNS)
+            try:
+                yield
+            finally:
+                timer.cancel()
+    except TimeoutError:
+        if scope.expired():
+            raise TimeoutError(f"{failure} within {seconds:g} s") from None
+        raise

@@ -1,0 +1,36 @@
+"""Threads for what would hold the event loop: large values are written, read, measured and copied there."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+from swr.core.pages import is_large
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+_THREADS: Final = 4
+_limiter: Final[RunVar[anyio.CapacityLimiter]] = RunVar("swr_threads")
+
+
+async def in_thread(function: Callable[[*Ts], R], *args: *Ts) -> R:
+    """Return what `function(*args)` returns, called in a thread.
+
+    The threads are swr's own. Those of the event loop may all be taken by an application that hangs, or by one whose
+    threads wait for this very value.
+    """
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(_THREADS)
+        _limiter.set(limiter)
+    return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=limiter)
+
+
+async def deep_copy(value: Any) -> Any:
+    """Return a deep copy of `value`, of a large one made in a thread."""
+    return await in_thread(copy.deepcopy, value) if is_large(value) else copy.deepcopy(value)

@@ -1,0 +1,28 @@
+"""What the operations that are under way on a key must not bring: entries that a notification has outdated."""
+
+from typing import Self
+
+
+class Watch:
+    """The operations on one key and type under way: an entry they bring must be at least as new as `minimum`."""
+
+    __slots__ = ("_fingerprint", "_key", "_under_way", "_watches", "minimum")
+
+    def __init__(self, watches: "dict[str, dict[str, Watch]]", key: str, fingerprint: str) -> None:
+        self.minimum = 0
+        self._under_way = 0
+        self._watches = watches
+        self._key = key
+        self._fingerprint = fingerprint
+
+    def __enter__(self) -> Self:
+        self._under_way += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            of_key = self._watches[self._key]
+            del of_key[self._fingerprint]
+            if not of_key:
+                del self._watches[self._key]

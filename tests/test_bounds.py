@@ -1,0 +1,264 @@
+"""What clients make swr store has bounds: parts of responses that are joined, and variants."""
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from swr import Cache
+from swr.errors import ConfigurationError
+from swr.http.stored_response import RESPONSES
+from swr.middleware import SWRMiddleware
+from swr.middleware.variants import Variants
+from swr.testing import FakeClock
+from tests.web import App, client, gather
+
+pytestmark = pytest.mark.anyio
+
+WHOLE = bytes(range(256)) * 4096 * 4
+KEY = "GET http://test\n/x?"
+FRESH = [(b"cache-control", b"max-age=60"), (b"vary", b"accept-language")]
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+async def parts(scope, receive, send):
+    """Answers each range of a resource of 4 MiB."""
+    asked = dict(scope["headers"])[b"range"].removeprefix(b"bytes=").split(b"-")
+    first, last = int(asked[0]), int(asked[1])
+    fields = [
+        (b"cache-control", b"max-age=60"),
+        (b"etag", b'"a"'),
+        (b"content-range", b"bytes %d-%d/%d" % (first, last, len(WHOLE))),
+    ]
+    await send({"type": "http.response.start", "status": 206, "headers": fields})
+    await send({"type": "http.response.body", "body": WHOLE[first : last + 1]})
+
+
+class Written:
+    """How many bytes a server has received."""
+
+    def __init__(self, server):
+        self._redis = Redis.from_url(server.url)
+
+    async def so_far(self):
+        return (await self._redis.info("stats"))["total_net_input_bytes"]
+
+    async def largest(self):
+        sizes = [await self._redis.strlen(key) for key in await self._redis.keys("*{GET*}")]
+        return max(sizes, default=0)
+
+    async def aclose(self):
+        await self._redis.aclose()
+
+
+@pytest.fixture
+async def written(server):
+    written = Written(server)
+    yield written
+    await written.aclose()
+
+
+async def whole_entries(server):
+    """Return how many keys of responses hold more than a tombstone."""
+    redis = Redis.from_url(server.url)
+    sizes = [await redis.strlen(key) for key in await redis.keys("swr:{GET*}")]
+    await redis.aclose()
+    return sum(size > 17 for size in sizes)
+
+
+async def ranged(http, first, last):
+    answer = await http.get("/x", headers={"range": f"bytes={first}-{last}"})
+    assert (answer.status_code, answer.content) == (206, WHOLE[first : last + 1])
+    return answer.headers["cache-status"].partition("; ttl")[0]
+
+
+class TestJoinedParts:
+    """Who: a video player that seeks in a file behind the cache, and a client that asks for it byte by byte."""
+
+    async def test_are_no_longer_than_a_response_may_be(self, server, written, clock):
+        async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
+            for first in range(0, 3_000_000, 300_000):
+                await ranged(http, first, first + 299_999)
+                assert await written.largest() < 2**20 + 1000
+
+    async def test_one_byte_more_does_not_write_the_whole_again(self, server, written, clock):
+        async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
+            await ranged(http, 0, 899_999)
+            before = await written.so_far()
+            for first in range(900_000, 900_010):
+                await ranged(http, first, first)
+            assert await written.so_far() - before < 300_000
+            # The stored part is still there.
+            assert await ranged(http, 5, 899_000) == "swr; hit"
+            # As much again is worth it.
+            await ranged(http, 900_000, 1_040_000)
+            assert await ranged(http, 5, 1_039_000) == "swr; hit"
+
+    async def test_a_small_part_replaces_one_that_has_run_out(self, server, written, clock):
+        async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
+            await ranged(http, 0, 899_999)
+            clock.advance(61)
+            before = await written.so_far()
+            await ranged(http, 7, 7)
+            assert await written.so_far() - before < 300_000
+            assert await ranged(http, 7, 7) == "swr; hit"
+
+    async def test_small_ones_are_joined(self, clock):
+        async with Cache(clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
+            for first in range(30):
+                await ranged(http, first, first)
+            assert await ranged(http, 0, 29) == "swr; hit"
+
+    async def test_those_who_wait_for_a_part_that_is_not_stored_are_answered(self, clock):
+        gate, begun = anyio.Event(), anyio.Event()
+
+        async def app(scope, receive, send):
+            begun.set()
+            await gate.wait()
+            await parts(scope, receive, send)
+
+        async with Cache(clock=clock) as cache:
+            async with client(SWRMiddleware(parts, cache)) as http:
+                await ranged(http, 0, 899_999)
+            async with client(SWRMiddleware(app, cache)) as http:
+
+                async def open_gate():
+                    await begun.wait()
+                    gate.set()
+
+                answers = await gather(*(ranged(http, 900_000, 900_000) for _ in range(5)), open_gate())
+        assert all(str(answer).startswith("swr; fwd=") for answer in answers[:5])
+
+
+class TestVariants:
+    """Who: a page that varies by language, and a crawler that sends a language of its own each time."""
+
+    async def ask(self, http, language):
+        answer = await http.get("/x", headers={"accept-language": language})
+        return answer.headers["cache-status"].partition("; ttl")[0]
+
+    async def test_are_no_more_than_allowed(self, clock):
+        async with Cache(clock=clock) as cache, client(SWRMiddleware(App(FRESH), cache, max_variants=5)) as http:
+            for number in range(40):
+                await self.ask(http, f"x-{number}")
+            assert sum("vary:" in key for key in cache.local.slots) == 5
+
+    @pytest.mark.parametrize("l1_max_bytes", [0, 2**26])
+    async def test_are_no_more_than_allowed_in_redis(self, server, clock, l1_max_bytes):
+        cache = Cache(server.url, timeout=5, clock=clock, l1_max_bytes=l1_max_bytes)
+        async with cache, client(SWRMiddleware(App(FRESH), cache, max_variants=5)) as http:
+            for number in range(20):
+                await self.ask(http, f"x-{number}")
+            await gather(*(self.ask(http, f"y-{number}") for number in range(20)))
+            listed = (await cache.engine.store.read(KEY, RESPONSES)).value.variants
+            stored = [await cache.engine.store.read(KEY + variant, RESPONSES) for variant in listed]
+        assert len(listed) == 5
+        assert None not in stored
+        assert await whole_entries(server) == 6
+
+    @pytest.mark.parametrize("is_used", [True, False])
+    @pytest.mark.parametrize("times", [1, 3])
+    async def test_foreign_values_do_not_displace_a_good_one(self, clock, is_used, times):
+        async with Cache(clock=clock) as cache, client(SWRMiddleware(App(FRESH), cache, max_variants=8)) as http:
+            for _ in range(2 if is_used else 1):
+                await self.ask(http, "en")
+            for number in range(100):
+                for _ in range(times if is_used else 1):
+                    await self.ask(http, f"x-{number}")
+                if times == 3 and number % 3 == 0:
+                    assert await self.ask(http, "en") == "swr; hit"
+            assert await self.ask(http, "en") == "swr; hit"
+
+    async def test_a_new_good_one_finds_its_place_among_foreign_ones(self, clock):
+        async with Cache(clock=clock) as cache, client(SWRMiddleware(App(FRESH), cache, max_variants=8)) as http:
+            for number in range(100):
+                await self.ask(http, f"x-{number}")
+            for language in ("de", "fr", "es"):
+                assert [await self.ask(http, language) for _ in range(2)] == ["swr; fwd=vary-miss; stored", "swr; hit"]
+            for number in range(100):
+                await self.ask(http, f"y-{number}")
+            assert [await self.ask(http, language) for language in ("de", "fr", "es")] == ["swr; hit"] * 3
+
+    async def test_a_new_one_of_4_kb_writes_little_more(self, server, written, clock):
+        app = App(FRESH, body=b"x" * 4096)
+        async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(app, cache)) as http:
+            for number in range(64):
+                await self.ask(http, f"{number}{'x' * 4000}")
+            before = await written.so_far()
+            await self.ask(http, "y" * 4000)
+            # With the scripts, which are sent each time.
+            assert await written.so_far() - before < 40_000
+
+    async def test_ones_by_many_fields_have_short_keys(self, clock):
+        names = b",".join(b"x-field-number-%d" % number for number in range(60))
+        app = App([(b"cache-control", b"max-age=60"), (b"vary", names)])
+        async with Cache(clock=clock) as cache, client(SWRMiddleware(app, cache)) as http:
+            for value in ("a", "b", "a", "b"):
+                await http.get("/x", headers={"x-field-number-7": value})
+            assert app.runs == 2
+            assert max(map(len, cache.local.slots)) < 100
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ({"a": "1", "b": ""}, {"a": "1"}),
+            ({"a": "1\nb: 2"}, {"a": "1", "b": "2"}),
+            ({"a": "1", "b": "%0A"}, {"a": "1", "b": "\n"}),
+            ({"a": "1"}, {"b": "1"}),
+        ],
+    )
+    async def test_are_kept_apart(self, clock, one, other):
+        app = App([(b"cache-control", b"max-age=60"), (b"vary", b"a, b")])
+        async with Cache(clock=clock) as cache:
+            middleware = SWRMiddleware(app, cache)
+
+            async def ask(fields):
+                sent = []
+
+                async def send(message):
+                    sent.append(message)
+
+                async def receive():
+                    return {"type": "http.request", "body": b"", "more_body": False}
+
+                headers = [(b"host", b"test"), *((name.encode(), value.encode()) for name, value in fields.items())]
+                scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": headers}
+                await middleware(scope, receive, send)
+                return sent[1]["body"]
+
+            assert [await ask(fields) for fields in (one, other, one, other)] == [b"1", b"2", b"1", b"2"]
+
+    async def test_processes_that_store_some_at_a_time_lose_none_from_the_list(self, server, clock):
+        async with Cache(server.url, timeout=5, clock=clock) as one, Cache(server.url, timeout=5, clock=clock) as other:
+            apps = [client(SWRMiddleware(App(FRESH), cache, max_variants=100)) for cache in (one, other)]
+            async with apps[0] as left, apps[1] as right:
+                await self.ask(left, "first")
+                calls = [self.ask(http, f"{name}-{number}") for number in range(20) for name, http in
+                         (("l", left), ("r", right))]  # fmt: skip
+                await gather(*calls)
+                listed = await one.engine.store.read(KEY, RESPONSES)
+        # What is stored is listed: the rest was dropped again.
+        assert await whole_entries(server) == len(listed.value.variants) + 1
+
+    def test_uses_are_remembered_up_to_a_number(self):
+        variants = Variants(2)
+        for number in range(10_001):
+            variants.use(f"u{number}")
+        # The first one is forgotten, and counts as unused.
+        assert variants.make_room("u", ("0", "1")) == (("1",), ("0",))
+        assert variants.make_room("u", ("2", "1")) == (("2",), ("1",))
+        assert variants.make_room("u", ("x", "y", "z")) == (("x",), ("y", "z"))
+        assert variants.make_room("u", ("x",)) == (("x",), ())
+
+    @pytest.mark.parametrize("number", [0, 10_001, "4"])
+    def test_a_number_that_is_none_is_refused(self, number):
+        with pytest.raises(ConfigurationError, match="max_variants"):
+            SWRMiddleware(App(), Cache(), max_variants=number)

@@ -1,0 +1,150 @@
+"""What happens seldom, at the edges of two events: each leaves everything as it is, or does what it always does."""
+
+import asyncio
+from types import SimpleNamespace
+
+import anyio
+import pytest
+
+from swr import Cache, StoreUnavailable
+from swr.engine.engine import Engine
+from swr.engine.flights import Finished, Flight, NoValue, WaitingForLease
+from swr.middleware.handler import RequestHandler
+from swr.stores.base import Kind
+from swr.stores.local import LocalCache
+from swr.stores.memory import MemoryStore
+from swr.stores.redis.server_link import ServerLink
+from swr.stores.redis.shared_tag_versions import SharedTagVersions
+from swr.stores.tag_versions import TagVersions
+from swr.testing import FakeClock
+from tests.fleet import Job, fleet
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def engine():
+    engine = Engine(MemoryStore())
+    await engine.ready()
+    yield engine
+    await engine.aclose()
+
+
+def test_a_flight_that_waits_for_a_lease_is_under_way_since_the_first_refusal():
+    flight = Flight(None, "k", Job(), None, 0)
+    assert flight.under_way_since(7.0) == 7.0
+    flight.state = WaitingForLease(5.0)
+    assert flight.under_way_since(7.0) == 5.0
+
+
+async def test_a_limit_that_is_lifted_after_the_load_has_ended_watches_nothing(engine):
+    engine._renewals.lift_limit(Flight(engine, "k", Job(), None, 0))
+    assert not engine._renewals._watched
+
+
+async def test_a_load_that_has_ended_is_not_given_up(engine):
+    class Kept(Job):
+        async def run(self, load):
+            self.load = load
+            await super().run(load)
+
+    job = Kept()
+    assert (await engine.fetch("k", job)).value == 1
+    await job.load._give_up()
+    assert job.load.flight.error is None
+
+
+async def test_closing_leaves_finished_flights_as_they_are(engine):
+    flight = Flight(engine, "k", Job(), None, 0)
+    flight.state = Finished(NoValue())
+    engine.flights.add(flight)
+    await engine._path.leave_behind()
+    assert flight.state == Finished(NoValue())
+
+
+async def test_a_thread_whose_loader_raises_is_free_again():
+    async with Cache() as cache:
+
+        @cache.cached("k:{n}", fresh_for=60)
+        def load(n: int) -> int:
+            raise ValueError(n)
+
+        for n in range(100):
+            with pytest.raises(ValueError, match=str(n)):
+                await load(n)
+        assert cache.engine.runtime.threads._all.borrowed_tokens == 0
+
+
+async def test_readers_of_a_batch_that_was_outdated_get_what_another_load_has_stored(monkeypatch):
+    async with Cache() as cache:
+        gate, begun, calls = anyio.Event(), anyio.Event(), []
+
+        @cache.cached_many("top:{n}", fresh_for=60, tags=("t",))
+        async def top(numbers: "list[int]") -> "dict[int, Later]":  # noqa: F821
+            calls.append(numbers)
+            if len(calls) == 1:
+                begun.set()
+                await gate.wait()
+            return dict.fromkeys(numbers, len(calls))
+
+        # A type that is defined further down than the loader.
+        monkeypatch.setitem(globals(), "Later", int)
+        found = []
+
+        async def before():
+            found.append(await top([1]))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(before)
+            await begun.wait()
+            await cache.invalidate_tag("t")
+            assert await top([1]) == {1: 2}
+            gate.set()
+        assert found == [{1: 2}]
+        assert len(calls) == 2
+
+
+def test_a_failure_that_no_run_of_the_app_has_caused_is_no_clients_fault():
+    assert not RequestHandler._blames_client(None, SimpleNamespace(job=Job()), ValueError())
+
+
+async def test_a_large_value_that_was_replaced_while_it_was_measured_is_held_no_more():
+    local = LocalCache(2**20, 10)
+    async with fleet(1, FakeClock()) as (process,):
+        entry = (await process.engine.fetch("k", Job()), process.store.peek("k"))[1]
+    local.put("k", entry)
+    slot = local.slots["k"]
+    local.drop("k")
+    await local._weigh("k", slot)
+    assert "k" not in local.slots
+
+
+async def test_words_of_a_subscription_that_say_nothing_of_messages_are_passed_over():
+    words = [
+        None,
+        {"type": "unsubscribe", "channel": b"x", "data": 1},
+        {"type": "subscribe", "channel": b"x", "data": 1},
+    ]
+
+    async def get_message(timeout):
+        return words.pop(0)
+
+    with pytest.raises(StoreUnavailable, match="made anew"):
+        await ServerLink._receive_messages(SimpleNamespace(), SimpleNamespace(get_message=get_message))
+    assert not words
+
+
+async def test_whoever_waited_for_a_lesson_that_began_after_him_needs_no_other(anyio_backend_name):
+    if anyio_backend_name == "trio":
+        pytest.skip("Redis wants asyncio")
+    lessons = SimpleNamespace(_begun=0, _succeeded=1, _learning=asyncio.Lock())
+    await SharedTagVersions.learn(lessons, None)
+    assert (lessons._begun, lessons._succeeded) == (0, 1)
+
+
+def test_a_minimum_that_is_known_outdates_nothing_again():
+    told = []
+    shared = SimpleNamespace(known=TagVersions(), _subscriber=told.append)
+    for _ in range(2):
+        SharedTagVersions._learn_one(shared, b"!", 5)
+    assert [notification.kind for notification in told] == [Kind.TAG_VERSION]

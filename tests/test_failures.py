@@ -1,0 +1,444 @@
+"""A load that fails for many callers: what each raises, what is logged of it, and what it keeps alive."""
+
+import gc
+import json
+import logging
+import traceback
+import weakref
+from dataclasses import dataclass
+
+import anyio
+import anyio.lowlevel
+import attrs
+import httpx
+import pydantic
+import pydantic_core
+import pytest
+from fastapi import FastAPI
+
+from swr import Cache, LoadTimeout
+from swr.engine.failures import another, for_caller, for_later, text_of
+from swr.testing import FakeClock
+from tests.fleet import settle
+
+pytestmark = pytest.mark.anyio
+
+CALLERS = 300
+
+
+class Refused(Exception):
+    """Keeps what it is given and hands a sentence on, as many an error of an application does."""
+
+    def __init__(self, group, limit=100):
+        super().__init__(f"no ranking of {group}")
+        self.group, self.limit = group, limit
+
+
+class Slotted(Exception):
+    __slots__ = ("code",)
+
+
+class Unreachable(ConnectionError):
+    def __init__(self, host):
+        super().__init__(111, f"{host} refused", host)
+        self.host = host
+
+
+@attrs.define
+class Attrs(Exception):
+    code: int
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+class Statement(Exception):
+    """Says how it is pickled, as many an error of a database driver does."""
+
+    def __init__(self, text, cause):
+        super().__init__(text)
+        self.cause = cause
+
+    def __reduce__(self):
+        return type(self), (self.args[0], self.cause)
+
+
+class Grouped(ExceptionGroup):
+    """What a task group of a loader raises."""
+
+
+def make(kind, group):
+    """Return an exception of a kind, about a group."""
+    if kind is Statement:
+        return Statement(group, OSError(1))
+    return Grouped(group, [KeyError(1), OSError(2)]) if kind is Grouped else kind(group)
+
+
+class Unpicklable(Exception):
+    def __reduce__(self):
+        raise TypeError("keep it here")
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("it says nothing")
+
+
+class Itself(pydantic_core.PydanticCustomError):
+    """Has state that nothing shows, and no copy."""
+
+    def __copy__(self):
+        return self
+
+
+class Other(Itself):
+    def __copy__(self):
+        return Itself("a", "b")
+
+
+class Unmakeable(Exception):
+    def __new__(cls, *args):
+        if not args:
+            raise TypeError("give it something")
+        return super().__new__(cls)
+
+
+class Row(pydantic.BaseModel):
+    miles: int
+
+
+def raised(call):
+    try:
+        call()
+    except Exception as error:
+        return error.with_traceback(None)
+
+
+def slotted():
+    error = Slotted("x")
+    error.code = 3
+    return error
+
+
+def unmakeable():
+    error = Unmakeable(1)
+    error.args = ()
+    return error
+
+
+ERRORS = [
+    slotted(),
+    Slotted("without a code"),
+    Attrs(3),
+    Frozen(3),
+    Statement("SELECT", OSError(1)),
+    Unpicklable(1),
+    unmakeable(),
+    raised(lambda: Row(miles="far")),
+    raised(lambda: json.loads("{")),
+    raised(lambda: compile("1 +", "x", "exec")),
+    raised(lambda: b"\xff".decode()),
+    raised(lambda: None.x),
+    ImportError("no", name="x", path="y"),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    StopAsyncIteration(3),
+    httpx.ReadTimeout("slow", request=httpx.Request("GET", "http://x")),
+    Refused("ATL"),
+    KeyError("ATL"),
+    OSError(2, "No such file", "/ranking"),
+    Unreachable("db.example"),
+    ConnectionRefusedError(111, "refused"),
+    LoadTimeout("k", 3),
+    ValueError(),
+]
+
+
+def parts(error):
+    """Return what an exception says, other than where it was raised."""
+    names = ("filename", "errno", "code", "reason", "object", "start", "text", "name", "path", "value", "obj", "lineno")
+    return (
+        type(error),
+        error.args,
+        str(error),
+        error.__dict__,
+        [getattr(error, name, None) for name in names],
+    )
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_copy_of_a_failure_says_the_same(error):
+    if not isinstance(error, (pydantic.ValidationError, Frozen)):
+        error.add_note("while it was asked for")
+    copied = another(error)
+    assert copied is not error
+    assert parts(copied) == parts(error)
+    assert (copied.__traceback__, copied.__cause__, copied.__context__) == (None, None, None)
+
+
+def test_a_copy_of_a_group_has_copies_of_its_members():
+    group = ExceptionGroup("two", [Slotted("x"), ExceptionGroup("inner", [Refused("ATL")])])
+    try:
+        raise group.exceptions[0] from LookupError("why")
+    except Slotted as error:
+        frame = error.__traceback__
+    copied = another(group)
+    assert (type(copied), copied.message, str(copied)) == (ExceptionGroup, "two", str(group))
+    assert copied.exceptions[0].__traceback__ is None
+    assert copied.exceptions[1].exceptions[0].group == "ATL"
+    for_one = for_caller(group, None, is_last=False)
+    assert for_one.exceptions[0] is not group.exceptions[0]
+    assert for_one.exceptions[0].__traceback__ is frame
+    assert isinstance(for_one.exceptions[0].__cause__, LookupError)
+
+
+def test_notes_that_one_caller_adds_are_its_own():
+    error = ValueError("x")
+    error.add_note("of the loader")
+    first, second = (for_caller(error, None, is_last=False) for _ in range(2))
+    first.add_note("of the first")
+    assert second.__notes__ == error.__notes__ == ["of the loader"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Itself("a", "b"), Other("a", "b"), ExceptionGroup("two", [Itself("a", "b")])],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_might_lose_something_is_not_copied(error):
+    assert another(error) is None
+    assert for_caller(error, None, is_last=False) is error
+    assert "swr.errors" in type(for_later(error)).__module__
+
+
+async def caught(call):
+    """Return what a call raises, through a few frames of the caller's own that wait in between."""
+
+    async def frame(depth):
+        try:
+            return await (frame(depth - 1) if depth else call())
+        finally:
+            await anyio.lowlevel.checkpoint()
+
+    try:
+        await frame(8)
+    except BaseException as error:
+        return error
+
+
+async def all_caught(number, call):
+    """Return what each of so many callers raises that call at once."""
+    errors = []
+
+    async def one():
+        errors.append(await caught(call))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(number):
+            group.start_soon(one)
+    return errors
+
+
+def lines(error):
+    """Return how many frames the tracebacks of an exception have. (In the text, equal ones are one line.)"""
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return len(list(traceback.walk_tb(error.__traceback__))) + sum(map(lines, inner))
+
+
+@pytest.mark.parametrize("kind", [Refused, Slotted, Statement, Frozen, Grouped, KeyboardInterrupt])
+async def test_a_thousand_callers_of_a_failing_load_raise_tracebacks_of_one_callers_size(kind):
+    async with Cache() as cache:
+
+        @cache.cached("top:{group}", fresh_for=60)
+        async def top(group):
+            await anyio.sleep(0.01)
+            raise make(kind, group) from LookupError("no table")
+
+        one = await caught(lambda: top("ATL"))
+        errors = await all_caught(1000, lambda: top("ATL"))
+    assert len(errors) == 1000
+    assert {str(error) for error in errors} == {str(one)}
+    assert {(type(error), type(error.__cause__)) for error in errors} == {(type(one), LookupError)}
+    # The frames of the loader are there, and those of one caller.
+    assert all("raise make(kind, group)" in "".join(traceback.format_exception(error)) for error in errors)
+    assert {lines(error) for error in errors} == {lines(one)}
+
+
+async def test_callers_that_raise_the_only_member_of_a_group_have_tracebacks_of_their_own():
+    """Starlette's BaseHTTPMiddleware does so with what a task group of a loader has raised."""
+    async with Cache() as cache:
+
+        @cache.cached("top:{group}", fresh_for=60)
+        async def top(group):
+            async with anyio.create_task_group():
+                await anyio.sleep(0.01)
+                raise Refused(group)
+
+        async def unwrapped():
+            try:
+                await top("ATL")
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None
+
+        one = await caught(unwrapped)
+        errors = await all_caught(CALLERS, unwrapped)
+    assert {lines(error) for error in errors} == {lines(one)}
+
+
+async def test_an_error_that_cannot_say_what_it_is_ends_its_load_as_any_other():
+    clock = FakeClock()
+    async with Cache(clock=clock) as cache:
+        is_down = False
+
+        @cache.cached("top", fresh_for=60, stale_if_error=600)
+        async def top():
+            if is_down:
+                raise Mute
+            return 1
+
+        await top()
+        is_down = True
+        clock.advance(61)
+        for _ in range(2):
+            outcome = await top.outcome()
+            assert (outcome.value, type(outcome.error)) == (1, Mute)
+        assert text_of(outcome.error) == "Mute"
+        assert text_of(ValueError(1)) == "ValueError: 1"
+
+
+async def test_callers_that_raise_why_they_got_the_fallback_have_tracebacks_of_their_own():
+    clock = FakeClock()
+    async with Cache(clock=clock) as cache:
+        is_down = False
+
+        @cache.cached("top:{group}", fresh_for=60, stale_if_error=600)
+        async def top(group):
+            await anyio.sleep(0.01)
+            if is_down:
+                raise Refused(group)
+            return group
+
+        @cache.cached_many("tops:{group}", fresh_for=60, stale_if_error=600)
+        async def tops(groups):
+            await anyio.sleep(0.01)
+            if is_down:
+                raise Refused("ATL")
+            return dict.fromkeys(groups, 1)
+
+        async def strict():
+            outcome = await top.outcome("ATL")
+            if outcome.error is not None:
+                raise outcome.error
+
+        async def strict_of_many():
+            outcome = (await tops.outcome(["ATL"]))["ATL"]
+            if outcome.error is not None:
+                raise outcome.error
+
+        for call in (strict, strict_of_many):
+            is_down = False
+            await call()
+            is_down = True
+            clock.advance(61)
+            errors = await all_caught(CALLERS, call)
+            assert {str(error) for error in errors} == {"no ranking of ATL"}
+            assert max(map(lines, errors)) < 40
+
+
+async def test_a_batch_that_fails_gives_each_caller_a_traceback_of_its_own():
+    async with Cache() as cache:
+
+        @cache.cached_many("top:{group}", fresh_for=60)
+        async def top(groups):
+            await anyio.sleep(0.01)
+            raise Refused(len(groups))
+
+        groups = [str(number) for number in range(CALLERS)]
+
+        async def all_of_them():
+            return await top(groups)
+
+        one = await caught(all_of_them)
+        errors = await all_caught(20, all_of_them)
+    assert {lines(error) for error in errors} == {lines(one)}
+
+
+async def test_an_app_whose_load_fails_logs_as_much_for_each_of_many_requests_as_for_one():
+    cache = Cache()
+    app = FastAPI()
+
+    @cache.cached("top:{group}", fresh_for=60)
+    async def load(group):
+        await anyio.sleep(0.01)
+        raise Refused(group)
+
+    @app.get("/top/{group}")
+    async def top(group: str):
+        return await load(group)
+
+    async with cache, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        one = await caught(lambda: client.get("/top/ATL"))
+        errors = await all_caught(200, lambda: client.get("/top/ATL"))
+    assert max(map(lines, errors)) == lines(one)
+
+
+async def test_a_failure_that_a_key_backs_off_for_keeps_nothing_alive_that_the_load_worked_with(caplog):
+    class Session:
+        pass
+
+    sessions = weakref.WeakSet()
+    # The records of the log would hold the failures, too.
+    caplog.set_level(logging.ERROR, "swr")
+    is_down = False
+    clock = FakeClock()
+
+    async with Cache(clock=clock) as cache:
+
+        @cache.cached("top:{group}", fresh_for=60, stale_if_error=600)
+        async def top(group):
+            session = Session()
+            sessions.add(session)
+            if is_down:
+                raise Slotted(group) if group == "slotted" else Refused(group)
+            return group
+
+        groups = ["slotted", *map(str, range(50))]
+        for group in groups:
+            await top(group)
+        is_down = True
+        clock.advance(61)
+        for group in groups:
+            outcome = await top.outcome(group)
+            assert isinstance(outcome.error, (Refused, Slotted))
+            again = await top.outcome(group)
+            # What was kept for the backoff says the same.
+            assert str(outcome.error) in str(again.error)
+            assert again.error.__traceback__ is None
+        del outcome, again
+        await settle()
+        gc.collect()
+        assert not sessions
+
+
+async def test_loads_that_have_failed_keep_nothing_alive_once_their_callers_know():
+    class Session:
+        pass
+
+    sessions = weakref.WeakSet()
+    async with Cache() as cache:
+
+        @cache.cached("top:{group}", fresh_for=60)
+        async def top(group):
+            session = Session()
+            sessions.add(session)
+            await anyio.lowlevel.checkpoint()
+            raise Refused(group)
+
+        for number in range(10):
+            with pytest.raises(Refused):
+                await top(number)
+        await settle()
+        gc.collect()
+        assert not sessions

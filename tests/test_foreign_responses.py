@@ -1,0 +1,168 @@
+"""What somebody else has written to Redis is a miss, logged once, and the next load repairs it."""
+
+import math
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from swr import Cache, Policy
+from swr.core import frames
+from swr.core.codec import Codec
+from swr.entry import stamp
+from swr.errors import CodecError
+from swr.http.caching import Verdict
+from swr.http.stored_response import RESPONSES, StoredResponse, Varies, as_stored, check
+from swr.middleware import SWRMiddleware
+from swr.stores.redis.names import Names
+from swr.testing import FakeClock
+from tests.web import MAX_AGE, App, client
+
+pytestmark = pytest.mark.anyio
+
+KEY = "GET http://test\n/x?"
+# Writes what swr would not store.
+UNCHECKED = Codec(StoredResponse | Varies)
+GOOD = StoredResponse(200, [(b"cache-control", b"max-age=60"), (b"content-length", b"7")], b"foreign", own_terms=True)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def response(**changes):
+    return msgspec.structs.replace(GOOD, **changes)
+
+
+FOREIGN = {
+    "status 99999": response(status=99999),
+    "status 100": response(status=100),
+    "status 304": response(status=304),
+    "negative status": response(status=-200),
+    "a line break in a value": response(headers=[(b"x", b"a\r\nset-cookie: a=1")]),
+    "a line feed in a value": response(headers=[(b"x", b"a\nb")]),
+    "NUL in a value": response(headers=[(b"x", b"a\0b")]),
+    "a line break in a name": response(headers=[(b"x\r\ny", b"a")]),
+    "a space in a name": response(headers=[(b"x y", b"a")]),
+    "no name": response(headers=[(b"", b"a")]),
+    "a name that is no ASCII": response(headers=[(b"\xe4", b"a")]),
+    "many fields": response(headers=[(b"a", b"b")] * 1001),
+    "another length": response(headers=[(b"content-length", b"8")]),
+    "no length": response(headers=[(b"content-length", b"x")]),
+    "two lengths": response(headers=[(b"content-length", b"7"), (b"content-length", b"8")]),
+    "a coding": response(headers=[(b"Transfer-Encoding", b"chunked")]),
+    "negative age": response(initial_age=-1),
+    "great age": response(initial_age=2**62),
+    "NaN": response(stale_if_error=math.nan),
+    "infinity": response(stale_if_error=math.inf),
+    "negative overdue": response(overdue=-1),
+    "negative first": response(first=-1, complete=100),
+    "past the end": response(first=94, complete=100),
+    "first of a whole": response(first=1),
+    "negative complete": response(complete=-1),
+    "names that are none": response(names=("a\nb",)),
+    "names that are no text": response(names=("\u1234",)),
+    "ignored names that are none": response(ignores=("\x7f",)),
+    "many names": response(names=tuple(f"x-{number}" for number in range(65))),
+    "varying by what no field is called": Varies(("\u1234",), ()),
+    "varying by a line break": Varies(("a\r\nb",), ()),
+    "varying by 10,000 names": Varies(tuple(f"x{number}" for number in range(10_000)), ()),
+    "a million variants": Varies(("accept",), ("\nvary: x",) * 1_000_000),
+}
+TIMES = ("created_at", "fresh_until", "stale_until", "error_until", "keep_until", "took")
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+async def stored_as(server, clock, caplog, frame):
+    """Put a frame where the response to GET /x lies, and return what three requests of each of two processes get."""
+    redis = Redis.from_url(server.url)
+    await redis.set(Names("swr").entry(KEY), frame)
+    texts = []
+    for _ in range(2):
+        async with (
+            Cache(server.url, timeout=5, clock=clock) as cache,
+            Cache(server.url, timeout=5, clock=clock, l1_max_bytes=0) as bare,
+        ):
+            for one in (cache, bare):
+                async with client(SWRMiddleware(App(MAX_AGE, body=b"ours"), one)) as http:
+                    texts += [(await http.get("/x")).text for _ in range(3)]
+    await redis.aclose()
+    return texts, [record.message for record in caplog.records if "passed over" in record.message]
+
+
+def frame_of(value, clock, **changes):
+    entry = msgspec.structs.replace(stamp(value, Policy(3600, 3600), clock.now, 17, 10**16), **changes)
+    return frames.encode(KEY, entry, UNCHECKED)
+
+
+async def test_a_stored_response_is_read_and_served(server, clock, caplog):
+    texts, logged = await stored_as(server, clock, caplog, frame_of(GOOD, clock))
+    assert (texts, logged) == (["foreign"] * 12, [])
+
+
+@pytest.mark.parametrize("value", FOREIGN.values(), ids=FOREIGN)
+async def test_what_is_no_response_is_a_miss_logged_once(server, clock, caplog, value):
+    texts, logged = await stored_as(server, clock, caplog, frame_of(value, clock))
+    assert texts == ["ours"] * 12
+    assert len(logged) == 1
+    assert "no response of HTTP" in logged[0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e13])
+@pytest.mark.parametrize("time", TIMES)
+async def test_a_time_that_is_none_is_a_miss_logged_once(server, clock, caplog, time, value):
+    texts, logged = await stored_as(server, clock, caplog, frame_of(GOOD, clock, **{time: value}))
+    assert texts == ["ours"] * 12
+    assert len(logged) == 1
+    assert "its times are none" in logged[0]
+
+
+@pytest.mark.parametrize("version", [b"+000000000000017", b" 00000000000017 ", b"00000000000_0017"])
+async def test_a_version_that_is_none_is_a_miss_and_repaired(server, clock, caplog, version):
+    texts, logged = await stored_as(server, clock, caplog, version + frame_of(GOOD, clock)[16:])
+    assert texts == ["ours"] * 12
+    assert len(logged) == 1
+    assert "its version is" in logged[0]
+
+
+async def test_the_last_version_of_all_is_a_miss_and_repaired(server, clock, caplog):
+    texts, logged = await stored_as(server, clock, caplog, frame_of(GOOD, clock, version=9_999_999_999_999_998))
+    assert texts == ["ours"] * 12
+    assert len(logged) == 1
+
+
+async def test_variants_that_varies_names_and_that_are_not_there_are_loaded(server, clock, caplog):
+    value = Varies(("accept", "x-%y {z}"), ("\nvary: x", "", "\r\n"))
+    texts, _ = await stored_as(server, clock, caplog, frame_of(value, clock))
+    assert texts == ["ours"] * 12
+
+
+@pytest.mark.parametrize("headers", [[(b"x", b"a\r\nb")], [(b"x y", b"a")], [(b"x", b"\x01")], [(b"", b"")]])
+async def test_an_answer_of_the_app_that_no_server_could_send_is_not_stored(headers):
+    app = App([*MAX_AGE, *headers])
+    async with Cache() as cache, client(SWRMiddleware(app, cache)) as http:
+        answer = await http.get("/x")
+        assert 'detail="malformed field"' in answer.headers["cache-status"]
+        assert (await http.get("/x")).text == "2"
+
+
+def test_what_swr_stores_passes_the_check():
+    headers = [(b"X-Y", b"\xe4 \t,"), (b"content-length", b"3"), (b"content-length", b"3")]
+    check(as_stored(200, headers, b"abc", Verdict(Policy(1), vary=("accept",), ignores=("x",))))
+    check(response(status=206, first=93, complete=100))
+    check(Varies(("accept",), ("a",) * 10_000))
+    assert RESPONSES.fingerprint == UNCHECKED.fingerprint
+
+
+def test_a_check_applies_to_what_is_read_alone():
+    def refuse(value):
+        raise CodecError(f"{value} was read")
+
+    codec = Codec(int, refuse)
+    with pytest.raises(CodecError, match="1 was read"):
+        codec.decode_value(codec.encode_value(1))

@@ -1,0 +1,220 @@
+"""Guards that may look at anything run on every request, also where the cache cannot answer behind them."""
+
+import functools
+import threading
+from contextvars import ContextVar
+from typing import Annotated
+
+import anyio
+import httpx
+import pytest
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, Request
+from fastapi.requests import HTTPConnection
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from swr import Cache
+from swr.middleware import Rule, SWRMiddleware
+from swr.middleware.admission import AskedByClient
+from swr.testing import FakeClock
+from tests.fleet import settle
+from tests.test_guarded import TOKENS, app_with, state, states, wrapped
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def tokens():
+    """The tokens that are valid, and whose they are."""
+    TOKENS.clear()
+    TOKENS.update(a="alice", b="bob")
+
+
+@pytest.fixture
+async def cache():
+    async with Cache(clock=FakeClock()) as cache:
+        yield cache
+
+
+def _unchanged(endpoint):
+    @functools.wraps(endpoint)
+    async def wrapper(*args, **kwargs):
+        return await endpoint(*args, **kwargs)
+
+    return wrapper
+
+
+async def _session() -> object:
+    return object()
+
+
+async def _takes_the_request(request: Request) -> str:
+    return "secret"
+
+
+async def _takes_tasks(tasks: BackgroundTasks) -> str:
+    return "secret"
+
+
+async def _shares_a_session(session: Annotated[object, Depends(_session)]) -> str:
+    return "secret"
+
+
+async def _secret() -> str:
+    return "secret"
+
+
+async def _secrets():
+    yield "secret"
+
+
+class _OwnRoute(APIRoute):
+    pass
+
+
+class _OwnResponse(JSONResponse):
+    pass
+
+
+async def _sets_a_variable() -> None:
+    _sets_a_variable.variable.set("some")
+
+
+_sets_a_variable.variable = ContextVar("tenant")
+
+
+def _in_the_office(address: str) -> None:
+    if address != "10.0.0.1":
+        raise HTTPException(403)
+
+
+def by_request(request: Request) -> None:
+    _in_the_office(request.client.host)
+
+
+def by_connection(connection: HTTPConnection) -> None:
+    _in_the_office(connection.client.host)
+
+
+class _TokenOrOffice(HTTPBearer):
+    async def __call__(self, request: Request) -> HTTPAuthorizationCredentials | None:
+        found = await super().__call__(request)
+        if found is None:
+            _in_the_office(request.client.host)
+        return found
+
+
+def at(app, address):
+    transport = httpx.ASGITransport(app, client=(address, 1))
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+# Endpoints that the cache cannot answer after their dependencies, each for a reason of its own.
+OUT_OF_REACH = {
+    "request": (_takes_the_request, {}),
+    "tasks": (_takes_tasks, {}),
+    "session": (_shares_a_session, {"dependencies": [Depends(_session)]}),
+    "decorator": (_unchanged(_secret), {}),
+    "generator": (_secrets, {}),
+    "response class": (_secret, {"response_class": _OwnResponse}),
+    "route class": (_secret, {"route_class_override": _OwnRoute}),
+    "context variable": (_secret, {"dependencies": [Depends(_sets_a_variable)]}),
+}
+
+
+@pytest.mark.parametrize("guard", [by_request, by_connection, _TokenOrOffice(auto_error=False)])
+@pytest.mark.parametrize("place", ["below", "above", "rule", *OUT_OF_REACH])
+async def test_a_guard_that_may_look_at_anything_runs_although_the_cache_cannot_answer_behind_it(cache, place, guard):
+    endpoint, route = OUT_OF_REACH.get(place, (_secret, {}))
+    app = FastAPI()
+    router = APIRouter(dependencies=[Depends(guard)])
+    decorated = endpoint if place == "rule" else cache.response(fresh_for=60)(endpoint)
+    router.add_api_route("/x", _unchanged(decorated) if place == "above" else decorated, **route)
+    app.include_router(router)
+    rules = [Rule("/x", fresh_for=60)] if place == "rule" else []
+    app.add_middleware(SWRMiddleware, cache=cache, rules=rules)
+    async with at(app, "10.0.0.1") as inside, at(app, "10.9.9.9") as outside:
+        for _ in range(2):
+            found = await inside.get("/x")
+            assert found.status_code == 200
+            assert "secret" in found.text
+            assert (await outside.get("/x")).status_code == 403
+        assert state(await inside.get("/x")) == (200, "fresh" if place == "below" else "missing")
+
+
+async def test_key_of_the_middleware_says_what_such_a_guard_looks_at(cache):
+    app = FastAPI(dependencies=[Depends(by_request)])
+    app.get("/x")(_secret)
+    rules = [Rule("/x", fresh_for=60)]
+    app.add_middleware(SWRMiddleware, cache=cache, rules=rules, key=lambda scope: scope["client"][0])
+    async with at(app, "10.0.0.1") as inside, at(app, "10.9.9.9") as outside:
+        assert [state(await inside.get("/x"))[1] for _ in range(2)] == ["missing", "fresh"]
+        assert (await outside.get("/x")).status_code == 403
+
+
+async def test_credentials_vary_says_that_such_a_guard_looks_at_the_credentials(cache):
+    app = FastAPI(dependencies=[Depends(by_request)])
+    app.get("/x")(_secret)
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/x", fresh_for=60, credentials="vary")])
+    async with at(app, "10.0.0.1") as inside, at(app, "10.9.9.9") as outside:
+        assert await states(inside) == ["missing", "fresh"]
+        assert await states(inside, token="b") == ["missing", "fresh"]
+        assert state(await inside.get("/x")) == (200, "missing")
+        assert (await outside.get("/x")).status_code == 403
+
+
+async def test_a_failure_behind_such_a_guard_is_not_for_those_who_wait(cache):
+    app, begun, gate = FastAPI(dependencies=[Depends(by_request)]), anyio.Event(), anyio.Event()
+
+    @app.get("/x")
+    async def fails() -> JSONResponse:
+        begun.set()
+        await gate.wait()
+        return JSONResponse("secret", 503)
+
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/x", fresh_for=60)])
+    found = {}
+
+    async def ask(address):
+        async with at(app, address) as http:
+            found[address] = (await http.get("/x")).status_code
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, "10.0.0.1")
+        await begun.wait()
+        group.start_soon(ask, "10.9.9.9")
+        await settle()
+        gate.set()
+    assert found == {"10.0.0.1": 503, "10.9.9.9": 403}
+
+
+async def test_a_revoked_token_in_a_field_is_refused_although_the_cache_cannot_answer_behind_the_guard(cache):
+    valid = {"t"}
+
+    def guard(x_token: Annotated[str, Header()]) -> None:
+        if x_token not in valid:
+            raise HTTPException(403)
+
+    app = app_with(cache, _takes_the_request, dependencies=[Depends(guard)])
+    async with wrapped(cache, app) as http:
+        fields = {"x-token": "t"}
+        assert [state(await http.get("/x", headers=fields)) for _ in range(2)] == [(200, "missing")] * 2
+        valid.clear()
+        assert (await http.get("/x", headers=fields)).status_code == 403
+
+
+async def test_the_middleware_notes_in_the_event_loop_what_a_guard_has_admitted(cache, monkeypatch):
+    threads, admit = set(), AskedByClient.admit
+
+    def noting(asked):
+        threads.add(threading.get_ident())
+        admit(asked)
+
+    def plain() -> str:
+        return "secret"
+
+    monkeypatch.setattr(AskedByClient, "admit", noting)
+    async with wrapped(cache, app_with(cache, plain)) as http:
+        assert await states(http) == ["missing", "fresh"]
+    assert threads == {threading.get_ident()}

@@ -1,0 +1,416 @@
+"""Connecting: a slow server is waited for, a hung one once, a refused one never, and the log says what is wrong."""
+
+import asyncio
+import socket
+import time
+from types import SimpleNamespace
+
+import pytest
+from redis.asyncio import Connection as ClientConnection
+from redis.asyncio import ConnectionPool, Redis
+
+from swr import Cache, ConfigurationError, Policy, State, StoreUnavailable
+from swr.engine import refresh_path
+from swr.stores.redis import leases, shared_tag_versions
+from swr.stores.redis.patience import patience
+from swr.stores.redis.reasons import check_kind
+from tests.proxy import Proxy
+from tests.servers import Server, free_port, kinds
+from tests.test_redis import Counter, until
+
+pytestmark = pytest.mark.anyio
+
+POLICY = Policy(60, 600, 3600)
+LONG = 60.0
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class TestPatience:
+    async def test_a_block_that_takes_too_long_is_cancelled(self):
+        with pytest.raises(TimeoutError, match=r"^no answer within 0\.05 s$"):
+            async with patience(0.05, "no answer"):
+                await asyncio.sleep(LONG)
+
+    async def test_time_in_which_the_process_itself_stands_still_does_not_count(self):
+        async with patience(0.2, "no answer"):
+            time.sleep(0.5)  # noqa: ASYNC251
+            await asyncio.sleep(0.001)
+
+    async def test_a_time_out_within_the_block_stays_what_it_is(self):
+        with pytest.raises(TimeoutError, match="another"):
+            async with patience(LONG, "no answer"):
+                raise TimeoutError("another")
+
+
+class TestOpening:
+    async def test_a_server_that_is_slow_at_the_opening_is_waited_for(self, server: Server):
+        """A deploy: many processes start at once, and Redis answers later than it may later on."""
+        async with Proxy(server.port) as proxy, Cache(server.url, timeout=LONG) as other:
+            proxy.hang = True
+            asyncio.get_running_loop().call_later(1.5, setattr, proxy, "hang", False)
+            async with Cache(proxy.url, timeout=1, connect_timeout=LONG) as cache:
+                assert cache.engine.is_store_up
+                assert (await cache.get_or_load("slow", Counter(), POLICY)).value == 1
+                assert (await other.get_or_load("slow", Counter(), POLICY)).state is State.FRESH
+
+    async def test_cold_readers_wait_for_an_opening_that_another_has_begun(self, server: Server):
+        async with Proxy(server.port) as proxy:
+            proxy.hang = True
+            cache, load = Cache(proxy.url, timeout=LONG, connect_timeout=LONG), Counter()
+            readers = [asyncio.create_task(cache.get_or_load("k", load, POLICY)) for _ in range(10)]
+            await asyncio.sleep(0.5)
+            assert load.runs == 0
+            proxy.hang = False
+            await asyncio.gather(*readers)
+            assert load.runs == 1
+            await cache.aclose()
+
+    async def test_a_refused_connection_is_not_waited_for(self):
+        async with asyncio.timeout(LONG):
+            async with Cache(f"redis://127.0.0.1:{free_port()}", connect_timeout=10 * LONG) as cache:
+                assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+            async with Cache(f"redis+cluster://127.0.0.1:{free_port()}", connect_timeout=10 * LONG) as cache:
+                assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+
+    async def test_a_hung_server_is_given_up_after_the_connect_timeout_and_then_no_reader_waits(
+        self, own_server: Server, caplog
+    ):
+        own_server.pause()
+        async with asyncio.timeout(LONG), Cache(own_server.url, timeout=10 * LONG, connect_timeout=0.2) as cache:
+            for number in range(20):
+                assert (await cache.get_or_load(f"k{number}", Counter(), POLICY)).value == 1
+            assert "no connection within 0.2 s" in caplog.text
+            own_server.resume()
+            await until(lambda: cache.engine.store.is_reachable)
+
+    async def test_a_server_far_away_is_reached_and_its_lease_is_taken(self, server: Server):
+        async with Proxy(server.port) as proxy, Cache(server.url, timeout=LONG) as other:
+            proxy.latency = 0.1
+            async with Cache(proxy.url, timeout=LONG, connect_timeout=LONG) as cache:
+                assert (await cache.get_or_load("far", Counter(), POLICY)).value == 1
+                assert (await other.get_or_load("far", Counter(), POLICY)).state is State.FRESH
+
+    async def test_a_name_that_takes_long_to_look_up_is_waited_for(self, server: Server, monkeypatch):
+        loop = asyncio.get_running_loop()
+        look_up = loop.getaddrinfo
+
+        async def slowly(*args, **kwargs):
+            await asyncio.sleep(0.5)
+            return await look_up(*args, **kwargs)
+
+        monkeypatch.setattr(loop, "getaddrinfo", slowly)
+        async with Cache(server.url.replace("127.0.0.1", "localhost"), timeout=LONG, connect_timeout=LONG) as cache:
+            assert cache.engine.is_store_up
+
+    @pytest.mark.parametrize("how", ["closes", "is silent"])
+    async def test_a_reader_waits_for_the_next_connection_of_a_server_that(self, server: Server, how):
+        """A lost connection far away: the next one takes several trips. Silence was waited for already."""
+        timeout = LONG if how == "closes" else 0.3
+        async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=timeout, connect_timeout=LONG) as cache:
+            proxy.latency, proxy.hang = 0.1, how == "is silent"
+            if how == "closes":
+                proxy.cut()
+                await until(lambda: not cache.engine.is_store_up)
+            assert (await cache.get_or_load("cut", Counter(), POLICY)).value == 1
+            assert cache.engine.is_store_up == (how == "closes")
+            proxy.hang = False
+
+
+class TestStalls:
+    async def test_a_stall_shorter_than_the_timeout_costs_no_load(self, own_server: Server):
+        """A slow script, a fork, a large key: Redis is silent for a moment."""
+        async with (
+            Cache(own_server.url, l1_max_bytes=0, timeout=LONG) as one,
+            Cache(own_server.url, l1_max_bytes=0, timeout=LONG) as other,
+        ):
+            load = Counter()
+            own_server.pause()
+            readers = [
+                asyncio.create_task(cache.get_or_load(f"k{number}", load, POLICY))
+                for number in range(20)
+                for cache in (one, other)
+            ]
+            await asyncio.sleep(0.5)
+            assert load.runs == 0
+            own_server.resume()
+            await asyncio.gather(*readers)
+            assert load.runs == 20
+
+    async def test_a_reader_who_waits_for_another_process_loads_as_soon_as_redis_is_unreachable(
+        self, own_server: Server, monkeypatch
+    ):
+        """The notification that the reader waits for will not come."""
+        monkeypatch.setattr(refresh_path, "_LONGEST_WAIT", 10 * LONG)
+        holds = Counter(10 * LONG)
+        async with (
+            asyncio.timeout(LONG),
+            Cache(own_server.url, timeout=0.5, drain_for=0) as other,
+            Cache(own_server.url, timeout=0.5) as cache,
+        ):
+            holding = asyncio.create_task(other.get_or_load("k", holds, POLICY))
+            await until(lambda: holds.runs)
+            reader = asyncio.create_task(cache.get_or_load("k", Counter(), POLICY))
+            await asyncio.sleep(0.3)
+            assert not reader.done()
+            own_server.pause()
+            assert (await reader).value == 1
+            own_server.resume()
+            holding.cancel()
+
+
+def add_tags(server: Server, numbers: list[int]) -> None:
+    """Have the server hold tags of these versions, as after as many invalidations."""
+    pairs = [part for number in numbers for part in (str(number), f"t{number}")]
+    for first in range(0, len(pairs), 2000):
+        server.command("ZADD", "swr:{!}b", *pairs[first : first + 2000])
+    held = server.says("GET", "swr:{!}h").strip()
+    server.command("SET", "swr:{!}h", f"{max(numbers):016d}{held[16:]}")
+
+
+class TestTagVersions:
+    async def clear_of(self, server: Server) -> int:
+        """Return the version that a namespace begins with."""
+        async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as cache:
+            return cache.engine.store.tag_versions.newest
+
+    @pytest.mark.parametrize("at_once", [2, 5, 11, 100])
+    async def test_all_tags_are_learned_at_the_opening(self, server: Server, monkeypatch, at_once):
+        monkeypatch.setattr(shared_tag_versions, "_LEARNED_AT_ONCE", at_once)
+        monkeypatch.setattr(shared_tag_versions, "_LEARNED_IN_ONE_TURN", 2)
+        first = await self.clear_of(server) + 1
+        numbers = list(range(first, first + 10))
+        add_tags(server, numbers)
+        async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as cache:
+            known = dict(cache.engine.store.tag_versions.since(0))
+        assert known == {"": first - 1, **{str(number): number for number in numbers}}
+
+    async def test_tags_older_than_a_week_become_the_minimum(self, server: Server, monkeypatch):
+        """Every process learns the tags when it starts. Who invalidates by user or order makes new ones every day."""
+        tagged = Policy(60, tags=("t",))
+        first = await self.clear_of(server) + 1
+        add_tags(server, list(range(first, first + 30)))
+        async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as cache:
+            await cache.get_or_load("before", Counter(), tagged)
+            await cache.invalidate_tag("young")
+            assert server.command("ZCARD", "swr:{!}b") == b":33\r\n"
+            monkeypatch.setattr(shared_tag_versions, "_KEPT_FOR", 0.0)
+            for number in range(5):
+                await cache.invalidate_tag(str(number))
+            monkeypatch.undo()
+            await cache.get_or_load("after", Counter(), tagged)
+        # The clear, the minimum, the stamp, and what was invalidated just now.
+        assert int(server.command("ZCARD", "swr:{!}b").strip()[1:]) <= 5
+        async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as other:
+            assert (await other.get_or_load("after", Counter(), tagged)).state is State.FRESH
+            assert (await other.get_or_load("before", Counter(), tagged)).state is State.MISSING
+
+    async def test_many_tags_do_not_make_a_healthy_server_unreachable(self, server: Server):
+        first = await self.clear_of(server) + 1
+        add_tags(server, list(range(first, first + 30_000)))
+        async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as cache:
+            assert cache.engine.is_store_up
+            assert len(cache.engine.store.tag_versions.since(0)) == 30_001
+
+
+class TestHits:
+    @pytest.mark.parametrize("in_redis", [False, True])
+    async def test_a_tag_that_no_local_entry_carries_keeps_hits_on_their_fast_path(self, server: Server, in_redis):
+        """Every unsafe request invalidates its URL, which most often was never cached."""
+        tagged, load = Policy(60, tags=("t", "u")), Counter()
+        async with Cache(server.url, timeout=LONG) if in_redis else Cache() as cache:
+            for key in ("k", "l"):
+                await cache.get_or_load(key, load, tagged)
+                await cache.get_or_load(key, load, tagged)
+            slot, local = cache.local.get("k"), cache.local
+            assert slot.checked == local.generation
+            await cache.invalidate_tag("another")
+            assert slot.checked == local.generation
+            await cache.invalidate("l")
+            await cache.invalidate_tag("u")
+            assert slot.checked != local.generation
+            assert (await cache.get_or_load("k", load, tagged)).value == 3
+            await cache.invalidate("k")
+            assert local.slots.tags == {}
+            await cache.get_or_load("k", load, tagged)
+            await cache.clear()
+            assert (await cache.get_or_load("k", load, tagged)).value == 5
+
+
+def socket_of(cache: Cache) -> socket.socket:
+    """Return the socket of the connection for commands."""
+    return cache.engine.store.store._servers.link_to(b"").connection._transport.get_extra_info("socket")
+
+
+class TestThinLines:
+    async def test_a_value_that_takes_longer_to_send_than_a_server_may_be_silent_is_stored(self, server: Server):
+        async with (
+            Proxy(server.port, rate=1_000_000) as proxy,
+            Cache(server.url, timeout=LONG) as other,
+            Cache(proxy.url, timeout=1, connect_timeout=LONG) as cache,
+        ):
+            # What the kernel has taken the server seems to have taken, too.
+            socket_of(cache).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            value = "x" * 4_000_000
+
+            async def load() -> str:
+                return value
+
+            assert (await cache.get_or_load("large", load, POLICY)).value == value
+            assert cache.engine.is_store_up
+            assert (await other.get_or_load("large", load, POLICY)).state is State.FRESH
+
+    async def test_values_that_a_server_reads_slowly_wait_without_filling_the_memory(self, server: Server, monkeypatch):
+        monkeypatch.setattr(leases, "_MOST_ON_THEIR_WAY", 1_000_000)
+        async with (
+            Proxy(server.port, rate=4_000_000) as proxy,
+            Cache(server.url, timeout=LONG) as other,
+            Cache(proxy.url, timeout=LONG, connect_timeout=LONG) as cache,
+        ):
+            socket_of(cache).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            connection = cache.engine.store.store._servers.link_to(b"").connection
+            most = 0
+
+            async def load() -> str:
+                return "x" * 300_000
+
+            async def watch() -> None:
+                nonlocal most
+                while True:
+                    waiting = connection._transport.get_write_buffer_size() + sum(map(len, connection._outbox))
+                    most = max(most, waiting)
+                    await asyncio.sleep(0)
+
+            watching = asyncio.create_task(watch())
+            await asyncio.gather(*(cache.get_or_load(f"large{number}", load, POLICY) for number in range(20)))
+            watching.cancel()
+            assert most < 1_500_000
+            for number in range(20):
+                assert (await other.get_or_load(f"large{number}", load, POLICY)).state is State.FRESH
+
+
+class TestReasons:
+    """What keeps swr from its server is said in words that name the remedy, and again when it changes."""
+
+    async def test_a_rotated_password_is_named_though_the_server_only_closed_the_connection(
+        self, own_server: Server, caplog
+    ):
+        own_server.command("ACL", "SETUSER", "app", "on", ">old", "~*", "&*", "+@all")
+        async with Cache(own_server.url.replace("//", "//app:old@"), connect_timeout=LONG) as cache:
+            assert cache.engine.is_store_up
+            own_server.command("ACL", "SETUSER", "app", ">new", "<old")
+            # Whoever was connected with the old password is cut off by that, or goes on until it is closed.
+            own_server.command("CLIENT", "KILL", "USER", "app")
+            await until(lambda: "WRONGPASS" in caplog.text)
+            assert "refuses this user name or password" in caplog.text
+            own_server.command("ACL", "SETUSER", "app", ">old")
+            await until(lambda: cache.engine.is_store_up)
+        assert caplog.text.count("cannot reach Redis") == 1
+        assert caplog.text.count("is still unreachable, now for another reason") == 1
+        assert "old@" not in caplog.text
+
+    async def test_reasons_that_alternate_are_logged_once_a_minute(self, server: Server, caplog):
+        async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as cache:
+            link = cache.engine.store.store._servers.link_to(b"")
+            connection = link.connection
+            for _ in range(10):
+                for reason in ("one", "another"):
+                    link.lose(StoreUnavailable(reason), connection)
+        assert len(caplog.records) == 2
+
+    async def test_a_password_that_is_missing_is_named(self, own_server: Server, caplog):
+        own_server.command("CONFIG", "SET", "requirepass", "secret")
+        async with Cache(own_server.url, connect_timeout=LONG):
+            assert "refuses this user name or password: NOAUTH" in caplog.text
+
+    async def test_a_server_without_hello_is_used(self, caplog):
+        with Server(kinds()[0], "--rename-command", "HELLO", "") as server:
+            async with Cache(server.url, connect_timeout=LONG) as cache:
+                assert cache.engine.is_store_up
+        assert caplog.text == ""
+
+    async def test_a_client_that_says_hello_to_a_server_without_it_is_told_what_to_do(self, caplog):
+        with Server(kinds()[0], "--rename-command", "HELLO", "") as server:
+            async with Redis.from_url(server.url, protocol=3) as client, Cache(redis=client, connect_timeout=LONG):
+                assert "the server refuses HELLO" in caplog.text
+                assert "give the client protocol=2" in caplog.text
+            async with (
+                Redis.from_url(server.url, protocol=2) as client,
+                Cache(redis=client, connect_timeout=LONG) as cache,
+            ):
+                assert cache.engine.is_store_up
+
+    @pytest.mark.parametrize("looks_like_one", [False, True])
+    async def test_an_imitation_of_a_client_is_refused_at_the_opening(self, looks_like_one):
+        """fakeredis for one: it has no server behind it."""
+
+        class Imitation(ClientConnection):
+            async def connect(self) -> None:
+                self._writer = SimpleNamespace(transport=object() if looks_like_one else None)
+
+            async def can_read(self, timeout: float = 0) -> bool:
+                return False
+
+            async def send_packed_command(self, *args: object, **options: object) -> None:
+                pass
+
+            async def read_response(self, *args: object, **options: object) -> list[object]:
+                return [b"subscribe", b"channel", 1]
+
+            async def disconnect(self, *args: object, **options: object) -> None:
+                self._writer = None
+
+        client = Redis(connection_pool=ConnectionPool(Imitation))
+        cache = Cache(redis=client, connect_timeout=LONG)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="Imitation, which leads to no server"):
+                async with cache:
+                    pass
+            with pytest.raises(ConfigurationError, match="Imitation, which leads to no server"):
+                await cache.get_or_load("k", Counter(), POLICY)
+
+    async def test_a_node_of_a_cluster_is_named_even_if_it_has_the_tag_versions(self, caplog):
+        with Server(kinds()[0], "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as node:
+            node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+            async with Cache(node.url, connect_timeout=LONG) as cache:
+                assert not cache.engine.is_store_up
+                assert "is a node of a cluster: give a URL redis+cluster://" in caplog.text
+
+    async def test_a_server_that_is_no_node_of_a_cluster_is_named(self, server: Server, caplog):
+        async with Cache(server.url.replace("redis:", "redis+cluster:"), connect_timeout=LONG):
+            assert "is no node of a cluster" in caplog.text
+            assert "give a URL redis://" in caplog.text
+
+    async def test_a_sentinel_is_named(self, server: Server, caplog):
+        with Server(kinds()[0]) as sentinel:
+            sentinel.kill()
+            sentinel.watch(server.port, 60)
+            async with Cache(sentinel.url, connect_timeout=LONG):
+                assert "the server is a sentinel: give a URL redis+sentinel://" in caplog.text
+
+    async def test_a_replica_is_named(self, server: Server, own_server: Server, caplog):
+        own_server.command("REPLICAOF", "127.0.0.1", str(server.port))
+        async with Cache(own_server.url, connect_timeout=LONG):
+            assert "the server is a replica: give the URL of its master" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("info", "is_single", "words"),
+        [
+            ({b"redis_version": b"5.0.14"}, True, "Redis 5.0 is too old"),
+            ({b"redis_version": b"6.0.16"}, True, "Redis 6.0 is too old"),
+            ({b"redis_mode": b"sentinel"}, False, "give a URL redis\\+sentinel"),
+            ({b"redis_version": b"6.2.0"}, True, None),
+            ({b"redis_version": b"255.255.255", b"redis_mode": b"cluster"}, False, None),
+            ({b"redis_version": b"dragon"}, True, None),
+            ({}, True, None),
+        ],
+    )
+    def test_a_server_of_a_wrong_kind_is_named(self, info, is_single, words):
+        if words is None:
+            check_kind(info, is_single=is_single)
+        else:
+            with pytest.raises(StoreUnavailable, match=words):
+                check_kind(info, is_single=is_single)

@@ -1,0 +1,652 @@
+"""A rolling deploy whose model has changed: both releases serve from the same keys, and each loads once for its own."""
+
+import asyncio
+import dataclasses
+import functools
+import json
+import time
+from typing import Any, NewType
+
+import pytest
+
+from swr import Cache, ConfigurationError, Policy, State
+from swr.cli.main import main
+from swr.core import frames
+from swr.core.arguments import NO_ARGUMENTS
+from swr.core.codec import Codec
+from swr.core.fingerprint import fingerprint
+from swr.entry import stamp
+from swr.errors import LeaseLost
+from swr.loaders.annotations import codec_for
+from swr.loaders.cached import Call, Loader
+from swr.middleware import SWRMiddleware
+from swr.stores.base import Kind, Lease, Notification
+from swr.stores.local import LocalCache
+from swr.stores.memory import MemoryStore
+from swr.stores.redis import scripts
+from swr.stores.tiered import TieredStore
+from tests.flaky_store import FlakyStore
+from tests.releases import CHANGES, SCHEMALESS, SCHEMALESS_AFTER, Unresolvable
+from tests.servers import ClusterOfSix, Server, kinds
+from tests.test_processes import Loads, loads, start  # noqa: F401
+from tests.test_redis import until
+from tests.test_stores import opened, redis_store
+from tests.web import MAX_AGE, App, client
+
+POLICY = Policy(60, 600, 3600)
+
+
+@dataclasses.dataclass
+class Old:
+    number: int
+
+
+@dataclasses.dataclass
+class New:
+    number: int
+    rank: int = 0
+
+
+OLD, NEW = Codec(Old), Codec(New)
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Release:
+    """One version of an application: a cache of its own, and a loader of its model that counts."""
+
+    def __init__(self, url: str, kind: Any = Old, value: Any = None, policy: Policy = POLICY, **options: Any) -> None:
+        self.cache = Cache(url, timeout=2, **options)
+        self.kind = kind
+        self.value = value
+        self.policy = policy
+        self.loads = 0
+        self.fails = False
+
+    async def load(self) -> Any:
+        self.loads += 1
+        if self.fails:
+            raise ValueError("mine")
+        return self.kind(self.loads) if self.value is None else self.value
+
+    async def get(self, key: str = "k") -> tuple[State, Any]:
+        outcome = await self.cache.get_or_load(key, self.load, self.policy, returns=self.kind)
+        return outcome.state, outcome.value
+
+    async def loaded(self, number: int) -> None:
+        """Wait until that many loads are over."""
+        await until(lambda: self.loads == number)
+        await until(lambda: not len(self.cache.engine.flights))
+
+    async def __aenter__(self) -> "Release":
+        await self.cache.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.cache.__aexit__(*error)
+
+
+def releases(server: Server, **options: Any) -> tuple[Release, Release]:
+    return Release(server.url, **options), Release(server.url, kind=New, **options)
+
+
+# -- fingerprints -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_of_a_model_is_another_version(change: str):
+    before, _, after, _ = CHANGES[change]
+    assert Codec(before).fingerprint != Codec(after).fingerprint
+
+
+def test_a_model_without_a_schema_is_told_by_the_names_of_its_fields():
+    def no_schema(kind: object) -> dict[str, Any]:
+        raise TypeError(kind)
+
+    found = {fingerprint(kind, no_schema) for kind in (SCHEMALESS, SCHEMALESS_AFTER, Unresolvable, SCHEMALESS)}
+    assert len(found) == 3
+
+
+def test_the_same_model_is_the_same_version_in_every_process():
+    """Whatever its fields have as defaults, docstrings and order."""
+
+    def made(default: object) -> type:
+        one = dataclasses.make_dataclass("One", [("at", float, default), ("id", NewType("Id", int), 0)])
+        one.__doc__ = f"Made with {default}."
+        return one
+
+    assert Codec(made(time.time())).fingerprint == Codec(made(0.5)).fingerprint
+    in_order = dataclasses.make_dataclass("One", [("a", int), ("b", int)])
+    turned = dataclasses.make_dataclass("One", [("b", int), ("a", int)])
+    assert Codec(in_order).fingerprint == Codec(turned).fingerprint
+
+
+# -- loads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("change", CHANGES)
+async def test_each_version_loads_once_for_its_own(server: Server, change: str):
+    before, old_value, after, new_value = CHANGES[change]
+    async with (
+        Release(server.url, before, old_value, l1_max_bytes=0) as old,
+        Release(server.url, after, new_value, l1_max_bytes=0) as new,
+    ):
+        for _ in range(3):
+            for release in (old, new):
+                assert (await release.get())[1] == release.value
+        assert (old.loads, new.loads) == (1, 1)
+        assert [(await release.get())[0] for release in (old, new)] == [State.FRESH] * 2
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_two_processes_of_a_deploy_load_once_each_for_every_window(
+    start: Any,  # noqa: F811
+    loads: Loads,  # noqa: F811
+    first: str,
+):
+    """In either direction: what was there first stays, and a refresh of one takes nothing from the other."""
+    second = "new" if first == "old" else "old"
+    (one,), (other,) = start(1, release=first), start(1, release=second)
+
+    def loaded() -> list[int]:
+        pids = [pid for pid, _ in loads.lines()]
+        return [pids.count(one.pid), pids.count(other.pid)]
+
+    for process in (one, other):
+        process.ask("set", policy=[60, 600], tags=["t"])
+    for _ in range(5):
+        for process in (one, other):
+            process.ask("read", key="k", readers=20)
+    assert loaded() == [1, 1]
+    for windows, (process, invalidate) in enumerate(
+        [
+            (one, {"do": "invalidate", "key": "k"}),
+            (other, {"do": "invalidate_tag", "tag": "t"}),
+            (one, {"do": "clear"}),
+        ],
+        2,
+    ):
+        loads.now(f"truth {windows}")
+        process.ask(**invalidate)
+        for reader in (one, other):
+            deadline = time.time() + 30
+            while reader.ask("read", key="k", readers=5)["values"] != {f"truth {windows}": 5}:
+                assert time.time() < deadline
+        assert loaded() == [windows, windows]
+
+
+@pytest.mark.anyio
+async def test_a_stale_value_of_a_version_is_served_while_it_loads_whatever_the_other_stores(server: Server):
+    async with Release(server.url, policy=Policy(0.001, 600), l1_max_bytes=0) as old, Release(server.url, New) as new:
+        await old.get()
+        for number in range(1, 4):
+            await asyncio.sleep(0.01)
+            await new.cache.invalidate("other")
+            await new.get(f"k{number}")
+            await new.cache.get_or_load("k", new.load, POLICY, returns=New)
+            state, value = await old.get()
+            assert (state, value) == (State.STALE, Old(number))
+            await old.loaded(number + 1)
+
+
+@pytest.mark.anyio
+async def test_each_version_has_a_lease_of_its_own(server: Server):
+    async with opened(redis_store(server)) as store:
+        old, new = [await store.acquire("k", "t", 30, 0, codec) for codec in (OLD, NEW)]
+        await store.renew(old, 30)
+        await store.commit(new, stamp(New(1), POLICY, time.time(), new.version, new.tag_version), NEW)
+        assert (await store.acquire("k", "other", 30, 0, NEW)).value == New(1)
+        assert (await store.acquire("k", "other", 30, 0, OLD)).retry_after > 0
+        await store.release(old)
+        assert isinstance(await store.acquire("k", "other", 30, 0, OLD), Lease)
+
+
+@pytest.mark.anyio
+async def test_each_version_backs_off_after_its_own_failures(server: Server):
+    async with (
+        Release(server.url, policy=Policy(0.001, 0, 600), l1_max_bytes=0) as old,
+        Release(server.url, New) as new,
+    ):
+        await old.get()
+        await asyncio.sleep(0.01)
+        old.fails = True
+        for _ in range(3):
+            assert await old.get() == (State.STALE, Old(1))
+        assert old.loads == 2
+        assert await new.get() == (State.MISSING, New(1))
+        # The other version's commit does not end the backoff.
+        assert await old.get() == (State.STALE, Old(1))
+        assert old.loads == 2
+
+
+@pytest.mark.anyio
+async def test_a_refresh_or_early_refresh_of_one_version_leaves_the_other_alone(server: Server):
+    eager = Policy(60, 600, early=1e9)
+    async with Release(server.url, policy=eager, l1_max_bytes=0) as old, Release(server.url, New) as new:
+        await new.get()
+        await old.get()
+        await old.cache.engine.refresh("k", _job(old))
+        # It is a matter of chance which reader of a fresh value has it refreshed.
+        async with asyncio.timeout(60):
+            while old.loads < 3:
+                await old.get()
+                await asyncio.sleep(0.01)
+        assert await new.get() == (State.FRESH, New(1))
+        assert new.loads == 1
+
+
+def _job(release: Release) -> Any:
+    loader = Loader(release.cache.engine, release.load, False, False)
+    return Call(loader, NO_ARGUMENTS, release.policy, Codec(release.kind))
+
+
+@pytest.mark.anyio
+async def test_batches_of_two_versions_share_a_template(server: Server):
+    one, other = Cache(server.url, timeout=2), Cache(server.url, timeout=2)
+    loads_of: list[str] = []
+
+    @one.cached_many("row:{n}", fresh_for=60, absent_for=60)
+    async def old_rows(numbers: list[int]) -> dict[int, Old]:
+        loads_of.append("old")
+        return {number: Old(number) for number in numbers if number}
+
+    @other.cached_many("row:{n}", fresh_for=60, absent_for=60)
+    async def new_rows(numbers: list[int]) -> dict[int, New]:
+        loads_of.append("new")
+        return {number: New(number, 1) for number in numbers if number != 3}
+
+    @other.cached("row:{n}", fresh_for=60)
+    async def new_row(n: int) -> New:
+        raise AssertionError("the batch has loaded it")
+
+    async with one, other:
+        for _ in range(3):
+            assert await old_rows([0, 1, 2]) == {1: Old(1), 2: Old(2)}
+            assert await new_rows([1, 2, 3]) == {1: New(1, 1), 2: New(2, 1)}
+            for cache in (one, other):
+                cache.local.clear()
+        assert loads_of == ["old", "new"]
+        assert await new_row(1) == New(1, 1)
+
+
+# -- invalidations ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("by", ["key", "tag", "clear"])
+async def test_what_one_version_invalidates_is_gone_for_both(server: Server, by: str):
+    tagged = POLICY.tagged(["t"])
+    async with Release(server.url, policy=tagged) as old, Release(server.url, New, policy=tagged) as new:
+        for invalidating in (old, new):
+            for release in (old, new):
+                await release.get()
+            before = old.loads, new.loads
+            if by == "key":
+                await invalidating.cache.invalidate("k")
+            elif by == "tag":
+                await invalidating.cache.invalidate_tag("t")
+            else:
+                await invalidating.cache.clear()
+            for release in (old, new):
+                await until(lambda release=release: release.cache.engine.store.peek("k") is None)
+                assert await release.cache.engine.store.read("k", Codec(release.kind)) is None
+                assert (await release.get())[0] is State.MISSING
+            assert (old.loads, new.loads) == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.anyio
+async def test_an_invalidation_ends_the_leases_of_every_version(server: Server):
+    async with opened(redis_store(server)) as store:
+        leases = [
+            (await store.acquire("k", "t", 30, 0, codec), codec, kind) for codec, kind in ((OLD, Old), (NEW, New))
+        ]
+        await store.invalidate("k")
+        for lease, codec, kind in leases:
+            with pytest.raises(LeaseLost):
+                await store.commit(lease, stamp(kind(1), POLICY, time.time(), lease.version, lease.tag_version), codec)
+            assert await store.read("k", codec) is None
+
+
+@pytest.mark.anyio
+async def test_a_replayed_invalidation_takes_only_what_is_older(server: Server):
+    """Of a server that lost it: one version was loaded before it, the other after it."""
+    async with opened(redis_store(server)) as store:
+        versions = []
+        for codec, kind in ((OLD, Old), (NEW, New)):
+            lease = await store.acquire("k", "t", 30, 0, codec)
+            await store.commit(lease, stamp(kind(1), POLICY, time.time(), lease.version, lease.tag_version), codec)
+            versions.append(lease.version)
+        waiting = await store.acquire("k", "later", 30, versions[0], OLD)
+
+        async def remind(version: int) -> int:
+            keys = store.names.entry_and_lease("k")
+            arguments = (b"channel", scripts.TOMBSTONE_FOR, scripts.digits(version), b"message")
+            return int(await store.commands.script(scripts.REMIND, keys, *arguments))
+
+        assert await remind(versions[0]) == 0
+        assert await remind(versions[0] + 1) == 1
+        assert await store.read("k", OLD) is None
+        assert (await store.read("k", NEW)).value == New(1)
+        await store.renew(waiting, 30)
+        assert await remind(waiting.version + 1) == 1
+        assert await store.read("k", NEW) is None
+        assert await remind(waiting.version + 1) == 0
+        with pytest.raises(LeaseLost):
+            await store.renew(waiting, 30)
+
+
+# -- the local cache ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_commit_of_one_version_leaves_the_others_copy_where_it_is(server: Server):
+    async with Release(server.url) as old, Release(server.url, New) as new:
+        await old.get()
+        heard: list[Notification] = []
+        old.cache.engine.subscribe(heard.append)
+        await new.get()
+        await until(lambda: any(message.kind is Kind.COMMITTED for message in heard))
+        sent = old.cache.engine.store.sent
+        assert await old.get() == (State.FRESH, Old(1))
+        assert old.cache.engine.store.sent - sent <= 4  # heartbeats alone
+        assert old.cache.engine.store.peek("k") is not None
+
+
+@pytest.mark.anyio
+async def test_a_commit_of_one_version_outdates_no_answer_of_the_other_that_is_on_its_way():
+    store = FlakyStore(MemoryStore())
+    tiered = TieredStore(LocalCache(2**20, 100), store)
+    await tiered.open(lambda *_: None, lambda _: None)
+    lease = await tiered.acquire("k", "t", 30, 0, OLD)
+    await tiered.commit(lease, stamp(Old(1), POLICY, time.time(), lease.version, lease.tag_version), OLD)
+    tiered.local.clear()
+
+    async def hear(fingerprint: str) -> None:
+        store._subscriber(Notification(Kind.COMMITTED, "k", lease.version + 1, True, fingerprint))
+
+    store.after["read"] = functools.partial(hear, NEW.fingerprint)
+    assert (await tiered.read("k", OLD)).value == Old(1)
+    tiered.local.clear()
+    store.after["read"] = functools.partial(hear, OLD.fingerprint)
+    assert await tiered.read("k", OLD) is None
+
+
+@pytest.mark.anyio
+async def test_an_invalidation_outdates_the_answers_of_every_type_that_are_on_their_way():
+    store = FlakyStore(MemoryStore())
+    tiered = TieredStore(LocalCache(2**20, 100), store)
+    await tiered.open(lambda *_: None, lambda _: None)
+    lease = await tiered.acquire("k", "t", 30, 0, OLD)
+    await tiered.commit(lease, stamp(Old(1), POLICY, time.time(), lease.version, lease.tag_version), OLD)
+    tiered.local.clear()
+    answers: list[Any] = []
+
+    async def read_and_invalidate() -> None:
+        del store.after["read"]
+        answers.append(await tiered.read("k", NEW))
+        store.after["read"] = invalidate
+        answers.append(await tiered.read("k", NEW))
+        del store.after["read"]
+
+    async def invalidate() -> None:
+        store._subscriber(Notification(Kind.INVALIDATED, "k", lease.version + 1, True))
+
+    store.after["read"] = read_and_invalidate
+    answers.append(await tiered.read("k", OLD))
+    assert answers[1:] == [None, None]
+
+
+# -- what Redis holds ---------------------------------------------------------------------------------------------
+
+
+async def _store(store: Any, codec: Codec, value: Any, policy: Policy = POLICY) -> None:
+    lease = await store.acquire("k", "t", 30, 10**16 - 1, codec, force=True)
+    await store.commit(lease, stamp(value, policy, time.time(), lease.version, lease.tag_version), codec)
+
+
+@pytest.mark.anyio
+async def test_a_read_is_one_command_and_its_answer_holds_all_versions(server: Server):
+    async with Release(server.url, l1_max_bytes=0) as old, Release(server.url, New) as new:
+        await old.get()
+        await new.get()
+        calls = server.says("INFO", "commandstats")
+        assert await old.get() == (State.FRESH, Old(1))
+        after = server.says("INFO", "commandstats")
+
+    def count(stats: str, name: str) -> int:
+        found = [line for line in stats.splitlines() if line.startswith(f"cmdstat_{name}:")]
+        return int(found[0].partition("calls=")[2].partition(",")[0]) if found else 0
+
+    assert count(after, "eval") == count(calls, "eval")
+    assert count(after, "get") == count(calls, "get")
+
+
+@pytest.mark.anyio
+async def test_versions_whose_time_is_over_and_the_oldest_of_too_many_go(server: Server):
+    async with opened(redis_store(server)) as store:
+        # 5 s longer than its time.
+        short = dataclasses.make_dataclass("Short", [("a", int)])
+        await _store(store, Codec(short), short(1), Policy(0.001))
+        await _store(store, OLD, Old(1))
+        assert (await store.read("k", Codec(short))).value == short(1)
+        await asyncio.sleep(5.1)
+        await _store(store, NEW, New(1))
+        assert await store.read("k", Codec(short)) is None
+        assert (await store.read("k", OLD)).value == Old(1)
+        for number in range(scripts.MOST_TYPES - 1):
+            other = dataclasses.make_dataclass("Other", [(f"a{number}", int)])
+            await _store(store, Codec(other), other(1))
+        assert await store.read("k", OLD) is None
+        assert (await store.read("k", NEW)).value == New(1)
+        assert (await store.read("k", Codec(other))).value == other(1)
+
+
+@pytest.mark.anyio
+async def test_the_key_lives_as_long_as_the_version_that_lives_longest(server: Server):
+    async with opened(redis_store(server)) as store:
+        await _store(store, OLD, Old(1), Policy(60, 600))
+        await _store(store, NEW, New(1), Policy(60))
+        left = int(server.command("PTTL", "swr:{k}")[1:])
+        assert 600_000 < left <= 666_000
+        assert (await store.read("k", OLD)).value == Old(1)
+
+
+@pytest.mark.anyio
+async def test_a_commit_whose_reply_was_lost_is_no_failure_and_one_without_a_lease_is(server: Server):
+    async with opened(redis_store(server)) as store:
+        lease = await store.acquire("k", "t", 30, 0, OLD)
+        entry = stamp(Old(1), POLICY, time.time(), lease.version, lease.tag_version)
+        await store.commit(lease, entry, OLD)
+        await _store(store, NEW, New(1))
+        await store.commit(lease, entry, OLD)
+        with pytest.raises(LeaseLost):
+            await store.commit(lease, stamp(New(2), POLICY, time.time(), lease.version, lease.tag_version), NEW)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0" * 16 + b"e" + b"z" * 40,
+        b"0000000000000001e00000000" + b"9" * 10 + b"0" * 16,
+        b"0000000000000001e00000000" + b"0" * 10 + b"0" * 16,
+        b"9999999999999999t",
+        b"9999999999999999e" + OLD.fingerprint.encode() + b"0000000100" + b"0" * 70,
+    ],
+)
+async def test_what_no_swr_has_written_is_a_miss_and_is_replaced(server: Server, data: bytes):
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(server.url)
+    async with Release(server.url, l1_max_bytes=0) as old, Release(server.url, New, l1_max_bytes=0) as new:
+        await client.set("swr:{k}", data)
+        for _ in range(2):
+            assert await old.get()
+            assert await new.get()
+        assert (old.loads, new.loads) == (1, 1)
+        await client.set("swr:{k}", data)
+        await old.cache.invalidate("k")
+        assert (await old.get())[0] is State.MISSING
+    await client.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "l" + "9" * 16 + "1" * 16 + "stranger",
+        "l" + "2" * 16 + "9" * 16 + "stranger",
+        "l" + "1" * 16 + "1" * 16 + "stranger",
+        "l" + "2" * 16,
+        "p" + "9" * 16 + "1",
+        "p" + "1" * 16 + "9" * 400,
+        "p" + "1" * 16 + "1e9",
+    ],
+    ids=lambda text: text[:24],
+)
+async def test_what_is_no_lease_of_a_type_keeps_none_of_its_readers_waiting(server: Server, text: str):
+    async with Release(server.url) as old:
+        server.command("HSET", "swr:{k}:l", OLD.fingerprint, text)
+        async with asyncio.timeout(60):
+            assert (await old.get())[1] == Old(1)
+        assert server.command("EXISTS", "swr:{k}:l") == b":0\r\n"
+
+
+def test_the_frames_of_a_key_stand_side_by_side():
+    old = frames.encode("k", stamp(Old(1), POLICY, 0.0, 5), OLD)
+    new = frames.encode("k", stamp(New(1), POLICY, 0.0, 6), NEW)
+    assert frames.frame_of(new + old, OLD.fingerprint) == old
+    assert frames.frame_of(new + old, NEW.fingerprint) == new
+    assert frames.frame_of(new, OLD.fingerprint) is None
+    assert frames.frame_of(new + old[:-1], OLD.fingerprint) == old[:-1]
+    assert frames.frame_of(new + b"x", OLD.fingerprint) == b"x"
+    assert [found.fingerprint for found in frames.frames_in(new + old)] == [NEW.fingerprint, OLD.fingerprint]
+
+
+@pytest.mark.anyio
+async def test_versions_live_side_by_side_in_a_cluster():
+    with ClusterOfSix(kinds()[0]) as cluster:
+        async with Release(cluster.url, l1_max_bytes=0) as old, Release(cluster.url, New, l1_max_bytes=0) as new:
+            for key in ("a", "b", "{c}"):
+                for _ in range(2):
+                    await old.get(key)
+                    await new.get(key)
+            assert (old.loads, new.loads) == (3, 3)
+            await new.cache.invalidate("a")
+            assert (await old.get("a"))[0] is State.MISSING
+
+
+# -- looking ------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_each_version(server: Server, capsys: Any):
+    def said() -> dict[str, Any]:
+        assert main(["inspect", "k", "--redis", server.url, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    async def both() -> None:
+        async with Release(server.url) as old, Release(server.url, New, policy=Policy(0.001, 0, 600)) as new:
+            await old.get()
+            await new.get()
+            await asyncio.sleep(0.01)
+            new.fails = True
+            await new.get()
+            found = await asyncio.to_thread(said)
+            assert (found["fingerprint"], found["why"]) == (NEW.fingerprint, "it is served only if its loader fails")
+            assert found["lease"]["failures"] == 1
+            (other,) = found["others"]
+            assert (other["fingerprint"], other["state"], other["lease"]) == (OLD.fingerprint, "fresh", None)
+            assert await asyncio.to_thread(main, ["inspect", "k", "--redis", server.url]) == 0
+            shown = capsys.readouterr().out
+            assert shown.count("key ") == 2
+            assert f"type         {OLD.fingerprint}" in shown
+            await old.cache.invalidate("k")
+
+    asyncio.run(both())
+    assert main(["inspect", "k", "--redis", server.url]) == 0
+    assert "it was invalidated" in capsys.readouterr().out
+    found = said()
+    assert (found["why"], found["others"], found["fingerprint"]) == ("it was invalidated", [], None)
+
+
+@pytest.mark.anyio
+async def test_a_lease_without_an_entry_is_shown_and_one_of_no_type_is_not(server: Server):
+    from swr.cli.inspection import inspect
+
+    async with opened(redis_store(server)) as store:
+        await _store(store, OLD, Old(1))
+        await store.acquire("k", "loads", 30, 0, NEW)
+        server.command("HSET", "swr:{k}:l", "foreign", "x")
+        found = await inspect(store, "k")
+        assert [one.fingerprint for one in (found, *found.others)] == [OLD.fingerprint, NEW.fingerprint]
+        assert found.others[0].lease["holder"] == "loads"
+        assert (await inspect(store, "k", NEW.fingerprint)).state is State.MISSING
+        assert (await inspect(store, "k", "00000000")).lease is None
+        await store.invalidate("k")
+        await store.acquire("k", "loads", 30, 0, NEW)
+        assert [(await inspect(store, "k")).why, (await inspect(store, "k")).lease["holder"]] == [
+            "it was invalidated",
+            "loads",
+        ]
+
+
+@pytest.mark.anyio
+async def test_an_entry_that_cannot_be_read_is_shown_as_such(server: Server, capsys: Any):
+    async with Release(server.url) as old:
+        await old.get()
+        last = int(server.command("STRLEN", "swr:{k}")[1:]) - 1
+        server.command("SETRANGE", "swr:{k}", str(last), "x")
+        assert await asyncio.to_thread(main, ["inspect", "k", "--redis", server.url]) == 0
+    shown = capsys.readouterr().out
+    assert "cannot be read: the checksum does not match" in shown
+    assert OLD.fingerprint in shown
+
+
+def test_the_version_of_a_loader_is_that_of_its_return_annotation():
+    cache = Cache("redis://127.0.0.1:1/0")
+
+    @cache.cached("k", fresh_for=60)
+    async def load() -> Old: ...
+
+    assert load.codec is codec_for(load.__wrapped__)
+
+
+# -- responses ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("shared", [True, False], ids=["Redis", "memory"])
+async def test_a_version_of_the_middleware_keeps_releases_apart(server: Server, shared: bool):
+    """Each has responses of its own, by either way to a hit; what invalidates a URL does so for both."""
+    caches = [Cache(server.url, timeout=2) for _ in range(2)] if shared else [Cache()] * 2
+    apps = [App(MAX_AGE, body=release) for release in (b"old", b"new")]
+    async with caches[0], caches[1]:
+        old, new = [
+            client(SWRMiddleware(app, cache=cache, version=version))
+            for app, cache, version in zip(apps, caches, ("2026-11-01", "2026-11-29"), strict=True)
+        ]
+        for loads in (1, 2):
+            for _ in range(3):
+                for one, body in ((old, b"old"), (new, b"new")):
+                    for headers in ({}, {"cache-control": "max-age=600"}):
+                        assert (await one.get("/a?b=1", headers=headers)).content == body
+            assert [app.runs for app in apps] == [loads] * 2
+            await caches[loads - 1].invalidate_url("/a?b=1")
+            if shared:
+                key = "GET http://test\n/a?b=1\nversion: 2026-11-"
+                for cache, day in zip(caches, ("01", "29"), strict=True):
+                    await until(lambda cache=cache, key=key + day: cache.engine.store.peek(key) is None)
+        same = client(SWRMiddleware(apps[0], cache=caches[1], version="2026-11-29"))
+        assert (await new.get("/a?b=1")).content == (await same.get("/a?b=1")).content == b"new"
+
+
+def test_a_version_of_the_middleware_is_one_line_of_text():
+    for version in ("a\nb", 1, None):
+        with pytest.raises(ConfigurationError, match="version="):
+            SWRMiddleware(App(), cache=Cache(), version=version)

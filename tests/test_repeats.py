@@ -1,0 +1,210 @@
+"""What is invalidated before its transaction is committed is invalidated once more afterwards."""
+
+import contextvars
+from typing import Annotated
+
+import anyio
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+
+from swr import Cache, Policy, State
+from swr.events import Invalidated
+from swr.middleware import SWRMiddleware
+from swr.testing import FakeClock
+from tests.fleet import settle
+from tests.servers import Server
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def cache():
+    async with Cache(clock=FakeClock()) as cache:
+        yield cache
+
+
+class Shop:
+    """One price, a loader of it, and a transaction that is committed when its block ends."""
+
+    def __init__(self, cache):
+        self.cache = cache
+        self.price = 1
+
+        @cache.cached("price", fresh_for=60, tags=("prices",))
+        async def read() -> int:
+            return self.price
+
+        self.read = read
+
+    async def commit(self, price):
+        # A reader comes between the invalidation and the commit.
+        self.between = await self.read()
+        self.price = price
+
+
+INVALIDATIONS = {
+    "tag": lambda shop: shop.cache.invalidate_tag("prices"),
+    "key": lambda shop: shop.cache.invalidate("price"),
+    "loader": lambda shop: shop.read.invalidate(),
+    "clear": lambda shop: shop.cache.clear(),
+}
+
+
+@pytest.mark.parametrize("invalidate", INVALIDATIONS.values(), ids=INVALIDATIONS)
+@pytest.mark.parametrize("task", ["same", "another"])
+async def test_a_reader_before_the_commit_does_not_keep_the_old_value(cache, invalidate, task):
+    shop = Shop(cache)
+    assert await shop.read() == 1
+    async with cache.until_committed():
+        if task == "same":
+            await invalidate(shop)
+        else:
+            async with anyio.create_task_group() as group:
+                group.start_soon(invalidate, shop)
+        await shop.commit(2)
+    assert shop.between == 1
+    assert await shop.read() == 2
+
+
+async def test_a_dependency_that_commits_after_the_response_needs_one_line(cache):
+    shop, app = Shop(cache), FastAPI()
+
+    async def transaction():
+        async with cache.until_committed():
+            yield
+            await shop.commit(2)
+
+    @app.post("/price")
+    async def change(_: Annotated[None, Depends(transaction)]) -> str:
+        await cache.invalidate_tag("prices")
+        return "done"
+
+    await post_twice(shop, app)
+
+
+async def test_a_plain_def_endpoint_and_dependency_need_a_dependency_around_them(cache):
+    shop, app = Shop(cache), FastAPI()
+
+    async def until_committed():
+        async with cache.until_committed():
+            yield
+
+    def transaction(_: Annotated[None, Depends(until_committed)]):
+        yield
+        anyio.from_thread.run(shop.commit, 2)
+
+    @app.post("/price")
+    def change(_: Annotated[None, Depends(transaction)]) -> str:
+        anyio.from_thread.run(cache.invalidate_tag, "prices")
+        return "done"
+
+    await post_twice(shop, app)
+
+
+async def test_behind_the_middleware_an_unsafe_request_needs_nothing(cache):
+    shop, app = Shop(cache), FastAPI()
+
+    async def transaction():
+        yield
+        await shop.commit(2)
+
+    @app.post("/price")
+    async def change(_: Annotated[None, Depends(transaction)]) -> str:
+        await cache.invalidate_tag("prices")
+        return "done"
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    await post_twice(shop, app)
+
+
+async def post_twice(shop, app):
+    assert await shop.read() == 1
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.post("/price")).status_code == 200
+    assert shop.between == 1
+    assert await shop.read() == 2
+
+
+async def test_a_block_that_fails_or_is_cancelled_invalidates_all_the_same(cache):
+    shop = Shop(cache)
+    for price, end in ((2, "fail"), (3, "cancel")):
+        await shop.read()
+        with anyio.CancelScope() as scope:
+            try:
+                async with cache.until_committed():
+                    await shop.read.invalidate()
+                    await shop.commit(price)
+                    if end == "fail":
+                        raise ValueError
+                    scope.cancel()
+                    await anyio.sleep_forever()
+            except ValueError:
+                assert end == "fail"
+        assert await shop.read() == price
+
+
+async def test_what_is_invalidated_outside_or_in_another_cache_is_not_repeated(cache):
+    events = []
+    cache.subscribe(events.append, Invalidated)
+    async with Cache() as other:
+        other.subscribe(events.append, Invalidated)
+        async with other.until_committed():
+            await cache.invalidate("k")
+        await cache.invalidate("k")
+    assert len(events) == 2
+
+
+async def test_a_block_inside_a_block_and_one_for_two_caches_repeat_at_each_end(cache):
+    events = []
+    async with Cache() as other:
+        other.subscribe(events.append, Invalidated)
+        async with other.until_committed():
+            async with cache.until_committed(), other.until_committed():
+                await other.invalidate("k")
+                await other.invalidate("k")
+            assert len(events) == 3
+        assert len(events) == 4
+
+
+async def test_a_block_that_another_task_ends_notes_nothing_more(cache):
+    """As when a generator is closed by somebody else."""
+    events, block = [], cache.until_committed()
+    cache.subscribe(events.append, Invalidated)
+    await block.__aenter__()
+    await cache.invalidate("k")
+
+    async def end():
+        await block.__aexit__(None, None, None)
+
+    context = contextvars.Context()
+    async with anyio.create_task_group() as group:
+        context.run(group.start_soon, end)
+    assert len(events) == 2
+    await cache.invalidate("k")
+    assert len(events) == 3
+
+
+class TestRedis:
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio"
+
+    async def test_another_process_that_reads_before_the_commit_reads_anew_after_it(self, server: Server):
+        price = [1]
+
+        async def load() -> int:
+            return price[0]
+
+        policy = Policy(60, tags=("prices",))
+        async with Cache(server.url) as cache, Cache(server.url) as other:
+            await cache.get_or_load("price", load, policy)
+            async with cache.until_committed():
+                await cache.invalidate_tag("prices")
+                with anyio.fail_after(30):
+                    while (await other.get_or_load("price", load, policy)).state is not State.MISSING:
+                        await anyio.sleep(0.005)
+                price[0] = 2
+            with anyio.fail_after(30):
+                while (await other.get_or_load("price", load, policy)).value != 2:
+                    await settle()

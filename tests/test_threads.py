@@ -1,0 +1,174 @@
+"""Plain `def` loaders in threads: how many run at a time, and who is kept waiting by those that hang."""
+
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from swr import Cache, LoadContext, LoadTimeout, Policy
+from swr.engine.threads import _EACH, _THREADS
+from swr.testing import FakeClock
+from tests.fleet import until
+
+pytestmark = pytest.mark.anyio
+
+
+class Hanging:
+    """A database that answers nobody until it is told to; counts who waits in it."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.running = self.most = self.calls = 0
+        self._lock = threading.Lock()
+
+    def query(self):
+        with self._lock:
+            self.running += 1
+            self.calls += 1
+            self.most = max(self.most, self.running)
+        self.gate.wait(60)
+        with self._lock:
+            self.running -= 1
+        return 1
+
+
+@pytest.fixture
+def database():
+    hanging = Hanging()
+    yield hanging
+    hanging.gate.set()
+
+
+async def test_a_loader_that_hangs_leaves_threads_to_the_others(database):
+    async with Cache() as cache:
+
+        @cache.cached("hangs:{n}", fresh_for=60)
+        def hangs(n):
+            return database.query()
+
+        @cache.cached_many("quick:{n}", fresh_for=60)
+        def quick(numbers):
+            return dict.fromkeys(numbers, 2)
+
+        async with anyio.create_task_group() as group:
+            for n in range(2 * _THREADS):
+                group.start_soon(hangs, n)
+            await until(lambda: database.running == _EACH)
+            with anyio.fail_after(30):
+                assert await quick([1]) == {1: 2}
+                assert (await cache.get_or_load("k", lambda: 3, Policy(60))).value == 3
+            database.gate.set()
+    assert database.calls == 2 * _THREADS
+    assert database.most == _EACH
+
+
+async def test_loads_that_are_given_up_hold_their_threads_until_these_end(database):
+    async with Cache() as cache:
+
+        @cache.cached("hangs:{n}", fresh_for=60, hard_timeout=0.1)
+        def hangs(n):
+            return database.query()
+
+        async def read(n):
+            with pytest.raises(LoadTimeout):
+                await hangs(n)
+
+        async def read_again(n):
+            with contextlib.suppress(LoadTimeout):
+                await hangs(n)
+
+        with anyio.fail_after(60):
+            for start in range(0, 400, 100):
+                async with anyio.create_task_group() as group:
+                    for n in range(start, start + 100):
+                        group.start_soon(read, n)
+        assert database.most <= _EACH
+        assert database.calls <= _EACH
+        database.gate.set()
+        await until(lambda: not database.running)
+        # The threads are there again, all of them.
+        database.gate.clear()
+        database.most = 0
+        async with anyio.create_task_group() as group:
+            for n in range(100):
+                group.start_soon(read_again, n)
+            await until(lambda: database.most == _EACH)
+            database.gate.set()
+
+
+async def test_a_call_that_nobody_waits_for_when_its_thread_begins_is_left_out():
+    from swr.engine.threads import _Call
+
+    called = []
+    call = _Call(lambda: called.append(1), lambda: called.append("left"))
+    assert call.abandon()
+    assert call.run() == (None,)
+    assert not called
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_large_values_are_written_and_read_while_the_event_loops_own_threads_hang(any_server, database):
+    """As those of an app whose threads wait for a cached value, or for a database."""
+    any_server.command("FLUSHALL")
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    hanging = loop.run_in_executor(None, database.query)
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    for n in range(int(limiter.total_tokens)):
+        limiter.acquire_on_behalf_of_nowait(n)
+    policy, numbers = Policy(60), list(range(200_000))
+    async with Cache(any_server.url, timeout=30) as first, Cache(any_server.url, timeout=30) as second:
+        with anyio.fail_after(60):
+            await first.get_or_load("k", lambda: numbers, policy, returns=list[int])
+            outcome = await second.get_or_load("k", database.query, policy, returns=list[int])
+            assert outcome.value == numbers
+            await until(lambda: first.local.get("k").weight > 1_000_000)
+    database.gate.set()
+    await hanging
+
+
+class Copied:
+    """Knows in which thread it was copied last."""
+
+    thread = None
+
+    def __deepcopy__(self, memo):
+        Copied.thread = threading.get_ident()
+        return Copied()
+
+
+async def test_copies_of_large_values_are_made_in_a_thread():
+    clock, here = FakeClock(), threading.get_ident()
+    async with Cache(clock=clock, l1_max_bytes=2**30) as cache:
+        size = 0
+
+        @cache.cached("one", fresh_for=60, copy=True)
+        async def one() -> list[object]:
+            return [Copied() for _ in range(size)]
+
+        @cache.cached("context", fresh_for=60, keep_for=600, copy=True)
+        async def with_context(context: LoadContext[object]) -> list[object]:
+            return [Copied() for _ in range(size)]
+
+        @cache.cached_many("many:{n}", fresh_for=60, copy=True)
+        async def many(numbers):
+            return {number: [Copied() for _ in range(size)] for number in numbers}
+
+        for size, is_elsewhere in ((10, False), (10_000, True)):
+            await one.invalidate()
+            await many.invalidate([1])
+            for call in (one, one, one.outcome, one.refresh):
+                await call()
+                assert (Copied.thread != here) is is_elsewhere
+            for call in (many, many.outcome, many.refresh):
+                await call([1])
+                assert (Copied.thread != here) is is_elsewhere
+            await with_context.refresh()
+            clock.advance(61)
+            Copied.thread = None
+            assert len(await with_context()) == size
+            assert (Copied.thread != here) is is_elsewhere
