@@ -166,9 +166,10 @@ class Proxy:
                         command, buffer = buffer[:end], buffer[end:]
                         self.commands += 1
                         if self.commands == self._strikes_at:
-                            # What came before it in the same packet goes before it.
-                            sink.write(data)
-                            data = b""
+                            if self._fault in ("silent", "swallowed", "late"):
+                                # What came before it in the same packet goes before it; a broken connection loses it.
+                                sink.write(data)
+                                data = b""
                             await self._strike(sink, command)
                         else:
                             data += command

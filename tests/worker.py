@@ -98,6 +98,8 @@ class Worker:
             self.gated = command.get("gated", self.gated)
             self.policy = Policy(*command.get("policy", (60, 600)), tags=tuple(command.get("tags", ())))
             return None
+        if what == "reachable":
+            return self.cache.engine.store.is_reachable
         if what in ("read", "watch"):
             return await getattr(self, what)(**command)
         return await getattr(self.cache, what)(**command)
