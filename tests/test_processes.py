@@ -257,7 +257,7 @@ def test_a_lost_reply_locks_nobody_out_and_doubles_no_work(start, loads, proxy, 
     (unlucky,) = start(1, url=proxy(lambda proxy: proxy.url))
     (other,) = start(1)
     numbers = counting()
-    struck = doubled = 0
+    struck = 0
     while struck < TIMES:
         key = f"k{(round_ := next(numbers))}"
         before = len(loads.lines())
@@ -268,12 +268,8 @@ def test_a_lost_reply_locks_nobody_out_and_doubles_no_work(start, loads, proxy, 
         assert unlucky.ask("read", key=key, readers=5)["values"] == {"0": 5}
         struck += proxy(lambda proxy: (proxy.struck, proxy.heal())[0])
         assert other.ask("read", key=key, readers=5)["values"] == {"0": 5}
-        # A heartbeat or a probe may be what breaks the link, just before the load; then nobody's load is the only one.
-        done = len(loads.lines()) - before
-        assert 1 <= done <= 2
-        doubled += done == 2
+        assert len(loads.lines()) - before == 1
         assert round_ < 3 * TIMES
-    assert doubled <= struck // 2
 
 
 @pytest.mark.parametrize("how", ["invalidate", "invalidate_tag", "clear"])

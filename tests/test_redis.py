@@ -676,6 +676,15 @@ class TestCommits:
             assert await store.read("k", ANY) is None
 
 
+async def test_a_command_under_way_is_sent_again_where_the_subscription_breaks_first(server: Server):
+    async with Cache(server.url, timeout=5) as cache:
+        link = cache.engine.store.store.commands._servers.link_to(b"k")
+        answer = asyncio.create_task(link.ask("BLPOP", "nothing", "0.5"))
+        await until(lambda: "blpop" in str(server.command("CLIENT", "LIST")).lower())
+        server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert await answer is None
+
+
 class TestLostReplies:
     """Promise 7: no phantom lease, no double work, whichever command's reply is lost."""
 

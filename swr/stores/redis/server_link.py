@@ -119,8 +119,15 @@ class ServerLink:
                 delay = 0.0 if lasted else min(_LONGEST_PAUSE, delay * 2 or 0.01)
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
         finally:
+            self._end()
             with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
                 await self._close()
+
+    def _end(self) -> None:
+        """Let no command wait for another connection."""
+        self.retired = True
+        self._waits_until = 0.0
+        self._tried_again.set()
 
     async def _close(self) -> None:
         if self._owned:
@@ -226,13 +233,14 @@ class ServerLink:
         if self.connection not in (None, connection):
             return
         self.connection = None
-        if isinstance(error, Closed):
-            return
-        if self.error is None:
+        if self.error is None and not self.retired:
             self.lost_at = time.monotonic()
             # Who has waited for a silent server waits no more than a moment for the next connection.
             self._waits_until = self.lost_at + self._timeouts.reply / (8 if isinstance(error, Silent) else 1)
             self._tried_again.clear()
+        if isinstance(error, Closed):
+            # The subscription broke, and took this connection with it. It says why.
+            return
         self.error = error
         self._owner.on_link_changed()
 
