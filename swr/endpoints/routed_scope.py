@@ -52,7 +52,7 @@ class RoutedScope(dict[str, Any]):
     def __or__(self, other: Any) -> Any:
         return dict(self) | other
 
-    # `dict` does these without the methods above.
+    # `dict` does these without the methods above. mypy sees other classes of views, which behave the same.
     keys, items, values = _MIXIN.keys, _MIXIN.items, _MIXIN.values  # type: ignore[assignment]
     update, setdefault = _MIXIN.update, _MIXIN.setdefault
     popitem, clear = _MIXIN.popitem, _MIXIN.clear

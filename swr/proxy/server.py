@@ -9,7 +9,7 @@ uvicorn limits how long a connection may be idle between two requests, and nothi
 | goes on sending a body that was answered already            | `head_timeout`                                    |
 | takes an answer, also one from the cache                    | `client_timeout` more than 500 bytes a second do  |
 
-The time that the app takes counts for nobody.
+The time that the app takes does not count.
 """
 
 import asyncio
@@ -119,6 +119,7 @@ class ClientProtocol(HttpToolsProtocol):
 
     # -- the connection ---------------------------------------------------------------------------------------
 
+    # As uvicorn, which serves no other transports, narrows it.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         _, self._high_water = transport.get_write_buffer_limits()
