@@ -57,3 +57,9 @@ def place_url(place: str, any_server: Server) -> str | None:
         return None
     any_server.command("FLUSHALL")
     return any_server.url
+
+
+@pytest.fixture
+def no_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that count commands: a heartbeat among them would be one more."""
+    monkeypatch.setattr("swr.stores.redis.server_link._HEARTBEAT", 3600.0)

@@ -109,7 +109,7 @@ class TestTasks:
         assert await is_empty(queue)
         assert (await queue.status()).counts["merged"] == 1000
 
-    async def test_in_bulk_and_no_more_than_asked_for(self, store, backend):
+    async def test_in_bulk_and_no_more_than_asked_for(self, no_heartbeats, store, backend):
         queue = Queue(store, "r", backend)
         await queue.enqueue(EPOCH, [(f"k{number}", 0, (number,)) for number in range(1200)])
         sent = store.sent

@@ -566,6 +566,7 @@ class TestOutage:
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
 
 
+@pytest.mark.usefixtures("no_heartbeats")
 class TestLeaseRequests:
     """Leases that are asked for in one turn of the event loop are one command."""
 
@@ -608,6 +609,7 @@ def committed(lease: Lease, value: object = 1) -> Entry:
     return stamp(value, POLICY, time.time(), lease.version, lease.tag_version)
 
 
+@pytest.mark.usefixtures("no_heartbeats")
 class TestCommits:
     """Entries that are stored in one turn of the event loop are one command, and one message notifies every process."""
 
