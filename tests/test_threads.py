@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -98,6 +99,24 @@ async def test_a_call_that_nobody_waits_for_when_its_thread_begins_is_left_out()
     assert call.abandon()
     assert call.run() == (None,)
     assert not called
+
+
+async def test_a_call_that_is_cancelled_at_whatever_moment_gives_its_thread_back(database):
+    """Before it has one, between having it and its beginning, and in it."""
+    async with Cache() as cache:
+        threads = cache.engine.runtime.threads
+        for turns in (*range(8), None):
+            calls = database.calls
+            async with anyio.create_task_group() as group:
+                group.start_soon(threads.run, "hangs", database.query)
+                if turns is None:
+                    await until(lambda calls=calls: database.calls > calls)
+                else:
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
+        database.gate.set()
+        await until(lambda: not threads._all.borrowed_tokens and not threads._each["hangs"].borrowed_tokens)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

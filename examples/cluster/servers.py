@@ -120,6 +120,13 @@ def _follows(replica: Node, name: str) -> bool:
     return replica.command("CLUSTER", "REPLICATE", name) == b"+OK\r\n"
 
 
+def _knows_all(node: Node) -> bool:
+    """Return whether a node knows the master of every slot."""
+    says = node.command("CLUSTER", "INFO")
+    # A cluster that may serve without some of its slots is "ok" before they are known.
+    return b"cluster_state:ok" in says and b"cluster_slots_assigned:%d\r" % SLOTS in says
+
+
 def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
     """Make one cluster of empty nodes, a replica to each master; return when any master could be replaced.
 
@@ -137,7 +144,7 @@ def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
     for master, replica in zip(masters, replicas, strict=True):
         name = master.command("CLUSTER", "MYID").decode().split("\r\n")[1]
         until(partial(_follows, replica, name), "a replica knows its master")
-    until(lambda: all(b"cluster_state:ok" in node.command("CLUSTER", "INFO") for node in nodes), "all are one cluster")
+    until(lambda: all(_knows_all(node) for node in nodes), "all are one cluster")
     in_sync = b"master_link_status:up"
     until(lambda: all(in_sync in node.command("INFO", "replication") for node in replicas), "replicas are in sync")
     # Only a node that knows of its master's replica, and the others of it, can be replaced.
