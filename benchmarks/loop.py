@@ -67,6 +67,16 @@ def numbers(number: int) -> list[int]:
     return list(range(number))
 
 
+def lists(number: int) -> list[list[int]]:
+    """Return a table of so many lines."""
+    return [list(range(1000)) for _ in range(number)]
+
+
+def text(number: int) -> str:
+    """Return so many characters."""
+    return "x" * number
+
+
 async def values(url: str | None, kind: Any, value: Any) -> list[tuple[str, Turns]]:
     """Load one large value, and read it in another process's place."""
 
@@ -112,6 +122,8 @@ async def measure(url: str, *, quick: bool) -> None:
         ("integers", list[int], numbers, 1_000_000 // share),
         ("rows", list[Row], rows, 100_000 // share),
         ("rows", list[Row], rows, 400_000 // share),
+        ("lists of 1,000", list[list[int]], lists, 1000 // share),
+        ("characters", str, text, 20_000_000 // share),
     ]
     lines = []
     for store, where in (("memory", None), ("Redis", url)):

@@ -1,34 +1,30 @@
 """The cache: decorators, middleware and refreshers are made from this object."""
 
-import time
+import functools
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from swr.core.arguments import NO_ARGUMENTS
 from swr.core.keys import CallKeys
 from swr.endpoints.decorator import ResponseRule
-from swr.engine.engine import Engine
-from swr.engine.repeats import Repeats
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
 from swr.events import KINDS, Event, Subscriber
-from swr.http.request import digest_with, tag_of_url
+from swr.lifecycle.configured import Configured
+from swr.lifecycle.options import Options, with_environment
 from swr.loaders.annotations import codec_for, codec_of
-from swr.loaders.cached import Cached, Call, IndirectCached, Loader, check_loader, is_async
+from swr.loaders.cached import Cached, IndirectCached
 from swr.loaders.cached_many import CachedMany
-from swr.loaders.calling import asking
+from swr.loaders.call import Call, Loader, is_async
+from swr.loaders.calling import TagsOf, asking, tags_or_function
+from swr.loaders.checks import check_loader
 from swr.loaders.context import Fresh, LoadContext, NotModified
-from swr.loaders.decorators import CachedDecorator, CachedManyDecorator
+from swr.loaders.decorators import CachedDecorator, CachedManyDecorator, on_methods, with_options
 from swr.loaders.many_keys import ManyKeys
+from swr.loaders.stored_entries import StoredEntries
+from swr.loaders.sync import SyncCache
 from swr.loaders.templates import Templates
 from swr.policy import Duration, Policy, seconds
-from swr.settings import checked
-from swr.stores.base import LeasingStore
-from swr.stores.local import LocalCache
-from swr.stores.memory import MemoryStore
-from swr.stores.tag_versions import ALL
-from swr.stores.tiered import TieredStore
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -39,10 +35,8 @@ E = TypeVar("E", bound=Event)
 K = TypeVar("K")
 S = TypeVar("S")
 
-_ENTRIES: Final = 1_000_000
 
-
-class Cache:
+class Cache(Configured, StoredEntries):
     """A stale-while-revalidate cache: in this process's memory, or in memory in front of Redis or Valkey.
 
     Parameters:
@@ -59,9 +53,12 @@ class Cache:
         timeout: how long Redis may stay silent before it counts as unreachable.
         connect_timeout: how long connecting to Redis may take. The first readers wait for it; a refused connection
             fails at once.
-        clock: wall clock, seconds.
+        clock: wall clock, seconds; None: that of this machine.
+        enabled: False: every call goes to its loader and every request to the app, nothing is stored, and no
+            connection is made.
 
-    It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time.
+    It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time. Until then
+    `configure` may change what you give here.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -79,59 +76,49 @@ class Cache:
         timeout: Duration = 1,
         connect_timeout: Duration = 3,
         secret: str | bytes = b"",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
+        enabled: bool = True,
     ) -> None:
-        settings = checked(namespace, l1_max_bytes, lease_for, drain_for, timeout, connect_timeout, secret)
-        self.namespace = settings.namespace
-        self.digest = digest_with(settings.secret)
-        self._encodes = url is not None or redis is not None
-        store: LeasingStore
-        if self._encodes:
-            from swr.stores.redis.store import RedisStore
-            from swr.stores.redis.urls import servers_of
-
-            servers = servers_of(url, redis, settings.timeout, settings.connect_timeout)
-            self.local = LocalCache(l1_max_bytes, _ENTRIES)
-            store = TieredStore(self.local, RedisStore(servers, namespace, settings.timeout, clock), clock)
-        else:
-            memory = MemoryStore(l1_max_bytes, _ENTRIES, clock)
-            self.local, store = memory.local, memory
-        self.engine = Engine(store, settings.lease_for, settings.drain_for, clock)
-        self._opened = 0
+        super().__init__(
+            url,
+            {
+                "redis": redis,
+                "namespace": namespace,
+                "l1_max_bytes": l1_max_bytes,
+                "lease_for": lease_for,
+                "drain_for": drain_for,
+                "timeout": timeout,
+                "connect_timeout": connect_timeout,
+                "secret": secret,
+                "clock": clock,
+                "enabled": enabled,
+            },
+        )
         self._templates = Templates()
 
+    @classmethod
+    def from_env(cls, url: str | None = None, **options: Unpack[Options]) -> Self:
+        """Return a cache with the options of the environment: `SWR_REDIS_URL`, `SWR_NAMESPACE` and `SWR_ENABLED`.
+
+        Parameters:
+            url, options: those of `Cache`, for what the environment leaves open. A variable goes before its option;
+                one that is empty counts as not there. `SWR_ENABLED` is 1, true, yes, on, 0, false, no or off.
+
+        Raises:
+            ConfigurationError: an option, or the value of a variable, cannot work. It names the variable, and shows no
+                password.
+        """
+        url, options = with_environment(url, options)
+        return cls(url, **options)
+
     @property
-    def is_shared(self) -> bool:
-        """Whether other processes share what is stored: with Redis or Valkey they may."""
-        return self._encodes
-
-    # -- life -------------------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        """Open; what is opened several times is closed by the last exit."""
-        self._opened += 1
-        try:
-            await self.engine.ready()
-        except BaseException:
-            self._opened -= 1
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Wait for loads within `drain_for`, cancel the rest, give back leases, disconnect."""
-        self._opened = max(0, self._opened - 1)
-        if self._opened == 0:
-            await self.engine.aclose()
-
-    async def aclose(self) -> None:
-        """Close now, however often it was opened; it opens again at its next use."""
-        self._opened = 0
-        await self.engine.aclose()
+    def sync(self) -> SyncCache:
+        """The cache for code that is not async: `cache.sync.invalidate_tag("group:ATL")`."""
+        return SyncCache(self)
 
     # -- loaders ----------------------------------------------------------------------------------------------
 
+    @with_options
     def cached(
         self,
         template: str | None = None,
@@ -139,7 +126,7 @@ class Cache:
         fresh_for: Duration,
         stale_for: Duration = 0,
         stale_if_error: Duration = 0,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | TagsOf = (),
         ignore: Sequence[str] = (),
         copy: bool = False,
         keep_for: Duration = 0,
@@ -154,8 +141,9 @@ class Cache:
             template: the key, "ranking:{group}:{limit}"; it names every parameter or leaves it to `ignore`. None:
                 a key of the function's name and all its arguments.
             fresh_for, stale_for, stale_if_error: see `Policy`.
-            tags: names to invalidate by, "group:{group}".
-            ignore: parameters that do not change the answer, `self` or a database session for two.
+            tags: names to invalidate by, "group:{group}"; or a function that returns them, of the value and the
+                loader's arguments.
+            ignore: parameters that do not change the answer, `self` for one.
             copy: give every caller a deep copy. Without it all callers in this process share one object, which
                 they must not change.
             keep_for: how long past `fresh_for` a value is kept at least, served or not, for a loader that asks for a
@@ -171,6 +159,7 @@ class Cache:
         Raises:
             ConfigurationError: at decoration, for whatever of these cannot work.
         """
+        tags, of_value = tags_or_function(tags)
         policy = Policy(fresh_for, stale_for, stale_if_error, tags, keep_for, soft_timeout, hard_timeout, early, jitter)
 
         def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
@@ -178,12 +167,12 @@ class Cache:
             asks = asking(function)
             keys = CallKeys(function, template, policy.tags, ignore, None if asks is None else asks.signature)
             self._templates.claim(keys.template, function, is_default=template is None)
-            indirect = policy.early or not self.local.slots.maxsize
-            kind: type[Cached[..., Any]] = IndirectCached if indirect else Cached
-            return kind(self.engine, self.local, function, keys, policy, copies=copy, asking=asks)
+            kind: type[Cached[..., Any]] = IndirectCached if policy.early else Cached
+            return kind(self.engine, self.local, function, keys, policy, copies=copy, asking=asks, tags=of_value)
 
-        return cast(CachedDecorator, decorate)
+        return cast(CachedDecorator, functools.partial(on_methods, decorate))
 
+    @with_options
     def cached_many(
         self,
         template: str,
@@ -191,7 +180,7 @@ class Cache:
         fresh_for: Duration,
         stale_for: Duration = 0,
         stale_if_error: Duration = 0,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | TagsOf = (),
         ignore: Sequence[str] = (),
         copy: bool = False,
         absent_for: Duration = 0,
@@ -208,13 +197,14 @@ class Cache:
                 those of a `cached` loader with this template, if there is one.
             absent_for: how long it is remembered that an item was not in the dict.
             fresh_for, stale_for, stale_if_error, tags, ignore, copy, soft_timeout, hard_timeout, early, jitter: see
-                `cached`; tags may name the item.
+                `cached`; tags may name the item, and a function of tags gets it in the place of the list.
 
         swr calls the loader once for each 1,000 missing items that no other load brings already.
 
         Raises:
             ConfigurationError: at decoration, for whatever of these cannot work.
         """
+        tags, of_value = tags_or_function(tags)
         policy = Policy(fresh_for, stale_for, stale_if_error, tags, 0, soft_timeout, hard_timeout, early, jitter)
         absent = seconds(absent_for, "absent_for")
 
@@ -226,9 +216,9 @@ class Cache:
                     f"{keys.where} asks for a LoadContext; that is about one value, and it loads many"
                 )
             self._templates.claim(keys.template, function, many=True)
-            return CachedMany(self.engine, function, keys, policy, absent, copies=copy)
+            return CachedMany(self.engine, function, keys, policy, absent, copies=copy, tags=of_value)
 
-        return cast(CachedManyDecorator, decorate)
+        return cast(CachedManyDecorator, functools.partial(on_methods, decorate))
 
     @overload
     async def get_or_load(
@@ -273,11 +263,15 @@ class Cache:
         codec = codec_for(loader) if returns is None else codec_of(returns)
         asks = asking(loader)
         called = loader if asks is None else asks.call
-        job = Call(Loader(self.engine, called, not is_async(loader), asks is not None), NO_ARGUMENTS, policy, codec)
+        made = Loader(self.engine, called, not is_async(loader), asks is not None)
+        if self.engine.switch.is_off:
+            return await made.call_past((), {}, policy.hard_timeout)
+        job = Call(made, NO_ARGUMENTS, policy, codec)
         return await self.engine.fetch(key, job, patience=policy.soft_timeout, early=policy.early)
 
     # -- endpoints --------------------------------------------------------------------------------------------
 
+    @with_options
     def response(
         self,
         *,
@@ -292,6 +286,8 @@ class Cache:
         credentials: Literal["private", "vary"] = "private",
         key: Callable[..., Any] | None = None,
         shared: bool = False,
+        client_max_age: Duration = 0,
+        soft_timeout: Duration | None = None,
     ) -> ResponseRule:
         """Tell the middleware how to cache this endpoint's responses; its signature stays as it is.
 
@@ -310,12 +306,17 @@ class Cache:
             shared: whether every request that they admit gets the same response, whatever the endpoint's arguments.
                 Without `key` and `shared`, responses are shared behind dependencies if path and query alone reach
                 the endpoint.
+            client_max_age: how long clients may keep a response without asking, if it has no `Cache-Control` of its
+                own; see `Rule`. Behind dependencies only the client itself may, and no shared cache.
+            soft_timeout: how long a client waits for a load if there is an entry to fall back on; see `Policy`. None:
+                to its end. Behind dependencies it applies to those who wait for another's run of the endpoint.
 
         Raises:
             ConfigurationError: whatever of these cannot work.
         """
         rule = ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout)
-        return rule.about_requests(ignore_fields, credentials).about_readers(key, shared)
+        rule = rule.about_requests(ignore_fields, credentials).about_readers(key, shared)
+        return rule.about_clients(client_max_age, soft_timeout)
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -353,42 +354,3 @@ class Cache:
                 known = ", ".join(known.__name__ for known in KINDS)
                 raise ConfigurationError(f"{kind!r} is no kind of event; of swr.events there are: {known}")
         return self.engine.events.subscribe(subscriber, kinds or KINDS)
-
-    # -- invalidation -----------------------------------------------------------------------------------------
-
-    async def invalidate(self, key: str) -> None:
-        """Remove what is stored under `key`, here and in every process.
-
-        After it returns, no reader in this process gets an older value, from a load under way either; in other
-        processes, once the notification has arrived. While Redis is unreachable it takes effect here at once, and
-        elsewhere when Redis is reachable again.
-        """
-        if not isinstance(key, str):
-            raise ConfigurationError(f"key={key!r} is not a string; a decorated function has .invalidate(...)")
-        await self.engine.invalidate(key)
-
-    async def invalidate_tag(self, tag: str) -> None:
-        """Outdate every entry that carries `tag`, in one step however many there are; else as `invalidate`."""
-        if not isinstance(tag, str) or not tag:
-            raise ConfigurationError(f"tag={tag!r} is not a non-empty string")
-        await self.engine.invalidate_tag(tag)
-
-    async def invalidate_url(self, url: str) -> None:
-        """Outdate the responses to a URL, "/rankings/ATL?limit=10", for all its hosts, schemes and variants.
-
-        Raises:
-            ConfigurationError: it is no URL or path.
-        """
-        await self.engine.invalidate_tag(tag_of_url(url))
-
-    def until_committed(self) -> Repeats:
-        """Return an `async with` block that makes every invalidation inside it once more at its end.
-
-        Let it enclose the transaction. Between an invalidation and the commit a reader may load the old value again;
-        the second invalidation outdates that. `SWRMiddleware` does so for each request with an unsafe method.
-        """
-        return Repeats(self.engine)
-
-    async def clear(self) -> None:
-        """Outdate everything in this cache's namespace."""
-        await self.engine.invalidate_tag(ALL)

@@ -36,6 +36,8 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
         took: how long its load took, seconds.
         absent: there is no value, as a batch loader has found, until `keep_until`. No reader is answered with it who
             asks for the one key.
+        loader: says which loader it is of (`swr.core.keys.loader_digest`); empty for none.
+        marked_at: the version at which it was marked stale last; 0: never. Then it is not fresh, whatever a clock says.
     """
 
     value: T
@@ -50,6 +52,13 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
     validator: str | None = None
     took: float = 0.0
     absent: bool = False
+    loader: str = ""
+    marked_at: int = 0
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it was marked stale."""
+        return self.marked_at > 0
 
     @property
     def servable_until(self) -> float:
@@ -66,11 +75,13 @@ def stamp(
     validator: str | None = None,
     took: float = 0.0,
     shortened: float = 0.0,
+    loader: str = "",
 ) -> Entry[T]:
     """Return `value` as an entry whose deadlines follow from `policy` and the time its load began.
 
     Parameters:
         shortened: the share of `policy.fresh_for` that is taken off.
+        loader: see `Entry`.
     """
     fresh_until = created_at + policy.fresh_for * (1 - shortened)
     stale_until = fresh_until + policy.stale_for
@@ -87,12 +98,35 @@ def stamp(
         tags=policy.tags,
         validator=validator,
         took=took,
+        loader=loader,
     )
 
 
 def absence(entry: Entry[T]) -> Entry[T]:
     """Return `entry` as a mark that there is no value; whatever the clock says, it is never fresh nor stale."""
     return msgspec.structs.replace(entry, fresh_until=0.0, stale_until=0.0, error_until=0.0, absent=True)
+
+
+def marked_stale(entry: Entry[T], version: int) -> Entry[T]:
+    """Return `entry` as one that is stale since it was first marked; its other windows count from then.
+
+    Without a `stale_for` it may not be served stale: it is an answer only if its load fails (`stale_if_error`).
+
+    Parameters:
+        version: at which it was marked.
+    """
+    if entry.is_marked:
+        return entry if version <= entry.marked_at else msgspec.structs.replace(entry, marked_at=version)
+    # Versions are times of servers, whose clocks need not agree with the one that stamped the entry.
+    at = entry.created_at + max(0, version - entry.version) / 1e6 if entry.version else version / 1e6
+    stale_for, stale_if_error = entry.stale_until - entry.fresh_until, entry.error_until - entry.fresh_until
+    return msgspec.structs.replace(
+        entry,
+        fresh_until=min(entry.fresh_until, at),
+        stale_until=min(entry.stale_until, at + stale_for) if stale_for > 0 else 0.0,
+        error_until=min(entry.error_until, at + stale_if_error) if stale_if_error > 0 else 0.0,
+        marked_at=version,
+    )
 
 
 def doubtful(entry: Entry[T]) -> Entry[T]:
@@ -108,9 +142,11 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True):
         state: fresh, stale, or missing (this reader waited for a load).
         age: seconds since its load began.
         error: why a stale value was given in place of a new one, where a load failed; else None.
+        bypassed: whether the cache was off, so that the loader was called and nothing was stored.
     """
 
     value: T
     state: State
     age: float
     error: BaseException | None = None
+    bypassed: bool = False

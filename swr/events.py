@@ -166,17 +166,21 @@ class CommitRejected(Event):
 
 @dataclass(frozen=True, slots=True)
 class Invalidated(Event):
-    """A key, a tag or everything was invalidated.
+    """A key, a tag, all that a loader has stored, or everything was invalidated or marked stale.
 
     Parameters:
-        key: what; None for a tag and for everything.
-        tag: what; None for a key and for everything.
+        key: what, if it is a key.
+        tag: what, if it is a tag.
         elsewhere: another process did it, and this one was notified.
+        loader: the key template of a loader, if it is all that this loader has stored.
+        soft: it was marked stale, in place of removed.
     """
 
     key: str | None
     tag: str | None
     elsewhere: bool
+    loader: str | None = None
+    soft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,17 @@ class StoreReachable(Event):
     """
 
     unreachable_for: float
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRefused(Event):
+    """The store, which is reachable, has refused a command of this process: its memory is full, say.
+
+    Parameters:
+        reason: what it has answered.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +279,7 @@ KINDS: Final = (
     Invalidated,
     StoreUnreachable,
     StoreReachable,
+    CommandRefused,
     RoundQueued,
     RoundEnded,
 )

@@ -1,5 +1,7 @@
-"""The settings of a cache, checked when it is made."""
+"""The settings of a cache, checked when they are given; and what the environment says of them."""
 
+import os
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from swr.errors import ConfigurationError
@@ -7,6 +9,20 @@ from swr.policy import Duration, seconds
 
 # Seconds. A lease in Redis that lasts longer is foreign, and is overwritten.
 _LONGEST_LEASE: Final = 86_400.0
+SCHEMES: Final = (
+    "redis://",
+    "rediss://",
+    "unix://",
+    "redis+sentinel://",
+    "rediss+sentinel://",
+    "redis+cluster://",
+    "rediss+cluster://",
+)
+URL: Final = "SWR_REDIS_URL"
+NAMESPACE: Final = "SWR_NAMESPACE"
+ENABLED: Final = "SWR_ENABLED"
+_YES: Final = ("1", "true", "yes", "on")
+_NO: Final = ("0", "false", "no", "off")
 
 
 class Settings(NamedTuple):
@@ -47,10 +63,7 @@ def checked(
     """
     if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
         raise ConfigurationError(f"l1_max_bytes={l1_max_bytes!r} is not a number of bytes, 0 or more")
-    if not isinstance(namespace, str) or not namespace or not namespace.isascii() or set(namespace) & set("{}% \r\n"):
-        raise ConfigurationError(
-            f"namespace={namespace!r} begins every key in Redis: ASCII without braces, '%' and spaces"
-        )
+    _check_namespace(namespace, "namespace")
     drain = seconds(drain_for, "drain_for")
     lease, silence, connecting = (
         seconds(lease_for, "lease_for"),
@@ -70,3 +83,66 @@ def checked(
     if not isinstance(key, bytes) or len(key) > 64:
         raise ConfigurationError("secret is not text or bytes, 64 bytes at most")
     return Settings(namespace, l1_max_bytes, lease, drain, silence, connecting, key)
+
+
+def _check_namespace(namespace: object, option: str) -> None:
+    if not isinstance(namespace, str) or not namespace or not namespace.isascii() or set(namespace) & set("{}% \r\n"):
+        raise ConfigurationError(
+            f"{option}={namespace!r} begins every key in Redis: ASCII without braces, '%' and spaces"
+        )
+
+
+class Environment:
+    """What the environment says of a cache; each is None if it says nothing.
+
+    Parameters:
+        url: of `SWR_REDIS_URL`. It may hold a password, so no text of this object has it.
+        namespace: of `SWR_NAMESPACE`.
+        enabled: of `SWR_ENABLED`.
+    """
+
+    __slots__ = ("enabled", "namespace", "url")
+
+    def __init__(self, url: str | None, namespace: str | None, enabled: bool | None) -> None:
+        self.url = url
+        self.namespace = namespace
+        self.enabled = enabled
+
+    def __repr__(self) -> str:
+        url = None if self.url is None else redacted(self.url)
+        return f"Environment(url={url}, namespace={self.namespace!r}, enabled={self.enabled!r})"
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Return what the environment variables say of a cache. One that is empty says nothing.
+
+    Parameters:
+        variables: None: those of this process.
+
+    Raises:
+        ConfigurationError: naming the variable whose value cannot work.
+    """
+    variables = os.environ if variables is None else variables
+    url, namespace, enabled = (variables.get(name, "").strip() or None for name in (URL, NAMESPACE, ENABLED))
+    if url is not None and not url.startswith(SCHEMES):
+        # Without a scheme there is no telling which part is a password.
+        shown = redacted(url) if "://" in url else "its value"
+        raise ConfigurationError(f"{URL}: {shown} is not a URL of {', '.join(SCHEMES)}")
+    if namespace is not None:
+        _check_namespace(namespace, NAMESPACE)
+    if enabled is not None and enabled.lower() not in _YES + _NO:
+        raise ConfigurationError(f"{ENABLED}={enabled!r} is neither {', '.join(_YES)} nor {', '.join(_NO)}")
+    return Environment(url, namespace, None if enabled is None else enabled.lower() in _YES)
+
+
+def redacted(url: object) -> str:
+    """A URL without its passwords, for errors and logs."""
+    scheme, slashes, rest = str(url).partition("://")
+    if not slashes:
+        scheme, rest = "", scheme
+    location, mark, query = rest.partition("?")
+    if "@" in query:
+        # A password with a question mark in it, or one in the query: there is no telling where it begins.
+        return repr(f"{scheme}{slashes}…")
+    _, at, host = location.rpartition("@")
+    return repr(f"{scheme}{slashes}{'…@' if at else ''}{host}{mark and '?…'}")

@@ -63,3 +63,9 @@ def place_url(place: str, any_server: Server) -> str | None:
 def no_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that count commands: a heartbeat among them would be one more."""
     monkeypatch.setattr("swr.stores.redis.server_link._HEARTBEAT", 3600.0)
+
+
+@pytest.fixture(autouse=True)
+def _patience_with_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine that stands still for a second makes swr ask again what it holds: test_standstill tries that."""
+    monkeypatch.setattr("swr.stores.hearing.HEARD_FOR", 3600.0)

@@ -1,13 +1,16 @@
 """A store that fails when told to."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
 
 from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import StoreUnavailable
 from swr.stores.base import Held, Kind, Lease, LeasingStore, Notification, Start, Subscriber
-from swr.stores.tag_versions import TagVersions
+from swr.stores.tag_versions import Name, TagVersions, is_announced
 
 T = TypeVar("T")
 
@@ -88,7 +91,7 @@ class FlakyStore:
         """Never: this store keeps no invalidation back."""
         return False
 
-    def tell_pending(self, kind: Kind, name: str) -> None:
+    def tell_pending(self, kind: Kind, name: Name) -> None:
         """Nothing: the others are not told."""
 
     async def settled(self) -> None:
@@ -114,15 +117,54 @@ class FlakyStore:
         """Invalidate, or fail."""
         await self._do("invalidate", lambda: self.store.invalidate(key))
 
-    async def invalidate_tag(self, tag: str) -> None:
+    async def mark_stale(self, key: str) -> None:
+        """Mark, or fail."""
+        await self._do("mark_stale", lambda: self.store.mark_stale(key))
+
+    async def invalidate_tag(self, *names: Name) -> None:
         """Invalidate, or fail."""
-        await self._do("invalidate_tag", lambda: self.store.invalidate_tag(tag))
+        await self._do("invalidate_tag", lambda: self.store.invalidate_tag(*names))
+
+    @property
+    def heard(self) -> int:
+        """Return the clock of the store behind."""
+        return self.store.heard
+
+    async def invalidate_announced(self, tags: Sequence[str]) -> None:
+        """Invalidate, or fail."""
+        await self._do("invalidate_announced", lambda: self.store.invalidate_announced(tags))
+
+    async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
+        """Ask the store behind, or fail."""
+        return await self._do("was_passed_over", lambda: self.store.was_passed_over(tags, since))
+
+    def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of which an announcement failed, or all where the store is down."""
+        return tuple(tag for tag in tags if is_announced(tag)) if self.is_down else ()
+
+    async def announce(self, tags: tuple[str, ...]) -> None:
+        """Announce, or fail."""
+        await self._do("announce", anyio.lowlevel.checkpoint)
 
     async def acquire(
-        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+        self,
+        key: str,
+        token: str,
+        ttl: float,
+        known: int,
+        codec: Codec,
+        *,
+        force: bool = False,
+        tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
         """Acquire, or fail."""
-        return await self._do("acquire", lambda: self.store.acquire(key, token, ttl, known, codec, force=force))
+        return await self._do(
+            "acquire", lambda: self.store.acquire(key, token, ttl, known, codec, force=force, tags=tags)
+        )
+
+    async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
+        """Seize, or fail."""
+        return await self._do("seize", lambda: self.store.seize(key, token, ttl, codec))
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Renew, or fail."""

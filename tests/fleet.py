@@ -23,6 +23,7 @@ class Job:
     """Counts its runs; each asks `answer` at once, waits for `gate` if there is one, and gives what it was told."""
 
     codec = ANY
+    loader = ""
     context: Context | None = None
 
     def __init__(self, answer: Callable[[int], object] | None = None, policy: Policy = POLICY) -> None:

@@ -30,6 +30,8 @@ from swr.http.request_fields import selecting_value
 from swr.middleware import Rule
 from swr.middleware.request import Request
 from swr.middleware.rules import first_match
+from swr.proxy.headers import FieldRules, end_to_end, request_fields, response_fields
+from swr.proxy.targets import misdirected, origin_form
 
 RULE: Final = Rule("/x", cookies=("a", "aa"), sort_query=True, drop_params=("utm_*_*_id", "*a*a*a*", "a*"))
 KEEPING: Final = Rule("/x", keep_params=("a", "*_*_*", "p*"))
@@ -39,6 +41,7 @@ PATHS: Final = [
     Rule("/{a:path}{b:path}{c:path}!"),
     Rule("/{a}/{b}"),
 ]
+PROXY: Final = FieldRules(b"x", True, True, True, b"swr", b"x")
 DIGEST: Final = digest_with(b"")
 STORED: Final = [(b"etag", b'"other"'), (b"last-modified", b"Mon, 01 Jan 2024 00:00:00 GMT")]
 
@@ -82,6 +85,25 @@ def _paths(text: bytes) -> None:
     is_ambiguous(path, text)
 
 
+def _proxied(text: bytes) -> None:
+    """Read a request and an answer as the proxy does, with this text wherever it may stand."""
+    lines = [(part.strip().lower(), b"1") for part in text.split(b",")]
+    named = [*lines, (b"connection", text), (b"x-forwarded-proto", text), (b"host", text), (b"max-forwards", text)]
+    scope = {"type": "http", "method": "GET", "scheme": "http", "http_version": "1.1", "headers": [*named]}
+    fields, _ = end_to_end(named)
+    request_fields(scope, [*fields, (b"forwarded", text), (b"via", text)], PROXY)
+    response_fields(200, [*named, (b"vary", text), (b"via", text)], b"HTTP/1.1", PROXY, unshared=False)
+
+
+def _directed(text: bytes) -> None:
+    """Find out where the proxy is asked to send a request."""
+    for target in (text, b"http://" + text):
+        origin_form({"raw_path": target, "path": "/", "http_version": "1.1", "headers": [(b"host", text)]})
+    for name in (b"host", b"via"):
+        misdirected({"http_version": "1.0", "headers": [(name, text)]}, PROXY)
+    misdirected({"http_version": "1.0", "headers": [(b"via", part) for part in text.split(b",")]}, PROXY)
+
+
 # What reads a field or a part of a URL.
 READERS: Final[dict[str, Callable[[bytes], object]]] = {
     "cache-control": lambda text: control([(b"Cache-Control", text)], (b"cdn-cache-control",)),
@@ -109,6 +131,8 @@ READERS: Final[dict[str, Callable[[bytes], object]]] = {
     "cookie": lambda text: request_with((b"cookie", text)),
     "lines of cookie": lambda text: request_with(*((b"cookie", part) for part in text.split(b","))),
     "location": lambda text: request_with((b"host", b"test")).tag_of(b"/" + text),
+    "proxied": _proxied,
+    "target": _directed,
     "request": lambda text: request_with((b"accept", text), (b"x", text), query=text, path="/x"),
 }
 
@@ -118,6 +142,7 @@ PIECES: Final = [
     *(b"a", b"0", b"\x80", b"W/", b"%2", b"%2f", b"..", b"no-cache", b"private", b"max-age", b"no-store", b"s-maxage"),
     *(b'no-cache="aaaaaaaa",', b'"\\"', b'""', b"a=1", b"a;", b"a,", b'W/"a",', b"utm_", b"_id", b"bytes=", b"0-0,"),
     *(b"for=1.1.1.1;", b"for=", b"Mon, 01 Jan 2024 00:00:00 GMT", b"gzip;q=1,", b"a=1; ", b"/x", b"/../", b"//"),
+    *(b"1.1 swr", b" swr (x)", b"close, ", b"proto=", b"-cache-control", b"cache-", b"[::", b"http://"),
     *(b"@1", b"1.5", b'%"', b":a:", b"?1", b"(a", b"a=(", b"https://", b"test", b"aa", b"a" * 50, b"0" * 50),
 ]
 

@@ -149,7 +149,7 @@ class Proxy:
         lost: asyncio.Event,
         subscribed: asyncio.Event,
     ) -> None:
-        buffer = b""
+        buffer, has_lost = b"", False
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 if commands and b"SUBSCRIBE" in data:
@@ -170,6 +170,7 @@ class Proxy:
                                 # What came before it in the same packet goes before it; a broken connection loses it.
                                 sink.write(data)
                                 data = b""
+                            has_lost = self._fault == "swallowed"
                             await self._strike(sink, command)
                         else:
                             data += command
@@ -177,6 +178,9 @@ class Proxy:
                         data, buffer = data + buffer, b""
                 while self.hang or (self.hang_subscriptions and subscribed.is_set()):
                     await asyncio.sleep(0.005)
+                if has_lost:
+                    # Nothing on this connection may follow what it has lost: each reply would be that of another command.
+                    break
                 if not commands and lost.is_set():
                     continue
                 if self.swallow and not commands and subscribed.is_set():

@@ -97,6 +97,34 @@ class StoreConformance:
         await store.release(Lease("k", "a", 0, 0))
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
 
+    async def test_a_seized_lease_is_taken_from_its_holder(self, store: LeasingStore) -> None:
+        """Seizing invalidates, so that no load that began before can commit, and what is committed then counts."""
+        old = await self.put(store, "k", 1)
+        before = await self.take(store, "k", "a")
+        lease = await store.seize("k", "b", 30, ANY)
+        assert lease.version > before.version > old.version
+        assert await store.read("k", ANY) is None
+        entry = stamp(2, Policy(60), START, before.version, before.tag_version)
+        assert await self.is_refused(store.commit(before, entry, ANY))
+        await store.commit(lease, stamp(2, Policy(60), START, lease.version, lease.tag_version), ANY)
+        found = await store.read("k", ANY)
+        assert found is not None
+        assert (found.value, found.version) == (2, lease.version)
+
+    async def test_a_seized_lease_is_lost_to_whatever_comes_later(self, store: LeasingStore) -> None:
+        """An invalidation, a tag's and another seizure reject the commit."""
+        for later in (
+            lambda: store.invalidate("k"),
+            lambda: store.invalidate_tag("t1"),
+            lambda: store.seize("k", "b", 30, ANY),
+        ):
+            lease = await store.seize("k", "a", 30, ANY)
+            await later()
+            entry = stamp(1, self.policy, START, lease.version, lease.tag_version)
+            # A store may take what a tag has outdated, and pass it over afterwards.
+            await self.is_refused(store.commit(lease, entry, ANY))
+            assert await store.read("k", ANY) is None
+
     async def test_versions_grow(self, store: LeasingStore) -> None:
         """Every lease of a key has a greater version than the entry before it."""
         versions = [(await self.put(store, "k", number)).version for number in range(20)]
@@ -216,3 +244,29 @@ class StoreConformance:
         held = await store.acquire("k", "b", 30, 0, ANY)
         assert isinstance(held, Held)
         assert held.failures == 2
+
+    async def test_a_tag_that_nothing_carries_is_passed_over_without_a_version(self, store: LeasingStore) -> None:
+        """And whoever stores something with it later, without having announced it before, can find that out."""
+        tag, before = "host:a\nurl:/x", store.heard
+        newest = store.tag_versions.newest
+        await store.invalidate_announced((tag, "host:a\nurl:/y"))
+        assert store.tag_versions.newest == newest
+        assert await store.was_passed_over((tag,), before)
+        assert not await store.was_passed_over((tag,), store.heard)
+        assert not await store.was_passed_over(("host:a\nurl:/z",), before)
+
+    async def test_a_tag_of_a_load_or_an_entry_gets_a_version(self, store: LeasingStore) -> None:
+        """From the moment when the load may begin."""
+        tag = "host:a\nurl:/x"
+        lease = await store.acquire("k", "a", 30, NEWEST, ANY, tags=(tag, "other"))
+        assert isinstance(lease, Lease)
+        await store.renew(lease, 30)
+        await store.invalidate_announced((tag,))
+        entry = stamp(1, Policy(60, tags=(tag,)), START, lease.version, lease.tag_version)
+        assert not store.tag_versions.admits(entry.tag_version, entry.tags)
+        lease = await store.acquire("k2", "a", 30, NEWEST, ANY, tags=(tag,))
+        assert isinstance(lease, Lease)
+        await store.commit(lease, stamp(1, Policy(60, tags=(tag,)), START, lease.version, lease.tag_version), ANY)
+        assert await store.read("k2", ANY) is not None
+        await store.invalidate_announced((tag,))
+        assert await store.read("k2", ANY) is None

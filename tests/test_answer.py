@@ -52,7 +52,7 @@ def entry_of(stored, policy=Policy(60), created_at=NOW):
 
 
 def answer(request, stored):
-    start, body = messages_of(request.method, request.fields, entry_of(stored), MARKS)
+    start, body = messages_of(request.method, request.fields, entry_of(stored), stored.headers, MARKS)
     assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
     assert not body.get("more_body")
     assert start["headers"][-1:] == MARKS
@@ -223,7 +223,7 @@ def test_what_is_sent_says_how_old_it_is_and_where_it_comes_from(status):
     sent = []
     stored = StoredResponse(200, HEADERS, BODY, initial_age=100)
     for now, state in [(NOW + 7.5, State.FRESH), (NOW - 5, State.FRESH), (NOW + 60.5, State.STALE)]:
-        sent += messages_of("GET", {}, entry_of(stored), marks_of(entry_of(stored), state, now, status))
+        sent += messages_of("GET", {}, entry_of(stored), stored.headers, marks_of(entry_of(stored), state, now, status))
     marks = [message["headers"][len(HEADERS) :] for message in sent[::2]]
     assert [body["body"] for body in sent[1::2]] == [BODY] * 3
     assert marks == [
@@ -261,9 +261,9 @@ def test_what_is_a_response():
 def test_what_a_fresh_hit_sends():
     """RFC 9111 5.1, RFC 9211 2.4, RFC 9110 15.4.5."""
     stored = StoredResponse(200, HEADERS, BODY, initial_age=100)
-    ready = make_ready(entry_of(stored), NOW + 7.25)
+    ready = make_ready(entry_of(stored), NOW + 7.25, None, None)
     marks = [(b"age", b"107"), (b"swr-state", b"fresh"), (b"cache-status", b"swr; hit; ttl=52")]
-    assert astuple(ready) == (NOW + 8, [*HEADERS, *marks], [*IN_304, *marks], b'"a"')
+    assert astuple(ready)[:4] == (NOW + 8, [*HEADERS, *marks], [*IN_304, *marks], b'"a"')
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_what_a_fresh_hit_sends():
 )
 def test_a_glance_at_the_condition(status, headers, expected):
     """RFC 9110 13.2.1: only a 200 with an entity tag is a 304 to those who have just that."""
-    assert make_ready(entry_of(StoredResponse(status, headers, BODY)), NOW).etag == expected
+    assert make_ready(entry_of(StoredResponse(status, headers, BODY)), NOW, None, None).etag == expected
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_glance_at_the_condition(status, headers, expected):
 )
 def test_how_long_it_may_be_sent(created_at, fresh_for, now, until):
     """Until a second of `Age` or of `ttl` has passed: the fields are to the second what they would be anew."""
-    assert make_ready(entry_of(WHOLE, Policy(fresh_for), created_at), now).until == until
+    assert make_ready(entry_of(WHOLE, Policy(fresh_for), created_at), now, None, None).until == until
 
 
 @given(st.integers(0, 8), st.integers(1, 40), st.integers(0, 39), st.integers(0, 16))
@@ -305,14 +305,14 @@ def test_what_is_ready_is_what_would_be_made_anew(begun, fresh, at, later):
     """In quarters of a second, which floats know exactly."""
     entry = entry_of(WHOLE, Policy(fresh / 4), NOW + begun / 4)
     now = entry.created_at + min(at, fresh - 1) / 4
-    ready = make_ready(entry, now)
+    ready = make_ready(entry, now, None, None)
     then = now + later / 4
     assert now <= ready.until <= entry.fresh_until
     assert math.floor(ready.until - now) <= 1
     if then < ready.until:
-        assert astuple(make_ready(entry, then))[1:] == astuple(ready)[1:]
+        assert astuple(make_ready(entry, then, None, None))[1:] == astuple(ready)[1:]
     if now < ready.until < entry.fresh_until:
-        assert astuple(make_ready(entry, ready.until + 1 / 8))[1:] != astuple(ready)[1:]
+        assert astuple(make_ready(entry, ready.until + 1 / 8, None, None))[1:] != astuple(ready)[1:]
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
@@ -482,7 +482,7 @@ def test_no_response_raises(asked, headers, others, body, method):
     assert status in (200, 206, 304, 416)
     assert content in body
     assert status != 206 or dict(sent)[b"content-length"] == b"%d" % len(content)
-    ready = make_ready(entry_of(stored), NOW)
+    ready = make_ready(entry_of(stored), NOW, None, None)
     assert ready.headers[: len(headers)] == headers
     for place in (b"bytes 0-%d/30" % max(0, len(body) - 1), b"bytes 1-%d/30" % len(body), b"bytes 0-0/1"):
         new = part_of(as_stored(206, [*others, (b"content-range", place)], body, Verdict(Policy(1))))

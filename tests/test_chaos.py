@@ -105,6 +105,14 @@ def test_each_release_loads_for_itself_and_for_no_other(tmp_path):
     assert "another release" in found
 
 
+def test_a_server_without_memory_is_an_excuse_for_loads_and_not_for_what_was_invalidated(tmp_path):
+    refusals = [(10.5, 20.9)]
+    load = ["load", 3, 2, "w1:2", 14.0, 14.1]
+    assert judged(tmp_path, LOAD, load) != []
+    assert judged(tmp_path, LOAD, load, refusals=refusals) == []
+    assert judged(tmp_path, LOAD, LATER, others=[INVALIDATED], refusals=refusals) != []
+
+
 @pytest.mark.parametrize("known", [{"server": [(20.5, 20.9)]}, {"stops": {"w1": [(20.5, 20.9)]}}])
 def test_so_is_a_stop(tmp_path, known):
     assert judged(tmp_path, LOAD, LATER, others=[INVALIDATED], **known) == []
@@ -132,6 +140,8 @@ def test_what_died_with_its_process_is_lost(tmp_path):
         (["raised", [3], "", 11.0, 11.1, "one", "StoreUnavailable()"], "raised 11.100 StoreUnavailable()"),
         (["raised", [3], "w1:1", 11.0, 11.1, "one", "LoadFailed()"], "raised 11.100 LoadFailed()"),
         (["refreshed", 3, [3, 1, "w1:1"], 13.0, 13.1], "loaded before it was asked for"),
+        (["raised", [3], "", 11.0, 15.0, "one", "LoadTimeout()"], "raised 15.000 LoadTimeout()"),
+        (["shared", 200], "of 200 failures some were one object"),
         (["load", 3, 3, "w1:2", 41.0, 41.1], "row 3 of 3 was never written"),
         (["load", 3, 1, "w1:2", 11.0, 11.1], "although Load(worker='w1', number=3, row=1, name='w1:1'"),
     ],
@@ -150,6 +160,7 @@ def test_what_is_wrong_is_found(tmp_path, line, about):
         [["load", 3, 2, "w1:2", 13.0, 13.1], INVALIDATED],
         [["load", 3, 2, "w1:2", 13.0, 13.1], ["invalidating", "key", 3, 12.9]],
         [["load", 3, 2, "w1:2", 13.0, 13.1], ["stalled", 12.0, 12.5]],
+        [["hung", 3, 11.0], ["raised", [3], "", 11.0, 15.0, "one", "LoadTimeout()"]],
         [["load", 3, 2, "w1:2", 40.0, 40.1]],
     ],
 )

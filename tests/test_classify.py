@@ -25,6 +25,7 @@ HEAD = RequestFacts("HEAD")
 ROWS = [
     (RequestFacts("POST"), Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fwd=method"),
     (RequestFacts("OPTIONS"), Action.PASS_THROUGH, Reason.SAFE_METHOD, b""),
+    (GET._replace(is_off=True), Action.BYPASS, Reason.OFF, b'swr; fwd=bypass; detail="off"'),
     (
         GET._replace(is_too_long=True),
         Action.BYPASS,

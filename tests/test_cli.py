@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.metadata
 import os
 import select
 import signal
@@ -372,18 +373,98 @@ def test_what_is_not_installed_is_named(missing, capsys, monkeypatch):
     assert len(error.splitlines()) == 1
 
 
+def unfolded(text: str) -> str:
+    """Return the words of a help, whatever the terminal's width."""
+    return " ".join(text.replace("\\\n", "").split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize(
+    "command", ["", "proxy", "refresh", "warm", "inspect", "invalidate", "queue", "queue status", "queue retry"]
+)
+def test_a_help_is_as_wide_as_the_terminal(capsys, monkeypatch, width, command):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(*command.split(), "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    # A word that is longer, or the alternatives of a usage, stay whole.
+    assert max(map(len, lines)) <= max(width, 80)
+    assert not [line for line in lines if line.rstrip() != line]
+    assert not any("\\\\" in line for line in lines)
+
+
+def test_the_version_is_said(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"swr {importlib.metadata.version('swr')}\n"
+
+
+def test_what_is_asked_wrongly_shows_no_password(capsys):
+    assert run("inspect", "k", "--wrong", "redis://app:pass@word@10.0.0.1:6379/0") == 2
+    said = capsys.readouterr().err
+    assert "redis://…@10.0.0.1:6379/0" in said
+    assert "word" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hidden"),
+    [
+        (("inspect", "k", "redis://app:pa'ss wo\"rd@10.0.0.1"), "redis://…@10.0.0.1"),
+        (("inspect", "k", "redis://10.0.0.1?password=word"), "redis://10.0.0.1?…"),
+        (("refresh", "redis://app:pass.word@10.0.0.1"), "'redis://…@10.0.0.1' is not MODULE:NAME"),
+        (("warm", "app:word@10.0.0.1", "--keys", "a"), "'…@10.0.0.1' is not MODULE:NAME"),
+        (("invalidate", "--loader", "http:pass@word", "a"), "'…@word' is not MODULE:NAME"),
+    ],
+)
+def test_a_url_in_the_place_of_something_else_shows_no_password(arguments, hidden, capsys):
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert hidden in said
+    assert "pa" not in said.replace("password=", "").replace("parser", "")
+    assert "wo" not in said.replace("'…@word'", "")
+
+
+@pytest.mark.parametrize("ends", ["stdout", "both"])
+@pytest.mark.parametrize("arguments", [("queue", "status"), ("queue", "status", "--json"), ("queue", "dead", "--watch", "0.01")])  # fmt: skip
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(arguments, ends, server: Server):
+    """`swr queue status | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        error = writing if ends == "both" else subprocess.PIPE
+        done = subprocess.run(
+            [sys.executable, "-m", "swr", *arguments],
+            env={**os.environ, "SWR_REDIS_URL": server.url},
+            stdout=writing,
+            stderr=error,
+            timeout=PATIENCE,
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert not done.stderr
+
+
+def test_a_pipe_that_nobody_reads_is_written_nowhere_from_then_on(monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["--version"]) == 128 + signal.SIGPIPE
+        print("still", file=out, flush=True)
+        monkeypatch.undo()
+
+
 def test_help_teaches(capsys):
     assert run("--help") == 0
     assert "a caching reverse proxy in front of an HTTP service" in capsys.readouterr().out
     assert run("proxy", "--help") == 0
-    said = capsys.readouterr().out
+    said = unfolded(capsys.readouterr().out)
     assert "swr proxy http://127.0.0.1:9000 --fresh-for 60 --stale-for 10m --stale-if-error 1d" in said
     assert "500ms, 90s, 10m, 12h, 1d, 2w" in said
 
 
 def test_the_command_is_installed_under_its_name():
     done = subprocess.run([sys.executable, "-m", "swr", "--help"], capture_output=True, check=True, text=True)
-    assert done.stdout.startswith("usage: swr [-h] command")
+    assert done.stdout.startswith("usage: swr [-h] [--version] command")
 
 
 def test_the_module_is_the_command(monkeypatch):

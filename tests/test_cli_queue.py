@@ -9,6 +9,7 @@ from swr import Cache, Refresher
 from swr.cli.main import main
 from tests.refreshing import FOR_GOOD
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
+from tests.test_cli import unfolded
 
 GROUPS = ["ATL", "JFK", "ORD"]
 
@@ -32,10 +33,10 @@ def fail_twice(url: str, of: str = "top", *, shards: int = 1) -> None:
 
     async def run() -> None:
         async with cache, refresher:
-            assert refresher._queue is not None
+            assert refresher._queue() is not None
             async with asyncio.timeout(60):
                 while True:
-                    status = await refresher._queue.status()
+                    status = await refresher._queue().status()
                     if status.dead == 2 and status.counts.get("done") == 1:
                         return
                     await asyncio.sleep(0.02)
@@ -183,4 +184,4 @@ def test_help_teaches(capsys):
     for command in ([], ["status"], ["dead"], ["retry"], ["purge"]):
         with pytest.raises(SystemExit, match="0"):
             main(["queue", *command, "--help"])
-        assert "swr queue retry ranking:group ranking:ATL ranking:JFK" in capsys.readouterr().out
+        assert "swr queue retry ranking:group ranking:ATL ranking:JFK" in unfolded(capsys.readouterr().out)

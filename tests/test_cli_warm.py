@@ -15,6 +15,7 @@ from swr import Cache
 from swr.cli.main import main
 from swr.events import LeaseHeld
 from tests.servers import Server, free_port, kinds
+from tests.test_cli import unfolded
 from tests.test_proxy import PATIENCE
 
 
@@ -256,4 +257,4 @@ def test_memory_is_nobodys(make, capsys):
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["warm", "--help"])
-    assert "--keys-from examples.ranking:flights.airports" in capsys.readouterr().out
+    assert "--keys-from examples.ranking:flights.airports" in unfolded(capsys.readouterr().out)

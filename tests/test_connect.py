@@ -69,6 +69,17 @@ class TestUrls:
         with pytest.raises(ConfigurationError, match=re.escape(problem)):
             Cache(url)
 
+    @pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "redis+sentinel"])
+    @pytest.mark.parametrize("user", ["", "me"])
+    @pytest.mark.parametrize("mark", "/?#")
+    @pytest.mark.parametrize("rest", ["@h1:1/0", "@h1/mymaster/0", "@h1"])
+    def test_no_error_tells_a_part_of_a_password_that_should_have_been_encoded(self, scheme, user, mark, rest):
+        """One of base64, say, which holds a slash."""
+        with pytest.raises(ConfigurationError, match=r"%2F|is not a host") as caught:
+            Cache(f"{scheme}://{user}:hunter{mark}secret{rest}")
+        assert "hunter" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+
     @pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
     def test_no_error_tells_a_password(self, scheme):
         with pytest.raises(ConfigurationError) as caught:
@@ -152,6 +163,33 @@ class TestTls:
         async with Cache(f"rediss://127.0.0.1:{proxy.port}/0", timeout=10) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "certificate verify failed" in caplog.text
+
+    @pytest.mark.parametrize("is_checked", [True, False])
+    async def test_a_certificate_of_another_host_is_refused_unless_the_url_says_otherwise(
+        self, server: Server, tmp_path, caplog, is_checked
+    ):
+        """redis-py compares the names by itself only since 6."""
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("another.example").configure_cert(context)
+        query = f"ssl_ca_certs={tmp_path / 'ca.pem'}" if is_checked else "ssl_cert_reqs=none"
+        async with (
+            Proxy(server.port, context) as proxy,
+            Cache(f"rediss://127.0.0.1:{proxy.port}/0?{query}", timeout=10) as cache,
+        ):
+            assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+        assert ("cannot reach Redis" in caplog.text) is is_checked
+
+    async def test_by_default_the_name_in_a_certificate_is_compared(self):
+        for url in ("rediss://a/0", "rediss+cluster://a:1,b:2", "rediss+sentinel://a:1,b:2/master"):
+            servers = servers_of(url, None, 1.0)
+            pool = (servers._connect("a", 1) if "cluster" in url else servers._connect()).connection_pool
+            assert pool.connection_kwargs["ssl_check_hostname"] is True
+            for sentinel in pool.sentinel_manager.sentinels if "sentinel" in url else ():
+                assert sentinel.connection_pool.connection_kwargs["ssl_check_hostname"] is True
+        for url in ("rediss://a/0?ssl_check_hostname=false", "rediss://a/0?ssl_cert_reqs=none"):
+            assert not servers_of(url, None, 1.0)._connect().connection_pool.connection_kwargs.get("ssl_check_hostname")
 
 
 class TestUnix:
@@ -262,7 +300,7 @@ class TestRights:
                     "name": backend,
                 }
                 async with Refresher(ranking, ["a", "bad"], 0.3, "queue", **options) as refresher:
-                    queue = refresher._queue
+                    queue = refresher._queue()
                     # A mark that comes before its task has begun is that task's.
                     await has_done(queue, 1)
                     await refresher.mark_dirty("a")

@@ -6,13 +6,17 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from swr import Cache, StoreUnavailable
+from swr import Cache, Policy, State, StoreUnavailable
 from swr.engine.engine import Engine
 from swr.engine.flights import Finished, Flight, NoValue, WaitingForLease
+from swr.entry import stamp
 from swr.middleware.handler import RequestHandler
+from swr.proxy.slots import Slots
 from swr.stores.base import Kind
 from swr.stores.local import LocalCache
 from swr.stores.memory import MemoryStore
+from swr.stores.pending import Pending
+from swr.stores.redis.reasons import reason_of
 from swr.stores.redis.server_link import ServerLink
 from swr.stores.redis.shared_tag_versions import SharedTagVersions
 from swr.stores.tag_versions import TagVersions
@@ -72,7 +76,7 @@ async def test_a_thread_whose_loader_raises_is_free_again():
         for n in range(100):
             with pytest.raises(ValueError, match=str(n)):
                 await load(n)
-        assert cache.engine.runtime.threads._all.borrowed_tokens == 0
+        assert not cache.engine.runtime.threads.taken
 
 
 async def test_readers_of_a_batch_that_was_outdated_get_what_another_load_has_stored(monkeypatch):
@@ -148,3 +152,68 @@ def test_a_minimum_that_is_known_outdates_nothing_again():
     for _ in range(2):
         SharedTagVersions._learn_one(shared, b"!", 5)
     assert [notification.kind for notification in told] == [Kind.TAG_VERSION]
+
+
+async def test_a_fallback_that_an_invalidation_has_reached_is_none(engine):
+    entry = stamp(1, Policy(60, tags=("t",)), engine.clock(), 1, 1)
+    flight = Flight(engine, "k", Job(), entry, 0)
+    assert engine.fallback(flight) is entry
+    engine.store.tag_versions.raise_to("t", 2)
+    assert engine.fallback(flight) is None
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+async def test_a_fallback_whose_key_is_marked_meanwhile_is_stale(engine, is_joined):
+    entry = stamp(1, Policy(60, 60), engine.clock(), 1, 1)
+    flight = Flight(engine, "k", Job(), entry, 0)
+    engine.flights.add(flight)
+    if not is_joined:
+        engine.flights.add(Flight(engine, "k", Job(), None, 0))
+    engine.flights.mark_stale("k", 1)
+    assert engine.given(flight.entry, flight)[1] is State.FRESH
+    engine.flights.mark_stale("k", 2)
+    assert engine.given(flight.entry, flight)[1] is State.STALE
+    engine.flights.clear()
+
+
+async def test_a_client_that_waits_no_longer_looks_again_where_nothing_is_left_to_fall_back_on():
+    handler = SimpleNamespace(_request=None, _send=None, _usable_fallback=lambda flight: None)
+    flight = Flight(None, "k", Job(), None, 0)
+    assert await RequestHandler._answer_with(handler, flight, b"stale", is_own=False) is None
+
+
+async def test_requests_that_wait_for_a_place_search_one_after_the_other():
+    class Behind:
+        has_given_way = False
+
+        def behind(self, now):
+            return 100.0
+
+        def give_way(self):
+            self.has_given_way = True
+
+    slots, first, second = Slots(1, 1.0), Behind(), Behind()
+    slots._taken.add(first)
+    slots._queue[object()] = anyio.Event()
+    slots._make_room()
+    slots._taken.add(second)
+    slots._queue[object()] = anyio.Event()
+    # Another one has only just searched.
+    slots._make_room()
+    assert (first.has_given_way, second.has_given_way) == (True, False)
+
+
+def test_a_reason_that_the_client_leaves_out_is_that_of_the_system():
+    error = ConnectionError("Error 111 connecting to 127.0.0.1:1.")
+    error.__cause__ = OSError(111, "Connection refused")
+    assert str(reason_of(error)) == "Error 111 connecting to 127.0.0.1:1: Connection refused"
+
+
+def test_more_pending_tags_than_are_remembered_outdate_everything(monkeypatch):
+    monkeypatch.setattr("swr.stores.pending._MOST", 2)
+    pending, entry = Pending(SimpleNamespace()), stamp(1, Policy(60), 0.0)
+    for tag in ("a", "b"):
+        pending.add_tag(tag)
+    assert not pending.outdates("k", entry)
+    pending.add_tag("c")
+    assert pending.outdates("k", entry)

@@ -9,7 +9,7 @@ from fastapi import Cookie, Depends, FastAPI, Header, Security
 from fastapi.security import APIKeyHeader, APIKeyQuery
 from pydantic import AliasChoices, AliasPath, BaseModel
 
-from swr.endpoints.declared import Declared, declared
+from swr.endpoints.declared import QUERY, Declared, declared
 
 
 class Odd:
@@ -77,7 +77,9 @@ def test_a_cookie_is_a_field():
 
 def test_a_key_in_the_query_is_a_parameter_and_no_field():
     key = frozenset({"key"})
-    assert declared(scope_of(APIKeyQuery(name="key"))) == Declared(parameters=key, keys=key)
+    assert declared(scope_of(APIKeyQuery(name="key"))) == Declared(
+        parameters=key, keys=key, guard_fields=frozenset({QUERY})
+    )
 
 
 def test_a_scheme_is_found_inside_wrappers_to_some_depth():

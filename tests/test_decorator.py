@@ -7,6 +7,7 @@ import datetime
 import decimal
 import functools
 import inspect
+import sys
 import threading
 import uuid
 from typing import Annotated
@@ -14,11 +15,15 @@ from typing import Annotated
 import anyio
 import pydantic
 import pytest
+import sqlalchemy.orm
+import sqlmodel
 from fastapi import Depends, FastAPI, Request, Response
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from starlette.websockets import WebSocket
 
-from swr import Cache, CodecError, ConfigurationError, Policy, State
+from swr import Cache, CodecError, ConfigurationError, LoadContext, Policy, State
 from swr.core.template import Template
+from swr.loaders import request_parameters
 from swr.testing import FakeClock
 from tests.fleet import settle
 from tests.servers import Server
@@ -325,6 +330,82 @@ class TestDecoration:
             with pytest.raises(ConfigurationError, match=r"@cache\.response"):
                 Cache().cached(fresh_for=1)(endpoint)
 
+    def test_a_database_session_among_the_parameters_is_refused(self):
+        def with_session(db: AsyncSession): ...
+        def with_text(db: "AsyncSession"): ...
+        def with_optional(db: sqlalchemy.orm.Session | None = None): ...
+        def with_annotated(db: Annotated[sqlmodel.Session, "ours"]): ...
+        def with_scoped(db: async_scoped_session[AsyncSession]): ...
+        def with_connection(db: sqlalchemy.Connection): ...
+
+        for loader in (with_session, with_text, with_optional, with_annotated, with_scoped, with_connection):
+            with pytest.raises(ConfigurationError, match="'db', a database session or connection"):
+                Cache().cached(fresh_for=1)(loader)
+
+    def test_what_makes_sessions_is_no_session(self):
+        def with_maker(db: async_sessionmaker[AsyncSession], name: "Unknown"): ...  # noqa: F821
+        def with_engine(db: sqlalchemy.Engine, session: int): ...
+
+        for loader in (with_maker, with_engine):
+            Cache().cached(fresh_for=1, ignore=("db",))(loader)
+
+    async def test_a_session_that_self_holds_is_warned_of_once_at_the_first_load(self, cache, caplog):
+        class Rankings:
+            def __init__(self, session=None, **more):
+                self.session = session
+                self.__dict__.update(more)
+
+            @cache.cached("top:{group}", fresh_for=60, ignore=("self",))
+            async def top(self, group: str) -> str:
+                return group
+
+            @cache.cached_many("many:{group}", fresh_for=60, ignore=("self",))
+            async def many(self, groups: list[str]) -> dict[str, str]:
+                return {group: group for group in groups}
+
+            @cache.cached("asks:{group}", fresh_for=60, ignore=("self", "db"))
+            async def asks(self, context: LoadContext[str], group: str, db=None) -> str:
+                return group
+
+        request_parameters._warn.cache_clear()
+        without, session = Rankings(maker=async_sessionmaker()), AsyncSession()
+        for rankings in (without, Rankings(session)):
+            for group in ("a", "b"):
+                await rankings.top.refresh(group)
+                await rankings.many.refresh([group])
+        await without.asks("c", session)
+        told = [record.message.partition(",")[0] for record in caplog.records]
+        where = f"{__name__}.{Rankings.__qualname__}"
+        assert told == [
+            f"{where}.top loads with Rankings.session",
+            f"{where}.many loads with Rankings.session",
+            f"{where}.asks loads with AsyncSession",
+        ]
+
+    async def test_arguments_without_attributes_and_proxies_are_looked_at_safely(self, cache, caplog):
+        class Proxy:
+            __slots__ = ()
+
+            @property
+            def __dict__(self):
+                raise RuntimeError("not bound")
+
+        @cache.cached("x", fresh_for=60, ignore=("a", "b"))
+        async def load(a, b) -> int:
+            return 1
+
+        assert await load(Proxy(), b=5) == 1
+        assert not caplog.records
+
+    async def test_without_sqlalchemy_nothing_is_looked_at(self, cache, caplog, monkeypatch):
+        @cache.cached("x", fresh_for=60, ignore=("session",))
+        async def load(session) -> int:
+            return 1
+
+        monkeypatch.delitem(sys.modules, "sqlalchemy")
+        assert await load(AsyncSession()) == 1
+        assert not caplog.records
+
     def test_what_is_no_function_is_refused(self):
         def generator():
             yield
@@ -335,9 +416,66 @@ class TestDecoration:
         for wrong in (generator, async_generator):
             with pytest.raises(ConfigurationError, match="generator"):
                 Cache().cached(fresh_for=1)(wrong)
-        for wrong in (5, staticmethod(len), functools.partial(int), type("C", (), {"__call__": len})()):
+        for wrong in (5, staticmethod(5), classmethod(5), functools.partial(int), type("C", (), {"__call__": len})()):
             with pytest.raises(ConfigurationError, match="function"):
                 Cache().cached(fresh_for=1)(wrong)
+
+    async def test_classmethods_and_staticmethods_are_bound_like_others_below_or_above_the_decorator(self):
+        cache = Cache()
+
+        class Airports:
+            region = "us"
+
+            @cache.cached("of:{cls.region}:{code}", fresh_for=60)
+            @classmethod
+            async def of_class(cls, code: str) -> str:
+                return f"{cls.region} {code}"
+
+            @classmethod
+            @cache.cached("below:{cls.region}:{code}", fresh_for=60)
+            async def below(cls, code: str) -> str:
+                return f"{cls.region} {code}"
+
+            @cache.cached(fresh_for=60)
+            @staticmethod
+            def static(code: str) -> str:
+                return code
+
+            @staticmethod
+            @cache.cached(fresh_for=60)
+            async def static_below(code: str) -> str:
+                return code
+
+            @cache.cached_many("many:{cls.region}:{code}", fresh_for=60)
+            @classmethod
+            async def many(cls, codes: list[str]) -> dict[str, str]:
+                return {code: f"{cls.region} {code}" for code in codes}
+
+            @cache.cached_many("static:{code}", fresh_for=60)
+            @staticmethod
+            async def many_static(codes: list[str]) -> dict[str, str]:
+                return {code: code for code in codes}
+
+        class Europe(Airports):
+            region = "eu"
+
+        for bound in (Airports, Airports(), Europe, Europe()):
+            told = f"{bound.region} ATL"
+            assert await bound.of_class("ATL") == await bound.below(code="ATL") == told
+            assert (await bound.of_class.outcome("ATL")).state is State.FRESH
+            assert bound.of_class.key("ATL") == f"of:{bound.region}:ATL"
+            await bound.of_class.invalidate("ATL")
+            assert (await bound.of_class.outcome(code="ATL")).state is State.MISSING
+            assert await bound.many(["ATL"]) == {"ATL": told}
+            assert (await bound.many.outcome(["ATL"]))["ATL"].state is State.FRESH
+            assert await bound.static("ATL") == await bound.static_below("ATL") == "ATL"
+            assert (await bound.static.outcome("ATL")).state is State.FRESH
+            assert (await bound.static_below.outcome(code="ATL")).state is State.FRESH
+            assert await bound.many_static(["ATL"]) == {"ATL": "ATL"}
+        assert Airports.of_class.__name__ == "of_class"
+        with pytest.raises(AttributeError):
+            Airports.of_class.outcom("ATL")
+        await cache.aclose()
 
     def test_two_loaders_do_not_share_a_key(self):
         cache = Cache()

@@ -4,20 +4,20 @@ import ast
 import asyncio
 import importlib
 import inspect
+import os
 import re
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.servers import Server
+from tests.snippets import ROOT, as_module, snippets
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [
-    pytest.param(snippet, id=f"{page.stem}-{number}")
-    for page in PAGES
-    for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M))
+    pytest.param(snippet, id=f"{page}-{line}")
+    for page, line, snippet in snippets()
+    # What begins with the name of a file is a part of an example: tests of its own run it.
+    if not re.match(r"# [\w/]+\.py\n", snippet)
 ]
 
 
@@ -35,7 +35,10 @@ async def run(snippet: str, server: Server) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_runs(snippet: str, server: Server) -> None:
+def test_a_snippet_runs(snippet: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Some set environment variables.
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
     async def main() -> None:
         names = await run(snippet, server)
         app = names.get("app")
@@ -51,6 +54,15 @@ def test_a_snippet_runs(snippet: str, server: Server) -> None:
             await names["cache"].aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_as_a_module_has_the_lines_of_its_page(snippet: str) -> None:
+    """So that a type checker's message leads to the page."""
+    lines = as_module(snippet, 20).splitlines()
+    compile("\n".join(lines), "snippet", "exec")
+    shown = snippet.replace("    global ", "    nonlocal ") if lines[19] else snippet
+    assert [line.strip() for line in lines[20:]] == [line.strip() for line in shown.splitlines()]
 
 
 def test_what_happens_when_something_fails_is_backed_by_tests() -> None:

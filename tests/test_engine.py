@@ -70,6 +70,12 @@ async def open_gate(job):
     job.gate.set()
 
 
+async def raises(function, *args):
+    """Call a function that ends with an error of swr."""
+    with pytest.raises(SWRError):
+        await function(*args)
+
+
 class TestOneProcess:
     async def test_missing_then_fresh_then_stale_then_fresh(self, process, clock):
         engine, job = process.engine, Job()
@@ -266,7 +272,7 @@ class TestFailures:
             clock.advance(70)
             process.engine.backoffs.clear()
             await process.engine.fetch("k", job)
-            pauses.append(round(process.engine.backoff_left("k")))
+            pauses.append(round(process.engine.backoffs.left("k")))
         # The count outlives a pause by a minute; after 70 s the first ones are forgotten.
         assert pauses[0] == 1
         clock.advance(1)
@@ -274,7 +280,7 @@ class TestFailures:
             clock.advance(pauses[-1])
             process.engine.backoffs.clear()
             await process.engine.fetch("k", job)
-            pauses.append(round(process.engine.backoff_left("k")))
+            pauses.append(round(process.engine.backoffs.left("k")))
         assert pauses[-8:] == sorted(pauses[-8:])
         assert pauses[-1] == 60
 
@@ -646,6 +652,25 @@ class TestCancellation:
                 job.gate.set()
             assert results[0].value == 1
 
+    async def test_closing_says_which_loads_it_cancels(self, process, caplog):
+        """In one line, for whoever asks why a deploy takes so long."""
+        process.engine._tasks._drain_for = 0.01
+        for number, ended in ((12, False), (0, True)):
+            caplog.clear()
+            async with anyio.create_task_group() as group:
+                for key in range(number):
+                    job = Job()
+                    job.gate = anyio.Event()
+                    group.start_soon(raises, process.engine.fetch, f"k{key}", job)
+                    await job.begun.wait()
+                await process.engine.fetch("quick", Job())
+                await process.engine.aclose()
+            lines = [record.getMessage() for record in caplog.records if "closing cancels" in record.getMessage()]
+            assert len(lines) == (not ended)
+            for line in lines:
+                assert line.startswith("closing cancels 12 loads that have not ended within drain_for=2 s: 'k0', 'k1'")
+                assert line.endswith("'k9', ...")
+
     async def test_closing_cancels_the_rest_and_gives_back_their_leases(self, clock):
         shared = MemoryStore(clock=clock)
         one, other = Process(shared, clock), Process(shared, clock)
@@ -777,7 +802,7 @@ class TestTheStoreAway:
         assert (await other.engine.fetch("k", job)).value == 3
 
     async def test_too_many_debts_become_one_to_clear(self, two, monkeypatch):
-        monkeypatch.setattr("swr.stores.tiered._MOST_PENDING", 3)
+        monkeypatch.setattr("swr.stores.pending._MOST", 3)
         one, other = two
         job = Job()
         for key in "abcdef":
@@ -904,7 +929,7 @@ class TestLeases:
         arrives.set()
         await settle()
         # Until all may try again, as the failure says; not until a lease ends that nobody has any more.
-        assert other.engine.backoff_left("k") == (0 if ends == "committed" else pytest.approx(1, abs=0.5))
+        assert other.engine.backoffs.left("k") == (0 if ends == "committed" else pytest.approx(1, abs=0.5))
         if ends == "committed":
             assert (await other.engine.fetch("k", job)).value == 2
 
@@ -1049,7 +1074,7 @@ class TestRaces:
 
         job.before_store = in_vain
         assert (await process.engine.fetch("k", job)).value == 2
-        assert process.store._pending_keys == {}
+        assert process.store._pending._keys == {}
 
     async def test_a_tag_that_the_store_has_not_heard_of_fences_the_commit(self, process):
         job = Job(policy=Policy(60, tags=("t", "u")))
@@ -1057,7 +1082,7 @@ class TestRaces:
 
         async def in_vain():
             process.link.before.clear()
-            process.store._add_pending(process.store._pending_tags, "u")
+            process.store._pending.add_tag("u")
 
         job.before_store = in_vain
         assert (await process.engine.fetch("k", job)).value == 3
@@ -1072,7 +1097,7 @@ class TestRaces:
         await process.engine.invalidate("k")
 
         async def again():
-            process.store._add_pending(process.store._pending_keys, "k")
+            process.store._pending.add_key("k")
             process.link.after.clear()
 
         told = []
@@ -1085,10 +1110,10 @@ class TestRaces:
         process.link.set_down(False)
         await settle()
         assert told == [1, 1]
-        assert not process.store._pending_keys
+        assert not process.store._pending._keys
 
     async def test_a_debt_that_cannot_be_paid_at_once_is_paid_later(self, process, monkeypatch):
-        monkeypatch.setattr("swr.stores.tiered._AGAIN_AFTER", 1.0)
+        monkeypatch.setattr("swr.stores.invalidations._AGAIN_AFTER", 1.0)
         await process.engine.ready()
         await settle()
         process.link.set_down(True)
@@ -1096,21 +1121,21 @@ class TestRaces:
         process.link.lost = {"invalidate"}
         process.link.set_down(False)
         await settle()
-        assert list(process.store._pending_keys) == ["k"]
-        await until(lambda: not process.store._pending_keys)
+        assert list(process.store._pending._keys) == ["k"]
+        await until(lambda: not process.store._pending._keys)
         # A store that is there and refuses is told again too.
         process.link.lost = {"invalidate", "release"}
         await process.engine.invalidate("k")
-        await until(lambda: not process.store._pending_keys)
+        await until(lambda: not process.store._pending._keys)
         assert process.link.calls.count("invalidate") == 5
 
     async def test_leases_that_cannot_be_given_back_are_remembered_up_to_a_number(self, process, monkeypatch):
-        monkeypatch.setattr("swr.stores.tiered._MOST_PENDING", 2)
+        monkeypatch.setattr("swr.stores.pending._MOST", 2)
         await process.engine.ready()
         process.link.is_down = True
         for number in range(5):
             await process.engine.fetch(str(number), Job())
-        assert len(process.store._pending_releases) == 2
+        assert len(process.store._pending._releases) == 2
 
     async def test_a_reader_whose_fallback_ended_while_all_keep_off_gets_the_loaders_own_answer(self, process, clock):
         job = Job(lambda run: run if run != 2 else ValueError("down"))
@@ -1334,7 +1359,7 @@ class TestOddLoaders:
             pytest.skip("trio leaves no task behind")
         monkeypatch.setattr("swr.engine.tasks._PATIENCE", 0.2)
         one, other = two
-        one.engine.drain_for = one.engine._tasks._drain_for = 0.05
+        one.engine._tasks.drain_for = 0.05
         is_over = anyio.Event()
 
         class Stubborn(Job):

@@ -11,6 +11,7 @@ from redis.asyncio import Connection, ConnectionPool, Redis
 from swr import Cache, Policy
 from swr.loaders.annotations import codec_for
 from swr.stores.base import Kind, Lease, Notification
+from swr.stores.redis.server_link import ServerLink
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
 from tests.servers import until as wait_until
 from tests.test_redis import Counter, until
@@ -95,7 +96,7 @@ def watched(cache: Cache) -> list[bool]:
         if notification.kind is Kind.REACHABLE:
             whole.append(cache.engine.store.store._servers.is_reachable)
 
-    cache.engine.subscribe(on_notification)
+    cache.engine.notifications.subscribe(on_notification)
     return whole
 
 
@@ -455,3 +456,65 @@ async def test_slots_without_a_master_cause_no_error(cluster: ClusterOfSix, capl
             await until(lambda: cache.engine.store.is_reachable)
             group.cancel_scope.cancel()
     assert caplog.text.count("cannot reach Redis") == caplog.text.count("is reachable again") == 1
+
+
+class Cut:
+    """Some links of one process are cut, and stay so until they are mended."""
+
+    def __init__(self, links: list[ServerLink]) -> None:
+        self._pools = [link.client.connection_pool for link in links]
+        self._connect = [pool.get_connection for pool in self._pools]
+        for link, pool in zip(links, self._pools, strict=True):
+            pool.get_connection = self._refuse
+            link.connection.abandon("it was cut")
+
+    async def _refuse(self, *_: object, **__: object) -> None:
+        raise ConnectionError("it is cut")
+
+    def mend(self) -> None:
+        for pool, connect in zip(self._pools, self._connect, strict=True):
+            pool.get_connection = connect
+
+
+HOW = {
+    "key": lambda cache, keys: asyncio.gather(*map(cache.invalidate, keys)),
+    "tag": lambda cache, keys: cache.invalidate_tag("t"),
+    "clear": lambda cache, keys: cache.clear(),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
+async def test_a_process_that_loses_all_links_of_a_cluster_is_given_nothing_outdated_once_any_is_back(
+    cluster: ClusterOfSix, how, l1_max_bytes
+):
+    """Link by link: what a master that is back has lost in the eyes of this process is not waited for."""
+    namespace, load = fresh(), Counter()
+    keys = [f"k{number}" for number in range(24)]
+    async with (
+        Cache(cluster.url, namespace=namespace, timeout=2) as one,
+        Cache(cluster.url, namespace=namespace, timeout=2, l1_max_bytes=l1_max_bytes) as other,
+    ):
+        for key in keys:
+            for cache in (one, other):
+                await cache.get_or_load(key, load, LONG)
+        assert load.runs == len(keys)
+        store = other.engine.store.store
+        links = list(store._servers._links.values())
+        maker = store._servers.link_to(store.names.newest_tag_version)
+        cuts = {link: Cut([link]) for link in links}
+        await until(lambda: not any(link.connection for link in links))
+        await HOW[how](one, keys)
+        # The master of the tag versions is the last: until then nobody can know what was invalidated by tag.
+        links.sort(key=lambda link: link is maker)
+        for link in links:
+            cuts[link].mend()
+            await until(lambda link=link: link.connection is not None)
+            if how == "key" or link is maker:
+                back = [key for key in keys if store._servers.link_to(store.names.entry(key)).connection is not None]
+                assert back
+                before = len(keys)
+                assert [key for key in back if (await other.get_or_load(key, load, LONG)).value <= before] == []
+        await until(lambda: other.engine.store.is_reachable)
+        assert [key for key in keys if (await other.get_or_load(key, load, LONG)).value <= len(keys)] == []
+        assert [key for key in keys if (await one.get_or_load(key, load, LONG)).value <= len(keys)] == []

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from swr import Cache, LoadTimeout
-from swr.engine.failures import another, for_caller, for_later, text_of
+from swr.engine.failures import another, for_caller, for_later, of_loader, text_of
 from swr.testing import FakeClock
 from tests.fleet import settle
 
@@ -264,6 +264,55 @@ async def test_a_thousand_callers_of_a_failing_load_raise_tracebacks_of_one_call
     # The frames of the loader are there, and those of one caller.
     assert all("raise make(kind, group)" in "".join(traceback.format_exception(error)) for error in errors)
     assert {lines(error) for error in errors} == {lines(one)}
+
+
+async def test_a_group_of_a_hundred_failures_is_not_copied_a_hundred_times_for_each_caller():
+    """As of a loader that asks a hundred services in a task group."""
+    async with Cache() as cache:
+
+        @cache.cached("k", fresh_for=60)
+        async def load():
+            await anyio.sleep(0.01)
+            raise ExceptionGroup("all", [ValueError(number) for number in range(100)])
+
+        errors = await all_caught(20, load)
+    assert len({id(error) for error in errors}) == 20
+    assert len({id(error.exceptions[0]) for error in errors}) == 20
+    assert len({id(error.exceptions[99]) for error in errors}) == 1
+    assert {len(error.exceptions) for error in errors} == {100}
+    # What is kept for later leads to nothing that the load worked with.
+    kept = for_later(errors[0])
+    assert not {id(member) for member in kept.exceptions} & {id(member) for member in errors[0].exceptions}
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_the_traceback_of_a_load_begins_with_the_loader(is_plain):
+    async with Cache() as cache:
+
+        def fail():
+            raise ValueError("wrong")
+
+        async def fail_later():
+            fail()
+
+        load = cache.cached("k", fresh_for=60)(fail if is_plain else fail_later)
+        error = await caught(load)
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # Between the caller and the loader there is what the caller has called, and nothing that has run the load.
+    assert frames[-1] == "fail"
+    assert "_fly" not in frames
+    assert "run_sync" not in frames
+
+
+def test_a_traceback_without_a_loader_stays_whole():
+    assert of_loader(None) is None
+    namespace = {"__name__": "swr.somewhere"}
+    exec("def fail():\n    raise ValueError", namespace)
+    try:
+        namespace["fail"]()
+    except ValueError as error:
+        inner = error.__traceback__.tb_next
+    assert of_loader(inner) is inner
 
 
 async def test_callers_that_raise_the_only_member_of_a_group_have_tracebacks_of_their_own():

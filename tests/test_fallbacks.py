@@ -8,7 +8,7 @@ import pytest
 from swr import Cache, Policy, State
 from swr.core.arguments import NO_ARGUMENTS
 from swr.core.codec import Codec
-from swr.loaders.cached import Call, Loader
+from swr.loaders.call import Call, Loader
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_redis import until

@@ -68,9 +68,7 @@ class Trial:
         """End the fault, and wait until all that it left to be done is done."""
         self.proxy.heal()
         store = self.struck.engine.store
-        await until(
-            lambda: store.is_reachable and not (store._pending_keys or store._pending_tags or store._pending_releases)
-        )
+        await until(lambda: store.is_reachable and store._pending.is_empty)
 
 
 async def read(trial: Trial) -> None:

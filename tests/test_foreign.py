@@ -90,7 +90,7 @@ class TestLeases:
     @pytest.mark.parametrize("text", FOREIGN)
     def test_inspect_shows_no_lease(self, server: Server, capsys, text):
         server.command("SET", "swr:{k}:l", text)
-        assert main(["inspect", "k", "--redis", server.url]) == 0
+        assert main(["inspect", "k", "--redis", server.url]) == 1
 
 
 class TestEntries:
@@ -223,7 +223,7 @@ class TestMessages:
         told = []
         async with Cache(server.url, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), LONG)
-            cache.engine.subscribe(told.append)
+            cache.engine.notifications.subscribe(told.append)
             for kind in Kind:
                 if kind.name in ("REACHABLE", "UNREACHABLE", "REPEATED"):
                     server.command("PUBLISH", CHANNEL, f"{kind.value}{'0' * 16}{STRANGER}forged")

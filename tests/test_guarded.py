@@ -63,7 +63,7 @@ from swr import Cache, ConfigurationError
 from swr.endpoints.variables import Unknown, text_of_variables
 from swr.middleware import Rule, SWRMiddleware
 from swr.testing import FakeClock
-from tests.web import client
+from tests.web import LEFT_OPEN, client
 
 pytestmark = pytest.mark.anyio
 
@@ -243,7 +243,7 @@ SCHEMES = [
     (APIKeyHeader(name="X-API-Key"), lambda name: {"x-api-key": name}),
     (APIKeyHeader(name="X-Odd-Name"), lambda name: {"x-odd-name": name}),
     (APIKeyCookie(name="session"), lambda name: {"cookie": f"session={name}"}),
-    (APIKeyQuery(name="api_key"), lambda name: {"authorization": name}),
+    (APIKeyQuery(name="api_key"), lambda name: {}),
 ]
 
 
@@ -272,6 +272,43 @@ async def test_every_scheme_that_fastapi_declares_may_guard(cache, tokens, schem
         assert (await ask("a")).status_code in (401, 403)
         assert (await http.get("/x")).status_code in (401, 403, 422)
     assert counted.runs == 1 + by_query
+
+
+class KeyParams(BaseModel):
+    token: str = ""
+
+
+def by_parameter(token: str = "") -> str:
+    return token
+
+
+def by_alias(key: Annotated[str, Query(alias="token")] = "") -> str:
+    return key
+
+
+def by_model(params: Annotated[KeyParams, Query()]) -> str:
+    return params.token
+
+
+def by_inner_dependency(token: Annotated[str, Depends(by_alias)]) -> str:
+    return token
+
+
+@pytest.mark.parametrize("find", [by_parameter, by_alias, by_model, by_inner_dependency])
+async def test_a_guard_that_reads_the_query_runs_on_every_request_with_one(cache, tokens, find):
+    def guard(token: Annotated[str, Depends(find)]) -> None:
+        if token and token not in tokens:
+            raise HTTPException(403)
+
+    counted = Counted()
+    async with wrapped(cache, app_with(cache, counted.endpoint, dependencies=[Depends(guard)])) as http:
+        assert [state(await http.get("/x?token=a")) for _ in range(2)] == [(200, "missing"), (200, "fresh")]
+        del tokens["a"]
+        assert (await http.get("/x?token=a")).status_code == 403
+        # Without a query there is nothing that could be revoked.
+        found = [await http.get("/x") for _ in range(2)]
+    assert [response.headers["cache-status"] for response in found] == ["swr; fwd=uri-miss; stored", "swr; hit; ttl=60"]
+    assert counted.runs == 2
 
 
 @pytest.mark.parametrize(
@@ -585,9 +622,14 @@ async def test_the_endpoint_runs_each_time_if_it_may_be_about_who_asks(cache, en
         texts = [(await get(http, token, cookie=f"session={token}")).json() for token in ("a", "b", "a", "b")]
         assert texts[:2] == texts[2:]
         assert texts[0] != texts[1]
-        with caplog.at_level(logging.DEBUG, "swr"):
-            assert (await why(http, cookie="session=a")).endswith(f", {reason}")
-    assert f"({reason}); key= or shared=True" in caplog.text
+        assert (await why(http, cookie="session=a")).endswith(f", {reason}")
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    parameter = reason.removeprefix("argument ")
+    assert line == (
+        f"GET /x: the endpoint runs for each request that its dependencies admit ({reason}): write shared=True in "
+        f"@cache.response on tests.test_guarded.{endpoint.__name__} if all of them get the same response, "
+        f"key=lambda {parameter}: ... if that selects it"
+    )
 
 
 async def test_other_arguments_that_may_be_about_who_asks(cache):
@@ -621,6 +663,40 @@ async def test_a_value_that_the_guard_gets_as_well_may_be_about_who_asks(cache):
     async with wrapped(cache, app_with(cache, answer, dependencies=[Depends(sets_the_user)])) as http:
         assert [(await get(http, token)).json() for token in ("a", "b", "a")] == ["alice", "bob", "alice"]
         assert (await why(http)).endswith("argument db, which a guard needs too")
+
+
+async def test_a_session_that_the_guard_reads_with_needs_one_word_which_a_warning_names(cache, caplog, tokens):
+    """The most usual app with a database."""
+
+    async def get_session():
+        yield {"a": "alice", "b": "bob"}
+
+    async def current(
+        db: Annotated[dict, Depends(get_session)], token: Annotated[object, Depends(HTTPBearer())]
+    ) -> str:
+        if token.credentials not in tokens:
+            raise HTTPException(401)
+        return db[token.credentials]
+
+    async def ranking(group: str, db: Annotated[dict, Depends(get_session)]) -> str:
+        return f"{group} of {len(db)}"
+
+    app = FastAPI()
+    router = APIRouter(dependencies=[Depends(current)])
+    router.get("/{group}")(cache.response(fresh_for=60)(ranking))
+    router.get("/shared/{group}")(cache.response(fresh_for=60, shared=True)(ranking))
+    app.include_router(router, prefix="/rankings")
+    async with wrapped(cache, app) as http:
+        assert await states(http, "/rankings/ATL", times=3) == ["missing"] * 3
+        assert await states(http, "/rankings/shared/ATL", times=3) == ["missing", "fresh", "fresh"]
+        tokens.clear()
+        assert (await get(http, path="/rankings/shared/ATL")).status_code == 401
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line == (
+        "GET /rankings/{group}: the endpoint runs for each request that its dependencies admit (argument db, which a "
+        f"guard needs too): write shared=True in @cache.response on {__name__}.{ranking.__qualname__} if all of them get "
+        "the same response, or give it another db, from a function of its own"
+    )
 
 
 async def test_dependencies_that_are_equal_are_one_to_fastapi_and_to_swr(cache):
@@ -1011,6 +1087,22 @@ async def test_an_app_that_is_gone_leaves_its_place():
                 while gone() is not None:
                     await anyio.sleep(0.05)
                     gc.collect()
+
+
+@pytest.mark.parametrize("is_factory", [True, False])
+async def test_an_app_made_for_each_test_is_answered_from_the_cache_though_the_last_one_still_lives(is_factory):
+    """`create_app(settings)` in a fixture, with one router, or with an endpoint of its own in each app."""
+    cache, counted, apps = Cache(), Counted(), []
+    decorated = cache.response(fresh_for=600)(counted.endpoint)
+    for number in range(3):
+        cache.configure(namespace="shop")
+        apps.append(app := FastAPI())
+        app.get("/x", dependencies=GUARD)(
+            cache.response(fresh_for=600)(Counted().endpoint) if is_factory else decorated
+        )
+        async with wrapped(cache, app) as http:
+            assert [state(await get(http)) for _ in range(2)] == [(200, "missing"), (200, "fresh")], number
+        await cache.aclose()
 
 
 async def test_keys_are_the_same_in_every_process():
@@ -1762,6 +1854,7 @@ async def test_routes_without_an_app_around_them(cache):
         assert await states(http) == ["missing", "fresh"]
 
 
+@LEFT_OPEN
 async def test_with_base_http_middleware_around_and_inside(cache):
     class Passes(BaseHTTPMiddleware):
         async def dispatch(self, request, call_next):

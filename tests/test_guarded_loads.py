@@ -1059,3 +1059,129 @@ asyncio.run(main())
         group.start_soon(process)
         group.start_soon(process)
     assert sorted(printed) == [b"0", b"1"]
+
+
+# -- conditions and ranges ------------------------------------------------------------------------------------------
+
+MODIFIED, EARLIER = "Sat, 01 Nov 2025 00:00:00 GMT", "Fri, 31 Oct 2025 00:00:00 GMT"
+ASKED = [
+    ({"if-none-match": '"1"'}, 304, ""),
+    ({"if-none-match": 'W/"1"'}, 304, ""),
+    ({"if-none-match": '"0", "1"'}, 304, ""),
+    ({"if-none-match": "*"}, 304, ""),
+    ({"if-none-match": '"2"'}, 200, "0123456789"),
+    ({"if-modified-since": MODIFIED}, 304, ""),
+    ({"if-modified-since": EARLIER}, 200, "0123456789"),
+    ({"if-none-match": '"2"', "if-modified-since": MODIFIED}, 200, "0123456789"),
+    ({"range": "bytes=2-4"}, 206, "234"),
+    ({"range": "bytes=-2"}, 206, "89"),
+    ({"range": "bytes=20-"}, 416, ""),
+    ({"range": "bytes=2-4", "if-range": '"1"'}, 206, "234"),
+    ({"range": "bytes=2-4", "if-range": '"2"'}, 200, "0123456789"),
+    ({"range": "bytes=2-4", "if-none-match": '"1"'}, 304, ""),
+    ({"range": "no"}, 200, "0123456789"),
+]
+
+
+def digits(cache, **more):
+    def limits(response: Response) -> None:
+        response.headers["x-left"] = "9"
+
+    async def answer(response: Response) -> Response:
+        headers = {"etag": '"1"', "last-modified": MODIFIED, "x-other": "1"}
+        return PlainTextResponse("0123456789", headers=headers)
+
+    async def value() -> str:
+        return "01234567"
+
+    app = app_with(cache, answer, dependencies=[Depends(limits), Depends(User.__metadata__[0].dependency)], shared=True)
+    app.get("/value", dependencies=[Depends(limits)])(cache.response(fresh_for=60, key=lambda: 1)(value))
+    return app
+
+
+@pytest.mark.parametrize(("fields", "status", "text"), ASKED)
+async def test_what_is_stored_answers_conditions_and_ranges_as_in_front(cache, fields, status, text):
+    front = FastAPI()
+
+    @front.get("/x")
+    async def answer() -> Response:
+        headers = {"etag": '"1"', "last-modified": MODIFIED, "cache-control": "max-age=60"}
+        return PlainTextResponse("0123456789", headers=headers)
+
+    async with wrapped(cache, digits(cache)) as http, wrapped(Cache(), front) as other:
+        await get(http)
+        await other.get("/x")
+        for token in ("a", "b"):
+            found = await get(http, token, **fields)
+            assert (found.status_code, found.text, found.headers["swr-state"]) == (status, text, "fresh")
+            assert found.headers["cache-status"] == f"swr; hit; ttl=60; {DETAIL}"
+            wanted = await other.get("/x", headers=fields)
+            for name in ("etag", "last-modified", "content-range", "content-length", "content-type"):
+                assert found.headers.get(name) == wanted.headers.get(name)
+        assert (await http.get("/x", headers=fields)).status_code == 401
+
+
+async def test_a_304_has_what_the_dependencies_have_set_for_its_reader(cache):
+    app = FastAPI()
+
+    def limits(response: Response, token: User) -> None:
+        response.headers["x-user"] = token
+
+    @app.get("/x", dependencies=[Depends(limits)])
+    @cache.response(fresh_for=60)
+    async def answer(response: Response) -> str:
+        response.headers["etag"] = '"1"'
+        return "text"
+
+    @app.get("/y", dependencies=[Depends(limits)])
+    @cache.response(fresh_for=60, shared=True)
+    async def answer_shared(response: Response) -> str:
+        response.headers["etag"] = '"1"'
+        return "text"
+
+    async with wrapped(cache, app) as http:
+        for token, user, current in (("a", "alice", "missing"), ("b", "bob", "fresh")):
+            found = await get(http, token, "/y", **{"if-none-match": '"1"'})
+            assert (found.status_code, found.headers["x-user"], found.content) == (304, user, b"")
+            assert (found.headers["etag"], found.headers["swr-state"]) == ('"1"', current)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_every_way_to_a_stored_answer_behind_a_login_answers_conditions(cache, clock, plain):
+    gated = Gated(2, plain=plain)
+    gated.results = {
+        2: PlainTextResponse("0123456789", headers={"etag": '"1"'}),
+        3: HTTPException(503),
+    }
+    asked = {"if-none-match": '"1"'}
+    async with readers_of(cache, app_with(cache, gated.endpoint, stale_if_error=1000)) as readers:
+        await get(readers.http)
+        await cache.clear()
+        readers.ask(1, **asked)
+        await until(lambda: gated.runs == 2)
+        readers.ask(1, "b", range="bytes=1-2")
+        await until(lambda: waiting(cache) == 1)
+        gated.open()
+        await until(lambda: len(readers.found) == 2)
+        own, waited = sorted(readers.found, key=lambda found: -found.status_code)
+        assert own.status_code == 304
+        assert own.headers["cache-status"] == f"swr; fwd=uri-miss; fwd-status=200; stored; {DETAIL}"
+        assert (waited.status_code, waited.text) == (206, "12")
+        assert waited.headers["cache-status"] == f"swr; fwd=uri-miss; collapsed; {DETAIL}"
+        clock.advance(61 + 600)
+        failed = await get(readers.http, **asked)
+        assert failed.status_code == 304
+        assert failed.headers["cache-status"] == f"swr; fwd=stale; fwd-status=503; {DETAIL}"
+
+
+async def test_an_error_for_all_who_wait_answers_no_condition(cache):
+    gated = Gated(2)
+    gated.results |= dict.fromkeys(range(2, 9), PlainTextResponse("no", 500, headers={"etag": '"1"'}))
+    async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
+        await get(readers.http)
+        await cache.clear()
+        readers.ask(4, **{"if-none-match": '"1"'})
+        await until(lambda: gated.runs == 2 and waiting(cache) == 3)
+        gated.open()
+        await until(lambda: len(readers.found) == 4)
+    assert {(found.status_code, found.text) for found in readers.found} == {(500, "no")}

@@ -13,6 +13,8 @@ from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
 
 from swr import Cache
 from swr.middleware import Rule, SWRMiddleware
@@ -50,7 +52,7 @@ async def _session() -> object:
 
 
 async def _takes_the_request(request: Request) -> str:
-    return "secret"
+    return f"secret of {request.method}"
 
 
 async def _takes_tasks(tasks: BackgroundTasks) -> str:
@@ -218,3 +220,135 @@ async def test_the_middleware_notes_in_the_event_loop_what_a_guard_has_admitted(
     async with wrapped(cache, app_with(cache, plain)) as http:
         assert await states(http) == ["missing", "fresh"]
     assert threads == {threading.get_ident()}
+
+
+# -- a decorator above `@cache.response` ----------------------------------------------------------------------------
+
+
+def in_the_office(endpoint):
+    """A guard as a decorator, as many libraries have it."""
+
+    @functools.wraps(endpoint)
+    async def guarded(*args, **kwargs):
+        request = kwargs.get("request") or args[-1]
+        _in_the_office(request.client.host)
+        guarded.runs += 1
+        return await endpoint(*args, **kwargs)
+
+    guarded.runs = 0
+    return guarded
+
+
+async def _of_request(request: Request):
+    return JSONResponse("secret")
+
+
+async def _of_method(self, request: Request):
+    return JSONResponse("secret")
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette", "class"])
+@pytest.mark.parametrize("word", [{}, {"shared": True}, {"key": lambda request: 1}])
+async def test_a_decorator_above_runs_on_every_request(cache, framework, word):
+    endpoint = _of_method if framework == "class" else _of_request
+    guarded = in_the_office(cache.response(fresh_for=60, **word)(endpoint))
+    app = FastAPI() if framework == "fastapi" else Starlette()
+    if framework == "fastapi":
+        app.get("/x")(guarded)
+    else:
+        app.add_route("/x", type("Page", (HTTPEndpoint,), {"get": guarded}) if framework == "class" else guarded)
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with at(app, "10.0.0.1") as inside, at(app, "10.9.9.9") as outside:
+        found = [await inside.get("/x") for _ in range(3)]
+        assert [each.json() for each in found] == ["secret"] * 3
+        assert (await outside.get("/x")).status_code == 403
+    assert guarded.runs == 3
+    # What FastAPI's route gets from the decorator may be about who asks.
+    is_shared = word and framework != "fastapi"
+    assert found[2].headers["swr-state"] == ("fresh" if is_shared else "missing")
+    assert is_shared or 'route"' in found[2].headers["cache-status"] or framework != "fastapi"
+
+
+async def test_key_of_the_middleware_says_what_a_decorator_above_looks_at(cache):
+    app = FastAPI()
+    app.get("/x")(in_the_office(cache.response(fresh_for=60)(_of_request)))
+    app.add_middleware(SWRMiddleware, cache=cache, key=lambda scope: scope["client"][0])
+    async with at(app, "10.0.0.1") as inside, at(app, "10.9.9.9") as outside:
+        assert [state(await inside.get("/x"))[1] for _ in range(2)] == ["missing", "fresh"]
+        assert (await outside.get("/x")).status_code == 403
+
+
+async def test_a_decorator_above_that_hides_the_request_from_the_endpoint_runs_on_every_request(cache):
+    inner = cache.response(fresh_for=60)(_secret)
+
+    @functools.wraps(inner)
+    async def between(**kwargs):
+        _in_the_office(kwargs["swr_request"].client.host)
+        return await inner()
+
+    app = FastAPI()
+    app.get("/x")(between)
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with at(app, "10.0.0.1") as inside, at(app, "10.9.9.9") as outside:
+        assert [state(await inside.get("/x")) for _ in range(2)] == [(200, "missing")] * 2
+        assert (await outside.get("/x")).status_code == 403
+
+
+@pytest.mark.parametrize("has_guard", [False, True])
+async def test_a_method_of_an_object_is_called_by_its_route(cache, has_guard):
+    class Rankings:
+        def __init__(self, name):
+            self.name = name
+
+        @cache.response(fresh_for=60)
+        async def ranking(self, group: str = "") -> str:
+            return f"{self.name} {group}"
+
+    app = FastAPI(dependencies=[Depends(HTTPBearer())] if has_guard else [])
+    for name in ("a", "b"):
+        app.get(f"/{name}")(Rankings(name).ranking)
+    async with wrapped(cache, app) as http:
+        for expected in ("missing", "fresh"):
+            for name in ("a", "b"):
+                found = await http.get(f"/{name}?group=x", headers={"authorization": "Bearer a"} if has_guard else {})
+                assert (found.json(), found.headers["swr-state"]) == (f"{name} x", expected)
+
+
+# -- a class of routes ----------------------------------------------------------------------------------------------
+
+
+class _InTheOffice(APIRoute):
+    """As the documentation of FastAPI has it, for what has to happen around all dependencies."""
+
+    def get_route_handler(self):
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request):
+            _in_the_office(request.client.host)
+            return await handle(request)
+
+        return guarded
+
+
+@pytest.mark.parametrize("terms", ["rule", "decorator"])
+@pytest.mark.parametrize("place", ["router", "included", "override"])
+async def test_a_route_class_of_the_apps_own_runs_on_every_request(cache, terms, place):
+    app = FastAPI()
+    endpoint = cache.response(fresh_for=60)(_secret) if terms == "decorator" else _secret
+    if place == "router":
+        app.router.route_class = _InTheOffice
+        app.get("/x")(endpoint)
+    else:
+        router = APIRouter(route_class=_InTheOffice if place == "included" else APIRoute)
+        override = {"route_class_override": _InTheOffice} if place == "override" else {}
+        router.add_api_route("/x", endpoint, **override)
+        app.include_router(router)
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/x", fresh_for=60)] if terms == "rule" else ())
+    async with at(app, "10.0.0.1") as inside, at(app, "10.9.9.9") as outside:
+        for _ in range(2):
+            found = await inside.get("/x")
+            assert (found.status_code, found.headers["cache-status"]) == (
+                200,
+                'swr; fwd=uri-miss; detail="route class"',
+            )
+            assert (await outside.get("/x")).status_code == 403

@@ -2,16 +2,22 @@
 
 import asyncio
 import json
+import operator
+import sys
+from datetime import date
+from uuid import UUID
 
 import pytest
 
 from swr import Cache, Fresh
 from swr.cli.main import main
+from swr.middleware import SWRMiddleware
 from tests.servers import ClusterOfSix, Sentinels, Server, free_port, kinds
+from tests.web import App, client
 
 
-def said(capsys, *arguments: str) -> dict:
-    assert main([*arguments, "--json"]) == 0
+def said(capsys, *arguments: str, code: int = 0) -> dict:
+    assert main([*arguments, "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -86,7 +92,7 @@ def test_one_that_is_absent(server: Server, capsys):
 def test_something_else(server: Server, capsys, there, why):
     if there:
         server.command("SET", "swr:{k}", there)
-    found = said(capsys, "inspect", "k", "--redis", server.url)
+    found = said(capsys, "inspect", "k", "--redis", server.url, code=not there)
     assert (found["state"], found["version"]) == ("missing", None)
     assert found["why"] is None if why is None else why in found["why"]
 
@@ -178,7 +184,8 @@ def test_the_key_of_a_response_has_a_line_break(server: Server, capsys):
 def test_any_topology(start, capsys):
     with start(kinds()[0]) as group:
         for number in range(3):
-            assert said(capsys, "inspect", f"k{number}", "--redis", group.url, "--timeout", "5")["state"] == "missing"
+            where = ("--redis", group.url, "--timeout", "5")
+            assert said(capsys, "inspect", f"k{number}", *where, code=1)["state"] == "missing"
             assert main(["invalidate", f"k{number}", "--redis", group.url, "--timeout", "5"]) == 0
             capsys.readouterr()
             found = said(capsys, "inspect", f"k{number}", "--redis", group.url, "--timeout", "5")
@@ -214,3 +221,266 @@ def test_what_is_asked_wrongly(capsys, arguments, says):
     out, error = capsys.readouterr()
     assert (code, out, error.count("\n")) == (2, "", 1)
     assert says in error
+
+
+# -- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_is_stored_it_says_so(server: Server, capsys):
+    assert main(["inspect", "top:XXX", "--redis", server.url, "--namespace", "shop"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "swr: nothing stored under 'top:XXX' in the namespace 'shop'\n")
+    assert main(["inspect", "/rankings/ATL", "--redis", server.url]) == 1
+    assert "a response has a key as 'GET http://host\\n/path?'" in capsys.readouterr().err
+    assert main(["invalidate", "top:XXX", "--redis", server.url]) == 0
+    assert "under which nothing was stored" in capsys.readouterr().out
+
+
+def test_the_environment_says_where_redis_is(server: Server, capsys, monkeypatch):
+    cache = Cache(server.url, namespace="shop", timeout=5)
+
+    @cache.cached("k", fresh_for=60)
+    async def load() -> int:
+        return 1
+
+    run(cache, load)
+    monkeypatch.setenv("SWR_REDIS_URL", server.url)
+    monkeypatch.setenv("SWR_NAMESPACE", "shop")
+    assert said(capsys, "inspect", "k")["state"] == "fresh"
+    assert said(capsys, "queue", "status") == {"queues": []}
+    assert said(capsys, "inspect", "k", "--namespace", "other", code=1)["state"] == "missing"
+    assert said(capsys, "invalidate", "--key", "k") == {"invalidated": {"key": "k"}, "namespace": "shop"}
+    monkeypatch.setenv("SWR_REDIS_URL", "redis://app:pass@word@127.0.0.1:1/0")
+    assert main(["inspect", "k", "--timeout", "0.2"]) == 1
+    assert "word" not in capsys.readouterr().err
+    monkeypatch.setenv("SWR_REDIS_URL", "http://app:pass@word@127.0.0.1:1/0")
+    assert main(["inspect", "k"]) == 2
+    err = capsys.readouterr().err
+    assert "SWR_REDIS_URL" in err
+    assert "word" not in err
+    monkeypatch.delenv("SWR_REDIS_URL")
+    assert main(["inspect", "k"]) == 2
+    assert capsys.readouterr().err == "swr: where is Redis? Give --redis URL, or set SWR_REDIS_URL\n"
+
+
+async def _ask(cache: Cache, url: str) -> list[str]:
+    async with client(SWRMiddleware(App([(b"swr-cache-control", b"max-age=60")], body=b"c"), cache)) as http:
+        return [(await http.get(url)).headers["swr-state"] for _ in range(2)]
+
+
+@pytest.mark.parametrize("url", ["/rankings/ATL?limit=10", "http://test/rankings/ATL?limit=10"])
+def test_the_responses_to_a_url_are_removed(server: Server, capsys, url):
+    states = []
+
+    async def ask() -> None:
+        async with Cache(server.url, timeout=5) as cache:
+            states.extend(await _ask(cache, "/rankings/ATL?limit=10"))
+
+    asyncio.run(ask())
+    assert said(capsys, "invalidate", "--url", url, "--redis", server.url)["invalidated"] == {"url": url}
+    asyncio.run(ask())
+    assert states == ["missing", "fresh", "missing", "fresh"]
+    assert main(["invalidate", "--url", url, "--redis", server.url]) == 0
+    assert "invalidated the responses to" in capsys.readouterr().out
+
+
+def test_a_path_is_no_key(server: Server, capsys):
+    for path in ("/rankings/ATL", "https://app:pass@word/x"):
+        assert main(["invalidate", path, "--redis", server.url]) == 2
+        said = capsys.readouterr().err
+        assert "is a URL and no key: swr invalidate --url" in said
+        assert "pass" not in said
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[], ["a", "b"], ["a", "--tag", "t"], ["--key", "a", "--url", "/x"], ["--tag", ""], ["--all", "--loader", "a:b"], ["a", "--all"]],
+)  # fmt: skip
+def test_one_thing_is_invalidated_at_a_time(capsys, wrong):
+    assert main(["invalidate", *wrong, "--redis", "redis://127.0.0.1:1/0"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_loader_has_stored_for_calls_is_removed(server: Server, capsys, tmp_path, monkeypatch):
+    (tmp_path / "shop.py").write_text(
+        f"""
+from swr import Cache
+
+print("imported")
+cache = Cache({server.url!r}, namespace="shop", timeout=5)
+memory = Cache()
+plain = 5
+
+
+@cache.cached("top:{{group}}:{{limit}}", fresh_for=60)
+async def top(group: str, limit: int = 100) -> int:
+    return 1
+
+
+@memory.cached("top:{{group}}", fresh_for=60)
+async def here(group: str) -> int:
+    return 1
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import shop
+
+    run(shop.cache, lambda: shop.top("ATL"))
+    run(shop.cache, lambda: shop.top("JFK", 10))
+    capsys.readouterr()
+    done = said(capsys, "invalidate", "--loader", "shop:top", "ATL", '["JFK", 10]')
+    assert done == {"invalidated": {"keys": ["top:ATL:100", "top:JFK:10"]}}
+    where = ("--redis", server.url, "--namespace", "shop")
+    for key in ("top:ATL:100", "top:JFK:10"):
+        assert said(capsys, "inspect", key, *where)["why"] == "it was invalidated"
+    assert main(["invalidate", "--loader", "shop:top", "ATL"]) == 0
+    assert capsys.readouterr().out == "invalidated 'top:ATL:100'\n"
+    for wrong, text in (
+        (["shop:top"], "for which calls of 'shop:top'?"),
+        (["shop:top", '["ATL", 1, 2]'], "is not called ('ATL', 1, 2)"),
+        (["shop:plain", "ATL"], "not a loader"),
+        (["shop:here", "ATL"], "is in the memory of one process"),
+    ):
+        assert main(["invalidate", "--loader", *wrong]) == 2
+        assert text in capsys.readouterr().err
+    del sys.modules["shop"]
+
+
+def test_text_becomes_what_the_loader_declares(server: Server, capsys, tmp_path, monkeypatch):
+    """The key of 1 is not that of "1": a command that leaves it as text does nothing, and says that it did."""
+    (tmp_path / "typed.py").write_text(
+        f"""
+from __future__ import annotations
+
+from datetime import date
+from enum import Enum
+from typing import TYPE_CHECKING, Optional
+from uuid import UUID
+
+from swr import Cache, LoadContext
+
+if TYPE_CHECKING:
+    from nowhere import Unknown
+
+cache = Cache({server.url!r}, namespace="typed", timeout=5)
+off = Cache(enabled=False)
+
+
+class Kind(Enum):
+    A = "a"
+
+
+class Service:
+    @cache.cached("method:{{number}}", fresh_for=60, ignore=("self",))
+    async def method(self, number: int) -> int:
+        return number
+
+
+service = Service()
+
+
+@cache.cached("one:{{number}}", fresh_for=60)
+async def one(context: LoadContext[int], number: int) -> int:
+    return number
+
+
+@cache.cached("several:{{number}}:{{day}}:{{identity}}:{{kind}}:{{text}}:{{either}}", fresh_for=60)
+async def several(
+    number: float | None, day: date, identity: UUID, kind: Kind, text: Optional[str], either: int | str
+) -> int:
+    return 1
+
+
+@cache.cached_many("item:{{item}}:{{factor}}", fresh_for=60)
+async def many(factor: int, items: list[int]) -> dict[int, int]:
+    return {{item: item * factor for item in items}}
+
+
+@cache.cached_many("bare:{{item}}", fresh_for=60)
+async def bare(items: list) -> dict[str, int]:
+    return {{item: 1 for item in items}}
+
+
+@cache.cached("unknown:{{what}}:{{number}}", fresh_for=60)
+async def unknown(what: Unknown, number) -> int:
+    return 1
+
+
+@off.cached("nothing:{{group}}", fresh_for=60)
+async def nothing(group: str) -> int:
+    return 1
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import typed
+
+    run(typed.cache, lambda: typed.one(7))
+    capsys.readouterr()
+    identity = "0e7c1c0e-7d1c-4d1c-8d1c-0e7c1c0e7d1c"
+    for name, text, args in (
+        ("one", "7", (7,)),
+        ("service.method", "7", (7,)),
+        ("many", "[2, 3]", (2, 3)),
+        ("many", '["2", "3"]', (2, 3)),
+        ("bare", "3", ("3",)),
+        ("unknown", '["7", "8"]', ("7", "8")),
+        (
+            "several",
+            f'["1.5", "2030-01-01", "{identity}", "a", "7", "7"]',
+            (1.5, date(2030, 1, 1), UUID(identity), typed.Kind.A, "7", "7"),
+        ),
+    ):
+        key = operator.attrgetter(name)(typed).key(*args)
+        assert said(capsys, "invalidate", "--loader", f"typed:{name}", text) == {"invalidated": {"keys": [key]}}
+    where = ("--redis", server.url, "--namespace", "typed")
+    assert said(capsys, "inspect", "one:7", *where)["why"] == "it was invalidated"
+    assert said(capsys, "warm", "typed:one", "--keys", "7")["loaded"] == 1
+    assert said(capsys, "inspect", "one:7", *where)["state"] == "fresh"
+    for wrong, text in (
+        (["typed:one", "x"], "does not take 'x': Expected `int`, got `str`"),
+        (["typed:one", "7", *where], "works where the loader's own cache lies"),
+        (["typed:nothing", "x"], "the cache of 'typed:nothing' is off"),
+    ):
+        assert main(["invalidate", "--loader", *wrong]) == 2
+        assert text in capsys.readouterr().err
+    del sys.modules["typed"]
+
+
+class Enough(Exception):
+    """The test has seen enough."""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_something_is_shown_again_and_again(server: Server, capsys, monkeypatch, is_terminal):
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            # Meanwhile somebody stores it.
+            cache = Cache(server.url, timeout=5)
+            run(cache, cache.cached("k", fresh_for=60)(load))
+        elif len(pauses) == 2:
+            monkeypatch.setenv("SWR_REDIS_URL", "redis://127.0.0.1:1/0")
+        else:
+            raise Enough
+
+    async def load() -> int:
+        return 1
+
+    monkeypatch.setattr("swr.cli.shared.time.sleep", pause)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    monkeypatch.setenv("SWR_REDIS_URL", server.url)
+    with pytest.raises(Enough):
+        main(["inspect", "k", "--watch", "--timeout", "5"])
+    out, err = capsys.readouterr()
+    assert pauses == [2.0] * 3
+    assert "state        fresh" in out
+    assert out.startswith("\x1b[H") is is_terminal
+    assert "nothing stored under 'k'" in err
+    pauses.clear()
+    monkeypatch.setenv("SWR_REDIS_URL", server.url)
+    with pytest.raises(Enough):
+        main(["queue", "status", "--watch", "7"])
+    assert pauses == [7.0] * 3
+    assert main(["queue", "dead", "--watch", "0", "--redis", server.url]) == 2

@@ -20,6 +20,7 @@ LAYERS = [
     "stores",
     "stores.redis",
     "engine",
+    "lifecycle",
     "loaders",
     "endpoints",
     "cache",
@@ -309,4 +310,4 @@ def test_the_public_names_are_these():
     assert swr.otel.__all__ == swr.prometheus.__all__ == ["export"]
     assert swr.proxy.__all__ == ["Proxy", "caching_proxy"]
     assert swr.refreshers.__all__ == ["QueueStatus", "Refresher"]
-    assert swr.testing.__all__ == ["FakeClock"]
+    assert swr.testing.__all__ == ["FakeClock", "Isolate", "isolated"]

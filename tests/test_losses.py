@@ -13,6 +13,8 @@ from redis.asyncio import Redis
 from swr import Cache, Policy
 from swr.engine.load import Load
 from swr.loaders.annotations import codec_for
+from swr.stores.local import LocalCache
+from swr.stores.served import Served
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_redis import Counter, until
@@ -22,8 +24,8 @@ pytestmark = pytest.mark.anyio
 LONG = Policy(600)
 TAGGED = Policy(600, tags=("t",))
 # Every key of swr for one entry.
-KEYS = ("swr:{k}", "swr:{k}:l", "swr:{!}b", "swr:{!}h")
-LOSSES = [*((key,) for key in KEYS), *itertools.combinations(KEYS, 2), KEYS]
+KEYS = ("swr:{k}", "swr:{k}:l", "swr:{!}b", "swr:{!}h", "swr:{!}a", "swr:{!}p")
+LOSSES = [*((key,) for key in KEYS), *itertools.combinations(KEYS[:4], 2), KEYS]
 named = pytest.mark.parametrize("lost", LOSSES, ids=lambda lost: " ".join(lost).replace("swr:", ""))
 
 
@@ -115,7 +117,7 @@ class TestEvictedKeys:
                 await cache.get_or_load("k", load, LONG)
             cleared = [cache.engine.store.tag_versions.cleared for cache in (one, other)]
             server.command("DEL", lost)
-            await until(lambda: server.command("EXISTS", *KEYS[2:]) == b":2\r\n")
+            await until(lambda: server.command("EXISTS", *KEYS[2:]) == b":4\r\n")
             await until(
                 lambda: all(
                     cache.engine.store.tag_versions.cleared > before
@@ -150,7 +152,7 @@ async def test_a_server_without_memory_can_still_outdate_everything(own_server: 
     own_server.command("DEL", *lost)
     async with Cache(own_server.url, timeout=5) as other:
         assert (await other.get_or_load("k", load, TAGGED)).value == 2
-        assert own_server.command("EXISTS", *KEYS[2:]) == b":2\r\n"
+        assert own_server.command("EXISTS", *KEYS[2:]) == b":4\r\n"
         assert other.engine.store.is_reachable
 
 
@@ -161,7 +163,7 @@ class Job:
 
     def __init__(self, load: Callable[[], Awaitable[int]], policy: Policy) -> None:
         self._load, self._policy = load, policy
-        self.codec, self.tags = codec_for(load), policy.tags
+        self.codec, self.tags, self.loader = codec_for(load), policy.tags, ""
 
     async def run(self, load: Load) -> None:
         await load.store(await self._load(), self._policy)
@@ -245,7 +247,7 @@ class Trial:
 
     async def lose(self) -> None:
         names = [f"{self.namespace}:{{{key}}}{end}" for key in self.KEYS for end in ("", ":l")]
-        tags = [f"{self.namespace}:{{!}}{end}" for end in "bh"]
+        tags = [f"{self.namespace}:{{!}}{end}" for end in "bhap"]
         lost = self.random.sample([*names, *4 * tags], self.random.randint(1, 3))
         await self.redis.delete(*lost)
 
@@ -473,15 +475,16 @@ class TestOlderData:
             assert own_server.command("ZSCORE", "swr:{!}b", "@run11") == b"$3\r\n-12\r\n"
             assert own_server.command("ZCOUNT", "swr:{!}b", "1", "+inf") == b":2\r\n"
 
-    async def test_a_process_that_has_served_a_newer_value_does_not_go_back(self, own_server: Server):
-        load = Counter()
-        async with Cache(own_server.url) as one, Cache(own_server.url) as other:
+    @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
+    async def test_a_process_that_has_served_a_newer_value_does_not_go_back(self, own_server: Server, l1_max_bytes):
+        load, options = Counter(), {"l1_max_bytes": l1_max_bytes}
+        async with Cache(own_server.url, **options) as one, Cache(own_server.url, **options) as other:
             for cache in (one, other):
                 assert (await cache.get_or_load("k", load, LONG)).value == 1
             own_server.command("SAVE")
             await refresh(one, "k", load)
             assert load.runs == 2
-            await until(lambda: other.engine.store.peek("k") is None)
+            await until(lambda: l1_max_bytes == 0 or other.engine.store.peek("k") is None)
             assert (await other.get_or_load("k", load, LONG)).value == 2
             await asyncio.to_thread(restart, own_server)
             for cache in (one, other):
@@ -492,10 +495,36 @@ class TestOlderData:
             assert (await late.get_or_load("k", load, LONG)).value == 3
         assert load.runs == 3
 
-    async def test_nor_after_a_commit_whose_fate_is_unknown(self, own_server: Server):
+    @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
+    async def test_nor_does_one_whose_copy_was_evicted(self, own_server: Server, l1_max_bytes):
+        load = Counter()
+        async with Cache(own_server.url, l1_max_bytes=l1_max_bytes) as cache:
+            await cache.get_or_load("k", load, LONG)
+            own_server.command("SAVE")
+            await refresh(cache, "k", load)
+            cache.local.drop("k")
+            await asyncio.to_thread(restart, own_server)
+            await until(lambda: cache.engine.store.is_reachable)
+            # Asked for twice at once, one of them finds what the other has loaded.
+            found = await asyncio.gather(*(cache.get_or_load("k", load, LONG) for _ in range(2)))
+            assert [outcome.value for outcome in found] == [3, 3]
+
+    async def test_of_many_keys_the_last_are_known(self, monkeypatch):
+        monkeypatch.setattr("swr.stores.served._MOST", 2)
+        served = Served(LocalCache(0, 0), lambda entry: True)
+        for key in ("a", "b", "a", "c"):
+            served.note(key, "type", 1)
+        assert [served.version(key, "type") for key in "abc"] == [1, None, 1]
+
+    @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
+    async def test_nor_after_a_commit_whose_fate_is_unknown(self, own_server: Server, l1_max_bytes):
         """The server did not get it, and another process has stored something meanwhile: nobody knows which is newer."""
         load = Counter()
-        async with Proxy(own_server.port) as proxy, Cache(proxy.url) as one, Cache(own_server.url) as other:
+        async with (
+            Proxy(own_server.port) as proxy,
+            Cache(proxy.url, l1_max_bytes=l1_max_bytes) as one,
+            Cache(own_server.url) as other,
+        ):
             for cache in (one, other):
                 assert (await cache.get_or_load("k", load, LONG)).value == 1
             await refresh(other, "k", load)
@@ -503,7 +532,8 @@ class TestOlderData:
             proxy.cut()
             await until(lambda: not one.engine.store.is_reachable)
             await refresh(one, "k", load)
-            assert (await one.get_or_load("k", load, LONG)).value == 3
+            if l1_max_bytes:
+                assert (await one.get_or_load("k", load, LONG)).value == 3
             proxy.refuse = False
             await until(lambda: one.engine.store.is_reachable)
             assert (await one.get_or_load("k", load, LONG)).value == 4

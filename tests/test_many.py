@@ -1011,7 +1011,7 @@ class TestThroughRedis:
             assert await others_rows([1, 2]) == {1: Row(1), 2: Row(2)}
             assert asked == [[1, 2, 100], [2]]
 
-    async def test_a_batch_is_a_few_round_trips_however_long(self, server: Server):
+    async def test_a_batch_is_a_few_round_trips_however_long(self, server: Server, no_heartbeats):
         asked = []
         one, rows = self.make(server, asked)
         other, others_rows = self.make(server, asked)

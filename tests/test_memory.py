@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from swr import Cache, State
@@ -162,6 +163,65 @@ def test_a_local_cache_of_no_bytes_holds_nothing():
     local = LocalCache(0, 100)
     local.put("k", entry(None))
     assert local.get("k") is None
+
+
+class TestForgetting:
+    """A clear, or an invalidation that no server has taken, costs the event loop the same however much there is."""
+
+    @pytest.mark.anyio
+    async def test_many_entries_are_gone_at_once_and_freed_in_turns(self):
+        local, freed = LocalCache(2**30, 10_000), []
+        local.start = lambda function, *args: freed.append((function, args))
+        for number in range(3500):
+            local.put(str(number), entry(number))
+        trust = local.trust
+        local.clear()
+        assert local.trust is not trust
+        assert len(local.slots) == 3500
+        local.put("5", entry("new"))
+        assert local.get("3499") is None
+        ((function, args),) = freed
+        seen = {len(local.slots)}
+        async with anyio.create_task_group() as group:
+            group.start_soon(function, *args)
+            while len(local.slots) > 1:
+                await anyio.lowlevel.checkpoint()
+                seen.add(len(local.slots))
+        assert len(seen) > 2
+        assert local.get("5").entry.value == "new"
+
+    @pytest.mark.anyio
+    async def test_a_cache_forgets_all_at_a_clear(self):
+        async with Cache() as cache:
+            for number in range(1500):
+                await cache.get_or_load(str(number), lambda: 1, Policy(60))
+            await cache.clear()
+            assert (await cache.get_or_load("7", lambda: 2, Policy(60))).value == 2
+            with anyio.fail_after(60):
+                while len(cache.local.slots) > 1:
+                    await anyio.lowlevel.checkpoint()
+            assert (await cache.get_or_load("7", lambda: 3, Policy(60))).value == 2
+
+    def test_a_tag_is_forgotten_without_a_look_at_each_entry(self):
+        local = LocalCache(2**30, 10_000)
+        for number in range(4):
+            local.put(str(number), stamp(number, Policy(60, tags=(f"t{number % 2}",)), 0.0))
+        trust = local.trust
+        local.forget("none", 0)
+        assert local.trust is trust
+        local.forget("t1", 0)
+        assert local.trust is not trust
+        local.put("3", stamp("new", Policy(60, tags=("t1",)), 0.0))
+        assert [local.get(str(number)) is None for number in range(4)] == [False, True, False, False]
+
+    def test_of_more_tags_than_are_remembered_all_is_forgotten(self, monkeypatch):
+        monkeypatch.setattr("swr.stores.local._MOST_FORGOTTEN", 1)
+        local = LocalCache(2**30, 10_000)
+        for number in range(4):
+            local.put(str(number), stamp(number, Policy(60, tags=(f"t{number}",)), 0.0))
+        local.forget("t1", 0)
+        local.forget("t2", 0)
+        assert len(local.slots) == 0
 
 
 class TestAlias:

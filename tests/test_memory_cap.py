@@ -25,6 +25,7 @@ def anyio_backend():
 async def test_distinct_query_strings_fill_no_memory(stored, monkeypatch):
     if not FULL:
         monkeypatch.setattr("swr.middleware.config._MOST_UNCACHEABLE", 150)
+        monkeypatch.setattr("swr.stores.memory._MOST_ANNOUNCED", 150)
     control = b"max-age=600" if stored else b"private"
 
     async def app(scope, receive, send):

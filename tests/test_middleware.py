@@ -27,7 +27,7 @@ from swr.http.stored_response import RESPONSES
 from swr.middleware import Rule, SWRMiddleware
 from swr.testing import FakeClock
 from tests.fleet import fleet, settle
-from tests.web import MAX_AGE, App, Client, brief, cache_on, client, gather, http_scope, open_later
+from tests.web import LEFT_OPEN, MAX_AGE, App, Client, brief, cache_on, client, gather, http_scope, open_later
 
 pytestmark = pytest.mark.anyio
 
@@ -1177,6 +1177,7 @@ class TestStreams:
         async with client(SWRMiddleware(app, cache)) as http:
             assert [brief(await http.get("/x"))[1:] for _ in range(2)] == [("abcd", "missing"), ("abcd", "fresh")]
 
+    @LEFT_OPEN
     @pytest.mark.parametrize("ending", ["cancelled", "exit", "closed"])
     async def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(self, ending):
         """Middleware of Starlette's around the cache ends a response by itself when the app returns."""

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from typing import Annotated
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -9,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from starlette.websockets import WebSocket
 
 from swr import Cache, ConfigurationError
 from swr.middleware import Rule, SWRMiddleware
@@ -162,3 +164,37 @@ def test_vary_by_credentials_is_refused_with_what_to_do(name):
     ):
         with pytest.raises(ConfigurationError, match="Cache-Control: public"):
             make()
+
+
+@pytest.mark.parametrize("name", ["cached", "cached_many", "response"])
+@pytest.mark.parametrize("given", [ranking, plain_ranking, Endpoint(), Controller, functools.partial(ranking, "hello")])
+def test_a_decorator_without_parentheses_is_refused_with_what_to_write(name, given):
+    with pytest.raises(
+        ConfigurationError, match=rf"@cache\.{name} stands on .* without options: write @cache\.{name}\("
+    ):
+        getattr(Cache(), name)(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("cached", 60), ("cached_many", ["a"]), ("response", 60), ("response", "/x")]
+)
+def test_an_option_without_its_name_is_refused_with_what_to_write(name, given):
+    with pytest.raises(
+        ConfigurationError, match=rf"@cache\.{name} got .* without a name: write @cache\.{name}\(.*fresh_for="
+    ):
+        getattr(Cache(), name)(given)
+
+
+def test_a_decorator_that_lacks_its_lifetime_says_so():
+    for make in (Cache().cached, Cache().response):
+        with pytest.raises(TypeError, match="fresh_for"):
+            make()
+
+
+@pytest.mark.parametrize("annotation", [WebSocket, "WebSocket", Annotated[WebSocket, "doc"]])
+def test_an_endpoint_for_a_websocket_is_refused(annotation):
+    async def chat(websocket): ...
+
+    chat.__annotations__["websocket"] = annotation
+    with pytest.raises(ConfigurationError, match="takes a WebSocket"):
+        Cache().response(fresh_for=60)(chat)

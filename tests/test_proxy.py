@@ -961,6 +961,54 @@ async def test_a_silent_service_is_a_gateway_timeout():
         assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
 
 
+def drip(begin: bytes, piece: bytes) -> Callable[[Upstream, socket.socket], None]:
+    """Send the head of an answer piece by piece, and come to no end."""
+
+    def run(upstream: Upstream, connection: socket.socket) -> None:
+        connection.sendall(begin)
+        with contextlib.suppress(OSError):
+            while not upstream.release.wait(0.01):
+                connection.sendall(piece)
+        upstream.left.set()
+        raise ConnectionError
+
+    return run
+
+
+ENDLESS_HEADS = {
+    "interim answers": drip(b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+    "bytes of a field": drip(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "bytes of an interim answer": drip(b"HTTP/1.1 102 Processing\r\nX: ", b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS_HEADS)
+async def test_a_service_whose_head_does_not_come_to_an_end_is_a_gateway_timeout(kind):
+    """It is never silent, so only the time of the whole tells."""
+    async with proxied(ENDLESS_HEADS[kind], timeout=0.3) as (proxy, upstream):
+        answer = await ask(proxy)
+        assert (answer.status, answer.body) == (504, b"The service did not answer in time.\n")
+        assert await anyio.to_thread.run_sync(upstream.left.wait, PATIENCE)
+        assert free(proxy)
+
+
+@pytest.mark.parametrize("kind", ENDLESS_HEADS)
+async def test_requests_whose_answers_do_not_begin_keep_nobody_out_for_good(kind):
+    """They bypass the cache, so `hard_timeout` does not end them; here they have all the connections."""
+    headers = [(b"cookie", b"a=b")]
+    answers = [*[ENDLESS_HEADS[kind]] * 3, OK]
+    async with cached(*answers, max_connections=3, timeout=0.3, connect_timeout=PATIENCE) as (app, upstream):
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(lambda: ask(app, headers=headers))
+                while len(upstream.asked) < 3:
+                    await anyio.sleep(0.001)
+                # On a slow machine the good answer itself may come too late.
+                while (await ask(app)).body != b"ok":
+                    pass
+
+
 async def test_a_service_that_is_busy_is_a_gateway_timeout():
     """RFC 9110 15.6.5: who finds no connection within `connect_timeout` is told so; the next one finds it free."""
     async with proxied(when_released(OK), OK, max_connections=1, connect_timeout=0.4) as (proxy, upstream):
@@ -1316,6 +1364,35 @@ async def test_a_client_that_does_not_read_its_answer_is_let_go(reads):
         assert free(proxy)
 
 
+async def test_a_client_that_reads_nothing_has_little_of_its_answer_buffered():
+    """The system would give each such client megabytes."""
+    sent = 0
+
+    def pour_all(upstream: Upstream, connection: socket.socket) -> None:
+        nonlocal sent
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
+        connection.sendall(ENDLESS)
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"10000\r\n%b\r\n" % (b"x" * 2**16))
+                sent += 2**16
+
+    async with proxied(pour_all, client_timeout=600) as (proxy, _), anyio.create_task_group() as group:
+        # After so many megabytes the system has found out how much it can buffer.
+        client = Reader(500)
+        group.start_soon(proxy, http_scope(), client.receive, client.send)
+        with anyio.fail_after(PATIENCE):
+            while client.reads:
+                await anyio.sleep(0.01)
+            before = -1
+            while before < sent:
+                before = sent
+                await anyio.sleep(0.3)
+        group.cancel_scope.cancel()
+    buffered = sent - len(client.answer.body)
+    assert buffered < 2**20
+
+
 def pour(upstream: Upstream, connection: socket.socket) -> None:
     """Answer without an end, a byte at a time."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -1396,6 +1473,29 @@ async def test_where_all_connections_are_taken_a_client_that_is_behind_gives_way
                 assert (await ask(proxy)).body == b"ok"
                 # One is enough for one.
                 assert ends == [0 if answers else 408]
+                group.cancel_scope.cancel()
+
+
+async def test_each_that_waits_has_a_client_give_way_at_once(monkeypatch):
+    """With no second search, whoever did not search would wait for the answer to the other."""
+    monkeypatch.setattr("swr.proxy.slots._SEARCH_EVERY", 10 * PATIENCE)
+    options = {"max_connections": 3, "connect_timeout": 20 * PATIENCE, "client_timeout": 600}
+    async with proxied(when_released(OK), **options) as (proxy, upstream):
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    client = Stalled(b"half")
+                    group.start_soon(proxy, dict(CHUNKED), client.receive, client.send)
+                while upstream.opened < 3 or len(proxy._service._slots._taken) < 3:
+                    await anyio.sleep(0.001)
+                while min(held.behind(anyio.current_time()) for held in proxy._service._slots._taken) < 1:
+                    await anyio.sleep(0.01)
+                async with anyio.create_task_group() as asking:
+                    for _ in range(2):
+                        asking.start_soon(ask, proxy)
+                    while [asked.line[:3] for asked in upstream.asked].count(b"GET") < 2:
+                        await anyio.sleep(0.001)
+                    upstream.release.set()
                 group.cancel_scope.cancel()
 
 
@@ -1777,6 +1877,19 @@ def test_an_absolute_target_is_the_same_resource():
     with Upstream() as upstream, served(Proxy(upstream.url)) as port:
         talk(port, b"GET http://b/%41?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert (upstream.last.line, upstream.last.values("host")) == (b"GET /%41?q HTTP/1.1", [b"b"])
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "seen"),
+    [("1.1", [], None), ("1.1", [b"x", b"y"], None), ("1.1", [b"x"], b"a"), ("1.0", [], b"a"), ("2", [], b"a")],
+)
+async def test_an_absolute_target_makes_no_invalid_request_valid(version, hosts, seen):
+    """RFC 9112 3.2: two of the field, or none in HTTP/1.1, are a bad request."""
+    async with proxied() as (proxy, upstream):
+        headers = [(b"host", host) for host in hosts]
+        answer = await ask(proxy, host=None, headers=headers, raw_path=b"http://a/b", path="/b", http_version=version)
+        assert answer.status == (400 if seen is None else 200)
+        assert [asked.values("host") for asked in upstream.asked] == ([] if seen is None else [[seen]])
 
 
 async def test_a_request_that_is_passed_on_or_refused_writes_a_line_at_debug(caplog):

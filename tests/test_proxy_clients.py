@@ -1,6 +1,7 @@
 """Clients of the proxy's server that keep it waiting, on real connections: silent, slow, leaving, malformed, endless."""
 
 import contextlib
+import gc
 import select
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from swr.proxy.parser import RequestParser
 from swr.proxy.server import MOST_HEAD_BYTES, ClientProtocol
 from tests.test_proxy import PATIENCE, body_of, talk
 
@@ -27,12 +29,14 @@ class Site:
         server: of uvicorn.
         port: it listens to.
         scopes: of the requests that came.
+        bodies: of the requests that were read to their end.
         running: how many calls of the app are under way.
         release: lets the requests to `/wait` go on.
     """
 
     def __init__(self) -> None:
         self.scopes: list[dict[str, Any]] = []
+        self.bodies: list[bytes] = []
         self.running = 0
         self.release = threading.Event()
 
@@ -45,10 +49,14 @@ class Site:
         self.running += 1
         try:
             if scope["method"] == "POST" and scope["path"] == "/":
-                while (message := await receive())["type"] == "http.request" and message["more_body"]:
-                    pass
+                body = b""
+                while (message := await receive())["type"] == "http.request":
+                    body += message["body"]
+                    if not message["more_body"]:
+                        break
                 if message["type"] == "http.disconnect":
                     return
+                self.bodies.append(body)
             while scope["path"] == "/wait" and not self.release.is_set():
                 await anyio.sleep(0.01)
             if scope["path"] == "/left":
@@ -348,3 +356,90 @@ def test_the_host_of_an_absolute_target_goes_before_the_field(loop):
             assert body_of(talk(app.port, CLOSING.replace(b" / ", b" %b " % target))) == b"ok"
         found = [(s["raw_path"], s["query_string"], [v for n, v in s["headers"] if n == b"host"]) for s in app.scopes]
         assert found == [(b"/b", b"c", [b"a:80"]), (b"/", b"", [b"a:80"]), (b"/", b"c", [b"a:80"])]
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "status"),
+    [
+        (b"/", b"", b"505"),
+        (b"/", b" HTTP/0.9", b"505"),
+        (b"/", b" HTTP/2.0", b"505"),
+        (b"ftp://x/", b" HTTP/1.1", b"400"),
+        (b"http://u@x/", b" HTTP/1.1", b"400"),
+        (b"x", b" HTTP/1.1", b"400"),
+    ],
+)
+def test_a_request_line_that_the_server_would_take_for_another_one_is_refused(target, version, status, loop):
+    """RFC 9112 3: httptools hides what stands before the path, and knows versions that have no such line."""
+    with site(loop) as app:
+        assert talk(app.port, b"GET %b%b\r\nHost: x\r\n\r\n" % (target, version))[9:12] == status
+        assert app.scopes == []
+
+
+def test_a_tunnel_is_not_implemented(loop):
+    """RFC 9110 9.3.6"""
+    with site(loop) as app:
+        assert talk(app.port, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n")[9:12] == b"501"
+
+
+@pytest.mark.parametrize(("hosts", "seen"), [([], []), ([b"x", b"y"], [b"a", b"a"]), ([b"a b"], [b"a"])])
+def test_an_absolute_target_makes_no_two_hosts_one(hosts, seen, loop):
+    """RFC 9112 3.2: the app refuses two of them, or none."""
+    lines = b"".join(b"Host: %b\r\n" % host for host in hosts)
+    with site(loop) as app:
+        talk(app.port, b"GET http://a/ HTTP/1.1\r\n%bConnection: close\r\n\r\n" % lines)
+        assert [value for name, value in app.scopes[0]["headers"] if name == b"host"] == seen
+
+
+def test_the_space_around_a_value_is_no_part_of_it(loop):
+    """RFC 9110 5.5: no client would take it for an invalid field."""
+    sent = CLOSING.replace(b"Host: x", b"Host:\tx \t\r\nAccept:  \t a\tb\t \r\nX: \t")
+    with site(loop) as app:
+        assert body_of(talk(app.port, sent)) == b"ok"
+        [scope] = app.scopes
+        assert scope["headers"][:3] == [(b"host", b"x"), (b"accept", b"a\tb"), (b"x", b"")]
+
+
+def test_a_connection_that_is_lost_leaves_no_parser_to_the_garbage_collection(loop):
+    """On a busy proxy a full collection holds up all clients at once."""
+    with site(loop) as app:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                assert body_of(talk(app.port, CLOSING)) == b"ok"
+            app.wait_until_empty()
+            wait_until(lambda: not any(isinstance(thing, RequestParser) for thing in gc.get_objects()))
+        finally:
+            gc.enable()
+
+
+UPGRADE = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_request_that_asks_for_another_protocol_has_a_body_and_others_after_it(size, loop, caplog):
+    """RFC 9110 7.8: Java's client asks for h2c with each. What is a body must never be taken for a request."""
+    caplog.set_level("WARNING")
+    trap = CLOSING.replace(b"/ ", b"/trap ")
+    length = b"POST / HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (UPGRADE, len(trap), trap)
+    empty = b"POST / HTTP/1.1\r\n%bContent-Length: 0\r\n\r\n" % UPGRADE
+    none = b"GET / HTTP/1.1\r\n%b\r\n" % UPGRADE
+    chunked = b"POST / HTTP/1.1\r\n%bTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Late: 1\r\n\r\n" % UPGRADE
+    sent = none + length + empty + chunked + none + CLOSING
+    with site(loop) as app:
+        with client(app, *(sent[at : at + size] for at in range(0, len(sent), size))) as connection:
+            assert end_of(connection).count(b"HTTP/1.1 200 OK") == 6
+        assert app.bodies == [trap, b"", b"abc"]
+        assert {scope["path"] for scope in app.scopes} == {"/"}
+        assert all(name != b"x-late" for scope in app.scopes for name, _ in scope["headers"])
+    assert caplog.records == []
+
+
+def test_a_request_that_asks_for_another_protocol_and_has_no_valid_body_is_answered_with_400(loop):
+    for body in (b"Content-Length: x\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nx\r\n"):
+        with site(loop) as app:
+            answer = talk(app.port, b"POST / HTTP/1.1\r\n%b%b" % (UPGRADE, body))
+            assert answer.startswith(b"HTTP/1.1 400 ") or answer == b""
+            app.wait_until_empty()
+            assert app.bodies == []

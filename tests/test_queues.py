@@ -71,7 +71,7 @@ async def settled(queue: Queue, deliveries, what: str, delay: float = 0.0, why: 
 
 
 async def put(queue: Queue, command: str, key: str, *args: bytes | str) -> object:
-    return await queue._store.commands.ask(key, command, key, *args)
+    return await queue.store.commands.ask(key, command, key, *args)
 
 
 async def is_empty(queue: Queue) -> bool:
@@ -79,9 +79,9 @@ async def is_empty(queue: Queue) -> bool:
     status = await queue.status()
     left = 0
     for keys in queue._keys:
-        left += await queue._store.commands.ask(keys[0], "HLEN", keys[0])
+        left += await queue.store.commands.ask(keys[0], "HLEN", keys[0])
         if queue._backend == "streams":
-            left += await queue._store.commands.ask(keys[1], "XLEN", keys[1])
+            left += await queue.store.commands.ask(keys[1], "XLEN", keys[1])
     return (status.queued, status.running, status.waiting, left) == (0, 0, 0, 0)
 
 
@@ -157,7 +157,7 @@ class TestTasks:
         assert (await queue.status()).queued == 1500 - len(running)
         for keys in queue._keys:
             for part in (keys[1], keys[1] + b":one", keys[2]):
-                await queue._store.commands.ask(part, "DEL", part)
+                await queue.store.commands.ask(part, "DEL", part)
         assert await taken(queue) == []
         await queue.heal()
         found = set()
@@ -202,7 +202,7 @@ class TestTries:
         letters = await queue.dead()
         assert {letter.key: tuple(letter.args) for letter in letters} == GROUPS
         assert {(letter.why, letter.tries) for letter in letters} == {("ValueError: é", 3)}
-        assert abs(letters[0].at - await queue._store.now() / 1e6) < 60
+        assert abs(letters[0].at - await queue.store.now() / 1e6) < 60
         status = await queue.status()
         assert (status.dead, status.counts["buried"], status.counts["failed"]) == (3, 3, 9)
 
@@ -431,7 +431,7 @@ class TestMarks:
         assert await queue.drain(EPOCH) == (0, 0)
         deliveries = await taken(queue)
         assert {delivery.key: delivery.args for delivery in deliveries} == GROUPS
-        now = await queue._store.now()
+        now = await queue.store.now()
         assert all(0 < delivery.newer_than <= now for delivery in deliveries)
 
     async def test_a_mark_is_newer_than_what_is_stored_and_loading_whatever_the_clock_says(self, store, backend):
@@ -515,7 +515,7 @@ class TestLeaders:
     async def test_one_leads_until_its_lease_ends(self, queue: Queue):
         epoch, held_for, last, now, _ = await queue.lead("a", 0.2)
         assert (len(epoch), held_for, last) == (16, 0.0, None)
-        assert abs(now - await queue._store.now()) < 5_000_000
+        assert abs(now - await queue.store.now()) < 5_000_000
         other = await queue.lead("b", 0.2)
         assert other[0] == ""
         assert 0 < other[1] <= 0.2
@@ -551,7 +551,7 @@ class TestLeaders:
         assert (status.name, status.backend, status.queued, status.round) == ("r:group", queue._backend, 3, 7.5)
         assert status.epoch == int(epoch)
         assert 0 < status.leads_for <= 60
-        found = await known(queue._store)
+        found = await known(queue.store)
         assert list(found) == ["r:group"]
         assert (found["r:group"]._backend, len(found["r:group"].shards)) == (queue._backend, len(queue.shards))
 

@@ -27,6 +27,7 @@ class Groups:
 
     template = "job:{key}"
     codec = ANY
+    loader = ""
 
     def __init__(self, engine):
         self.engine = engine
@@ -429,11 +430,13 @@ class TestLocks:
                 # Others are faster; one has given its lease back, and one has what nobody asks for here.
                 for key in keys[:30]:
                     if f"r:{key}" not in begun:
-                        engine.on_notification(Notification(Kind.COMMITTED, f"r:{key}", 10**16 - 2, True, fingerprint))
+                        engine.notifications.handle(
+                            Notification(Kind.COMMITTED, f"r:{key}", 10**16 - 2, True, fingerprint)
+                        )
                         # Another version of the application has its own.
-                        engine.on_notification(Notification(Kind.COMMITTED, "r:g38", 10**16 - 2, True, "another"))
-                engine.on_notification(Notification(Kind.RELEASED, "r:g39", 0, True))
-                engine.on_notification(Notification(Kind.COMMITTED, "other", 10**16 - 2, True, fingerprint))
+                        engine.notifications.handle(Notification(Kind.COMMITTED, "r:g38", 10**16 - 2, True, "another"))
+                engine.notifications.handle(Notification(Kind.RELEASED, "r:g39", 0, True))
+                engine.notifications.handle(Notification(Kind.COMMITTED, "other", 10**16 - 2, True, fingerprint))
             return group
 
         engine, rounds = cache.engine, []
@@ -659,7 +662,7 @@ class TestGroups:
             return {}
 
         for process in two:
-            batch = Batch(process.engine, none, ANY, 0.0)
+            batch = Batch(process.engine, none, ANY, 0.0, "", lambda item: None)
             flight = batch.begin("k", "k", POLICY, None, newer_than=since)
             batch.filled()
             await flight.done.wait()
@@ -723,7 +726,6 @@ class TestBadInput:
         ("options", "message"),
         [
             ({"strategy": "lock"}, "strategy='lock' is none of read, locks, queue"),
-            ({"strategy": "queue"}, "give the cache a URL"),
             ({"every": 0}, "every=0 is not between 0.01"),
             ({"every": -1}, "every"),
             ({"every": "soon"}, "soon"),

@@ -216,10 +216,10 @@ class TestQueue:
         async with working(worker):
             await until(lambda: loads["g3"] == 2)
             await idle(worker)
-            (letter,) = await worker.refresher._queue.dead()
+            (letter,) = await worker.refresher._queue().dead()
             assert (letter.key, letter.why, letter.tries) == ("ranking:g3", "ValueError: broken", 2)
             worker.answer = lambda group: group
-            assert await worker.refresher._queue.retry() == 1
+            assert await worker.refresher._queue().retry() == 1
             await until(lambda: loads["g3"] == 3)
             await idle(worker)
         assert sum(loads.values()) == 7
@@ -247,7 +247,7 @@ class TestQueue:
         loads = Counter()
         worker = Worker(server, loads, backend=backend, deliveries=1, keys=["g"])
         async with worker.cache:
-            queue = worker.refresher._queue
+            queue = worker.refresher._queue()
             await queue.enqueue("0", [("ranking:old", 0, ("a", "b")), ("ranking:more", 0, ("more",))])
             async with working(worker):
                 async with asyncio.timeout(PATIENCE):
@@ -314,7 +314,7 @@ class TestQueue:
         """Tasks whose delivery arrives after closing has begun are no loads to be waited for."""
         worker = Worker(server, Counter(), backend=backend, keys=["a", "b"], at_once=2, drain_for=600)
         worker.gate = asyncio.Event()
-        queue = worker.refresher._queue
+        queue = worker.refresher._queue()
         take, answers, taken, gate = queue.take, [], asyncio.Event(), asyncio.Event()
 
         async def late(*args):
@@ -354,11 +354,11 @@ class TestQueue:
         worker = Worker(server, loads, backend=backend, keys=["g"], timeout=1)
         async with working(worker):
             await idle(worker)
-            queue = worker.refresher._queue
+            queue = worker.refresher._queue()
             queue._replicas = 1
             worker.gate = asyncio.Event()
             epoch = str((await status(worker)).epoch)
-            now = await queue._store.now()
+            now = await queue.store.now()
             with contextlib.suppress(StoreUnavailable):
                 await queue.enqueue(epoch, [("ranking:g", now, ("g",))])
             worker.gate.set()
@@ -433,7 +433,7 @@ class TestQueue:
         loads = Counter()
         worker = Worker(own_server, loads, keys=["g"], timeout=0.2)
         async with working(worker):
-            settle = worker.refresher._queue.settle
+            settle = worker.refresher._queue().settle
             own = []
 
             async def late(consumer, some):
@@ -443,7 +443,7 @@ class TestQueue:
                     asyncio.get_running_loop().call_later(1.5, own_server.resume)
                 return await settle(consumer, some)
 
-            worker.refresher._queue.settle = late
+            worker.refresher._queue().settle = late
             await until(lambda: len(own) >= 2)
             await until(lambda: worker.cache.engine.store.is_reachable)
             await idle(worker)
@@ -504,7 +504,7 @@ class TestLeader:
             if len(asked) == 1:
                 # As if it had been paused for longer than its lease lasts.
                 server.command("DEL", "swr:{ranking:group:0}L")
-                await other.refresher._queue.lead("other", 0.5)
+                await other.refresher._queue().lead("other", 0.5)
                 await asyncio.sleep(0.4)
             return ["g"]
 
@@ -519,7 +519,7 @@ class TestLeader:
         loads = Counter()
         worker, other = Worker(server, loads, keys=["g"], lead_for=0.3), Worker(server, loads)
         async with other.cache, worker.cache:
-            queue = worker.refresher._queue
+            queue = worker.refresher._queue()
             drain = queue.drain
 
             async def late(epoch, began):
@@ -527,7 +527,7 @@ class TestLeader:
                 if loads is not None and not hasattr(queue, "late"):
                     queue.late = True
                     server.command("DEL", "swr:{ranking:group:0}L")
-                    await other.refresher._queue.lead("other", 0.3)
+                    await other.refresher._queue().lead("other", 0.3)
                 return counts
 
             queue.drain = late
@@ -543,7 +543,7 @@ class TestLeader:
         loads, enqueued = Counter(), []
         for lives_for in (2, 1, 9):
             worker = Worker(server, loads, backend=backend, groups=4500, at_once=100)
-            hangs = hanging_after(worker.refresher._queue, lives_for, enqueued)
+            hangs = hanging_after(worker.refresher._queue(), lives_for, enqueued)
             async with working(worker):
                 await until(lambda: hangs.is_set() or worker.queued)  # noqa: B023
                 if worker.queued:
@@ -558,8 +558,8 @@ class TestLeader:
         worker = Worker(server, loads, backend=backend, keys=["a", "b"])
         async with worker.cache:
             await worker.cache.engine.ready()
-            await worker.refresher._queue.lead("x", 60, "0:other:1000")
-            await worker.refresher._queue.abdicate("x")
+            await worker.refresher._queue().lead("x", 60, "0:other:1000")
+            await worker.refresher._queue().abdicate("x")
             async with worker.refresher:
                 await until(lambda: worker.queued)
                 await idle(worker)
@@ -587,14 +587,14 @@ class TestLeader:
         loads = Counter()
         worker = Worker(server, loads, every=0.2, groups=6, shards=2, replicas=1, dirty_only=True)
         async with worker.cache:
-            queue = worker.refresher._queue
-            replicated = queue._store.commands.replicated
+            queue = worker.refresher._queue()
+            replicated = queue.store.commands.replicated
 
             async def on_one(replicas, script, keys, *args):
                 return await replicated(replicas if keys == queue._keys[0] else 0, script, keys, *args)
 
-            queue._store.commands.replicated = on_one
-            queue._store.has_replicas = lambda *_: asyncio.sleep(0, True)
+            queue.store.commands.replicated = on_one
+            queue.store.has_replicas = lambda *_: asyncio.sleep(0, True)
             async with worker.refresher:
                 await until(lambda: len(loads) == 6)
                 assert not worker.queued
@@ -707,8 +707,8 @@ class TestProcesses:
         for process in processes(4, strategy="queue", every=every, groups=20, lead_for=1, reclaim_after=2):
             workers[process.popen.pid] = process
         async with Cache(own_server.url, timeout=2) as cache:
-            queue = Worker(own_server, Counter()).refresher._queue
-            queue._store = cache.engine.store.store
+            queue = Worker(own_server, Counter()).refresher._queue()
+            queue.store = cache.engine.store.store
             for _ in range(2):
                 before = await queue.status()
                 token = own_server.says("GET", "swr:{ranking:group:0}L")[16:]
@@ -760,8 +760,8 @@ class TestProcesses:
                 fleet += processes(1, **options)
         async with Cache(own_server.url, timeout=2) as cache:
             worker = Worker(own_server, Counter(), backend=backend)
-            queue = worker.refresher._queue
-            queue._store = cache.engine.store.store
+            queue = worker.refresher._queue()
+            queue.store = cache.engine.store.store
             # All restarts were under load.
             assert (await queue.status()).queued
             # What is left is nobody's concern, but takes time.
@@ -812,7 +812,7 @@ class TestProcesses:
             worker = Worker(server, Counter(), backend=backend)
             try:
                 async with asyncio.timeout(1200), worker.cache:
-                    queue = worker.refresher._queue
+                    queue = worker.refresher._queue()
                     while True:
                         await asyncio.sleep(0.01)
                         while faults and faults[0][0] <= loaded(tmp_path):

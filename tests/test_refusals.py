@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
-from swr import Cache, Policy
+from swr import Cache, Policy, State
+from swr.events import CommandRefused
+from swr.prometheus import export
+from swr.stores.base import Kind, Notification
+from swr.stores.redis.refusals import Refusals
 from tests.servers import Server
+from tests.test_losses import refresh
 from tests.test_redis import Counter, until
 
 TAGGED = Policy(60, 600, tags=("t",))
@@ -93,6 +100,31 @@ async def test_a_server_without_memory_takes_every_invalidation(own_server: Serv
                 assert await value_of(new, load) == 3
 
 
+@pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
+async def test_what_a_process_has_loaded_while_redis_had_no_memory_it_does_not_go_back_from(
+    own_server: Server, l1_max_bytes
+):
+    """Redis holds the value before it, which is fresh by its time."""
+    load = Counter()
+    async with Cache(own_server.url, l1_max_bytes=l1_max_bytes) as one, Cache(own_server.url) as other:
+        assert await value_of(one, load) == 1
+        with without_memory(own_server):
+            await refresh(one, "k", load)
+            assert await value_of(one, load) == (2 if l1_max_bytes else 3)
+            if l1_max_bytes:
+                # Notifications may lie unread, so that the copy is compared with what Redis holds.
+                one.engine.store._on_notification(Notification(Kind.GAP))
+                assert await value_of(one, load) == 2
+                one.local.drop("k")
+                assert await value_of(one, load) == 3
+            assert await value_of(other, Counter()) == 1
+        # What another process stores from now on is newer.
+        await refresh(other, "k", load)
+        assert load.runs == 4
+        await until(lambda: one.engine.store.peek("k") is None)
+        assert await value_of(one, load) == 4
+
+
 @contextlib.contextmanager
 def without_a_right(server: Server) -> Iterator[None]:
     server.command("ACL", "SETUSER", "default", "-eval")
@@ -122,6 +154,82 @@ async def test_a_refused_command_is_logged_with_what_follows_and_the_remedy(
     lines = [record.getMessage() for record in caplog.records if "refused a command" in record.getMessage()]
     assert lines
     assert all(line.endswith(remedy) for line in lines)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    texts = ("Redis refused a command", "Redis stores values again")
+    return [text for record in caplog.records for text in texts if record.getMessage().startswith(text)]
+
+
+async def test_each_change_of_what_a_server_refuses_is_logged_and_each_refusal_told(own_server: Server, caplog):
+    async with Cache(own_server.url, timeout=5) as cache:
+        events: list[CommandRefused] = []
+        cache.subscribe(events.append, CommandRefused)
+        registry = CollectorRegistry()
+        export(cache, registry)
+        for turn in (1, 2):
+            with without_memory(own_server):
+                told = len(events)
+                for number in range(3):
+                    await cache.get_or_load(f"refused {turn} {number}", Counter(), TAGGED)
+                assert len(events) >= told + 3
+                assert "maxmemory" in events[-1].reason
+            await cache.get_or_load(f"stored {turn}", Counter(), TAGGED)
+            assert said(caplog) == ["Redis refused a command", "Redis stores values again"] * turn
+        assert registry.get_sample_value("swr_store_refusals_total", {"cache": "swr"}) == len(events)
+
+
+def test_a_server_that_changes_its_mind_again_and_again_does_not_fill_the_log(caplog, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("swr.stores.redis.refusals.time.monotonic", lambda: now)
+    refusals, told = Refusals(), []
+    refusals.open(told.append)
+    for _ in range(100):
+        refusals.refused(OutOfMemoryError("full"))
+        refusals.stored()
+    assert len(said(caplog)) == 10
+    assert len(told) == 100
+    now = 4000.0
+    # The last line said that values are stored.
+    refusals.stored()
+    refusals.refused(OutOfMemoryError("full"))
+    assert len(said(caplog)) == 11
+
+
+MARKS = {
+    "key": lambda cache, loader: loader.mark_stale("x"),
+    "tag": lambda cache, loader: cache.mark_stale_tags("t"),
+    "loader": lambda cache, loader: loader.mark_stale_all(),
+    "all": lambda cache, loader: cache.mark_stale_all(),
+}
+
+
+@pytest.mark.parametrize("what", MARKS)
+async def test_a_mark_that_a_server_refuses_is_told_to_all_who_run_and_replayed(own_server: Server, what: str):
+    """Who reads from Redis meanwhile gets what it holds as stale, too."""
+    load = Counter()
+
+    def decorated(cache: Cache):
+        @cache.cached("k:{n}", fresh_for=600, stale_for=600, tags=("t",))
+        async def loader(n: str) -> int:
+            return await load()
+
+        return loader
+
+    async with Cache(own_server.url, timeout=2) as one, Cache(own_server.url, timeout=2) as other:
+        loaders = [decorated(cache) for cache in (one, other)]
+        for loader in loaders:
+            await loader("x")
+        with without_replicas(own_server):
+            await MARKS[what](one, loaders[0])
+            await until(lambda: not other.engine.is_store_up)
+            other.local.clear()
+            assert [(await loader.outcome("x")).state for loader in loaders] == [State.STALE, State.STALE]
+            assert not one.engine.is_store_up
+        await until(lambda: one.engine.is_store_up and other.engine.is_store_up, 60)
+        async with Cache(own_server.url, timeout=2) as new:
+            await until(lambda: load.runs > 1)
+            assert await decorated(new)("x") > 1
 
 
 @pytest.mark.parametrize("refusing", [without_replicas, without_a_disk])
@@ -167,7 +275,7 @@ async def test_the_last_process_that_has_heard_of_a_refused_invalidation_replays
                 await one.invalidate_tag("t")
                 await until(lambda: other.engine.store.has_pending)
                 # It is killed: nobody replays what it alone knows.
-                one.engine.store._pending_tags.clear()
+                one.engine.store._pending._tags.clear()
         await until(lambda: other.engine.is_store_up, 60)
         async with Cache(own_server.url, timeout=2) as new:
             load = Counter()

@@ -18,7 +18,7 @@ from swr.core.fingerprint import fingerprint
 from swr.entry import stamp
 from swr.errors import LeaseLost
 from swr.loaders.annotations import codec_for
-from swr.loaders.cached import Call, Loader
+from swr.loaders.call import Call, Loader
 from swr.middleware import SWRMiddleware
 from swr.stores.base import Kind, Lease, Notification
 from swr.stores.local import LocalCache
@@ -348,7 +348,7 @@ async def test_a_commit_of_one_version_leaves_the_others_copy_where_it_is(server
     async with Release(server.url) as old, Release(server.url, New) as new:
         await old.get()
         heard: list[Notification] = []
-        old.cache.engine.subscribe(heard.append)
+        old.cache.engine.notifications.subscribe(heard.append)
         await new.get()
         await until(lambda: any(message.kind is Kind.COMMITTED for message in heard))
         sent = old.cache.engine.store.sent

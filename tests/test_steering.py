@@ -487,7 +487,85 @@ async def test_a_url_is_kept_apart_by_a_limited_number_of_fields(cache):
     async with client(SWRMiddleware(app, cache)) as http:
         for number in range(100):
             await http.get("/x", headers={f"h{number}": "1"})
-    assert max(len(slot.value.names) for slot in cache.local.slots.values() if hasattr(slot.value, "variants")) == 16
+    assert max(len(slot.value.names) for slot in cache.local.slots.values() if hasattr(slot.value, "variants")) == 32
+
+
+class TestAResponseThatVariesAndIsNotStored:
+    """Who: a crawler that is sent elsewhere, or a client that asks for the stream of a page's changes."""
+
+    CRAWLER, READER = {"user-agent": "crawler"}, {"user-agent": "reader"}
+
+    @pytest.fixture
+    def page(self):
+        async def page(scope, receive, send):
+            is_crawler = dict(scope["headers"])[b"user-agent"] == b"crawler"
+            page.runs += 1
+            page.under_way += 1
+            page.most = max(page.most, page.under_way)
+            if page.gate is not None:
+                await page.gate.wait()
+            page.under_way -= 1
+            vary = [(b"vary", b"user-agent")] if is_crawler or page.is_open else []
+            if is_crawler:
+                app = App([*vary, (b"cache-control", b"no-store")], status=302, body=b"elsewhere")
+            else:
+                app = App([*vary, *MAX_AGE], body=b"page")
+            await app(scope, receive, send)
+
+        page.runs = page.under_way = page.most = 0
+        page.gate, page.is_open = None, True
+        return page
+
+    @pytest.mark.parametrize("is_open", [True, False])
+    async def test_keeps_the_url_cacheable_for_requests_with_other_fields(self, cache, page, is_open):
+        page.is_open = is_open
+        async with client(SWRMiddleware(page, cache)) as http:
+            for _ in range(2):
+                assert (await http.get("/x", headers=self.CRAWLER)).status_code == 302
+            found = [brief(await http.get("/x", headers=self.READER)) for _ in range(2)]
+            assert found == [(200, "page", "missing"), (200, "page", "fresh")]
+            # With the same fields it is known not to be stored.
+            again = await http.get("/x", headers=self.CRAWLER)
+            assert again.status_code == (302 if is_open else 200)
+
+    async def test_leaves_the_copy_that_answers_for_errors_alone(self, cache, page, clock):
+        page.is_open = False
+        async with client(SWRMiddleware(page, cache), raises=False) as http:
+            await http.get("/x", headers=self.READER)
+            clock.advance(61 + 600)
+            assert (await http.get("/x", headers=self.CRAWLER)).status_code == 302
+            entry = cache.engine.store.peek("GET http://test\n/x?")
+            assert entry is not None
+            assert entry.value.body == b"page"
+
+    async def test_makes_those_who_wait_with_other_fields_ask_once_more(self, cache, page):
+        page.gate = anyio.Event()
+        async with client(SWRMiddleware(page, cache)) as http:
+
+            async def open_gate():
+                while not page.under_way:
+                    await anyio.lowlevel.checkpoint()
+                await settle()
+                page.gate.set()
+
+            asked = [http.get("/x", headers=headers) for headers in (self.CRAWLER, *[self.READER] * 5)]
+            *found, _ = await gather(*asked, open_gate())
+            assert [response.status_code for response in found] == [302, *[200] * 5]
+            assert page.runs == 2
+            assert (await http.get("/x", headers=self.READER)).headers["swr-state"] == "fresh"
+
+    async def test_makes_nobody_wait_with_the_same_fields(self, cache, page):
+        async with client(SWRMiddleware(page, cache)) as http:
+            await http.get("/x", headers=self.CRAWLER)
+            page.gate = anyio.Event()
+
+            async def open_gate():
+                while page.under_way < 3:
+                    await anyio.lowlevel.checkpoint()
+                page.gate.set()
+
+            await gather(*[http.get("/x", headers=self.CRAWLER) for _ in range(3)], open_gate())
+        assert page.most == 3
 
 
 class TestDirectivesOfARequest:

@@ -10,11 +10,14 @@ import anyio.to_thread
 import pytest
 
 from swr import Cache, LoadContext, LoadTimeout, Policy
-from swr.engine.threads import _EACH, _THREADS
+from swr.engine.threads import _THREADS, Threads, _Call, _Place
 from swr.testing import FakeClock
 from tests.fleet import until
 
 pytestmark = pytest.mark.anyio
+
+# As many threads as a loader gets that hangs alone.
+_EACH = _THREADS // 2
 
 
 class Hanging:
@@ -66,6 +69,49 @@ async def test_a_loader_that_hangs_leaves_threads_to_the_others(database):
     assert database.most == _EACH
 
 
+@pytest.mark.parametrize("loaders", [2, 3, 6])
+async def test_several_loaders_that_hang_leave_threads_to_the_others(loaders):
+    databases = [Hanging() for _ in range(loaders)]
+    async with Cache() as cache:
+
+        def hanging(database):
+            @cache.cached(f"hangs {databases.index(database)}:{{n}}", fresh_for=60)
+            def hangs(n):
+                return database.query()
+
+            hangs.__wrapped__.__qualname__ = f"hangs {databases.index(database)}"
+            return hangs
+
+        @cache.cached("quick:{n}", fresh_for=60)
+        def quick(n):
+            return n
+
+        threads = cache.engine.runtime.threads
+        try:
+            async with anyio.create_task_group() as group:
+                for database, hangs in zip(databases, map(hanging, databases), strict=True):
+                    for n in range(_THREADS):
+                        group.start_soon(hangs, n)
+                    # Half of what the others have left.
+                    most = (_THREADS - threads.taken) // 2
+                    await until(lambda database=database, most=most: database.running >= max(1, most))
+                assert threads.taken < _THREADS
+                with anyio.fail_after(60):
+                    assert [await quick(n) for n in range(20)] == list(range(20))
+                # Who has recovered goes on, whatever the others do.
+                databases[0].gate.set()
+                await until(lambda: databases[0].calls == _THREADS and not databases[0].running)
+                assert max(one.most for one in databases[1:]) <= _EACH
+                for database in databases:
+                    database.gate.set()
+        finally:
+            for database in databases:
+                database.gate.set()
+        assert [one.calls for one in databases] == [_THREADS] * loaders
+        assert not threads.taken
+        assert not threads._waiting
+
+
 async def test_loads_that_are_given_up_hold_their_threads_until_these_end(database):
     async with Cache() as cache:
 
@@ -88,14 +134,13 @@ async def test_loads_that_are_given_up_hold_their_threads_until_these_end(databa
         await until(lambda: not database.running)
         # The threads are there again, all of them.
         threads = cache.engine.runtime.threads
-        await until(lambda: not threads._all.borrowed_tokens)
+        await until(lambda: not threads.taken)
 
 
 async def test_a_call_that_nobody_waits_for_when_its_thread_begins_is_left_out():
-    from swr.engine.threads import _Call
-
     called = []
-    call = _Call(lambda: called.append(1), lambda: called.append("left"))
+    threads = Threads(None)
+    call = _Call(threads, _Place(threads, "loader"), lambda: called.append(1))
     assert call.abandon()
     assert call.run() == (None,)
     assert not called
@@ -116,7 +161,42 @@ async def test_a_call_that_is_cancelled_at_whatever_moment_gives_its_thread_back
                         await anyio.lowlevel.checkpoint()
                 group.cancel_scope.cancel()
         database.gate.set()
-        await until(lambda: not threads._all.borrowed_tokens and not threads._each["hangs"].borrowed_tokens)
+        await until(lambda: not threads.taken and not threads._held)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_is_cancelled_just_as_its_turn_comes_lets_the_next_one_have_it():
+    async with Cache() as cache:
+        await cache.engine.ready()
+        threads = cache.engine.runtime.threads
+        for _ in range(_THREADS // 2):
+            await threads.take("hangs")
+        taken = threads.taken
+        waiting = asyncio.create_task(threads.take("hangs"))
+        await until(lambda: threads._waiting)
+        threads.give_back("hangs")
+        assert threads.taken == taken
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert threads.taken == taken - 1
+        for _ in range(taken - 1):
+            threads.give_back("hangs")
+        assert not threads._held
+
+
+async def test_a_place_that_is_lent_when_its_call_ends_is_given_back_once():
+    """The event loop ends while a loader waits in `.sync`, or the load is cancelled."""
+    async with Cache() as cache:
+        threads = cache.engine.runtime.threads
+        place, other = _Place(threads, "lends"), _Place(threads, "lends")
+        await place.take()
+        await other.take()
+        place.give_back()
+        place.give_back()
+        assert threads.taken == 1
+        other.give_back()
+        assert not threads.taken
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

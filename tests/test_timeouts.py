@@ -11,9 +11,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from swr import Cache, ConfigurationError, LoadTimeout, Policy, State
+from swr.engine.flights import Flight
 from swr.middleware import Rule, SWRMiddleware
 from swr.testing import FakeClock
-from tests.fleet import Job, fleet, settle
+from tests.fleet import Job, Loader, fleet, settle, until
 from tests.web import MAX_AGE, App, Client, brief, client, http_scope
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +65,43 @@ class TestSoft:
         await settle()
         assert (await load.outcome()).state is State.FRESH
         assert (await load(), len(runs)) == (2, 2)
+
+    async def test_what_was_invalidated_reaches_no_reader_by_way_of_one_whose_patience_has_ended(self, cache, clock):
+        """He had found it before it was invalidated, and goes on to wait for the load of those who came after that."""
+        gate, runs = anyio.Event(), []
+
+        @cache.cached("k", fresh_for=10, stale_if_error=600, soft_timeout=0.05)
+        async def load() -> int:
+            runs.append(1)
+            if len(runs) > 1:
+                await gate.wait()
+            return len(runs)
+
+        outcomes = []
+
+        async def read() -> None:
+            outcomes.append(await load.outcome())
+
+        await load()
+        clock.advance(20)
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await until(lambda: len(runs) == 2)
+            await load.invalidate()
+            group.start_soon(read)
+            await until(lambda: len(cache.engine.flights.all()) == 2 and cache.engine.flights.get("k").waiters == 2)
+            await anyio.sleep(0.2)
+            gate.set()
+        assert [outcome.value for outcome in outcomes] == [3, 3]
+
+    async def test_a_fallback_that_another_process_has_stored_meanwhile_is_fresh(self, cache, clock):
+        outcome = await cache.get_or_load("k", Loader(), Policy(10, 600, 600))
+        entry = cache.engine.store.peek("k")
+        flight = Flight(cache.engine.runtime, "k", Job(), entry, 0)
+        assert entry.value == outcome.value
+        assert cache.engine.given(entry, flight) == (entry, State.FRESH, None)
+        clock.advance(20)
+        assert cache.engine.given(entry, flight) == (entry, State.STALE, None)
 
     async def test_by_default_readers_of_a_load_that_hangs_get_the_fallback_and_later_ones_at_once(
         self, cache, clock, monkeypatch
@@ -377,8 +415,8 @@ class TestResponses:
             assert brief(await http.get("/x")) == (200, "2", "missing")
         assert "given up after 0.2 s" in caplog.text
 
-    async def test_a_loader_of_the_app_that_hangs_is_named_in_the_log(self, cache, caplog):
-        """The 504 does not say which of the app's loaders it was."""
+    async def test_a_loader_of_the_app_that_hangs_is_an_exception_of_the_app(self, cache, caplog):
+        """It says which loader it was; the server logs it."""
 
         @cache.cached("rows:{table}", fresh_for=60, hard_timeout=0.2)
         async def rows(table: str) -> str:
@@ -390,10 +428,11 @@ class TestResponses:
         app = Starlette(routes=[Route("/x", page)])
         app.add_middleware(SWRMiddleware, cache=cache)
         async with client(app) as http:
-            assert brief(await http.get("/x")) == (504, "", "missing")
-        assert [record.getMessage() for record in caplog.records if record.name == "swr"] == [
-            "the load of 'rows:flights' was given up after 0.2 s, its hard_timeout, and no stored response is a fallback"
-        ]
+            with pytest.raises(LoadTimeout, match=r"'rows:flights' was given up after 0\.2 s"):
+                await http.get("/x")
+        async with client(app, raises=False) as http:
+            assert (await http.get("/x")).status_code == 500
+        assert [record.getMessage() for record in caplog.records if record.name == "swr"] == []
 
     async def test_what_is_stored_stands_in(self, cache, clock):
         app = hangs_at(2, 3)

@@ -12,6 +12,7 @@ from redis.crc import key_slot
 from swr import Cache, Policy, StoreUnavailable
 from swr.core.codec import ANY
 from swr.events import StoreUnreachable
+from swr.middleware import SWRMiddleware
 from swr.refreshers.queue.queue import Queue
 from swr.stores.base import Kind, LeasingStore
 from swr.stores.local import LocalCache
@@ -20,8 +21,10 @@ from swr.stores.redis.urls import servers_of
 from swr.stores.tiered import TieredStore
 from tests.servers import ClusterOfSix, Sentinels, free_port, kinds
 from tests.store_conformance import StoreConformance
+from tests.test_announcements import Rows
 from tests.test_redis import Counter, until
 from tests.test_stores import opened
+from tests.web import client
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +105,30 @@ class TestCluster:
                     for key in keys:
                         assert (await cache.get_or_load(key, load, POLICY)).value > runs
 
+    async def test_a_change_outdates_what_is_cached_and_costs_nothing_for_other_urls(self, cluster: ClusterOfSix):
+        """Whichever master has the entries: that of the tag versions knows which URLs are loaded."""
+        rows, namespace = Rows(), fresh()
+        async with (
+            Cache(cluster.url, namespace=namespace, timeout=10) as one,
+            Cache(cluster.url, namespace=namespace, timeout=10) as other,
+        ):
+            clients = [client(SWRMiddleware(rows, cache)) for cache in (one, other)]
+            paths = [f"/{number}" for number in range(6)]
+            for turn in range(1, 4):
+                for http in clients:
+                    for path in paths:
+                        assert (await http.get(path)).text == str(turn)
+                rows.row += 1
+                newest = one.engine.store.tag_versions.newest
+                await clients[0].post("/never")
+                assert one.engine.store.tag_versions.newest == newest
+                for path in paths:
+                    await clients[turn % 2].post(path)
+                versions = [cache.engine.store.tag_versions for cache in (one, other)]
+                await until(lambda versions=versions: versions[0].newest == versions[1].newest)
+            for http in clients:
+                await http.aclose()
+
     async def test_every_message_notifies_once(self, cluster: ClusterOfSix):
         """Though every master passes it on, and the process subscribes to each."""
         namespace, received = fresh(), []
@@ -110,7 +137,9 @@ class TestCluster:
             Cache(cluster.url, namespace=namespace, timeout=2) as other,
         ):
             await other.engine.ready()
-            other.engine.subscribe(lambda notification: received.append((notification.kind, notification.name)))
+            other.engine.notifications.subscribe(
+                lambda notification: received.append((notification.kind, notification.name))
+            )
             for number in range(20):
                 await one.invalidate(f"k{number}")
             await one.invalidate_tag("t")
@@ -285,7 +314,7 @@ class TestCluster:
             await one.get_or_load("k", load, POLICY)
             target.command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", ids[0])
             source.command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", ids[1])
-            keys = (f"{namespace}:{{!}}b", f"{namespace}:{{!}}h")
+            keys = [f"{namespace}:{{!}}{name}" for name in "bhap"]
             source.command("MIGRATE", "127.0.0.1", str(target.port), "", "0", "5000", "KEYS", *keys)
             try:
                 if arrived:

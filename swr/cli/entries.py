@@ -2,31 +2,63 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
-from typing import Final
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from swr.cli.shared import Commands, add_store, command, key_of, with_store
+from swr.cli.shared import (
+    FAILURE,
+    Commands,
+    Failure,
+    add_store,
+    add_watch,
+    arguments_of,
+    command,
+    key_of,
+    key_with,
+    loader_of,
+    quiet,
+    redis_of,
+    watched,
+    with_store,
+    without_passwords,
+)
 from swr.errors import ConfigurationError
+from swr.http.request import tag_of_url
 from swr.stores.tag_versions import ALL
+
+if TYPE_CHECKING:
+    from swr.stores.redis.store import RedisStore
 
 _INSPECT: Final = """\
 examples:
   swr inspect ranking:ATL:100 --redis redis://127.0.0.1:6379/0
-      Whether the entry is fresh, stale or missing, why, until when, and who is loading it.
-  swr inspect 'GET http://example.com\n/rankings/ATL?' --redis redis+cluster://node1,node2
-      The same for a response, in a cluster; \\n stands for the line break in a key.
+      Whether the entry is fresh, stale or missing, why, until when, and who is
+      loading it.
+  swr inspect ranking:ATL:100 --watch
+      The same every two seconds, of the Redis that SWR_REDIS_URL names.
+  swr inspect 'GET http://example.com\\n/rankings/ATL?'
+      The same for a response; \\n stands for the line break in a key.
 
-The key is that of the template with its arguments filled in; a decorated function tells it: top100.key("ATL").
+The key is that of the template with its arguments filled in; a decorated
+function tells it: top100.key("ATL").
 """
 _INVALIDATE: Final = """\
 examples:
-  swr invalidate ranking:ATL:100 --redis redis://127.0.0.1:6379/0
+  swr invalidate --key ranking:ATL:100 --redis redis://127.0.0.1:6379/0
       One key, in Redis and in the memory of every process.
-  swr invalidate --tag group:ATL --redis redis+sentinel://host1,host2/main
+  swr invalidate --url '/rankings/ATL?limit=10'
+      The responses to a URL with its query, on all hosts; Redis is the one that
+      SWR_REDIS_URL names.
+  swr invalidate --tag group:ATL
       All that carries a tag.
-  swr invalidate --all --redis redis://127.0.0.1:6379/0
+  swr invalidate --loader ranking:top100 ATL '["JFK", 10]'
+      What a loader has stored for top100("ATL") and top100("JFK", 10), where its
+      own cache lies.
+  swr invalidate --all
       Everything of the namespace.
 """
 
@@ -43,44 +75,116 @@ def add(commands: Commands) -> None:
     )
     inspect.add_argument("key", help="the key, ranking:ATL:100")
     add_store(inspect)
+    add_watch(inspect)
     invalidate = command(
         commands,
         "invalidate",
         _invalidate,
-        "remove a key, all that carries a tag, or everything, in every process",
+        "remove a key, a URL, all that carries a tag, or everything, in every process",
         "Remove what is stored, in Redis and in the memory of every process that uses it.",
         _INVALIDATE,
     )
-    what = invalidate.add_mutually_exclusive_group(required=True)
-    what.add_argument("key", nargs="?", help="the key, ranking:ATL:100")
-    what.add_argument("--tag", help="all that carries this tag")
-    what.add_argument("--all", action="store_true", help="everything of the namespace")
+    add = invalidate.add_argument
+    add("what", nargs="*", metavar="KEY", help="a key, ranking:ATL:100; behind --loader, the arguments of a call")
+    add("--key", help="the same as KEY")
+    add("--url", help="the responses to a path or URL with its query, /rankings/ATL?limit=10")
+    add("--tag", help="all that carries this tag")
+    add("--loader", metavar="MODULE:FUNCTION", help="what this loader has stored for calls")
+    add("--all", action="store_true", help="everything of the namespace")
     add_store(invalidate)
 
 
 def _inspect(options: argparse.Namespace) -> int:
     """Say what lies in Redis for a key."""
-    from swr.cli.inspection import inspect, told
+    return watched(options, lambda: _show(options))
+
+
+def _show(options: argparse.Namespace) -> int:
+    from swr.cli.inspection import inspect, is_nothing, told
 
     key = key_of(options.key)
     found = asyncio.run(with_store(options, lambda store: inspect(store, key)))
-    print(json.dumps(msgspec.to_builtins(found)) if options.json else told(found))
-    return 0
+    if options.json:
+        print(json.dumps(msgspec.to_builtins(found)))
+    elif is_nothing(found):
+        raise Failure(f"nothing stored under {key!r} in the namespace {options.namespace!r}{_hint(key)}")
+    else:
+        print(told(found))
+    return FAILURE if is_nothing(found) else 0
+
+
+def _hint(key: str) -> str:
+    """Return what a key may be meant for that is a path or a URL."""
+    is_url = key.startswith(("/", "http://", "https://"))
+    return "; a response has a key as 'GET http://host\\n/path?', see Cache-Status with show_key=True" if is_url else ""
 
 
 def _invalidate(options: argparse.Namespace) -> int:
     """Remove what is stored."""
+    given = {name: getattr(options, name) for name in ("key", "url", "tag", "loader", "all") if getattr(options, name)}
+    empty = [name for name in ("key", "url", "tag", "loader") if getattr(options, name) == ""]
+    if empty:
+        raise ConfigurationError(f"--{empty[0]} '' is nothing; for everything: --all")
+    if options.what and not {*given} <= {"loader"}:
+        raise ConfigurationError(f"{options.what[0]!r} and --{next(iter(given))} say different things: give one")
+    if len(given) + (bool(options.what) and not options.loader) != 1 or (len(options.what) > 1 and not options.loader):
+        raise ConfigurationError("give one of KEY, --url, --tag, --loader and --all")
+    if options.loader:
+        return _invalidate_calls(options)
     if options.all:
         asyncio.run(with_store(options, lambda store: store.invalidate_tag(ALL)))
         return _invalidated(options, "all", True, "everything")
     if options.tag is not None:
-        if not options.tag:
-            raise ConfigurationError(f"--tag {options.tag!r} is no tag; for everything: --all")
         asyncio.run(with_store(options, lambda store: store.invalidate_tag(options.tag)))
         return _invalidated(options, "tag", options.tag, f"all that carries the tag {options.tag!r}")
-    key = key_of(options.key)
-    asyncio.run(with_store(options, lambda store: store.invalidate(key)))
-    return _invalidated(options, "key", key, repr(key))
+    if options.url is not None:
+        tag = tag_of_url(options.url)
+        asyncio.run(with_store(options, lambda store: store.invalidate_tag(tag)))
+        return _invalidated(options, "url", options.url, f"the responses to {without_passwords(options.url)!r}")
+    key = key_of(options.key or options.what[0])
+    if key.startswith(("/", "http://", "https://")):
+        raise ConfigurationError(f"{without_passwords(key)!r} is a URL and no key: swr invalidate --url {key!r}")
+    found = asyncio.run(with_store(options, lambda store: _remove(store, key)))
+    return _invalidated(options, "key", key, f"{key!r}{'' if found else ', under which nothing was stored,'}")
+
+
+async def _remove(store: "RedisStore", key: str) -> bool:
+    """Invalidate a key; return whether something was stored under it."""
+    from swr.cli.inspection import inspect, is_nothing
+
+    found = await inspect(store, key)
+    await store.invalidate(key)
+    return not is_nothing(found)
+
+
+def _invalidate_calls(options: argparse.Namespace) -> int:
+    """Remove what a loader has stored for calls, where its own cache lies."""
+    if not options.what:
+        raise ConfigurationError(
+            f"for which calls of {options.loader!r}? Give the arguments of each, ATL or '[\"ATL\", 10]'; for all "
+            f"that it has stored, a tag of its own: swr invalidate --tag"
+        )
+    if options.redis is not None or options.namespace is not None:
+        raise ConfigurationError("--loader works where the loader's own cache lies: leave out --redis and --namespace")
+    out = sys.stdout
+    # What a module prints is not the answer.
+    with contextlib.redirect_stdout(sys.stderr), quiet():
+        loader = loader_of(options.loader)
+        keys = [key_with(loader, arguments_of(loader, text)) for text in options.what]
+        asyncio.run(_remove_calls(loader, options.loader, keys))
+    shown = ", ".join(map(repr, keys))
+    print(json.dumps({"invalidated": {"keys": keys}}) if options.json else f"invalidated {shown}", file=out)
+    return 0
+
+
+async def _remove_calls(loader: Any, name: str, keys: list[str]) -> None:
+    try:
+        await loader.engine.ready()
+        store = redis_of(loader.engine, name)
+        for key in keys:
+            await store.invalidate(key)
+    finally:
+        await loader.engine.aclose()
 
 
 def _invalidated(options: argparse.Namespace, kind: str, what: str | bool, shown: str) -> int:

@@ -112,7 +112,7 @@ def _inspection(
 
 
 def _state(entry: Entry[int], now: float, store: RedisStore) -> tuple[State, str | None]:
-    if not store.tag_versions.admits(entry.tag_version, entry.tags):
+    if not store.tag_versions.admits_entry(entry):
         return State.MISSING, "one of its tags was invalidated, or everything was"
     if entry.absent:
         return State.MISSING, "its batch loader has found that there is none"
@@ -131,6 +131,12 @@ def _lease(text: bytes, now: float) -> dict[str, Any] | None:
     if kind == b"p" and ends.isdigit() and rest.isdecimal():
         return {"failures": int(rest), "ends_in": max(0.0, left)}
     return None
+
+
+def is_nothing(found: Inspection) -> bool:
+    """Return whether nothing lies there: no entry, no lease, and no mark of an invalidation."""
+    lies_there = found.why is not None or found.version is not None or found.created_at is not None
+    return not (lies_there or found.lease is not None or found.others)
 
 
 def told(found: Inspection) -> str:

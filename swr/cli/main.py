@@ -1,15 +1,33 @@
 """The command `swr`: its parser, and what its exit codes are."""
 
+import importlib.metadata
 import signal
+import sys
 from collections.abc import Sequence
+from typing import Final
 
 from swr.cli import entries, proxy, queue, refresh, warm
-from swr.cli.shared import FAILURE, USAGE, Failure, Parser, say
+from swr.cli.shared import FAILURE, USAGE, Failure, Parser, say, write_nowhere
 from swr.errors import ConfigurationError, StoreUnavailable
+
+# As a shell shows a process that ends by SIGPIPE.
+_NOBODY_READS: Final = 128 + 13
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 2 for what was asked wrongly, 1 for what failed."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # `swr queue status | head -1`, which has seen enough.
+        write_nowhere(sys.stdout)
+        return _NOBODY_READS
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
@@ -27,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("swr", description="A stale-while-revalidate cache.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"swr {importlib.metadata.version('swr')}")
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     for family in (proxy, refresh, queue, warm, entries):
         family.add(commands)

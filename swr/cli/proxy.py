@@ -1,15 +1,17 @@
 """`swr proxy`: a caching reverse proxy."""
 
 import argparse
+import gc
 import logging
 import socket
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from swr.cli.shared import FAILURE, Commands, command, duration, say
+from swr.cli.shared import FAILURE, NAMESPACE_HELP, Commands, command, duration, find_store, say
 from swr.errors import ConfigurationError
 from swr.policy import seconds
+from swr.settings import URL
 
 # Requests that are under way when a signal comes may take so many seconds more.
 _GRACE: Final = 10
@@ -68,8 +70,12 @@ def add(commands: Commands) -> None:
 
     storage = proxy.add_argument_group("what is stored, and where")
     option = storage.add_argument
-    option("--redis", metavar="URL", help="Redis or Valkey, redis://host:port/db; without it this process's memory")
-    option("--namespace", default="swr", metavar="NAME", help="the beginning of every key in Redis (%(default)s)")
+    option(
+        "--redis",
+        metavar="URL",
+        help=f"Redis or Valkey, redis://host:port/db (what {URL} says, or this process's memory)",
+    )
+    option("--namespace", metavar="NAME", help=NAMESPACE_HELP)
     option("--l1-max-bytes", type=int, default=64 * 2**20, metavar="N", help="the most held in memory (%(default)s)")
     option("--max-body-bytes", type=int, default=2**20, metavar="N", help="longer answers are not stored (%(default)s)")
     option(
@@ -144,6 +150,7 @@ def _proxy(options: argparse.Namespace) -> int:
         return say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", FAILURE)
     if options.fresh_for is None and (options.stale_for or options.stale_if_error):
         raise ConfigurationError("--stale-for and --stale-if-error count from --fresh-for: give it too")
+    find_store(options)
     app = caching_proxy(
         options.upstream,
         redis=options.redis,
@@ -180,6 +187,9 @@ def _proxy(options: argparse.Namespace) -> int:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            # A full collection looks at no module, class or function: it holds up all clients at once.
+            gc.collect()
+            gc.freeze()
             print(f"swr: http://{shown}:{listener.getsockname()[1]} -> {options.upstream}", flush=True)
 
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -200,7 +210,10 @@ def _proxy(options: argparse.Namespace) -> int:
         timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # asyncio takes fractions
         timeout_graceful_shutdown=_GRACE,
     )
-    Server(config).run([listener])
+    try:
+        Server(config).run([listener])
+    finally:
+        gc.unfreeze()
     return 0
 
 

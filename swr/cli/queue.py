@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from swr.cli.shared import Commands, Failure, add_store, command, key_of, with_store
+from swr.cli.shared import Commands, Failure, add_store, add_watch, command, key_of, watched, with_store
 from swr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def add(commands: Commands) -> None:
         action = command(actions, name, run, about, f"Show {about}.", _EXAMPLES)
         action.add_argument("name", nargs="?", help="the queue's; without it, of every queue of the namespace")
         add_store(action)
+        add_watch(action)
     for name, run, about in (
         ("retry", _retry, "make dead letters tasks again"),
         ("purge", _purge, "throw dead letters away"),
@@ -66,6 +67,10 @@ def add(commands: Commands) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     """Say what queues hold."""
+    return watched(options, lambda: _show_status(options))
+
+
+def _show_status(options: argparse.Namespace) -> int:
     found = _of_each(options, lambda queue: queue.status())
     if options.json:
         print(json.dumps({"queues": [msgspec.to_builtins(status) for _, status in found]}))
@@ -89,6 +94,10 @@ def _told(status: "QueueStatus") -> str:
 
 def _dead(options: argparse.Namespace) -> int:
     """Say which groups were given up."""
+    return watched(options, lambda: _show_dead(options))
+
+
+def _show_dead(options: argparse.Namespace) -> int:
     found = [(name, letter) for name, letters in _of_each(options, lambda queue: queue.dead()) for letter in letters]
     if options.json:
         print(json.dumps({"dead": [{"queue": name, **msgspec.to_builtins(letter)} for name, letter in found]}))

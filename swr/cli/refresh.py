@@ -86,7 +86,7 @@ async def _run(options: argparse.Namespace, refresher: Refresher, out: TextIO) -
             )
         if options.workers > 1:
             worker = (sys.executable, "-m", "swr", "refresh", options.refresher, "--events")
-            grace = refresher.drain_for + refresher.loader.engine.drain_for + _LEAVING
+            grace = refresher.drain_for + refresher.loader.engine.runtime.tasks.drain_for + _LEAVING
             failed = await Workers(worker, options.workers, rounds).run(stop, grace)
         elif options.events:
             await _work(refresher, lambda event: lines.show(written(event)), stop)

@@ -1,7 +1,6 @@
 """What all workers of a refresher have done in each round: one line."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from typing import TextIO
 
 import msgspec
 
+from swr.cli.shared import write_nowhere
 from swr.events import RoundEnded, RoundQueued
 
 RoundEvent = RoundEnded | RoundQueued
@@ -36,10 +36,7 @@ class Lines:
             print(line, file=self._file, flush=True)
         except BrokenPipeError:
             self.are_read = False
-            # What is written at the end of the process must not fail again.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._file.fileno())
-            os.close(nowhere)
+            write_nowhere(self._file)
             self._gone()
 
 

@@ -3,16 +3,34 @@
 import argparse
 import contextlib
 import importlib
+import inspect
+import itertools
 import logging
 import operator
+import os
+import re
+import reprlib
 import sys
+import textwrap
+import time
+import types
+import typing
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
+from datetime import date, timedelta
+from datetime import time as timeofday
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar, cast
+from uuid import UUID
+
+import msgspec
 
 from swr.cache import Cache
 from swr.engine.failures import text_of
-from swr.errors import ConfigurationError
+from swr.errors import ConfigurationError, StoreUnavailable
+from swr.loaders.cached_many import CachedMany
 from swr.policy import Duration
+from swr.settings import ENABLED, NAMESPACE, URL, read_environment, redacted
 
 if TYPE_CHECKING:
     from swr.engine.engine import Engine
@@ -24,6 +42,16 @@ else:
     Commands = object
 
 T = TypeVar("T")
+
+NAMESPACE_HELP: Final = f"the beginning of every key in Redis (what {NAMESPACE} says, or swr)"
+_COMMAND: Final = "  swr "
+# The account in a URL, up to the last @ in front of the next URL: a password may hold spaces and quotes.
+_ACCOUNT: Final = re.compile(r"(\w[\w+.-]*://)(?:(?![\s'\"]\w[\w+.-]*://).)*@")
+# The query of a URL of Redis, which may hold a password, too.
+_QUERY: Final = re.compile(r"((?:rediss?|unix)[\w+]*://[^\s?]*\?)[^\s'\"]*")
+
+# A text for one of these says which one is meant.
+_NO_TEXT: Final = (int, float, Decimal, Enum, UUID, date, timeofday, timedelta)
 
 USAGE: Final = 2
 FAILURE: Final = 1
@@ -38,7 +66,45 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the message and where help is."""
-        self.exit(USAGE, f"swr: {message} ({self.prog} --help)\n")
+        self.exit(USAGE, f"swr: {without_passwords(message)} ({self.prog} --help)\n")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Folds the paragraphs and the examples of a description at the width of the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(_folded(lines, width) for lines in _paragraphs(text))
+
+
+def _paragraphs(text: str) -> list[list[str]]:
+    """Return lines that belong together: those of one indentation, but for commands and lines of their own."""
+    found: list[list[str]] = []
+    for line in text.splitlines():
+        before = found[-1][-1] if found else ""
+        is_next = line.strip() and before and _indent(line) == _indent(before)
+        if is_next and not line.startswith(_COMMAND) and not before.endswith((":", ".")):
+            found[-1].append(line)
+        else:
+            found.append([line])
+    return found
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
+def _folded(lines: list[str], width: int) -> str:
+    indent, is_command = _indent(lines[0]), lines[0].startswith(_COMMAND)
+    folded = textwrap.wrap(
+        " ".join(line.strip() for line in lines),
+        width - 2 * is_command,
+        initial_indent=indent,
+        subsequent_indent=indent + "    " * is_command,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    # A command goes on in its next line.
+    return (" \\\n" if is_command else "\n").join(folded)
 
 
 def command(
@@ -57,7 +123,7 @@ def command(
         help=about,
         description=more,
         epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     if run is not None:
@@ -76,16 +142,70 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     add(
         "--redis",
         metavar="URL",
-        required=True,
-        help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
+        help=f"redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (what {URL} says)",
     )
-    add("--namespace", default="swr", metavar="NAME", help="the beginning of every key in Redis (%(default)s)")
+    add("--namespace", metavar="NAME", help=NAMESPACE_HELP)
     add("--timeout", type=duration, default=2, metavar="TIME", help="how long Redis may be silent (%(default)s)")
     add_json(parser)
 
 
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """Add the option that shows something again and again."""
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=2.0,
+        metavar="SECONDS",
+        help="show it again every so many seconds (2), until Ctrl-C",
+    )
+
+
+def watched(options: argparse.Namespace, show: Callable[[], int]) -> int:
+    """Show something once, or again and again; return the exit code.
+
+    Raises:
+        ConfigurationError: the pause is none.
+        Failure: it could not be shown the one time.
+    """
+    if options.watch is None:
+        return show()
+    if not 0.01 <= options.watch <= 86_400:
+        raise ConfigurationError(f"--watch {options.watch:g} is not between 0.01 and 86400 seconds")
+    while True:
+        if sys.stdout.isatty():
+            # From the top of an empty screen.
+            sys.stdout.write("\x1b[H\x1b[2J")
+        try:
+            show()
+        except (Failure, StoreUnavailable) as error:
+            say(str(error), FAILURE)
+        sys.stdout.flush()
+        time.sleep(options.watch)
+
+
+def find_store(options: argparse.Namespace) -> None:
+    """Fill in what the environment says of where a cache lies.
+
+    Raises:
+        ConfigurationError: a variable cannot work.
+    """
+    environment = read_environment()
+    if options.redis is None:
+        options.redis = environment.url
+    if options.namespace is None:
+        options.namespace = environment.namespace or "swr"
+
+
 async def with_store(options: argparse.Namespace, ask: "Callable[[RedisStore], Awaitable[T]]") -> T:
-    """Do something with the store alone, where what fails is said and not made up for later."""
+    """Do something with the store alone, where what fails is said and not made up for later.
+
+    Raises:
+        ConfigurationError: nothing says where it is.
+    """
+    find_store(options)
+    if options.redis is None:
+        raise ConfigurationError(f"where is Redis? Give --redis URL, or set {URL}")
     with quiet():
         async with Cache(options.redis, namespace=options.namespace, timeout=options.timeout, l1_max_bytes=0) as cache:
             tiered = cast("TieredStore", cache.engine.store)
@@ -115,8 +235,10 @@ def imported(name: str) -> Any:
         Failure: the module raised something else.
     """
     where, colon, what = name.partition(":")
-    if not (where and colon and what):
-        raise ConfigurationError(f"{name!r} is not MODULE:NAME, such as examples.ranking:refresher")
+    if not (colon and all(part.isidentifier() for part in (*where.split("."), *what.split(".")))):
+        # A URL perhaps, that is without its option.
+        shown = redacted(name) if "@" in name else repr(name)
+        raise ConfigurationError(f"{shown} is not MODULE:NAME, such as examples.ranking:refresher")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -146,6 +268,11 @@ def redis_of(engine: "Engine", name: str) -> "RedisStore":
     """
     from swr.refreshers.queue.queue import store_of
 
+    if not engine.switch.is_enabled:
+        raise ConfigurationError(
+            f"the cache of {name!r} is off: nothing is stored, and nobody hears of an invalidation; see enabled= and "
+            f"{ENABLED}"
+        )
     return store_of(
         engine,
         f"the cache of {name!r} is in the memory of one process, and what is loaded here nobody reads: give it a URL, "
@@ -166,14 +293,99 @@ def duration(text: str) -> Duration:
         return text
 
 
+def arguments_of(loader: Any, text: str) -> tuple[Any, ...]:
+    """Return the arguments of a call of a loader: one as text, or several as a JSON array.
+
+    What the loader declares as a number, a date, a UUID and the like is made one: the key of 1 is not that of "1".
+
+    Raises:
+        ConfigurationError: it cannot be one.
+    """
+    args: tuple[Any, ...] = (text,)
+    with contextlib.suppress(msgspec.DecodeError):
+        if text.startswith("["):
+            args = tuple(msgspec.json.decode(text))
+    kinds = _kinds_of(loader)
+    try:
+        return tuple(_as_declared(arg, kind) for arg, kind in itertools.zip_longest(args, kinds[: len(args)]))
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"the loader of {loader.template!r} does not take {text!r}: {error}") from None
+
+
+def _kinds_of(loader: Any) -> list[Any]:
+    """Return the type of each parameter of a loader, and for the list of a batch loader that of an item."""
+    try:
+        hints = typing.get_type_hints(inspect.unwrap(loader))
+    except (NameError, TypeError):
+        # A type that is there for type checkers alone.
+        hints = {}
+    names = [name for name in inspect.signature(loader).parameters if name.lstrip("_") not in ("self", "cls")]
+    kinds = [hints.get(name) for name in names]
+    if isinstance(loader, CachedMany):
+        kinds = [
+            (typing.get_args(kind) or (None,))[0] if name == loader.list_name else kind
+            for name, kind in zip(names, kinds, strict=True)
+        ]
+    return kinds
+
+
+def _as_declared(value: Any, kind: Any) -> Any:
+    """Return text as what it is declared, if that is none; anything else as it is."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    kinds = [one for one in (typing.get_args(kind) if is_union else (kind,)) if one is not types.NoneType]
+    if isinstance(value, str) and all(isinstance(one, type) and issubclass(one, _NO_TEXT) for one in kinds):
+        return msgspec.convert(value, kind, strict=False)
+    return value
+
+
+def loader_of(name: str) -> Any:
+    """Return the cached loader MODULE:FUNCTION.
+
+    Raises:
+        ConfigurationError: it is none.
+        Failure: its module raised something.
+    """
+    loader = imported(name)
+    if not all(hasattr(loader, attribute) for attribute in ("begin", "template", "engine")):
+        raise ConfigurationError(
+            f"{name!r} is {reprlib.repr(loader)}, and not a loader that @cache.cached or @cache.cached_many made"
+        )
+    return loader
+
+
+def key_with(loader: Any, args: tuple[Any, ...]) -> str:
+    """Return the key of a call of a loader.
+
+    Raises:
+        ConfigurationError: the loader does not take these arguments.
+    """
+    try:
+        return cast(str, loader.key(*args))
+    except TypeError as error:
+        shown = ", ".join(map(repr, args))
+        raise ConfigurationError(f"the loader of {loader.template!r} is not called ({shown}): {error}") from None
+
+
 def key_of(text: str) -> str:
     """Return the key that is meant; those of responses have a line break in them."""
     return text.replace("\\n", "\n")
 
 
+def without_passwords(text: str) -> str:
+    """Return a text in which no URL has an account, and none of Redis a query."""
+    return _QUERY.sub(r"\1…", _ACCOUNT.sub(r"\1…@", text))
+
+
 def say(message: str, code: int) -> int:
     """Say a line of what is wrong; return the exit code."""
     # In one write: several processes may say something at once.
-    sys.stderr.write(f"swr: {message}\n")
+    sys.stderr.write(f"swr: {without_passwords(message)}\n")
     sys.stderr.flush()
     return code
+
+
+def write_nowhere(file: TextIO) -> None:
+    """Let what is still written to a file that nobody reads, at the end of the process for one, not fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)

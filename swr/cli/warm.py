@@ -4,16 +4,27 @@ import argparse
 import asyncio
 import contextlib
 import json
-import reprlib
 import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from swr.cli.shared import FAILURE, Commands, Failure, add_json, command, described, imported, quiet, redis_of, say
+from swr.cli.shared import (
+    FAILURE,
+    Commands,
+    Failure,
+    add_json,
+    arguments_of,
+    command,
+    described,
+    imported,
+    key_with,
+    loader_of,
+    quiet,
+    redis_of,
+    say,
+)
 from swr.entry import State
 from swr.errors import ConfigurationError, StoreUnavailable
 from swr.refreshers.rounds.groups import checked, groups_of
@@ -27,7 +38,7 @@ examples:
   swr warm examples.ranking:load_by_delay --keys-from examples.ranking:flights.airports --at-once 8
       What a list holds, or a function returns; eight at a time.
   swr warm examples.ranking:load_by_delay --keys '["ATL"]' --force
-      The arguments as a JSON array, which several of them, and numbers, want; loaded whether it is fresh or not.
+      The arguments as a JSON array, which several of them want; loaded whether it is fresh or not.
   swr warm examples.ranking:load_by_delay --keys-file groups.txt
       One a line; - is the standard input.
 
@@ -48,8 +59,8 @@ def add(commands: Commands) -> None:
     )
     warm.add_argument("loader", metavar="MODULE:FUNCTION", help="where the loader is, from the current directory")
     keys = warm.add_mutually_exclusive_group(required=True)
-    keys.add_argument("--keys", nargs="+", metavar="KEY", help="one string each, or a JSON array of arguments")
-    keys.add_argument("--keys-from", metavar="MODULE:NAME", help="a list of them, or a function that returns one")
+    keys.add_argument("--keys", nargs="+", metavar="KEY", help="one argument each, or a JSON array of several")
+    keys.add_argument("--keys-from", metavar="NAME", help="MODULE:NAME of a list, or of a function that returns one")
     keys.add_argument("--keys-file", metavar="FILE", help="a file with one a line")
     warm.add_argument("--at-once", type=int, default=32, metavar="N", help="how many loads at a time (%(default)s)")
     warm.add_argument("--force", action="store_true", help="load what is fresh, too")
@@ -63,12 +74,7 @@ def _warm(options: argparse.Namespace) -> int:
     out = sys.stdout
     # What a module or a loader prints is not the answer.
     with contextlib.redirect_stdout(sys.stderr), quiet():
-        loader = imported(options.loader)
-        if not all(hasattr(loader, name) for name in ("begin", "template", "engine")):
-            raise ConfigurationError(
-                f"{options.loader!r} is {reprlib.repr(loader)}, and not a loader that @cache.cached or "
-                f"@cache.cached_many made"
-            )
+        loader = loader_of(options.loader)
         warming = Warming(loader, options.loader, options.at_once, options.force)
         asyncio.run(_run(warming, options))
     counts = {"loaded": warming.loaded, "fresh": warming.fresh, "failed": len(warming.failed)}
@@ -85,12 +91,12 @@ def _warm(options: argparse.Namespace) -> int:
 
 async def _run(warming: "Warming", options: argparse.Namespace) -> None:
     try:
-        await warming.run(await _calls(options))
+        await warming.run(await _calls(warming.loader, options))
     finally:
         await warming.loader.engine.aclose()
 
 
-async def _calls(options: argparse.Namespace) -> list[tuple[Any, ...]]:
+async def _calls(loader: Any, options: argparse.Namespace) -> list[tuple[Any, ...]]:
     """Return the arguments of each call."""
     if options.keys_from is not None:
         keys = checked(imported(options.keys_from), "--keys-from")
@@ -98,7 +104,7 @@ async def _calls(options: argparse.Namespace) -> list[tuple[Any, ...]]:
             return await groups_of(keys)
         except Exception as error:
             raise Failure(f"{options.keys_from!r} gave no keys: {described(error)}") from error
-    return [_arguments(text) for text in options.keys or _lines(options.keys_file)]
+    return [arguments_of(loader, text) for text in options.keys or _lines(options.keys_file)]
 
 
 def _lines(name: str) -> list[str]:
@@ -107,13 +113,6 @@ def _lines(name: str) -> list[str]:
     except (OSError, UnicodeError) as error:
         raise Failure(f"--keys-file {name!r} cannot be read: {described(error)}") from error
     return [line for line in text.splitlines() if line.strip()]
-
-
-def _arguments(text: str) -> tuple[Any, ...]:
-    with contextlib.suppress(msgspec.DecodeError):
-        if text.startswith("["):
-            return tuple(msgspec.json.decode(text))
-    return (text,)
 
 
 class Warming:
@@ -153,13 +152,7 @@ class Warming:
         """
         keys = {}
         for args in calls:
-            try:
-                keys[self.loader.key(*args)] = args
-            except TypeError as error:
-                shown = ", ".join(map(repr, args))
-                raise ConfigurationError(
-                    f"the loader of {self.loader.template!r} is not called ({shown}): {error}"
-                ) from None
+            keys[key_with(self.loader, args)] = args
         self.total = len(keys)
         await self.loader.engine.ready()
         waiting = deque(keys.items())

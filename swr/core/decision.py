@@ -7,6 +7,8 @@
 | `now < stale_until`     | stale   | yes   | in the background | yes      |
 | `now < error_until`     | missing | no    | the reader waits  | yes      |
 
+An entry that was marked stale is not fresh, even if a clock was set back past `fresh_until`.
+
 The decorators, the middleware and the proxy ask here. Nothing else in swr compares a deadline to decide what a reader
 gets, except the fastest hits: they copy the second and third row, because a call would double their cost.
 """
@@ -41,6 +43,11 @@ FRESH: Final = Decision(State.FRESH, True, Revalidate.NO, False)
 STALE: Final = Decision(State.STALE, True, Revalidate.BACKGROUND, True)
 FALLBACK: Final = Decision(State.MISSING, False, Revalidate.WAIT, True)
 MISSING: Final = Decision(State.MISSING, False, Revalidate.WAIT, False)
+
+
+def is_fresh(entry: Entry[Any], now: float) -> bool:
+    """Whether an entry is fresh for a reader who accepts what its policy allows."""
+    return now < entry.fresh_until and not entry.is_marked
 
 
 def is_absent(entry: Entry[Any] | None, now: float) -> bool:
@@ -82,7 +89,7 @@ def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> 
             fresh_until, stale_until = accepted, math.nextafter(accepted + limits.max_stale, math.inf)
         elif accepted < fresh_until:
             fresh_until, stale_until = accepted, 0.0
-    if now < fresh_until:
+    if now < fresh_until and not entry.is_marked:
         return FRESH
     if now < stale_until:
         return STALE

@@ -27,6 +27,8 @@ _KEPT_LONGER: Final = 5.0
 _FURTHEST: Final = 1e12
 _LATEST: Final = 9 * 10**15
 _KIND: Final = b"e"
+# What stands behind the version of a mark.
+_MARK: Final = b"s"
 # The version, the kind, the fingerprint, the frame's length, the end of its life, the checksum, the header's length.
 _PREFIX: Final = struct.Struct(f">{VERSION_DIGITS}sc8s10s{VERSION_DIGITS}sQI")
 _BODY: Final = _PREFIX.size
@@ -51,9 +53,10 @@ class _Header(msgspec.Struct, array_like=True):
     validator: bytes | None
     took: float
     absent: bool
+    loader: str
 
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _encode = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(_Header).decode
 
@@ -87,6 +90,7 @@ def encode(key: str, entry: Entry[Any], codec: Codec) -> bytes:
             None if entry.validator is None else _bytes(entry.validator),
             entry.took,
             entry.absent,
+            entry.loader,
         )
     )
     payload = b"" if entry.absent else codec.encode_value(entry.value)
@@ -130,6 +134,16 @@ def frames_in(data: bytes) -> Iterator[Found]:
         first = last
 
 
+def mark_in(data: bytes) -> int:
+    """Return the version at which what lies in `data` was marked stale, which stands behind the last frame; 0: never.
+
+    What is loaded later is newer, and so not concerned.
+    """
+    last = sum(len(found.frame) for found in frames_in(data))
+    mark = data[last : last + VERSION_DIGITS]
+    return int(mark) if last and data[last + VERSION_DIGITS :] == _MARK and mark.isdigit() else 0
+
+
 def frame_of(data: bytes, fingerprint: str) -> bytes | None:
     """Return the frame of a type; None if only other types have one; what is no frame as it is."""
     if data[_TYPE] == fingerprint.encode() and data[_LENGTH] == b"%010d" % len(data):
@@ -139,7 +153,8 @@ def frame_of(data: bytes, fingerprint: str) -> bytes | None:
         if found.fingerprint == fingerprint:
             return found.frame
         others += len(found.frame)
-    return None if others and others == len(data) else data[others:]
+    rest = data[others:]
+    return None if others and (not rest or mark_in(data)) else rest
 
 
 def is_entry(frame: bytes) -> bool:
@@ -207,6 +222,7 @@ def decode(key: str, frame: bytes, codec: Codec | None) -> Entry[Any]:
             None if header.validator is None else _text(header.validator),
             header.took,
             header.absent,
+            header.loader,
         )
     except CodecError:
         raise

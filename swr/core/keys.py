@@ -2,6 +2,7 @@
 the same.
 """
 
+import functools
 import hashlib
 import inspect
 import re
@@ -15,6 +16,8 @@ from swr.core.template import Template
 from swr.errors import ConfigurationError
 from swr.policy import tag_names
 
+# The beginning of the tag of a URL on one host.
+URL_ON_HOST: Final = "host:"
 _REMEMBERED: Final = 4096
 _LONGEST_REMEMBERED: Final = 512
 
@@ -158,3 +161,9 @@ def storage_name(key: str) -> str:
     if len(name) <= 200:
         return name
     return "%%" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def loader_digest(template: str) -> str:
+    """Return what entries carry of the loader with this key template. Two with the same are invalidated together."""
+    return hashlib.blake2b(template.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()

@@ -14,9 +14,12 @@ import msgspec
 
 from swr.core.fidelity import fields_of, put
 
-# The most items of a page, and the least of what has pages.
+# The most items of a page, and the most parts that they should have together; and the least of what has pages.
 _PAGE: Final = 2000
+_PARTS: Final = 5 * _PAGE
 LARGE: Final = 2 * _PAGE
+# Of fewer items each may be what takes long.
+_FEW: Final = 8
 # So many characters or bytes count as one part.
 _TEXT: Final = 1000
 # A dict with no more items is taken for an object; of longer ones some items stand for all.
@@ -39,12 +42,24 @@ class Paged(msgspec.Struct, array_like=True):
 
 def large_part(value: Any) -> tuple[str | None, Any] | None:
     """Return the name of a large list or dict in `value`, and that itself; None: there is none where pages help."""
-    if type(value) in (list, dict) and len(value) > LARGE:
+    if _needs_pages(value):
         return None, value
     for name, part in _parts(value):
-        if type(part) in (list, dict) and len(part) > LARGE and type(name) is str:
+        if type(name) is str and _needs_pages(part):
             return name, part
     return None
+
+
+def _needs_pages(part: Any) -> bool:
+    if type(part) not in (list, dict) or len(part) <= _FEW:
+        return False
+    return len(part) > LARGE or len(part) * _item_size(part) > 2 * _PARTS
+
+
+def _item_size(part: list[Any] | dict[Any, Any]) -> int:
+    """Return how many parts one item has, a guess from the first ones."""
+    some = islice(part.values() if isinstance(part, dict) else part, _FIELDS)
+    return max((_size(item, 5) for item in some), default=1)
 
 
 def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -90,12 +105,13 @@ def without(value: Any, name: str | None, part: Any) -> Any:
 
 def pages_of(part: Any) -> Iterator[Any]:
     """Yield a list or a dict in parts."""
+    length = max(1, min(_PAGE, _PARTS // _item_size(part)))
     if isinstance(part, list):
-        for first in range(0, len(part), _PAGE):
-            yield part[first : first + _PAGE]
+        for first in range(0, len(part), length):
+            yield part[first : first + length]
     else:
         items = iter(part.items())
-        while page := dict(islice(items, _PAGE)):
+        while page := dict(islice(items, length)):
             yield page
 
 

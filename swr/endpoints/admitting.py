@@ -1,28 +1,25 @@
 """Which requests to one endpoint may be answered from the cache after its dependencies, and under which key."""
 
 import inspect
-import logging
 import weakref
 from collections.abc import Callable
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from swr.core.canonical import PLAIN, canonical
-from swr.endpoints.declared import answers
-from swr.endpoints.reader import Owner, Reader
+from swr.endpoints.declared import answers, calls
+from swr.endpoints.looking import function_of, reads_address
+from swr.endpoints.reader import Reader
 from swr.endpoints.route import Route, overrides_of, places_of, route_of
-from swr.endpoints.terms import ADMISSION, Admission, EndpointTerms
+from swr.endpoints.terms import ADMISSION, Admission, EndpointTerms, Owner
 from swr.endpoints.variables import Unknown, text_of_variables
 from swr.endpoints.words import Words
 from swr.errors import ConfigurationError
-from swr.http.caching import Terms, normalised
+from swr.http.caching import Terms
 from swr.http.fields import values_of
 from swr.http.request import Scope
-
-log = logging.getLogger("swr")
 
 _REQUEST: Final = "swr_request"
 _RESPONSE: Final = "swr_response"
@@ -31,9 +28,6 @@ _MOST_ROUTES: Final = 256
 
 # The arguments of a call, by position and by name.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-# For each cache: the first endpoint and app that have an identity.
-_OWNERS: Final[WeakKeyDictionary[Any, dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]]]] = WeakKeyDictionary()
 
 
 class Admitting:
@@ -63,6 +57,7 @@ class Admitting:
             is_one(inspect.unwrap(endpoint)) for is_one in (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
         )
         self._defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        self._reads_address = reads_address(endpoint)
         self._has_decorator = hasattr(endpoint, "__wrapped__")
         if words.are_given and _has_requires(endpoint):
             raise ConfigurationError(
@@ -70,7 +65,6 @@ class Admitting:
             )
         # An endpoint of Starlette takes its request alone.
         self.is_from_request = list(signature.parameters) in (["request"], ["self", "request"])
-        self._known = _OWNERS.setdefault(owner, {})
         self._given = {kind: parameter_of(endpoint, kind) for kind in (Request, Response)}
         self._routes: dict[tuple[int, ...], tuple[Route, weakref.ref[Any]]] = {}
 
@@ -116,7 +110,7 @@ class Admitting:
             # An endpoint that another one has asked.
             return None
         route, where = self._route(scope)
-        if self._words.key is None and not self._is_kept_out(admission, terms, request, route):
+        if not self._is_kept_out(admission, terms, request, route):
             return None
         admission.is_taken, admission.scope = True, scope
         try:
@@ -124,21 +118,16 @@ class Admitting:
             key = self._key(admission, terms, route, request, call)
         except Refused as refused:
             admission.reason = str(refused)
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug(
-                    "%s %r: the cache does not answer after the dependencies (%s); key= or shared=True of "
-                    "@cache.response on %s may say who gets which response",
-                    scope["method"],
-                    scope["path"],
-                    refused,
-                    self._name,
-                )
+            path = getattr(where, "path_format", scope["path"])
+            self._words.explain(self._name, f"{scope['method']} {path}", str(refused), is_fastapi=route.is_fastapi)
             return None
         admission.is_admitted = True
         return Reader(self._owner, admission, key, terms, where, own, knows_user=self._words.are_given)
 
     def _is_kept_out(self, admission: Admission, terms: Terms, request: Request, route: Route) -> bool:
         """Whether the cache in front of the app does not store the response of this request for everybody."""
+        if self._words.key is not None or self._reads_address or not calls(request.scope, self.wrapper):
+            return True
         if terms.per_credential:
             # It stores one for each credential.
             return False
@@ -166,7 +155,7 @@ class Admitting:
     def _route(self, scope: Scope) -> tuple[Route, Any]:
         """Return what is known of the route of a request, and FastAPI's own object for it."""
         places, app = places_of(scope), scope.get("app")
-        where = next((where for where in places if where.dependant.call is self.wrapper), None)
+        where = next((where for where in places if function_of(where.dependant.call) is self.wrapper), None)
         if overrides := overrides_of(places, app):
             return route_of(places, where, app, overrides, _HIDDEN, self._name), where
         marker = id(where), id(app)
@@ -181,7 +170,7 @@ class Admitting:
 
     def _is_of_another(self, identity: str, app: Any) -> bool:
         """Whether another endpoint or app of this process has the same identity, so that nothing tells them apart."""
-        known, first = self._known, self._known.get(identity)
+        known, first = self._owner.first, self._owner.first.get(identity)
         mine = self.wrapper, app or self
         found = None if first is None else (first[0](), first[1]())
         if found is None or None in found:
@@ -215,7 +204,7 @@ class Admitting:
                 # It is made of the path and the query, or the user says what selects.
                 continue
         for name in terms.vary:
-            texts.append(f"field {name}: {normalised(name, values_of(scope['headers'], name.encode('latin-1')))}")
+            texts.append(f"field {name}: {values_of(scope['headers'], name.encode('latin-1'))}")
         if not self._words.are_given:
             try:
                 texts.append(text_of_variables(admission.variables))

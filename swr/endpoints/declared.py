@@ -3,7 +3,9 @@
 import functools
 import inspect
 from collections.abc import Iterator, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from swr.endpoints.looking import bare, function_of, reads_address, takes_request
 
 
 class Declared(NamedTuple):
@@ -17,7 +19,9 @@ class Declared(NamedTuple):
         parameters: the parameters of the query.
         keys: those of them that say who asks.
         names_parameters: whether these are all; False where a model takes any.
-        guard_fields: the request fields that guards ask for; None: any, and the address.
+        guard_fields: the request fields that guards ask for, `QUERY` for the query; None: any, and the address.
+        looking: what else of the route may look at any field, or looks at the address: an argument of the endpoint by
+            its dependency, the class of the route, or the endpoint itself; empty: nothing.
     """
 
     fields: frozenset[str] = frozenset()
@@ -27,10 +31,14 @@ class Declared(NamedTuple):
     keys: frozenset[str] = frozenset()
     names_parameters: bool = True
     guard_fields: frozenset[str] | None = frozenset()
+    looking: str = ""
 
 
 _NOTHING = Declared()
 _OUT_OF_SIGHT = Declared(is_complete=False)
+_LOOKING = Declared(looking="argument request")
+# Among the fields that guards ask for: they ask for parameters of the query, of which a key may be revoked.
+QUERY: Final = "?"
 # Apps that wrap apps are looked into so deep.
 _DEEPEST = 20
 
@@ -51,8 +59,13 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
     for where in (where for pair in chosen for where in pair):
         if getattr(where, "dependant", None) is not None and not any(where is known for known in wheres):
             wheres.append(where)
+    if getattr(scope, "is_copied", False):
+        # Another app may have got the copy, from the endpoint or from what the endpoint has returned.
+        return _OUT_OF_SIGHT
     if not wheres:
-        return _OUT_OF_SIGHT if _hides_a_route(scope) else _NOTHING
+        if _hides_a_route(scope):
+            return _OUT_OF_SIGHT
+        return _LOOKING if any(reads_address(candidate) for candidate in _called(scope)) else _NOTHING
     fields: set[str] = set()
     credentials: set[str] = set()
     parameters: set[str] = set()
@@ -60,6 +73,7 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
     is_complete = names_parameters = True
     app = scope.get("app")
     guards = [guard for where in wheres for guard in guards_of(where, _overrides(where, app))]
+    looking = [looking_part(where, _overrides(where, app)) for where in wheres]
     for part in (part for where in wheres for part in _parts(where, app)):
         for parameter in part.header_params:
             names = names_of(parameter)
@@ -85,32 +99,31 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
         frozenset(keys),
         names_parameters,
         fields_of_guards(guards),
+        next(filter(None, looking), ""),
     )
 
 
 def answers(scope: MutableMapping[str, Any], endpoint: Any) -> bool:
-    """Return whether `endpoint`, a function under `@cache.response`, is what the visible route calls."""
+    """Return whether `endpoint`, a function under `@cache.response`, is what the visible route calls in the end."""
+    return any(bare(candidate) is bare(endpoint) for candidate in _called(scope) if callable(candidate))
+
+
+def calls(scope: MutableMapping[str, Any], function: Any) -> bool:
+    """Return whether the visible route calls a function itself, and not a decorator around it."""
+    return any(function_of(candidate) is function for candidate in _called(scope))
+
+
+def _called(scope: MutableMapping[str, Any]) -> list[Any]:
+    """Return what the visible route may call: an HTTPEndpoint calls one of its methods."""
     called = scope.get("endpoint")
-    # An HTTPEndpoint calls one of its methods.
-    candidates = [*vars(called).values()] if inspect.isclass(called) else [called]
-    return any(_bare(candidate) is _bare(endpoint) for candidate in candidates if callable(candidate))
-
-
-def _bare(function: Any) -> Any:
-    """Return the function inside wrappers, and of a bound method."""
-    function = inspect.unwrap(function)
-    return getattr(function, "__func__", function)
+    return [*vars(called).values()] if inspect.isclass(called) else [called]
 
 
 def _hides_a_route(scope: MutableMapping[str, Any]) -> bool:
-    """Return whether a FastAPI app may have routed the request on a copy of the scope."""
+    """Return whether a FastAPI app may have routed the request on another scope than the one that swr sees."""
     seen = scope.get("endpoint")
-    is_copied = getattr(scope, "is_copied", False)
     if seen is None and scope.get("route") is None:
-        return is_copied or "fastapi" in scope or hasattr(scope.get("app"), "dependency_overrides")
-    if is_copied and inspect.isfunction(seen) and len(inspect.signature(seen).parameters) > 2:
-        # An ASGI app, which may have handed the copy to any other one. Endpoints copy it, too, to make links.
-        return True
+        return "fastapi" in scope or hasattr(scope.get("app"), "dependency_overrides")
     for _ in range(_DEEPEST):
         if hasattr(seen, "dependency_overrides"):
             return True
@@ -155,10 +168,15 @@ def guards_of(where: Any, overrides: dict[Any, Any]) -> Iterator[Any]:
         where: a route, or the context of its inclusion.
         overrides: the dependencies that others replace, as tests have it.
     """
+    # What `dependencies=[...]` names has no parameter.
+    return _overridden([part for part in where.dependant.dependencies if part.name is None], overrides)
+
+
+def _overridden(parts: list[Any], overrides: dict[Any, Any]) -> Iterator[Any]:
+    """Yield dependants, all that they depend on, and what overrides them."""
     from fastapi.dependencies.utils import get_dependant
 
-    # What `dependencies=[...]` names has no parameter.
-    todo = [part for part in where.dependant.dependencies if part.name is None]
+    todo = [*parts]
     while todo:
         part = todo.pop()
         yield part
@@ -168,16 +186,47 @@ def guards_of(where: Any, overrides: dict[Any, Any]) -> Iterator[Any]:
             todo.append(get_dependant(path="/", call=replacement))
 
 
+def has_own_class(where: Any) -> bool:
+    """Return whether a route is of a class of the app's own, whose handler runs around all dependencies.
+
+    Parameters:
+        where: a route, or the context of its inclusion.
+    """
+    from fastapi.routing import APIRoute
+
+    return type(getattr(where, "original_route", where)) is not APIRoute
+
+
+def looking_part(where: Any, overrides: dict[Any, Any]) -> str:
+    """Return what of a route may look at anything in the request, guards aside; empty: nothing.
+
+    Parameters:
+        where, overrides: see `guards_of`.
+    """
+    if has_own_class(where):
+        return "route class"
+    if reads_address(where.dependant.call):
+        return "argument request"
+    arguments = [part for part in where.dependant.dependencies if part.name is not None]
+    for part in arguments:
+        if any(map(looks_anywhere, _overridden([part], overrides))):
+            return f"argument {part.name}"
+    return ""
+
+
+def looks_anywhere(part: Any) -> bool:
+    """Return whether a dependency takes the request, and may look at anything in it: the client's address for one."""
+    return takes_request(part) and not (places_of_scheme(part.call) and _is_of_fastapi(part.call))
+
+
 def fields_of_guards(guards: list[Any]) -> frozenset[str] | None:
-    """Return the request fields that guards ask for; None: any."""
+    """Return the request fields that guards ask for, and `QUERY` if they ask for parameters; None: any."""
     fields: set[str] = set()
     for part in guards:
-        places = places_of_scheme(part.call)
-        takes_request = part.request_param_name or part.http_connection_param_name
-        if takes_request and not (places and _is_of_fastapi(part.call)):
-            # It may look at anything, the client's address for one.
+        if looks_anywhere(part):
             return None
-        fields |= {name.lower() if place == "header" else place for place, name in places if place != "query"}
+        places = places_of_scheme(part.call)
+        fields |= {{"header": name.lower(), "query": QUERY}.get(place, place) for place, name in places}
         for parameter in part.header_params:
             names = names_of(parameter)
             if names is None:
@@ -185,6 +234,8 @@ def fields_of_guards(guards: list[Any]) -> frozenset[str] | None:
             fields |= {form.lower() for name in names for form in (name, name.replace("_", "-"))}
         if part.cookie_params:
             fields.add("cookie")
+        if part.query_params:
+            fields.add(QUERY)
     return frozenset(fields)
 
 

@@ -9,18 +9,19 @@ from typing import Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio.from_thread
+from starlette.websockets import WebSocket
 
 from swr.core.template import Template
-from swr.endpoints.admitting import Admitting
-from swr.endpoints.reader import Owner, Reader
-from swr.endpoints.terms import EndpointTerms, endpoint_terms
+from swr.endpoints.admitting import Admitting, parameter_of
+from swr.endpoints.reader import Reader
+from swr.endpoints.terms import EndpointTerms, Owner, endpoint_terms
 from swr.endpoints.words import Words
 from swr.engine import deadlocks
 from swr.errors import ConfigurationError
 from swr.http.caching import Terms
 from swr.http.fields import field_names
-from swr.loaders.cached import is_async
-from swr.policy import Duration, Policy
+from swr.loaders.call import is_async
+from swr.policy import Duration, Policy, seconds, timeout_or_auto
 
 log = logging.getLogger("swr")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,7 +71,8 @@ class ResponseRule:
         hard_timeout: Duration | None = None,
     ) -> None:
         self._owner = owner
-        self._policy = Policy(fresh_for, stale_for, stale_if_error, tags, hard_timeout=hard_timeout)
+        self._policy = Policy(fresh_for, stale_for, stale_if_error, tags, soft_timeout=None, hard_timeout=hard_timeout)
+        self._client_max_age = 0.0
         self._override = override
         self._vary = field_names(vary)
         self._ignores: tuple[str, ...] = ()
@@ -94,6 +96,19 @@ class ResponseRule:
         self._per_credential = credentials == "vary"
         return self
 
+    def about_clients(self, client_max_age: Duration, soft_timeout: Duration | None) -> Self:
+        """Say what clients may do with the responses, and how long they wait for one; return the rule.
+
+        Parameters:
+            client_max_age, soft_timeout: see `Rule`.
+
+        Raises:
+            ConfigurationError: one of them is no duration.
+        """
+        self._client_max_age = seconds(client_max_age, "client_max_age")
+        self._policy = self._policy.replaced(soft_timeout=timeout_or_auto(soft_timeout, "soft_timeout"))
+        return self
+
     def about_readers(self, key: Callable[..., Any] | None, shared: bool) -> Self:
         """Say who gets which response behind the endpoint's dependencies; return the rule.
 
@@ -111,6 +126,10 @@ class ResponseRule:
     def __call__(self, endpoint: F) -> F:
         """Wrap `endpoint`, `def` or `async def`; FastAPI sees two parameters more, the request and its response."""
         name = name_of(endpoint)
+        if parameter_of(endpoint, WebSocket) is not None:
+            raise ConfigurationError(
+                f"@cache.response stands on {name}, which takes a WebSocket: swr caches HTTP alone"
+            )
         parameters = inspect.signature(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
         admitting = Admitting(self._owner, endpoint, name, self._words)
@@ -122,7 +141,15 @@ class ResponseRule:
                     f"the tags of {name} name {placeholder!r}, which is none of its parameters: {', '.join(parameters)}"
                 )
 
-        terms = Terms(self._policy, True, self._override, self._vary, self._ignores, self._per_credential)
+        terms = Terms(
+            self._policy,
+            True,
+            self._override,
+            self._vary,
+            self._ignores,
+            self._per_credential,
+            self._client_max_age,
+        )
         placement = Placement(name)
         # What cannot be looked up again gets no warning.
         with contextlib.suppress(TypeError):
@@ -143,6 +170,7 @@ class ResponseRule:
             if collected.terms is not None:
                 return None
             collected.endpoint = endpoint
+            collected.wrapper = admitting.wrapper
             collected.is_keyed = self._words.key is not None
             collected.terms = terms
             if templates:

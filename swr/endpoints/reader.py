@@ -2,25 +2,24 @@
 
 import logging
 import math
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import anyio
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from swr.core.decision import FRESH, Revalidate, decide
+from swr.core.decision import FRESH, Revalidate, decide, is_fresh
+from swr.endpoints.answers import response_behind
 from swr.endpoints.route import is_plain, respond
-from swr.endpoints.terms import Admission
+from swr.endpoints.terms import Admission, Owner
 from swr.endpoints.turns import Turns
-from swr.engine.engine import AGAIN, Engine
+from swr.engine.engine import AGAIN
 from swr.engine.flights import Flight
-from swr.entry import Entry, State
-from swr.errors import LoadTimeout
+from swr.entry import Entry, State, stamp
 from swr.http.caching import ABOUT_THE_CLIENT, ERRORS, GONE, Terms, cache_status, control, judge
-from swr.http.failures import ErrorResponse
+from swr.http.failures import ErrorResponse, has_timed_out
 from swr.http.fields import Headers, strings, values_of
-from swr.http.request import Digest
-from swr.http.stored_response import RESPONSES, StoredResponse, as_stored, is_response, marks_of
+from swr.http.stored_response import RESPONSES, StoredResponse, age_of, as_stored, is_response, marks_of
 from swr.policy import Policy
 
 log = logging.getLogger("swr")
@@ -32,13 +31,6 @@ _ABOUT_THE_USER: Final = frozenset({401, 403, 407, 429})
 # They answer conditions and ranges of one request.
 _OF_ONE_REQUEST: Final = frozenset({206, 304, 412, 416})
 _DETAIL: Final = b'; detail="after dependencies"'
-
-
-class Owner(Protocol):
-    """The cache of an endpoint."""
-
-    engine: Engine
-    digest: Digest
 
 
 class Answer(NamedTuple):
@@ -164,14 +156,20 @@ class Reader:
         limit = self._terms.policy.hard_timeout
         if limit is None:
             limit = self._admission.asked.hard_timeout
-        tags = (*self._admission.asked.tags, *self._terms.policy.tags)
+        tags, soft_timeout = (*self._admission.asked.tags, *self._terms.policy.tags), self._terms.policy.soft_timeout
         while True:
             flight = engine.begin(self.key, Turns(limit, tags), entry)
             turns = flight.job
             assert isinstance(turns, Turns)
-            if await turns.wait_for_turn(flight):
-                self.turns, self.running = turns, turns.running
-                return None
+            with anyio.move_on_after(engine.patience_for((flight,), soft_timeout)) as patience:
+                if await turns.wait_for_turn(flight):
+                    self.turns, self.running = turns, turns.running
+                    return None
+            if patience.cancelled_caught:
+                fallback, soft_timeout, entry = engine.fallback(flight), None, None
+                if fallback is not None:
+                    return self._give_stale(fallback, b'swr; fwd=stale; detail="soft timeout"')
+                continue
             loaded, error = flight.loaded, flight.error
             if loaded is not None:
                 if not flight.superseded or again == AGAIN:
@@ -187,11 +185,12 @@ class Reader:
             fallback = engine.fallback(flight, error)
             if fallback is not None:
                 return self._fall_back(fallback, error)
-            if isinstance(error, LoadTimeout):
+            if has_timed_out(self.key, error):
                 return self.time_out()
             if error is not None and has_retried:
                 return self._repeat(flight, error)
-            has_retried = has_retried or error is not None
+            # What was found was invalidated, perhaps: another flight must not fall back on it.
+            has_retried, entry = has_retried or error is not None, None
 
     def _repeat(self, flight: Flight, error: BaseException) -> Response | None:
         """Answer with another reader's failure, after a second try."""
@@ -199,8 +198,8 @@ class Reader:
             raise flight.failure()
         if error.response is None:
             return None
-        self._mark(error.status, b"swr; fwd=%b; fwd-status=%d; collapsed" % (self._why, error.status))
-        return self._response(error.response)
+        entry = stamp(error.response, Policy(0), self._engine.clock())
+        return self._response(entry, b"swr; fwd=%b; fwd-status=%d; collapsed" % (self._why, error.status))
 
     # -- after the endpoint -----------------------------------------------------------------------------------
 
@@ -269,8 +268,11 @@ class Reader:
             self._mark(0, answer.reason)
             return answer.value
         await turns.store(answer.stored, answer.policy)
-        self._mark(status, b"swr; fwd=%b; stored" % self._why)
-        return self._response(answer.stored)
+        entry = stamp(answer.stored, answer.policy, turns.load.began)
+        response = self._response(entry, b"swr; fwd=%b; stored" % self._why, State.MISSING)
+        if response.status_code != status:
+            self._mark(response.status_code, b"swr; fwd=%b; fwd-status=%d; stored" % (self._why, status))
+        return response
 
     async def fail(self, error: Exception) -> Response:
         """Answer for an exception of the endpoint with what is stored.
@@ -329,17 +331,23 @@ class Reader:
         engine.tell(self.key, entry, state, error)
         admission.is_answered = True
         status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
-        admission.marks, admission.status = marks_of(entry, state, now, status + _DETAIL), entry.value.status
-        return self._response(entry.value)
+        response = self._response(entry, status, state, age_of(entry, now))
+        admission.marks = marks_of(entry, state, now, status + _DETAIL)
+        return response
 
     def _fall_back(self, entry: Entry[Any], error: BaseException | None) -> Response:
-        failed = 504 if isinstance(error, LoadTimeout) else getattr(error, "status", getattr(error, "status_code", 500))
-        state = State.FRESH if self._engine.clock() < entry.fresh_until else State.STALE
-        return self._give(entry, state, b"swr; fwd=stale; fwd-status=%d" % failed, error)
+        failed = 504 if has_timed_out(self.key, error) else getattr(error, "status", getattr(error, "status_code", 500))
+        return self._give_stale(entry, b"swr; fwd=stale; fwd-status=%d" % failed, error)
 
-    def _response(self, stored: StoredResponse) -> Response:
-        response = Response(stored.body, stored.status)
-        response.raw_headers = [*stored.headers, *self._fields] if stored.takes_fields else list(stored.headers)
+    def _give_stale(self, entry: Entry[Any], status: bytes, error: BaseException | None = None) -> Response:
+        state = State.FRESH if is_fresh(entry, self._engine.clock()) else State.STALE
+        return self._give(entry, state, status, error)
+
+    def _response(self, entry: Entry[Any], mark: bytes, state: State | None = None, age: int = 0) -> Response:
+        """Return a stored response as this reader asks for it; see `response_behind`."""
+        max_age = self._terms.client_max_age or 0
+        response = response_behind(entry, self._fields, self._admission.asked.fields, max_age, state, age)
+        self._mark(response.status_code, mark)
         return response
 
     def _mark(self, status: int, mark: bytes | str, detail: bytes = _DETAIL) -> None:

@@ -13,17 +13,17 @@ from typing import Any, Final, NamedTuple
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from swr.core.canonical import canonical
-from swr.endpoints.declared import fields_of_guards, guards_of
+from swr.endpoints.declared import fields_of_guards, guards_of, has_own_class, looking_part
+from swr.endpoints.looking import looks_at_request, takes_request
 
-# What a dependant is given that is not made of its path and query.
+# What a dependant is given that is not made of its path and query, beside the request.
 _GIVEN: Final = (
-    "request_param_name",
-    "http_connection_param_name",
     "websocket_param_name",
     "response_param_name",
     "background_tasks_param_name",
     "security_scopes_param_name",
 )
+_REQUEST: Final = ("request_param_name", "http_connection_param_name")
 _OF_REQUEST: Final = ("header_params", "cookie_params", "body_params")
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _IDENTITY: Final = (
@@ -52,7 +52,7 @@ class Route(NamedTuple):
         digest: of the identity and the name of the endpoint.
         hidden: why swr cannot know what reaches the endpoint or how its value is written; empty: it can.
         reason: what of the request reaches the endpoint; empty: its path and query alone.
-        guard_fields: the request fields that its guards ask for; None: any.
+        guard_fields: the request fields that its guards ask for; None: any, or something else of the route may.
         sets_response: whether a dependency may set fields of the response.
     """
 
@@ -91,7 +91,7 @@ def route_of(
         _digest(identity),
         _why_hidden(where),
         _why_not_shared(where.dependant, guards, overrides, hidden_names),
-        fields_of_guards(guards),
+        None if looking_part(where, overrides) else fields_of_guards(guards),
         any(part.response_param_name for part in (*guards, *_parts(where.dependant.dependencies))),
     )
 
@@ -129,9 +129,7 @@ def _text(value: Any) -> str:
 
 
 def _why_hidden(where: Any) -> str:
-    from fastapi.routing import APIRoute
-
-    if type(getattr(where, "original_route", where)) is not APIRoute:
+    if has_own_class(where):
         # It may write the response in a way of its own.
         return "route class"
     return "" if is_plain(response_class_of(where)[0]) else "response class"
@@ -154,9 +152,11 @@ def _why_not_shared(dependant: Any, guards: list[Any], overrides: dict[Any, Any]
     for kind in _OF_REQUEST:
         for parameter in getattr(dependant, kind):
             return f"argument {parameter.name}"
-    for given in _GIVEN:
+    for given in (*_REQUEST, *_GIVEN):
         name = getattr(dependant, given)
-        if name is not None and name not in hidden_names:
+        if name is None or name in hidden_names:
+            continue
+        if given not in _REQUEST or looks_at_request(dependant.call.__wrapped__, name):
             return f"argument {name}"
     # FastAPI runs a dependency once for all that need it: by equality.
     shared = {part.call for part in guards}
@@ -164,6 +164,8 @@ def _why_not_shared(dependant: Any, guards: list[Any], overrides: dict[Any, Any]
         if argument.name is not None:
             parts = list(_parts([argument]))
             if any(getattr(part, kind) for part in parts for kind in (*_OF_REQUEST, *_GIVEN)):
+                return f"argument {argument.name}"
+            if any(map(takes_request, parts)):
                 return f"argument {argument.name}"
             if any(part.call in shared for part in parts):
                 return f"argument {argument.name}, which a guard needs too"

@@ -2,9 +2,14 @@
 
 import sys
 from collections.abc import Iterator, MutableMapping
+from types import FrameType
 from typing import Any, Final
 
 _MIXIN: Final = MutableMapping[str, Any]
+# What copies a scope and hands it to no app: links of Starlette, and routers that look for a path with another slash.
+_HARMLESS: Final = frozenset(
+    {("starlette.requests", "base_url"), ("starlette.routing", "app"), ("fastapi.routing", "app")}
+)
 
 
 class RoutedScope(dict[str, Any]):
@@ -21,7 +26,7 @@ class RoutedScope(dict[str, Any]):
         self._client_scope = scope
         # Each with the context of its inclusion, which a router of FastAPI leaves beside the route.
         self.routes: list[tuple[Any, Any]] = []
-        # Whether a copy was made since the last route was chosen: what is written into that is out of sight.
+        # Whether a copy was made since the last route was chosen: an app that gets it chooses its routes out of sight.
         self.is_copied = False
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -36,9 +41,25 @@ class RoutedScope(dict[str, Any]):
         super().__delitem__(name)
         self._client_scope.pop(name, None)
 
+    # Whatever copies a scope asks for its names in one of these ways.
+
     def __iter__(self) -> Iterator[str]:
-        self.is_copied = True
+        self._note_copy(sys._getframe(1))
         return super().__iter__()
+
+    def keys(self) -> Any:
+        """Return the names."""
+        self._note_copy(sys._getframe(1))
+        return super().keys()
+
+    def items(self) -> Any:
+        """Return the names, each with its value."""
+        self._note_copy(sys._getframe(1))
+        return super().items()
+
+    def _note_copy(self, frame: FrameType) -> None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) not in _HARMLESS:
+            self.is_copied = True
 
     def pop(self, name: str, *default: Any) -> Any:
         """Remove a name and return its value, or `default`."""
@@ -52,8 +73,7 @@ class RoutedScope(dict[str, Any]):
     def __or__(self, other: Any) -> Any:
         return dict(self) | other
 
-    # `dict` does these without the methods above. mypy sees other classes of views, which behave the same.
-    keys, items, values = _MIXIN.keys, _MIXIN.items, _MIXIN.values  # type: ignore[assignment]
+    # `dict` does these without the methods above.
     update, setdefault = _MIXIN.update, _MIXIN.setdefault
     popitem, clear = _MIXIN.popitem, _MIXIN.clear
 

@@ -1,9 +1,11 @@
 """What the middleware and the wrapper of an endpoint tell each other about one request."""
 
-from collections.abc import Callable, Collection
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, Protocol
 
+from swr.engine.engine import Engine
 from swr.http.caching import SharingRules, Terms
 from swr.http.fields import Headers
 from swr.http.request import Scope
@@ -11,6 +13,15 @@ from swr.policy import Limits, Timeout
 
 # Where in the scope of a request its `Admission` is, so that no request within the request takes it for its own.
 ADMISSION: Final = "swr_admission"
+
+
+class Owner(Protocol):
+    """The cache of an endpoint. It knows the first endpoint and app of each identity."""
+
+    engine: Engine
+    first: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]]
+
+    def digest(self, value: bytes, /) -> str: ...
 
 
 class EndpointTerms:
@@ -22,7 +33,7 @@ class EndpointTerms:
         admission: lets the endpoint be answered from the cache behind its dependencies; None: it runs in any case.
     """
 
-    __slots__ = ("admission", "endpoint", "is_keyed", "limit", "owner", "terms")
+    __slots__ = ("admission", "endpoint", "is_keyed", "limit", "owner", "terms", "wrapper")
 
     def __init__(
         self,
@@ -36,6 +47,8 @@ class EndpointTerms:
         self.terms: Terms | None = None
         # The function that gave the terms.
         self.endpoint: Any = None
+        # What `@cache.response` has made of it.
+        self.wrapper: Any = None
         # Whether only the endpoint's arguments say what selects a response, so that none is stored by its URL.
         self.is_keyed = False
 
@@ -49,6 +62,7 @@ class Asked(Protocol):
     Attributes:
         key: of its URL.
         query: the query as it came.
+        fields: those that swr interprets, conditions and ranges for two; lower case.
         may_load: whether what the endpoint returns may be stored.
         limits: what the client accepts.
         sharing: the operator's choices.
@@ -57,6 +71,7 @@ class Asked(Protocol):
 
     key: str
     query: bytes
+    fields: Mapping[bytes, bytes]
     may_load: bool
     limits: Limits
     sharing: SharingRules

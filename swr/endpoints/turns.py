@@ -40,6 +40,8 @@ class Turns:
     """
 
     codec = RESPONSES
+    # It is no loader's.
+    loader = ""
     # Of the flight, once a reader has the turn.
     load: Load
 

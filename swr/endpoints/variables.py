@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from swr.core.canonical import canonical
 from swr.endpoints.terms import endpoint_terms
-from swr.engine import deadlocks
+from swr.engine import deadlocks, switch
 
 # Types of which no value can be changed.
 _FIXED: Final = frozenset(
@@ -19,7 +19,7 @@ _FIXED: Final = frozenset(
     }
 )  # fmt: skip
 # Those of swr itself say nothing about who asks.
-_OWN: Final = frozenset({endpoint_terms, deadlocks.CHAIN})
+_OWN: Final[frozenset[ContextVar[Any]]] = frozenset({endpoint_terms, deadlocks.CHAIN, switch.BLOCKS})
 # Variables of libraries that say nothing about who asks, or nothing that an endpoint reads: where each is defined.
 _OF_LIBRARIES: Final = {
     "current_async_library_cvar": ("sniffio", "current_async_library_cvar"),

@@ -8,7 +8,7 @@ from typing import Any
 from swr.core.canonical import canonical
 from swr.engine.failures import text_of
 from swr.errors import ConfigurationError
-from swr.loaders.cached import is_async
+from swr.loaders.call import is_async
 
 log = logging.getLogger("swr")
 
@@ -36,6 +36,8 @@ class Words:
         self.key = key
         self.shared = shared
         self._warned = False
+        # The reasons that a warning has named.
+        self._explained: set[str] = set()
 
     @property
     def are_given(self) -> bool:
@@ -87,3 +89,34 @@ class Words:
                 problem,
             )
         return None
+
+    def explain(self, name: str, route: str, reason: str, *, is_fastapi: bool) -> None:
+        """Log why the cache does not answer after the dependencies; once as a warning where a word is the remedy.
+
+        Parameters:
+            name: of the endpoint.
+            route: its method and path.
+            reason: see the table in the documentation.
+            is_fastapi: whether FastAPI calls the endpoint. One of Starlette takes its request in any case.
+        """
+        kind, _, about = reason.partition(" ")
+        parameter, _, more = about.partition(", which ")
+        level = logging.DEBUG
+        if is_fastapi and (kind == "argument" or reason.startswith("context variable")) and more != "is overridden":
+            level = logging.DEBUG if reason in self._explained else logging.WARNING
+            self._explained.add(reason)
+        if more:
+            remedy = f"or give it another {parameter}, from a function of its own"
+        elif kind == "argument":
+            remedy = f"key=lambda {parameter}: ... if that selects it"
+        else:
+            remedy = "key=... if something selects it"
+        log.log(
+            level,
+            "%s: the endpoint runs for each request that its dependencies admit (%s): write shared=True in "
+            "@cache.response on %s if all of them get the same response, %s",
+            route,
+            reason,
+            name,
+            remedy,
+        )

@@ -58,6 +58,7 @@ class BackgroundTasks:
 
     Parameters:
         drain_for: seconds that running tasks are given at closing before they are cancelled.
+        cut_off: called at closing, before tasks are cancelled that were given this time.
         settle: awaited at closing, for two seconds at most, between the end of what `start` has started and that of
             what `start_last` has.
         ended: called when no task runs any more, whether it was closed or its event loop ended.
@@ -68,8 +69,15 @@ class BackgroundTasks:
     _scope: type[anyio.CancelScope]
     _draining: _Draining
 
-    def __init__(self, drain_for: float, settle: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
-        self._drain_for = drain_for
+    def __init__(
+        self,
+        drain_for: float,
+        cut_off: Callable[[], None],
+        settle: Callable[[], Awaitable[None]],
+        ended: Callable[[], None],
+    ) -> None:
+        self.drain_for = drain_for
+        self._cut_off = cut_off
         self._settle = settle
         self._ended = ended
         self._pid = 0
@@ -78,6 +86,29 @@ class BackgroundTasks:
         self._root: asyncio.Task[None] | None = None
         self._group: Tasks | TaskGroup | None = None
         self._last: Tasks | TaskGroup | None = None
+
+    @property
+    def loop(self) -> object | None:
+        """The event loop in which it is open, or was when that ended; on trio its token."""
+        return self._loop if self._pid == os.getpid() else None
+
+    def keep_all(self) -> object:
+        """Return what holds every task, for a child process, which must keep what it cannot end."""
+        return vars(self).copy()
+
+    def leave(self) -> None:
+        """Let go of an event loop that has ended.
+
+        Raises:
+            ConfigurationError: it is open, or being opened or closed.
+        """
+        loop = self._loop
+        if loop is not None and self._pid == os.getpid() and not _is_closed(loop):
+            raise ConfigurationError(
+                "the cache is open already: configure it before its first use, or close it first "
+                "(await cache.aclose(), or cache.sync.close())"
+            )
+        self._loop = self._group = self._last = None
 
     @property
     def is_open(self) -> bool:
@@ -141,8 +172,10 @@ class BackgroundTasks:
                     self._ready.set()
                     try:
                         await stop.wait()
-                        with anyio.move_on_after(self._drain_for):
+                        with anyio.move_on_after(self.drain_for) as limit:
                             await draining.wait()
+                        if limit.cancelled_caught:
+                            self._cut_off()
                     finally:
                         draining.is_over = True
                     _cancel(group)
@@ -221,3 +254,8 @@ def _cancel(group: Tasks | TaskGroup) -> None:
 def _is_over(loop: object) -> bool:
     # A run of trio does not end without `_run` saying so.
     return isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()
+
+
+def _is_closed(loop: object) -> bool:
+    """Whether an event loop will never run again, rather than has stopped for a while."""
+    return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()

@@ -40,11 +40,15 @@ async def put(
     lease = Lease(key, runtime.new_token(), 0, 0)
     store, publish = runtime.store, runtime.events.publish
     try:
-        answer = await store.acquire(key, lease.token, runtime.lease_for, known, codec, force=True)
+        answer = await store.acquire(key, lease.token, runtime.lease_for, known, codec, force=True, tags=policy.tags)
         if not isinstance(answer, Lease):
             publish(CommitRejected, key)
             return False
         lease = answer
+        if snapshot.heard is not None and await _may_be_outdated(runtime, policy.tags, snapshot.heard):
+            await store.release(lease)
+            publish(CommitRejected, key)
+            return False
         await store.commit(lease, stamp(value, policy, snapshot.began, lease.version, snapshot.tag_version), codec)
         publish(Committed, key, lease.version)
     except LeaseLost:
@@ -63,3 +67,11 @@ async def put(
             await store.release(lease)
         raise
     return True
+
+
+async def _may_be_outdated(runtime: Runtime, tags: tuple[str, ...], since: int) -> bool:
+    """Return whether these tags may have been invalidated after a time, before the value was announced."""
+    try:
+        return await runtime.store.was_passed_over(tags, since)
+    except StoreUnavailable:
+        return True

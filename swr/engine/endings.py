@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from swr.core.decision import decide
 from swr.engine.backoff import Backoffs, backoff_after
-from swr.engine.failures import text_of
+from swr.engine.failures import of_loader, text_of
 from swr.engine.flights import (
     Failed,
     Finished,
@@ -31,6 +31,8 @@ log = logging.getLogger("swr")
 # last one.
 _LEAST_PATIENCE: Final = 10.0
 _LOADS: Final = 3
+# Loads that closing names in its log line.
+_MOST_NAMED: Final = 10
 
 
 class Endings:
@@ -60,7 +62,7 @@ class Endings:
         decision = decide(entry, now)
         if entry is None or not (decision.serve or decision.fallback):
             return None
-        if not store.tag_versions.admits(entry.tag_version, entry.tags):
+        if not store.tag_versions.admits_entry(entry):
             return None
         return entry if error is None or flight.job.may_fall_back(entry, error, now) else None
 
@@ -135,7 +137,18 @@ class Endings:
         if pause:
             # The notification of the release ends a backoff, so this one begins after it.
             self.backoffs.begin(flight.key, pause, error)
-        self.finish(flight, Failed(error, error.__traceback__), ended)
+        self.finish(flight, Failed(error, of_loader(error.__traceback__)), ended)
+
+    def cut_off(self, drained_for: float) -> None:
+        """Log which loads are cancelled, because closing has waited for them long enough."""
+        keys = [flight.key for flight in self.flights.all()]
+        log.warning(
+            "closing cancels %d loads that have not ended within drain_for=%g s: %s%s",
+            len(keys),
+            drained_for,
+            ", ".join(map(repr, keys[:_MOST_NAMED])),
+            ", ..." if len(keys) > _MOST_NAMED else "",
+        )
 
     def back_off(self, flight: Flight, held: Held) -> None:
         """End `flight` without a load: another process holds the lease, or the key backs off after failures."""

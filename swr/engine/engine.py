@@ -2,7 +2,6 @@
 
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVarTuple
 
@@ -14,18 +13,23 @@ from swr.engine import deadlocks, direct, repeats
 from swr.engine.background import BackgroundTasks, running_loop
 from swr.engine.backoff import Backoffs
 from swr.engine.endings import Endings
-from swr.engine.failures import text_of
+from swr.engine.entries import Entries
 from swr.engine.flights import Failed, Finished, Flight, Flights
 from swr.engine.lease import Renewals
 from swr.engine.load import Job, Snapshot
+from swr.engine.notifications import Notifications, publish_named
+from swr.engine.portal import Portal
+from swr.engine.read_log import log_read
 from swr.engine.refresh_path import RefreshPath
 from swr.engine.runtime import Runtime
+from swr.engine.switch import Switch
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
-from swr.events import Hit, Invalidated, Miss, Stale, StoreReachable, StoreUnreachable
+from swr.events import Hit, Invalidated, Miss, Stale
 from swr.policy import NO_LIMITS, Limits, Policy, Timeout
-from swr.stores.base import NEWEST, Kind, LeasingStore, Notification, Subscriber
-from swr.stores.tag_versions import ALL
+from swr.stores.base import NEWEST, LeasingStore
+from swr.stores.clocks import wall_clock
+from swr.stores.tag_versions import Name
 
 log = logging.getLogger("swr")
 Ts = TypeVarTuple("Ts")
@@ -44,6 +48,7 @@ class Engine:
         drain_for: seconds that loads are given at closing.
         clock: wall clock, seconds.
         uniform: random number between two.
+        switch: whether callers use the cache; the decorators and the middleware ask it.
     """
 
     def __init__(
@@ -51,28 +56,41 @@ class Engine:
         store: LeasingStore,
         lease_for: float = 30.0,
         drain_for: float = 10.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall_clock,
         uniform: Callable[[float, float], float] = random.uniform,
+        switch: Switch | None = None,
     ) -> None:
         self.store = store
-        self.clock = clock
-        self.drain_for = drain_for
-        self._tasks = BackgroundTasks(drain_for, self._settled, self._ended)
+        self.switch = Switch() if switch is None else switch
+        self._tasks = BackgroundTasks(
+            drain_for, lambda: self._endings.cut_off(self._tasks.drain_for), self._settled, self._ended
+        )
         self.runtime = Runtime(store, self._tasks, lease_for, clock, uniform)
+        self.portal = Portal(self._tasks, self.aclose)
         self.events = self.runtime.events
         self.flights = Flights()
         self.backoffs = Backoffs(lambda: self.runtime.time())
         self._renewals = Renewals(self.runtime)
         self._endings = Endings(self.runtime, self.flights, self.backoffs)
         self._path = RefreshPath(self._endings, self._renewals)
+        self.notifications = Notifications(self.events, self.flights, self.backoffs, self._path.give_way)
+        self.entries = Entries(self)
         self._opened = False
         self._opening: tuple[object, anyio.Event] | None = None
-        # Since when the store is unreachable, in seconds of a clock that outlives event loops.
-        self._unreachable_since: float | None = None
-        # Called with every notification, beside the engine.
-        self._subscribers: list[Subscriber] = []
 
     # -- opening and closing ----------------------------------------------------------------------------------
+
+    def configure(self, store: LeasingStore, lease_for: float, drain_for: float, clock: Callable[[], float]) -> None:
+        """Go by these from the next opening on; see the class. It must be closed."""
+        self._tasks.drain_for = drain_for
+        self._ended()
+        self.notifications.forget_outage()
+        self.store, self._opened = store, False
+        self.runtime.configure(store, lease_for, clock)
+
+    def clock(self) -> float:
+        """Return the wall clock's time, in seconds."""
+        return self.runtime.clock()
 
     async def ready(self) -> None:
         """Open, unless it is open here already.
@@ -88,10 +106,11 @@ class Engine:
             self._opening = opening = (loop, anyio.Event())
             try:
                 with anyio.CancelScope(shield=True):
+                    await self.portal.give_way()
                     await self._tasks.open()
                     self.runtime.enter(loop)
                     try:
-                        await self.store.open(self._tasks.start_last, self.on_notification)
+                        await self.store.open(self._tasks.start_last, self.notifications.handle)
                     except BaseException:
                         await self._tasks.aclose()
                         raise
@@ -113,7 +132,7 @@ class Engine:
                 )
         if self._opened and self._tasks.is_here:
             await self._tasks.aclose()
-            await self.store.aclose(self.on_notification)
+            await self.store.aclose(self.notifications.handle)
 
     @property
     def is_open(self) -> bool:
@@ -123,7 +142,7 @@ class Engine:
     @property
     def is_store_up(self) -> bool:
         """Whether the store is reachable and no invalidation is pending, as far as is known."""
-        return self._unreachable_since is None and not self.store.has_pending
+        return self.notifications.is_store_reachable and not self.store.has_pending
 
     def start(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
         """Run `function(*args)` in a task of the cache's own, to the end of the cache at the latest."""
@@ -139,49 +158,6 @@ class Engine:
         self.backoffs.clear()
         self._renewals.clear()
         self.store.forget()
-
-    # -- notifications ----------------------------------------------------------------------------------------
-
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with every notification of the store; calling what is returned ends that."""
-        self._subscribers.append(subscriber)
-        return lambda: self._subscribers.remove(subscriber)
-
-    def on_notification(self, notification: Notification) -> None:
-        """Note what happened in the store."""
-        for subscriber in self._subscribers:
-            subscriber(notification)
-        kind, name, version, elsewhere, _ = notification
-        match kind:
-            case Kind.QUEUED:
-                pass
-            case Kind.UNREACHABLE:
-                if self._unreachable_since is None:
-                    self._unreachable_since = time.monotonic()
-                    self.events.publish(StoreUnreachable, name)
-                    self.flights.wake_all()
-            case Kind.REPEATED:
-                self._publish_tag(name, elsewhere=True)
-            case Kind.TAG_VERSION:
-                self.flights.fence += 1
-                self._path.give_way(self.flights.outdate(name, version))
-                if elsewhere:
-                    self._publish_tag(name, elsewhere=True)
-            case Kind.REACHABLE:
-                self.flights.on_gap()
-                if self._unreachable_since is not None:
-                    seconds, self._unreachable_since = time.monotonic() - self._unreachable_since, None
-                    self.events.publish(StoreReachable, seconds)
-            case _:
-                if kind is Kind.INVALIDATED:
-                    self.flights.invalidate(name, version or NEWEST)
-                    if elsewhere:
-                        self.events.publish(Invalidated, name, None, True)
-                self.backoffs.end(name)
-                self.flights.wake(name)
-
-    def _publish_tag(self, tag: str, *, elsewhere: bool) -> None:
-        self.events.publish(Invalidated, None, None if tag == ALL else tag, elsewhere)
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -227,19 +203,8 @@ class Engine:
         if state is State.MISSING or self.events.reads:
             self.tell(key, entry, state, error)
         if asked or state is not State.FRESH:
-            self.log_read(key, decision.serve, asked, state, error)
+            log_read(self.backoffs, key, decision.serve, asked, state, error)
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
-
-    def log_read(self, key: str, found: bool, asked: bool, state: State, error: BaseException | None) -> None:
-        """Write a line about a read: was an entry `found` that may be served, and the store `asked`?"""
-        if log.isEnabledFor(logging.DEBUG):
-            layer = "the store" if asked else "the local cache"
-            if not found:
-                layer = "a load" if state is State.MISSING else "what was stored so far"
-            log.debug("read of %r: %s, from %s", key, state.value, layer)
-            if error is not None:
-                backoff = self.backoffs.left(key)
-                log.debug("read of %r: the load failed (%s); backing off for %.3f s", key, text_of(error), backoff)
 
     async def _wait_for(
         self, key: str, job: Job, entry: Entry[Any] | None, patience: Timeout
@@ -247,7 +212,8 @@ class Engine:
         """Return what a load brings, or the entry to fall back on and why."""
         again = 0
         while True:
-            flight = await self.join(key, job, entry, patience)
+            flight = self.begin(key, job, entry)
+            await self.wait(flight, patience)
             loaded = flight.loaded
             if loaded is not None:
                 if not flight.superseded or again == AGAIN:
@@ -263,11 +229,11 @@ class Engine:
             else:
                 fallback = self.fallback(flight, flight.error)
                 if fallback is not None:
-                    return fallback, State.STALE, None if flight.error is None else flight.failure()
+                    return self.given(fallback, flight)
                 if flight.error is not None:
                     raise flight.failure()
-                # The reader's patience has ended, and there is nothing to fall back on (any more).
-                patience = None
+                # The reader's patience has ended. What it had found was invalidated, perhaps: for another flight, too.
+                entry = patience = None
 
     def tell(self, key: str, entry: Entry[Any], state: State, error: BaseException | None = None) -> None:
         """Publish the event of an entry that a reader gets."""
@@ -292,13 +258,7 @@ class Engine:
 
     def backs_off(self, key: str) -> bool:
         """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
-        return key in self.flights or self.backoff_left(key) > 0
-
-    async def join(self, key: str, job: Job, entry: Entry[Any] | None, patience: Timeout = None) -> Flight:
-        """Join the load of `key` that is under way, or begin one; return its flight when it is over, see `wait`."""
-        flight = self.begin(key, job, entry)
-        await self.wait(flight, patience)
-        return flight
+        return key in self.flights or self.backoffs.left(key) > 0
 
     async def wait(self, flight: Flight, patience: Timeout = None) -> None:
         """Wait until a flight is over, `patience` seconds at most."""
@@ -357,9 +317,11 @@ class Engine:
         """Return the entry that may be served if `flight` fails, or None; see `Endings.fallback`."""
         return self._endings.fallback(flight, error)
 
-    def backoff_left(self, key: str) -> float:
-        """Return the seconds for which `key` still backs off in this process."""
-        return self.backoffs.left(key)
+    def given(self, fallback: Entry[Any], flight: Flight) -> tuple[Entry[Any], State, BaseException | None]:
+        """Return a fallback as a reader of `flight` gets it; another process may have stored it meanwhile."""
+        error = None if flight.error is None else flight.failure()
+        is_fresh = error is None and decide(fallback, self.clock()) is FRESH
+        return fallback, State.FRESH if is_fresh else State.STALE, error
 
     def is_loading(self, key: str) -> bool:
         """Whether a load of `key` is under way in this process."""
@@ -369,19 +331,30 @@ class Engine:
         """Return what is known now, for a load without a flight."""
         return Snapshot(self.clock(), self.store.tag_versions.newest, self.flights.fence)
 
-    async def invalidate(self, key: str) -> None:
+    async def invalidate(self, *keys: str) -> None:
         """See `Store.invalidate`."""
         await self.ready()
-        repeats.note(self, self.invalidate, key)
-        await self.store.invalidate(key)
-        self.events.publish(Invalidated, key, None, False)
+        repeats.note(self, self.invalidate, *keys)
+        for key in keys:
+            await self.store.invalidate(key)
+            self.events.publish(Invalidated, key, None, False)
 
-    async def invalidate_tag(self, tag: str) -> None:
+    async def invalidate_tag(self, *names: Name) -> None:
         """See `Store.invalidate_tag`."""
         await self.ready()
-        repeats.note(self, self.invalidate_tag, tag)
-        await self.store.invalidate_tag(tag)
-        self._publish_tag(tag, elsewhere=False)
+        repeats.note(self, self.invalidate_tag, *names)
+        await self.store.invalidate_tag(*names)
+        for name in names:
+            publish_named(self.events, name, elsewhere=False)
+
+    async def invalidate_announced(self, *tags: str) -> None:
+        """See `Store.invalidate_announced`."""
+        await self.ready()
+        repeats.note(self, self.invalidate_announced, *tags)
+        if tags:
+            await self.store.invalidate_announced(tags)
+        for tag in tags:
+            publish_named(self.events, tag, elsewhere=False)
 
     async def put(
         self, key: str, codec: Codec, value: Any, policy: Policy, snapshot: Snapshot, known: int = NEWEST

@@ -6,6 +6,7 @@ have the frames of all of them, and each would log that traceback.
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any, Final
@@ -15,6 +16,11 @@ from swr.errors import SWRError
 # Of `type.__flags__`: a class of Python code, as a rule.
 _HEAP_TYPE: Final = 1 << 9
 _MISSING: Final = object()
+# A caller gets so many members of a group as exceptions of its own: to copy a hundred for each of a thousand callers
+# would hold the event loop. Who raises a member alone raises the first one.
+_MOST_MEMBERS: Final = 8
+# What runs a load, up to the frames that say something of it.
+_RUNNERS: Final = frozenset(("swr", "anyio", "asyncio", "trio", "outcome", "concurrent", "threading", "contextvars"))
 
 
 class _WithReference(Exception):
@@ -25,12 +31,16 @@ _REFERENCE: Final = _WithReference.__basicsize__ - Exception.__basicsize__
 _SLOT: Final = tuple.__itemsize__
 
 
-def another(error: BaseException) -> BaseException | None:
+def another(error: BaseException, most: int = sys.maxsize) -> BaseException | None:
     """Return an exception equal to `error`, without its traceback and what it was raised from.
 
     None: it holds something that cannot be copied.
+
+    Parameters:
+        most: how many members of a group are copied; the others are the same as those of `error`.
     """
-    for way in (_from_parts,) if isinstance(error, BaseExceptionGroup) else (_from_parts, _as_pickled):
+    from_parts = functools.partial(_from_parts, most=most)
+    for way in (from_parts,) if isinstance(error, BaseExceptionGroup) else (from_parts, _as_pickled):
         try:
             copied = way(error)
             if _says_the_same(copied, error):
@@ -44,12 +54,13 @@ def another(error: BaseException) -> BaseException | None:
     return None
 
 
-def _from_parts(error: BaseException) -> BaseException:
+def _from_parts(error: BaseException, most: int) -> BaseException:
     """Return an exception of the same parts, without calling the code of its class."""
     kind, args = type(error), error.args
     if isinstance(error, BaseExceptionGroup):
         # A caller may raise one of the group alone.
-        args = error.message, list(map(_copied, error.exceptions))
+        members = error.exceptions
+        args = error.message, [*(_copied(member, most) for member in members[:most]), *members[most:]]
     builtin = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
     slots = sum(bool(part.__objclass__.__flags__ & _HEAP_TYPE) for part in _parts_of(kind))
     if kind.__basicsize__ > builtin.__basicsize__ + slots * _SLOT + (kind.__weakrefoffset__ and _REFERENCE):
@@ -78,13 +89,13 @@ def _as_pickled(error: BaseException) -> BaseException:
     return copied
 
 
-def _copied(error: BaseException) -> BaseException:
+def _copied(error: BaseException, most: int) -> BaseException:
     """Return another `error`.
 
     Raises:
         TypeError: it cannot be copied.
     """
-    copied = another(error)
+    copied = another(error, most)
     if copied is None:
         raise TypeError(f"{error!r} cannot be copied")
     return copied
@@ -135,10 +146,12 @@ def for_caller(error: BaseException, traceback: TracebackType | None, *, is_last
         traceback: of the load.
         is_last: no other caller raises it after this one, which gets the failure itself.
     """
-    copied = None if is_last else another(error)
+    copied = None if is_last else another(error, _MOST_MEMBERS)
     if copied is None:
         return error.with_traceback(traceback)
     for each, original in _pairs(copied, error):
+        if each is original:
+            continue
         for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__"):
             _put(each, name, getattr(original, name))
     return copied.with_traceback(traceback)
@@ -150,6 +163,17 @@ def _pairs(copied: BaseException, error: BaseException) -> Iterator[tuple[BaseEx
     if isinstance(copied, BaseExceptionGroup) and isinstance(error, BaseExceptionGroup):
         for each, original in zip(copied.exceptions, error.exceptions, strict=True):
             yield from _pairs(each, original)
+
+
+def of_loader(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the part of a traceback that begins in the application; all of it, if no part does.
+
+    Each caller logs it, and what runs the load is longer than most loaders.
+    """
+    part = traceback
+    while part is not None and part.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _RUNNERS:
+        part = part.tb_next
+    return part or traceback
 
 
 def for_later(error: BaseException) -> BaseException:

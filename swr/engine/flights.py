@@ -12,9 +12,9 @@ import msgspec
 from swr.core.codec import Codec
 from swr.engine.failures import for_caller
 from swr.engine.one_shot_event import OneShotEvent
-from swr.entry import Entry
+from swr.entry import Entry, marked_stale
 from swr.stores.base import NEWEST, Lease
-from swr.stores.tag_versions import ALL
+from swr.stores.tag_versions import Name, Soft, concerns
 
 
 class LoadTerms(Protocol):
@@ -23,6 +23,10 @@ class LoadTerms(Protocol):
     codec: Codec
     # The context variables that a run sees; None: a copy of those of the caller that causes it.
     context: Context | None
+
+    @property
+    def loader(self) -> str:
+        """What entries carry of the loader, see `Entry`; empty: it is none's."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -313,37 +317,53 @@ class Flights:
         """Return whether callers still join `flight`: no refresh or invalidation came after it."""
         return self._joinable.get(flight.key) is flight
 
+    def _of(self, key: str) -> list[Flight]:
+        current = self._joinable.get(key)
+        return [*self._detached.get(key, ()), *([] if current is None else [current])]
+
     def invalidate(self, key: str, version: int) -> None:
         """Detach the flight of `key` if its load began before `version`; what it loads is then superseded."""
         flight = self._joinable.get(key)
-        for one in (*self._detached.get(key, ()), *([] if flight is None else [flight])):
+        for one in self._of(key):
             if one.entry is not None and one.entry.version < version:
                 # The load may be newer than the invalidation. The entry to fall back on is not.
                 one.entry = None
-        if flight is None:
-            return
-        load = flight.load
-        if load is None or load.version < version:
+        if flight is not None and (flight.load is None or flight.load.version < version):
             self._detach(flight)
             # Before it loads, a flight has read nothing that an invalidation could outdate.
-            flight.superseded = load is not None
+            flight.superseded = flight.load is not None
 
-    def outdate(self, tag: str, version: int) -> list[Flight]:
-        """Detach the flights whose load a tag's new version outdates, so that later callers begin another; return them.
+    def mark_stale(self, key: str, version: int) -> None:
+        """Detach the flight of `key` if its load began before `version`; mark what its flights fall back on."""
+        flight = self._joinable.get(key)
+        for one in self._of(key):
+            if one.entry is not None and one.entry.version < version:
+                one.entry = marked_stale(one.entry, version)
+        if flight is not None and flight.load is not None and flight.load.version < version:
+            self._detach(flight)
+            flight.superseded = True
+
+    def outdate(self, name: Name, version: int) -> list[Flight]:
+        """Detach the flights whose load a new tag version outdates, so that later callers begin another; return them.
 
         Parameters:
-            tag: its name, or `ALL`.
+            name: of what it is a version.
             version: the new one; 0: the store could not say one.
         """
         version = version or NEWEST
         for flight in self._all():
             entry = flight.entry
-            if entry is not None and entry.tag_version < version and (tag == ALL or tag in entry.tags):
-                flight.entry = None
+            if entry is None or entry.tag_version >= version:
+                continue
+            if concerns(name, entry.tags, entry.loader):
+                # What is marked stale may still be fallen back on.
+                flight.entry = marked_stale(entry, version) if isinstance(name, Soft) else None
         outdated = [
             flight
             for flight in self._joinable.values()
-            if flight.load is not None and flight.load.tag_version < version and (tag == ALL or tag in flight.job.tags)
+            if flight.load is not None
+            and flight.load.tag_version < version
+            and concerns(name, flight.job.tags, flight.job.loader)
         ]
         for flight in outdated:
             self._detach(flight)
@@ -361,10 +381,7 @@ class Flights:
 
     def wake(self, key: str) -> None:
         """Notify every flight of `key`."""
-        flight = self._joinable.get(key)
-        if flight is not None:
-            flight.notify()
-        for flight in self._detached.get(key, ()):
+        for flight in self._of(key):
             flight.notify()
 
     def wake_all(self) -> None:

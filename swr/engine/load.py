@@ -33,12 +33,14 @@ class Snapshot(NamedTuple):
         tag_version: the newest tag version.
         fence: see `Flights.fence`.
         flight: the load's own, if it has one.
+        heard: `Store.heard` of then, if the tags of what is loaded are announced only when it is stored; else None.
     """
 
     began: float
     tag_version: int
     fence: int
     flight: Flight | None = None
+    heard: int | None = None
 
 
 class Load:
@@ -126,7 +128,9 @@ class Load:
         took = max(0.0, runtime.clock() - self.began)
         shortened = runtime.uniform(0.0, policy.jitter) if policy.jitter else 0.0
         version = 0 if lease is None else lease.version
-        entry = stamp(value, policy, self.began, version, self.tag_version, validator, took, shortened)
+        entry = stamp(
+            value, policy, self.began, version, self.tag_version, validator, took, shortened, flight.job.loader
+        )
         if absent:
             entry = absence(entry)
         committed = False

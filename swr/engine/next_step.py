@@ -4,6 +4,7 @@
 | ---------------------------------- | ------------------------------------------------- | ----------------------- |
 | the lease                          |                                                   | LoadNow                 |
 | a newer entry that says "no value" |                                                   | AskAgain                |
+| a newer entry that is marked stale |                                                   | AskAgain                |
 | a newer entry                      | fresh; or the flight waited, is forced or unasked | Take                    |
 | a newer entry                      | otherwise                                         | AskAgain                |
 | held, after failures               | readers wait and have nothing to fall back on     | AskAgain                |
@@ -102,7 +103,9 @@ def next_step(answer: Lease | Held | Entry[Any] | StoreUnavailable, asker: Asker
     if isinstance(answer, Lease):
         return LoadNow(answer)
     if isinstance(answer, Entry):
-        wanted = asker.has_waited or asker.forced or asker.is_unasked or decide(answer, now) is FRESH
+        # A load that began before the entry was marked stale is not enough.
+        enough = (asker.has_waited or asker.forced or asker.is_unasked) and not answer.is_marked
+        wanted = enough or decide(answer, now) is FRESH
         # Only a batch loader can report that an item does not exist, so this flight looks for itself.
         return Take(answer) if wanted and not answer.absent else AskAgain(answer.version)
     if isinstance(answer, Held):

@@ -192,6 +192,7 @@ class RefreshPath:
                 flight.job.codec,
                 # Readers with nothing to fall back on get their own loader's answer, whatever the backoff.
                 force=flight.forced or (not flight.is_unasked and self._endings.fallback(flight) is None),
+                tags=flight.job.tags,
             )
         except StoreUnavailable as error:
             return error

@@ -8,6 +8,11 @@ from typing import Self
 
 import anyio
 
+from swr.stores.tag_versions import Name
+
+# Invalidates keys or tags.
+Invalidate = Callable[..., Awaitable[None]]
+
 _block: ContextVar["Repeats | None"] = ContextVar("swr_invalidations", default=None)
 
 
@@ -20,43 +25,93 @@ class Repeats:
 
     def __init__(self, owner: object) -> None:
         self._owner = owner
-        self._invalidations: dict[tuple[Callable[[str], Awaitable[None]], str], None] = {}
+        self._invalidations: dict[tuple[Invalidate, Name], None] = {}
+        # The values that were stored, by key: how to invalidate it, and whether it still has the value.
+        self._values: dict[str, tuple[Invalidate, Callable[[], Awaitable[bool]]]] = {}
         self._outer: Repeats | None = None
         self._has_ended = False
+        self._has_failed = False
         self._token: Token[Repeats | None]
 
     async def __aenter__(self) -> Self:
         """Begin to note invalidations."""
-        self._outer = _block.get()
-        self._token = _block.set(self)
+        self.begin()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Invalidate once more, whatever ended the block: who failed may have committed all the same."""
+        self.end()
+        if error is not None:
+            self.fail()
+        await self.repeat()
+
+    def begin(self) -> None:
+        """Begin to note the invalidations of whoever has this task's or thread's context variables."""
+        self._outer = _block.get()
+        self._token = _block.set(self)
+
+    def end(self) -> None:
+        """Note no more."""
         self._has_ended = True
         # A generator may be closed by another task than began it.
         with suppress(ValueError):
             _block.reset(self._token)
-        with anyio.CancelScope(shield=True):
-            for invalidate, name in self._invalidations:
-                await invalidate(name)
 
-    def forget(self, names: Collection[str]) -> None:
+    async def repeat(self) -> None:
+        """Make the invalidations that were noted once more."""
+        with anyio.CancelScope(shield=True):
+            for key, (invalidate, has_value) in self._values.items():
+                # The value counts if nothing has come in between. A block that fails may have stored what it has not
+                # committed.
+                if self._has_failed or not await has_value():
+                    self._invalidations[invalidate, key] = None
+            names: dict[Invalidate, list[Name]] = {}
+            for invalidate, name in self._invalidations:
+                names.setdefault(invalidate, []).append(name)
+            for invalidate, some in names.items():
+                await invalidate(*some)
+
+    def fail(self) -> None:
+        """Have the block end as one that raises: what was stored in it does not count."""
+        self._has_failed = True
+
+    def forget(self, names: Collection[Name]) -> None:
         """Do not repeat the invalidations of these keys and tags: something newer is stored already."""
         self._invalidations = {noted: None for noted in self._invalidations if noted[1] not in names}
 
-    def note(self, owner: object, invalidate: Callable[[str], Awaitable[None]], name: str) -> None:
-        """Note one invalidation, in the blocks around this one too."""
+    def note(self, owner: object, invalidate: Invalidate, *names: Name) -> None:
+        """Note invalidations, in the blocks around this one too."""
         if owner is self._owner and not self._has_ended:
-            self._invalidations[invalidate, name] = None
+            self._invalidations.update(((invalidate, name), None) for name in names)
         if self._outer is not None:
-            self._outer.note(owner, invalidate, name)
+            self._outer.note(owner, invalidate, *names)
+
+    def note_value(
+        self,
+        owner: object,
+        invalidate: Invalidate,
+        key: str,
+        has_value: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """Note that a value was stored, in place of any invalidation of its key before, in the blocks around too."""
+        if owner is self._owner and not self._has_ended:
+            self._invalidations.pop((invalidate, key), None)
+            self._values[key] = invalidate, has_value
+        if self._outer is not None:
+            self._outer.note_value(owner, invalidate, key, has_value)
 
 
-def note(owner: object, invalidate: Callable[[str], Awaitable[None]], name: str) -> None:
-    """Have `invalidate(name)` called once more at the end of the block that the caller is in, if any."""
+def note(owner: object, invalidate: Invalidate, *names: Name) -> None:
+    """Have `invalidate(*names)` called once more at the end of the block that the caller is in, if any."""
     block = _block.get()
     if block is not None:
-        block.note(owner, invalidate, name)
+        block.note(owner, invalidate, *names)
+
+
+def note_value(owner: object, invalidate: Invalidate, key: str, has_value: Callable[[], Awaitable[bool]]) -> None:
+    """Have the block that the caller is in, if any, invalidate `key` at its end unless it still has the value."""
+    block = _block.get()
+    if block is not None:
+        block.note_value(owner, invalidate, key, has_value)

@@ -7,7 +7,7 @@ from typing import Final
 
 import anyio
 
-from swr.engine.background import BackgroundTasks
+from swr.engine.background import BackgroundTasks, running_loop
 from swr.engine.threads import Threads
 from swr.events import Publisher
 from swr.stores.base import LeasingStore
@@ -27,8 +27,7 @@ class Runtime:
         uniform: random number between two.
     """
 
-    # Both exist from the first opening on.
-    threads: Threads
+    # From the first opening on.
     _instance: str
 
     def __init__(
@@ -48,12 +47,26 @@ class Runtime:
         # The event loop's clock. anyio would look up the running loop at each call.
         self.time: Callable[[], float] = anyio.current_time
         self._tokens = 0
+        self._threads: Threads | None = None
+
+    def configure(self, store: LeasingStore, lease_for: float, clock: Callable[[], float]) -> None:
+        """Go by these from now on; see the class."""
+        self.store = store
+        self.lease_for = lease_for
+        self.clock = clock
 
     def enter(self, loop: object) -> None:
         """Use the clock of `loop`, the event loop that runs now, and lease tokens that no other run has used."""
-        self.threads = Threads(loop)
         self.time = loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
         self._instance = secrets.token_hex(8)
+
+    @property
+    def threads(self) -> Threads:
+        """The threads of the event loop that runs now; the cache need not be open."""
+        loop, threads = running_loop(), self._threads
+        if threads is None or threads.loop is not loop:
+            threads = self._threads = Threads(loop)
+        return threads
 
     def new_token(self) -> str:
         """Return a lease token that nobody else uses."""

@@ -4,19 +4,23 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
 
-# One loader gets fewer threads than there are, so that others go on when it hangs.
-_THREADS: Final = 60
-_EACH: Final = 40
+from swr.engine.crossing import LoopEnded, wait_for
+from swr.engine.one_shot_event import OneShotEvent
+
+# A loader gets one more thread only if it holds fewer than are free. So one that hangs takes half of them, the next one
+# half of the rest, and so on: many have to hang until no thread is left.
+_THREADS: Final = 80
 
 
 class Threads:
-    """Run functions in threads, so many at a time, and so many for each loader.
+    """Run functions in threads, so many at a time, and of each loader fewer the less are free.
 
     A thread cannot be ended. A load that is cancelled leaves its thread behind; that counts until its function returns.
 
@@ -25,9 +29,11 @@ class Threads:
     """
 
     def __init__(self, loop: Any) -> None:
-        self._loop = loop
-        self._all = anyio.CapacityLimiter(_THREADS)
-        self._each: dict[str, anyio.CapacityLimiter] = {}
+        self.loop = loop
+        self._free = _THREADS
+        # How many each loader holds, and who waits for one.
+        self._held: dict[str, int] = {}
+        self._waiting: dict[str, deque[OneShotEvent]] = {}
         # The counting is done here.
         self._no_limit = anyio.CapacityLimiter(math.inf)
 
@@ -37,12 +43,9 @@ class Threads:
         Parameters:
             loader: whose threads it takes.
         """
-        limiter = self._each.get(loader)
-        if limiter is None:
-            limiter = self._each[loader] = anyio.CapacityLimiter(_EACH)
-        place = _Place((limiter, self._all))
+        place = _Place(self, loader)
         await place.take()
-        call = _Call(function, lambda: self._soon(place.give_back))
+        call = _Call(self, place, function)
         try:
             # In a tuple, for trio refuses a thread that returns a coroutine; a `def` may give one all the same.
             (answer,) = await anyio.to_thread.run_sync(call.run, limiter=self._no_limit, abandon_on_cancel=True)
@@ -56,54 +59,106 @@ class Threads:
         place.give_back()
         return answer
 
-    def _soon(self, function: Callable[[], None]) -> None:
+    @property
+    def taken(self) -> int:
+        """How many threads run functions now."""
+        return _THREADS - self._free
+
+    async def take(self, loader: str) -> None:
+        """Wait until the loader gets a thread."""
+        if loader not in self._waiting and self._admits(loader):
+            self._give(loader)
+            return
+        turn = OneShotEvent()
+        self._waiting.setdefault(loader, deque()).append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self.give_back(loader)
+            else:
+                self._remove(loader, turn)
+            raise
+
+    def _admits(self, loader: str) -> bool:
+        return self._held.get(loader, 0) < self._free
+
+    def _give(self, loader: str) -> None:
+        self._free -= 1
+        self._held[loader] = self._held.get(loader, 0) + 1
+
+    def give_back(self, loader: str) -> None:
+        """Let others have a thread: first of all those who hold the fewest."""
+        self._free += 1
+        self._held[loader] -= 1
+        if not self._held[loader]:
+            del self._held[loader]
+        while self._waiting:
+            first = min(self._waiting, key=lambda name: self._held.get(name, 0))
+            if not self._admits(first):
+                return
+            turn = self._waiting[first][0]
+            self._remove(first, turn)
+            self._give(first)
+            turn.set()
+
+    def _remove(self, loader: str, turn: OneShotEvent) -> None:
+        """Let one wait no longer; of loaders that hold as many threads, this one is then the last."""
+        waiting = self._waiting.pop(loader)
+        waiting.remove(turn)
+        if waiting:
+            self._waiting[loader] = waiting
+
+    def soon(self, function: Callable[[], None]) -> None:
         """Call `function` in the event loop, from a thread."""
         # The loop may have ended before the thread.
         with contextlib.suppress(RuntimeError):
-            if isinstance(self._loop, asyncio.AbstractEventLoop):
-                self._loop.call_soon_threadsafe(function)
+            if isinstance(self.loop, asyncio.AbstractEventLoop):
+                self.loop.call_soon_threadsafe(function)
             else:
-                self._loop.run_sync_soon(function)
+                self.loop.run_sync_soon(function)
 
 
 class _Place:
-    """One thread of each of several limits.
+    """One of the threads that a loader may have, or none while it is lent to others.
 
     Parameters:
-        limiters: in the order in which they are taken.
+        threads: of which.
+        loader: whose it is.
     """
 
-    def __init__(self, limiters: tuple[anyio.CapacityLimiter, ...]) -> None:
-        self._limiters = limiters
-        self._taken: list[anyio.CapacityLimiter] = []
+    __slots__ = ("_is_taken", "_loader", "_threads")
+
+    def __init__(self, threads: Threads, loader: str) -> None:
+        self._threads = threads
+        self._loader = loader
+        self._is_taken = False
 
     async def take(self) -> None:
         """Wait until there is a thread."""
-        try:
-            for limiter in self._limiters:
-                await limiter.acquire_on_behalf_of(self)
-                self._taken.append(limiter)
-        except BaseException:
-            self.give_back()
-            raise
+        await self._threads.take(self._loader)
+        self._is_taken = True
 
     def give_back(self) -> None:
-        """Let others have the thread."""
-        while self._taken:
-            self._taken.pop().release_on_behalf_of(self)
+        """Let others have the thread, unless they have it already."""
+        if self._is_taken:
+            self._is_taken = False
+            self._threads.give_back(self._loader)
 
 
 class _Call:
     """A call in a thread whose caller may not wait for its end.
 
     Parameters:
+        threads: where it is called.
+        place: what it takes there.
         function: what is called.
-        left: called in the thread when `function` has returned to nobody.
     """
 
-    def __init__(self, function: Callable[[], Any], left: Callable[[], None]) -> None:
+    def __init__(self, threads: Threads, place: _Place, function: Callable[[], Any]) -> None:
+        self.threads = threads
+        self.place = place
         self._function = function
-        self._left = left
         self._lock = threading.Lock()
         self._is_running = False
         self._is_abandoned = False
@@ -114,11 +169,13 @@ class _Call:
             if self._is_abandoned:
                 return (None,)
             self._is_running = True
+        _current.call = self
         try:
             return (self._function(),)
         finally:
+            _current.call = None
             if self._ends_abandoned():
-                self._left()
+                self.threads.soon(self.place.give_back)
 
     def _ends_abandoned(self) -> bool:
         """Note that the function has returned; return whether nobody waits for it any more."""
@@ -131,3 +188,27 @@ class _Call:
         with self._lock:
             self._is_abandoned = True
             return not self._is_running
+
+
+class _Current(threading.local):
+    """The call that a thread runs."""
+
+    call: _Call | None = None
+
+
+_current: Final = _Current()
+
+
+@contextlib.contextmanager
+def lent() -> Iterator[None]:
+    """Let others have the place of this thread while it waits for what may need a place itself, in a `with` block."""
+    call = _current.call
+    if call is None:
+        yield
+        return
+    call.threads.soon(call.place.give_back)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(LoopEnded):
+            wait_for(call.threads.loop, call.place.take)

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 from swr.entry import State
 from swr.http.fields import (
-    LONGEST,
     Directives,
     Headers,
     are_well_formed,
@@ -18,7 +17,6 @@ from swr.http.fields import (
     etag_of,
     forbid,
     forbidding_words,
-    http_date,
     is_too_long,
     parse_directives,
     parse_targeted_directives,
@@ -26,7 +24,8 @@ from swr.http.fields import (
     values_of,
     vary_of,
 )
-from swr.policy import NO_LIMITS, Limits, Policy
+from swr.http.lifetimes import age_of, date_of, guessed_lifetime, lifetime_of
+from swr.policy import NO_LIMITS, Limits, Policy, Timeout
 
 # What a rule is for: answers. That something is not there (404) is stored only if the response itself says so.
 _BY_RULE: Final = frozenset({200, 203, 204, 300, 301, 308})
@@ -66,7 +65,6 @@ _NOT_STORED: Final = frozenset(
 # Compared without regard to case by their own definition (RFC 9110 12.5); the order of members stays significant,
 # for apps go by it.
 _CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
-_LONGEST_GUESS: Final = 86400
 # A lookup compares each of them.
 MOST_VARY: Final = 64
 
@@ -114,6 +112,9 @@ class Verdict(NamedTuple):
             decorator or a heuristic says so.
         ignores: request fields that the response does not depend on.
         per_credential: whether each credential has a response of its own.
+        client_max_age: seconds that clients may keep it without asking, as the endpoint's decorator says; None: no
+            decorator has said.
+        soft_timeout: how long a reader waits for the next load of it, as the decorator says.
         unnamed: those fields of `vary` that not this response names, but others to its URL.
     """
 
@@ -131,6 +132,8 @@ class Verdict(NamedTuple):
     ignores: tuple[str, ...] = ()
     per_credential: bool = False
     unnamed: tuple[str, ...] = ()
+    client_max_age: float | None = None
+    soft_timeout: Timeout = None
 
 
 class Terms(NamedTuple):
@@ -143,6 +146,7 @@ class Terms(NamedTuple):
         vary: request fields that the response depends on, beside those that it names itself; lower case.
         ignores: request fields that the response does not depend on; lower case.
         per_credential: whether each credential has a response of its own.
+        client_max_age: seconds that clients may keep it without asking; None: a rule says so when it is sent.
     """
 
     policy: Policy
@@ -151,6 +155,7 @@ class Terms(NamedTuple):
     vary: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()
     per_credential: bool = False
+    client_max_age: float | None = None
 
 
 def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
@@ -214,12 +219,14 @@ def judge(
     if len(vary) > MOST_VARY:
         return Verdict(None, "vary too long")
     # RFC 9111 4.2.3, counted from when the request was sent: the time until the answer came is added with the rest.
-    date = _date(headers, began)
-    age = max(_age(headers), math.floor(began - date))
+    date = date_of(headers, began)
+    age = max(age_of(headers), math.floor(began - date))
     ignores = terms.ignores if terms is not None else ()
     verdict = Verdict(
         None, "no freshness", shared, age, vary, hidden=hidden, ignores=ignores, per_credential=per_credential
     )
+    if terms is not None and terms.client_max_age is not None:
+        verdict = verdict._replace(client_max_age=terms.client_max_age, soft_timeout=terms.policy.soft_timeout)
     verdict = _timed(verdict, status, headers, directives, targeted, terms, sharing, date, tags)
     if verdict.policy is None or verdict.own_terms or "public" in directives:
         return verdict
@@ -264,7 +271,7 @@ def _timed(
 ) -> Verdict:
     """Return `verdict` with the times of RFC 9111 4.2 and RFC 5861, and how long a store keeps the response."""
     validate = "no-cache" in directives and not _named(directives["no-cache"])
-    explicit = 0 if validate else _lifetime(headers, directives, targeted, date)
+    explicit = 0 if validate else lifetime_of(headers, directives, targeted, date)
     ruled = terms if terms is not None and terms.timed and status in _BY_RULE and not validate else None
     overrides = ruled is not None and ruled.override
     overdue = 0
@@ -273,7 +280,7 @@ def _timed(
     else:
         lifetime = explicit
         if lifetime is None and status not in ERRORS and (status in _GUESSABLE or "public" in directives):
-            lifetime = _guess(headers, date, sharing.heuristic)
+            lifetime = guessed_lifetime(headers, date, sharing.heuristic)
         if lifetime is None or (status in ERRORS and lifetime <= verdict.initial_age):
             left_out = terms is not None and terms.timed and status not in _BY_RULE
             return verdict._replace(reason=f"status {status}") if left_out else verdict
@@ -326,39 +333,6 @@ def _seconds(directives: Directives, name: str, ruled: float, overrides: bool) -
     if name in directives and not overrides:
         return float(delta_seconds(directives[name]) or 0)
     return ruled
-
-
-def _date(headers: Headers, began: float) -> float:
-    """When the response was made; without a `Date` that can be read, when it came (RFC 9110 6.6.1)."""
-    dates = values_of(headers, b"date")
-    date = http_date(dates[0], began) if dates else None
-    return began if date is None else date
-
-
-def _age(headers: Headers) -> int:
-    """`Age` as it came: the first of several counts, and what is no number does not (RFC 9111 5.1)."""
-    values = values_of(headers, b"age")
-    return delta_seconds(values[0].partition(b",")[0].strip().decode("latin-1")) or 0 if values else 0
-
-
-def _lifetime(headers: Headers, directives: Directives, targeted: bool, date: float) -> int | None:
-    """The freshness lifetime in seconds that the response itself gives (RFC 9111 4.2.1)."""
-    for name in ("s-maxage", "max-age"):
-        if name in directives:
-            return delta_seconds(directives[name]) or 0
-    expires = set() if targeted else set(values_of(headers, b"expires"))
-    if not expires:
-        return None
-    # RFC 9111 5.3: what is no date, "0" above all, is in the past; of several that differ none is to be believed.
-    until = http_date(expires.pop(), date)
-    return 0 if until is None or expires else min(LONGEST, max(0, int(until - date)))
-
-
-def _guess(headers: Headers, date: float, share: float) -> int | None:
-    """A lifetime by the time since the last change (RFC 9111 4.2.2)."""
-    modified = values_of(headers, b"last-modified")
-    since = http_date(modified[0], date) if modified else None
-    return None if since is None else min(_LONGEST_GUESS, max(0, int((date - since) * share))) or None
 
 
 def normalised(name: str, values: list[bytes]) -> str:

@@ -6,6 +6,7 @@
 | ----------------------------------------------------------- | -------------- | ---------------- |
 | its method may change something                             | `INVALIDATE`   | `UNSAFE_METHOD`  |
 | its method is safe, but neither GET nor HEAD                | `PASS_THROUGH` | `SAFE_METHOD`    |
+| the cache is off                                            | `BYPASS`       | `OFF`            |
 | its header is longer than swr reads                         | `BYPASS`       | `TOO_LONG`       |
 | has cookies, cookies are private, no rule puts them in the key | `BYPASS`    | `COOKIE`         |
 | has `If-Match` or `If-Unmodified-Since`                     | `BYPASS`       | `PRECONDITION`   |
@@ -67,6 +68,7 @@ class Reason(enum.Enum):
 
     UNSAFE_METHOD = "the method may change something"
     SAFE_METHOD = "swr does not cache the method"
+    OFF = "off"
     TOO_LONG = "header too long"
     COOKIE = "cookie"
     PRECONDITION = "precondition"
@@ -118,6 +120,7 @@ class RequestFacts(NamedTuple):
         has_content: whether a body comes with it.
         is_apart: whether a rule that keeps responses apart does not apply because of the path alone.
         no_store, only_if_cached: whether it has the directive, and swr honours it.
+        is_off: whether the cache is off.
     """
 
     method: str
@@ -129,6 +132,7 @@ class RequestFacts(NamedTuple):
     is_apart: bool = False
     no_store: bool = False
     only_if_cached: bool = False
+    is_off: bool = False
 
 
 class Miss(NamedTuple):
@@ -160,11 +164,13 @@ class Miss(NamedTuple):
 
 _INVALIDATE: Final = Handling(Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fwd=method")
 _PASS_THROUGH: Final = Handling(Action.PASS_THROUGH, Reason.SAFE_METHOD)
+_OFF: Final = Handling(Action.BYPASS, Reason.OFF, b'swr; fwd=bypass; detail="off"')
 _TOO_LONG: Final = Handling(Action.BYPASS, Reason.TOO_LONG, b'swr; fwd=bypass; detail="header too long"')
 _COOKIE: Final = Handling(Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"')
 _PRECONDITION: Final = Handling(Action.BYPASS, Reason.PRECONDITION, b'swr; fwd=bypass; detail="precondition"')
 _PATH: Final = Handling(Action.BYPASS, Reason.PATH, b'swr; fwd=bypass; detail="path"')
-_CONTENT: Final = Handling(Action.BYPASS, Reason.CONTENT, b'swr; fwd=bypass; detail="content"')
+# Content may also come that nothing has announced.
+CONTENT: Final = Handling(Action.BYPASS, Reason.CONTENT, b'swr; fwd=bypass; detail="content"')
 _NO_STORE: Final = Handling(Action.BYPASS, Reason.NO_STORE, b'swr; fwd=request; detail="no-store"')
 _LOOK_UP_ONLY: Final = Handling(Action.LOOK_UP_ONLY, Reason.ONLY_IF_CACHED)
 _LOOK_UP: Final = Handling(Action.LOOK_UP, Reason.CACHEABLE)
@@ -189,6 +195,8 @@ def classify(request: RequestFacts) -> Handling:
         return _INVALIDATE
     if request.method not in ("GET", "HEAD"):
         return _PASS_THROUGH
+    if request.is_off:
+        return _OFF
     if request.is_too_long:
         return _TOO_LONG
     if request.has_cookie and not request.keys_cookies:
@@ -198,7 +206,7 @@ def classify(request: RequestFacts) -> Handling:
         return _PRECONDITION
     if request.has_content:
         # The key does not account for it.
-        return _CONTENT
+        return CONTENT
     if request.is_apart:
         return _PATH
     if request.only_if_cached:

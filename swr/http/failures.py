@@ -3,7 +3,7 @@
 from typing import Any
 
 from swr.entry import Entry
-from swr.errors import SWRError
+from swr.errors import LoadTimeout, SWRError
 from swr.http.caching import UNREACHABLE
 from swr.http.stored_response import StoredResponse, is_response
 
@@ -34,3 +34,15 @@ def is_fallback(entry: Entry[Any], error: BaseException, now: float) -> bool:
     else:
         unreachable = isinstance(error, (ConnectionError, TimeoutError, SWRError))
     return unreachable or now < max(entry.stale_until, entry.fresh_until + entry.value.stale_if_error)
+
+
+def has_timed_out(key: str, error: BaseException | None) -> bool:
+    """Whether the load of a response was given up because it ran too long.
+
+    A loader that the app itself has called may run too long, too. That is an exception of the app.
+
+    Parameters:
+        key: of the response.
+        error: the failure of its load.
+    """
+    return isinstance(error, LoadTimeout) and error.key == key

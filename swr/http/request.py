@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
+from swr.core.keys import URL_ON_HOST
 from swr.errors import ConfigurationError
 from swr.http.request_fields import IGNORED, SELECTING, selecting_value
 
@@ -135,23 +136,24 @@ def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
     """
     host = condition = None
     fields: Fields = ()
-    for name, value in scope["headers"]:
+    headers = scope["headers"]
+    for name, value in headers:
         if name in IGNORED:
             continue
-        if name == b"host" and host is None:
-            host = value
-        elif name in SELECTING:
+        if name in SELECTING:
             fields = fields, name, value
+        elif name == b"host" and host is None:
+            host = value
         elif name == b"if-none-match" and condition is None:
             condition = value
         else:
             return None, None
-    if "session" in scope or "user" in scope or (fields and len(scope["headers"]) > _MOST_FIELDS):
-        return None, None
-    if scope.get("http_version", "1.1") > "1.1":
-        # In HTTP/2 and 3 no field has to announce content.
+    if "session" in scope or "user" in scope or (fields and len(headers) > _MOST_FIELDS):
         return None, None
     try:
+        if scope["http_version"] > "1.1":
+            # In HTTP/2 and 3 no field has to announce content.
+            return None, None
         return (
             scope["scheme"],
             host or b"",
@@ -183,7 +185,7 @@ def host_tag(host: bytes, tag: str) -> str:
         tag: of the URL on all hosts, see `url_tag`.
     """
     name = host.decode("latin-1").strip().lower().removesuffix(":80").removesuffix(":443")
-    return shortened(f"host:{name}\n{tag}")
+    return shortened(f"{URL_ON_HOST}{name}\n{tag}")
 
 
 def tag_of_url(url: str) -> str:

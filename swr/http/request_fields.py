@@ -112,6 +112,13 @@ CREDENTIAL_PREFIXES: Final = (
     b"tailscale-user-",
 )
 
+# Stands for all credentials of a request among the names of fields that select a response; no field has this name.
+ALL_CREDENTIALS: Final = ":credentials"
+
+# Before the name of a field: it selects a response as it was sent, to the byte and line by line. `Vary` compares fields
+# as RFC 9111 4.1 has it, for which two lines are the same as one with a comma; a framework may go by one of them.
+EXACTLY: Final = "="
+
 # A well-formed node of `Forwarded` (RFC 7239 6). Anything else may be read as something else.
 _CLIENT: Final = re.compile(
     rb"for=(?:[\d.]+|unknown|_[\w.-]+|\"(?:[\d.]+|unknown|_[\w.-]+|\[[\da-f:.]+\])(?::[\w.-]+)?\")", re.IGNORECASE

@@ -8,9 +8,11 @@ from typing import Any, Final
 import msgspec
 
 from swr.core.codec import Codec
+from swr.core.decision import is_fresh
 from swr.entry import Entry, State
 from swr.errors import CodecError
 from swr.http.caching import MOST_VARY, Verdict, cache_status, stored_headers
+from swr.http.clients import Told, own_etag, with_told
 from swr.http.conditional import (
     CONDITIONS,
     headers_of_304,
@@ -20,6 +22,7 @@ from swr.http.conditional import (
     wanted_range,
 )
 from swr.http.fields import Headers, are_well_formed, content_length, content_range, etag_of, is_too_long, values_of
+from swr.policy import Timeout
 
 # A message of ASGI.
 Message = MutableMapping[str, Any]
@@ -36,6 +39,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
             `swr.http.caching.Verdict`.
         names: the request fields that selected it.
         takes_fields: whether the fields that the dependencies of a request set on its response are added.
+        client_max_age, soft_timeout: what the endpoint's decorator says; see `swr.http.caching.Verdict`.
         first: where in the whole the body begins, in bytes.
         complete: how long the whole is, if the body is a part of it; None: the body is the whole.
     """
@@ -56,6 +60,8 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
     per_credential: bool = False
     names: tuple[str, ...] = ()
     takes_fields: bool = False
+    client_max_age: float | None = None
+    soft_timeout: Timeout = None
 
 
 def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> StoredResponse:
@@ -74,6 +80,8 @@ def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> S
         ignores=verdict.ignores,
         per_credential=verdict.per_credential,
         names=verdict.vary,
+        client_max_age=verdict.client_max_age,
+        soft_timeout=verdict.soft_timeout,
     )
 
 
@@ -98,8 +106,8 @@ class Varies(msgspec.Struct, tag="v", array_like=True):
         return {name: until for name, until in zip(self.names, self.until, strict=False) if now < until}
 
 
-# A URL is kept apart by so many fields that its other responses name; then those that run out last count.
-_MOST_NAMES: Final = 16
+# A URL is kept apart by so many names that its other responses have; then those that run out last count.
+_MOST_NAMES: Final = 32
 
 
 def add_names(verdict: Verdict, others: Mapping[str, float]) -> Verdict:
@@ -146,7 +154,10 @@ def _is_sendable(stored: StoredResponse) -> bool:
 
 
 def _has_numbers(stored: StoredResponse) -> bool:
-    numbers = (stored.initial_age, stored.overdue, stored.stale_if_error, stored.first)
+    soft = 0 if isinstance(stored.soft_timeout, str) else stored.soft_timeout or 0
+    numbers = (
+        stored.initial_age, stored.overdue, stored.stale_if_error, stored.first, stored.client_max_age or 0, soft
+    )  # fmt: skip
     complete = len(stored.body) if stored.complete is None else stored.complete
     return all(0 <= number <= _MOST for number in numbers) and stored.first + len(stored.body) <= complete <= _MOST
 
@@ -163,46 +174,77 @@ class Ready:
         headers: of the whole response.
         brief: of a 304.
         etag: what `If-None-Match` has to be, to the byte, for the 304; None: that takes more than a glance.
+        stored: the response.
+        own_tag: the entity tag that swr has made for it; None: the app has one, or swr makes none.
     """
 
     until: float
     headers: Headers
     brief: Headers
     etag: bytes | None
+    stored: StoredResponse
+    own_tag: bytes | None
+
+
+def age_of(entry: Entry[StoredResponse], now: float) -> int:
+    """Return the age of a response in seconds, as `Age` says it."""
+    return int(entry.value.initial_age + max(0, math.floor(now - entry.created_at)))
 
 
 def marks_of(entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None) -> Headers:
     """Return the fields that say where an answer comes from."""
-    age = entry.value.initial_age + max(0, math.floor(now - entry.created_at))
+    age = age_of(entry, now)
     status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
     return [(b"age", b"%d" % age), (b"swr-state", state.value.encode()), (b"cache-status", status)]
 
 
-def make_ready(entry: Entry[StoredResponse], now: float) -> Ready:
-    """Return what a hit sends."""
+def make_ready(entry: Entry[StoredResponse], now: float, told: Told | None, before: Ready | None) -> Ready:
+    """Return what a hit sends.
+
+    Parameters:
+        told: what clients are told where the app said nothing.
+        before: what was ready so far, for this response or an older one.
+    """
     until = min(
         entry.created_at + math.floor(now - entry.created_at) + 1,
         entry.fresh_until - math.floor(entry.fresh_until - now),
     )
-    state = State.FRESH if now < entry.fresh_until else State.STALE
+    state = State.FRESH if is_fresh(entry, now) else State.STALE
     stored, marks = entry.value, marks_of(entry, state, now)
+    if told is None:
+        own_tag, headers = None, stored.headers
+    else:
+        is_known = before is not None and before.stored is stored
+        own_tag = before.own_tag if before is not None and is_known else own_etag(stored)
+        headers = with_told(stored, told, state, age_of(entry, now), own_tag)
     return Ready(
         until,
-        [*stored.headers, *marks],
-        [*headers_of_304(stored.headers), *marks],
-        etag_of(stored.headers) if stored.status == 200 else None,
+        [*headers, *marks],
+        [*headers_of_304(headers), *marks],
+        etag_of(headers) if stored.status == 200 else None,
+        stored,
+        own_tag,
     )
 
 
+def headers_for(entry: Entry[StoredResponse], told: Told | None, state: State, now: float) -> Headers:
+    """Return the fields of a stored response with what clients are told where the app said nothing."""
+    stored = entry.value
+    return stored.headers if told is None else with_told(stored, told, state, age_of(entry, now), own_etag(stored))
+
+
 def messages_of(
-    method: str, fields: Mapping[bytes, bytes], entry: Entry[StoredResponse], marks: Headers
+    method: str, fields: Mapping[bytes, bytes], entry: Entry[StoredResponse], headers: Headers, marks: Headers
 ) -> tuple[Message, Message]:
     """Return the answer to a request: the stored response, a range of it, or that it has not been modified.
 
     RFC 9110 13.2.2: `If-None-Match` or `If-Modified-Since` first, then `Range` with `If-Range`.
+
+    Parameters:
+        headers: of the response, as `headers_for` returns them.
     """
     stored = entry.value
-    status, headers, body = stored.status, stored.headers, stored.body
+    status, body = stored.status, stored.body
     received = entry.created_at
     if status in (200, 206) and not fields.keys().isdisjoint(CONDITIONS) and not_modified(fields, headers, received):
         status, headers, body = 304, headers_of_304(headers), b""

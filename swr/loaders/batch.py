@@ -68,17 +68,27 @@ class Batch:
         call: calls the loader with a list of items; returns values by item.
         codec: how values are written.
         absent_for: seconds for which it is remembered that there is no value; 0: not at all.
+        loader: see `Entry`.
+        tags: returns, for an item, what makes tags of its value.
 
     What calls the loader is the first load that has its lease. It waits until the store has answered for every flight
     of this batch that is asking; leases that come later are another call.
     """
 
     def __init__(
-        self, engine: Engine, call: Callable[[list[Any]], Awaitable[Mapping[Any, Any]]], codec: Codec, absent_for: float
+        self,
+        engine: Engine,
+        call: Callable[[list[Any]], Awaitable[Mapping[Any, Any]]],
+        codec: Codec,
+        absent_for: float,
+        loader: str,
+        tags: Callable[[Any], Callable[[Any], tuple[str, ...]] | None],
     ) -> None:
         self.engine = engine
         self.codec = codec
         self.absent_for = absent_for
+        self.loader = loader
+        self.tags = tags
         self._call = call
         # What was begun for each item, in the order in which they were asked for.
         self._flights: dict[Any, Flight] = {}
@@ -170,13 +180,14 @@ class Part:
         policy: how long its value may be served.
     """
 
-    __slots__ = ("_batch", "_item", "codec", "context", "policy")
+    __slots__ = ("_batch", "_item", "codec", "context", "loader", "policy")
 
     def __init__(self, batch: Batch, item: Any, policy: Policy) -> None:
         self._batch = batch
         self._item = item
         self.policy = policy
         self.codec = batch.codec
+        self.loader = batch.loader
         self.context: Context | None = None
 
     @property
@@ -195,7 +206,7 @@ class Part:
         last = await last_of(batch.engine, load, asks=False)
         value = await batch.value(self._item, load)
         if value is not _ABSENT:
-            await store_answer(load, value, policy, last)
+            await store_answer(load, value, policy, last, batch.tags(self._item))
         elif batch.absent_for or flight.entry is not None or flight.forced or flight.newer_than is not None:
             # What is stored so far must go, too; and other refreshers are told.
             await load.store(None, Policy(0, keep_for=batch.absent_for).tagged(policy.tags), absent=True)

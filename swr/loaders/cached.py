@@ -1,23 +1,24 @@
 """The decorator for data loaders: the function as it was, answered from the cache."""
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextvars import Context
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from swr.core.arguments import Arguments
+import msgspec
+
 from swr.core.codec import Codec
-from swr.core.keys import CallKeys
+from swr.core.keys import CallKeys, loader_digest
 from swr.engine.engine import Engine
 from swr.engine.flights import Flight
-from swr.engine.load import Load
-from swr.entry import Entry, Outcome, State
-from swr.errors import ConfigurationError
+from swr.entry import Outcome, State
 from swr.loaders.annotations import codec_for, codec_if_defined
-from swr.loaders.calling import Asking, call_loader, context_of, last_of, store_answer
+from swr.loaders.call import Call, Loader, is_async
+from swr.loaders.calling import Asking, TagsOf, call_tags, value_of
+from swr.loaders.context import Fresh
+from swr.loaders.sync import SyncLoader
 from swr.policy import Policy
 from swr.stores.local import LocalCache
+from swr.stores.tag_versions import OfLoader, Soft
 from swr.stores.threads import deep_copy
 
 P = ParamSpec("P")
@@ -26,82 +27,14 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling `function` gives an awaitable, wrapped and partial functions included."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    # Not whether it can be called, but the method, which may be a coroutine function.
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
-
-
-class Loader(NamedTuple):
-    """A loader, and how it is called.
-
-    Parameters:
-        engine: in whose threads a plain `def` runs.
-        function: the loader; one that asks is given its callers' arguments as a tuple and a dict, and a `LoadContext`.
-        runs_in_thread: whether it is a plain `def`.
-        asks: whether it takes a `LoadContext`.
-        copies: whether that has a copy of the last value.
-    """
-
-    engine: Engine
-    function: Callable[..., Any]
-    runs_in_thread: bool
-    asks: bool
-    copies: bool = False
-
-
-class Call:
-    """A job: one call of a loader with the arguments of the reader that caused it.
-
-    Parameters:
-        loader: what is called.
-        arguments: what it is called with.
-        policy: how long its value may be served.
-        codec: how its value is written.
-    """
-
-    __slots__ = ("_arguments", "_loader", "codec", "policy")
-
-    context: Context | None = None
-
-    def __init__(self, loader: Loader, arguments: Arguments, policy: Policy, codec: Codec) -> None:
-        self._loader = loader
-        self._arguments = arguments
-        self.policy = policy
-        self.codec = codec
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The tags of the policy; the answer may have others."""
-        return self.policy.tags
-
-    async def run(self, load: Load) -> None:
-        """Call the loader and store what it returns."""
-        load.limit(self.policy.hard_timeout)
-        engine, function, runs_in_thread, asks, copies = self._loader
-        last = await last_of(engine, load, asks=asks)
-        args, kwargs = self._arguments.for_load()
-        if asks:
-            function = functools.partial(function, args, kwargs, await context_of(engine, last, copies=copies))
-        else:
-            function = functools.partial(function, *args, **kwargs)
-        value = await call_loader(engine, function, runs_in_thread)
-        self._arguments.check()
-        await store_answer(load, value, self.policy, last)
-
-    def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
-        """Return True: the entry's own policy says how long it may be served after a failure."""
-        return True
-
-
 class Cached(Generic[P, R]):
     """A loader behind the cache; calling it gives an awaitable of what the loader returns.
 
     Made by `Cache.cached`. The attributes of the loader (name, docstring, signature) are its own.
     """
+
+    # The loader itself.
+    __wrapped__: Callable[..., Any]
 
     def __init__(
         self,
@@ -113,16 +46,17 @@ class Cached(Generic[P, R]):
         *,
         copies: bool,
         asking: Asking | None = None,
+        tags: TagsOf | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         if asking is not None:
             self.__signature__ = asking.signature
         called = function if asking is None else asking.call
-        self._loader = Loader(engine, called, not is_async(function), asking is not None, copies)
+        digest = loader_digest(keys.template.text)
+        self._loader = Loader(engine, called, not is_async(function), asking is not None, copies, digest, tags)
         self._engine = engine
         self._local = local
         self._slots = local.slots
-        self._clock = engine.clock
         self._events = engine.events
         self._function = function
         self._keys = keys
@@ -149,8 +83,8 @@ class Cached(Generic[P, R]):
         except (KeyError, TypeError):
             key = self._keys.key(args, kwargs)
         try:
-            slot = self._slots[key]
-            if slot.checked == self._local.generation and self._clock() < slot.fresh_until:
+            slot, now = self._slots[key], self._local.clock.time()
+            if now < slot.fresh_until and now < slot.trust.until:
                 if self._events.reads:
                     self._engine.tell(key, slot.entry, State.FRESH)
                 value: R = slot.value
@@ -162,13 +96,16 @@ class Cached(Generic[P, R]):
 
     def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Outcome[Any]]:
         policy = self._policy
+        if self._engine.switch.is_off:
+            return self._loader.call_past(args, kwargs, policy.hard_timeout)
         return self._engine.fetch(key, self._job(args, kwargs), patience=policy.soft_timeout, early=policy.early)
 
     def _job(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return Call(self._loader, self._keys.keep(args, kwargs), self._policy_of(args, kwargs), self.codec)
+
+    def _policy_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Policy:
         policy = self._policy
-        if self._keys.fixed_tags is None:
-            policy = policy.tagged(self._keys.tags(args, kwargs))
-        return Call(self._loader, self._keys.keep(args, kwargs), policy, self.codec)
+        return policy if self._keys.fixed_tags is not None else policy.tagged(self._keys.tags(args, kwargs))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of a call.
@@ -181,6 +118,11 @@ class Cached(Generic[P, R]):
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
         """The same as a call, with the state, the age and the error of the answer."""
         return await self._copied(await self._fetch(self._keys.key(args, kwargs), args, kwargs))
+
+    @property
+    def sync(self) -> SyncLoader[P, R, Outcome[R], R | Fresh[R], Outcome[R] | None]:
+        """The same loader for code that is not async: `top100.sync("ATL")` waits in its thread for the answer."""
+        return SyncLoader(self)
 
     @property
     def engine(self) -> Engine:
@@ -217,25 +159,104 @@ class Cached(Generic[P, R]):
         Raises:
             Exception: whatever the loader raised; what is stored stays.
         """
-        outcome = await self._engine.refresh(self._keys.key(args, kwargs), self._job(args, kwargs))
-        return (await self._copied(outcome)).value
+        key = self._keys.key(args, kwargs)
+        if self._engine.switch.is_off:
+            return await self.uncached(*args, **kwargs)
+        return (await self._copied(await self._engine.refresh(key, self._job(args, kwargs)))).value
+
+    async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what the loader returns now, past the cache: nothing is read from it, and nothing stored.
+
+        A `hard_timeout` in seconds holds for this call, too.
+
+        Raises:
+            Exception: whatever the loader raised.
+            LoadTimeout: it ran longer than `hard_timeout`.
+        """
+        value: R = (await self._loader.call_past(args, kwargs, self._policy.hard_timeout)).value
+        return value
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Remove what is stored for these arguments, here and in every process; loads in flight included."""
         await self._engine.invalidate(self._keys.key(args, kwargs))
 
+    async def set(self, value: R | Fresh[R], /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Store `value` as if the loader had just returned it for these arguments.
+
+        It replaces what is stored, here and in every process. A load under way is not stored any more. An invalidation
+        that comes later outdates the value, as does another `set`. If Redis does not take the value, its key is
+        invalidated: at once in this process, which keeps the value meanwhile, and elsewhere when Redis takes that.
+
+        Returns:
+            Whether every process gets the value from now on. False: Redis did not take it, or an invalidation or
+            another `set` came meanwhile.
+
+        Raises:
+            CodecError: the value cannot be stored in Redis. What was stored is gone all the same.
+            ConfigurationError: it is no value, or an argument cannot be part of a key.
+        """
+        key = self._keys.key(args, kwargs)
+        tags = self._loader.tags
+        tags_of = None if tags is None else functools.partial(call_tags, tags, args, kwargs)
+        stored = value_of(value, self._policy_of(args, kwargs), repr(key), tags_of)
+        if self._copies:
+            stored = stored._replace(value=await deep_copy(stored.value))
+        return await self._engine.entries.set(key, self.codec, stored._replace(loader=self._loader.digest))
+
+    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R] | None:
+        """Return what is stored for these arguments, fresh or stale, or None. Nothing is loaded or refreshed.
+
+        It looks in this process first, then in Redis, and waits for no load. None: a call would wait for one.
+
+        Raises:
+            ConfigurationError: an argument cannot be part of a key.
+        """
+        outcome = await self._engine.entries.peek(self._keys.key(args, kwargs), self.codec)
+        return None if outcome is None else await self._copied(outcome)
+
+    async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have what is stored for these arguments be stale, here and in every process.
+
+        The next reader gets it at once, and it is refreshed. A load that is under way is not enough: it is not stored.
+        What has no `stale_for` is no answer any more, except if its load fails (`stale_if_error`).
+        """
+        await self._engine.entries.mark_stale(self._keys.key(args, kwargs))
+
+    async def invalidate_all(self) -> None:
+        """Remove what is stored for all arguments, in one step; else as `invalidate`.
+
+        That is all under this key template, which a batch loader may share.
+        """
+        await self._engine.invalidate_tag(OfLoader(self.template))
+
+    async def mark_stale_all(self) -> None:
+        """Have what is stored for all arguments be stale, in one step; else as `mark_stale`."""
+        await self._engine.invalidate_tag(Soft(OfLoader(self.template)))
+
     async def _copied(self, outcome: Outcome[Any]) -> Outcome[R]:
         if not self._copies:
             return outcome
-        return Outcome(await deep_copy(outcome.value), outcome.state, outcome.age, outcome.error)
+        return msgspec.structs.replace(outcome, value=await deep_copy(outcome.value))
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> "Cached[P, R]": ...
+    # For types, `self` is a function whose first parameter takes `S`: an object (methods) or its class (classmethods).
+    # A staticmethod binds nothing. mypy solves `S` only if `self` is a Callable.
     @overload
     def __get__(
-        self: "Cached[Concatenate[S, Q], R]", instance: S, owner: type | None = None
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, R]], instance: None, owner: S
     ) -> "BoundCached[Q, R]": ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: object) -> "Cached[P, R]": ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, R]], instance: S, owner: object = None
+    ) -> "BoundCached[Q, R]": ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, R]], instance: object, owner: S
+    ) -> "BoundCached[Q, R]": ...
+    @overload
+    def __get__(self, instance: object, owner: object = None) -> "Cached[P, R]": ...
+    def __get__(self: Any, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else BoundCached(self, instance)
 
 
@@ -257,12 +278,34 @@ class BoundCached(Generic[P, R]):
         self._cached = cached
         self._instance = instance
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cached, name)
+    if not TYPE_CHECKING:
+        # The name, the docstring and the like. Type checkers look for what is misspelled.
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._cached, name)
+
+    @property
+    def sync(self) -> SyncLoader[P, R, Outcome[R], R | Fresh[R], Outcome[R] | None]:
+        """See `Cached.sync`."""
+        return SyncLoader(self)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `Cached.__call__`."""
         return await self._cached(self._instance, *args, **kwargs)
+
+    @property
+    def engine(self) -> Engine:
+        """What runs its loads."""
+        return self._cached.engine
+
+    @property
+    def template(self) -> str:
+        """The key template, given or made."""
+        return self._cached.template
+
+    @property
+    def codec(self) -> Codec:
+        """How its values are written."""
+        return self._cached.codec
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """See `Cached.key`."""
@@ -280,46 +323,30 @@ class BoundCached(Generic[P, R]):
         """See `Cached.refresh`."""
         return await self._cached.refresh(self._instance, *args, **kwargs)
 
+    async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """See `Cached.uncached`."""
+        return await self._cached.uncached(self._instance, *args, **kwargs)
+
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """See `Cached.invalidate`."""
         await self._cached.invalidate(self._instance, *args, **kwargs)
 
+    async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """See `Cached.mark_stale`."""
+        await self._cached.mark_stale(self._instance, *args, **kwargs)
 
-def check_loader(function: Callable[..., Any]) -> None:
-    """Refuse what cannot be a loader.
+    async def invalidate_all(self) -> None:
+        """See `Cached.invalidate_all`: for all objects, too."""
+        await self._cached.invalidate_all()
 
-    Raises:
-        ConfigurationError: no function, a generator, or an endpoint that is handed its request.
-    """
-    if isinstance(function, (staticmethod, classmethod)) or not inspect.isroutine(function):
-        raise ConfigurationError(
-            f"@cache.cached stands on a function, not on {function!r}: write @staticmethod or @classmethod above it, "
-            f"and a def of your own around anything else"
-        )
-    name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigurationError(f"{name} is a generator: a cached loader returns its value whole, a list for one")
-    for parameter in inspect.signature(function).parameters.values():
-        if _is_of_a_request(parameter):
-            raise ConfigurationError(
-                f"{name} takes {parameter.name!r}, which belongs to one request; a background load has none. "
-                f"On an endpoint use @cache.response, which caches the response and gets dependencies of its own"
-            )
+    async def mark_stale_all(self) -> None:
+        """See `Cached.mark_stale_all`: for all objects, too."""
+        await self._cached.mark_stale_all()
 
+    async def set(self, value: R | Fresh[R], /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """See `Cached.set`."""
+        return await self._cached.set(value, self._instance, *args, **kwargs)
 
-def _is_of_a_request(parameter: inspect.Parameter) -> bool:
-    """Whether a parameter is a Request, a Response, a WebSocket, or filled in by FastAPI's Depends."""
-    marks = [parameter.default, *getattr(parameter.annotation, "__metadata__", ())]
-    if any(
-        type(mark).__module__.startswith("fastapi") and type(mark).__name__ in ("Depends", "Security") for mark in marks
-    ):
-        return True
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        return annotation.split(".")[-1] in ("Request", "Response", "WebSocket") or "Depends(" in annotation
-    kinds = [kind for kind in getattr(annotation, "__args__", (annotation,)) if isinstance(kind, type)]
-    return any(
-        base.__module__.startswith("starlette.") and base.__name__ in ("HTTPConnection", "Response")
-        for kind in kinds
-        for base in kind.__mro__
-    )
+    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R] | None:
+        """See `Cached.peek`."""
+        return await self._cached.peek(self._instance, *args, **kwargs)

@@ -3,7 +3,7 @@
 import copy
 import functools
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import anyio
@@ -11,18 +11,24 @@ import anyio.lowlevel
 
 from swr.core.codec import Codec
 from swr.core.decision import FRESH, Revalidate, decide, is_absent, is_due_early
+from swr.core.keys import loader_digest
 from swr.engine.deadlocks import wait
 from swr.engine.engine import AGAIN, Engine
 from swr.engine.flights import Flight
+from swr.engine.read_log import log_read
 from swr.entry import Entry, Outcome, State
 from swr.events import Miss
 from swr.loaders.annotations import codec_for, codec_if_defined
 from swr.loaders.batch import Batch
-from swr.loaders.cached import is_async
+from swr.loaders.call import is_async
+from swr.loaders.calling import TagsOf
+from swr.loaders.context import Fresh
+from swr.loaders.items import Items, copied, copied_values, look_up
 from swr.loaders.many_keys import ManyCall, ManyKeys
+from swr.loaders.sync import SyncLoader
 from swr.loaders.turns import MOST_AT_ONCE, Outdated, parts
 from swr.policy import Policy, Timeout
-from swr.stores.threads import deep_copy
+from swr.stores.tag_versions import OfLoader, Soft
 
 log = logging.getLogger("swr")
 P = ParamSpec("P")
@@ -49,15 +55,18 @@ class CachedMany(Generic[P, K, V]):
         absent_for: float,
         *,
         copies: bool,
+        tags: TagsOf | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self._engine = engine
         self._function = function
         self._runs_in_thread = not is_async(function)
-        self._keys = keys
+        self._keys, self.list_name = keys, keys.list_name
         self._policy = policy
         self._absent_for = absent_for
         self._copies = copies
+        self._tags = tags
+        self._digest = loader_digest(keys.template.text)
         self._codec = codec_if_defined(function, many=True)
         # The object whose method this is, if it is one.
         self._bound_to: tuple[Any, ...] = ()
@@ -75,12 +84,17 @@ class CachedMany(Generic[P, K, V]):
             ConfigurationError: an argument or an item cannot be part of a key.
             CodecError: a value cannot be stored in Redis.
         """
+        if self._engine.switch.is_off:
+            return await self._call_past(args, kwargs, checks=True)
         items, answers = await self._ask(args, kwargs)
         values = {item: answers[item][0].value for item in items if item in answers}
-        return await self._copied(values) if self._copies else values
+        return await copied_values(values) if self._copies else values
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
         """The same as a call, with the state, the age and the error of each answer."""
+        if self._engine.switch.is_off:
+            values = await self._call_past(args, kwargs, checks=True)
+            return {item: Outcome(value, State.MISSING, 0.0, bypassed=True) for item, value in values.items()}
         items, answers = await self._ask(args, kwargs)
         outcomes = {}
         for number, some in parts([item for item in items if item in answers]):
@@ -88,7 +102,7 @@ class CachedMany(Generic[P, K, V]):
                 await anyio.lowlevel.checkpoint()
             for item in some:
                 outcome = self._engine.outcome(*answers[item])
-                outcomes[item] = await _copy(outcome) if self._copies else outcome
+                outcomes[item] = await copied(outcome) if self._copies else outcome
         return outcomes
 
     async def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[Any, _Answer]]:
@@ -118,7 +132,7 @@ class CachedMany(Generic[P, K, V]):
                 found, missing = await self._look(call, items)
                 loaded = await self._load(call, missing, forced=False)
                 for item, (_, state, error) in loaded.items():
-                    engine.log_read(call.keys[item], False, True, state, error)
+                    log_read(engine.backoffs, call.keys[item], False, True, state, error)
                 answers.update(loaded)
                 if not missing:
                     break
@@ -136,20 +150,9 @@ class CachedMany(Generic[P, K, V]):
     async def _look(self, call: ManyCall, items: list[Any]) -> tuple[dict[Any, _Answer], dict[Any, Entry[Any] | None]]:
         """Return what may be answered from the cache, and what has to be loaded; refresh what is stale."""
         engine, policy = self._engine, self._policy
-        store, clock = engine.store, engine.clock
-        entries = {item: store.peek(call.keys[item]) for item in items}
-        now = clock()
-        unsure = [item for item, entry in entries.items() if not (decide(entry, now).serve or is_absent(entry, now))]
-        if unsure:
-            await engine.ready()
-            codec = self.codec
-
-            async def read(item: Any) -> None:
-                entries[item] = await store.read(call.keys[item], codec)
-
-            # All in one trip: what is asked in one turn of the event loop leaves in one write.
-            await _all_at_once(read, unsure)
-            now = clock()
+        # It is evaluated only where the store is asked.
+        entries, asked = await look_up(engine, call, items, lambda: self.codec)
+        now = engine.clock()
         found: dict[Any, _Answer] = {}
         missing: dict[Any, Entry[Any] | None] = {}
         behind = {}
@@ -165,10 +168,9 @@ class CachedMany(Generic[P, K, V]):
             elif not is_absent(entry, now):
                 missing[item] = entry
         if log.isEnabledFor(logging.DEBUG):
-            asked = set(unsure)
             for item, (_, state, _) in found.items():
                 if item in asked or state is not State.FRESH:
-                    engine.log_read(call.keys[item], True, item in asked, state, None)
+                    log_read(engine.backoffs, call.keys[item], True, item in asked, state, None)
         if behind:
             await engine.ready()
             batch = self._batch(call)
@@ -178,6 +180,11 @@ class CachedMany(Generic[P, K, V]):
             finally:
                 batch.filled()
         return found, missing
+
+    @property
+    def sync(self) -> SyncLoader[P, dict[K, V], dict[K, Outcome[V]], Mapping[K, V | Fresh[V]], dict[K, Outcome[V]]]:
+        """The same loader for code that is not async; see `Cached.sync`."""
+        return SyncLoader(self)
 
     @property
     def engine(self) -> Engine:
@@ -233,6 +240,8 @@ class CachedMany(Generic[P, K, V]):
         Raises:
             Exception: whatever the loader raised; what is stored stays.
         """
+        if self._engine.switch.is_off:
+            return await self._call_past(args, kwargs, checks=True)
         call, items = self._bind(args, kwargs)
         await self._engine.ready()
         values: dict[Any, Any] = {}
@@ -242,15 +251,62 @@ class CachedMany(Generic[P, K, V]):
             entries = {item: self._engine.store.peek(call.add(item)) for item in some}
             loaded = await self._load(call, entries, forced=True)
             values.update((item, loaded[item][0].value) for item in some if item in loaded)
-        return await self._copied(values) if self._copies else values
+        return await copied_values(values) if self._copies else values
+
+    async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
+        """Return what the loader returns now, past the cache: nothing is read from it, and nothing stored.
+
+        swr calls the loader once for each 1,000 items. A `hard_timeout` in seconds holds for each of these calls.
+
+        Raises:
+            Exception: whatever the loader raised.
+            LoadTimeout: it ran longer than `hard_timeout`.
+        """
+        return await self._call_past(args, kwargs, checks=False)
+
+    async def _call_past(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, checks: bool) -> dict[K, V]:
+        """Return what the loader returns for these items; refuse, with `checks`, one that cannot be part of a key."""
+        items = Items(self._engine, *self._bind(args, kwargs), self._copies)
+        return await items.call_past(self._keys.where, self._runs_in_thread, self._policy, checks=checks)
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Remove what is stored for these items, here and in every process; loads in flight included."""
+        await Items(self._engine, *self._bind(args, kwargs), self._copies).invalidate()
+
+    async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have what is stored for these items be stale, here and in every process; see `Cached.mark_stale`."""
+        await Items(self._engine, *self._bind(args, kwargs), self._copies).mark_stale()
+
+    async def invalidate_all(self) -> None:
+        """Remove what is stored for all items and arguments, in one step; see `Cached.invalidate_all`."""
+        await self._engine.invalidate_tag(OfLoader(self.template))
+
+    async def mark_stale_all(self) -> None:
+        """Have what is stored for all items and arguments be stale, in one step; see `Cached.mark_stale`."""
+        await self._engine.invalidate_tag(Soft(OfLoader(self.template)))
+
+    async def set(self, values: Mapping[K, V | Fresh[V]], /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Store `values` as if the loader had just returned this dict for these arguments; see `Cached.set`.
+
+        Of an item that the dict leaves out it is stored that there is none (`absent_for`).
+
+        Returns:
+            Whether every process gets all of it from now on.
+
+        Raises:
+            CodecError: a value cannot be stored in Redis. What was stored for these items is gone all the same.
+            TypeError: the loader does not take these arguments, or they hold no list of hashable items.
+            ConfigurationError: `values` is no answer to them.
+        """
         call, items = self._bind(args, kwargs)
-        for number, some in parts(items, MOST_AT_ONCE):
-            if number:
-                await anyio.lowlevel.checkpoint()
-            await _all_at_once(self._engine.invalidate, list(map(call.add, some)))
+        answer = self._keys.checked(values, items)
+        return await Items(self._engine, call, items, self._copies).set(
+            answer, self._policy, self._absent_for, self.codec, self._digest, self._tags
+        )
+
+    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
+        """Return what is stored for these items, fresh or stale; see `Cached.peek`. Items without are left out."""
+        return await Items(self._engine, *self._bind(args, kwargs), self._copies).peek(self.codec)
 
     async def _load(self, call: ManyCall, wanted: dict[Any, Entry[Any] | None], *, forced: bool) -> dict[Any, _Answer]:
         """Return what calls of the loader bring, and what others bring who load some of it already."""
@@ -280,7 +336,7 @@ class CachedMany(Generic[P, K, V]):
                     if fallback is None and flight.error is not None:
                         raise flight.failure()
                 if fallback is not None:
-                    found[item] = fallback, State.STALE, None if flight.error is None else flight.failure()
+                    found[item] = engine.given(fallback, flight)
                 elif not flight.done.is_set() or (flight.superseded and again < AGAIN):
                     # There is nothing to fall back on, or an invalidation superseded the load.
                     entry = engine.store.peek(call.keys[item])
@@ -301,7 +357,14 @@ class CachedMany(Generic[P, K, V]):
 
     def _batch(self, call: ManyCall) -> Batch:
         load = functools.partial(call.load, self._engine, self._runs_in_thread)
-        return Batch(self._engine, load, self.codec, self._absent_for)
+        return Batch(
+            self._engine,
+            load,
+            self.codec,
+            self._absent_for,
+            self._digest,
+            lambda item: call.tags_of(item, self._tags),
+        )
 
     @property
     def codec(self) -> Codec:
@@ -310,38 +373,26 @@ class CachedMany(Generic[P, K, V]):
             self._codec = codec_for(self._function, many=True)
         return self._codec
 
-    async def _copied(self, values: dict[K, V]) -> dict[K, V]:
-        for number, some in parts(list(values)):
-            if number:
-                await anyio.lowlevel.checkpoint()
-            for item in some:
-                values[item] = await deep_copy(values[item])
-        return values
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> "CachedMany[P, K, V]": ...
+    # As those of `Cached`.
     @overload
     def __get__(
-        self: "CachedMany[Concatenate[S, Q], K, V]", instance: S, owner: type | None = None
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, dict[K, V]]], instance: None, owner: S
     ) -> "CachedMany[Q, K, V]": ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: object) -> "CachedMany[P, K, V]": ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, dict[K, V]]], instance: S, owner: object = None
+    ) -> "CachedMany[Q, K, V]": ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, dict[K, V]]], instance: object, owner: S
+    ) -> "CachedMany[Q, K, V]": ...
+    @overload
+    def __get__(self, instance: object, owner: object = None) -> "CachedMany[P, K, V]": ...
+    def __get__(self: Any, instance: Any, owner: Any = None) -> Any:
         if instance is None:
             return self
         method = copy.copy(self)
         method._bound_to = (instance,)
         return method
-
-
-async def _copy(outcome: Outcome[V]) -> Outcome[V]:
-    return Outcome(await deep_copy(outcome.value), outcome.state, outcome.age, outcome.error)
-
-
-async def _all_at_once(function: Callable[[Any], Coroutine[Any, Any, None]], arguments: list[Any]) -> None:
-    """Call `function` for each argument, all in one turn of the event loop, and wait for all."""
-    try:
-        async with anyio.create_task_group() as group:
-            for argument in arguments:
-                group.start_soon(function, argument)
-    except ExceptionGroup as errors:
-        # Each is the cache's own, and one is as good as another.
-        raise errors.exceptions[0] from None

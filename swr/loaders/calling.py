@@ -4,16 +4,22 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import anyio
+
 from swr.engine.engine import Engine
+from swr.engine.entries import Value
 from swr.engine.load import Load
 from swr.entry import Entry
-from swr.errors import ConfigurationError
+from swr.errors import ConfigurationError, LoadTimeout
 from swr.loaders.context import NOT_MODIFIED, Fresh, LoadContext
-from swr.policy import Policy
+from swr.policy import Policy, Timeout, tag_names
 from swr.stores.threads import deep_copy
+
+# Returns the tags of a value; it is called with that, and the arguments of the loader.
+TagsOf = Callable[..., Iterable[str]]
 
 
 class Asking:
@@ -89,7 +95,7 @@ def _is_context(annotation: Any, names: dict[str, Any]) -> bool:
 async def call_loader(engine: Engine, function: Callable[[], Any], runs_in_thread: bool) -> Any:
     """Call a loader, a plain `def` in one of the cache's threads, and return what it answers."""
     if runs_in_thread:
-        answer = await engine.runtime.threads.run(_name_of(function), function)
+        answer = await engine.runtime.threads.run(name_of(function), function)
     else:
         answer = function()
     if isinstance(answer, (types.GeneratorType, types.AsyncGeneratorType)):
@@ -97,14 +103,58 @@ async def call_loader(engine: Engine, function: Callable[[], Any], runs_in_threa
     return await answer if inspect.isawaitable(answer) else answer
 
 
-def _name_of(call: Any) -> str:
+def name_of(call: Any) -> str:
     """Return the name of the loader that a partial function calls."""
     while isinstance(call, functools.partial):
         call = call.func
     if isinstance(owner := getattr(call, "__self__", None), Asking):
-        return _name_of(owner.function)
+        return name_of(owner.function)
     named = call if hasattr(call, "__qualname__") else type(call)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+async def call_past(
+    engine: Engine, where: str, function: Callable[[], Any], runs_in_thread: bool, hard_timeout: Timeout
+) -> Any:
+    """Call a loader as if there were no cache, and return its value.
+
+    Parameters:
+        where: names the loader.
+        hard_timeout: "auto" is no limit: nobody waits for a lease of this call.
+
+    Raises:
+        Exception: whatever the loader raised.
+        LoadTimeout: it ran longer than `hard_timeout`.
+        ConfigurationError: it answered NOT_MODIFIED.
+    """
+    seconds = hard_timeout if isinstance(hard_timeout, float) else None
+    with anyio.move_on_after(seconds) as scope:
+        answer = await call_loader(engine, function, runs_in_thread)
+        return plain_value(where, answer)
+    assert scope.cancelled_caught
+    assert seconds is not None
+    raise LoadTimeout(where, seconds)
+
+
+def plain_value(where: str, answer: Any) -> Any:
+    """Return the value of what a loader has answered that was told of no last value.
+
+    Parameters:
+        where: names the loader.
+
+    Raises:
+        ConfigurationError: NOT_MODIFIED.
+    """
+    if answer is NOT_MODIFIED:
+        raise _has_no_last(where)
+    return answer.value if isinstance(answer, Fresh) else answer
+
+
+def _has_no_last(where: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the loader of {where!r} answered NOT_MODIFIED, and there is no last value: "
+        f"it may only if LoadContext.has_value, for a validator alone says nothing about what is stored"
+    )
 
 
 async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | None:
@@ -118,7 +168,7 @@ async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | Non
     if asks and (flight.newer_than is not None or (entry is None and flight.forced)):
         # Whoever asked for a refresh had no reason to look.
         entry = await engine.store.read(flight.key, flight.job.codec)
-    if entry is None or entry.absent or not engine.store.tag_versions.admits(entry.tag_version, entry.tags):
+    if entry is None or entry.absent or not engine.store.tag_versions.admits_entry(entry):
         return None
     return entry
 
@@ -131,25 +181,79 @@ async def context_of(engine: Engine, last: Entry[Any] | None, *, copies: bool) -
     return LoadContext(value, max(0.0, engine.clock() - last.created_at), last.validator, True)
 
 
-async def store_answer(load: Load, answer: Any, policy: Policy, last: Entry[Any] | None) -> None:
+def call_tags(tags: TagsOf, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> tuple[str, ...]:
+    """Return the tags of a value.
+
+    Parameters:
+        args, kwargs: those of the loader.
+
+    Raises:
+        ConfigurationError: what `tags` returns is no list of tags.
+        Exception: whatever `tags` raises.
+    """
+    return tag_names(tags(value, *args, **kwargs))
+
+
+def value_of(answer: Any, policy: Policy, where: str, tags: Callable[[Any], tuple[str, ...]] | None = None) -> Value:
+    """Return what a caller stores who has the value already, as a loader's answer.
+
+    Parameters:
+        policy: of the decorator.
+        where: what it is stored for, in errors.
+        tags: returns the tags of a value; None: they are the policy's.
+
+    Raises:
+        ConfigurationError: it is no value.
+    """
+    if answer is NOT_MODIFIED or inspect.isawaitable(answer):
+        raise ConfigurationError(f"{answer!r} is no value for {where}: give what the loader would return, awaited")
+    return _value_of(answer, policy, tags)
+
+
+def _value_of(answer: Any, policy: Policy, tags: Callable[[Any], tuple[str, ...]] | None) -> Value:
+    value = answer.value if isinstance(answer, Fresh) else answer
+    if tags is not None and not (isinstance(answer, Fresh) and answer.has_tags):
+        policy = policy.tagged(tags(value))
+    if isinstance(answer, Fresh):
+        return Value(value, answer.over(policy), answer.validator)
+    return Value(value, policy)
+
+
+async def store_answer(
+    load: Load,
+    answer: Any,
+    policy: Policy,
+    last: Entry[Any] | None,
+    tags: Callable[[Any], tuple[str, ...]] | None = None,
+) -> None:
     """Store what a loader has answered.
 
     Parameters:
         policy: of the decorator.
         last: what NOT_MODIFIED is about.
+        tags: returns the tags of a value; None: they are the policy's.
 
     Raises:
-        ConfigurationError: NOT_MODIFIED, and there is no last value.
+        ConfigurationError: NOT_MODIFIED, and there is no last value; or the tags are none.
         CodecError: the value cannot be stored.
     """
     if answer is NOT_MODIFIED:
         if last is None:
-            raise ConfigurationError(
-                f"the loader of {load.flight.key!r} answered NOT_MODIFIED, and there is no last value: "
-                f"it may only if LoadContext.has_value, for a validator alone says nothing about what is stored"
-            )
+            raise _has_no_last(load.flight.key)
         await load.store(last.value, policy.tagged(last.tags), last.validator)
-    elif isinstance(answer, Fresh):
-        await load.store(answer.value, answer.over(policy), answer.validator)
     else:
-        await load.store(answer, policy)
+        value = _value_of(answer, policy, tags)
+        await load.store(value.value, value.policy, value.validator)
+
+
+def tags_or_function(tags: Sequence[str] | TagsOf) -> tuple[Sequence[str], TagsOf | None]:
+    """Return the tag templates of a decorator, and what makes tags of a value; one of them is none.
+
+    Raises:
+        ConfigurationError: it is a function that would have to be awaited.
+    """
+    if not callable(tags):
+        return tags, None
+    if inspect.iscoroutinefunction(tags):
+        raise ConfigurationError(f"tags={tags!r} is async, and swr would not await it: give a def or a lambda")
+    return (), tags

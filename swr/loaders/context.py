@@ -76,6 +76,11 @@ class Fresh(Generic[T]):
         if tags is not None:
             self._changes["tags"] = tag_names(tags)
 
+    @property
+    def has_tags(self) -> bool:
+        """Whether it says which tags count."""
+        return "tags" in self._changes
+
     def over(self, policy: Policy) -> Policy:
         """Return `policy` with what this answer says in its place."""
         return policy.replaced(**self._changes)

@@ -1,27 +1,63 @@
-"""The types of the decorators that `Cache.cached` and `Cache.cached_many` return."""
+"""The decorators that `Cache.cached` and `Cache.cached_many` return: their types, and methods of every kind."""
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
+import msgspec
+
+from swr.errors import ConfigurationError
 from swr.loaders.cached import Cached
 from swr.loaders.cached_many import CachedMany
 from swr.loaders.context import Fresh, LoadContext, NotModified
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 K = TypeVar("K")
 S = TypeVar("S")
+
+
+class _LikeContext(msgspec.Struct, frozen=True):
+    """For types alone: fits wherever a `LoadContext` fits, except where one is asked for by name."""
+
+    value: Any = None
+    age: float = 0.0
+    validator: str | None = None
+    has_value: bool = False
+
+
+class _TakesAnything(Protocol[P, R_co]):
+    """For types alone: a function whose first parameter takes any object, or any `Hashable`: it does not ask."""
+
+    @overload
+    def __call__(self, context: _LikeContext, /, *args: Any, **kwargs: Any) -> Any: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+class _TakesAnythingSecond(Protocol[P, R_co]):
+    """For types alone: the same of its second parameter, which stands behind `self`."""
+
+    @overload
+    def __call__(self, instance: Any, context: _LikeContext, /, *args: Any, **kwargs: Any) -> Any: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
 
 class CachedDecorator(Protocol):
     """What `Cache.cached` returns: makes a `Cached` of a loader."""
 
     # The cache gives the context, so callers leave it out. Types can say so only if it is the first parameter, or the
-    # second one behind `self`.
+    # second one behind `self`. First come loaders that would accept a context without having asked for one.
+    @overload
+    def __call__(self, function: _TakesAnything[P, Awaitable[R | Fresh[R] | NotModified]], /) -> Cached[P, R]: ...
     @overload
     def __call__(
         self, function: Callable[Concatenate[LoadContext[Any], P], Awaitable[R | Fresh[R] | NotModified]], /
     ) -> Cached[P, R]: ...
+    @overload
+    def __call__(self, function: _TakesAnythingSecond[P, Awaitable[R | Fresh[R] | NotModified]], /) -> Cached[P, R]: ...
     @overload
     def __call__(
         self, function: Callable[Concatenate[S, LoadContext[Any], P], Awaitable[R | Fresh[R] | NotModified]], /
@@ -29,9 +65,13 @@ class CachedDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, Awaitable[R | Fresh[R] | NotModified]], /) -> Cached[P, R]: ...
     @overload
+    def __call__(self, function: _TakesAnything[P, R | Fresh[R] | NotModified], /) -> Cached[P, R]: ...
+    @overload
     def __call__(
         self, function: Callable[Concatenate[LoadContext[Any], P], R | Fresh[R] | NotModified], /
     ) -> Cached[P, R]: ...
+    @overload
+    def __call__(self, function: _TakesAnythingSecond[P, R | Fresh[R] | NotModified], /) -> Cached[P, R]: ...
     @overload
     def __call__(
         self, function: Callable[Concatenate[S, LoadContext[Any], P], R | Fresh[R] | NotModified], /
@@ -49,3 +89,59 @@ class CachedManyDecorator(Protocol):
     ) -> CachedMany[P, K, R]: ...
     @overload
     def __call__(self, function: Callable[P, Mapping[K, R | Fresh[R] | NotModified]], /) -> CachedMany[P, K, R]: ...
+
+
+def with_options(method: Callable[P, R]) -> Callable[P, R]:
+    """Have a method of `Cache` that returns a decorator say what is wrong if it stands on a function itself.
+
+    Raises:
+        ConfigurationError: `@cache.cached` without parentheses, or an option without its name.
+    """
+    name = method.__name__
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for given in args[1:2]:
+            if callable(given):
+                raise ConfigurationError(f"@cache.{name} stands on {given!r} without options: {_EXAMPLES[name]}")
+            if not isinstance(given, str | None) or name == "response":
+                raise ConfigurationError(f"@cache.{name} got {given!r} without a name: {_EXAMPLES[name]}")
+        return method(*args, **kwargs)
+
+    return checked
+
+
+_EXAMPLES = {
+    "cached": "write @cache.cached(fresh_for=60)",
+    "cached_many": 'write @cache.cached_many("ranking:{group}", fresh_for=60)',
+    "response": "write @cache.response(fresh_for=60)",
+}
+
+
+class CachedClassmethod:
+    """A cached classmethod: a descriptor that binds the class, to the call and to `outcome` and the like.
+
+    Parameters:
+        cached: what the decorator made of the function.
+    """
+
+    def __init__(self, cached: Cached[..., Any] | CachedMany[..., Any, Any]) -> None:
+        self._cached = cached
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self._cached.__get__(type(instance) if owner is None else owner)
+
+
+def on_methods(
+    decorate: Callable[[Callable[..., Any]], Cached[..., Any] | CachedMany[..., Any, Any]], function: Any
+) -> Any:
+    """Return what `decorate` makes of a function, or of the function of a staticmethod or a classmethod.
+
+    Raises:
+        ConfigurationError: as `decorate` does.
+    """
+    if isinstance(function, staticmethod):
+        return staticmethod(decorate(function.__func__))
+    if isinstance(function, classmethod):
+        return CachedClassmethod(decorate(function.__func__))
+    return decorate(function)

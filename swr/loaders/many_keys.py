@@ -9,7 +9,8 @@ from swr.core.arguments import Watch
 from swr.core.template import Template
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
-from swr.loaders.calling import call_loader
+from swr.loaders.calling import TagsOf, call_loader, call_tags
+from swr.loaders.request_parameters import warn_of_sessions
 from swr.policy import Policy, tag_names
 
 
@@ -50,9 +51,9 @@ class ManyKeys:
                 f"list of items, and name one thing that is no parameter, an item of it; it leaves out "
                 f"{', '.join(lists) or 'nothing'} and names {', '.join(items) or 'nothing else'}"
             )
-        (self._item,), (self._list,) = items, lists
-        if parameters[self._list].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            raise ConfigurationError(f"{where} takes its items as {parameters[self._list]}: take them as one list")
+        (self._item,), (self.list_name,) = items, lists
+        if parameters[self.list_name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise ConfigurationError(f"{where} takes its items as {parameters[self.list_name]}: take them as one list")
         for slot in {*ignored, *(name for tag in self._tags for name in tag.names)}:
             if slot not in parameters and (slot != self._item or slot in ignored):
                 raise ConfigurationError(f"{where} has no parameter {slot!r}: it has {', '.join(parameters)}")
@@ -70,16 +71,16 @@ class ManyKeys:
         """
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        asked = bound.arguments[self._list]
+        asked = bound.arguments[self.list_name]
         if isinstance(asked, (str, bytes)) or not isinstance(asked, Iterable):
-            raise TypeError(f"{self._list}={asked!r} of {self.where} is not a list of items: give [{asked!r}]")
+            raise TypeError(f"{self.list_name}={asked!r} of {self.where} is not a list of items: give [{asked!r}]")
         asked = list(asked)
         try:
             items = dict.fromkeys(asked)
         except TypeError:
             wrong = next(item for item in asked if not _is_hashable(item))
             raise TypeError(
-                f"{self._list} of {self.where} holds {wrong!r}, which cannot be a key of the dict that is returned"
+                f"{self.list_name} of {self.where} holds {wrong!r}, which cannot be a key of the dict that is returned"
             ) from None
         return ManyCall(self, bound.arguments), list(items)
 
@@ -91,7 +92,7 @@ class ManyKeys:
         """
         bound = self._signature.bind(*args)
         bound.apply_defaults()
-        item = bound.arguments.pop(self._list)
+        item = bound.arguments.pop(self.list_name)
         hash(item)
         return item, bound.arguments
 
@@ -112,9 +113,32 @@ class ManyKeys:
         values = self.with_item(values, item)
         return tuple(tag.fill_plain(values) for tag in self._tags)
 
-    def loader(self, values: Mapping[str, Any], items: list[Any]) -> Callable[[], Any]:
+    def checked(self, answer: Any, items: list[Any]) -> Mapping[Any, Any]:
+        """Return `answer` if it may be one to `items`.
+
+        Raises:
+            ConfigurationError: it is no dict of these.
+        """
+        if not isinstance(answer, Mapping):
+            raise ConfigurationError(
+                f"{self.where} returned {type(answer).__name__}: a batch loader returns a dict, item: value"
+            )
+        asked = set(items)
+        extra = [item for item in answer if item not in asked]
+        if extra:
+            raise ConfigurationError(
+                f"{self.where} was asked for {items!r} and returned {extra[0]!r} too: the dict's keys are the "
+                f"items that it was given, and an item that is not there is left out"
+            )
+        return answer
+
+    def arguments_of(self, values: Mapping[str, Any], item: Any) -> inspect.BoundArguments:
+        """Return the arguments of the function with one item in the place of the list."""
+        return inspect.BoundArguments(self._signature, {**values, self.list_name: item})
+
+    def loader(self, values: Mapping[str, Any], items: list[Any]) -> functools.partial[Any]:
         """Return the function, to be called for `items` alone."""
-        asked = inspect.BoundArguments(self._signature, {**self.watch.keep(values), self._list: items})
+        asked = inspect.BoundArguments(self._signature, {**self.watch.keep(values), self.list_name: items})
         return functools.partial(self._function, *asked.args, **asked.kwargs)
 
 
@@ -156,6 +180,13 @@ class ManyCall:
         """Whether a call with these other arguments is the same: `1` and `True` are equal, and are not."""
         return self._values == values and self._keys.key(self._values, item) == self._keys.key(values, item)
 
+    def tags_of(self, item: Any, tags: TagsOf | None) -> Callable[[Any], tuple[str, ...]] | None:
+        """Return what makes tags of a value of `item`, or None; it is called with one item in the place of the list."""
+        if tags is None:
+            return None
+        arguments = self._keys.arguments_of(self._values, item)
+        return functools.partial(call_tags, tags, arguments.args, arguments.kwargs)
+
     def policy(self, item: Any, policy: Policy) -> Policy:
         """Return `policy` with the tags of `item`."""
         return policy.tagged(self._keys.tags(self._values, item)) if policy.tags else policy
@@ -168,20 +199,11 @@ class ManyCall:
         """
         self._check(items)
         # A list of the loader's own, to do with as it likes.
-        answer = await call_loader(engine, self._keys.loader(self._values, list(items)), runs_in_thread)
+        loader = self._keys.loader(self._values, list(items))
+        warn_of_sessions(loader, loader.args, loader.keywords)
+        answer = await call_loader(engine, loader, runs_in_thread)
         self._check(items)
-        if not isinstance(answer, Mapping):
-            raise ConfigurationError(
-                f"{self._keys.where} returned {type(answer).__name__}: a batch loader returns a dict, item: value"
-            )
-        asked = set(items)
-        extra = [item for item in answer if item not in asked]
-        if extra:
-            raise ConfigurationError(
-                f"{self._keys.where} was asked for {items!r} and returned {extra[0]!r} too: the dict's keys are the "
-                f"items that it was given, and an item that is not there is left out"
-            )
-        return answer
+        return self._keys.checked(answer, items)
 
     def _check(self, items: list[Any]) -> None:
         for item in items if self._seen else ():

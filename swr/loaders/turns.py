@@ -38,7 +38,7 @@ class Outdated:
         self._end: Callable[[], None]
 
     def __enter__(self) -> Self:
-        self._end = self._engine.subscribe(self._note)
+        self._end = self._engine.notifications.subscribe(self._note)
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class Outdated:
 
     def _note(self, notification: Notification) -> None:
         if notification.kind is Kind.INVALIDATED:
-            self._invalidated.add(notification.name)
+            self._invalidated.add(notification.text)
         elif notification.kind is not Kind.COMMITTED:
             self._has_tags = True
 
@@ -58,9 +58,5 @@ class Outdated:
         self._invalidated, self._has_tags = set(), False
         if not names and not has_tags:
             return []
-        admits = self._engine.store.tag_versions.admits
-        return [
-            item
-            for item, entry in entries.items()
-            if self._keys[item] in names or not admits(entry.tag_version, entry.tags)
-        ]
+        admits_entry = self._engine.store.tag_versions.admits_entry
+        return [item for item, entry in entries.items() if self._keys[item] in names or not admits_entry(entry)]

@@ -9,6 +9,7 @@ from typing import Final
 from swr.cache import Cache
 from swr.errors import ConfigurationError
 from swr.events import (
+    CommandRefused,
     CommitRejected,
     Committed,
     Event,
@@ -67,10 +68,11 @@ INVALIDATIONS: Final = Metric(
     "swr.invalidations",
     "{invalidation}",
     "Invalidations, by this process or another",
-    {"scope": ("key", "tag", "all"), "origin": ("here", "elsewhere")},
+    {"scope": ("key", "tag", "loader", "all"), "origin": ("here", "elsewhere")},
 )
 OUTAGES: Final = Metric("swr.store.outages", "{outage}", "How often the link to the store was lost")
-ADDED: Final = (READS, STALENESS, LOADS, REFUSALS, WAITS, LOSSES, COMMITS, REJECTED, INVALIDATIONS, OUTAGES)
+REFUSED: Final = Metric("swr.store.refusals", "{command}", "Commands that the store refused: its memory is full, say")
+ADDED: Final = (READS, STALENESS, LOADS, REFUSALS, WAITS, LOSSES, COMMITS, REJECTED, INVALIDATIONS, OUTAGES, REFUSED)
 
 SIZE: Final = Metric("swr.l1.size", "By", "Memory size of the entries in the local cache (L1), outdated ones included")
 ENTRIES: Final = Metric("swr.l1.entries", "{entry}", "Entries in the local cache (L1), outdated ones included")
@@ -132,6 +134,16 @@ class Exporter(ABC):
             yield {"cache": namespace}, float(value)
 
 
+# What each of these events adds 1 to.
+_COUNTED: Final[Mapping[type[Event], Metric]] = {
+    RenewalRejected: LOSSES,
+    Committed: COMMITS,
+    CommitRejected: REJECTED,
+    StoreUnreachable: OUTAGES,
+    CommandRefused: REFUSED,
+}
+
+
 def _subscriber(series: Mapping[tuple[Metric, tuple[str, ...]], Callable[[float], object]]) -> Subscriber:
     """Return a subscriber that adds each event to `series`."""
 
@@ -155,16 +167,11 @@ def _subscriber(series: Mapping[tuple[Metric, tuple[str, ...]], Callable[[float]
                 add(REFUSALS, 1, "backoff" if event.failures else "held")
             case LeaseWaited():
                 add(WAITS, event.seconds)
-            case RenewalRejected():
-                add(LOSSES, 1)
-            case Committed():
-                add(COMMITS, 1)
-            case CommitRejected():
-                add(REJECTED, 1)
             case Invalidated():
-                scope = "key" if event.key is not None else "all" if event.tag is None else "tag"
+                named = {"key": event.key, "tag": event.tag, "loader": event.loader}
+                scope = next((scope for scope, name in named.items() if name is not None), "all")
                 add(INVALIDATIONS, 1, scope, "elsewhere" if event.elsewhere else "here")
-            case StoreUnreachable():
-                add(OUTAGES, 1)
+            case _ if type(event) in _COUNTED:
+                add(_COUNTED[type(event)], 1)
 
     return on_event

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import anyio
@@ -39,6 +39,7 @@ class AskedByClient:
         "_config",
         "_is_bypassed",
         "_request",
+        "fields",
         "key",
         "limits",
         "max_body_bytes",
@@ -56,6 +57,7 @@ class AskedByClient:
         self.may_load = may_load
         self.limits = limits
         self.key = request.key
+        self.fields: Mapping[bytes, bytes] = request.fields
         self.query: bytes = request.scope.get("query_string", b"")
         self.sharing = config.sharing
         self.max_body_bytes = config.max_body_bytes
@@ -94,11 +96,11 @@ class AskedByClient:
 
     def why_not(self, key: str) -> str:
         """See `Asked`."""
-        return self._config.why_uncacheable(key)
+        return self._config.why_uncacheable(key, self._request)
 
     def note(self, key: str, reason: str, tags: tuple[str, ...], tag_version: int) -> None:
         """See `Asked`."""
-        self._config.uncacheable[key] = Uncacheable(reason, tags, tag_version)
+        self._config.note_uncacheable(key, self._request, Uncacheable(reason, tags, tag_version))
 
 
 def admission_of(
@@ -157,6 +159,8 @@ def marked_after(admission: Admission | None, message: Message, status: bytes) -
             with_marks(message, admission.marks) if admission.status == message["status"] else marked(message, status)
         )
     reason = "".join(char for char in admission.reason if " " <= char <= "~" and char not in '"\\').encode()
+    if b'"%b"' % reason in status:
+        return marked(message, status)
     detail = status[:-1] + b", " + reason if b'; detail="' in status else b'%b; detail="%b' % (status, reason)
     return marked(message, detail + b'"')
 

@@ -11,12 +11,11 @@ from swr.endpoints.decorator import warn_if_above
 from swr.endpoints.routed_scope import routed
 from swr.endpoints.terms import EndpointTerms, endpoint_terms
 from swr.engine.load import Load
-from swr.entry import Entry, stamp
+from swr.entry import Entry, State, stamp
 from swr.errors import LoadTimeout, SWRError
 from swr.http.caching import ABOUT_THE_CLIENT, ERRORS
-from swr.http.conditional import headers_of_304
 from swr.http.failures import ErrorResponse, is_fallback
-from swr.http.stored_response import RESPONSES, Varies, is_response, messages_of, part_of, validated
+from swr.http.stored_response import RESPONSES, Varies, headers_for, is_response, messages_of, part_of, validated
 from swr.middleware.admission import NO_CONTENT, admission_of, admitted, settle
 from swr.middleware.captured import CapturedResponse, Kind
 from swr.middleware.config import Config, Uncacheable
@@ -25,6 +24,7 @@ from swr.middleware.messages import begin_with
 from swr.middleware.outbox import Outbox
 from swr.middleware.request import Request, is_personal
 from swr.middleware.storing import store_response
+from swr.middleware.telling import beginning, told_to
 from swr.policy import Policy
 
 log = logging.getLogger("swr")
@@ -55,7 +55,7 @@ class Capture:
         varies: Varies = NO_VARIES,
         why: bytes = b"stale",
     ) -> None:
-        self.codec = RESPONSES
+        self.codec, self.loader = RESPONSES, ""
         self.context = Context() if outbox is None else None
         self.outbox = Outbox() if outbox is None else outbox
         admission = None if outbox is None else admission_of(config, request)
@@ -78,7 +78,7 @@ class Capture:
         self._is_given_up = False
         # Set when another task than the run's own has ended the load; None: none does.
         self._settled: anyio.Event | None = None
-        # The beginning of the response, while it is not certain that swr sees the content.
+        # The beginning of the response, until the message after it comes.
         self._start: Message | None = None
 
     @property
@@ -117,10 +117,7 @@ class Capture:
         """Run the app; the load ends with the last message of the body, before background tasks of the app."""
         self._load, self.is_begun = load, True
         rule = self._request.find_rule()
-        if rule is not None and rule.hard_timeout is not None:
-            self._limit(rule.hard_timeout)
-        else:
-            self._limit("auto" if self._config.hard_timeout is None else self._config.hard_timeout)
+        self._limit((None if rule is None else rule.hard_timeout) or self._config.hard_timeout or "auto")
         endpoint_terms.set(self._terms)
         self.response.choose_base(load.flight.entry)
         response = self.response
@@ -141,7 +138,6 @@ class Capture:
                 return
             self.error = error
             if not load.flight.done.is_set():
-                load.warn_timed_out(error)
                 raise
             if not self.outbox.is_attached and not self.outbox.is_passing:
                 log.exception("the app failed after its response to %r was stored", self._request.key)
@@ -217,10 +213,8 @@ class Capture:
         if is_unseen and not self.outbox.is_passing:
             await self._pass_through("not seen")
         start, self._start = self._start, None
-        if start is not None:
-            await self._send(
-                self.response.marked(start, self._refusal() if is_unseen else b"swr; fwd=%b; stored" % self._why)
-            )
+        if start is not None and self.outbox.is_attached:
+            await self._begin(start, message)
         if kind == "http.response.body":
             await self._on_body(message)
         else:
@@ -231,10 +225,8 @@ class Capture:
         await self.outbox.put(message, wait=not self.response.fits)
 
     async def _on_start(self, message: Message) -> None:
-        message = {
-            **message,
-            "headers": [(bytes(name), bytes(value)) for name, value in message.get("headers", ())],
-        }
+        headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        message = {**message, "headers": headers}
         response, status = self.response, message["status"]
         if self._terms.terms is None:
             warn_if_above(self._request.scope.get("endpoint"))
@@ -254,22 +246,26 @@ class Capture:
         if status in ABOUT_THE_CLIENT and response.verdict.policy is not None and self._has_entry():
             # Another client may still get what is stored.
             response.reject(f"status {status}")
-        reason = response.verdict.reason
         if response.verdict.policy is None:
-            await self._pass_through(reason)
+            await self._pass_through(response.verdict.reason)
             await self._send(self.response.marked(message, self._refusal()))
             return
-        if self.outbox.is_attached and self.response.is_known_to_client:
-            brief = {"type": message["type"], "status": 304, "headers": headers_of_304(message["headers"])}
-            await self._send(self.response.marked(brief, b"swr; fwd=%b; fwd-status=200; stored" % self._why))
+        # Servers wait for the next message, too. It shows whether all of the body comes with it, or a file.
+        self._start = message
+
+    async def _begin(self, start: Message, following: Message) -> None:
+        """Send the beginning of a response that was to be stored when it came."""
+        response = self.response
+        if response.verdict.policy is None:
+            await self._send(response.marked(start, self._refusal()))
+            return
+        first = beginning(self._request, start, following, response.verdict, self._config.engine.clock())
+        if first["status"] != start["status"]:
+            await self._send(response.marked(first, b"swr; fwd=%b; fwd-status=200; stored" % self._why))
             await self._send({"type": "http.response.body", "body": b""})
             self.outbox.close()
             return
-        if not self.response.is_replay and not _UNSEEN.isdisjoint(self._request.scope.get("extensions") or ()):
-            # The next message shows whether the server is to send a file.
-            self._start = message
-            return
-        await self._send(self.response.marked(message, b"swr; fwd=%b; stored" % self._why))
+        await self._send(response.marked(first, b"swr; fwd=%b; stored" % self._why))
 
     def _refusal(self) -> bytes:
         """The member of `Cache-Status` of a response that is not stored."""
@@ -350,8 +346,10 @@ class Capture:
             status += b"; stored"
             await self._store()
         entry = stamp(stored, response.verdict.policy or Policy(0), self._load.began)
-        marks = validated(entry, self._config.engine.clock(), status)
-        for message in messages_of(self._request.method, self._request.fields, entry, marks):
+        now = self._config.engine.clock()
+        headers = headers_for(entry, told_to(self._request, stored), State.MISSING, now)
+        marks = validated(entry, now, status)
+        for message in messages_of(self._request.method, self._request.fields, entry, headers, marks):
             await self._send(message)
 
     async def _store(self) -> None:
@@ -384,10 +382,11 @@ class Capture:
         self.outbox.pass_through()
         if response.is_about_all:
             key, tag_version = self._request.variant(self._varies.names), self._load.tag_version
-            self._config.uncacheable[key] = Uncacheable(reason, self._request.tags, tag_version)
-        # The app no longer answers with what is stored. The client may leave meanwhile and end the run.
+            found = Uncacheable(reason, self._request.tags, tag_version, response.varies_by)
+            self._config.note_uncacheable(key, self._request, found)
+        # The client may leave meanwhile and end the run.
         with anyio.CancelScope(shield=True):
-            await self._load.skip(drop=response.is_about_all and self._load.flight.entry is not None)
+            await self._load.skip(drop=response.is_in_place_of_stored and self._load.flight.entry is not None)
         if not self.outbox.is_needed:
             self._scope.cancel()
 

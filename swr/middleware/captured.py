@@ -5,18 +5,20 @@ from typing import Any, Final
 
 from starlette.types import Message, Scope
 
-from swr.endpoints.declared import answers, declared
+from swr.endpoints.declared import Declared, answers, calls, declared
 from swr.endpoints.terms import EndpointTerms
 from swr.entry import Entry
 from swr.http.caching import ABOUT_THE_CLIENT, GONE, Terms, Verdict, control, judge
-from swr.http.conditional import CONDITIONS, not_modified, selects, updated, validators
+from swr.http.conditional import CONDITIONS, selects, updated, validators
 from swr.http.fields import (
     Headers,
     content_length,
     content_range,
     strings,
     values_of,
+    vary_of,
 )
+from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY
 from swr.http.stored_response import StoredResponse, Varies, add_names, as_stored, is_response
 from swr.middleware.admission import marked_after
 from swr.middleware.config import Config
@@ -84,8 +86,7 @@ class CapturedResponse:
         self.is_replay = is_replay
         self.is_range = not is_replay and request.method == "GET" and b"range" in request.fields
         # A replay has credentials only where they select what is stored.
-        is_selected = not {"authorization", "x-api-key"}.isdisjoint(varies.names)
-        self.authorized = request.authorized and (is_selected or not is_replay)
+        self.authorized = bool(request.credentials_in(varies.names)) if is_replay else request.authorized
         # The stored response that the app is asked to confirm.
         self.base: StoredResponse | None = None
         self.kind = Kind.NONE
@@ -110,6 +111,21 @@ class CapturedResponse:
         return self.status < 500 and self.status not in ABOUT_THE_CLIENT and self.status != 206
 
     @property
+    def varies_by(self) -> tuple[str, ...]:
+        """The request fields that select it, as far as the URL was not known to vary by them."""
+        return tuple(name for name in vary_of(self.headers) or () if name not in self._varies.names)
+
+    def is_about(self, request: Request) -> bool:
+        """Whether it says something about what another request for the same URL would get."""
+        names = self.varies_by
+        return self.is_about_all and request.variant(names) == self._request.variant(names)
+
+    @property
+    def is_in_place_of_stored(self) -> bool:
+        """Whether the app no longer answers with what is stored: unless that is for requests with other fields."""
+        return self.is_about_all and (self.is_replay or not self.varies_by)
+
+    @property
     def fits(self) -> bool:
         """Whether it is short enough to be stored, so far."""
         return self.size <= self._config.max_body_bytes
@@ -118,13 +134,6 @@ class CapturedResponse:
     def has_wrong_length(self) -> bool:
         """Whether its size is not what its `Content-Length` says; ask at its end."""
         return self.length is not None and self.length != self.size
-
-    @property
-    def is_known_to_client(self) -> bool:
-        """Whether the client that caused the run already has this response."""
-        if self.status != 200 or self.is_range:
-            return False
-        return not_modified(self._request.fields, self.headers, self._config.engine.clock())
 
     def marked(self, message: Message, status: bytes) -> Message:
         """Return the beginning of the response with the fields that say where it comes from; see `marked_after`."""
@@ -198,7 +207,9 @@ class CapturedResponse:
             # Requests with cookies come this far only if a rule says which of them matter.
             names.discard("cookie")
         if terms is not None and terms.per_credential:
-            names |= {"authorization", *request.credentials, *asked.credentials, *self._varies.names}
+            names.add(ALL_CREDENTIALS)
+        # What the route or the user names selects as it was sent.
+        names |= {EXACTLY + name for name in (*names, *(terms.vary if terms is not None else ())) if name.isascii()}
         self.authorized = self.authorized or personal or request.has_any(asked.credentials)
         verdict = judge(
             status,
@@ -222,7 +233,7 @@ class CapturedResponse:
             if field is not None:
                 self._config.warn_unknown(field)
                 return Verdict(None, f"field {field}")
-        behind = self._why_behind(verdict, terms, asked.guard_fields)
+        behind = self._why_behind(verdict, terms, asked)
         if behind:
             return Verdict(None, behind)
         rule = request.find_rule()
@@ -239,13 +250,13 @@ class CapturedResponse:
             return Verdict(None, f"status {status}")
         return verdict
 
-    def _why_behind(self, verdict: Verdict, terms: Terms | None, guard_fields: frozenset[str] | None) -> str:
+    def _why_behind(self, verdict: Verdict, terms: Terms | None, asked: Declared) -> str:
         """Return why the response must not be stored in front of the dependencies of its endpoint, if it must not.
 
         Parameters:
             verdict: on the response.
             terms: of the endpoint, or of a rule.
-            guard_fields: the request fields that guards ask for; None: any.
+            asked: what the route asks the request for.
         """
         if verdict.policy is not None and self._terms.is_keyed:
             # By its URL nobody can tell whose it is.
@@ -257,10 +268,13 @@ class CapturedResponse:
             return "after dependencies"
         if terms is not None and terms.per_credential and request.credentials:
             return ""
-        if guard_fields is None:
-            return "" if request.has_key else "guard"
+        if self._terms.terms is not None and not calls(self.scope, self._terms.wrapper):
+            # What stands between them may look at anything, as a guard may.
+            return "" if request.has_key else "route"
+        if asked.guard_fields is None or asked.looking:
+            return "" if request.has_key else asked.looking or "guard"
         # Under a rule the fields of guards select.
-        return "guard" if self._terms.terms is not None and request.has_any(guard_fields) else ""
+        return "guard" if self._terms.terms is not None and request.has_any(asked.guard_fields) else ""
 
     def forget_unrelated(self) -> None:
         """Begin again, without a stored response to confirm."""
@@ -285,7 +299,7 @@ class CapturedResponse:
         """Whether waiting requests may be answered with this error."""
         directives, _ = control(self.headers, self._config.sharing.targeted)
         asked = declared(self.scope)
-        is_open = asked.is_complete and asked.guard_fields is not None and not asked.fields
+        is_open = asked.is_complete and asked.guard_fields is not None and not asked.fields and not asked.looking
         if not is_open or values_of(self.headers, b"vary") or self._request.unknown:
             # Those who wait may have sent something else.
             return False

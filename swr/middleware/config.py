@@ -17,7 +17,7 @@ from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
 from swr.http.fields import field_names
 from swr.http.stored_response import MOST_VARIANTS
-from swr.middleware.request import Selection
+from swr.middleware.request import Request, Selection
 from swr.middleware.rules import Rule
 from swr.middleware.slow_bodies import SlowBodies
 from swr.middleware.variants import Variants
@@ -41,11 +41,13 @@ class Uncacheable(NamedTuple):
         reason: why.
         tags: of its URL.
         tag_version: the newest one when the app was asked; an invalidation since then ends it.
+        names: the request fields by which it varies; it says nothing about requests with other values.
     """
 
     reason: str
     tags: tuple[str, ...]
     tag_version: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Config:
         max_body_bytes: longer responses are not stored.
         slow_bodies: has runs give up storing a response that takes too long.
         variants: which variants of a URL are stored.
-        uncacheable: keys whose responses could not be stored lately; ask `why_uncacheable`.
+        uncacheable: responses that could not be stored lately; see `note_uncacheable` and `why_uncacheable`.
         guarded: keys of URLs whose endpoint was lately answered from the cache after its dependencies.
         refreshing: keys of responses behind dependencies of which a background refresh has lately begun.
         app_state: returns the state of the app's lifespan, which background runs get.
@@ -108,14 +110,22 @@ class Config:
             self.warned.add((text, name))
             log.warning(text, name)
 
-    def miss_status(self, key: str, why: bytes) -> bytes:
+    def miss_status(self, key: str, request: Request, why: bytes) -> bytes:
         """Return the member of `Cache-Status` for a miss, with the reason why it is not stored, if that is known."""
-        reason = self.why_uncacheable(key)
+        reason = self.why_uncacheable(key, request)
         return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
-    def why_uncacheable(self, key: str) -> str:
+    def note_uncacheable(self, key: str, request: Request, found: Uncacheable) -> None:
+        """Remember that the response to a request, which selects `key`, could not be stored."""
+        self.uncacheable[key] = found
+        if found.names:
+            self.uncacheable[f"{key}\n{request.variant(found.names)}"] = found
+
+    def why_uncacheable(self, key: str, request: Request) -> str:
         """Return why the responses of `key` could not be stored lately; empty: swr may try to store them."""
         found = self.uncacheable.get(key)
+        if found is not None and found.names:
+            found = self.uncacheable.get(f"{key}\n{request.variant(found.names)}")
         if found is None or not self.engine.store.tag_versions.admits(found.tag_version, found.tags):
             return ""
         return found.reason
@@ -129,7 +139,7 @@ def warn_if_one_of_several(cache: Cache) -> None:
     arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
     siblings = getattr(arbiter, "WORKERS", {}).values()
     is_worker = is_worker or any(sibling.cfg.workers > 1 for sibling in siblings)
-    if is_worker and not cache.is_shared:
+    if is_worker and not cache.is_shared and cache.engine.switch.is_enabled:
         log.warning(
             "the cache %r is in the memory of one worker process: invalidations do not reach the others; give it the "
             "URL of Redis or Valkey, or run one process",
@@ -152,7 +162,7 @@ def make_config(
     stale_if_unreachable: Duration,
     hard_timeout: Duration | None,
     ignore_fields: Sequence[str],
-    key: Callable[[Scope], str] | None,
+    key: Callable[[Scope], object] | None,
     version: str,
     app_state: Callable[[], dict[str, Any]],
 ) -> Config:

@@ -4,25 +4,26 @@ import contextlib
 import logging
 from typing import Any, Final
 
-import anyio
 from starlette.types import Receive, Send
 
-from swr.core.decision import FRESH, Revalidate, decide
+from swr.core.decision import FRESH, Revalidate, decide, is_fresh
 from swr.engine.flights import Flight
 from swr.entry import Entry, State
 from swr.errors import LoadTimeout, SWRError
 from swr.events import Miss as MissEvent
-from swr.http.classify import ADMITTING, Action, Handling, Miss, Reason, classify, classify_miss
-from swr.http.failures import ErrorResponse
+from swr.http.classify import ADMITTING, CONTENT, Action, Handling, Miss, Reason, classify, classify_miss
+from swr.http.failures import ErrorResponse, has_timed_out
 from swr.http.stored_response import Varies, answers_range, is_response
 from swr.middleware.admission import admission_of, is_guarded
 from swr.middleware.capture import Capture
 from swr.middleware.config import Config
+from swr.middleware.delivery import Delivery
 from swr.middleware.lookup import PART, Found, find_unknown, limits_for, look_up, look_up_local, may_use, read_entry
 from swr.middleware.messages import look_ahead, send_empty, send_error, send_stored
 from swr.middleware.outbox import Outbox
 from swr.middleware.passthrough import Unsafe, bypass, head
 from swr.middleware.request import Request
+from swr.policy import Timeout
 
 log = logging.getLogger("swr")
 
@@ -30,8 +31,6 @@ log = logging.getLogger("swr")
 _MOST_LOOKUPS: Final = 4
 # Why a stale hit starts no refresh, for the log.
 REFRESHES_ALREADY: Final = "no refresh now: one is under way, or the last one failed"
-# Seconds after which swr looks whether a client that waits is still there. Most loads end earlier.
-_UNWATCHED_FOR: Final = 1.0
 
 
 class RequestHandler:
@@ -53,7 +52,8 @@ class RequestHandler:
         self._send = send
         # Whether another request's load was of no use, and this request has looked again for that.
         self._has_retried = False
-        self._facts, self._accepted = request.read_facts(config.sharing, config.honoured)
+        facts, self._accepted = request.read_facts(config.sharing, config.honoured)
+        self._facts = facts._replace(is_off=True) if config.engine.switch.is_off else facts
 
     async def handle(self) -> None:
         """Answer the request."""
@@ -65,7 +65,7 @@ class RequestHandler:
             try:
                 await self._answer(handling)
             finally:
-                if not self._request.answered:
+                if not self._request.answered and not self._facts.is_off:
                     self._engine.events.publish(MissEvent, self._request.key)
 
     async def _answer(self, handling: Handling) -> None:
@@ -76,22 +76,20 @@ class RequestHandler:
         # HTTP/1 announces content, and a hit does not wait for the client.
         is_unsure = self._request.scope.get("http_version", "1.1") > "1.1"
         if is_unsure and await self._has_unannounced_content():
-            handling = classify(self._facts._replace(has_content=True))
-            await self._bypass(handling, handling.cache_status)
+            await self._bypass(CONTENT, CONTENT.cache_status)
             return
         if handling.action is Action.LOOK_UP:
             found = look_up_local(self._engine, self._request)
             if await self._serve(found):
                 return
-            is_uncacheable = found.entry is None and bool(self._config.why_uncacheable(found.key))
+            is_uncacheable = found.entry is None and bool(self._config.why_uncacheable(found.key, self._request))
             behind = is_guarded(self._config, self._request, found)
             handling = classify_miss(self._facts, Miss(False, is_uncacheable=is_uncacheable, is_guarded=behind))
             if handling.action is Action.BYPASS:
-                await self._bypass(handling, self._config.miss_status(found.key, found.why_missing(0)))
+                await self._bypass(handling, self._config.miss_status(found.key, self._request, found.why_missing(0)))
                 return
             if self._request.method == "GET" and not is_unsure and await self._has_unannounced_content():
-                handling = classify(self._facts._replace(has_content=True))
-                await self._bypass(handling, handling.cache_status)
+                await self._bypass(CONTENT, CONTENT.cache_status)
                 return
         for _ in range(_MOST_LOOKUPS):
             if await self._ask_store():
@@ -229,7 +227,14 @@ class RequestHandler:
         outbox = Outbox(self._receive)
         job = Capture(self._config, request, outbox, found.varies, why)
         flight = self._engine.begin(key, job, entry)
-        if not await self._deliver(flight, job):
+        delivery = Delivery(
+            self._engine,
+            flight,
+            job,
+            self._soft_timeout(flight.entry),
+            lambda: self._usable_fallback(flight) is not None,
+        )
+        if not await delivery.deliver(self._send):
             await self._answer_nobody(outbox, why)
             return True
         self._receive = outbox.unread_before(self._receive)
@@ -260,35 +265,13 @@ class RequestHandler:
             )
         return outcome is not None
 
-    async def _deliver(self, flight: Flight, job: Capture) -> bool:
-        """Send what a run for this client brings, until the load and that run are over; False: the client has left.
-
-        A client that leaves ends no load.
-        """
-        failure: Exception | None = None
-        try:
-            with anyio.CancelScope() as scope:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(job.outbox.deliver, self._send)
-                    try:
-                        with anyio.move_on_after(_UNWATCHED_FOR) as unwatched:
-                            await self._wait(flight, job)
-                        if unwatched.cancelled_caught:
-                            group.start_soon(job.outbox.watch, scope)
-                            await self._wait(flight, job)
-                    except Exception as error:
-                        # The group would wrap it in an ExceptionGroup.
-                        failure = error
-                    group.cancel_scope.cancel()
-        finally:
-            job.detach()
-        if failure is not None:
-            raise failure
-        return not scope.cancelled_caught
-
-    async def _wait(self, flight: Flight, job: Capture) -> None:
-        await self._engine.wait(flight)
-        await job.wait()
+    def _soft_timeout(self, entry: Entry[Any] | None) -> Timeout:
+        """Return how long this client waits if there is an entry to fall back on, as the decorator or a rule says."""
+        if entry is not None and is_response(entry) and entry.value.client_max_age is not None:
+            timeout: Timeout = entry.value.soft_timeout
+            return timeout
+        rule = self._request.find_rule()
+        return None if rule is None else rule.soft_timeout
 
     async def _answer_nobody(self, outbox: Outbox, why: bytes) -> None:
         """End the answer to a client that has left: the middleware around swr may wait for one."""
@@ -303,7 +286,7 @@ class RequestHandler:
         """
         fallback = self._engine.fallback(flight, flight.error)
         # Another load may have stored something fresh meanwhile.
-        if fallback is not None and self._engine.clock() >= fallback.fresh_until:
+        if fallback is not None and not is_fresh(fallback, self._engine.clock()):
             job = Capture(self._config, self._request, varies=varies)
             # The cache may have been closed meanwhile.
             with contextlib.suppress(SWRError):
@@ -321,6 +304,13 @@ class RequestHandler:
             is_own: whether this request has run the app for the flight.
         """
         request, send, error = self._request, self._send, flight.error
+        if not flight.done.is_set():
+            # This client waits no longer. An invalidation may have taken what there was to fall back on.
+            fallback = self._usable_fallback(flight)
+            if fallback is None:
+                return None
+            await self._fall_back(flight, fallback, b'swr; fwd=%b; detail="soft timeout"' % why)
+            return "is still under way, answered with the stored response"
         loaded = flight.loaded
         if loaded is not None:
             if flight.superseded or type(loaded.value) is Varies:
@@ -337,11 +327,11 @@ class RequestHandler:
             if outcome is not None:
                 return outcome
         elif isinstance(flight.job, Capture) and (
-            flight.job.is_stored_elsewhere or (not flight.job.response.is_about_all and self._may_retry())
+            flight.job.is_stored_elsewhere or (not flight.job.response.is_about(request) and self._may_retry())
         ):
             return None
         # The result is not for this request, or only for the one that loaded it.
-        status = self._config.miss_status(flight.key, why)
+        status = self._config.miss_status(flight.key, request, why)
         admission = admission_of(self._config, request, self._facts, self._accepted)
         await bypass(self._config, request, self._receive, send, status, admission=admission)
         return "another request's load was of no use; the app answered"
@@ -357,8 +347,8 @@ class RequestHandler:
         is_timeout = isinstance(error, LoadTimeout) or (isinstance(error, ErrorResponse) and error.status == 504)
         return not is_timeout or job.sender not in (None, self._request.sender)
 
-    def _usable_fallback(self, flight: Flight, error: BaseException) -> Entry[Any] | None:
-        """Return the entry that may answer this request for a load that has failed, or None."""
+    def _usable_fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
+        """Return the entry that may answer this request for a load that has failed or takes too long, or None."""
         fallback = self._engine.fallback(flight, error)
         return fallback if fallback is not None and may_use(self._request, fallback) else None
 
@@ -371,16 +361,12 @@ class RequestHandler:
             fallback: the entry that may answer in its place.
 
         Raises:
-            BaseException: the failure, if it is neither a time-out nor an answer of the app.
+            BaseException: the failure, if it is neither the middleware's time-out nor an answer of the app.
         """
-        now = self._engine.clock()
-        is_timeout = isinstance(error, LoadTimeout)
+        is_timeout = has_timed_out(flight.key, error)
         if fallback is not None:
             status = error.status if isinstance(error, ErrorResponse) else 504 if is_timeout else 500
-            # A fallback may be fresh, but not fresh enough for the client.
-            state = State.FRESH if now < fallback.fresh_until else State.STALE
-            mark = b"swr; fwd=%b; fwd-status=%d" % (why, status)
-            await self._give(flight.key, fallback, state, now, mark, error)
+            state = await self._fall_back(flight, fallback, b"swr; fwd=%b; fwd-status=%d" % (why, status), error)
             return f"failed ({type(error).__name__}), answered with the {state.value} fallback"
         if is_timeout:
             await send_empty(self._send, 504, b'swr; fwd=%b; detail="timeout"' % why)
@@ -391,6 +377,16 @@ class RequestHandler:
             return None
         await send_error(self._send, error.response, why)
         return f"another request's load failed, answered {error.status}"
+
+    async def _fall_back(
+        self, flight: Flight, fallback: Entry[Any], status: bytes, error: BaseException | None = None
+    ) -> State:
+        """Answer with an entry in place of what is loaded, and return its state."""
+        now = self._engine.clock()
+        # A fallback may be fresh, but not fresh enough for the client.
+        state = State.FRESH if is_fresh(fallback, now) else State.STALE
+        await self._give(flight.key, fallback, state, now, status, error)
+        return state
 
     def _log(self, handling: Handling) -> None:
         if log.isEnabledFor(logging.DEBUG):

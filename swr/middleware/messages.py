@@ -3,8 +3,9 @@
 from starlette.types import Message, Receive, Send
 
 from swr.entry import Entry, State
-from swr.http.stored_response import StoredResponse, marked, marks_of, messages_of
+from swr.http.stored_response import StoredResponse, headers_for, marked, marks_of, messages_of
 from swr.middleware.request import Request
+from swr.middleware.telling import told_to
 
 
 def begin_with(first: Message, receive: Receive) -> Receive:
@@ -34,7 +35,8 @@ async def send_stored(
         now: wall clock, seconds.
         status: the member of `Cache-Status`; by default that of a hit.
     """
-    for message in messages_of(request.method, request.fields, entry, marks_of(entry, state, now, status)):
+    headers = headers_for(entry, told_to(request, entry.value), state, now)
+    for message in messages_of(request.method, request.fields, entry, headers, marks_of(entry, state, now, status)):
         await send(message)
 
 

@@ -1,22 +1,24 @@
 """The ASGI middleware: a shared HTTP cache (RFC 9111) around an app."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Literal
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from swr.cache import Cache
 from swr.entry import State
 from swr.http.caching import HONOURED
 from swr.http.classify import Action, RequestFacts, classify
+from swr.http.clients import Told
 from swr.http.request import URL, is_long, plain_url, shown, url_key
 from swr.http.stored_response import StoredResponse, make_ready
 from swr.middleware.config import make_config, warn_if_one_of_several
 from swr.middleware.handler import REFRESHES_ALREADY, RequestHandler
 from swr.middleware.passthrough import pass_through
 from swr.middleware.request import Request
-from swr.middleware.rules import Rule
+from swr.middleware.rules import Rule, first_match
+from swr.middleware.telling import told_of
 from swr.policy import Duration
 from swr.stores.local import Slot
 
@@ -53,7 +55,7 @@ class SWRMiddleware:
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless; see *Who
             gets whose answer?* in the documentation.
         key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
-            scope.
+            scope: a string, a number, a date, a UUID or a tuple of these.
         version: names the version of the app, such as its release. Processes of another version that share the cache
             have responses of their own; invalidations reach those of every version.
         show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
@@ -67,7 +69,7 @@ class SWRMiddleware:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: Callable[[Any, Any, Any], Awaitable[Any]],
         cache: Cache,
         rules: Sequence[Rule] = (),
         cookies: Literal["private", "rfc9111"] = "private",
@@ -81,7 +83,7 @@ class SWRMiddleware:
         stale_if_unreachable: Duration = "1d",
         hard_timeout: Duration | None = None,
         ignore_fields: Sequence[str] = (),
-        key: Callable[[Scope], str] | None = None,
+        key: Callable[[Scope], object] | None = None,
         version: str = "",
         show_key: bool = False,
     ) -> None:
@@ -111,7 +113,6 @@ class SWRMiddleware:
         self._local = cache.local
         self._aliases = cache.local.aliases_of(version)
         self._version = version
-        self._clock = cache.engine.clock
         self._events = cache.engine.events
         self._rules = self.config.rules
         self._shows_key = show_key
@@ -128,7 +129,7 @@ class SWRMiddleware:
             # hold, a second at most, the URL as it was sent leads to them, without a key.
             url, condition = plain_url(scope)
             slot = self._aliases.get(url)
-            if slot is None or slot.checked != self._local.generation or self._clock() >= slot.ready_until:
+            if slot is None or (now := self._local.clock.time()) >= slot.ready_until or now >= slot.trust.until:
                 slot = self._ready(url) if url is not None else None
             if slot is not None:
                 ready = slot.ready
@@ -167,13 +168,11 @@ class SWRMiddleware:
         """Make the messages of a URL ready and return its slot; None if its response cannot be sent as it is."""
         key = url_key(url, self._digest, self._version)
         slot = self._local.get(key)
-        if slot is None or slot.checked != self._local.generation or type(slot.value) is not StoredResponse:
+        now = self._local.clock.time()
+        if slot is None or now >= slot.trust.until or type(slot.value) is not StoredResponse or slot.value.validate:
             return None
-        if slot.value.validate:
-            return None
-        now = self._clock()
         if now < slot.fresh_until:
-            slot.ready = make_ready(slot.entry, now)
+            slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
             slot.ready_until = slot.ready.until
             if not is_long(url):
                 self._local.alias(slot, url, self._aliases)
@@ -181,16 +180,21 @@ class SWRMiddleware:
         # A stale hit is as cheap while a refresh is under way or the key backs off.
         if now < slot.stale_until and self._engine.backs_off(key):
             if slot.ready is None or now >= slot.ready.until:
-                slot.ready = make_ready(slot.entry, now)
+                slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("GET %r: answer (stale) from the local cache; %s", shown(url), REFRESHES_ALREADY)
             return slot
         return None
 
+    def _told(self, url: URL, stored: StoredResponse) -> Told | None:
+        """Return what clients are told about a response; a URL that is plain has nothing beside it that selects."""
+        rule, _ = first_match(self._rules, url[3], url[2])
+        return told_of(stored, rule, has_key=False)
+
     def _tell(self, url: URL | None, slot: Slot) -> None:
         """Publish the event of an answer that was ready."""
         assert url is not None
-        state = State.FRESH if self._clock() < slot.fresh_until else State.STALE
+        state = State.FRESH if self._local.clock.time() < slot.fresh_until else State.STALE
         self._engine.tell(url_key(url, self._digest, self._version), slot.entry, state)
 
     # -- lifespan ---------------------------------------------------------------------------------------------

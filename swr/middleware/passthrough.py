@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -21,6 +21,7 @@ from swr.middleware.admission import admitted, marked_after, settle
 from swr.middleware.captured import MOST_GROUPS
 from swr.middleware.config import Config
 from swr.middleware.request import Request, is_personal
+from swr.stores.tag_versions import is_announced
 
 log = logging.getLogger("swr")
 
@@ -131,6 +132,7 @@ async def _freshen(
         return False
     response = as_stored(stored.status, merged, stored.body, verdict)
     response.names, response.ignores, response.per_credential = stored.names, stored.ignores, stored.per_credential
+    response.client_max_age, response.soft_timeout = stored.client_max_age, stored.soft_timeout
     # A response that has become newer in the meantime stays.
     await config.engine.put(key, RESPONSES, response, verdict.policy, snapshot, known=entry.version)
     return True
@@ -158,6 +160,8 @@ def _judged(
 class Unsafe:
     """A request whose method may change something; swr invalidates what it may have changed (RFC 9111 4.4).
 
+    That costs no tag version and no message, but one command, where nothing of the URL is stored or being loaded.
+
     Twice: before the client gets the answer, so that its next request finds nothing older; and when the app has ended,
     because a framework may commit its transaction after the response (FastAPI's dependencies with `yield`). So are the
     keys and tags that the app itself invalidates.
@@ -182,7 +186,7 @@ class Unsafe:
     async def answer(self, receive: Receive, send: Send) -> None:
         """Let the app answer."""
         config = self._config
-        self._snapshot = config.engine.snapshot()
+        self._snapshot = config.engine.snapshot()._replace(heard=config.engine.store.heard)
 
         async def observe(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -201,6 +205,8 @@ class Unsafe:
     async def _on_start(self, message: Message) -> Message:
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         status, request = message["status"], self._request
+        if status >= 400:
+            self._repeats.fail()
         # RFC 9111 4.4, but for 307 and 308: the request changes something only where it is sent again.
         if 200 <= status < 300 or status in (301, 302, 303):
             references = [
@@ -212,9 +218,18 @@ class Unsafe:
             tags = [request.tags[1], *map(request.tag_of, references), *map(request.group_tag, groups)]
             self._tags = list(dict.fromkeys(tag for tag in tags if tag is not None))
             self._consider(status, headers)
-            for tag in self._tags:
-                await self._config.engine.invalidate_tag(tag)
+            await self._invalidate()
         return {**message, "headers": [*headers, (b"cache-status", b"swr; fwd=method")]}
+
+    async def _invalidate(self) -> None:
+        """Invalidate what the request may have changed: of URLs, those that anything is stored or loaded for."""
+        engine, certain = self._config.engine, [tag for tag in self._tags if not is_announced(tag)]
+        if self._verdict.policy is not None:
+            # It will be stored, if nobody else has invalidated it since this request began.
+            certain.append(self._request.tags[1])
+        await engine.invalidate_tag(*certain)
+        await engine.invalidate_announced(*(tag for tag in self._tags if tag not in certain))
+        self._snapshot = engine.snapshot()._replace(began=self._snapshot.began, heard=self._snapshot.heard)
 
     def _consider(self, status: int, headers: Headers) -> None:
         """Prepare to store a response to POST that says how long it may answer a GET of this very URL."""
@@ -255,7 +270,6 @@ class Unsafe:
             if content_length(self._headers) not in (None, len(self._body)):
                 return
             response = as_stored(self._status, self._headers, bytes(self._body), verdict)
-            snapshot: Any = engine.snapshot()._replace(began=self._snapshot.began)
-            if await engine.put(self._request.key, RESPONSES, response, verdict.policy, snapshot):
+            if await engine.put(self._request.key, RESPONSES, response, verdict.policy, self._snapshot):
                 # The second invalidation would drop it.
                 self._repeats.forget(self._tags)

@@ -6,33 +6,21 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from starlette.types import Scope
 
+from swr.endpoints.declared import QUERY
 from swr.endpoints.routed_scope import unnoticed
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits, normalised
 from swr.http.classify import RequestFacts
 from swr.http.fields import Directives, Headers, is_too_long, parse_directives, values_of
 from swr.http.request import Digest, chained, digest_with, host_tag, path_of, shortened, url_key, url_tag
-from swr.http.request_fields import INTERPRETED, FieldClass, field_class
-from swr.middleware.rules import Rule, first_match
+from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY, INTERPRETED, FieldClass, field_class
+from swr.middleware.rules import Rule, first_match, text_of_key
 from swr.policy import NO_LIMITS, Limits
 
+# What routing around the middleware has found; the middleware of Litestar stands behind its routing.
+_ROUTED: Final = ("path_params", "endpoint", "route", "router", "litestar_app", "route_handler", "path_template")
 # The parts of a scope that a background run gets: those that the key accounts for, and those of the server.
-_REPLAYED: Final = (
-    "type",
-    "asgi",
-    "http_version",
-    "scheme",
-    "path",
-    "raw_path",
-    "root_path",
-    "app_root_path",
-    # What routing around the middleware has found in the path and the host.
-    "path_params",
-    "endpoint",
-    "route",
-    "router",
-    "server",
-    "app",
-)
+_OF_THE_KEY: Final = ("type", "asgi", "http_version", "scheme", "path", "raw_path", "root_path", "app_root_path")
+_REPLAYED: Final = (*_OF_THE_KEY, *_ROUTED, "server", "app")
 # What a background run as the same client gets, too.
 _REPEATED: Final = ("method", "query_string", "client", "user", "auth")
 
@@ -49,7 +37,7 @@ class Selection(NamedTuple):
 
     ignored: frozenset[bytes] = frozenset()
     digest: Digest = digest_with(b"")
-    key: Callable[[Scope], str] | None = None
+    key: Callable[[Scope], object] | None = None
     version: str = ""
 
 
@@ -70,7 +58,7 @@ class Request:
     __slots__ = (
         "_asked",
         "_cookies",
-        "_parameters",
+        "_matched",
         "_query",
         "_replayed_state",
         "_rules",
@@ -95,6 +83,7 @@ class Request:
         self._asked = {"scheme": "http", "query_string": b"", **unnoticed(scope), "headers": list(scope["headers"])}
         self._rules = rules
         self._selection = selection
+        self._matched: tuple[Rule | None, dict[str, Any]] | None = None
         self.method: str = scope["method"]
         # Whether the event of its answer has been published.
         self.answered = False
@@ -103,9 +92,8 @@ class Request:
         self.has_other_cookies = False
         self._read_fields()
         query = self._asked["query_string"]
-        if not self._has_long_target:
-            query = self._keyed(scope["path"], scope.get("raw_path") or b"", query)
-        self._query: bytes = query
+        rule = self.find_rule() if self._reads_query and query and not self._has_long_target else None
+        self._query: bytes = query if rule is None else rule.keyed_query(query)
         # The key grows by the cookies that a rule names; logs show the URL's alone.
         self.url_key = url_key(
             (
@@ -126,7 +114,7 @@ class Request:
         self._replayed_state: dict[str, Any] | None = None
         for function in (selection.key, None if rule is None else rule.key):
             if function is not None:
-                self.key = f"{self.key}\nkey: {selection.digest(str(function(scope)).encode('utf-8', 'surrogatepass'))}"
+                self.key = f"{self.key}\nkey: {selection.digest(text_of_key(function, scope))}"
                 self._replayed_state = dict(scope.get("state", {}))
 
     def _read_fields(self) -> None:
@@ -194,10 +182,16 @@ class Request:
 
     def is_selected_by(self, names: Collection[str]) -> bool:
         """Return whether all that says who asks is among the fields `names`."""
-        return not is_personal(self._asked) and self.credentials <= set(names)
+        return not is_personal(self._asked) and self.credentials <= self.credentials_in(names)
+
+    def credentials_in(self, names: Collection[str]) -> set[str]:
+        """Return which of its credentials are among the fields `names`."""
+        return self.credentials if ALL_CREDENTIALS in names else self.credentials & set(names)
 
     def has_any(self, names: Collection[str]) -> bool:
-        """Return whether the request has any of these fields."""
+        """Return whether the request has any of these fields, or a query if `QUERY` is among them."""
+        if QUERY in names and self._asked["query_string"]:
+            return True
         return any(name.decode("latin-1") in names for name, _ in self._asked["headers"])
 
     @property
@@ -253,27 +247,29 @@ class Request:
 
     def find_rule(self) -> Rule | None:
         """Find the first rule that applies; none applies to a path that an app may take for another one."""
-        rule, self._parameters = first_match(self._rules, self._asked["path"], self._asked.get("raw_path") or b"")
-        return rule
+        return self._match()[0]
+
+    def _match(self) -> tuple[Rule | None, dict[str, Any]]:
+        """Return the rule that applies, and the path's parameters; finding them may take long."""
+        if self._matched is None:
+            self._matched = first_match(self._rules, self._asked["path"], self._asked.get("raw_path") or b"")
+        return self._matched
 
     @property
     def is_apart(self) -> bool:
         """Whether a rule that keeps responses apart does not apply for the path alone, so that none may be shared."""
-        if self.find_rule() is not None:
-            return False
-        return any(rule.separates and rule.matches(self._asked["path"]) for rule in self._rules)
+        path = self._asked["path"]
+        return self.find_rule() is None and any(rule.separates and rule.matches(path) for rule in self._rules)
 
-    def _keyed(self, path: str, raw_path: bytes, query: bytes) -> bytes:
-        """Return the part of a query that selects the response, by the first rule that applies to the path."""
-        if query and any(rule.reads_query for rule in self._rules):
-            rule, _ = first_match(self._rules, path, raw_path)
-            return query if rule is None else rule.keyed_query(query)
-        return query
+    @property
+    def _reads_query(self) -> bool:
+        """Whether a rule says what of a query selects a response."""
+        return any(rule.reads_query for rule in self._rules)
 
     def terms(self) -> Terms | None:
         """Return what the first rule that applies says about the response."""
-        rule = self.find_rule()
-        return rule.terms(self._parameters) if rule is not None else None
+        rule, parameters = self._match()
+        return rule.terms(parameters) if rule is not None else None
 
     def key_cookies(self) -> bool:
         """Make the cookies that a rule names part of the key, once; False if no rule that applies names any."""
@@ -304,7 +300,12 @@ class Request:
         return f"{self.key}\nvary: {self._selection.digest(selecting.encode('latin-1'))}"
 
     def _selecting(self, name: str) -> str:
-        values = values_of(self._asked["headers"], name.encode("latin-1"))
+        headers = self._asked["headers"]
+        if name.startswith(EXACTLY):
+            return repr(values_of(headers, name[1:].encode("latin-1")))
+        if name == ALL_CREDENTIALS:
+            return repr(sorted(pair for pair in headers if pair[0].decode("latin-1") in self.credentials))
+        values = values_of(headers, name.encode("latin-1"))
         # A missing field is not an empty one; and a line break parts fields.
         return quote(normalised(name, values), safe=_PLAIN) if values else "\n"
 
@@ -312,8 +313,7 @@ class Request:
     def tags(self) -> tuple[str, ...]:
         """The tags of its URL: on all hosts, and on its own; then that of its path, where rules read queries.
 
-        A target that is too long is not read. Nothing is stored for it, but where a rule leaves out a part of the
-        query it may name what is stored for a short one. The tag of its path covers all of these.
+        Nothing is stored for a target that is too long, but it may name what a rule stores for a shorter query.
         """
         host = self.fields.get(b"host", b"")
         path = host_tag(host, f"path:{url_tag(self._asked['path'], '')}")
@@ -321,7 +321,7 @@ class Request:
             return path, path
         tag = url_tag(self._asked["path"], self._query.decode("latin-1"))
         tags = tag, host_tag(host, tag)
-        return (*tags, path) if any(rule.reads_query for rule in self._rules) else tags
+        return (*tags, path) if self._reads_query else tags
 
     @property
     def _origin(self) -> str:
@@ -341,7 +341,8 @@ class Request:
             return None
         path = unquote(target.path)
         raw_path, query = (part.encode("latin-1", "replace") for part in (target.path, target.query))
-        tag = url_tag(path, self._keyed(path, raw_path, query).decode("latin-1"))
+        rule = first_match(self._rules, path, raw_path)[0] if self._reads_query and query else None
+        tag = url_tag(path, (query if rule is None else rule.keyed_query(query)).decode("latin-1"))
         return host_tag(self.fields.get(b"host", b""), tag)
 
     def group_tag(self, group: str) -> str:
@@ -351,7 +352,7 @@ class Request:
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
         """Return a scope for a background run, with nothing in it that the key does not account for."""
         scope: Scope = {name: self._asked[name] for name in _REPLAYED if name in self._asked}
-        wanted = {b"host", *(name.encode("latin-1") for name in names)}
+        wanted = {b"host", *(name.encode("latin-1") for name in (*names, *self.credentials_in(names)))}
         headers = [(name, value) for name, value in self._asked["headers"] if name in wanted]
         headers += [(name, value) for name, value in self._selecting_fields if name not in wanted]
         if self._cookies and b"cookie" not in wanted:
@@ -392,8 +393,5 @@ def is_personal(scope: Scope) -> bool:
     if user is not None and getattr(user, "is_authenticated", True) is not False:
         return True
     certificate = scope.get("extensions", {}).get("tls", {})
-    return bool(
-        {"authenticated"} & set(getattr(scope.get("auth"), "scopes", ()))
-        or certificate.get("client_cert_name")
-        or certificate.get("client_cert_chain")
-    )
+    is_known = "authenticated" in getattr(scope.get("auth"), "scopes", ())
+    return is_known or bool(certificate.get("client_cert_name") or certificate.get("client_cert_chain"))

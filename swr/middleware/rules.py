@@ -9,16 +9,18 @@ from urllib.parse import unquote_plus
 from starlette.routing import compile_path
 from starlette.types import Scope
 
+from swr.core.canonical import canonical
 from swr.core.template import Template
 from swr.endpoints.declared import Declared
 from swr.errors import ConfigurationError
 from swr.http.caching import Terms
+from swr.http.clients import Told
 from swr.http.fields import field_names
 from swr.http.request import is_ambiguous
-from swr.policy import Duration, Policy, timeout
+from swr.policy import Duration, Policy, seconds, timeout, timeout_or_auto
 
 # Matching a path takes this many steps at most. The parameters of a rule's path may try out all ways to part it.
-_MOST_STEPS: Final = 10**7
+_MOST_STEPS: Final = 10**6
 _ANY_LENGTH: Final = 2**31
 _METHODS: Final = frozenset({"GET", "HEAD"})
 # What these paths answer is true at the moment. A rule that names one of them applies to it, a catch-all does not.
@@ -45,17 +47,22 @@ class Rule:
         sort_query: whether the order of the query's parameters does not matter; those of one name keep theirs.
         keep_params: the query's parameters that matter, "utm_*" for several; None: all.
         drop_params: parameters that do not. What is dropped is still seen by the app that answers a client, and
-            must not change what it answers. swr stores nothing of a FastAPI route that declares a parameter which
-            `keep_params` leaves out and `drop_params` does not name, or a key (`APIKeyQuery`) that either leaves out.
+            must not change what it answers. What has a `;` in it is never dropped, for some apps part parameters
+            there, too. swr stores nothing of a FastAPI route that declares a parameter which `keep_params` leaves
+            out and `drop_params` does not name, or a key (`APIKeyQuery`) that either leaves out.
         cookies: the cookies that the response depends on. A request with cookies is then answered from the cache
             as if it had these alone, and a run of the app that may be stored sees these alone; without this, it is not
             answered from the cache at all.
         hard_timeout: how long a load of these responses may run; in place of the middleware's.
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
         key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
-            scope.
+            scope: a string, a number, a date, a UUID or a tuple of these.
         credentials: "private": requests with credentials get responses that say they are for everybody. "vary":
             each credential has responses of its own, and a revoked one gets them until they end.
+        client_max_age: how long clients may keep a response without asking, if it has no `Cache-Control` of its own. 0,
+            the default: they keep it and ask each time (`no-cache`), and an `ETag` makes the answer a short 304.
+        soft_timeout: how long a client waits for a load if there is an entry to fall back on; see `Policy`. None: to
+            its end.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -77,8 +84,10 @@ class Rule:
         drop_params: Sequence[str] = (),
         hard_timeout: Duration | None = None,
         ignore_fields: Sequence[str] = (),
-        key: Callable[[Scope], str] | None = None,
+        key: Callable[[Scope], object] | None = None,
         credentials: Literal["private", "vary"] = "private",
+        client_max_age: Duration = 0,
+        soft_timeout: Duration | None = None,
     ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
@@ -95,6 +104,10 @@ class Rule:
         self._policy = Policy(fresh_for or 0, stale_for, stale_if_error, tags)
         self._timed = fresh_for is not None
         self.hard_timeout = timeout(hard_timeout, f"Rule({path!r}): hard_timeout")
+        self.soft_timeout = timeout_or_auto(soft_timeout, f"Rule({path!r}): soft_timeout")
+        max_age = seconds(client_max_age, f"Rule({path!r}): client_max_age")
+        if fresh_for is None and max_age:
+            raise ConfigurationError(f"Rule({path!r}): client_max_age needs fresh_for; give it too")
         self._tags = [Template(tag, "tags", f"Rule({path!r})") for tag in self._policy.tags]
         for name in (name for tag in self._tags for name in tag.names):
             if name not in self._converters:
@@ -111,6 +124,9 @@ class Rule:
         if credentials not in ("private", "vary"):
             raise ConfigurationError(f'Rule({path!r}): credentials={credentials!r}: give "private" or "vary"')
         self._per_credential = credentials == "vary"
+        # What clients are told where the app said nothing; None: a rule without times says nothing either.
+        is_apart = key is not None or cookies is not None or self._per_credential
+        self.told = Told(max_age, is_apart) if self._timed else None
         # A rule for whole trees is not meant for what says how the app is right now.
         self._is_catch_all = any(type(converter).__name__ == "PathConvertor" for converter in self._converters.values())
         for name, params in (("keep_params", keep_params or ()), ("drop_params", drop_params)):
@@ -130,9 +146,9 @@ class Rule:
             name = part.partition(b"=")[0].decode("latin-1")
             if "%" in name or "+" in name:
                 name = unquote_plus(name)
-            if self._keep_params is not None and name not in self._keep_params:
-                continue
-            if name not in self._drop_params:
+            is_kept = self._keep_params is None or name in self._keep_params
+            # Some apps part parameters at `;`, too, so another one that counts may follow.
+            if b";" in part or (is_kept and name not in self._drop_params):
                 counted.append((name, part))
         if self._sort_query:
             counted.sort(key=lambda pair: pair[0])
@@ -195,6 +211,23 @@ def first_match(rules: Sequence[Rule], path: str, raw_path: bytes) -> tuple[Rule
         if parameters is not None:
             return rule, parameters
     return None, {}
+
+
+def text_of_key(function: Callable[[Scope], object], scope: Scope) -> bytes:
+    """Return what `key=` says of a request, as text that only an equal result has.
+
+    Raises:
+        ConfigurationError: there is no such text. That of an object may name its place in memory, which another one
+            gets after it.
+    """
+    selected = function(scope)
+    try:
+        return canonical(selected).encode("utf-8", "surrogatepass")
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigurationError(
+            f"key= returned a {type(selected).__name__}, of which another object may have the same text: return a "
+            f"string, a number, a date, a UUID or a tuple of these"
+        ) from None
 
 
 class _Names:

@@ -22,8 +22,9 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from swr.proxy.parser import RequestParser
 from swr.proxy.slots import LEAST_RATE
-from swr.proxy.targets import split_absolute
+from swr.proxy.targets import split_absolute, with_host
 
 log = logging.getLogger("swr")
 
@@ -31,6 +32,7 @@ log = logging.getLogger("swr")
 MOST_HEAD_BYTES: Final = 2**16
 # So many requests may wait on one connection for the answer to the one before them.
 _MOST_PIPELINED: Final = 64
+_TOO_LARGE: Final = b"431 Request Header Fields Too Large"
 # Linger, for 0 seconds: the connection is reset.
 _AT_ONCE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
@@ -109,8 +111,11 @@ class ClientProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.parser = RequestParser(self)  # type: ignore[assignment]  # what uvicorn uses of httptools'
         self._stage = _Stage.BETWEEN
         self._requests = 0
+        # The status of what is malformed, or refused.
+        self._refusal = b"400 Bad Request"
         # The requests that are not answered yet.
         self._cycles: list[RequestResponseCycle] = []
         # Bytes: of the head so far, counted in two ways, and of all bodies.
@@ -128,6 +133,7 @@ class ClientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        self.parser.close()  # type: ignore[attr-defined]  # it is a RequestParser
         super().connection_lost(exc)
         # uvicorn tells the last request alone, and a request that waits for that one would wait for ever.
         for cycle in self._cycles:
@@ -141,7 +147,7 @@ class ClientProtocol(HttpToolsProtocol):
             # The parser hands over a field when it is whole; one may never be.
             self._head_received += len(data)
             if self._head_received > MOST_HEAD_BYTES:
-                self._refuse()
+                self._refuse(_TOO_LARGE)
 
     def resume_writing(self) -> None:
         # The buffer was full, and is nearly empty.
@@ -163,20 +169,34 @@ class ClientProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
         if self._stage is _Stage.HEAD:
-            # uvicorn would add a trailer to the fields of the head (RFC 9110 6.5.1).
-            super().on_header(name, value)
+            # uvicorn would add a trailer to the fields of the head (RFC 9110 6.5.1). httptools leaves tabs at the end.
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         self._stage = _Stage.BODY
         if len(self.pipeline) >= _MOST_PIPELINED:
             raise _Refused
-        absolute = split_absolute(self.url)
-        if absolute is not None:
-            # httptools hides the host of such a target, which goes before the field (RFC 9112 3.2.2).
-            host, self.url = absolute
-            self.headers[:] = [(b"host", host), *(pair for pair in self.headers if pair[0] != b"host")]
+        self._read_line()
         super().on_headers_complete()
         self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
+
+    def _read_line(self) -> None:
+        """Refuse a request line that uvicorn would take for another one."""
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            # The parser also knows 0.9, which has no fields, and 2.0, which has no request line.
+            self._refusal = b"505 HTTP Version Not Supported"
+            raise _Refused
+        if self.parser.get_method() == b"CONNECT":
+            self._refusal = b"501 Not Implemented"
+            raise _Refused
+        absolute = split_absolute(self.url)
+        if absolute is not None:
+            # httptools hides the host of such a target.
+            host, self.url = absolute
+            self.headers[:] = with_host(self.headers, host, version)
+        elif not self.url.startswith(b"/") and self.url != b"*":
+            raise _Refused
 
     def on_body(self, body: bytes) -> None:
         self._body_size += len(body)
@@ -189,13 +209,12 @@ class ClientProtocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head_size += size
         if self._head_size > MOST_HEAD_BYTES:
+            self._refusal = _TOO_LARGE
             raise _Refused
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is malformed or was refused."""
-        self._refuse(
-            b"400 Bad Request" if self._head_size <= MOST_HEAD_BYTES else b"431 Request Header Fields Too Large"
-        )
+        self._refuse(self._refusal)
 
     # -- the clock --------------------------------------------------------------------------------------------
 
@@ -234,7 +253,7 @@ class ClientProtocol(HttpToolsProtocol):
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         self.transport.abort()
 
-    def _refuse(self, status: bytes = b"431 Request Header Fields Too Large") -> None:
+    def _refuse(self, status: bytes) -> None:
         """End the connection with an answer, unless that would fall into the middle of another one."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()

@@ -7,6 +7,7 @@ import socket
 import ssl
 from typing import Any, Final
 
+import anyio
 import httpx
 
 from swr.errors import ConfigurationError
@@ -18,6 +19,9 @@ log = logging.getLogger("swr")
 
 # An idle connection is given up before servers usually do so, after 5 seconds: no request runs into a closing one.
 _IDLE: Final = 4.0
+# Bytes that the system may hold of what the service has sent: without a bound they are megabytes for each client that
+# does not take its answer, and an event loop takes all of them at once.
+_RECEIVE_BUFFER: Final = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)]
 
 
 class Service:
@@ -25,7 +29,8 @@ class Service:
 
     Parameters:
         url: of the service.
-        silence: seconds that it may be silent, before and amid its answer.
+        silence: seconds that the head of its answer may take after the request, and that it may be silent amid its
+            answer.
         patience: seconds that connecting may take, and that a request waits for one of the connections.
         max_connections: to the service.
     """
@@ -33,6 +38,7 @@ class Service:
     def __init__(self, url: httpx.URL, silence: float, patience: float, max_connections: int) -> None:
         self._url = url
         self._timeout = {"connect": patience, "pool": patience, "read": silence, "write": silence}
+        self._silence = silence
         self._max_connections = max_connections
         self._patience = patience
         self._slots = Slots(max_connections, patience)
@@ -49,7 +55,9 @@ class Service:
             count = self._max_connections
             limits = httpx.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=_IDLE)
             self._slots = Slots(count, self._patience)
-            self._transport = httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=limits)
+            self._transport = httpx.AsyncHTTPTransport(
+                verify=verify, trust_env=False, limits=limits, socket_options=_RECEIVE_BUFFER
+            )
         return self._transport
 
     @property
@@ -86,6 +94,9 @@ class Service:
         async def trace(event: str, _: object) -> None:
             nonlocal connected
             connected = connected or event == "connection.connect_tcp.started"
+            if event == "http11.receive_response_headers.started":
+                # A service that sends interim answers, or its head byte by byte, is never silent.
+                scope.deadline = anyio.current_time() + self._silence
 
         request = httpx.Request(
             method,
@@ -95,12 +106,14 @@ class Service:
             stream=body or httpx.ByteStream(b""),
             extensions={"target": target, "timeout": self._timeout, "trace": trace},
         )
-        try:
+        with anyio.CancelScope() as scope:
+            try:
+                return await transport.handle_async_request(request)
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                if connected or body is not None or method not in ("GET", "HEAD", "OPTIONS"):
+                    raise
             return await transport.handle_async_request(request)
-        except (httpx.ReadError, httpx.RemoteProtocolError):
-            if connected or body is not None or method not in ("GET", "HEAD", "OPTIONS"):
-                raise
-        return await transport.handle_async_request(request)
+        raise httpx.ReadTimeout("the head of the answer did not come to an end in time")
 
 
 async def close_if_overrun(response: httpx.Response) -> None:

@@ -110,6 +110,8 @@ class Slots:
             self._taken.add(exchange)
             return
         granted = self._queue[exchange] = anyio.Event()
+        # The newcomer does not wait for the next search.
+        self._next_search = 0.0
         with anyio.move_on_after(self._patience):
             while exchange not in self._taken:
                 self._make_room()

@@ -1,12 +1,13 @@
 """Where a request is going, and whether it may go there: its host, its target, and the proxies it has passed."""
 
 import re
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote
 
 from starlette.types import Scope
 
-from swr.proxy.headers import FieldRules, without
+from swr.proxy.headers import FieldRules, Fields
 
 # RFC 9112 3.2.2. What has a user before the host is no such target.
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
@@ -23,6 +24,17 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes] | None:
     return match[1], rest if rest.startswith(b"/") else b"/" + rest
 
 
+def with_host(fields: Sequence[tuple[bytes, bytes]], host: bytes, version: str) -> Fields:
+    """Return the fields of a request with the host of its target in place of that in `Host` (RFC 9112 3.2.2).
+
+    In HTTP/1.1 a request with two of them, or none, stays invalid (RFC 9112 3.2).
+    """
+    replaced = [(name, host if name == b"host" else value) for name, value in fields]
+    if version != "1.1" and all(name != b"host" for name, _ in fields):
+        replaced.append((b"host", host))
+    return replaced
+
+
 def origin_form(scope: Scope) -> Scope:
     """Return the scope of `GET http://host/path` as that of `GET /path` with this host (RFC 9112 3.2.2).
 
@@ -33,7 +45,7 @@ def origin_form(scope: Scope) -> Scope:
     if absolute is None:
         return scope
     host, path = absolute
-    headers = [(b"host", host), *without(list(scope["headers"]), b"host")]
+    headers = with_host(scope["headers"], host, scope["http_version"])
     return {**scope, "raw_path": path, "path": unquote(path.decode("latin-1")), "headers": headers}
 
 

@@ -66,7 +66,7 @@ class Locks:
             await self._walk_all()
 
     async def _walk_all(self) -> None:
-        end = self._loader.engine.subscribe(self._on_message)
+        end = self._loader.engine.notifications.subscribe(self._on_message)
         try:
             while True:
                 this = await self._rounds.next()
@@ -86,14 +86,14 @@ class Locks:
         """Take the groups that others have committed in this round off the list."""
         is_commit = message.kind is Kind.COMMITTED and message.fingerprint == self._loader.codec.fingerprint
         if is_commit and message.version > self._begins_at:
-            self._done.add(message.name)
-            self._todo.pop(message.name, None)
-            if self._held.pop(message.name, None) is not None:
+            self._done.add(message.text)
+            self._todo.pop(message.text, None)
+            if self._held.pop(message.text, None) is not None:
                 self._limiter.change()
         elif message.kind is Kind.REACHABLE:
             self._limiter.change()
-        elif message.kind is Kind.RELEASED and message.name in self._held:
-            self._held[message.name] = self._held[message.name][0], anyio.current_time()
+        elif message.kind is Kind.RELEASED and message.text in self._held:
+            self._held[message.text] = self._held[message.text][0], anyio.current_time()
             self._limiter.change()
 
     async def _walk(self, this: Round, groups: dict[str, tuple[Any, ...]]) -> None:

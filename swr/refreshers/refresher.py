@@ -6,7 +6,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 import anyio
 
@@ -18,6 +18,9 @@ from swr.refreshers.rounds.groups import Keys, checked, groups_of, in_turns, tra
 from swr.refreshers.rounds.load_limiter import Loader, LoadLimiter
 from swr.refreshers.rounds.report import Report
 from swr.refreshers.rounds.schedule import Rounds
+
+if TYPE_CHECKING:
+    from swr.refreshers.queue.queue import Queue
 
 log = logging.getLogger("swr")
 
@@ -128,13 +131,26 @@ class Refresher:
         self._replicas = replicas
         self._running: Strategy | None = None
         self._begun = False
-        self._queue = None
+        self._known_queue: Queue | None = None
         if strategy == "queue":
-            from swr.refreshers.queue.queue import BACKENDS, Queue, store_of
+            from swr.refreshers.queue.queue import BACKENDS
 
             if backend not in BACKENDS:
                 raise ConfigurationError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
-            self._queue = Queue(store_of(loader.engine), self.name, backend, shards, deliveries, replicas)
+        self._queue_options = backend, shards, deliveries, replicas
+
+    def _queue(self) -> "Queue":
+        """Return the queue, in the Redis that the cache is configured with by now.
+
+        Raises:
+            ConfigurationError: the cache is in memory.
+        """
+        from swr.refreshers.queue.queue import Queue, store_of
+
+        store = store_of(self.loader.engine)
+        if self._known_queue is None or self._known_queue.store is not store:
+            self._known_queue = Queue(store, self.name, *self._queue_options)
+        return self._known_queue
 
     async def groups(self) -> dict[str, tuple[Any, ...]]:
         """Return the arguments of every call by key, as `keys` gives them now; what cannot be a call is left out."""
@@ -164,7 +180,7 @@ class Refresher:
 
     def _key(self, args: tuple[Any, ...]) -> str:
         key = self.loader.key(*args)
-        if self._queue is not None:
+        if self.strategy == "queue":
             travelling(key, args)
         return key
 
@@ -181,11 +197,13 @@ class Refresher:
             ConfigurationError: a group that cannot be part of a key, or cannot travel.
             StoreUnavailable: it is not known whether all are marked: mark them again.
         """
-        if self._queue is None:
+        if self.strategy != "queue":
             return
         marked = [group if isinstance(group, tuple) else (group,) for group in groups]
-        await self.loader.engine.ready()
-        await self._queue.mark({self._key(args): args for args in marked})
+        keyed = {self._key(args): args for args in marked}
+        if self.loader.engine.switch.is_enabled:
+            await self.loader.engine.ready()
+            await self._queue().mark(keyed)
 
     async def status(self) -> QueueStatus:
         """Return what the queue holds: tasks, marks and dead letters of all processes. It need not be running here.
@@ -194,13 +212,15 @@ class Refresher:
             ConfigurationError: its strategy is not "queue".
             StoreUnavailable: no answer.
         """
-        if self._queue is None:
+        if self.strategy != "queue":
             raise ConfigurationError(
                 f"the refresher {self.name!r} has no queue to ask for its status: its strategy is {self.strategy!r}, "
                 f'and only strategy="queue" has one'
             )
+        if not self.loader.engine.switch.is_enabled:
+            return QueueStatus(self.name, self._queue_options[0], 0, 0, 0, 0, 0, {}, {}, 0, 0.0, None)
         await self.loader.engine.ready()
-        return await self._queue.status()
+        return await self._queue().status()
 
     async def __aenter__(self) -> Self:
         """Begin to refresh.
@@ -212,7 +232,8 @@ class Refresher:
             raise ConfigurationError(f"the refresher {self.name!r} is running already")
         self._begun = True
         try:
-            if self.strategy != "read":
+            # A cache that is off keeps nothing warm.
+            if self.strategy != "read" and self.loader.engine.switch.is_enabled:
                 await self.loader.engine.ready()
                 self._running = self._made()
                 await self._running.begin()
@@ -238,17 +259,18 @@ class Refresher:
         worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         limiter = LoadLimiter(self.loader, self._at_once)
         rounds = Rounds(engine, self.every)
-        report = Report(self.name, engine, limiter, self.every if self._queue is None else None)
-        if self._queue is None:
+        report = Report(self.name, engine, limiter, self.every if self.strategy == "locks" else None)
+        if self.strategy == "locks":
             return Locks(self.loader, self.groups, rounds, limiter, report, worker)
         from swr.refreshers.queue.consumer import Consumer
         from swr.refreshers.queue.leader import Leader
         from swr.refreshers.queue.strategy import QueueStrategy
 
+        queue = self._queue()
         return QueueStrategy(
             Leader(
                 self.loader,
-                self._queue,
+                queue,
                 self.groups,
                 None if self._changed_since is None else self._changed,
                 self._dirty_only,
@@ -256,5 +278,5 @@ class Refresher:
                 self._times["lead_for"],
                 worker,
             ),
-            Consumer(engine, self._queue, limiter, rounds, report, worker, self._times["reclaim_after"]),
+            Consumer(engine, queue, limiter, rounds, report, worker, self._times["reclaim_after"]),
         )

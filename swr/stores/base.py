@@ -1,13 +1,13 @@
 """The ports: what the engine asks of a store. Two small protocols, one conformance suite for all who keep them."""
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVarTuple
 
 from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import StoreUnavailable
-from swr.stores.tag_versions import TagVersions
+from swr.stores.tag_versions import Name, TagVersions
 
 Ts = TypeVarTuple("Ts")
 
@@ -25,16 +25,21 @@ class Kind(enum.Enum):
     COMMITTED = "c"
     RELEASED = "r"
     INVALIDATED = "i"
+    MARKED = "s"
     TAG_VERSION = "b"
     # A tag version that was known before its message came.
     REPEATED = "r!"
     # Tasks were put into the queue of a refresher, whose name it is.
     QUEUED = "q"
-    # Another process has invalidated a key or a tag, and the server has refused it.
+    # Another process has invalidated a key, or a tag and the like, or marked one of them, and the server refused it.
     PENDING_KEY = "k"
     PENDING_TAG = "t"
     REACHABLE = "u"
     UNREACHABLE = "d"
+    # Some notifications were missed, perhaps, or lie unread.
+    GAP = "g"
+    # The server has refused a command of this process.
+    REFUSED = "f"
 
 
 class Notification(NamedTuple):
@@ -42,18 +47,25 @@ class Notification(NamedTuple):
 
     Parameters:
         kind: what.
-        name: the key, or the tag of a tag version (empty for all); for UNREACHABLE the reason; for REACHABLE which
-            servers these are: another name after each restart and promotion.
-        version: of the commit or the tombstone, or the tag version; for REACHABLE the servers' clock; 0 for the others.
+        name: the key, or what a tag version is of (empty for all); for UNREACHABLE and REFUSED the reason; for
+            REACHABLE which servers these are: another name after each restart and promotion.
+        version: of the commit, the tombstone or the mark, or the tag version; for REACHABLE the servers' clock; 0 for
+            the others.
         elsewhere: another process did it, just now.
         fingerprint: of a commit, that of its value's type; a commit of one type concerns no value of another.
     """
 
     kind: Kind
-    name: str = ""
+    name: Name = ""
     version: int = 0
     elsewhere: bool = False
     fingerprint: str = ""
+
+    @property
+    def text(self) -> str:
+        """The name, where it is that of a key, or of anything else that has no tag version."""
+        assert isinstance(self.name, str)
+        return self.name
 
 
 Subscriber = Callable[[Notification], None]
@@ -145,8 +157,31 @@ class Store(Protocol):
     async def invalidate(self, key: str) -> None:
         """Remove the entry and the lease, so that a load in flight cannot commit. Raises StoreUnavailable."""
 
-    async def invalidate_tag(self, tag: str) -> None:
-        """Make every entry with this tag whose load began before now count for nothing; ALL means all entries.
+    async def mark_stale(self, key: str) -> None:
+        """Have the entry not be fresh any more, and remove the lease, so that a load in flight cannot commit.
+
+        Raises StoreUnavailable.
+        """
+
+    async def invalidate_tag(self, *names: Name) -> None:
+        """Make every entry with one of these tags whose load began before now count for nothing; ALL means all entries.
+
+        In one step, as far as possible. A loader has all its entries; what is `Soft` is marked stale.
+        Raises StoreUnavailable.
+        """
+
+    @property
+    def heard(self) -> int:
+        """The clock that versions come from, as it was last heard: not newer than it is now."""
+
+    async def invalidate_announced(self, tags: Sequence[str]) -> None:
+        """Do as `invalidate_tag` for those of `tags` that a load has announced; nothing carries the others.
+
+        Raises StoreUnavailable.
+        """
+
+    async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
+        """Return whether `invalidate_announced` may have done nothing for one of `tags` after the time `since`.
 
         Raises StoreUnavailable.
         """
@@ -160,11 +195,25 @@ class Leases(Protocol):
     """
 
     async def acquire(
-        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+        self,
+        key: str,
+        token: str,
+        ttl: float,
+        known: int,
+        codec: Codec,
+        *,
+        force: bool = False,
+        tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
         """Take the lease for `ttl` seconds, or return the entry if there is one newer than version `known`.
 
-        Again with the same token it succeeds again. `force` disregards the pause after failures.
+        Again with the same token it succeeds again. `force` disregards the pause after failures. Those of `tags` that
+        `is_announced` tells are announced: what is loaded may carry them. Raises StoreUnavailable.
+        """
+
+    async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
+        """Do as `invalidate`, and take the lease in the same step: no load that began before can commit.
+
         Raises StoreUnavailable.
         """
 
@@ -185,5 +234,11 @@ class LeasingStore(Store, Leases, Protocol):
 class SharedStore(LeasingStore, Protocol):
     """A store that many processes share."""
 
-    def tell_pending(self, kind: Kind, name: str) -> None:
+    def tell_pending(self, kind: Kind, name: Name) -> None:
         """Notify every process of a pending invalidation, without waiting, if that is possible."""
+
+    def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of `tags` that loads announce, and that the store may not know to be announced."""
+
+    async def announce(self, tags: tuple[str, ...]) -> None:
+        """Announce loads of what carries `tags`. Raises StoreUnavailable."""

@@ -1,26 +1,47 @@
 """The local cache (L1): entries in this process's memory, bounded by bytes and by number.
 
-The fresh hit reads it with as few calls as possible: it compares `Slot.checked` with `LocalCache.generation` and the
-clock with `Slot.fresh_until`. Whatever may make an entry wrong raises the generation; every entry is then checked
-again when it is next asked for.
+The fresh hit reads it with as few calls as possible: it compares the clock with `Slot.fresh_until` and with the end of
+`Slot.trust`, which the entries share that were checked since the last doubt. Whatever may make an entry wrong ends that
+trust; every entry is then checked again when it is next asked for.
 """
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
+import anyio
+import anyio.lowlevel
 from cachetools import LRUCache
 
-from swr.entry import Entry
+from swr.entry import Entry, marked_stale
 from swr.stores.base import Start
+from swr.stores.clocks import Clock, clock_of
 from swr.stores.memory_size import measure, memory_size
-from swr.stores.tag_versions import ALL
+from swr.stores.tag_versions import ALL, Name, OfKey, Raised, Soft
 from swr.stores.threads import in_thread
 
 # Bytes that a slot, its entry, its key and two dictionary items take beside the text of the key and the value.
 _OVERHEAD: Final = 900
 # Objects of a value that are measured at once: some milliseconds. A thread measures larger values afterwards.
 _MEASURED_AT_ONCE: Final = 10_000
-UNCHECKED: Final = -1
+# Entries that are freed at once, and tags that are remembered as forgotten.
+_FREED_AT_ONCE: Final = 1000
+_MOST_FORGOTTEN: Final = 10_000
+
+
+class Trust:
+    """Until when, by the wall clock, entries may be served that were checked while this was `LocalCache.trust`."""
+
+    __slots__ = ("until",)
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+
+UNTRUSTED: Final = Trust(-math.inf)
+
+# What an entry stands in the place of: which servers had it, its version, and when it was marked.
+Replaced = tuple[str, int, int]
 
 
 class Slot:
@@ -33,40 +54,51 @@ class Slot:
     __slots__ = (
         "alias",
         "aliases",
-        "checked",
         "entry",
         "epoch",
         "fingerprint",
         "fresh_until",
+        "number",
         "ready",
         "ready_until",
         "replaced",
         "stale_until",
         "superseded",
+        "trust",
         "value",
         "weight",
     )
 
-    def __init__(self, entry: Entry[Any], epoch: int, weight: int, fingerprint: str) -> None:
+    def __init__(self, entry: Entry[Any], epoch: int, weight: int, fingerprint: str, number: int) -> None:
         self.entry = entry
+        # Of those that came later it is greater.
+        self.number = number
         self.fingerprint = fingerprint
         self.value = entry.value
-        self.fresh_until = entry.fresh_until
+        # Whatever a clock says.
+        self.fresh_until = 0.0 if entry.is_marked else entry.fresh_until
         self.stale_until = entry.stale_until
-        self.checked = UNCHECKED
+        self.trust = UNTRUSTED
         self.epoch = epoch
         self.superseded = False
-        self.replaced: object = None
+        self.replaced: Replaced | None = None
         self.alias: Hashable = None
         self.aliases: dict[Hashable, Slot] | None = None
         self.ready: Any = None
         self.ready_until = 0.0
         self.weight = weight
 
+    def mark_stale(self, version: int) -> None:
+        """Have the entry not be fresh any more; 0: it was not marked."""
+        if version > self.entry.marked_at:
+            self.entry = entry = marked_stale(self.entry, version)
+            self.fresh_until, self.stale_until = 0.0, entry.stale_until
+            self.ready, self.ready_until = None, 0.0
+
     def weighing(self, weight: int) -> "Slot":
         """Return a slot for the same entry, in the same state, of another weight."""
-        slot = Slot(self.entry, self.epoch, weight, self.fingerprint)
-        slot.checked, slot.superseded, slot.replaced = self.checked, self.superseded, self.replaced
+        slot = Slot(self.entry, self.epoch, weight, self.fingerprint, self.number)
+        slot.trust, slot.superseded, slot.replaced = self.trust, self.superseded, self.replaced
         return slot
 
 
@@ -94,6 +126,11 @@ class _Slots(LRUCache[str, Slot]):
             del slot.aliases[slot.alias]
         super().__delitem__(key)
 
+    def resize(self, max_bytes: int) -> None:
+        """Forget everything, and hold so many bytes from now on."""
+        self.clear()
+        super().__init__(max_bytes, getsizeof=_weight)
+
     def clear(self) -> None:
         super().clear()
         self.tags.clear()
@@ -107,30 +144,60 @@ class LocalCache:
     Parameters:
         max_bytes: most memory that keys and values may take, in bytes; 0 holds nothing.
         max_entries: the most entries.
+
+    Attributes:
+        clock: what the short way to a fresh hit compares deadlines with; `swr.engine.switch` sets it.
+        trust: that of the entries that are checked from now on. What lies in front of a shared store ends and prolongs
+            it as notifications require.
     """
 
     def __init__(self, max_bytes: int, max_entries: int) -> None:
         self.slots = _Slots(max_bytes)
-        self.generation = 0
+        self.clock: Clock = clock_of(None)
+        self.trust = Trust(math.inf)
         # Starts a task of the cache, while that is open.
         self.start: Start | None = None
         # Called with the key of a value that is too large.
         self.on_refused: Callable[[str], None] = _ignore
         self._holds = max_bytes > 0
         self._most = max_entries
+        # The number of the last slot; and up to which number slots may be forgotten or marked, and are.
+        self._numbers = 0
+        self._suspect = 0
+        self._forgotten, self._marked = Raised(), Raised()
+        # The version at which slots were marked last.
+        self._marked_at = 0
+
+    def configure(self, max_bytes: int) -> None:
+        """Forget everything, and hold so many bytes from now on."""
+        self.slots.resize(max_bytes)
+        self.start = None
+        self.on_refused = _ignore
+        self._holds = max_bytes > 0
 
     def get(self, key: str) -> Slot | None:
         """Return the slot of `key`, now the most recently used."""
-        return self.slots.get(key) if self._holds else None
+        slot = self.slots.get(key) if self._holds else None
+        if slot is not None and slot.number <= self._suspect:
+            tags, loader = slot.entry.tags, slot.entry.loader
+            if slot.number <= self._forgotten.of(tags, loader):
+                self.drop(key)
+                return None
+            if slot.number <= self._marked.of(tags, loader):
+                slot.mark_stale(self._marked_at)
+        return slot
 
-    def put(self, key: str, entry: Entry[Any], epoch: int = 0, fingerprint: str = "", replaced: object = None) -> None:
+    def put(
+        self, key: str, entry: Entry[Any], epoch: int = 0, fingerprint: str = "", replaced: Replaced | None = None
+    ) -> None:
         """Hold `entry`, unless it is too large for the whole cache; the fingerprint is that of its value's type."""
         if not self._holds:
             self.on_refused(key)
             return
         self.drop(key)
         size, is_whole = measure(entry.value, _MEASURED_AT_ONCE)
-        slot = Slot(entry, epoch, _overhead(key) + size, fingerprint)
+        self._numbers += 1
+        slot = Slot(entry, epoch, _overhead(key) + size, fingerprint, self._numbers)
         slot.replaced = replaced
         self._insert(key, slot)
         if len(self.slots) > self._most:
@@ -171,17 +238,54 @@ class LocalCache:
             self.slots.pop(key, None)
 
     def clear(self) -> None:
-        """Forget everything."""
-        self.slots.clear()
+        """Forget everything; many entries are freed in turns of the event loop."""
+        self._suspect = self._numbers
+        self._forgotten, self._marked = Raised(), Raised()
+        self._forgotten.all = self._numbers
+        self.recheck_all()
+        if self.start is None or len(self.slots) <= _FREED_AT_ONCE:
+            self.slots.clear()
+        else:
+            self.start(self._free, list(self.slots))
 
-    def recheck_tag(self, tag: str) -> None:
-        """Have every entry checked again before it is served, if any has the tag; ALL concerns every entry."""
-        if tag == ALL or tag in self.slots.tags:
+    async def _free(self, keys: list[str]) -> None:
+        for first in range(0, len(keys), _FREED_AT_ONCE):
+            for key in keys[first : first + _FREED_AT_ONCE]:
+                self.get(key)
+            await anyio.lowlevel.checkpoint()
+
+    def forget(self, name: Name, version: int) -> None:
+        """Forget or mark every entry that is concerned. It costs the same however many there are.
+
+        Parameters:
+            name: what was invalidated or marked.
+            version: a version that is not older than now.
+        """
+        raised = self._marked if isinstance(name, Soft) else self._forgotten
+        of = name.of if isinstance(name, Soft) else name
+        if isinstance(of, OfKey):
+            slot = self.get(of.key)
+            if slot is not None:
+                slot.mark_stale(version)
+        elif name == ALL or len(raised.tags) >= _MOST_FORGOTTEN:
+            self.clear()
+        elif not isinstance(of, str) or of == ALL or of in self.slots.tags:
+            raised.raise_to(of, self._numbers, 0)
+            self._suspect = self._numbers
+            if raised is self._marked:
+                self._marked_at = version
+            self.recheck_all()
+
+    def recheck_tag(self, name: Name) -> None:
+        """Have every entry checked again before it is served, unless none has the tag that it is the name of."""
+        of = name.of if isinstance(name, Soft) else name
+        if of == ALL or not isinstance(of, str) or of in self.slots.tags:
             self.recheck_all()
 
     def recheck_all(self) -> None:
         """Have every entry checked again before it is served."""
-        self.generation += 1
+        trust, self.trust = self.trust, Trust(self.trust.until)
+        trust.until = -math.inf
 
 
 def _weight(slot: Slot) -> int:

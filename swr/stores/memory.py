@@ -1,33 +1,42 @@
 """The store in this process's memory: the whole protocol, with leases and tag versions, and no waiting."""
 
 import logging
-import time
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from cachetools import TLRUCache
+from cachetools import TLRUCache, TTLCache
 
 from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import LeaseLost
 from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
+from swr.stores.clocks import wall_clock
 from swr.stores.local import LocalCache
-from swr.stores.tag_versions import ALL, TagVersions
+from swr.stores.tag_versions import ALL, Name, TagVersions, is_announced
 
 log = logging.getLogger("swr")
 _MOST_WARNINGS: Final = 100
+_GROUPS: Final = 4096
+_MOST_ANNOUNCED: Final = 10_000
+_ANNOUNCED_FOR: Final = 300.0
+# With more loads under way than these, any tag may be that of one.
+_MOST_SEARCHED: Final = 1000
 
 
 class _Hold:
     """What keeps a key from being loaded: a lease, or a pause after failures."""
 
-    __slots__ = ("failures", "token", "until", "version")
+    __slots__ = ("failures", "tags", "token", "until", "version")
 
-    def __init__(self, token: str | None, version: int, until: float, failures: int) -> None:
+    def __init__(
+        self, token: str | None, version: int, until: float, failures: int, tags: tuple[str, ...] = ()
+    ) -> None:
         self.token = token
         self.version = version
         self.until = until
         self.failures = failures
+        self.tags = tags
 
 
 class MemoryStore:
@@ -37,20 +46,26 @@ class MemoryStore:
         max_bytes: most memory that keys and values may take, in bytes.
         max_entries: the most entries.
         clock: wall clock, seconds.
+        local: where they lie; None: in a local cache of its own.
     """
 
     def __init__(
         self,
         max_bytes: int = 64 * 2**20,
         max_entries: int = 1_000_000,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall_clock,
+        local: LocalCache | None = None,
     ) -> None:
-        self.local = LocalCache(max_bytes, max_entries)
+        self.local = LocalCache(max_bytes, max_entries) if local is None else local
         self.local.on_refused = self._warn
         self._refused: set[str] = set()
         self.tag_versions = TagVersions()
         self._clock = clock
         self._last = 0
+        # Tags of loads of late, which may have taught others something that is not stored here.
+        self._announced: TTLCache[str, None] = TTLCache(_MOST_ANNOUNCED, _ANNOUNCED_FOR, timer=clock)
+        # When invalidations were passed over, by group of tags.
+        self._passed_over = [0] * _GROUPS
         # A pause is remembered for a while after its end, so that failures go on being counted.
         self._holds: TLRUCache[str, _Hold] = TLRUCache(
             1_000_000,
@@ -62,6 +77,8 @@ class MemoryStore:
     async def open(self, start: Start, subscriber: Subscriber) -> None:
         """Call `subscriber` with every notification from now on."""
         self.local.start = start
+        # What lay there before may have been in front of another store.
+        self.local.trust.until = math.inf
         if subscriber not in self._subscribers:
             self._subscribers.append(subscriber)
         subscriber(Notification(Kind.REACHABLE))
@@ -115,12 +132,13 @@ class MemoryStore:
         if slot is None:
             return None
         entry = slot.entry
-        if slot.checked != self.local.generation:
-            if not self.tag_versions.admits(entry.tag_version, entry.tags):
+        if slot.trust is not self.local.trust:
+            if not self.tag_versions.admits_entry(entry):
                 self.local.drop(key)
                 return None
-            slot.checked = self.local.generation
-        return entry
+            slot.mark_stale(self.tag_versions.marked_at(entry))
+            slot.trust = self.local.trust
+        return slot.entry
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """The same as `peek`."""
@@ -131,13 +149,21 @@ class MemoryStore:
         self._last = max(int(self._clock() * 1e6), self._last + 1)
         return self._last
 
-    def _notify(self, kind: Kind, name: str, version: int = 0, fingerprint: str = "") -> None:
+    def _notify(self, kind: Kind, name: Name, version: int = 0, fingerprint: str = "") -> None:
         notification = Notification(kind, name, version, fingerprint=fingerprint)
         for subscriber in self._subscribers:
             subscriber(notification)
 
     async def acquire(
-        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+        self,
+        key: str,
+        token: str,
+        ttl: float,
+        known: int,
+        codec: Codec,
+        *,
+        force: bool = False,
+        tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, or say who is before; see `Leases.acquire`."""
         entry = self.peek(key)
@@ -154,8 +180,17 @@ class MemoryStore:
         elif hold is not None and hold.token != token:
             return Held(hold.until - now, before)
         version = hold.version if hold is not None and hold.token == token else self._next()
-        self._holds[key] = _Hold(token, version, now + ttl, failures)
+        self._holds[key] = _Hold(token, version, now + ttl, failures, tags)
+        self._announced.update((tag, None) for tag in tags if is_announced(tag))
         return Lease(key, token, version, self.tag_versions.newest, failures)
+
+    async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
+        """Remove the entry of `key`, and take the lease from whoever has it."""
+        self.local.drop(key)
+        version = self._next()
+        self._holds[key] = _Hold(token, version, self._clock() + ttl, 0)
+        self._notify(Kind.INVALIDATED, key, version)
+        return Lease(key, token, version, self.tag_versions.newest)
 
     def _held_by(self, lease: Lease) -> bool:
         hold = self._holds.get(lease.key)
@@ -165,14 +200,15 @@ class MemoryStore:
         """Prolong the lease."""
         if not self._held_by(lease):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
-        self._holds[lease.key] = _Hold(lease.token, lease.version, self._clock() + ttl, lease.failures)
+        tags = self._holds[lease.key].tags
+        self._holds[lease.key] = _Hold(lease.token, lease.version, self._clock() + ttl, lease.failures, tags)
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
         """Store the entry if the lease still stands."""
         if not self._held_by(lease):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
         del self._holds[lease.key]
-        if not self.tag_versions.admits(entry.tag_version, entry.tags):
+        if not self.tag_versions.admits_entry(entry):
             self._notify(Kind.RELEASED, lease.key)
             raise LeaseLost(f"a tag of {lease.key!r} was invalidated while it was loaded")
         self.local.put(lease.key, entry)
@@ -194,11 +230,42 @@ class MemoryStore:
         self._holds.pop(key, None)
         self._notify(Kind.INVALIDATED, key, self._next())
 
-    async def invalidate_tag(self, tag: str) -> None:
-        """Raise the version of `tag`."""
-        number = self._next()
-        self.tag_versions.raise_to(tag, number)
-        self.local.recheck_tag(tag)
-        if tag == ALL:
-            self.local.clear()
-        self._notify(Kind.TAG_VERSION, tag, number)
+    async def mark_stale(self, key: str) -> None:
+        """Mark the entry of `key`, and remove the lease."""
+        version, slot = self._next(), self.local.get(key)
+        if slot is not None:
+            slot.mark_stale(version)
+        self._holds.pop(key, None)
+        self._notify(Kind.MARKED, key, version)
+
+    async def invalidate_tag(self, *names: Name) -> None:
+        """Raise the versions of tags, of ALL or of what else is named."""
+        for name in names:
+            number = self._next()
+            self.tag_versions.raise_to(name, number)
+            self.local.recheck_tag(name)
+            if name == ALL:
+                self.local.clear()
+            self._notify(Kind.TAG_VERSION, name, number)
+
+    @property
+    def heard(self) -> int:
+        """Return the clock."""
+        return max(int(self._clock() * 1e6), self._last)
+
+    async def invalidate_announced(self, tags: Sequence[str]) -> None:
+        """Raise the versions of those of `tags` that an entry or a load under way carries."""
+        for tag in tags:
+            if self._is_carried(tag):
+                await self.invalidate_tag(tag)
+            else:
+                self._passed_over[hash(tag) % _GROUPS] = self._next()
+
+    def _is_carried(self, tag: str) -> bool:
+        if tag in self.local.slots.tags or tag in self._announced or len(self._holds) > _MOST_SEARCHED:
+            return True
+        return any(tag in hold.tags for hold in self._holds.values())
+
+    async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
+        """Return whether an invalidation of one of `tags` may have been passed over after a time."""
+        return any(self._passed_over[hash(tag) % _GROUPS] > since for tag in tags)

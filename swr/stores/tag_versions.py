@@ -1,17 +1,108 @@
-"""Tag versions: invalidation by tag, and of everything, in one step however many entries there are.
+"""Tag versions: invalidation by tag, by loader and of everything, in one step however many entries there are.
 
 A tag version is a number that only grows. An entry carries the newest one known when its load began
 (`Entry.tag_version`); invalidating a tag raises that tag's version and so outdates every entry with the tag that
-carries a smaller number. Nothing is walked.
+carries a smaller number. Nothing is walked. The entries of a loader are invalidated likewise.
 
 A clear is a tag version that outdates every entry with a smaller number, tagged or not. A store that loses tag
 versions begins with a clear: it cannot tell any more which entries they had outdated.
+
+Marking stale raises a version of its own: older entries are stale from then on (`swr.entry.marked_stale`).
+
+Each request with an unsafe method invalidates the tag of its URL on its host, and most such URLs are never cached. So
+loads announce these tags, and a tag that no load has announced gets no version.
 """
 
-from typing import Final
+from typing import Any, Final
+
+import msgspec
+
+from swr.core.keys import URL_ON_HOST, loader_digest
+from swr.entry import Entry
 
 # The name of a clear. No tag has it, because a tag is not empty.
 ALL: Final = ""
+
+
+class OfLoader(msgspec.Struct, frozen=True):
+    """All entries of the loaders with one key template."""
+
+    template: str
+
+
+class OfKey(msgspec.Struct, frozen=True):
+    """All entries under one key. It has no tag version: what is stored there says when it was marked."""
+
+    key: str
+
+
+class Soft(msgspec.Struct, frozen=True):
+    """What is marked stale, in place of invalidated."""
+
+    of: str | OfLoader | OfKey
+
+
+# What is invalidated or marked in one step: a tag, ALL, or one of these.
+Name = str | OfLoader | Soft
+
+
+def concerns(name: Name, tags: tuple[str, ...], loader: str) -> bool:
+    """Whether invalidating or marking `name` concerns an entry with these tags, of a loader; see `Entry`."""
+    of = name.of if isinstance(name, Soft) else name
+    if isinstance(of, OfLoader):
+        return loader == loader_digest(of.template)
+    return of == ALL or of in tags
+
+
+class Raised:
+    """Numbers that only grow, of everything, of tags and of loaders, each newest last."""
+
+    __slots__ = ("all", "loaders", "tags")
+
+    def __init__(self) -> None:
+        self.all = 0
+        self.tags: dict[str, int] = {}
+        # By what entries carry of a loader: with its template.
+        self.loaders: dict[str, tuple[int, str]] = {}
+
+    def raise_to(self, name: str | OfLoader, number: int, least: int) -> int:
+        """Note a version; return the one before, which is at least `least` for a tag."""
+        if isinstance(name, OfLoader):
+            digest = loader_digest(name.template)
+            known = self.loaders.get(digest, (0, ""))[0]
+            self.loaders[digest] = max(known, number), name.template
+        elif name == ALL:
+            known, self.all = self.all, max(self.all, number)
+        else:
+            known = max(self.tags.pop(name, 0), least)
+            # Newest last, so that the oldest are the first to be forgotten.
+            self.tags[name] = max(known, number)
+        return known
+
+    def of(self, tags: tuple[str, ...], loader: str) -> int:
+        """Return the greatest number that concerns an entry."""
+        newest = max(self.all, self.loaders[loader][0]) if loader in self.loaders else self.all
+        for tag in tags:
+            newest = max(newest, self.tags.get(tag, 0))
+        return newest
+
+    def trim(self, most: int) -> int:
+        """Forget the oldest tenth of too many tags; return the newest version among them."""
+        if len(self.tags) <= most:
+            return 0
+        oldest = list(self.tags)[: max(1, most // 10)]
+        return max(self.tags.pop(tag) for tag in oldest)
+
+    def since(self, number: int) -> list[tuple[str | OfLoader, int]]:
+        """Return what was raised after `number`."""
+        named: list[tuple[str | OfLoader, int]] = [(ALL, self.all), *self.tags.items()]
+        named += [(OfLoader(template), raised) for raised, template in self.loaders.values()]
+        return [(name, raised) for name, raised in named if raised > number]
+
+
+def is_announced(tag: str) -> bool:
+    """Return whether loads announce `tag` before they begin, so that the store knows whether anything carries it."""
+    return tag.startswith(URL_ON_HOST)
 
 
 class TagVersions:
@@ -23,29 +114,31 @@ class TagVersions:
 
     Attributes:
         newest: the newest version of all.
-        cleared: the version of the last clear.
     """
 
-    __slots__ = ("_minimum", "_most", "_tags", "cleared", "newest")
+    __slots__ = ("_hard", "_minimum", "_most", "_soft", "newest")
 
     def __init__(self, most_tags: int = 100_000) -> None:
         self.newest = 0
-        self.cleared = 0
         self._minimum = 0
         self._most = most_tags
-        self._tags: dict[str, int] = {}
+        self._hard = Raised()
+        self._soft = Raised()
 
-    def raise_to(self, name: str, number: int) -> bool:
-        """Learn that `name` (a tag or ALL) was invalidated at `number`; False if that was known."""
+    @property
+    def cleared(self) -> int:
+        """The version of the last clear."""
+        return self._hard.all
+
+    def raise_to(self, name: Name, number: int) -> bool:
+        """Learn that `name` was invalidated or marked at `number`; False if that was known."""
         self.newest = max(self.newest, number)
-        if name == ALL:
-            known, self.cleared = self.cleared, max(self.cleared, number)
+        if isinstance(name, Soft):
+            assert not isinstance(name.of, OfKey)
+            raised, known = self._soft, self._soft.raise_to(name.of, number, self._minimum)
         else:
-            known = max(self._tags.pop(name, 0), self._minimum)
-            # Newest last, so that the oldest are the first to be forgotten.
-            self._tags[name] = max(known, number)
-            if len(self._tags) > self._most:
-                self._trim()
+            raised, known = self._hard, self._hard.raise_to(name, number, self._minimum)
+        self._minimum = max(self._minimum, raised.trim(self._most))
         return number > known
 
     def raise_minimum(self, number: int) -> bool:
@@ -54,19 +147,26 @@ class TagVersions:
         known, self._minimum = self._minimum, max(self._minimum, number)
         return number > known
 
-    def _trim(self) -> None:
-        oldest = list(self._tags)[: max(1, self._most // 10)]
-        self._minimum = max(self._minimum, *(self._tags.pop(tag) for tag in oldest))
+    def admits_entry(self, entry: Entry[Any]) -> bool:
+        """Whether an entry still counts: nothing that concerns it was invalidated since its load began."""
+        return self.admits(entry.tag_version, entry.tags, entry.loader)
 
-    def admits(self, tag_version: int, tags: tuple[str, ...]) -> bool:
-        """Whether an entry with these tags, loaded when `tag_version` was the newest, still counts."""
-        if tag_version < self.cleared:
+    def admits(self, tag_version: int, tags: tuple[str, ...], loader: str = "") -> bool:
+        """Whether something with these tags, of a loader, that was loaded when `tag_version` was the newest counts."""
+        if tag_version < self._hard.all:
             return False
-        if not tags or tag_version >= self.newest:
+        if tag_version >= self.newest or not (tags or loader):
             return True
-        return tag_version >= self._minimum and all(tag_version >= self._tags.get(tag, 0) for tag in tags)
+        return tag_version >= (self._minimum if tags else 0) and tag_version >= self._hard.of(tags, loader)
 
-    def since(self, number: int) -> list[tuple[str, int]]:
-        """Return what was invalidated after `number`, by name (a tag or ALL)."""
-        named = ((ALL, self.cleared), *self._tags.items())
-        return [(name, raised) for name, raised in named if raised > number]
+    def marked_at(self, entry: Entry[Any]) -> int:
+        """Return the version at which an entry was marked stale; 0: it was not, since its load began."""
+        if entry.tag_version >= self.newest:
+            return 0
+        number = self._soft.of(entry.tags, entry.loader)
+        return number if number > entry.tag_version else 0
+
+    def since(self, number: int) -> list[tuple[Name, int]]:
+        """Return what was invalidated or marked after `number`, and at which version."""
+        soft = [(Soft(name), raised) for name, raised in self._soft.since(number)]
+        return [*self._hard.since(number), *soft]

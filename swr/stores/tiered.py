@@ -16,24 +16,23 @@ has a `Watch`, and the local cache never takes an entry that a notification has 
 """
 
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import anyio
-
 from swr.core.codec import Codec
-from swr.entry import Entry, doubtful
+from swr.core.decision import is_fresh
+from swr.entry import Entry, doubtful, marked_stale
 from swr.errors import LeaseLost, StoreUnavailable
-from swr.stores.base import Held, Kind, Lease, Notification, SharedStore, Start, StoreRefused, Subscriber
-from swr.stores.local import UNCHECKED, LocalCache, Slot
-from swr.stores.tag_versions import ALL, TagVersions
+from swr.stores.base import NEWEST, Held, Kind, Lease, Notification, SharedStore, Start, Subscriber
+from swr.stores.clocks import wall_clock
+from swr.stores.hearing import Hearing
+from swr.stores.invalidations import SharedInvalidations
+from swr.stores.local import UNTRUSTED, LocalCache, Slot
+from swr.stores.served import Served, is_newest
+from swr.stores.tag_versions import Name, TagVersions
 from swr.stores.watch import Watch
 
-_MOST_PENDING: Final = 10_000
 _NEVER: Final = -1
-_AGAIN_AFTER: Final = 1.0
-_LOOKED_AFTER: Final = 0.01
 
 log = logging.getLogger("swr")
 
@@ -50,24 +49,18 @@ class TieredStore:
         is_reachable: whether notifications arrive, so that confirmed entries are true.
     """
 
-    def __init__(self, local: LocalCache, store: SharedStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, local: LocalCache, store: SharedStore, clock: Callable[[], float] = wall_clock) -> None:
         self.local = local
         self.store = store
         self._clock = clock
         self.is_reachable = False
         self._epoch = 0
-        # Which servers these are, and their clock when they were last reached.
-        self._servers = ""
-        self._reached_at = 0
         # By key and fingerprint.
         self._watches: dict[str, dict[str, Watch]] = {}
-        # What the store did not take: keys and tags to invalidate, leases to give back, by token.
-        self._pending_keys: dict[str, object] = {}
-        self._pending_tags: dict[str, object] = {}
-        self._pending_releases: dict[str, Lease] = {}
-        self._replaying = False
-        # Whether it was logged that the store refuses invalidations.
-        self._refused = False
+        self._served = Served(local, self._admits)
+        self._invalidations = SharedInvalidations(local, store, clock, lambda: self.is_reachable)
+        self._pending = self._invalidations.pending
+        self._hearing = Hearing(local, clock, lambda: self._on_notification(Notification(Kind.GAP)))
 
     @property
     def tag_versions(self) -> TagVersions:
@@ -76,8 +69,10 @@ class TieredStore:
 
     async def open(self, start: Start, subscriber: Subscriber) -> None:
         """Open the shared store and subscribe to its notifications."""
-        self._start, self._subscriber = start, subscriber
+        self._subscriber = subscriber
+        self._invalidations.open(start, subscriber)
         self.local.start = start
+        start(self._hearing.keep)
         await self.store.open(start, self._on_notification)
 
     def is_unreachable(self, key: str) -> bool:
@@ -87,13 +82,11 @@ class TieredStore:
     @property
     def has_pending(self) -> bool:
         """Whether the shared store has to get an invalidation yet."""
-        return bool(self._pending_keys or self._pending_tags)
+        return self._pending.invalidations > 0
 
     async def settled(self) -> None:
         """Wait until nothing is pending."""
-        # Only closing waits for it: not worth an event at every invalidation.
-        while self._pending_keys or self._pending_tags or self._pending_releases:  # noqa: ASYNC110
-            await anyio.sleep(_LOOKED_AFTER)
+        await self._invalidations.settled()
 
     async def now(self) -> int:
         """Return the shared store's clock."""
@@ -106,7 +99,7 @@ class TieredStore:
 
     async def aclose(self, subscriber: Subscriber) -> None:
         """Close the shared store."""
-        pending = len(self._pending_keys) + len(self._pending_tags)
+        pending = self._pending.invalidations
         if pending:
             log.warning("closed while Redis is unreachable: %d invalidations have reached this process alone", pending)
         await self.store.aclose(self._on_notification)
@@ -114,7 +107,10 @@ class TieredStore:
     def forget(self) -> None:
         """Empty the local cache, because no notification reaches it any more."""
         self.is_reachable = False
-        self._replaying = False
+        self._invalidations.forget()
+        self._hearing.lose()
+        # No task frees what it holds.
+        self.local.start = None
         self.local.clear()
         self.store.forget()
 
@@ -125,38 +121,54 @@ class TieredStore:
         if kind is Kind.REACHABLE:
             # Notifications may have been missed: every local entry is suspect now.
             self.is_reachable = True
-            self._epoch += 1
-            self._servers, self._reached_at = name, version
-            self.local.recheck_all()
-            self._start(self._replay_all)
+            self._served.servers, self._served.reached_at = notification.text, version
+            self._suspect_all()
+            self._invalidations.replay()
         elif kind is Kind.UNREACHABLE:
             self.is_reachable = False
             self.local.recheck_all()
+        elif kind is Kind.GAP:
+            self._suspect_all()
         elif kind is Kind.TAG_VERSION:
             self.local.recheck_tag(name)
         elif kind is Kind.INVALIDATED:
-            for watch in self._watches.get(name, {}).values():
+            key = notification.text
+            for watch in self._watches.get(key, {}).values():
                 watch.minimum = max(watch.minimum, version)
-            slot = self.local.get(name)
+            slot = self.local.get(key)
             if slot is not None and slot.entry.version < version:
-                self.local.drop(name)
+                self.local.drop(key)
+        elif kind is Kind.MARKED:
+            self._on_mark(notification.text, version)
         elif kind is Kind.COMMITTED:
-            self._on_commit(name, version, fingerprint)
+            self._on_commit(notification.text, version, fingerprint)
         elif kind is Kind.PENDING_KEY or kind is Kind.PENDING_TAG:
             # Whoever lives longest replays it.
-            self._keep_pending(kind, name, elsewhere=True)
+            self._invalidations.keep_pending(kind, name, elsewhere=True)
             return
         self._subscriber(notification)
 
+    def _suspect_all(self) -> None:
+        self._epoch += 1
+        self.local.recheck_all()
+
+    def _on_mark(self, key: str, version: int) -> None:
+        for watch in self._watches.get(key, {}).values():
+            watch.marked_at = max(watch.marked_at, version)
+        slot = self.local.get(key)
+        if slot is not None and slot.entry.version < version:
+            slot.mark_stale(version)
+
     def _on_commit(self, key: str, version: int, fingerprint: str) -> None:
         """Outdate older copies, unless their values are of another type: another version of the application's."""
+        self._served.note_commit(key, fingerprint, version)
         own = self._watches.get(key, {}).get(fingerprint)
         if own is not None:
             own.minimum = max(own.minimum, version)
         slot = self.local.get(key)
         if slot is not None and slot.fingerprint == fingerprint and slot.entry.version < version:
             slot.superseded = True
-            slot.checked = UNCHECKED
+            slot.trust = UNTRUSTED
 
     def _watching(self, key: str, codec: Codec) -> Watch:
         of_key = self._watches.setdefault(key, {})
@@ -170,26 +182,30 @@ class TieredStore:
     def peek(self, key: str) -> Entry[Any] | None:
         """Return the local entry if it may be trusted, or if the store cannot be asked."""
         slot = self.local.get(key)
-        if slot is None or (slot.checked != self.local.generation and not self._trust(key, slot)):
+        if slot is None or (self._clock() >= slot.trust.until and not self._trust(key, slot)):
             return None
         return slot.entry
 
     def _trust(self, key: str, slot: Slot) -> bool:
         entry = slot.entry
-        if not self.tag_versions.admits(entry.tag_version, entry.tags):
+        if not self.tag_versions.admits_entry(entry):
             self.local.drop(key)
             return False
-        # While the store is unreachable this will do; every entry is checked again once it is reachable.
-        if self.is_reachable:
+        if self._hearing.is_lost:
+            return False
+        # While its server is unreachable this will do; every entry is checked again once a server can be reached.
+        if self.is_reachable or not self.store.is_unreachable(key):
             if slot.epoch != self._epoch:
                 return False
             if slot.superseded:
-                return self._clock() >= entry.fresh_until and not entry.absent
-        slot.checked = self.local.generation
+                return not is_fresh(entry, self._clock()) and not entry.absent
+        slot.mark_stale(self.tag_versions.marked_at(entry))
+        slot.trust = self.local.trust
         return True
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Return the shared store's entry and keep it here; while the store is unreachable, return the local entry."""
+        self._hearing.resume()
         if not self.is_reachable and self.store.is_unreachable(key):
             return self._fallback(key)
         epoch = self._epoch
@@ -199,37 +215,48 @@ class TieredStore:
             except StoreUnavailable:
                 return self._fallback(key)
             slot = self.local.get(key)
-            if slot is not None and self._confirmed(slot) and (entry is None or slot.entry.version >= entry.version):
-                # It came while the answer was on its way.
+            if slot is not None and self._confirmed(slot) and is_newest(slot.entry, entry):
+                # It came while the answer was on its way, or the store has refused it.
+                slot.mark_stale(self.tag_versions.marked_at(slot.entry))
                 return slot.entry
-            if entry is None or entry.version < watch.minimum or self._is_pending(key, entry):
+            if entry is None or entry.version < watch.minimum or self._pending.outdates(key, entry):
                 self.local.drop(key)
                 return None
-            newer = self._newer(key, entry, codec)
-            if newer is None:
-                self.local.put(key, entry, epoch, codec.fingerprint)
-            elif newer.replaced == (self._servers, entry.version):
-                # Nothing has changed there since this process loaded something newer, in vain.
-                self.local.put(key, newer.entry, epoch, codec.fingerprint, newer.replaced)
-                return newer.entry
-            else:
+            entry = self._marked(key, entry, watch)
+            newer = self._served.newer(key, entry, codec)
+            if newer is not None and self._served.replaces(newer, entry):
+                kept = self._marked(key, newer.entry, watch)
+                if self._served.was_marked(newer, entry):
+                    kept = marked_stale(kept, entry.marked_at)
+                self.local.put(key, kept, epoch, codec.fingerprint, newer.replaced)
+                return kept
+            if self._served.knows_newer(key, entry, codec):
                 return doubtful(entry)
+            self._put(key, entry, epoch, codec)
             return entry
 
-    def _newer(self, key: str, entry: Entry[Any], codec: Codec) -> Slot | None:
-        """Return what is held of the same type if the store's entry may be older."""
-        slot = self.local.get(key)
-        if slot is None or slot.fingerprint != codec.fingerprint or not self._admits(slot.entry):
-            return None
-        # What was loaded without a lease was loaded before the servers were reached again.
-        return slot if entry.version < (slot.entry.version or self._reached_at + 1) else None
+    def _put(self, key: str, entry: Entry[Any], epoch: int, codec: Codec) -> None:
+        self._served.note(key, codec.fingerprint, entry.version)
+        self.local.put(key, entry, epoch, codec.fingerprint)
+
+    def _marked(self, key: str, entry: Entry[Any], watch: Watch) -> Entry[Any]:
+        """Return an entry of the shared store, marked stale if this process knows that it was."""
+        version = self.tag_versions.marked_at(entry)
+        if entry.version < watch.marked_at:
+            version = max(version, watch.marked_at)
+        if not version and self._pending.marks(key, entry):
+            version = int(self._clock() * 1e6)
+        return marked_stale(entry, version) if version else entry
 
     def _fallback(self, key: str) -> Entry[Any] | None:
         slot = self.local.get(key)
-        return slot.entry if slot is not None and self._admits(slot.entry) else None
+        if slot is None or not self._admits(slot.entry):
+            return None
+        slot.mark_stale(self.tag_versions.marked_at(slot.entry))
+        return slot.entry
 
     def _admits(self, entry: Entry[Any]) -> bool:
-        return self.tag_versions.admits(entry.tag_version, entry.tags)
+        return self.tag_versions.admits_entry(entry)
 
     def _confirmed(self, slot: Slot) -> bool:
         return slot.epoch == self._epoch and not slot.superseded and self._admits(slot.entry)
@@ -238,139 +265,81 @@ class TieredStore:
         """Hold an entry that the store did not take; it is checked as soon as the store is reachable again."""
         slot, replaced = self.local.get(key), None
         if slot is not None:
-            replaced = slot.replaced or (self._servers, slot.entry.version)
+            replaced = slot.replaced or (self._served.servers, slot.entry.version, slot.entry.marked_at)
         # If the store is reachable and refused the entry, notifications about it arrive as for any other.
-        self.local.put(key, entry, self._epoch if self.is_reachable else _NEVER, codec.fingerprint, replaced)
+        epoch, version = (self._epoch, NEWEST) if self.is_reachable else (_NEVER, 0)
+        self._served.note(key, codec.fingerprint, entry.version or version)
+        self.local.put(key, entry, epoch, codec.fingerprint, replaced)
 
     # -- invalidating -----------------------------------------------------------------------------------------
 
     async def invalidate(self, key: str) -> None:
         """Invalidate `key` everywhere; while the store is unreachable, here at once and elsewhere later."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self.store.invalidate(key)
-            except StoreUnavailable as error:
-                self._on_refusal(error)
-                self._keep_pending(Kind.PENDING_KEY, key)
-                self.store.tell_pending(Kind.PENDING_KEY, key)
+        await self._invalidations.invalidate(key)
 
-    async def invalidate_tag(self, tag: str) -> None:
-        """Invalidate every entry with `tag` everywhere, as `invalidate` does."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self.store.invalidate_tag(tag)
-            except StoreUnavailable as error:
-                self._on_refusal(error)
-                self._keep_pending(Kind.PENDING_TAG, tag)
-                self.store.tell_pending(Kind.PENDING_TAG, tag)
+    async def mark_stale(self, key: str) -> None:
+        """Mark what is stored for `key` everywhere, as `invalidate` does."""
+        await self._invalidations.mark_stale(key)
 
-    def _on_refusal(self, error: StoreUnavailable) -> None:
-        if isinstance(error, StoreRefused) and not self._refused:
-            self._refused = True
-            log.warning(
-                "Redis refuses invalidations (%s): they count in the processes that run, which replay them to it", error
-            )
+    async def invalidate_tag(self, *names: Name) -> None:
+        """Invalidate or mark every entry that is concerned everywhere, as `invalidate` does."""
+        await self._invalidations.invalidate_tag(*names)
 
-    def _keep_pending(self, kind: Kind, name: str, *, elsewhere: bool = False) -> None:
-        """Have an invalidation count here at once, and replay it until the store has it."""
-        # An operation under way may still bring the entry; while this is pending it is refused.
-        if kind is Kind.PENDING_KEY:
-            self._add_pending(self._pending_keys, name)
-            self.local.drop(name)
-            self._subscriber(Notification(Kind.INVALIDATED, name, 0, elsewhere))
-            return
-        self._add_pending(self._pending_tags, name)
-        # Only the server can raise the tag version; until it does, drop the entries one by one.
-        for key, slot in list(self.local.slots.items()):
-            if name == ALL or name in slot.entry.tags:
-                self.local.drop(key)
-        self._subscriber(Notification(Kind.TAG_VERSION, name, 0, elsewhere))
+    @property
+    def heard(self) -> int:
+        """Return the shared store's clock as it was last heard."""
+        return self.store.heard
 
-    def _add_pending(self, pending: dict[str, object], name: str) -> None:
-        if len(pending) >= _MOST_PENDING:
-            pending, name = self._pending_tags, ALL
-        pending[name] = object()
-        self._replay_soon()
+    async def invalidate_announced(self, tags: Sequence[str]) -> None:
+        """Invalidate those of `tags` that anything carries, as `invalidate_tag` does."""
+        await self._invalidations.invalidate_announced(tags)
 
-    def _replay_soon(self) -> None:
-        if self.is_reachable and not self._replaying:
-            self._replaying = True
-            self._start(self._replay_all)
-
-    async def _replay_all(self) -> None:
-        """Replay what is pending; if the store is reachable and refuses, again and again."""
-        while self.is_reachable and (self._pending_keys or self._pending_tags or self._pending_releases):
-            try:
-                await self._replay_once()
-            except StoreUnavailable:
-                await anyio.sleep(_AGAIN_AFTER)
-        if self._refused and not self.has_pending:
-            self._refused = False
-            log.warning("Redis takes invalidations again; all that were pending are replayed")
-        self._replaying = False
-
-    def _is_pending(self, key: str, entry: Entry[Any]) -> bool:
-        """Return whether the invalidation of `entry` is pending."""
-        if not self._pending_keys and not self._pending_tags:
-            return False
-        return (
-            key in self._pending_keys
-            or ALL in self._pending_tags
-            or any(tag in self._pending_tags for tag in entry.tags)
-        )
-
-    async def _replay_once(self) -> None:
-        # Invalidations first: until then other processes serve outdated entries, while leases expire anyway.
-        await self._replay(self._pending_tags, self.store.invalidate_tag, list(self._pending_tags))
-        await self._replay(self._pending_keys, self.store.invalidate, list(self._pending_keys))
-        for token, lease in list(self._pending_releases.items()):
-            await self.store.release(lease)
-            self._pending_releases.pop(token, None)
-
-    async def _replay(
-        self, pending: dict[str, object], invalidate: Callable[[str], Awaitable[None]], names: Iterable[str]
-    ) -> None:
-        for name in names:
-            mark = pending.get(name)
-            if mark is not None:
-                await invalidate(name)
-                # Unless it was invalidated once more, in vain, while this was under way.
-                if pending.get(name) is mark:
-                    del pending[name]
+    async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
+        """See `Store.was_passed_over`."""
+        return await self.store.was_passed_over(tags, since)
 
     # -- leases -----------------------------------------------------------------------------------------------
 
     async def acquire(
-        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+        self,
+        key: str,
+        token: str,
+        ttl: float,
+        known: int,
+        codec: Codec,
+        *,
+        force: bool = False,
+        tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
         """Take the shared store's lease; an entry that it returns instead goes into the local cache."""
         if self.store.is_unreachable(key):
             # Nothing was sent: no lease has to be given back.
+            self._pending.add_unannounced(key, tags)
             raise StoreUnavailable("Redis cannot be reached")
         while True:
             epoch = self._epoch
             with self._watching(key, codec) as watch:
                 try:
                     # What is loaded from now on is newer than these; replayed later, they would remove it again.
-                    await self._replay(self._pending_tags, self.store.invalidate_tag, list(self._pending_tags))
-                    await self._replay(self._pending_keys, self.store.invalidate, (key,))
-                    answer = await self.store.acquire(key, token, ttl, known, codec, force=force)
+                    await self._pending.replay_before_load(key)
+                    answer = await self.store.acquire(key, token, ttl, known, codec, force=force, tags=tags)
                 except StoreUnavailable:
+                    self._pending.add_unannounced(key, tags)
                     # The request may have arrived: a lease without a holder would block every process.
-                    self._add_pending_release(Lease(key, token, 0, 0))
+                    self._invalidations.give_back_later(Lease(key, token, 0, 0))
                     raise
                 if not isinstance(answer, Entry):
                     return answer
-                is_newest = answer.version >= watch.minimum and self._newer(key, answer, codec) is None
-                if is_newest and not self._is_pending(key, answer):
-                    self.local.put(key, answer, epoch, codec.fingerprint)
+                is_current = answer.version >= watch.minimum and not self._served.knows_newer(key, answer, codec)
+                if is_current and not self._pending.outdates(key, answer):
+                    answer = self._marked(key, answer, watch)
+                    self._put(key, answer, epoch, codec)
                     return answer
             known = answer.version
 
-    def _add_pending_release(self, lease: Lease) -> None:
-        if len(self._pending_releases) < _MOST_PENDING:
-            self._pending_releases[lease.token] = lease
-        self._replay_soon()
+    async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
+        """Invalidate `key` as `invalidate` does, and take the shared store's lease if it is reachable."""
+        return await self._invalidations.seize(key, token, ttl, codec)
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the shared store's lease."""
@@ -378,7 +347,7 @@ class TieredStore:
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
         """Commit to the shared store, then to the local cache."""
-        if self._is_pending(lease.key, entry):
+        if self._pending.outdates(lease.key, entry) or self._pending.marks(lease.key, entry):
             await self.release(lease)
             raise LeaseLost(f"{lease.key!r} was invalidated while it was loaded")
         epoch = self._epoch
@@ -386,15 +355,15 @@ class TieredStore:
             try:
                 await self.store.commit(lease, entry, codec)
             except StoreUnavailable:
-                self._add_pending_release(lease)
+                self._invalidations.give_back_later(lease)
                 raise
-            if entry.version < watch.minimum or not self._admits(entry) or self._is_pending(lease.key, entry):
+            if entry.version < watch.minimum or not self._admits(entry) or self._pending.outdates(lease.key, entry):
                 raise LeaseLost(f"{lease.key!r} was invalidated while it was committed")
-            self.local.put(lease.key, entry, epoch, codec.fingerprint)
+            self._put(lease.key, self._marked(lease.key, entry, watch), epoch, codec)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the shared store's lease back; if the store is unreachable, later."""
         try:
             await self.store.release(lease, pause)
         except StoreUnavailable:
-            self._add_pending_release(lease)
+            self._invalidations.give_back_later(lease)

@@ -4,12 +4,16 @@ from typing import Self
 
 
 class Watch:
-    """The operations on one key and type under way: an entry they bring must be at least as new as `minimum`."""
+    """The operations on one key and type under way: an entry they bring must be at least as new as `minimum`.
 
-    __slots__ = ("_fingerprint", "_key", "_under_way", "_watches", "minimum")
+    One that is older than `marked_at` is stale.
+    """
+
+    __slots__ = ("_fingerprint", "_key", "_under_way", "_watches", "marked_at", "minimum")
 
     def __init__(self, watches: "dict[str, dict[str, Watch]]", key: str, fingerprint: str) -> None:
         self.minimum = 0
+        self.marked_at = 0
         self._under_way = 0
         self._watches = watches
         self._key = key

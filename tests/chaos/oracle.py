@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tests.chaos.rows import GROUPS, KEYS, tags_of, windows_of
+from tests.chaos.rows import GROUPS, HARD_TIMEOUT, KEYS, tags_of, windows_of
 
 # A link that dies silently is found out within 2 s; the rest is for a busy machine.
 AFTER: Final = 3.0
@@ -52,6 +52,7 @@ class Story:
         lives: by name.
         links: by number, when each link was not as it should be.
         server: when the server was not.
+        refusals: when it had no memory left. Its invalidations count all the same.
         stops: by name, when a process was stopped.
         healed: from when on every process answers the last rows.
         leases_left: those that stood at the end.
@@ -62,6 +63,7 @@ class Story:
     lives: dict[str, Life] = field(default_factory=dict)
     links: dict[int, list[Span]] = field(default_factory=lambda: defaultdict(list))
     server: list[Span] = field(default_factory=list)
+    refusals: list[Span] = field(default_factory=list)
     stops: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
     healed: float | None = None
     leases_left: list[str] = field(default_factory=list)
@@ -144,6 +146,8 @@ class Oracle:
         self._all: dict[int, Floor] = defaultdict(Floor)
         # By key, when something was invalidated and may have been told to the server.
         self._invalidated: dict[int, list[Span]] = defaultdict(list)
+        # By process and key, when a load began that did not end.
+        self._hung: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._refreshed: dict[tuple[str, int], dict[float, float]] = defaultdict(dict)
         self._disturbed: dict[str, Spans] = {}
         self._anywhere = Spans(())
@@ -159,11 +163,11 @@ class Oracle:
             stops = self.story.stops.get(name, [])
             spans = [*self.story.links.get(life.link, []), *self.story.server, *stops, *stalls]
             spans = [(begin, end) for begin, end in spans if begin < ended and end > life.began - AFTER]
-            self._faults[name] = Spans(spans)
+            self._faults[name] = Spans([*spans, *self.story.refusals])
             self._disturbed[name] = Spans(spans, AFTER)
             everything += [*spans, (life.began, life.began + 1)]
             everything += [(ended, ended)] if ended < math.inf else []
-        self._anywhere = Spans(everything, AFTER)
+        self._anywhere = Spans([*everything, *self.story.refusals], AFTER)
         for name in lines:
             self._take_in(name, lines[name])
         for name in lines:
@@ -204,6 +208,11 @@ class Oracle:
                 self.counts["loads" if kind == "load" else "failed loads"] += 1
                 if row > len(self.story.writes.get(number, ())):
                     self._blame("c", f"{name}.log:{where}: row {row} of {number} was never written")
+            elif kind == "hung":
+                self._hung[name, rest[0]].append(rest[1])
+                self.counts["hung loads"] += 1
+            elif kind == "shared":
+                self._blame("e", f"{name}.log:{where}: of {rest[0]} failures some were one object")
             elif kind == "invalidated":
                 self._take_in_invalidation(name, f"{name}.log:{where}", *rest)
             elif kind == "invalidating":
@@ -307,6 +316,9 @@ class Oracle:
         self, name: str, where: str, numbers: list[int], load: str, began: float, ended: float, how: str, text: str
     ) -> None:
         self.counts["errors"] += 1
+        hung = [at for number in numbers for at in self._hung[name, number]]
+        if text.startswith("LoadTimeout") and any(at + HARD_TIMEOUT > began - LATE and at < ended for at in hung):
+            return
         loads = [self._loads[load, number] for number in numbers if (load, number) in self._loads]
         if not any(one.failed and one.worker == name and one.ended > began - LATE for one in loads):
             self._blame("e", f"{where}: {how} of {numbers} asked {began:.3f}, raised {ended:.3f} {text}")
@@ -361,7 +373,7 @@ class Oracle:
         return [
             f"{counts['answers']} answers ({', '.join(f'{n} {state}' for state, n in sorted(self.states.items()))}), "
             f"{counts['refreshes']} refreshes, {counts['errors']} loader's errors",
-            f"{counts['loads']} loads and {counts['failed loads']} that failed; "
+            f"{counts['loads']} loads and {counts['failed loads']} that failed or hung; "
             f"at most {counts['most loads of a key in its window']} of one key while the first was fresh",
             f"{counts['invalidations']} invalidations, {counts['invalidations lost with their process']} of them lost "
             f"with their process",

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 KEYS = 200
 GROUPS = 10
 LEASE_FOR = 1.0
+HARD_TIMEOUT = 4.0
 
 
 class Windows(NamedTuple):

@@ -33,13 +33,15 @@ from tests.chaos.rows import KEYS, LEASE_FOR, Rows, tags_of
 from tests.proxy import Proxy
 from tests.servers import Server, kinds
 
-AOF: Final = ("--appendonly", "yes", "--appendfsync", "everysec")
+# Its file is never rewritten: a server that does so on a busy disk is silent for seconds, unknown to the run.
+AOF: Final = ("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0")
 # Everything is broken for a while, then nothing is: only then is it known that each load is the only one.
 STORM, CALM = 20.0, 8.0
 STALLED: Final = 0.3
 # Seconds that everything takes in either direction.
 LATENCIES: Final = (0.0, 0.0, 0.005, 0.015, 0.05)
 PATIENCE: Final = 60.0
+TAGS, TAGS_AT_ONCE = 100_000, 5000
 START: Final = "from tests.chaos.worker import main; main()"
 
 
@@ -257,11 +259,39 @@ class Run:
         while True:
             await self.wait(0.2, 3)
             await self.stormy.wait()
-            tags = self.random.choice((("swr:{!}b",), ("swr:{!}h",), ("swr:{!}b", "swr:{!}h"), ()))
+            tags = self.random.choice((("swr:{!}b",), ("swr:{!}h",), ("swr:{!}a",), ("swr:{!}b", "swr:{!}h"), ()))
             async with self.breaking(self.story.server, "times keys evicted"):
                 # It may be stopped, or not there.
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(server.command, "EVAL", _EVICT, "0", *tags)
+
+    async def fill_memory(self, server: Server) -> None:
+        """Leave the server no memory for a while: it refuses leases and values, and takes invalidations."""
+        while True:
+            await self.wait(3, 15)
+            await self.stormy.wait()
+            async with self.breaking(self.story.refusals, "times without memory"):
+                await self.told(server, "CONFIG", "SET", "maxmemory", "1")
+                await self.wait(0.2, 4)
+                # If it was killed meanwhile, its successor has all the memory that it wants.
+                await self.told(server, "CONFIG", "SET", "maxmemory", "0")
+
+    async def flood_with_tags(self, server: Server) -> None:
+        """Have 100,000 tags invalidated that no value has: whoever starts learns them all."""
+        while True:
+            await self.wait(10, 60)
+            await self.stormy.wait()
+            self.story.counts["times 100,000 tags invalidated"] += 1
+            for first in range(0, TAGS, TAGS_AT_ONCE):
+                await self.told(server, "EVAL", _FLOOD, "2", "swr:{!}b", "swr:{!}h", str(first), str(TAGS_AT_ONCE))
+
+    async def told(self, server: Server, *command: str) -> None:
+        """Tell the server something, until it is there and runs."""
+        while True:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(server.command, *command)
+                return
+            await asyncio.sleep(0.05)
 
     async def weather(self) -> None:
         while True:
@@ -335,7 +365,8 @@ class Run:
                     for what in (
                         *(self.hurt_link(seat) for seat in self.seats),
                         *(self.stop_processes(), self.kill_processes(), self.hurt_server(server)),
-                        *(self.evict_keys(server), self.weather()),
+                        *(self.evict_keys(server), self.fill_memory(server), self.flood_with_tags(server)),
+                        self.weather(),
                     )
                 ]
                 await asyncio.sleep(self.seconds)
@@ -394,6 +425,20 @@ for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
   end
 end
 return found
+"""
+
+_FLOOD: Final = """
+local newest = tonumber(string.sub(redis.call('GET', KEYS[2]) or '', 1, 16))
+if newest then
+  for first = ARGV[1] + 1, ARGV[1] + ARGV[2], 1000 do
+    local pairs = {}
+    for i = first, first + 999 do
+      pairs[#pairs + 1] = newest - i
+      pairs[#pairs + 1] = 'tflood' .. i
+    end
+    redis.call('ZADD', KEYS[1], unpack(pairs))
+  end
+end
 """
 
 _EVICT: Final = """

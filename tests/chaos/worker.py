@@ -16,12 +16,16 @@ from typing import Any, Final
 import msgspec
 
 from swr import Cache, Fresh
-from tests.chaos.rows import KEYS, LEASE_FOR, Rows, tags_of, windows_of
+from tests.chaos.rows import HARD_TIMEOUT, KEYS, LEASE_FOR, Rows, tags_of, windows_of
 
 READERS = 6
 PAUSE = 0.03
 FAILS = 0.03
 SLOW = 0.03
+HANGS = 0.003
+# How often all at once ask for one key, and how many.
+CROWDED = 0.003
+CROWD = 200
 ANSWERED_WITHIN = 30.0
 STALLED = 0.3
 _BEAT = 0.05
@@ -47,11 +51,11 @@ class Worker:
         self.loads = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
-        @self.cache.cached("row:{number}", fresh_for=1)
+        @self.cache.cached("row:{number}", fresh_for=1, hard_timeout=HARD_TIMEOUT)
         async def one(number: int) -> Fresh[value]:
             return (await self.load([number]))[number]
 
-        @self.cache.cached_many("row:{number}", fresh_for=1)
+        @self.cache.cached_many("row:{number}", fresh_for=1, hard_timeout=HARD_TIMEOUT)
         async def many(numbers: list[int]) -> dict[int, Fresh[value]]:
             return await self.load(numbers)
 
@@ -73,6 +77,11 @@ class Worker:
         load, began = f"{self.name}:{self.loads}", time.monotonic()
         # What is read first is the oldest that the load can bring.
         rows = {number: self.rows[number] for number in numbers}
+        if self.random.random() < HANGS:
+            for number in numbers:
+                self.note("hung", number, began)
+            self.flush()
+            await asyncio.sleep(3600)
         # Some loads last longer than a lease that is not renewed.
         slow = self.random.random() < SLOW
         await asyncio.sleep(self.random.uniform(0.3, 2.5 * LEASE_FOR) if slow else self.random.uniform(0.0, 0.05))
@@ -92,7 +101,8 @@ class Worker:
 
     # -- readers ----------------------------------------------------------------------------------------------
 
-    async def ask(self, how: str, numbers: list[int]) -> None:
+    async def ask(self, how: str, numbers: list[int]) -> Exception | None:
+        """Ask, and write down the answer; return the exception."""
         began = time.monotonic()
         if how == "refresh":
             self.note("refreshing", numbers[0], began)
@@ -103,13 +113,13 @@ class Worker:
                 elif how == "refresh":
                     value = await self.one.refresh(numbers[0])
                     self.note("refreshed", numbers[0], value, began, time.monotonic())
-                    return
+                    return None
                 else:
                     outcomes = {numbers[0]: await self.one.outcome(numbers[0])}
         except Exception as error:
             load = error.args[0] if isinstance(error, LoadFailed) else ""
             self.note("raised", numbers, load, began, time.monotonic(), how, repr(error))
-            return
+            return error
         ended = time.monotonic()
         for number in numbers:
             if number not in outcomes:
@@ -118,6 +128,14 @@ class Worker:
             outcome = outcomes[number]
             failed = outcome.error is not None
             self.note("answer", number, outcome.value, outcome.state.value, outcome.age, failed, began, ended)
+        return None
+
+    async def crowd(self, number: int) -> None:
+        """Ask with many callers at once; each that raises has an exception of its own."""
+        raised = await asyncio.gather(*(self.ask("one", [number]) for _ in range(CROWD)))
+        errors = [error for error in raised if error is not None]
+        if len(set(map(id, errors))) < len(errors):
+            self.note("shared", len(errors))
 
     async def read(self) -> None:
         while True:
@@ -127,6 +145,8 @@ class Worker:
             some = [min(int(self.random.expovariate(1 / 40)), KEYS - 1) for _ in range(5 if how == "many" else 1)]
             if self.random.random() < 0.3:
                 some[0] = self.random.randrange(KEYS)
+            if self.random.random() < CROWDED:
+                await self.crowd(some[0])
             await self.ask(how, list(dict.fromkeys(some)))
 
     async def beat(self) -> None:

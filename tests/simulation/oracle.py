@@ -6,15 +6,18 @@ simulation's, in seconds, except `created` and the answers' ages, which are by t
 """
 
 import math
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from swr.core.keys import loader_digest
 from swr.entry import Outcome, State
+from swr.errors import LoadTimeout
 from swr.policy import Policy
 from swr.stores.base import Kind, Notification
-from swr.stores.tag_versions import ALL
+from swr.stores.tag_versions import Name, Soft, concerns
 
 # A load that was overtaken is done again twice at most; then its value is answered all the same.
 _LOADS: Final = 3
@@ -23,10 +26,26 @@ _SILENT: Final = 2.0
 _ON_THE_WAY: Final = 0.3
 # Whoever waits for news that was lost asks again after so many.
 _LOST_NEWS: Final = 1.0
+# A reader whose patience has ended is answered within so many seconds.
+_AT_ONCE: Final = 1.0
+# The frames of a loader's exception, and of one caller.
+_MOST_FRAMES: Final = 40
+# The key template of the loader of some keys.
+LOADER: Final = "k{odd}"
 # What is tried: how often it happened in a run is counted.
 PAUSED: Final = "loads paused past their lease"
 LOST: Final = "replies lost"
 INVALIDATED: Final = "loads invalidated under way"
+MARKED: Final = "loads marked under way"
+SET: Final = "values set"
+OLDER: Final = "restarts with older data"
+HUNG: Final = "loads that hung"
+REFUSED: Final = "writes refused"
+
+
+def loader_of(key: str) -> str:
+    """Return what entries carry of the loader of `key`: every second key is one's."""
+    return loader_digest(LOADER) if key.endswith(("1", "3")) else ""
 
 
 class Failed(Exception):
@@ -39,17 +58,20 @@ class Failed(Exception):
 
 @dataclass(eq=False)
 class Reading:
-    """One load: who did it, when it began, when it read the database, when it ended and its value was given
-    away; `created` by its own clock."""
+    """One load, or a value that is set: who did it, for which release, when it began, when it read the database, when
+    it ended and its value was given away; `created` by its own clock."""
 
     number: int
     worker: str
+    release: str
     key: str
     began: float
     created: float
     read_at: float = math.inf
     ended: float = math.inf
     loaded: float = math.inf
+    hangs: bool = False
+    is_set: bool = False
 
 
 @dataclass(eq=False)
@@ -60,17 +82,22 @@ class Invalidation:
     keys: frozenset[str]
     called: float
     returned: float = math.inf
+    # What it takes is stale from then on, in place of gone.
+    is_soft: bool = False
 
 
 @dataclass(eq=False)
 class Effect:
-    """An invalidation as the store sees it: when it took effect, and when each worker heard of it."""
+    """An invalidation as the store sees it: when it took effect, since when the store has had it without losing it,
+    and when each worker heard of it."""
 
-    name: str
+    name: Name
     kind: Kind
     version: int
     keys: frozenset[str]
     at: float
+    since: float
+    is_soft: bool
     heard: dict[str, float] = field(default_factory=dict)
 
 
@@ -86,6 +113,10 @@ class Worker:
     # what it holds.
     told: dict[str, float] = field(default_factory=dict)
     said: dict[str, "Answer"] = field(default_factory=dict)
+    # By key, the newest that it has ever answered from what it or the store held.
+    best: dict[str, "Answer"] = field(default_factory=dict)
+    # Its release, as the fingerprint of the type of its values.
+    release: str = ""
     opened: bool = False
     gone: bool = False
     # The keys that it has loaded without the store: it loads each once more, because it cannot know which value is newer.
@@ -111,6 +142,7 @@ class Request:
     up_since: float
     told: float
     stored: int
+    patience: float
 
 
 class Oracle:
@@ -135,10 +167,13 @@ class Oracle:
         self._calls: list[Invalidation] = []
         self._effects: list[Effect] = []
         self._running: set[Reading] = set()
-        # What lies in the store: the number of the load by key.
-        self._stored: dict[str, int] = {}
-        self._newest: dict[str, tuple[int, float]] = {}
+        # What lies in the store: the number of the load by key and release.
+        self._stored: dict[tuple[str, str], int] = {}
+        self._newest: dict[tuple[str, str], tuple[int, float]] = {}
         self._committed: dict[tuple[str, int], float] = {}
+        self._raised: list[BaseException] = []
+        # When the store last refused a lease or a commit.
+        self._refused = -math.inf
         self._disturbances = 0
         self._disturbed = -math.inf
 
@@ -151,11 +186,24 @@ class Oracle:
         """Write a line of the trace."""
         self.trace.append(f"{self._now():10.6f} {who:6} {what}")
 
-    def keys_of(self, kind: Kind, name: str) -> frozenset[str]:
-        """Return the keys that an invalidation of a key, of a tag or of all takes."""
-        if kind is Kind.INVALIDATED:
+    def employs(self, worker: str, release: str) -> None:
+        """A worker is of a release."""
+        self._workers[worker].release = release
+
+    def keys_of(self, kind: Kind, name: Name) -> frozenset[str]:
+        """Return the keys that an invalidation or a mark of a key, of a tag, of a loader or of all takes."""
+        if kind in (Kind.INVALIDATED, Kind.MARKED):
+            assert isinstance(name, str)
             return frozenset({name})
-        return frozenset(key for key, policy in self._policies.items() if name in (ALL, *policy.tags))
+        return frozenset(key for key, policy in self._policies.items() if concerns(name, policy.tags, loader_of(key)))
+
+    def _marked_since(self, key: str, moment: float) -> bool:
+        """Whether a mark has taken effect since, or one that nobody confirmed may have."""
+        # A load may begin later than its lease was granted.
+        moment -= _ON_THE_WAY
+        return any(effect.is_soft and key in effect.keys and effect.at >= moment for effect in self._effects) or any(
+            call.is_soft and key in call.keys and call.returned >= moment for call in self._calls
+        )
 
     # -- what goes wrong on purpose ---------------------------------------------------------------------------
 
@@ -183,6 +231,10 @@ class Oracle:
             self.disturb()
         known.up, known.up_since = up, self._now() if up else math.inf
         known.said.clear()
+        for effect in self._effects if up else ():
+            if effect.since == math.inf and worker in effect.heard:
+                # It has told the store again.
+                effect.since = self._now()
 
     def breaks(self, worker: str) -> None:
         """The link of a worker is broken, which it is yet to find out."""
@@ -225,42 +277,73 @@ class Oracle:
 
     # -- the store --------------------------------------------------------------------------------------------
 
-    def restarted(self) -> None:
-        """The store has lost its entries and leases."""
-        self._stored.clear()
+    def restarted(self, saved_at: float | None) -> None:
+        """The store has lost its entries and leases, or all that has changed since it was saved."""
+        self._forget(self._stored)
         self._disturbed = self._now()
+        if saved_at is not None:
+            self.trials[OLDER] += 1
+            # A load whose lease was ended since may be stored once more.
+            self._newest.clear()
+            for known in self._workers.values():
+                # That there was something newer is no promise once it is lost.
+                known.told.clear()
+            for effect in self._effects:
+                if effect.at > saved_at:
+                    effect.since = math.inf
+
+    def _forget(self, stored: dict[tuple[str, str], int], key: str | None = None) -> None:
+        for place in [place for place in stored if key in (None, place[0])]:
+            del stored[place]
+
+    def refuses(self) -> None:
+        """The store has refused to write something."""
+        self._refused = self._now()
+        self.trials[REFUSED] += 1
 
     def evicted(self, key: str) -> None:
-        """The store has lost an entry and its lease."""
-        self._stored.pop(key, None)
+        """The store has lost what was stored for a key, and its leases."""
+        self._forget(self._stored, key)
         self._disturbed = self._now()
 
     def told(self, message: Notification, value: int) -> None:
         """The store did something; `value` is what it holds now, for a commit."""
-        kind, name, version, *_ = message
+        kind, name, version, _, release = message
         self.note("store", f"{kind.name.lower()} {name} {version}")
-        if kind in (Kind.INVALIDATED, Kind.TAG_VERSION):
-            effect = Effect(name, kind, version, self.keys_of(kind, name), self._now())
+        if kind in (Kind.INVALIDATED, Kind.TAG_VERSION, Kind.MARKED):
+            is_soft = kind is Kind.MARKED or isinstance(name, Soft)
+            effect = Effect(name, kind, version, self.keys_of(kind, name), self._now(), self._now(), is_soft)
             self._effects.append(effect)
-            self.trials[INVALIDATED] += sum(reading.key in effect.keys for reading in self._running)
-            for key in effect.keys:
-                self._stored.pop(key, None)
+            self.trials[MARKED if is_soft else INVALIDATED] += sum(
+                reading.key in effect.keys for reading in self._running
+            )
+            for key in effect.keys if not is_soft else ():
+                self._forget(self._stored, key)
         elif kind is Kind.COMMITTED:
+            assert isinstance(name, str)
             reading = self.readings[value]
-            before, read_at = self._newest.get(name, (0, -math.inf))
+            before, read_at = self._newest.get((name, release), (0, -math.inf))
             if version <= before or reading.read_at < read_at:
                 self.blame(f"load {value} of {name} replaced something newer")
-            if any(name in effect.keys and reading.read_at < effect.at for effect in self._effects):
+            # What a soft tag outdates is stored, and at once stale.
+            if any(
+                name in effect.keys
+                and reading.read_at < effect.at
+                and effect.since < math.inf
+                and not isinstance(effect.name, Soft)
+                for effect in self._effects
+            ):
                 self.blame(f"load {value} of {name} was stored after an invalidation that it does not know")
-            self._newest[name] = (version, reading.read_at)
+            self._newest[name, release] = (version, reading.read_at)
             self._committed[name, version] = reading.read_at
-            self._stored[name] = value
+            self._stored[name, release] = value
 
     def heard(self, worker: str, message: Notification) -> None:
         """A message has reached a worker."""
-        kind, name, version, *_ = message
+        kind, name, version, _, release = message
         self.note(worker, f"hears {kind.name.lower()} {name} {version}")
-        if kind is Kind.COMMITTED:
+        if kind is Kind.COMMITTED and release == self._workers[worker].release:
+            assert isinstance(name, str)
             told = self._workers[worker].told
             told[name] = max(told.get(name, -math.inf), self._committed.get((name, version), -math.inf))
         for effect in self._effects:
@@ -271,19 +354,19 @@ class Oracle:
 
     def load_begins(self, worker: str, key: str, wall: float, *, forced: bool) -> Reading:
         """A load begins, at the time `wall` of its worker; unless `forced`, only because nothing fresh is there."""
-        now = self._now()
-        reading = Reading(len(self.readings), worker, key, now, wall)
+        now, release = self._now(), self._workers[worker].release
+        reading = Reading(len(self.readings), worker, release, key, now, wall)
         self.readings.append(reading)
         self.note(worker, f"load {reading.number} of {key} begins")
         if not self._workers[worker].gone:
             for other in self._running:
-                if other.key == key and self._undisturbed(key, other.began - _ON_THE_WAY):
+                if (other.key, other.release) == (key, release) and self._undisturbed(key, other.began - _ON_THE_WAY):
                     self.blame(f"load {reading.number} of {key} began while load {other.number} was under way")
-            stored = self._stored.get(key)
+            stored = self._stored.get((key, release))
             asked = forced or key in self._workers[worker].unsure
             if stored is not None and not asked and self._undisturbed(key, now - _SILENT):
                 fresh_until = self.readings[stored].created + self._policies[key].fresh_for
-                if wall < fresh_until:
+                if wall < fresh_until and not self._marked_since(key, self.readings[stored].began):
                     self.blame(f"load {reading.number} of {key} began although load {stored} is fresh")
             self._running.add(reading)
         return reading
@@ -292,6 +375,12 @@ class Oracle:
         return self._quiet_since(since) and not any(
             key in effect.keys and effect.at >= since for effect in self._effects
         )
+
+    def load_hangs(self, reading: Reading) -> None:
+        """A load will not end by itself."""
+        reading.hangs = True
+        self.trials[HUNG] += 1
+        self.note(reading.worker, f"load {reading.number} hangs")
 
     def load_reads(self, reading: Reading) -> None:
         """A load looks at the database."""
@@ -308,14 +397,39 @@ class Oracle:
         """A load's value has been stored, or not, and those who waited have it."""
         reading.loaded = self._now()
         known = self._workers[reading.worker]
-        (known.unsure.add if known.up_since > reading.began else known.unsure.discard)(reading.key)
+        is_unsure = known.up_since > reading.began or self._refused >= reading.began
+        (known.unsure.add if is_unsure else known.unsure.discard)(reading.key)
+
+    # -- values that are set ----------------------------------------------------------------------------------
+
+    def sets(self, worker: str, key: str, wall: float) -> Reading:
+        """A worker is asked to store a value, at the time `wall` of its clock."""
+        now = self._now()
+        release = self._workers[worker].release
+        reading = Reading(len(self.readings), worker, release, key, now, wall, now, now, is_set=True)
+        self.readings.append(reading)
+        self.note(worker, f"sets {reading.number} of {key}")
+        return reading
+
+    def seizes(self, worker: str, key: str) -> None:
+        """The store takes note of a value: it is the newest there is at this moment."""
+        for reading in self.readings:
+            if reading.is_set and reading.loaded == math.inf and (reading.worker, reading.key) == (worker, key):
+                reading.read_at = self._now()
+
+    def has_set(self, reading: Reading, *, is_stored: bool) -> None:
+        """The worker says that it is done, and whether the store has the value."""
+        self.note(reading.worker, f"has set {reading.number}: {is_stored}")
+        self.load_lands(reading)
+        self.trials[SET] += is_stored
 
     # -- invalidations ----------------------------------------------------------------------------------------
 
-    def invalidates(self, worker: str, kind: Kind, name: str) -> Invalidation:
-        """A worker is asked to invalidate."""
+    def invalidates(self, worker: str, kind: Kind, name: Name) -> Invalidation:
+        """A worker is asked to invalidate, or to mark."""
         self.note(worker, f"invalidates {name}")
-        call = Invalidation(worker, self.keys_of(kind, name), self._now())
+        is_soft = kind is Kind.MARKED or isinstance(name, Soft)
+        call = Invalidation(worker, self.keys_of(kind, name), self._now(), is_soft=is_soft)
         self._calls.append(call)
         return call
 
@@ -326,12 +440,15 @@ class Oracle:
 
     # -- requests ---------------------------------------------------------------------------------------------
 
-    def asks(self, worker: str, key: str, wall: float, *, forced: bool = False) -> Request:
-        """A reader (or with `forced` a refresher) asks, at the time `wall` of its worker."""
+    def asks(self, worker: str, key: str, wall: float, *, forced: bool = False, patience: float = math.inf) -> Request:
+        """A reader (or with `forced` a refresher) asks, at the time `wall` of its worker.
+
+        It has so much patience as long as it can be given something else.
+        """
         known = self._workers[worker]
         self.note(worker, f"{'refreshes' if forced else 'asks for'} {key}")
-        told = known.told.get(key, -math.inf)
-        return Request(worker, key, forced, self._now(), wall, known.up_since, told, self._stored.get(key, -1))
+        told, stored = known.told.get(key, -math.inf), self._stored.get((key, known.release), -1)
+        return Request(worker, key, forced, self._now(), wall, known.up_since, told, stored, patience)
 
     def answered(self, request: Request, outcome: Outcome[int], wall: float) -> None:
         """A request got an answer, at the time `wall` of its worker."""
@@ -343,10 +460,14 @@ class Oracle:
         said = f"{request.worker}: {request.key} asked at {request.began:.6f}, answered load {reading.number}"
         if reading.key != request.key:
             self.blame(f"{said} of {reading.key}")
+        if reading.release != self._workers[request.worker].release:
+            self.blame(f"{said} of another release")
         if request.forced and reading.read_at < request.began:
             self.blame(f"{said}, older than the refresh")
+        if self._now() > request.began + request.patience + _AT_ONCE and self._could_stand_in(request, wall):
+            self.blame(f"{said}, although load {request.stored} could stand in since {request.began:.6f}")
         self._judge_mark(said, request, reading, outcome, wall)
-        self._judge_age(said, request, reading)
+        self._judge_age(said, request, reading, outcome)
         self._judge_order(said, request, reading, outcome)
 
     def _judge_mark(self, said: str, request: Request, reading: Reading, outcome: Outcome[int], wall: float) -> None:
@@ -361,13 +482,20 @@ class Oracle:
             # It waited for that load; or a second look found what somebody else had loaded meanwhile.
             right = self._waited(request, reading.loaded) or request.wall < fresh_until
         elif outcome.error is None:
-            right = fresh_until <= wall < stale_until
+            # Whoever has no more patience with a load is given what a failed one would be replaced by.
+            waited = self._now() >= request.began + request.patience
+            if fresh_until <= wall:
+                right = wall < (max(stale_until, error_until) if waited else stale_until)
+            else:
+                windows = max(policy.stale_for, policy.stale_if_error) if waited else policy.stale_for
+                right = windows > 0 and self._marked_since(request.key, reading.began)
+            right = right or (waited and request.key in self._workers[request.worker].unsure)
         else:
             right = wall < max(stale_until, error_until)
         if not right or (outcome.error is not None and outcome.state is not State.STALE):
             self.blame(f"{said} as {outcome.state} ({outcome.error!r}), which is wrong: fresh until {fresh_until:.6f}")
 
-    def _judge_age(self, said: str, request: Request, reading: Reading) -> None:
+    def _judge_age(self, said: str, request: Request, reading: Reading, outcome: Outcome[int]) -> None:
         now, worker = self._now(), self._workers[request.worker]
         loads = sum(
             (other.worker, other.key) == (request.worker, request.key) and request.began <= other.loaded <= now
@@ -377,22 +505,33 @@ class Oracle:
             return
         for call in self._calls:
             mine = call.worker == request.worker and request.key in call.keys
+            if call.is_soft and outcome.state is not State.FRESH:
+                continue
             if mine and call.returned < now and reading.read_at < call.called:
                 self.blame(f"{said}, older than its own invalidation of {call.called:.6f}")
         connected = self._connected(request)
         for effect in self._effects:
             if request.key not in effect.keys or reading.read_at >= effect.at:
                 continue
+            if effect.is_soft and outcome.state is not State.FRESH:
+                continue
             if effect.heard.get(request.worker, math.inf) < now:
                 self.blame(f"{said}, older than an invalidation of {effect.at:.6f} that it had heard of")
-            elif connected and worker.up_since > effect.at:
+            elif connected and worker.up_since > effect.since:
                 self.blame(f"{said}, older than the invalidation of {effect.at:.6f} before its link came up")
-            elif connected and request.began > max(effect.at, worker.paused_until) + _SILENT + _ON_THE_WAY:
+            elif connected and request.began > max(effect.since, worker.paused_until) + _SILENT + _ON_THE_WAY:
                 self.blame(f"{said}, older than the invalidation of {effect.at:.6f} that it should know of by now")
 
     def _judge_order(self, said: str, request: Request, reading: Reading, outcome: Outcome[int]) -> None:
         """While the link is as it was, a worker goes back to nothing older than it has answered or heard of."""
         now, worker = self._now(), self._workers[request.worker]
+        best = worker.best.get(request.key)
+        # In place of a load that fails, or lasts too long, there may be nothing but the store's.
+        if outcome.state is not State.MISSING and outcome.error is None and now < request.began + request.patience:
+            if best is not None and best.at < request.began and reading.read_at < best.read_at:
+                self.blame(f"{said}, older than what it has served at {best.at:.6f}")
+            if best is None or reading.read_at >= best.read_at:
+                worker.best[request.key] = Answer(now, reading.read_at)
         if worker.up_since != request.up_since:
             return
         if self._connected(request) and outcome.state is State.FRESH and reading.read_at < request.told:
@@ -416,23 +555,49 @@ class Oracle:
             return
         said = f"{request.worker}: {request.key} asked at {request.began:.6f}, raised {error!r}"
         self.note(request.worker, f"answers {request.key}: {error!r}")
+        self._judge_raised(said, error)
+        if isinstance(error, LoadTimeout) and self._hung_for(request):
+            return
         if not isinstance(error, Failed):
             self.blame(said)
             return
         reading = error.reading
         if (reading.worker, reading.key) != (request.worker, request.key) or not self._waited(request, reading.ended):
             self.blame(f"{said}, which is another's")
-        stored = request.stored
-        if not request.forced and stored >= 0 and self._stored.get(request.key) == stored:
-            policy = self._policies[request.key]
-            until = self.readings[stored].created + policy.fresh_for + max(policy.stale_for, policy.stale_if_error)
-            # What was invalidated over a link that then broke may have to be told once more, and is nothing till then.
-            pending = any(
-                call.worker == request.worker and request.key in call.keys and call.called < known.up_since
-                for call in self._calls
-            )
-            if self._connected(request) and not pending and wall < until:
-                self.blame(f"{said}, although load {stored} could stand in")
+        if not request.forced and self._could_stand_in(request, wall):
+            self.blame(f"{said}, although load {request.stored} could stand in")
+
+    def _could_stand_in(self, request: Request, wall: float) -> bool:
+        """Whether what is stored has been there since the request came, and may be served if a load fails."""
+        stored, known = request.stored, self._workers[request.worker]
+        if stored < 0 or self._stored.get((request.key, known.release)) != stored:
+            return False
+        policy = self._policies[request.key]
+        until = self.readings[stored].created + policy.fresh_for + max(policy.stale_for, policy.stale_if_error)
+        # What was invalidated over a link that then broke may have to be told once more, and is nothing till then.
+        pending = any(
+            call.worker == request.worker and request.key in call.keys and call.called < known.up_since
+            for call in self._calls
+        )
+        pending = pending or self._marked_since(request.key, self.readings[stored].began)
+        return self._connected(request) and not pending and wall < until
+
+    def _judge_raised(self, said: str, error: BaseException) -> None:
+        """Each caller has an exception of its own, with the frames of the load and of nobody else."""
+        if any(error is other for other in self._raised):
+            self.blame(f"{said}, as another caller did: the same object")
+        if len(list(traceback.walk_tb(error.__traceback__))) > _MOST_FRAMES:
+            self.blame(f"{said}, with the frames of others")
+        self._raised.append(error)
+
+    def _hung_for(self, request: Request) -> bool:
+        """Whether the request may have waited for a load that hung."""
+        return any(
+            reading.hangs
+            and (reading.worker, reading.key) == (request.worker, request.key)
+            and self._waited(request, reading.ended)
+            for reading in self.readings
+        )
 
     def hung(self, request: Request) -> None:
         """A request had no end."""

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import logging
+import math
 import re
 import sys
 from collections import Counter
@@ -25,18 +26,19 @@ import trio
 import trio.testing
 from trio._core import _run as scheduler
 
-from swr.core.codec import ANY
 from swr.engine.engine import Engine
+from swr.engine.entries import Value
 from swr.engine.load import Load
 from swr.entry import Entry
 from swr.policy import Policy
+from swr.stores import hearing
 from swr.stores.base import Kind
 from swr.stores.local import LocalCache
-from swr.stores.tag_versions import ALL
+from swr.stores.tag_versions import ALL, Name, OfLoader, Soft
 from swr.stores.tiered import TieredStore
 from swr.testing.clock import START
-from tests.simulation.oracle import Failed, Oracle
-from tests.simulation.world import Gate, Link, Server, Weather
+from tests.simulation.oracle import LOADER, Failed, Oracle, loader_of
+from tests.simulation.world import CODECS, Gate, Link, Server, Weather
 
 _TAGS: Final = ("t1", "t2")
 # Seconds in which every request must have an end, and in which all that goes on behind the scenes must.
@@ -51,7 +53,8 @@ class Scenario:
     Parameters:
         workers, keys: the most there are.
         horizon: seconds.
-        reads, refreshes, invalidations: how many.
+        reads, refreshes, invalidations, sets: how many.
+        soft: the share of invalidations that mark stale.
         cancelled: the share of reads whose client leaves before it has an answer.
         loads: the most seconds that a load takes.
         failing: the share of loads that fail, at most.
@@ -61,6 +64,11 @@ class Scenario:
         skew: the most seconds by which a worker's clock is wrong.
         holds: the share of loads during which their worker is paused.
         faults: how many happen at most, each one of `kinds`.
+        releases: of how many the workers are.
+        hung: the share of loads that hang, until their time is over.
+        patience: the seconds that a reader waits for a load if it can be given something else; None: to its end.
+        crowd: how many ask at once.
+        held: of which one is the most bytes that a worker's memory holds.
     """
 
     workers: int = 4
@@ -69,6 +77,8 @@ class Scenario:
     reads: int = 40
     refreshes: int = 4
     invalidations: int = 4
+    sets: int = 2
+    soft: float = 0.3
     cancelled: float = 0.1
     loads: float = 1.5
     failing: float = 0.5
@@ -80,6 +90,11 @@ class Scenario:
     holds: float = 0.0
     faults: int = 4
     kinds: tuple[str, ...] = ("pause", "crash", "cut", "silence", "restart", "evict", "jump")
+    releases: int = 1
+    hung: float = 0.0
+    patience: float | None = None
+    crowd: int = 1
+    held: tuple[int, ...] = (2**20,)
 
 
 SCENARIOS: Final = {
@@ -100,31 +115,60 @@ SCENARIOS: Final = {
         workers=3, keys=2, horizon=4, reads=24, refreshes=1, invalidations=8, loads=0.3, leases=(3.0,), lost=0.02,
         faults=8, kinds=("evict", "evict", "cut", "silence", "crash"),
     ),
+    "older-data": Scenario(
+        workers=3, keys=2, horizon=6, reads=30, refreshes=4, invalidations=8, loads=0.3, leases=(3.0,), lost=0.02,
+        faults=5, kinds=("older", "older", "cut", "silence", "pause"), held=(0, 2**20),
+    ),
+    "releases": Scenario(
+        workers=4, keys=2, horizon=5, reads=40, refreshes=3, invalidations=6, loads=0.4, leases=(3.0,), lost=0.02,
+        faults=3, kinds=("crash", "cut", "evict", "pause"), releases=2,
+    ),
+    "no-memory": Scenario(
+        workers=3, keys=2, horizon=6, reads=40, refreshes=4, invalidations=8, loads=0.3, leases=(1.0, 3.0), lost=0.02,
+        failing=1.0, faults=5, kinds=("full", "full", "cut", "silence", "crash"), held=(0, 2**20, 2**20),
+    ),
+    "stalls": Scenario(
+        workers=3, keys=2, horizon=6, reads=40, refreshes=3, invalidations=6, loads=0.3, leases=(30.0,), lost=0.02,
+        faults=5, kinds=("stall", "stall", "cut", "pause"),
+    ),
+    "hung-loaders": Scenario(
+        workers=3, keys=2, horizon=6, reads=40, refreshes=2, invalidations=2, loads=0.3, leases=(1.0, 3.0),
+        fresh=(1.0, 2.0), lost=0.0, faults=1, kinds=("cut", "crash"), hung=0.3, patience=0.5,
+    ),
+    "failing-crowds": Scenario(
+        workers=3, keys=2, horizon=4, reads=6, refreshes=2, invalidations=2, loads=0.5, failing=1.0, leases=(3.0,),
+        fresh=(1.0, 2.0), lost=0.02, faults=2, kinds=("cut", "crash"), crowd=30,
+    ),
 }  # fmt: skip
 
 
 class Job:
     """Loads one key in one worker: it takes its time, reads the database somewhere in between, and may fail."""
 
-    codec = ANY
     context: Context | None = None
 
     def __init__(self, worker: "Worker", key: str, *, forced: bool = False) -> None:
+        self.codec = worker.codec
         self._worker = worker
         self._key = key
+        self.loader = loader_of(key)
         self._forced = forced
 
     async def run(self, load: Load) -> None:
         """Load."""
-        # Nothing here takes long, but a process may be paused for longer than a load may run.
-        load.limit(None)
         worker, world = self._worker, self._worker.world
         random, oracle = world.random, world.oracle
         reading = oracle.load_begins(worker.name, self._key, worker.clock(), forced=self._forced)
+        hangs = bool(world.scenario.hung) and random.random() < world.scenario.hung and not world.is_over
+        # What does not hang takes no time, but its process may be paused for longer than a load may run.
+        load.limit(random.uniform(1, 4) if hangs else None)
         if random.random() < world.scenario.holds and not world.is_over:
             world.nursery.start_soon(world.pause, worker, random.uniform(0, world.longest))
         seconds, fraction = random.uniform(0, world.longest), random.random()
         try:
+            if hangs:
+                oracle.load_hangs(reading)
+                await anyio.sleep_forever()
             await worker.sleep(seconds * fraction)
             oracle.load_reads(reading)
             await worker.sleep(seconds * (1 - fraction))
@@ -159,10 +203,22 @@ class Worker:
         self.skew = world.random.uniform(-1, 1) * world.scenario.skew
         self.gate = Gate()
         self.clients: list[anyio.CancelScope] = []
+        releases, held = world.scenario.releases, world.scenario.held
+        # Nothing is drawn where there is no choice, so that the runs of other scenarios stay what they were.
+        self.codec = CODECS[world.random.randrange(releases) if releases > 1 else 0]
+        world.oracle.employs(name, self.codec.fingerprint)
         self.link = Link(
-            world.server, name, self.gate, world.random, world.weather, world.oracle, world.nursery.start_soon
+            world.server,
+            name,
+            self.gate,
+            world.random,
+            world.weather,
+            world.oracle,
+            world.nursery.start_soon,
+            self.codec,
         )
-        self.store = TieredStore(LocalCache(2**20, 100), self.link, self.clock)
+        local = LocalCache(world.random.choice(held) if len(held) > 1 else held[0], 100)
+        self.store = TieredStore(local, self.link, self.clock)
         drain_for = world.random.choice((0.2, 2.0))
         self.engine = Engine(self.store, world.lease_for, drain_for, self.clock, world.random.uniform)
 
@@ -224,6 +280,7 @@ class World:
                     (self.read, self.scenario.reads),
                     (self.refresh, self.scenario.refreshes),
                     (self.invalidate, self.scenario.invalidations),
+                    (self.set, self.scenario.sets),
                     (self.fail, self.random.randint(0, self.scenario.faults)),
                 ):
                     for _ in range(number):
@@ -246,7 +303,9 @@ class World:
         """Ask for a key; some leave before they are answered."""
         key = self.random.choice(self.keys)
         patience = self.random.uniform(0, 1) if self.random.random() < self.scenario.cancelled else _PATIENCE
-        await self._ask(worker, key, patience, forced=False)
+        async with trio.open_nursery() as nursery:
+            for _ in range(self.scenario.crowd):
+                nursery.start_soon(functools.partial(self._ask, worker, key, patience, forced=False))
 
     async def refresh(self, worker: Worker) -> None:
         """Have a key loaded anew."""
@@ -254,11 +313,13 @@ class World:
 
     async def _ask(self, worker: Worker, key: str, patience: float, *, forced: bool) -> None:
         engine, job = worker.engine, Job(worker, key, forced=forced)
-        request = self.oracle.asks(worker.name, key, worker.clock(), forced=forced)
+        soft = self.scenario.patience
+        patient = math.inf if soft is None else soft
+        request = self.oracle.asks(worker.name, key, worker.clock(), forced=forced, patience=patient)
         with anyio.move_on_after(patience) as scope:
             worker.clients.append(scope)
             try:
-                outcome = await (engine.refresh(key, job) if forced else engine.fetch(key, job))
+                outcome = await (engine.refresh(key, job) if forced else engine.fetch(key, job, patience=soft))
                 # Not later than this: no time must go by between the answer and the judgement.
                 self.oracle.answered(request, outcome, worker.clock())
             except Exception as error:
@@ -266,11 +327,30 @@ class World:
         if scope.cancelled_caught and patience == _PATIENCE:
             self.oracle.hung(request)
 
+    async def set(self, worker: Worker) -> None:
+        """Store a value that is known already."""
+        key = self.random.choice(self.keys)
+        with anyio.CancelScope() as scope:
+            worker.clients.append(scope)
+            await worker.engine.ready()
+            reading = self.oracle.sets(worker.name, key, worker.clock())
+            call = self.oracle.invalidates(worker.name, Kind.INVALIDATED, key)
+            value = Value(reading.number, self.policies[key], loader=loader_of(key))
+            is_stored = await worker.engine.entries.set(key, worker.codec, value)
+            self.oracle.has_set(reading, is_stored=is_stored)
+            self.oracle.invalidated(call)
+
     async def invalidate(self, worker: Worker) -> None:
-        """Invalidate a key, a tag or everything."""
-        kind = self.random.choice((Kind.INVALIDATED, Kind.TAG_VERSION))
-        name = self.random.choice(self.keys if kind is Kind.INVALIDATED else (*_TAGS, ALL))
-        invalidate = worker.engine.invalidate if kind is Kind.INVALIDATED else worker.engine.invalidate_tag
+        """Invalidate or mark a key, a tag, a loader or everything."""
+        is_soft, engine = self.random.random() < self.scenario.soft, worker.engine
+        invalidate: Callable[[Any], Awaitable[None]]
+        name: Name
+        if self.random.random() < 0.5:
+            kind, name = Kind.MARKED if is_soft else Kind.INVALIDATED, self.random.choice(self.keys)
+            invalidate = engine.entries.mark_stale if is_soft else engine.invalidate
+        else:
+            of = self.random.choice((*_TAGS, ALL, OfLoader(LOADER)))
+            kind, name, invalidate = Kind.TAG_VERSION, Soft(of) if is_soft else of, engine.invalidate_tag
         with anyio.CancelScope() as scope:
             worker.clients.append(scope)
             call = self.oracle.invalidates(worker.name, kind, name)
@@ -294,12 +374,35 @@ class World:
         elif kind == "evict":
             key = self.random.choice((None, None, *self.keys))
             self.server.evict(key, newest=self.random.random() < 0.5)
+        elif kind == "older":
+            saved = self.server.save(anyio.current_time())
+            await anyio.sleep(self.random.uniform(0, 2))
+            await self.server.start(self.nursery.start_soon, saved=saved)
+        elif kind == "stall":
+            await self.stall(self.random.uniform(0.1, 2))
+        elif kind == "full":
+            await self.fill(self.random.uniform(0, 3))
         elif kind == "restart":
             await self.server.start(self.nursery.start_soon, tag_versions=self.random.random() < 0.5)
         else:
             self.oracle.disturb()
             worker.skew += self.random.uniform(-1, 1) * self.scenario.skew
             self.oracle.calm()
+
+    async def stall(self, seconds: float) -> None:
+        """Have the server answer nothing for a while: a slow script, a fork, a large key."""
+        self.oracle.disturb()
+        self.server.stalled_until = max(self.server.stalled_until, anyio.current_time() + seconds)
+        await anyio.sleep(seconds)
+        self.oracle.calm()
+
+    async def fill(self, seconds: float) -> None:
+        """Have the server refuse for a while what needs memory."""
+        self.oracle.disturb()
+        self.server.full += 1
+        await anyio.sleep(seconds)
+        self.server.full -= 1
+        self.oracle.calm()
 
     async def pause(self, worker: Worker, after: float = 0.0) -> None:
         """Stop a worker, as SIGSTOP does, and have it go on a while later."""
@@ -335,7 +438,7 @@ class World:
             engine, store = worker.engine, worker.store
             for kept in (
                 (engine.flights,),
-                (store._watches, store._pending_keys, store._pending_tags, store._pending_releases),
+                (store._watches, not store._pending.is_empty),
             ):
                 if any(kept):
                     self.oracle.blame(f"{worker.name} still keeps {kept}")
@@ -405,10 +508,13 @@ def simulate(seed: int, scenario: str = "mixed") -> Oracle:
     log, handler = logging.getLogger("swr"), _Errors(world.oracle)
     propagate, log.propagate = log.propagate, False
     log.addHandler(handler)
+    # No clock but the simulation's: how fast this machine is must change nothing.
+    clocks, hearing.machine_clocks = hearing.machine_clocks, lambda: (anyio.current_time(),) * 2
     try:
         with _ordered(seed):
             trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
     finally:
+        hearing.machine_clocks = clocks
         log.removeHandler(handler)
         log.propagate = propagate
     return world.oracle

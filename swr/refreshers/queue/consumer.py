@@ -65,7 +65,7 @@ class Consumer:
         self._taking = anyio.Lock()
 
     async def _work(self) -> None:
-        end = self._engine.subscribe(self._on_message)
+        end = self._engine.notifications.subscribe(self._on_message)
         try:
             with self._working:
                 async with anyio.create_task_group() as group:

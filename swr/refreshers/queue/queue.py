@@ -58,7 +58,7 @@ class Queue:
     ) -> None:
         self.name = name
         self.shards = range(shards)
-        self._store = store
+        self.store = store
         self._backend = backend
         self._deliveries = deliveries
         self._replicas = replicas
@@ -69,15 +69,15 @@ class Queue:
 
     async def _run(self, shard: int, body: str, *args: bytes | str | int, replicas: int = 0) -> Any:
         script = scripts.of(self._backend, body)
-        return await self._store.commands.replicated(replicas, script, self._keys[shard], *args)
+        return await self.store.commands.replicated(replicas, script, self._keys[shard], *args)
 
     def _shard(self, key: str) -> int:
         return zlib.crc32(_bytes(key)) % len(self.shards)
 
     async def register(self) -> None:
         """Have the queue known to `swr queue`."""
-        registry = self._store.names.named(_REGISTRY)
-        await self._store.commands.ask(registry, "HSET", registry, self.name, f"{self._backend}:{len(self.shards)}")
+        registry = self.store.names.named(_REGISTRY)
+        await self.store.commands.ask(registry, "HSET", registry, self.name, f"{self._backend}:{len(self.shards)}")
 
     # -- tasks ------------------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class Queue:
         return new, merged
 
     async def _enqueue(self, shard: int, body: str, epoch: str, *args: bytes | str | int) -> list[Any]:
-        told = self._store.notification(Kind.QUEUED, self.name)
+        told = self.store.notification(Kind.QUEUED, self.name)
         # Without tasks it says who leads, and no more.
         replicas = self._replicas if args else 0
         answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *told, *args, replicas=replicas)
@@ -136,7 +136,7 @@ class Queue:
         """
         parts: list[list[bytes | str]] = [[] for _ in self.shards]
         travels = {key: travelling(key, args) for key, args in groups.items()}
-        for key, newer_than in (await self._store.newest(list(groups))).items():
+        for key, newer_than in (await self.store.newest(list(groups))).items():
             parts[self._shard(key)] += (_bytes(key), f"{newer_than:016d}", travels[key])
         for shard, part in enumerate(parts):
             for first in range(0, len(part), 3 * _AT_ONCE):
@@ -209,7 +209,7 @@ class Queue:
 
     async def _secured(self, settlement: Settlement) -> Settlement:
         (_, _, key, newer_than, *_), stored = settlement.delivery, settlement.stored
-        if not stored or await self._store.has_replicas(key, stored, newer_than, self._replicas):
+        if not stored or await self.store.has_replicas(key, stored, newer_than, self._replicas):
             return settlement
         return Settlement(settlement.delivery, "back", _SECURED_IN)
 
@@ -229,14 +229,14 @@ class Queue:
     async def lead(self, token: str, ttl: float, part: str = "") -> Led:
         """Take or renew the leader's lease, and say what part of a round is enqueued."""
         keys = (self._lease, self._rounds, self._keys[0][5])
-        epoch, rest, now, part_now = await self._store.commands.script(scripts.LEAD, keys, token, int(ttl * 1000), part)
+        epoch, rest, now, part_now = await self.store.commands.script(scripts.LEAD, keys, token, int(ttl * 1000), part)
         if epoch:
             return Led(epoch.decode(), 0.0, _number(rest), int(now), part_now.decode("utf-8", "replace"))
         return Led("", max(0, rest) / 1000, None, int(now))
 
     async def enqueued(self, token: str, begins_at: int) -> bool:
         """Say that the round that began then was enqueued whole; False: somebody else leads."""
-        return bool(await self._store.commands.script(scripts.ENQUEUED, (self._lease, self._rounds), token, begins_at))
+        return bool(await self.store.commands.script(scripts.ENQUEUED, (self._lease, self._rounds), token, begins_at))
 
     async def heal(self) -> None:
         """Queue again what nobody would ever come to, for somebody has deleted a part of the queue."""
@@ -249,7 +249,7 @@ class Queue:
 
     async def abdicate(self, token: str) -> None:
         """Give the leader's lease back."""
-        await self._store.commands.script(scripts.ABDICATE, (self._lease,), token)
+        await self.store.commands.script(scripts.ABDICATE, (self._lease,), token)
 
     # -- for those who look after it --------------------------------------------------------------------------
 
@@ -271,8 +271,8 @@ class Queue:
                     epoch = max(epoch, value)
                 else:
                     counts[text] = counts.get(text, 0) + value
-        left = await self._store.commands.ask(self._lease, "PTTL", self._lease)
-        last = await self._store.commands.ask(self._rounds, "HGET", self._rounds, "round")
+        left = await self.store.commands.ask(self._lease, "PTTL", self._lease)
+        last = await self.store.commands.ask(self._rounds, "HGET", self._rounds, "round")
         queued, running, waiting, dirty, dead = held
         return QueueStatus(
             name=self.name,
@@ -293,7 +293,7 @@ class Queue:
         """Return the dead letters, by key."""
         letters = []
         for keys in self._keys:
-            found = await self._store.commands.ask(keys[4], "HGETALL", keys[4])
+            found = await self.store.commands.ask(keys[4], "HGETALL", keys[4])
             for key, text in _pairs(found):
                 # The next round throws away what cannot be read.
                 with contextlib.suppress(ValueError, KeyError, TypeError, msgspec.DecodeError):
@@ -309,7 +309,7 @@ class Queue:
         return await self._of_letters(keys, self._retry)
 
     async def _retry(self, shard: int, keys: list[bytes]) -> int:
-        told = self._store.notification(Kind.QUEUED, self.name)
+        told = self.store.notification(Kind.QUEUED, self.name)
         back: int = await self._run(shard, scripts.RETRY, *told, *keys)
         return back
 
@@ -319,7 +319,7 @@ class Queue:
 
     async def _purge(self, shard: int, keys: list[bytes]) -> int:
         dead = self._keys[shard][4]
-        gone: int = await self._store.commands.ask(dead, "HDEL", dead, *keys)
+        gone: int = await self.store.commands.ask(dead, "HDEL", dead, *keys)
         return gone
 
     async def _of_letters(self, keys: Iterable[str], do: Any) -> int:

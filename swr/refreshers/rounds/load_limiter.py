@@ -32,7 +32,7 @@ class Loader(Protocol):
     def codec(self) -> Codec:
         """How its values are written."""
 
-    def key(self, *args: Any) -> str:
+    def key(self, *args: Any, **kwargs: Any) -> str:
         """Return the key of a group. Raises ConfigurationError."""
 
     def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
@@ -163,7 +163,7 @@ class LoadLimiter:
         if flight.error is not None:
             if isinstance(flight.error, StoreUnavailable):
                 return Ended(Result.UNREACHABLE, _SOON, flight.error)
-            again_in = self._loader.engine.backoff_left(task.key)
+            again_in = self._loader.engine.backoffs.left(task.key)
             return Ended(Result.HELD if flight.load is None else Result.FAILED, again_in or _SOON, flight.error)
         if flight.superseded:
             return None
@@ -175,7 +175,7 @@ class LoadLimiter:
             case NoValue():
                 version = 0 if flight.load is None else flight.load.version
             case _:
-                return Ended(Result.HELD, self._loader.engine.backoff_left(task.key) or _SOON)
+                return Ended(Result.HELD, self._loader.engine.backoffs.left(task.key) or _SOON)
         if version <= task.newer_than:
             return None
         stored = flight.job.codec.fingerprint if flight.loaded is not None else ""

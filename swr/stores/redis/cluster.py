@@ -15,6 +15,7 @@ from swr.errors import StoreUnavailable
 from swr.stores.base import Start
 from swr.stores.redis.patience import patience
 from swr.stores.redis.reasons import reason_of
+from swr.stores.redis.releases import connection_of
 from swr.stores.redis.server_link import CONNECT_TIMEOUT, REPLY_TIMEOUT, LinkOwner, ServerLink, Timeouts
 
 _SLOTS: Final = 16384
@@ -187,7 +188,7 @@ class Cluster:
 
     async def _ask_node(self, client: Redis) -> list[Any]:
         async with patience(self._timeouts.connect, "no connection"):
-            connection = await client.connection_pool.get_connection()
+            connection = await connection_of(client.connection_pool)
             await connection.send_command("CLUSTER", "SLOTS")
             return cast(list[Any], await connection.read_response(disable_decoding=True))
 

@@ -8,7 +8,8 @@ from redis.exceptions import MovedError, RedisError
 
 from swr.errors import StoreUnavailable
 from swr.stores.base import StoreRefused
-from swr.stores.redis.reasons import explain_redirect, explain_refusal
+from swr.stores.redis.reasons import explain_redirect
+from swr.stores.redis.refusals import Refusals
 from swr.stores.redis.scripts import milliseconds
 from swr.stores.redis.server_link import ServerLink
 from swr.stores.redis.topology import Servers
@@ -24,11 +25,15 @@ class Commands:
     Parameters:
         servers: which server has which key.
         timeout: seconds; replicas get half of it to confirm a write.
+
+    Attributes:
+        refusals: what the servers have refused.
     """
 
     def __init__(self, servers: Servers, timeout: float) -> None:
         self._servers = servers
         self._timeout = timeout
+        self.refusals = Refusals()
         self._warned: set[str] = set()
 
     def send(self, name: bytes, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
@@ -54,7 +59,7 @@ class Commands:
             self.warn_once("moved", explain_redirect(error))
             raise StoreUnavailable(str(error)) from error
         except RedisError as error:
-            self.warn_once(f"{command[0]!r} {type(error).__name__}", explain_refusal(error))
+            self.refusals.refused(error)
             raise StoreRefused(str(error)) from error
 
     async def script(self, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:

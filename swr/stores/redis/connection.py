@@ -6,6 +6,7 @@ Commands of one turn of the event loop leave in one write.
 
 import asyncio
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -15,13 +16,37 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, InvalidResponse
 
 from swr.errors import ConfigurationError, StoreUnavailable
+from swr.stores.redis.replies import error_of
 
-_TICKS: Final = 5
+# A silence is noticed late by two of them at most.
+_TICKS: Final = 25
 # Nothing can be made of the bytes so far.
 _MORE: Final = object()
 # What one call of the socket brings at most, in bytes.
 _AT_ONCE: Final = 131_072
+# A longer argument is given to the transport as it is: copies of it would hold the event loop.
+_LARGE: Final = 131_072
 _packed: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = cast(Any, hiredis.pack_command)
+
+
+def _pieces(command: tuple[bytes | str | int, ...]) -> list[bytes]:
+    """Return a command as it is sent, its large arguments by themselves."""
+    if all(len(part) <= _LARGE for part in command if type(part) is bytes):
+        return [_packed(command)]
+    pieces, small = [], b"*%d\r\n" % len(command)
+    for part in command:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        small += b"$%d\r\n" % len(data)
+        if len(data) > _LARGE:
+            pieces += [small, data]
+            small = b"\r\n"
+        else:
+            small += data + b"\r\n"
+    return [*pieces, small]
+
+
+def _is_large(piece: bytes) -> bool:
+    return len(piece) > _LARGE
 
 
 class Closed(StoreUnavailable):
@@ -83,9 +108,7 @@ class Connection(asyncio.BufferedProtocol):
                 f"redis= makes a {type(raw).__module__}.{type(raw).__name__}, which leads to no server: use Cache() in "
                 f"tests, or a real server"
             )
-        self._replies: Any = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=client._parser.parse_error, notEnoughData=_MORE
-        )
+        self._replies: Any = hiredis.Reader(protocolError=InvalidResponse, replyError=error_of, notEnoughData=_MORE)
         self._transport: asyncio.Transport = transport
         self._before = transport.get_protocol()
         transport.set_protocol(self)
@@ -102,7 +125,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if not self._outbox:
             self._loop.call_soon(self._leave)
-        self._outbox.append(_packed(command))
+        self._outbox += _pieces(command)
         self._pending.append(on_reply)
         self.sent += 1
         if not self._ticking:
@@ -119,9 +142,10 @@ class Connection(asyncio.BufferedProtocol):
         """Write what was sent in this turn of the event loop."""
         outbox, self._outbox = self._outbox, []
         if self.broken is None:
-            data = b"".join(outbox)
-            self._given += len(data)
-            self._transport.write(data)
+            for is_large, pieces in itertools.groupby(outbox, _is_large):
+                for data in pieces if is_large else (b"".join(pieces),):
+                    self._given += len(data)
+                    self._transport.write(data)
 
     def _tick(self, heard: int, taken: int, left: int, stuck: int) -> None:
         """Count turns of a timer in which nothing came from the server, and it took nothing of what was left to send.

@@ -12,7 +12,7 @@ from swr.errors import StoreUnavailable
 from swr.stores.redis import scripts
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.connection import Connection
-from swr.stores.redis.invalidations import Invalidations
+from swr.stores.redis.invalidations import Invalidations, LastInvalidation
 from swr.stores.redis.messages import Messages
 from swr.stores.redis.names import Names
 from swr.stores.redis.reasons import check_kind, explain_redirect
@@ -114,13 +114,14 @@ class Failover:
         makes_tag_versions = self._commands.is_at(self._names.newest_tag_version, link)
         if self._invalidations.forgotten > horizon:
             # Too many to know them one by one: everything is outdated.
-            await self._shared.invalidate(ALL, connection.ask if makes_tag_versions else None)
+            await self._shared.invalidate(ALL, ask=connection.ask if makes_tag_versions else None)
         if makes_tag_versions:
             async with self._redirected():
                 await self._shared.raise_again(connection.ask, horizon)
+                await self._shared.announce_again(connection.ask, horizon)
         replies = []
         for some in self._batches(link, horizon):
-            keys = [name for key, _ in some for name in self._names.entry_and_lease(key)]
+            keys = [name for one in some for name in self._names.entry_and_lease(one.key)]
             replies.append(connection.ask("EVAL", scripts.REMIND, len(keys), *keys, *self._messages.reminders(some)))
         await asyncio.gather(*replies)
 
@@ -143,12 +144,12 @@ class Failover:
         # A replica lacks what its master wrote last, which it follows by less than the margin.
         return now - int((time.monotonic() - self._whole_at) * 1e6) - _MARGIN
 
-    def _batches(self, link: ServerLink, horizon: int) -> list[list[tuple[str, int]]]:
+    def _batches(self, link: ServerLink, horizon: int) -> list[list[LastInvalidation]]:
         """Return the invalidations of keys of a link after the horizon, in parts for one script each."""
         known = self._invalidations.since(horizon)
         if self._servers.is_single:
             return [known[first : first + _MOST_AT_ONCE] for first in range(0, len(known), _MOST_AT_ONCE)]
-        return [[one] for one in known if self._commands.is_at(self._names.entry(one[0]), link)]
+        return [[one] for one in known if self._commands.is_at(self._names.entry(one.key), link)]
 
 
 async def _info(connection: Connection, *section: bytes) -> dict[bytes, bytes]:

@@ -1,6 +1,7 @@
 """Leases and commits, batched: what is asked for in one turn of the event loop leaves in one script."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -16,7 +17,7 @@ from swr.stores.base import Held, Kind, Lease
 from swr.stores.redis import scripts
 from swr.stores.redis.batching import Batcher, Room, settle_each
 from swr.stores.redis.commands import Commands
-from swr.stores.redis.invalidations import Invalidations
+from swr.stores.redis.invalidations import Invalidations, LastInvalidation
 from swr.stores.redis.messages import Messages
 from swr.stores.redis.names import Names
 from swr.stores.redis.reading import decode_soon
@@ -104,22 +105,25 @@ class RedisLeases:
         self._room = Room(_MOST_ON_THEIR_WAY)
 
     async def acquire(
-        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool
+        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool, tags: tuple[str, ...]
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, in one trip with a second look at the entry and the newest tag version."""
         while True:
             request = LeaseRequest(key, codec.fingerprint, token, milliseconds(ttl), known, force)
             # The newest tag version is read before the load begins: one raised later outdates what is loaded.
-            if self._servers.is_single:
-                try:
-                    newest, answer = await self._requests.ask(request)
-                except (StoreUnavailable, RedisError):
-                    newest, answer = await self._request_alone(request)
+            unannounced = self._shared.unannounced(tags)
+            if unannounced:
+                # In one trip. The load begins when both are answered.
+                _, (newest, answer) = await asyncio.gather(self._shared.announce(unannounced), self._request(request))
             else:
-                newest, answer = await self._request_alone(request)
+                newest, answer = await self._request(request)
             tag_version = await self._shared.learn_from(newest)
             what = answer[0]
             if what == b"lease":
+                unannounced = self._shared.unannounced(tags)
+                if unannounced:
+                    # Everything was cleared meanwhile.
+                    await self._shared.announce(unannounced)
                 if answer[3]:
                     self._commands.warn_once(f"lease {key}", f"what lay in place of the lease of {key!r} was not swr's")
                 return Lease(key, token, int(answer[1]), tag_version, int(answer[2]))
@@ -127,18 +131,27 @@ class RedisLeases:
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
             frame: bytes = answer[1]
             entry = await decode_soon(key, frame, codec, self._commands.warn_once)
-            if entry is not None and self._shared.known.admits(entry.tag_version, entry.tags):
+            if entry is not None and self._shared.known.admits_entry(entry):
                 if not self._invalidations.outdates(key, entry):
-                    return entry
+                    return self._invalidations.marked(key, entry)
                 # A server that took another's place does not know of that yet.
                 await self._remind(key)
             known = int(frame[: frames.VERSION_DIGITS])
 
     async def _remind(self, key: str) -> None:
         """Invalidate `key` again, as it was before."""
-        invalidated = [(key, self._invalidations.version(key))]
+        invalidated = [LastInvalidation(key, self._invalidations.version(key))]
         names = self._names.entry_and_lease(key)
         await self._commands.script(scripts.REMIND, names, *self._messages.reminders(invalidated))
+
+    async def _request(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
+        """Return what the key of the newest holds, and the script's answer."""
+        if self._servers.is_single:
+            # Otherwise once more, alone.
+            with contextlib.suppress(StoreUnavailable, RedisError):
+                answer: tuple[bytes | None, list[Any]] = await self._requests.ask(request)
+                return answer
+        return await self._request_alone(request)
 
     async def _request_alone(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
         """Return what the key of the newest holds, and the script's answer; follows redirects and tries twice."""
@@ -182,6 +195,7 @@ class RedisLeases:
             done = await self._commit(Commit(lease, codec.fingerprint, frame, milliseconds(ttl), message))
         finally:
             self._room.give_back(len(frame))
+        self._commands.refusals.stored()
         if not done:
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
 

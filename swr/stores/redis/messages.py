@@ -10,9 +10,10 @@ from typing import Final
 
 from swr.core.frames import VERSION_DIGITS
 from swr.stores.base import NEWEST, Kind, Notification
+from swr.stores.redis.invalidations import LastInvalidation
 from swr.stores.redis.names import Names
 from swr.stores.redis.scripts import TOMBSTONE_FOR, digits
-from swr.stores.tag_versions import ALL
+from swr.stores.tag_versions import ALL, Name, OfKey, OfLoader, Soft
 
 _INSTANCE: Final = 16
 _FINGERPRINT: Final = 8
@@ -20,8 +21,10 @@ PENDING: Final = (Kind.PENDING_KEY, Kind.PENDING_TAG)
 # What processes tell each other. What a process notes for itself, such as an outage, is foreign in a message.
 _KINDS: Final = {
     kind.value.encode(): kind
-    for kind in (Kind.COMMITTED, Kind.RELEASED, Kind.INVALIDATED, Kind.TAG_VERSION, Kind.QUEUED, *PENDING)
+    for kind in (Kind.COMMITTED, Kind.RELEASED, Kind.INVALIDATED, Kind.MARKED, Kind.TAG_VERSION, Kind.QUEUED, *PENDING)
 }
+# Those that name something by a member of the tag versions.
+_NAMED: Final = (Kind.TAG_VERSION, Kind.PENDING_TAG)
 
 
 class Messages:
@@ -50,9 +53,11 @@ class Messages:
         """Publish on the channel of a database; channels belong to the server, so that the number has to be in it."""
         self.channel = b"%b:%d:messages" % (self._names.prefix, number)
 
-    def write(self, kind: Kind, name: str, version: int = 0, fingerprint: str = "") -> bytes:
+    def write(self, kind: Kind, name: Name, version: int = 0, fingerprint: str = "") -> bytes:
         """Return a message; that of a commit has a fingerprint. Those about tag versions are written by scripts."""
         begin = f"{kind.value}{digits(version)}{self.instance}{fingerprint}".encode()
+        if kind is Kind.PENDING_TAG or not isinstance(name, str):
+            return begin + member_of(name)
         return begin + name.encode("utf-8", "surrogatepass")
 
     def around_version(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
@@ -60,11 +65,12 @@ class Messages:
         whole = self.write(kind, name)
         return whole[:1], whole[17:]
 
-    def reminders(self, invalidations: list[tuple[str, int]]) -> list[bytes | int | str]:
+    def reminders(self, invalidations: list[LastInvalidation]) -> list[bytes | int | str]:
         """Return the arguments with which a script invalidates keys again, each at its version."""
         arguments: list[bytes | int | str] = [self.channel, TOMBSTONE_FOR]
-        for key, version in invalidations:
-            arguments += [digits(version), self.write(Kind.INVALIDATED, key, version)]
+        for key, version, is_mark in invalidations:
+            text = f"{digits(version)}s" if is_mark else digits(version)
+            arguments += [text, self.write(Kind.INVALIDATED, key, version)]
         return arguments
 
     def read(self, message: bytes) -> Notification | None:
@@ -77,12 +83,16 @@ class Messages:
             name = name[VERSION_DIGITS:]
         try:
             version = int(message[1:17])
-            text = tag_in(name) if kind is Kind.TAG_VERSION else name.decode("utf-8", "surrogatepass")
+            named: Name
+            if kind in _NAMED:
+                named = name_in(name, may_be_key=kind is Kind.PENDING_TAG)
+            else:
+                named = name.decode("utf-8", "surrogatepass")
         except ValueError:
             return None
         if kind is None or version > self.latest:
             return None
-        return Notification(kind, text, version, instance != self.instance.encode(), fingerprint.decode("latin-1"))
+        return Notification(kind, named, version, instance != self.instance.encode(), fingerprint.decode("latin-1"))
 
 
 def before_in(message: bytes) -> bytes:
@@ -90,22 +100,42 @@ def before_in(message: bytes) -> bytes:
     return message[17 + _INSTANCE : 17 + _INSTANCE + VERSION_DIGITS]
 
 
-def member_of(tag: str) -> bytes:
-    """Return a tag, or ALL, as scripts and messages name it."""
-    return b"*" if tag == ALL else f"t{tag}".encode("utf-8", "surrogatepass")
+def member_of(name: Name) -> bytes:
+    """Return what was invalidated or marked, as scripts and messages name it."""
+    of = name.of if isinstance(name, Soft) else name
+    if isinstance(of, OfLoader):
+        text = f"l{of.template}"
+    elif isinstance(of, OfKey):
+        text = f"k{of.key}"
+    else:
+        text = "*" if of == ALL else f"t{of}"
+    return f"{'s' if isinstance(name, Soft) else ''}{text}".encode("utf-8", "surrogatepass")
 
 
-def tag_in(member: bytes) -> str:
-    """Return what a member of the tag versions names: a tag, or ALL.
+def name_in(member: bytes, *, may_be_key: bool = False) -> Name:
+    """Return what a member of the tag versions names.
+
+    Parameters:
+        may_be_key: it may be a mark of a key, which has no tag version.
 
     Raises:
         ValueError: it is not swr's.
     """
+    is_soft = member[:1] == b"s"
+    member = member[is_soft:]
+    kind, text = member[:1], member[1:].decode("utf-8", "surrogatepass")
+    if is_soft and may_be_key and kind == b"k":
+        return Soft(OfKey(text))
+    name: str | OfLoader
     if member == b"*":
-        return ALL
-    if member[:1] != b"t" or member == b"t":
+        name = ALL
+    elif kind == b"t" and text:
+        name = text
+    elif kind == b"l":
+        name = OfLoader(text)
+    else:
         raise ValueError(f"{member!r} is no tag")
-    return member[1:].decode("utf-8", "surrogatepass")
+    return Soft(name) if is_soft else name
 
 
 def split(data: bytes) -> list[bytes] | None:

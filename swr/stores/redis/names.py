@@ -13,12 +13,16 @@ class Names:
         prefix: the namespace, as bytes.
         tag_versions: names the sorted set of tag versions by tag.
         newest_tag_version: names the newest tag version.
+        announcements: names the tags of URLs of which loads have begun.
+        passed_over: names the times at which invalidations were passed over.
     """
 
     def __init__(self, namespace: str) -> None:
         self.prefix = namespace.encode()
         self.tag_versions = self.prefix + b":{!}b"
         self.newest_tag_version = self.prefix + b":{!}h"
+        self.announcements = self.prefix + b":{!}a"
+        self.passed_over = self.prefix + b":{!}p"
         self._before_entry = self.prefix + b":{"
 
     def entry(self, key: str) -> bytes:

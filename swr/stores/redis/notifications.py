@@ -83,10 +83,11 @@ class Notifications:
             return
         if not elsewhere or (not self._servers.is_single and version and self._came_before(data)):
             return
-        if kind is Kind.INVALIDATED:
-            self._invalidations.remember(name, version)
+        if kind in (Kind.INVALIDATED, Kind.MARKED):
+            self._invalidations.remember(notification.text, version, is_mark=kind is Kind.MARKED)
         # A reader who asks from now on must not get the answer to a GET that was sent before this message.
-        self._readings.pop(name, None)
+        if isinstance(name, str):
+            self._readings.pop(name, None)
         self._subscriber(notification)
 
     def _came_before(self, data: bytes) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from swr.core import frames
 from swr.core.codec import Codec
-from swr.entry import Entry
+from swr.entry import Entry, marked_stale
 from swr.errors import CodecError
 from swr.stores.redis.connection import settle
 from swr.stores.threads import in_thread
@@ -111,9 +111,12 @@ def decode(key: str, data: bytes | None, codec: Codec, warn_once: Callable[[str,
     if not frame:
         return None
     try:
-        return frames.decode(key, frame, codec)
+        entry = frames.decode(key, frame, codec)
     except CodecError as error:
         if not frames.is_tombstone(frame):
             why = f"was passed over: {error}" if frames.is_entry(frame) else "is not swr's and was passed over"
             warn_once(f"frame {key}", f"the entry of {key!r} in Redis {why}")
         return None
+    # Most entries are alone under their key, without a mark.
+    mark = frames.mark_in(data) if data and len(data) > len(frame) else 0
+    return marked_stale(entry, mark) if mark > entry.version else entry

@@ -31,9 +31,14 @@ def reason_of(error: BaseException) -> StoreUnavailable | ConfigurationError:
     if isinstance(error, (StoreUnavailable, ConfigurationError)):
         return error
     text = str(error) or type(error).__name__
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError) and cause.strerror and cause.strerror not in text:
+        # redis-py before 7 names the number alone.
+        text = f"{text.rstrip('.')}: {cause.strerror}"
     if isinstance(error, AuthenticationError):
-        # redis-py takes the code for itself.
-        return StoreUnavailable(f"the server refuses this user name or password: {error.status_code} {text}")
+        # redis-py takes the code for itself, and before 7 it keeps none.
+        code = getattr(error, "status_code", None)
+        return StoreUnavailable(f"the server refuses this user name or password: {f'{code} ' if code else ''}{text}")
     if isinstance(error, ResponseError) and "HELLO" in text:
         return StoreUnavailable(f"the server refuses HELLO ({text}): give the client protocol=2")
     if isinstance(error, ResponseError) and "cluster support disabled" in text:

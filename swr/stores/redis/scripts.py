@@ -3,16 +3,23 @@
 Keys, for the namespace `ns` and the storage name `h` of an entry's key:
 
 - `ns:{h}` the entry: frames (`swr.core.frames`) side by side, one for each fingerprint of a type, the last stored
-  first. Or a tombstone, in place of all of them: 16 digits of version and `t`
+  first; and behind them, if they were marked stale, 16 digits of the version of that and `s`. Or a tombstone, in place
+  of all of them: 16 digits of version and `t`
 - `ns:{h}:l` a hash of leases by fingerprint: `l`, 16 digits of the time at which it ends, 16 digits of version, the
   holder's token. Or a pause after failed loads: `p`, 16 digits of the time at which it ends, the number of failures
 - `ns:{!}b` a sorted set of tag versions by tag, `*` for the last clear and `!` for the minimum tag
-  version; tags are written `t` + tag. And `@` + the run of a server, minus the time of the last stamp in that run: a
+  version; tags are written `t` + tag, loaders `l` + key template, and `s` + one of these, or `*`, when it was last
+  marked stale. And `@` + the run of a server, minus the time of the last stamp in that run: a
   server that restarts with older data says by it how old they are
 - `ns:{!}h` 16 digits of the newest tag version, and 16 of the last clear
+- `ns:{!}a` the announcements: 16 digits of the last clear, 16 of their number, then a Bloom filter of the tags of URLs
+  of which loads have begun since. Nothing carries a tag of a URL that is not among them, so that invalidating it needs
+  no tag version
+- `ns:{!}p` a hash: when such an invalidation was passed over last, by group of tags; `since` says what it goes back to,
+  and `announced` how many announcements there were
 
-Both keys of the tag versions say when the last clear was. Where one does not, or says something else, that key or the
-other one was lost or overwritten: the script that finds it clears everything, because it cannot know what was lost.
+These four keys agree on the last clear and on the number of announcements. Where one does not, that key or another one
+was lost or overwritten: the script that finds it clears everything, because it cannot know what was lost.
 
 Versions are the server's microseconds, raised where needed so that they never go back; so are times. They travel as 16
 digits of text, in which order is the order of numbers: Lua's own numbers would be printed in exponents.
@@ -59,7 +66,8 @@ _ENTRY: Final = (
 local sixteen = string.rep('%d', 16)
 local frame = '^(' .. sixteen .. ')e(' .. string.rep('%x', 8) .. ')(' .. string.rep('%d', 10) .. ')(' .. sixteen .. ')'
 local held = '^([lp])(' .. sixteen .. ')(.*)$'
--- The frames of an entry, up to what is foreign, and the newest version among them or of its tombstone.
+-- The frames of an entry, up to what is foreign; the newest version among them, or of its tombstone or mark; that of
+-- the mark, or 0; and where the frames end.
 local function frames_in(entry)
   local found, newest, at = {}, 0, 0
   while true do
@@ -68,7 +76,8 @@ local function frames_in(entry)
     local version, fingerprint, length, ends = string.match(text, frame)
     version, length = plausible(tonumber(version)), tonumber(length)
     if version == 0 then
-      return found, math.max(newest, at == 0 and plausible(tonumber(string.match(text, '^(' .. sixteen .. ')t$'))) or 0)
+      local other = plausible(tonumber(string.match(text, '^(' .. sixteen .. ')' .. (at == 0 and 't' or 's') .. '$')))
+      return found, math.max(newest, other), at > 0 and other or 0, at
     end
     found[#found + 1] = {version = version, fingerprint = fingerprint, ends = tonumber(ends), at = at, length = length}
     newest, at = math.max(newest, version), at + math.max(51, length)
@@ -78,6 +87,11 @@ local function own(frames, fingerprint)
   for _, one in ipairs(frames) do if one.fingerprint == fingerprint then return one end end
 end
 local function text_of(entry, one) return redis.call('GETRANGE', entry, one.at, one.at + one.length - 1) end
+-- What stands behind frames of which one was marked.
+local function mark_of(frames, mark)
+  for _, one in ipairs(frames) do if one.version < mark then return digits(mark) .. 's' end end
+  return ''
+end
 -- What keeps a type from being loaded: 'l' or 'p', when that ends, and the rest. Or 'x' for what no swr has written:
 -- every lease ends within a day, and every pause within ten minutes.
 local function hold(lease, fingerprint)
@@ -127,9 +141,11 @@ ACQUIRE: Final = (
     _ENTRY
     + """
 local function acquire(entry, lease, fingerprint, token, ttl, known, force)
-  local frames, newest = frames_in(entry)
+  local frames, newest, mark = frames_in(entry)
   local mine = own(frames, fingerprint)
-  if mine and mine.version > tonumber(known) then return {'found', text_of(entry, mine)} end
+  if mine and mine.version > tonumber(known) then
+    return {'found', text_of(entry, mine) .. mark_of({mine}, mark)}
+  end
   local kind, ends, rest = hold(lease, fingerprint)
   local failures, until_then = 0, digits(now + ttl * 1000)
   if kind == 'l' and ends > now then
@@ -168,20 +184,22 @@ local most = {MOST_TYPES}
 local told = {}
 local function commit(entry, lease, fingerprint, token, version, frame, ttl, message)
   local kind, _, rest = hold(lease, fingerprint)
-  local frames = frames_in(entry)
+  local frames, _, mark = frames_in(entry)
   if kind ~= 'l' or rest ~= version .. token then
     -- Ours is already there: the first reply was lost.
     local mine = own(frames, fingerprint)
     return mine and mine.version == tonumber(version) and 1 or 0
   end
-  local stored, ttl = {frame}, tonumber(ttl)
+  local stored, ttl, others = {frame}, tonumber(ttl), {}
   for _, one in ipairs(frames) do
     -- Those of other types stay for their own time. The least recent of too many goes.
     if one.fingerprint ~= fingerprint and one.ends > now and #stored < most then
       stored[#stored + 1] = text_of(entry, one)
+      others[#others + 1] = one
       ttl = math.max(ttl, math.ceil((one.ends - now) / 1000))
     end
   end
+  stored[#stored + 1] = mark_of(others, mark)
   redis.call('SET', entry, table.concat(stored), 'PX', string.format('%.0f', ttl))
   redis.call('HDEL', lease, fingerprint)
   told[#told + 1] = message
@@ -265,7 +283,8 @@ return 1
 """
 )
 
-# entry, lease | tombstone's ttl (ms), channel, message before the version, message after it
+# entry, lease | tombstone's ttl (ms), channel, message before the version, message after it; and for a lease that is
+# taken in the same step: fingerprint, token, ttl (ms)
 # -> {version, 1, or 0: nobody was notified}
 INVALIDATE: Final = (
     _ENTRY
@@ -276,31 +295,50 @@ local version = digits(math.max(now, newest + 1, leased + 1))
 -- First, because a server without memory refuses no command of a script that has deleted something.
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('SET', KEYS[1], version .. 't', 'PX', ARGV[1])
+if ARGV[5] then keep(KEYS[2], ARGV[5], 'l' .. digits(now + ARGV[7] * 1000) .. version .. ARGV[6], ARGV[7]) end
 return {version, tell(ARGV[2], ARGV[3] .. version .. ARGV[4])}
 """
 )
 
-# (entry, lease)… | channel, tombstone's ttl (ms), (version of an invalidation, message)…: invalidate again what has
-# lost that -> how many
+# entry, lease | channel, message before the version, message after it: mark what is stored, and delete the lease
+# -> {version, 1, or 0: nobody was notified}
+MARK: Final = (
+    _ENTRY
+    + """
+local frames, newest, _, last = frames_in(KEYS[1])
+local version = digits(math.max(now, newest + 1, newest_in(leases_in(KEYS[2])) + 1))
+-- First, because a server without memory refuses no command of a script that has deleted something.
+redis.call('DEL', KEYS[2])
+if #frames > 0 then redis.call('SETRANGE', KEYS[1], last, version .. 's') end
+return {version, tell(ARGV[1], ARGV[2] .. version .. ARGV[3])}
+"""
+)
+
+# (entry, lease)… | channel, tombstone's ttl (ms), (version of an invalidation, or of a mark and `s`, message)…:
+# invalidate again what has lost that -> how many
 REMIND: Final = (
     _ENTRY
     + """
 local function remind(entry, lease, text, message)
+  local frames, newest, mark = frames_in(entry)
+  local is_mark, text = string.sub(text, 17) == 's', string.sub(text, 1, 16)
   local version = tonumber(text)
+  if is_mark and mark >= version then return 0 end
   for _, one in ipairs(leases_in(lease)) do
     if one.version < version then redis.call('HDEL', lease, one.fingerprint) end
   end
-  local frames, newest = frames_in(entry)
-  local stored, ttl = {}, 1
+  local stored, ttl, others = {}, 1, {}
   for _, one in ipairs(frames) do
     if one.version >= version then
       stored[#stored + 1] = text_of(entry, one)
+      others[#others + 1] = one
       ttl = math.max(ttl, math.ceil((one.ends - now) / 1000))
     end
   end
   if newest == 0 or newest >= version and #stored == #frames then return 0 end
   redis.call('DEL', entry)
   if #stored > 0 then
+    stored[#stored + 1] = mark_of(others, mark)
     redis.call('SET', entry, table.concat(stored), 'PX', string.format('%.0f', ttl))
   else
     redis.call('SET', entry, text .. 't', 'PX', ARGV[2])

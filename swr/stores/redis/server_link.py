@@ -16,6 +16,7 @@ from swr.errors import StoreUnavailable
 from swr.stores.redis.connection import Closed, Connection, Silent
 from swr.stores.redis.patience import patience
 from swr.stores.redis.reasons import reason_of
+from swr.stores.redis.releases import close_sentinels, connection_of
 
 # Seconds: swr notices within 2 s that a subscription has died silently.
 _HEARTBEAT: Final = 0.45
@@ -132,9 +133,7 @@ class ServerLink:
     async def _close(self) -> None:
         if self._owned:
             await self.client.aclose()
-            sentinel = getattr(self.client.connection_pool, "sentinel_manager", None)
-            if sentinel is not None:
-                await sentinel.aclose()
+            await close_sentinels(self.client.connection_pool)
 
     @property
     def sent(self) -> int:
@@ -163,7 +162,7 @@ class ServerLink:
                 await channel.subscribe(self._owner.channel, self._probe)
                 for _ in range(2):
                     await channel.get_message(timeout=None)
-                raw = await pool.get_connection()
+                raw = await connection_of(pool)
             if _address(raw) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while it was connected to")
             connection = Connection(raw, self._timeouts.reply)

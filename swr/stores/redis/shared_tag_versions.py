@@ -3,18 +3,19 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from swr.errors import StoreUnavailable
 from swr.stores.base import NEWEST, Kind, Notification, Subscriber
 from swr.stores.redis import tag_scripts
+from swr.stores.redis.announcements import Announcements, bits_of
 from swr.stores.redis.commands import Commands
-from swr.stores.redis.messages import Messages, member_of, tag_in
+from swr.stores.redis.messages import Messages, member_of, name_in
 from swr.stores.redis.names import Names
 from swr.stores.redis.scripts import digits
 from swr.stores.redis.topology import Servers
-from swr.stores.tag_versions import ALL, TagVersions
+from swr.stores.tag_versions import ALL, Name, TagVersions, is_announced
 
 _MOST_TAGS: Final = 100_000
 # Seconds. What was loaded before a tag that is older than this counts as outdated, if it has any tag: every process
@@ -58,9 +59,12 @@ class SharedTagVersions:
         self._names = names
         self._commands = commands
         self._messages = messages
-        self._keys = (names.tag_versions, names.newest_tag_version)
+        self._keys = (names.tag_versions, names.newest_tag_version, names.announcements, names.passed_over)
+        self._announcements = Announcements()
         self._ask = functools.partial(commands.ask, names.newest_tag_version)
         self._asked: asyncio.Future[bytes | None] | None = None
+        # Up to where a lesson has come that broke off: on a slow line the next one goes on from there.
+        self._learned_to = 0
         # The number of the last lesson that began, and of the last that succeeded.
         self._begun = self._succeeded = 0
 
@@ -69,23 +73,35 @@ class SharedTagVersions:
         self._subscriber = subscriber
         # What was raised while this process had no subscription is not known.
         self.learned = b""
+        self._learned_to = 0
         self._asked = None
         self._learning = asyncio.Lock()
 
     # -- raising ----------------------------------------------------------------------------------------------
 
-    async def invalidate(self, tag: str, ask: Ask | None = None) -> None:
-        """Raise the version of `tag` (or of ALL) and notify every process.
+    async def invalidate(self, *names: Name, ask: Ask | None = None) -> None:
+        """Raise the versions of tags, of ALL or of what else is named, and notify every process.
 
         Parameters:
-            tag: which.
+            names: which.
             ask: sends commands to the server that has the tag versions; None: over the link to it.
 
         Raises:
             StoreUnavailable: no answer.
         """
+        for first in range(0, len(names), _RAISED_AT_ONCE):
+            newest = self.known.newest
+            raised = [(name, NEWEST, "") for name in names[first : first + _RAISED_AT_ONCE]]
+            await self._raise(ask or self._ask, newest, newest, raised)
+
+    async def invalidate_announced(self, tags: Sequence[str]) -> None:
+        """Raise the versions of those of `tags` that a load has announced.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
         newest = self.known.newest
-        await self._raise(ask or self._ask, newest, newest, [(tag, NEWEST)])
+        await self._raise(self._ask, newest, newest, [(tag, NEWEST, bits_of(tag)) for tag in tags])
 
     async def raise_again(self, ask: Ask, after: int) -> None:
         """Raise the tag versions after a number that the server has lost, over one connection to it.
@@ -95,30 +111,90 @@ class SharedTagVersions:
         """
         tags = self.known.since(after)
         for first in range(0, len(tags), _RAISED_AT_ONCE):
-            await self._raise(ask, self.known.newest, 0, tags[first : first + _RAISED_AT_ONCE])
+            some = [(tag, number, "") for tag, number in tags[first : first + _RAISED_AT_ONCE]]
+            await self._raise(ask, self.known.newest, 0, some)
 
-    async def _raise(self, ask: Ask, known: int, least: int, tags: Iterable[tuple[str, int]]) -> None:
-        pairs = [part for tag, number in tags for part in (member_of(tag), number)]
-        arguments = (*self._announcing, _MOST_TAGS, known, least, int(_KEPT_FOR * 1e6), *pairs)
-        raised = await ask("EVAL", tag_scripts.RAISE_TAG_VERSIONS, 2, *self._keys, *arguments)
+    async def _raise(self, ask: Ask, known: int, least: int, tags: Iterable[tuple[Name, int, str]]) -> None:
+        arguments: list[bytes | int | str] = [*self._announcing, _MOST_TAGS, known, least, int(_KEPT_FOR * 1e6)]
+        for tag, number, bits in tags:
+            arguments += (member_of(tag), number, bits)
+        now, *raised = await self._run(ask, tag_scripts.RAISE_TAG_VERSIONS, arguments)
+        self.time = max(self.time, int(now))
         for name, number in zip(raised[::2], raised[1::2], strict=True):
-            self._raise_to(tag_in(name), int(number))
+            self._raise_to(name_in(name), int(number))
+
+    async def _run(self, ask: Ask, script: str, arguments: Sequence[bytes | str | int]) -> Any:
+        return await ask("EVAL", script, len(self._keys), *self._keys, *arguments)
 
     @property
     def _announcing(self) -> tuple[bytes, str, str, bytes]:
         return self._messages.channel, Kind.TAG_VERSION.value, self._messages.instance, self.stamp
 
-    def _raise_to(self, name: str, number: int) -> None:
+    def _raise_to(self, name: Name, number: int) -> None:
         if self.known.raise_to(name, number):
             self._subscriber(Notification(Kind.TAG_VERSION, name, number))
 
+    # -- announcing -------------------------------------------------------------------------------------------
+
+    def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of `tags` that a load has to announce first."""
+        return self._announcements.missing(tags, self.known.cleared) if tags else ()
+
+    async def announce(self, tags: tuple[str, ...], ask: Ask | None = None) -> None:
+        """Tell the server that loads of what carries `tags` begin: from now on it gives them versions.
+
+        Parameters:
+            ask: see `invalidate`.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        arguments: list[bytes | int | str] = [*self._announcing, self.known.newest, *map(bits_of, tags)]
+        now, cleared = await self._run(ask or self._ask, tag_scripts.ANNOUNCE, arguments)
+        self._raise_to(ALL, int(cleared))
+        self._announcements.remember(tags, int(now), int(cleared))
+
+    async def announce_again(self, ask: Ask, after: int) -> None:
+        """Repeat the announcements after a time that the server has lost, over one connection to it.
+
+        If it may have passed over an invalidation of one of these tags meanwhile, all of them get a version: their
+        entries may lie on a server that has lost nothing.
+
+        Raises:
+            StoreUnavailable, RedisError: no answer.
+        """
+        last = self._announcements.last
+        if last.forgotten > after:
+            # Too many to know them one by one: whatever carries them is outdated.
+            await self.invalidate(ALL, ask=ask)
+            return
+        tags = [one.key for one in last.since(after)]
+        for first in range(0, len(tags), _RAISED_AT_ONCE):
+            some = tuple(tags[first : first + _RAISED_AT_ONCE])
+            await self.announce(some, ask)
+            if await self.was_passed_over(some, after, ask):
+                await self._raise(ask, self.known.newest, 0, [(tag, NEWEST, "") for tag in some])
+
+    async def was_passed_over(self, tags: tuple[str, ...], since: int, ask: Ask | None = None) -> bool:
+        """Return whether an invalidation of one of `tags` may have been passed over after a time.
+
+        Parameters:
+            ask: see `invalidate`.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        bits = [bits_of(tag) for tag in tags if is_announced(tag)]
+        ask = ask or self._ask
+        return bool(await ask("EVAL", tag_scripts.PASSED_OVER, 1, self._names.passed_over, since, *bits))
+
     # -- learning ---------------------------------------------------------------------------------------------
 
-    def on_message(self, name: str, number: int, before: bytes) -> bool:
+    def on_message(self, name: Name, number: int, before: bytes) -> bool:
         """Learn of a tag version from a message; return False if it was known.
 
         Parameters:
-            name: a tag, or ALL.
+            name: a tag, ALL, or another name.
             number: its version.
             before: the digits of the newest one before, if the message came from the server that makes the versions.
                 If that was learned, nothing is missing in between: a user without the right to publish may have
@@ -182,11 +258,12 @@ class SharedTagVersions:
         return held or b""
 
     async def _learn(self, ask: Ask) -> None:
-        known, clear, after = self.known.newest, self.known.cleared, int(self.learned[:16] or 0)
+        known, clear = self.known.newest, self.known.cleared
+        after = max(self._learned_to, int(self.learned[:16] or 0))
         is_all = False
         while not is_all:
             arguments = (*self._announcing, known, clear, after, _LEARNED_AT_ONCE)
-            lost, now, learned, found = await ask("EVAL", tag_scripts.LEARN, 2, *self._keys, *arguments)
+            lost, now, learned, found = await self._run(ask, tag_scripts.LEARN, arguments)
             self.time = int(now)
             self._messages.latest = self.time + _LATEST
             if lost > (not known):
@@ -200,6 +277,8 @@ class SharedTagVersions:
             # The others come with the next answer, whatever is raised meanwhile.
             is_all = len(numbers) < _LEARNED_AT_ONCE
             clear, after = int(learned[16:]), max(numbers, default=0)
+            # A number beyond the newest is foreign.
+            self._learned_to = min(after, int(learned[:16]))
         # The newest may have been trimmed away; the minimum then covers it.
         self.known.newest = max(self.known.newest, int(learned[:16]))
         self.learned = learned
@@ -221,4 +300,4 @@ class SharedTagVersions:
             return
         # What swr has not written is the tag of no entry.
         with contextlib.suppress(ValueError):
-            self._raise_to(tag_in(member), number)
+            self._raise_to(name_in(member), number)

@@ -2,8 +2,7 @@
 
 import asyncio
 import functools
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
@@ -12,6 +11,7 @@ from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import ConfigurationError, StoreUnavailable
 from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
+from swr.stores.clocks import wall_clock
 from swr.stores.redis import scripts
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.connection import Connection
@@ -26,7 +26,7 @@ from swr.stores.redis.reading import Reading, settle_all, settle_one
 from swr.stores.redis.server_link import REPLY_TIMEOUT, ServerLink
 from swr.stores.redis.shared_tag_versions import SharedTagVersions
 from swr.stores.redis.topology import Servers
-from swr.stores.tag_versions import ALL
+from swr.stores.tag_versions import ALL, Name, Soft
 
 # The most keys of one MGET: the server looks up the next ones while this process decodes these.
 _MOST_READ_AT_ONCE: Final = 16
@@ -55,7 +55,7 @@ class RedisStore:
         servers: Servers,
         namespace: str = "swr",
         timeout: float = REPLY_TIMEOUT,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall_clock,
     ) -> None:
         self.names = names = Names(namespace)
         self.commands = commands = Commands(servers, timeout)
@@ -88,6 +88,7 @@ class RedisStore:
         self._readings.clear()
         self._unsent = []
         self._messages.open()
+        self.commands.refusals.open(subscriber)
         self._leases.open()
         self._shared.open(subscriber)
         self._reachability.open(subscriber)
@@ -111,6 +112,8 @@ class RedisStore:
     async def handshake(self, link: ServerLink, connection: Connection) -> None:
         """Learn what was missed, and replay invalidations to a server that may have missed them."""
         await self._failover.handshake(link, connection)
+        # Messages of this server may have been missed, whether or not the others can be reached.
+        self._subscriber(Notification(Kind.GAP))
 
     async def heartbeat(self, link: ServerLink, connection: Connection) -> None:
         """Ask for the newest tag version, and whether the server is still the same master."""
@@ -194,10 +197,10 @@ class RedisStore:
         if newest is None or newest != self._shared.learned:
             await self._shared.learn_from(newest)
         entry = await reading.decoded(codec, self.commands.warn_once)
-        if entry is None or not self.tag_versions.admits(entry.tag_version, entry.tags):
+        if entry is None or not self.tag_versions.admits_entry(entry):
             return None
         # A server that took another's place may not know of the invalidation yet.
-        return None if self._invalidations.outdates(key, entry) else entry
+        return None if self._invalidations.outdates(key, entry) else self._invalidations.marked(key, entry)
 
     def _send_readings(self) -> None:
         """Send what was asked for in this turn of the event loop."""
@@ -255,27 +258,76 @@ class RedisStore:
 
     async def invalidate(self, key: str) -> None:
         """Replace the entry by a tombstone, delete its lease and notify every process."""
+        await self._invalidate(key)
+
+    async def _invalidate(self, key: str, *lease: str | int) -> tuple[int, int]:
+        """Invalidate `key`, and take a lease (its fingerprint, token, ttl); return the version and that of a clear."""
         before, after = self._messages.around_version(Kind.INVALIDATED, key)
         keys, channel = self.names.entry_and_lease(key), self._messages.channel
         answer, told = await self.commands.script(
-            scripts.INVALIDATE, keys, scripts.TOMBSTONE_FOR, channel, before, after
+            scripts.INVALIDATE, keys, scripts.TOMBSTONE_FOR, channel, before, after, *lease
         )
         version = int(answer)
         self._readings.pop(key, None)
         self._invalidations.remember(key, version)
         self._subscriber(Notification(Kind.INVALIDATED, key, version))
-        if not told:
-            # The tag versions are asked for. So every process learns of a clear, without any message.
-            await self._shared.invalidate(ALL)
+        if told:
+            return version, 0
+        # The tag versions are asked for. So every process learns of a clear, without any message.
+        await self._shared.invalidate(ALL)
+        return version, self.tag_versions.cleared
 
-    def tell_pending(self, kind: Kind, name: str) -> None:
+    async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
+        """Invalidate `key`, and take its lease from whoever has it."""
+        beside = self._shared.newest_soon()
+        version, cleared = await self._invalidate(key, codec.fingerprint, token, scripts.milliseconds(ttl))
+        # A tag version that is raised after this was read outdates what is stored.
+        tag_version = await self._shared.learn_from(await beside)
+        return Lease(key, token, version, max(tag_version, cleared))
+
+    def tell_pending(self, kind: Kind, name: Name) -> None:
         """Notify every process of an invalidation that the server has refused."""
         message = self._messages.write(kind, name)
-        self.commands.send(self.names.entry(name), ("PUBLISH", self.channel, message), lambda reply: None)
+        where = self.names.entry(name) if isinstance(name, str) else self.names.newest_tag_version
+        self.commands.send(where, ("PUBLISH", self.channel, message), lambda reply: None)
 
-    async def invalidate_tag(self, tag: str) -> None:
-        """Raise the version of `tag` (or of ALL) and notify every process."""
-        await self._shared.invalidate(tag)
+    async def mark_stale(self, key: str) -> None:
+        """Mark what is stored for `key`, delete its lease and notify every process."""
+        before, after = self._messages.around_version(Kind.MARKED, key)
+        keys = self.names.entry_and_lease(key)
+        answer, told = await self.commands.script(scripts.MARK, keys, self._messages.channel, before, after)
+        version = int(answer)
+        self._readings.pop(key, None)
+        self._invalidations.remember(key, version, is_mark=True)
+        self._subscriber(Notification(Kind.MARKED, key, version))
+        if not told:
+            # As for an invalidation.
+            await self._shared.invalidate(Soft(ALL))
+
+    async def invalidate_tag(self, *names: Name) -> None:
+        """Raise the versions of tags, of ALL or of what else is named, and notify every process."""
+        await self._shared.invalidate(*names)
+
+    @property
+    def heard(self) -> int:
+        """Return the clock of the server that makes the tag versions, as last heard."""
+        return self._shared.time
+
+    async def invalidate_announced(self, tags: Sequence[str]) -> None:
+        """Raise the versions of those of `tags` that a load has announced, and notify every process of these."""
+        await self._shared.invalidate_announced(tags)
+
+    async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
+        """Return whether an invalidation of one of `tags` may have been passed over after a time."""
+        return await self._shared.was_passed_over(tags, since)
+
+    def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of `tags` that loads announce, and that this process has not announced."""
+        return self._shared.unannounced(tags)
+
+    async def announce(self, tags: tuple[str, ...]) -> None:
+        """Announce loads of what carries `tags`."""
+        await self._shared.announce(tags)
 
     def notification(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
         """Return the channel and the message with which a script notifies every process."""
@@ -284,10 +336,18 @@ class RedisStore:
     # -- leases -----------------------------------------------------------------------------------------------
 
     async def acquire(
-        self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool = False
+        self,
+        key: str,
+        token: str,
+        ttl: float,
+        known: int,
+        codec: Codec,
+        *,
+        force: bool = False,
+        tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, or return who holds it, or an entry newer than version `known`."""
-        return await self._leases.acquire(key, token, ttl, known, codec, force=force)
+        return await self._leases.acquire(key, token, ttl, known, codec, force=force, tags=tags)
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the lease."""

@@ -7,6 +7,12 @@ from typing import Final
 
 from swr.stores.redis.scripts import TIME
 
+# Bits of the announcements, a power of two, after the 32 bytes that say to which clear they belong, and how many there
+# were: 1 MB.
+ANNOUNCED_BITS: Final = 2**23
+# What was passed over is remembered by so many groups of tags.
+_GROUPS: Final = 4096
+
 # Which members of the tag versions say when a server was last stamped: this, and which run of a server it was.
 STAMP: Final = b"@"
 
@@ -16,18 +22,22 @@ STAMP: Final = b"@"
 _TAG_VERSIONS: Final = (
     TIME
     + """
-local set, last = KEYS[1], KEYS[2]
+local set, last, announced, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local function announce(member, number, before)
   tell(ARGV[1], ARGV[2] .. digits(number) .. ARGV[3] .. digits(before) .. member)
 end
 local stamp = ARGV[4]
 local function newest_in(text) return plausible(tonumber(string.match(text, '^%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d'))) end
--- The newest tag version and the last clear; nil if either key was lost, or holds what swr has not written.
+-- The newest tag version and the last clear; nil if one of the keys was lost, or holds what swr has not written.
 local function agreed()
   local text = read(last)
   local newest, cleared = newest_in(text), tonumber(string.sub(text, 17))
   local member = redis.pcall('ZSCORE', set, '*')
   if newest == 0 or #text ~= 32 or type(member) ~= 'string' or tonumber(member) ~= cleared then return end
+  local counted = redis.pcall('HGET', passed, 'announced')
+  if type(counted) ~= 'string' or redis.pcall('GETRANGE', announced, 0, 31) ~= string.sub(text, 17) .. counted then
+    return
+  end
   -- The newest stays in the set, as a tag, as the clear or as the minimum: an older copy of the set lacks it.
   local top = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
   if cleared <= newest and tonumber(top) == newest then return newest, cleared end
@@ -37,8 +47,10 @@ local function clear(known)
   local top = redis.pcall('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
   local number = math.max(now, known + 1, newest_in(read(last)) + 1, plausible(tonumber(top)) + 1)
   -- First, because a server without memory refuses no command of a script that has deleted something.
-  redis.call('DEL', set)
+  redis.call('DEL', set, announced, passed)
   redis.call('ZADD', set, number, '*', -now, stamp)
+  redis.call('SET', announced, digits(number) .. digits(0))
+  redis.call('HSET', passed, 'since', digits(number), 'announced', digits(0))
   redis.call('SET', last, digits(number) .. digits(number))
   announce('*', number, 0)
   return number
@@ -46,7 +58,7 @@ end
 """
 )
 
-# tag versions, newest tag version
+# tag versions, newest tag version, announcements, what was passed over
 # | channel, message before the number, message after it, stamp, what the caller knows: newest, last clear, all up to;
 #   most tags to return
 # -> {0, or 2: something was lost, or 1: everything, or it is new; time, newest tag version and last clear,
@@ -74,23 +86,33 @@ return {lost, now, digits(newest) .. digits(cleared), found}
 """
 )
 
-# tag versions, newest tag version
+# The same keys
 # | channel, message before the number, message after it, stamp, most tags, newest that the caller knows, and must find,
-#   how long tags are kept (µs), (member, number)…: raise each that is older than that number
-# -> {member, number, …}: what was raised; everything, if something was lost
+#   how long tags are kept (µs), (member, number, bits)…: raise each that is older than that number, and announced, if
+#   bits are named
+# -> {time, member, number, …}: what was raised; everything, if something was lost
 RAISE_TAG_VERSIONS: Final = (
     _TAG_VERSIONS
+    + f"local groups = {_GROUPS}"
     + """
+local function is_announced(bits)
+  for bit in string.gmatch(bits, '%d+') do
+    if redis.call('GETBIT', announced, bit) == 0 then return false end
+  end
+  return true
+end
 local most, known = tonumber(ARGV[5]), tonumber(ARGV[6])
 local newest, cleared = agreed()
-if not newest or newest < tonumber(ARGV[7]) then return {'*', digits(clear(known))} end
-local number, before, raised = math.max(now, known + 1, newest + 1), newest, {}
--- Nothing, for a server without memory: see `clear`.
+if not newest or newest < tonumber(ARGV[7]) then return {digits(now), '*', digits(clear(known))} end
+local number, before, raised = math.max(now, known + 1, newest + 1), newest, {digits(now)}
+-- Nothing, for a server without memory: see `clear`. And one that takes no writes refuses what it would pass over.
 redis.call('ZREM', set, '')
-for i = 9, #ARGV, 2 do
+for i = 9, #ARGV, 3 do
   local member = ARGV[i]
-  if math.max(cleared, tonumber(redis.call('ZSCORE', set, member) or 0)) < tonumber(ARGV[i + 1]) then
-    if member == '*' then return {'*', digits(clear(known))} end
+  if not is_announced(ARGV[i + 2]) then
+    redis.call('HSET', passed, string.match(ARGV[i + 2], '%d+') % groups, digits(now))
+  elseif math.max(cleared, tonumber(redis.call('ZSCORE', set, member) or 0)) < tonumber(ARGV[i + 1]) then
+    if member == '*' then return {digits(now), '*', digits(clear(known))} end
     redis.call('ZADD', set, number, member)
     announce(member, number, before)
     raised[#raised + 1] = member
@@ -98,25 +120,70 @@ for i = 9, #ARGV, 2 do
     number, before = number + 1, number
   end
 end
-if #raised > 0 then redis.call('SET', last, digits(before) .. digits(cleared)) end
--- Tags of long ago become the minimum, more of them than are added; the clear stays.
-local old = redis.call('ZRANGEBYSCORE', set, '(0', '+inf', 'WITHSCORES', 'LIMIT', 0, 10)
+if #raised == 1 then return raised end
+redis.call('SET', last, digits(before) .. digits(cleared))
+-- Only tags become the minimum, which is that of tagged entries. What concerns others too is not much: it stays.
+local function is_tag(member) return string.find(member, '^s?t') end
+-- Tags of long ago, more of them than are added.
+local before_then = string.format('(%.0f', now - ARGV[8])
+local old, trimmed = redis.call('ZRANGEBYSCORE', set, '(0', before_then, 'WITHSCORES', 'LIMIT', 0, 200), 0
 for i = 1, #old, 2 do
-  if not string.find('*!', old[i], 1, true) and tonumber(old[i + 1]) < now - ARGV[8] then
+  if is_tag(old[i]) and trimmed < 10 then
     redis.call('ZREM', set, old[i])
     redis.call('ZADD', set, old[i + 1], '!')
+    trimmed = trimmed + 1
   end
 end
 if redis.call('ZCARD', set) > most then
-  -- The oldest tenth of the tags becomes the minimum; the clear stays, and so do the stamps, below them.
+  -- The oldest tenth of the tags; the stamps are below them.
   local minimum = tonumber(redis.call('ZSCORE', set, '!') or 0)
   redis.call('ZREM', set, '*', '!')
   local first = math.min(8, redis.call('ZCOUNT', set, '-inf', '(0'))
   local oldest = first + math.max(1, math.floor(most / 10)) - 1
   minimum = math.max(minimum, redis.call('ZRANGE', set, oldest, oldest, 'WITHSCORES')[2])
-  redis.call('ZREMRANGEBYRANK', set, first, oldest)
+  for _, member in ipairs(redis.call('ZRANGE', set, first, oldest)) do
+    if is_tag(member) then redis.call('ZREM', set, member) end
+  end
   redis.call('ZADD', set, minimum, '!', cleared, '*')
 end
 return raised
 """
 )
+
+# The same keys
+# | channel, message before the number, message after it, stamp, newest that the caller knows, bits…: note that loads of
+#   what carries these tags begin
+# -> {time, the last clear}: they are noted until the next one
+ANNOUNCE: Final = (
+    _TAG_VERSIONS
+    + """
+local known = tonumber(ARGV[5])
+local newest, cleared = agreed()
+if not newest or newest < known then cleared = clear(known) end
+-- Nothing, for a server without memory: see `clear`.
+redis.call('ZREM', set, '')
+-- Counted in both keys, so that an older copy of one is found.
+local count = digits(redis.call('HGET', passed, 'announced') + 1)
+redis.call('HSET', passed, 'announced', count)
+redis.call('SETRANGE', announced, 16, count)
+for i = 6, #ARGV do
+  for bit in string.gmatch(ARGV[i], '%d+') do redis.call('SETBIT', announced, bit, 1) end
+end
+return {digits(now), digits(cleared)}
+"""
+)
+
+# what was passed over | version, bits… -> 1: a tag of these may have been passed over since that version
+PASSED_OVER: Final = f"""
+local function newer(field)
+  local text = redis.pcall('HGET', KEYS[1], field)
+  return type(text) ~= 'string' or (tonumber(text) or 0) > tonumber(ARGV[1])
+end
+local function is_there(field) return redis.pcall('HEXISTS', KEYS[1], field) == 1 end
+if newer('since') then return 1 end
+for i = 2, #ARGV do
+  local group = string.match(ARGV[i], '%d+') % {_GROUPS}
+  if is_there(group) and newer(group) then return 1 end
+end
+return 0
+"""

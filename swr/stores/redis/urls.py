@@ -1,5 +1,6 @@
 """From a URL, or a client of the user's own, to the servers behind it."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -11,22 +12,12 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from swr.errors import ConfigurationError
+from swr.settings import SCHEMES, redacted
 from swr.stores.redis.cluster import Address, Cluster
+from swr.stores.redis.releases import PLAIN
 from swr.stores.redis.server_link import CONNECT_TIMEOUT
 from swr.stores.redis.topology import Servers, Single
 
-SCHEMES: Final = (
-    "redis://",
-    "rediss://",
-    "unix://",
-    "redis+sentinel://",
-    "rediss+sentinel://",
-    "redis+cluster://",
-    "rediss+cluster://",
-)
-# Without HELLO, which not every server knows, and without telling the server the name of the client library: each would
-# be one more trip. In a URL `?protocol=3` comes first.
-_PLAIN: Final[dict[str, Any]] = {"protocol": 2, "driver_info": None}
 # What redis-py's cluster client adds to the arguments of its connections for itself.
 _CLUSTERS: Final = {"max_connections", "redis_connect_func", "response_callbacks"}
 
@@ -58,12 +49,17 @@ def servers_of(url: str | None, redis: object, timeout: float, connect_timeout: 
         pool.make_connection()
         _refuse_decoding(redacted(url), pool.connection_kwargs)
     except (TypeError, ValueError) as error:
-        # urllib would tell what it took for the port, a password for one.
-        text = "a port is no number; what is special in a password has to be percent-encoded"
-        raise ConfigurationError(
-            f"{redacted(url)}: {text if 'Port could not be cast' in str(error) else error}"
-        ) from None
+        text = str(error)
+        if "Port could not be cast" in text or "netloc" in text or "@" in _behind_location(url):
+            # It would tell what was taken for the port, the host or the database: a part of a password.
+            text = "a port is no number, or a password holds what has to be percent-encoded, '/' as %2F"
+        raise ConfigurationError(f"{redacted(url)}: {text}") from None
     return Single(connect, timeout, connect_timeout=connect_timeout)
+
+
+def _behind_location(url: str) -> str:
+    """Return the path, the query and the fragment of a URL."""
+    return "".join(re.split("[/?#]", url.partition("://")[2], maxsplit=1)[1:])
 
 
 def _options() -> dict[str, Any]:
@@ -77,7 +73,9 @@ def _server(url: str) -> Callable[[], Redis]:
     if database and not database.isdigit() and not url.startswith("unix://"):
         # redis-py would take the first.
         raise ValueError(f"{database!r} is not the number of a database: redis://host:port/0")
-    return lambda: Redis.from_url(url, **_PLAIN, **_options())
+    options = {**PLAIN, **_options(), **_verified(dict(parse_url(url)))}
+    # In a URL `?protocol=3` comes first.
+    return lambda: Redis.from_url(url, **options)
 
 
 def _sentinel(url: str, timeout: float, connect_timeout: float) -> Callable[[], Redis]:
@@ -87,10 +85,10 @@ def _sentinel(url: str, timeout: float, connect_timeout: float) -> Callable[[], 
     database = database or str(kwargs.get("db") or "")
     if not master or (database and not database.isdigit()):
         raise ValueError("after the sentinels comes the master's name, and the database: …/mymaster/0")
-    kwargs = {**_PLAIN, **kwargs, **_options(), "db": int(database or 0)}
+    kwargs = {**PLAIN, **kwargs, **_options(), "db": int(database or 0)}
     # The sentinels have accounts of their own, and one that hangs must leave time to ask the next.
     each = min(timeout, connect_timeout / len(hosts))
-    known = {**_PLAIN, **_options(), "socket_timeout": each, "socket_connect_timeout": each}
+    known = {**PLAIN, **_options(), "socket_timeout": each, "socket_connect_timeout": each}
     for name in ("username", "password"):
         if f"sentinel_{name}" in kwargs:
             known[name] = kwargs.pop(f"sentinel_{name}")
@@ -111,7 +109,7 @@ def _cluster(url: str, timeout: float, connect_timeout: float) -> Servers:
     hosts, path, kwargs = _several(url, 6379)
     if path.strip("/") not in ("", "0"):
         raise ValueError("a cluster has no databases but 0")
-    kwargs = {**_PLAIN, **kwargs, **_options()}
+    kwargs = {**PLAIN, **kwargs, **_options()}
     _refuse_decoding(redacted(url), kwargs)
     return Cluster(_node(kwargs), hosts, timeout, connect_timeout)
 
@@ -138,14 +136,20 @@ def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
         found.append((parts.hostname, parts.port or port))
     kwargs = dict(parse_url(urlunsplit((scheme.partition("+")[0], f"{account}{at}host", "", query, ""))))
     del kwargs["host"]
-    return found, path, kwargs
+    return found, path, {**_verified(kwargs), **kwargs}
+
+
+def _verified(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes TLS compare the server's name with its certificate, which redis-py does by itself since 6."""
+    is_verified = kwargs.get("connection_class") is SSLConnection and kwargs.get("ssl_cert_reqs") != "none"
+    return {"ssl_check_hostname": True} if is_verified else {}
 
 
 def _of_client(redis: object, timeout: float, connect_timeout: float) -> Servers:
     if isinstance(redis, RedisCluster):
         kwargs = redis.connection_kwargs
         _refuse_decoding("redis=", kwargs)
-        seeds = [(node.host, int(node.port)) for node in redis.startup_nodes]
+        seeds = [(node.host, int(node.port)) for node in redis.nodes_manager.startup_nodes.values()]
         own = {name: value for name, value in kwargs.items() if name not in _CLUSTERS}
         return Cluster(_node({**own, **_options()}), seeds, timeout, connect_timeout)
     if not isinstance(redis, Redis):
@@ -163,14 +167,3 @@ def _refuse_decoding(where: str, kwargs: dict[str, Any]) -> None:
         raise ConfigurationError(
             f"{where} has decode_responses={kwargs['decode_responses']}; entries are bytes: leave it out"
         )
-
-
-def redacted(url: object) -> str:
-    """A URL without its passwords, for errors and logs."""
-    scheme, slashes, rest = str(url).partition("://")
-    location, mark, query = rest.partition("?")
-    if "@" in query:
-        # A password with a question mark in it, or one in the query: there is no telling where it begins.
-        return repr(f"{scheme}{slashes}…")
-    _, at, host = location.rpartition("@")
-    return repr(f"{scheme}{slashes}{'…@' if at else ''}{host}{mark and '?…'}")

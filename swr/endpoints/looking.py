@@ -1,0 +1,111 @@
+"""What a function of an app may look at in the request that FastAPI gives it."""
+
+import dis
+import functools
+import inspect
+import itertools
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any, Final
+
+# With these a function gets at its variables in other ways than by their names.
+_INTROSPECTION: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
+# Instructions that end with taking a variable, and those that take an attribute of it.
+_LOADS: Final = ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF")
+_ABOUT_VARIABLES: Final = ("_FAST", "_DEREF", "_CLOSURE")
+_READS: Final = ("LOAD_ATTR", "LOAD_METHOD")
+# What the address is called, in a request and in its scope.
+_ADDRESS: Final = "client"
+
+
+def function_of(call: Any) -> Any:
+    """Return the function of a bound method; anything else is itself."""
+    return getattr(call, "__func__", call)
+
+
+def bare(call: Any) -> Any:
+    """Return the function inside wrappers, and of a bound method."""
+    return function_of(inspect.unwrap(call))
+
+
+def looks_at_request(call: Any, name: str) -> bool:
+    """Return whether a function may look at more of a request than its app, as `request.app.state.pool` does.
+
+    The app is the same for every request. What does not show that it takes nothing else may look at anything.
+
+    Parameters:
+        call: the function.
+        name: of its parameter.
+    """
+    if not inspect.isfunction(call) or hasattr(call, "__wrapped__"):
+        return True
+    code = call.__code__
+    if name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        # It is in `**kwargs`, under a signature that the function has been given.
+        return True
+    if name in code.co_cellvars or not _INTROSPECTION.isdisjoint(code.co_names):
+        return True
+    return not _uses_of(code, name) <= {"app"}
+
+
+def reads_address(call: Any) -> bool:
+    """Return whether an endpoint's own code takes the client's address from its request.
+
+    As in `request.client.host` or `request.scope["client"]`, also in a function within the endpoint.
+
+    Parameters:
+        call: what the route calls.
+    """
+    function = bare(call)
+    if not inspect.isfunction(function):
+        # An object that can be called.
+        function = bare(getattr(function, "__call__", None))  # noqa: B004
+    if not inspect.isfunction(function):
+        return False
+    code, annotations = function.__code__, function.__annotations__
+    for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        annotation = str(annotations.get(name, ""))
+        is_request = name == "request" or "Request" in annotation or "HTTPConnection" in annotation
+        if is_request and any(_takes_address(part, name) for part in _codes_of(code)):
+            return True
+    return False
+
+
+def _takes_address(code: CodeType, name: str) -> bool:
+    """Return whether code takes the address of a request: as an attribute, or by its name in the scope."""
+    uses = _uses_of(code, name)
+    return _ADDRESS in uses or ("scope" in uses and _ADDRESS in code.co_consts)
+
+
+def _codes_of(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of a function, and of all functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes_of(constant)
+
+
+@functools.lru_cache(256)
+def _uses_of(code: CodeType, name: str) -> frozenset[str]:
+    """Return which attributes of a variable a function takes, and an empty name if it does anything else with it."""
+    uses = set()
+    for instruction, following in itertools.pairwise(dis.get_instructions(code)):
+        # Some instructions are about two variables, one after the other.
+        variables = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+        if name not in variables or not any(part in instruction.opname for part in _ABOUT_VARIABLES):
+            continue
+        is_loaded = instruction.opname.endswith(_LOADS) and variables.index(name) == len(variables) - 1
+        # `request["client"]` takes it as well.
+        is_taken = following.opname in _READS or (following.opname, following.argval) == ("LOAD_CONST", _ADDRESS)
+        uses.add(following.argval if is_loaded and is_taken else "")
+    return frozenset(uses)
+
+
+def takes_request(part: Any) -> bool:
+    """Return whether a dependency takes the request, and may look at more of it than its app.
+
+    Parameters:
+        part: a dependant of FastAPI.
+    """
+    names = (part.request_param_name, part.http_connection_param_name)
+    return any(name and looks_at_request(part.call, name) for name in names)

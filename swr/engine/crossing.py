@@ -1,0 +1,91 @@
+"""From a thread into an event loop of another thread, and back with the answer."""
+
+import asyncio
+import concurrent.futures
+import inspect
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar, cast
+
+from swr.errors import SWRError
+
+T = TypeVar("T")
+
+# Seconds after which a thread that waits looks whether the event loop is still there.
+_LOOKED_AFTER: Final = 1.0
+
+
+class LoopEnded(SWRError):
+    """The event loop ended before the call had an answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the event loop of the cache has ended, or ended during a call from a thread")
+
+
+def is_in_loop() -> bool:
+    """Whether this thread runs an event loop right now."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        trio = sys.modules.get("trio")
+        return trio is not None and bool(trio.lowlevel.in_trio_run())
+    return True
+
+
+def wait_for(loop: Any, function: Callable[[], Awaitable[T]]) -> T:
+    """Return what `function` returns in an event loop of another thread. It finds the caller's context variables.
+
+    Raises:
+        LoopEnded: the event loop did not live to see it.
+    """
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        import trio
+
+        try:
+            return _answer(trio.from_thread.run(_called, function, trio_token=loop))
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise LoopEnded from None
+    coroutine = _called(function)
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:
+        coroutine.close()
+        raise LoopEnded from None
+    try:
+        return _answer(_result(loop, future))
+    except concurrent.futures.CancelledError:
+        raise LoopEnded from None
+    except LoopEnded:
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()
+        raise
+    finally:
+        # Whoever waits may be interrupted. What others wait for goes on.
+        future.cancel()
+
+
+def _result(loop: asyncio.AbstractEventLoop, future: "concurrent.futures.Future[T]") -> T:
+    while True:
+        try:
+            return future.result(_LOOKED_AFTER)
+        except TimeoutError:
+            if future.done():
+                # The function's own.
+                return future.result()
+        if loop.is_closed():
+            raise LoopEnded
+
+
+async def _called(function: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
+    try:
+        return await function(), None
+    except (SystemExit, KeyboardInterrupt) as error:
+        # Its thread's to raise. In a task of the event loop it would end that.
+        return None, error
+
+
+def _answer(called: tuple[T | None, BaseException | None]) -> T:
+    value, error = called
+    if error is not None:
+        raise error
+    return cast(T, value)

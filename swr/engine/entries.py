@@ -1,0 +1,182 @@
+"""What is done to stored entries without a load: store a value, and look at what is there."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+import anyio
+
+from swr.core.codec import Codec
+from swr.core.decision import FRESH, decide
+from swr.engine import repeats
+from swr.engine.flights import Flights
+from swr.engine.notifications import Notifications
+from swr.engine.runtime import RELEASED_WITHIN, Runtime
+from swr.engine.switch import Switch
+from swr.entry import Entry, Outcome, absence, stamp
+from swr.errors import LeaseLost, StoreUnavailable
+from swr.events import CommitRejected, Committed, Invalidated
+from swr.policy import Policy
+from swr.stores.base import Kind, Lease, Notification
+
+
+class Engine(Protocol):
+    """What stored entries need of the engine that they belong to."""
+
+    runtime: Runtime
+    flights: Flights
+    notifications: Notifications
+    switch: Switch
+
+    async def ready(self) -> None:
+        """Open, unless it is open here already."""
+
+    async def invalidate(self, *keys: str) -> None:
+        """See `Store.invalidate`."""
+
+
+class Value(NamedTuple):
+    """What a loader could have answered.
+
+    Parameters:
+        value: the value.
+        policy: how long it may be served.
+        validator: what the loader may be given to ask whether the value has changed.
+        absent: there is no value.
+        loader: see `Entry`.
+    """
+
+    value: Any
+    policy: Policy
+    validator: str | None = None
+    absent: bool = False
+    loader: str = ""
+
+
+class Entries:
+    """Store values and look at them, past the refresh path.
+
+    Parameters:
+        engine: whose entries they are.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._runtime = engine.runtime
+
+    async def peek(self, key: str, codec: Codec) -> Outcome[Any] | None:
+        """Return what a reader of `key` would get at once, or None: a reader would wait for a load."""
+        if self._engine.switch.is_off:
+            return None
+        store, clock = self._runtime.store, self._runtime.clock
+        entry = store.peek(key)
+        decision = decide(entry, clock())
+        if decision is not FRESH:
+            await self._engine.ready()
+            entry = await store.read(key, codec)
+            decision = decide(entry, clock())
+        if entry is None or not decision.serve:
+            return None
+        return Outcome(entry.value, decision.state, max(0.0, clock() - entry.created_at))
+
+    async def set(self, key: str, codec: Codec, value: Value) -> bool:
+        """Store a value in place of whatever is stored or being loaded; see `Cached.set`.
+
+        Raises:
+            CodecError: the value cannot be stored. What was stored is gone all the same.
+        """
+        if self._engine.switch.is_off:
+            # Nothing is left in the cache, nor anything older.
+            await self._engine.invalidate(key)
+            return False
+        await self._engine.ready()
+        # Whoever goes away meanwhile must leave no lease behind.
+        with anyio.CancelScope(shield=True), _Overtaken(self._engine, key) as overtaken:
+            version = await self._set(key, codec, value, overtaken)
+        if version is None:
+            repeats.note(self._engine, self._engine.invalidate, key)
+            return False
+        self._engine.flights.wake(key)
+        repeats.note_value(self._engine, self._engine.invalidate, key, lambda: self._has(key, codec, version))
+        return True
+
+    async def _set(self, key: str, codec: Codec, value: Value, overtaken: "_Overtaken") -> int | None:
+        """Return the version of the entry; None: the store does not have it."""
+        runtime, store, publish = self._runtime, self._runtime.store, self._runtime.events.publish
+        last, began = store.peek(key), runtime.clock()
+        took = 0.0 if last is None else last.took
+        lease = Lease(key, runtime.new_token(), 0, store.tag_versions.newest)
+        try:
+            lease = await store.seize(key, lease.token, runtime.lease_for, codec)
+            await store.commit(lease, self._stamped(value, began, lease, took), codec)
+        except LeaseLost:
+            publish(CommitRejected, key)
+            return None
+        except StoreUnavailable:
+            if not overtaken.is_true:
+                store.keep(key, self._stamped(value, began, lease, took), codec)
+            return None
+        except BaseException:
+            with anyio.move_on_after(RELEASED_WITHIN):
+                await store.release(lease)
+            raise
+        publish(Committed, key, lease.version)
+        return lease.version
+
+    async def mark_stale(self, key: str) -> None:
+        """See `Store.mark_stale`."""
+        await self._engine.ready()
+        repeats.note(self._engine, self.mark_stale, key)
+        await self._runtime.store.mark_stale(key)
+        self._runtime.events.publish(Invalidated, key, None, False, None, True)
+
+    def _stamped(self, value: Value, began: float, lease: Lease, took: float) -> Entry[Any]:
+        policy, uniform = value.policy, self._runtime.uniform
+        shortened = uniform(0.0, policy.jitter) if policy.jitter else 0.0
+        entry = stamp(
+            value.value, policy, began, lease.version, lease.tag_version, value.validator, took, shortened, value.loader
+        )
+        return absence(entry) if value.absent else entry
+
+    async def _has(self, key: str, codec: Codec, version: int) -> bool:
+        """Return whether the entry with this version is still the one that is stored."""
+        store = self._runtime.store
+        entry = store.peek(key) or await store.read(key, codec)
+        return entry is not None and entry.version == version
+
+
+class _Overtaken:
+    """Notes in a `with` block whether a value that the store does not take may be outdated already.
+
+    Parameters:
+        engine: whose notifications are heard.
+        key: where the value is to be stored.
+    """
+
+    def __init__(self, engine: Engine, key: str) -> None:
+        self._engine = engine
+        self._key = key
+        self._invalidations = 0
+        self._has_gap = False
+        self._end: Callable[[], None]
+
+    @property
+    def is_true(self) -> bool:
+        """Whether anything came that may outdate the value, beside the invalidation that comes with it."""
+        return self._has_gap or self._invalidations > 1
+
+    def __enter__(self) -> Self:
+        self._end = self._engine.notifications.subscribe(self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _note(self, notification: Notification) -> None:
+        kind, is_of_key = notification.kind, notification.name == self._key
+        if kind is Kind.INVALIDATED:
+            self._invalidations += is_of_key
+        elif kind in (Kind.TAG_VERSION, Kind.REACHABLE, Kind.GAP) or (kind is Kind.MARKED and is_of_key):
+            self._has_gap = True

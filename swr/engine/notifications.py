@@ -1,0 +1,101 @@
+"""What the store's notifications mean for loads under way, for backoffs and for events."""
+
+import time
+from collections.abc import Callable, Iterable
+
+from swr.engine.backoff import Backoffs
+from swr.engine.flights import Flight, Flights
+from swr.events import CommandRefused, Invalidated, Publisher, StoreReachable, StoreUnreachable
+from swr.stores.base import NEWEST, Kind, Notification, Subscriber
+from swr.stores.tag_versions import ALL, Name, OfLoader, Soft
+
+
+class Notifications:
+    """Pass on what happened in the store.
+
+    Parameters:
+        events: where it is published.
+        flights: the loads under way; they wake up or are superseded.
+        backoffs: those that end.
+        give_way: called with the flights that an invalidation has outdated.
+    """
+
+    def __init__(
+        self, events: Publisher, flights: Flights, backoffs: Backoffs, give_way: Callable[[Iterable[Flight]], None]
+    ) -> None:
+        self._events = events
+        self._flights = flights
+        self._backoffs = backoffs
+        self._give_way = give_way
+        # Since when the store is unreachable, in seconds of a clock that outlives event loops.
+        self._unreachable_since: float | None = None
+        # Called with every notification, before anything else.
+        self._subscribers: list[Subscriber] = []
+
+    @property
+    def is_store_reachable(self) -> bool:
+        """Whether the store is reachable, as far as is known."""
+        return self._unreachable_since is None
+
+    def forget_outage(self) -> None:
+        """Take the store for reachable: it is another one."""
+        self._unreachable_since = None
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call `subscriber` with every notification of the store; calling what is returned ends that."""
+        self._subscribers.append(subscriber)
+        return lambda: self._subscribers.remove(subscriber)
+
+    def handle(self, notification: Notification) -> None:
+        """Note what happened in the store."""
+        for subscriber in self._subscribers:
+            subscriber(notification)
+        kind, name, version, elsewhere, _ = notification
+        match kind:
+            case Kind.QUEUED:
+                pass
+            case Kind.REFUSED:
+                self._events.publish(CommandRefused, notification.text)
+            case Kind.GAP:
+                self._flights.on_gap()
+            case Kind.REACHABLE:
+                self._on_reachable()
+            case Kind.UNREACHABLE:
+                self._on_unreachable(notification.text)
+            case Kind.REPEATED:
+                publish_named(self._events, name, elsewhere=True)
+            case Kind.TAG_VERSION:
+                self._flights.fence += 1
+                self._give_way(self._flights.outdate(name, version))
+                if elsewhere:
+                    publish_named(self._events, name, elsewhere=True)
+            case _:
+                key = notification.text
+                if kind in (Kind.INVALIDATED, Kind.MARKED):
+                    is_mark = kind is Kind.MARKED
+                    outdate = self._flights.mark_stale if is_mark else self._flights.invalidate
+                    outdate(key, version or NEWEST)
+                    if elsewhere:
+                        self._events.publish(Invalidated, key, None, True, None, is_mark)
+                self._backoffs.end(key)
+                self._flights.wake(key)
+
+    def _on_reachable(self) -> None:
+        self._flights.on_gap()
+        if self._unreachable_since is not None:
+            seconds, self._unreachable_since = time.monotonic() - self._unreachable_since, None
+            self._events.publish(StoreReachable, seconds)
+
+    def _on_unreachable(self, reason: str) -> None:
+        if self._unreachable_since is None:
+            self._unreachable_since = time.monotonic()
+            self._events.publish(StoreUnreachable, reason)
+            self._flights.wake_all()
+
+
+def publish_named(events: Publisher, name: Name, *, elsewhere: bool) -> None:
+    """Publish that what has tag versions was invalidated or marked."""
+    is_soft = isinstance(name, Soft)
+    of = name.of if isinstance(name, Soft) else name
+    tag = of if isinstance(of, str) and of != ALL else None
+    events.publish(Invalidated, None, tag, elsewhere, of.template if isinstance(of, OfLoader) else None, is_soft)

@@ -1,0 +1,180 @@
+"""The way from code that is not async into an event loop: that of the cache, or one in a thread of its own."""
+
+import asyncio
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+from weakref import WeakSet
+
+import anyio.from_thread
+import anyio.to_thread
+
+from swr.engine.background import BackgroundTasks, running_loop
+from swr.engine.crossing import LoopEnded, is_in_loop, wait_for
+from swr.engine.threads import lent
+from swr.errors import ConfigurationError, SWRError
+
+T = TypeVar("T")
+
+# Seconds that an event loop is given to end, and how often a thread looks meanwhile.
+_ENDS_WITHIN: Final = 5.0
+_LOOKS: Final = 500
+# An event loop may end between the look at it and the call.
+_TRIES: Final = 2
+
+
+class Portal:
+    """Calls async functions for threads, in the event loop that the cache is open in.
+
+    If it is open in none, that is the loop that the thread works for, such as a `def` endpoint's; else a loop in a
+    thread of the portal's own. A child that a process forks has a thread of its own.
+
+    Parameters:
+        tasks: of the cache: they know its event loop.
+        close: closes the cache, in its event loop.
+    """
+
+    def __init__(self, tasks: BackgroundTasks, close: Callable[[], Awaitable[None]]) -> None:
+        self._tasks = tasks
+        self._close = close
+        self._lock = threading.Lock()
+        self._own: _OwnLoop | None = None
+        _PORTALS.add(self)
+
+    def call(self, what: str, function: Callable[[], Awaitable[T]]) -> T:
+        """Return what `function` returns, called and awaited in the event loop.
+
+        Parameters:
+            what: names the call for who must await it.
+
+        Raises:
+            ConfigurationError: this is the thread of an event loop, which must not be blocked.
+            SWRError: the event loop has ended meanwhile, or the interpreter is ending.
+            Exception: whatever `function` raised.
+        """
+        if is_in_loop():
+            raise ConfigurationError(
+                f"{what} would block the event loop that runs here: await the call without .sync, or use a thread"
+            )
+        if sys.is_finalizing():
+            # No other thread runs any more, nor can this one wait.
+            raise SWRError(f"{what} comes too late: the interpreter is ending")
+        with lent():
+            for _ in range(_TRIES):
+                loop = self._loop()
+                try:
+                    return wait_for(loop, function)
+                except LoopEnded:
+                    _let_end(loop)
+            return wait_for(self._loop(), function)
+
+    def _loop(self) -> object:
+        """Return the event loop for a call from this thread."""
+        loop = self._tasks.loop
+        if loop is None or (isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()):
+            loop = _loop_of_worker() or self._own_loop()
+        return loop
+
+    def close(self) -> None:
+        """Close the cache, wherever it is open, and end the portal's own thread."""
+        loop = self._tasks.loop
+        if loop is not None and not (self._own is not None and self._own.loop is loop):
+            self.call("cache.sync.close()", self._close)
+        self.stop()
+
+    def stop(self) -> None:
+        """End the portal's own thread, if there is one; close the cache first, if it is open there."""
+        with self._lock:
+            own, self._own = self._own, None
+        if own is not None:
+            own.stop(self._close if self._tasks.loop is own.loop else None)
+
+    async def give_way(self) -> None:
+        """Leave the cache to the event loop that runs here, if it is open in the portal's own."""
+        own = self._own
+        if own is not None and own.loop is not running_loop() and self._tasks.loop is own.loop:
+            await anyio.to_thread.run_sync(self.stop)
+
+    def _own_loop(self) -> object:
+        with self._lock:
+            if self._own is None or self._own.loop.is_closed():
+                self._own = _OwnLoop()
+            return self._own.loop
+
+    def forget(self) -> None:
+        """Have no thread: this process is a child, in which that of its parent does not run."""
+        self._lock = threading.Lock()
+        if self._own is not None:
+            # The parent's event loop and tasks would complain if they were thrown away.
+            _INHERITED.append((self._own, self._tasks.keep_all()))
+            self._own = None
+
+
+class _OwnLoop:
+    """An event loop in a thread, until it is stopped."""
+
+    loop: asyncio.AbstractEventLoop
+    _end: asyncio.Event
+
+    def __init__(self) -> None:
+        began = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(began)), name="swr", daemon=True)
+        self._thread.start()
+        began.wait()
+
+    async def _main(self, began: threading.Event) -> None:
+        self.loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        began.set()
+        await self._end.wait()
+
+    def stop(self, close: Callable[[], Awaitable[None]] | None) -> None:
+        """Call `close` in the loop, and end it."""
+        try:
+            if close is not None:
+                wait_for(self.loop, close)
+        finally:
+            # Something may have ended it already.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._end.set)
+            self._thread.join(_ENDS_WITHIN)
+
+
+_PORTALS: Final[WeakSet[Portal]] = WeakSet()
+_INHERITED: Final[list[object]] = []
+
+
+def _stop_all() -> None:
+    for portal in list(_PORTALS):
+        portal.stop()
+
+
+def _forget_all() -> None:
+    for portal in list(_PORTALS):
+        portal.forget()
+
+
+atexit.register(_stop_all)
+# Windows does not fork.
+with contextlib.suppress(AttributeError):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _let_end(loop: object) -> None:
+    """Wait until an event loop that cancels its tasks has ended, within reason."""
+    looks = 0
+    while looks < _LOOKS and isinstance(loop, asyncio.AbstractEventLoop) and loop.is_running():
+        looks += 1
+        time.sleep(_ENDS_WITHIN / _LOOKS)
+
+
+def _loop_of_worker() -> object | None:
+    """Return the event loop for which this thread works, as anyio knows it; None: it works for none."""
+    try:
+        return anyio.from_thread.run_sync(running_loop)
+    except RuntimeError:
+        return None

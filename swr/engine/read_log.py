@@ -1,0 +1,30 @@
+"""The line that a read writes at DEBUG level: what the reader got, and where from."""
+
+import logging
+
+from swr.engine.backoff import Backoffs
+from swr.engine.failures import text_of
+from swr.entry import State
+
+log = logging.getLogger("swr")
+
+
+def log_read(backoffs: Backoffs, key: str, found: bool, asked: bool, state: State, error: BaseException | None) -> None:
+    """Write a line about a read.
+
+    Parameters:
+        backoffs: the keys that are left alone for a while.
+        key: what was read.
+        found: whether there was an entry that may be served.
+        asked: whether the store was asked.
+        state: how the answer is marked.
+        error: why a load failed, if the answer is a fallback for that.
+    """
+    if log.isEnabledFor(logging.DEBUG):
+        layer = "the store" if asked else "the local cache"
+        if not found:
+            layer = "a load" if state is State.MISSING else "what was stored so far"
+        log.debug("read of %r: %s, from %s", key, state.value, layer)
+        if error is not None:
+            backoff = backoffs.left(key)
+            log.debug("read of %r: the load failed (%s); backing off for %.3f s", key, text_of(error), backoff)

@@ -1,0 +1,96 @@
+"""Whether the cache is used: never, by all, or by all but those inside a `disabled` block."""
+
+import threading
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Final
+
+from swr.stores.clocks import Clock, OwnClock, clock_of
+from swr.stores.local import LocalCache
+
+# The short way to a fresh hit asks for the time and nothing else. At this time nothing is fresh.
+_ENDS_EVERYTHING: Final = OwnClock(lambda: float("inf"))
+
+
+class Switch:
+    """Ask `is_off` wherever the short way to a fresh hit is not taken.
+
+    Parameters:
+        local: whose clock the short way asks.
+
+    Attributes:
+        is_enabled: whether anybody uses the cache, as it is configured.
+    """
+
+    def __init__(self, local: LocalCache | None = None) -> None:
+        self._local = LocalCache(0, 0) if local is None else local
+        self._lock = threading.Lock()
+        self._clock: Clock = clock_of(None)
+        self._blocks = 0
+        self.is_enabled = True
+
+    def configure(self, clock: Clock, is_enabled: bool) -> None:
+        """Go by these from now on."""
+        with self._lock:
+            self._clock, self.is_enabled = clock, is_enabled
+            self._set_clock()
+
+    @property
+    def is_off(self) -> bool:
+        """Whether whoever asks is neither answered from the cache nor leaves anything in it."""
+        if not self.is_enabled:
+            return True
+        return self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get())
+
+    def add(self, blocks: int) -> None:
+        """Note so many `disabled` blocks more. As long as there is one, all callers go the long way, which asks."""
+        with self._lock:
+            self._blocks += blocks
+            self._set_clock()
+
+    def _set_clock(self) -> None:
+        self._local.clock = _ENDS_EVERYTHING if self._blocks or not self.is_enabled else self._clock
+
+
+class _Block:
+    """A `disabled` block that is under way, or over."""
+
+    __slots__ = ("is_active", "switch")
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+        self.is_active = True
+
+
+# The blocks that a task or thread is inside of. A task that outlives its block has it here still.
+BLOCKS: Final[ContextVar[tuple[_Block, ...]]] = ContextVar("swr_disabled", default=())
+
+
+class Disabled:
+    """A `with` block that passes the cache by; see `Cache.disabled`.
+
+    Parameters:
+        switch: of the cache.
+    """
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self._entered: list[_Block] = []
+
+    def __enter__(self) -> None:
+        block = _Block(self._switch)
+        self._entered.append(block)
+        self._switch.add(1)
+        BLOCKS.set((*BLOCKS.get(), block))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Several tasks may share this object, each with a block of its own. Or another task may end what this one has
+        # begun, a fixture of a test for one: its context has no such block.
+        inside = [block for block in BLOCKS.get() if block in self._entered]
+        block = inside[-1] if inside else self._entered[-1]
+        self._entered.remove(block)
+        block.is_active = False
+        self._switch.add(-1)
+        BLOCKS.set(tuple(other for other in BLOCKS.get() if other is not block))

@@ -1,0 +1,115 @@
+"""What clients are told about a response of which its app says nothing to them. Pure.
+
+Without a word on it a browser keeps a response for as long as it likes, whatever is invalidated here. A rule or an
+endpoint's decorator says how long; the fields are added when a response is sent, and are never stored.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple, Protocol
+
+import xxhash
+
+from swr.entry import State
+from swr.http.fields import Headers, etag_of, values_of
+from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY
+
+# What of a run of the app may differ though its response does not.
+_OF_THE_RUN: Final = frozenset(
+    {
+        b"cache-control",
+        b"cache-status",
+        b"cdn-cache-control",
+        b"content-length",
+        b"date",
+        b"expires",
+        b"server",
+        b"server-timing",
+        b"swr-cache-control",
+        b"traceparent",
+        b"x-correlation-id",
+        b"x-process-time",
+        b"x-request-id",
+        b"x-response-time",
+        b"x-runtime",
+    }
+)
+# With one of these the app has said something to clients.
+_SAID: Final = (b"cache-control", b"expires", b"pragma")
+
+
+class Told(NamedTuple):
+    """What clients are told where the app said nothing.
+
+    Parameters:
+        max_age: seconds that they may keep a fresh response without asking; 0: they ask each time.
+        private: whether the response must not be kept by shared caches: something selects it that they do not see.
+    """
+
+    max_age: float
+    private: bool = False
+
+
+class Whole(Protocol):
+    """A stored response."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    complete: int | None
+    validate: bool
+    names: tuple[str, ...]
+
+
+def own_etag(stored: Whole) -> bytes | None:
+    """Return a weak entity tag of the stored bytes; None: the app gives one, or they are a part of the response."""
+    if stored.complete is not None or etag_of(stored.headers) is not None:
+        return None
+    return tag_of(stored.status, stored.headers, stored.body)
+
+
+def tag_of(status: int, headers: Headers, body: bytes) -> bytes:
+    """Return a weak entity tag of a response: of its body, and of the fields that belong to it."""
+    fields = sorted((name.lower(), value) for name, value in headers if name.lower() not in _OF_THE_RUN)
+    digest = xxhash.xxh3_128(b"%d\n%b\n\n" % (status, b"\n".join(b"%b: %b" % field for field in fields)))
+    digest.update(body)
+    return b'W/"%b"' % digest.hexdigest().encode()
+
+
+def with_told(stored: Whole, told: Told, state: State, age: int, own_tag: bytes | None) -> Headers:
+    """Return the fields of a stored response with what clients are told.
+
+    Parameters:
+        age: in seconds, as `Age` says it; `max-age` counts from the same moment.
+        own_tag: the entity tag that swr has made for it, or None.
+    """
+    lasts = told.max_age if state is not State.STALE and not stored.validate else 0
+    return [
+        *stored.headers,
+        *told_fields(stored.status, stored.headers, told._replace(max_age=lasts), age, own_tag, stored.names),
+    ]
+
+
+def _fields_of(names: Collection[str]) -> Iterator[bytes]:
+    """Yield those of `names` that are names of fields."""
+    return (name.encode("latin-1") for name in names if not name.startswith((EXACTLY, ALL_CREDENTIALS)))
+
+
+def told_fields(
+    status: int, headers: Headers, told: Told, age: int, own_tag: bytes | None, names: Collection[str]
+) -> Headers:
+    """Return what is added to the fields of a response; see `with_told`.
+
+    Parameters:
+        names: the request fields that select it, lower case.
+    """
+    added = [] if own_tag is None else [(b"etag", own_tag)]
+    if any(values_of(headers, name) for name in _SAID):
+        return added
+    lasts = int(told.max_age) if 200 <= status < 400 else 0
+    words = b"max-age=%d" % (age + lasts) if lasts else b"no-cache"
+    added.append((b"cache-control", b"private, " + words if told.private else words))
+    if lasts:
+        # A client that does not ask must know itself which of several responses it has.
+        said = {name.strip().lower() for value in values_of(headers, b"vary") for name in value.split(b",")}
+        added += [(b"vary", name) for name in _fields_of(names) if name not in said]
+    return added

@@ -1,0 +1,26 @@
+"""What cannot be a loader is refused where it is decorated."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from swr.errors import ConfigurationError
+from swr.loaders.request_parameters import refuse_parameters
+
+
+def check_loader(function: Callable[..., Any]) -> None:
+    """Refuse what cannot be a loader.
+
+    Raises:
+        ConfigurationError: no function, a generator, or a function that takes what belongs to one request.
+    """
+    # A partial counts as a routine from Python 3.14 on.
+    if isinstance(function, functools.partial) or not inspect.isroutine(function):
+        raise ConfigurationError(
+            f"@cache.cached stands on a function or a method, not on {function!r}: write a def of your own around it"
+        )
+    name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{name} is a generator: a cached loader returns its value whole, a list for one")
+    refuse_parameters(function, name)

@@ -1,0 +1,177 @@
+"""What is done to the stored entries of a batch loader's items without a load."""
+
+import functools
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from swr.core.codec import Codec
+from swr.core.decision import decide, is_absent
+from swr.engine.engine import Engine
+from swr.engine.entries import Value
+from swr.entry import Entry, Outcome
+from swr.loaders.calling import TagsOf, call_past, plain_value, value_of
+from swr.loaders.many_keys import ManyCall
+from swr.loaders.turns import MOST_AT_ONCE, parts
+from swr.policy import Policy
+from swr.stores.threads import deep_copy
+
+V = TypeVar("V")
+
+
+class Items:
+    """The stored entries of one call.
+
+    Parameters:
+        engine: whose entries they are.
+        call: the other arguments.
+        items: those that are asked for.
+        copies: callers get copies of what is stored.
+    """
+
+    def __init__(self, engine: Engine, call: ManyCall, items: list[Any], copies: bool) -> None:
+        self._engine = engine
+        self._call = call
+        self._items = items
+        self._copies = copies
+
+    async def set(
+        self,
+        answer: Mapping[Any, Any],
+        policy: Policy,
+        absent_for: float,
+        codec: Codec,
+        loader: str,
+        tags: TagsOf | None,
+    ) -> bool:
+        """Store `answer`, and that there is none of the items that it leaves out; see `CachedMany.set`."""
+        values: dict[str, Value] = {}
+        # All of them first: what is no value is refused before anything is stored.
+        for number, some in parts(self._items):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            for item in some:
+                key, of_item = self._call.add(item), self._call.policy(item, policy)
+                if item not in answer:
+                    absent = Policy(0, keep_for=absent_for).tagged(of_item.tags)
+                    values[key] = Value(None, absent, None, True, loader)
+                    continue
+                value = value_of(answer[item], of_item, repr(key), self._call.tags_of(item, tags))
+                copy = await deep_copy(value.value) if self._copies else value.value
+                values[key] = value._replace(value=copy, loader=loader)
+        are_stored = []
+
+        async def store(key: str) -> None:
+            are_stored.append(await self._engine.entries.set(key, codec, values[key]))
+
+        for _, keys in parts(list(values), MOST_AT_ONCE):
+            await all_at_once(store, keys)
+        return all(are_stored)
+
+    async def peek(self, codec: Codec) -> dict[Any, Outcome[Any]]:
+        """Return what is stored of each item, where there is anything; see `CachedMany.peek`."""
+        found: dict[Any, Outcome[Any]] = {}
+
+        async def look(item: Any) -> None:
+            outcome = await self._engine.entries.peek(self._call.keys[item], codec)
+            if outcome is not None:
+                found[item] = await copied(outcome) if self._copies else outcome
+
+        await self._each(look)
+        return {item: found[item] for item in self._items if item in found}
+
+    async def invalidate(self) -> None:
+        """Remove what is stored of each item."""
+
+        async def invalidate(item: Any) -> None:
+            await self._engine.invalidate(self._call.keys[item])
+
+        await self._each(invalidate)
+
+    async def mark_stale(self) -> None:
+        """Have what is stored of each item be stale."""
+
+        async def mark(item: Any) -> None:
+            await self._engine.entries.mark_stale(self._call.keys[item])
+
+        await self._each(mark)
+
+    async def call_past(self, where: str, runs_in_thread: bool, policy: Policy, *, checks: bool) -> dict[Any, Any]:
+        """Return what the loader returns for these items, as if there were no cache.
+
+        Parameters:
+            where: the loader, in errors.
+            checks: whether to refuse an item that cannot be part of a key.
+        """
+        values: dict[Any, Any] = {}
+        for number, some in parts(self._items, MOST_AT_ONCE):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            if checks:
+                for item in some:
+                    self._call.add(item)
+            load = functools.partial(self._call.load, self._engine, runs_in_thread, some)
+            answer = await call_past(self._engine, where, load, False, policy.hard_timeout)
+            values.update((item, plain_value(where, answer[item])) for item in some if item in answer)
+        return values
+
+    async def _each(self, function: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+        for number, some in parts(self._items, MOST_AT_ONCE):
+            if number:
+                await anyio.lowlevel.checkpoint()
+            for item in some:
+                self._call.add(item)
+            await all_at_once(function, some)
+
+
+async def copied(outcome: Outcome[V]) -> Outcome[V]:
+    """Return `outcome` with a copy of its value."""
+    return msgspec.structs.replace(outcome, value=await deep_copy(outcome.value))
+
+
+async def all_at_once(function: Callable[[Any], Coroutine[Any, Any, None]], arguments: list[Any]) -> None:
+    """Call `function` for each argument, all in one turn of the event loop, and wait for all."""
+    try:
+        async with anyio.create_task_group() as group:
+            for argument in arguments:
+                group.start_soon(function, argument)
+    except ExceptionGroup as errors:
+        # Each is the cache's own, and one is as good as another.
+        raise errors.exceptions[0] from None
+
+
+async def copied_values(values: dict[Any, V]) -> dict[Any, V]:
+    """Have each value be a copy, and return the dict."""
+    for number, some in parts(list(values)):
+        if number:
+            await anyio.lowlevel.checkpoint()
+        for item in some:
+            values[item] = await deep_copy(values[item])
+    return values
+
+
+async def look_up(
+    engine: Engine, call: ManyCall, items: list[Any], codec: Callable[[], Codec]
+) -> tuple[dict[Any, Entry[Any] | None], set[Any]]:
+    """Return what is stored of each item, and for which ones the store was asked.
+
+    Parameters:
+        codec: returns how values are written.
+    """
+    store = engine.store
+    entries = {item: store.peek(call.keys[item]) for item in items}
+    now = engine.clock()
+    unsure = [item for item, entry in entries.items() if not (decide(entry, now).serve or is_absent(entry, now))]
+    if unsure:
+        await engine.ready()
+        of_values = codec()
+
+        async def read(item: Any) -> None:
+            entries[item] = await store.read(call.keys[item], of_values)
+
+        # All in one trip: what is asked in one turn of the event loop leaves in one write.
+        await all_at_once(read, unsure)
+    return entries, set(unsure)

@@ -1,0 +1,112 @@
+"""Parameters of a loader that live only as long as a request, while a load may outlive it."""
+
+import functools
+import inspect
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from swr.errors import ConfigurationError
+from swr.loaders.calling import name_of
+
+log = logging.getLogger("swr")
+
+_WRAPPED: Final = (typing.Union, types.UnionType, typing.Annotated)
+_OF_STARLETTE: Final = ("HTTPConnection", "Response")
+_OF_SQLALCHEMY: Final = (
+    "AsyncConnection",
+    "AsyncSession",
+    "Connection",
+    "Session",
+    "async_scoped_session",
+    "scoped_session",
+)
+
+
+def refuse_parameters(function: Callable[..., Any], name: str) -> None:
+    """Refuse a loader that takes what belongs to one request.
+
+    Parameters:
+        function: the loader.
+        name: how the error calls it.
+
+    Raises:
+        ConfigurationError: names the parameter, and what to do.
+    """
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    for parameter in inspect.signature(function).parameters.values():
+        if _is_of_a_request(parameter):
+            raise ConfigurationError(
+                f"{name} takes {parameter.name!r}, which belongs to one request; a background load has none. "
+                f"On an endpoint use @cache.response, which caches the response and gets dependencies of its own"
+            )
+        if _is_a_session(parameter.annotation, names):
+            raise ConfigurationError(
+                f"{name} takes {parameter.name!r}, a database session or connection; a load may run on after its "
+                f"caller has closed it. Let the loader open one of its own: async with sessions() as session"
+            )
+
+
+def warn_of_sessions(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
+    """Warn, once for each loader, of an argument that is a session or holds one as an attribute.
+
+    Parameters:
+        function: the loader.
+        args, kwargs: what it is called with.
+    """
+    if "sqlalchemy" not in sys.modules:
+        return
+    for argument in (*args, *kwargs.values()):
+        if _is_a(type(argument), "sqlalchemy.", _OF_SQLALCHEMY):
+            _warn(name_of(function), type(argument).__name__)
+            continue
+        # Not every object has attributes of its own, and a proxy may raise anything if it is asked for them.
+        with suppress(Exception):
+            for name, value in list(vars(argument).items()):
+                if _is_a(type(value), "sqlalchemy.", _OF_SQLALCHEMY):
+                    _warn(name_of(function), f"{type(argument).__name__}.{name}")
+
+
+@functools.lru_cache(1000)
+def _warn(name: str, place: str) -> None:
+    log.warning(
+        "%s loads with %s, a database session or connection; a load may run on after a request has closed it. Give it "
+        "a factory of sessions, and let the loader open one of its own: async with self.sessions() as session",
+        name,
+        place,
+    )
+
+
+def _is_of_a_request(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is a Request, a Response, a WebSocket, or filled in by FastAPI's Depends."""
+    marks = [parameter.default, *getattr(parameter.annotation, "__metadata__", ())]
+    if any(
+        type(mark).__module__.startswith("fastapi") and type(mark).__name__ in ("Depends", "Security") for mark in marks
+    ):
+        return True
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        return annotation.split(".")[-1] in ("Request", "Response", "WebSocket") or "Depends(" in annotation
+    kinds = getattr(annotation, "__args__", (annotation,))
+    return any(_is_a(kind, "starlette.", _OF_STARLETTE) for kind in kinds)
+
+
+def _is_a_session(annotation: Any, names: dict[str, Any]) -> bool:
+    """Whether a parameter is a session, alone or optional, and no factory of sessions."""
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, names)
+        except Exception:
+            # A type that is imported for type checkers alone, or defined further down.
+            return False
+    inner = typing.get_args(annotation) if typing.get_origin(annotation) in _WRAPPED else (annotation,)
+    return any(_is_a(typing.get_origin(kind) or kind, "sqlalchemy.", _OF_SQLALCHEMY) for kind in inner)
+
+
+def _is_a(kind: Any, package: str, names: Collection[str]) -> bool:
+    bases = kind.__mro__ if isinstance(kind, type) else ()
+    return any(base.__module__.startswith(package) and base.__name__ in names for base in bases)

@@ -1,0 +1,144 @@
+"""What a cache does to what it has stored: set, look at, invalidate. `Cache` inherits it."""
+
+from typing import Any, TypeVar, overload
+
+from swr.engine.engine import Engine
+from swr.engine.repeats import Repeats
+from swr.entry import Outcome
+from swr.errors import ConfigurationError
+from swr.http.request import tag_of_url
+from swr.loaders.annotations import codec_of
+from swr.loaders.calling import value_of
+from swr.loaders.context import Fresh
+from swr.policy import Policy
+from swr.stores.tag_versions import ALL, Soft
+
+R = TypeVar("R")
+
+
+class StoredEntries:
+    """The stored entries of a cache, by key, by tag, by URL, and all of them."""
+
+    engine: Engine
+
+    # -- by key -----------------------------------------------------------------------------------------------
+
+    async def set(self, key: str, value: R | Fresh[R], policy: Policy, *, returns: Any = None) -> bool:
+        """Store `value` under `key` as if the loader of `get_or_load` had just returned it; see `Cached.set`.
+
+        Parameters:
+            key: any text.
+            value: what is stored.
+            policy: how long it may be served.
+            returns: the type of the value, for Redis; that of the loader's return annotation, if it has one.
+
+        Returns:
+            Whether every process gets the value from now on.
+
+        Raises:
+            CodecError: the value cannot be stored in Redis. What was stored is gone all the same.
+            ConfigurationError: arguments that cannot work.
+        """
+        _check_key(key)
+        if not isinstance(policy, Policy):
+            raise ConfigurationError(f"policy={policy!r} is not a Policy: Policy(fresh_for=60, stale_for=600)")
+        codec = codec_of(Any if returns is None else returns)
+        return await self.engine.entries.set(key, codec, value_of(value, policy, repr(key)))
+
+    @overload
+    async def peek(self, key: str, *, returns: type[R]) -> Outcome[R] | None: ...
+    @overload
+    async def peek(self, key: str, *, returns: Any = None) -> Outcome[Any] | None: ...
+    async def peek(self, key: str, *, returns: Any = None) -> Outcome[Any] | None:
+        """Return what is stored under `key`, fresh or stale, or None. Nothing is loaded or refreshed.
+
+        Parameters:
+            key: any text.
+            returns: the type of the value, for Redis; that of the loader's return annotation, if it has one.
+
+        Raises:
+            ConfigurationError: arguments that cannot work.
+        """
+        _check_key(key)
+        return await self.engine.entries.peek(key, codec_of(Any if returns is None else returns))
+
+    async def invalidate(self, key: str) -> None:
+        """Remove what is stored under `key`, here and in every process.
+
+        After it returns, no reader in this process gets an older value, from a load under way either; in other
+        processes, once the notification has arrived. While Redis is unreachable it takes effect here at once, and
+        elsewhere when Redis is reachable again.
+        """
+        _check_key(key)
+        await self.engine.invalidate(key)
+
+    async def mark_stale(self, key: str) -> None:
+        """Have what is stored under `key` be stale, here and in every process; see `Cached.mark_stale`."""
+        _check_key(key)
+        await self.engine.entries.mark_stale(key)
+
+    # -- many at once -----------------------------------------------------------------------------------------
+
+    async def invalidate_tag(self, tag: str) -> None:
+        """Outdate every entry that carries `tag`, in one step however many there are; else as `invalidate`."""
+        await self.engine.invalidate_tag(*_checked_tags((tag,)))
+
+    async def invalidate_tags(self, *tags: str) -> None:
+        """Outdate every entry that carries one of `tags`, in one step for all; else as `invalidate`."""
+        await self.engine.invalidate_tag(*_checked_tags(tags))
+
+    async def mark_stale_tags(self, *tags: str) -> None:
+        """Have every entry that carries one of `tags` be stale, in one step for all; see `Cached.mark_stale`."""
+        await self.engine.invalidate_tag(*map(Soft, _checked_tags(tags)))
+
+    async def invalidate_url(self, url: str) -> None:
+        """Outdate the responses to a URL, "/rankings/ATL?limit=10", for all its hosts, schemes and variants.
+
+        Raises:
+            ConfigurationError: it is no URL or path.
+        """
+        await self.engine.invalidate_tag(tag_of_url(url))
+
+    async def invalidate_urls(self, *urls: str) -> None:
+        """Outdate the responses to several URLs, in one step for all; else as `invalidate_url`.
+
+        Raises:
+            ConfigurationError: one is no URL or path; then nothing is outdated.
+        """
+        await self.engine.invalidate_tag(*dict.fromkeys(map(tag_of_url, urls)))
+
+    async def mark_stale_urls(self, *urls: str) -> None:
+        """Have the responses to URLs be stale, in one step for all; see `Cached.mark_stale`.
+
+        Raises:
+            ConfigurationError: one is no URL or path; then nothing is marked.
+        """
+        await self.engine.invalidate_tag(*dict.fromkeys(Soft(tag_of_url(url)) for url in urls))
+
+    async def clear(self) -> None:
+        """Outdate everything in this cache's namespace."""
+        await self.engine.invalidate_tag(ALL)
+
+    async def mark_stale_all(self) -> None:
+        """Have everything in this cache's namespace be stale, in one step; see `Cached.mark_stale`."""
+        await self.engine.invalidate_tag(Soft(ALL))
+
+    def until_committed(self) -> Repeats:
+        """Return an `async with` block that makes every invalidation inside it once more at its end.
+
+        Let it enclose the transaction. Between an invalidation and the commit a reader may load the old value again;
+        the second invalidation outdates that. `SWRMiddleware` does so for each request with an unsafe method.
+        """
+        return Repeats(self.engine)
+
+
+def _checked_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    for tag in tags:
+        if not isinstance(tag, str) or not tag:
+            raise ConfigurationError(f"tag={tag!r} is not a non-empty string")
+    return tuple(dict.fromkeys(tags))
+
+
+def _check_key(key: str) -> None:
+    if not isinstance(key, str):
+        raise ConfigurationError(f"key={key!r} is not a string; a decorated function has methods of its own")

@@ -1,0 +1,63 @@
+"""What the middleware tells clients about a response of which its app says nothing to them."""
+
+from starlette.types import Message
+
+from swr.http.caching import Verdict, stored_headers
+from swr.http.clients import Told, tag_of, told_fields
+from swr.http.conditional import headers_of_304, not_modified
+from swr.http.fields import content_length, etag_of
+from swr.http.stored_response import StoredResponse
+from swr.middleware.request import Request
+from swr.middleware.rules import Rule
+
+
+def told_of(stored: StoredResponse, rule: Rule | None, *, has_key: bool) -> Told | None:
+    """Return what clients are told about a stored response; None: neither a rule nor a decorator says anything.
+
+    Parameters:
+        rule: the first one that applies to its URL.
+        has_key: whether something beside the request selects it.
+    """
+    told = None if rule is None else rule.told
+    if stored.client_max_age is not None:
+        told = Told(stored.client_max_age, told is not None and told.private)
+    if told is None:
+        return None
+    return told._replace(private=told.private or has_key or stored.per_credential)
+
+
+def told_to(request: Request, stored: StoredResponse) -> Told | None:
+    """Return what the client of a request is told about a stored response; see `told_of`."""
+    return told_of(stored, request.find_rule(), has_key=request.has_key)
+
+
+def beginning(request: Request, start: Message, following: Message, verdict: Verdict, now: float) -> Message:
+    """Return the beginning of a response that will be stored as its client gets it: with what clients are told, or 304.
+
+    Parameters:
+        following: the message after it. If all of the body comes with that, there is an entity tag.
+    """
+    told = _told_first(request, verdict)
+    if told is not None:
+        status, headers = start["status"], start["headers"]
+        body = b"" if following.get("more_body", False) else bytes(following.get("body", b""))
+        is_whole = not following.get("more_body", False) and content_length(headers) in (None, len(body))
+        tag = None
+        if is_whole and status != 206 and etag_of(headers) is None:
+            tag = tag_of(status, stored_headers(headers, verdict.hidden), body)
+        added = told_fields(status, headers, told, verdict.initial_age, tag, verdict.vary)
+        start = {**start, "headers": [*headers, *added]}
+    is_whole = start["status"] == 200 and b"range" not in request.fields
+    is_known = is_whole and not_modified(request.fields, start["headers"], now)
+    return {**start, "status": 304, "headers": headers_of_304(start["headers"])} if is_known else start
+
+
+def _told_first(request: Request, verdict: Verdict) -> Told | None:
+    rule = request.find_rule()
+    told = None if rule is None else rule.told
+    if verdict.client_max_age is not None:
+        told = Told(verdict.client_max_age, told is not None and told.private)
+    if told is None:
+        return None
+    max_age = 0 if verdict.validate else told.max_age
+    return Told(max_age, told.private or request.has_key or verdict.per_credential)

@@ -1,0 +1,113 @@
+"""The parser of requests under `ClientProtocol`."""
+
+from typing import Final, Protocol
+
+import httptools
+
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
+
+
+class Callbacks(Protocol):
+    """What the parser calls; see httptools.
+
+    Attributes:
+        headers: of the request, names in lower case.
+    """
+
+    headers: list[tuple[bytes, bytes]]
+
+    def on_message_begin(self) -> None: ...
+    def on_url(self, url: bytes) -> None: ...
+    def on_header(self, name: bytes, value: bytes) -> None: ...
+    def on_headers_complete(self) -> None: ...
+    def on_body(self, body: bytes) -> None: ...
+    def on_message_complete(self) -> None: ...
+
+
+class RequestParser:
+    """httptools' parser, for a server that upgrades no connection (RFC 9110 7.8).
+
+    httptools takes everything after the head of a request with `Upgrade` for another protocol. Without an upgrade it is
+    the body of the request, and the next request. Java's client asks for h2c with every request, with a POST too.
+
+    Parameters:
+        callbacks: of the server.
+    """
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+        # The head that has the parser read the body of a request with `Upgrade`, and whether it reads that head now.
+        self._head = b""
+        self._is_repeating = False
+        self.on_body = callbacks.on_body
+        self._parser = httptools.HttpRequestParser(self)
+        # As uvicorn sets it: what comes after a request with `Connection: close` is no reason not to answer it.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def close(self) -> None:
+        """Let go of httptools' parser, which holds this one: neither waits for a garbage collection."""
+        del self._parser
+
+    def get_http_version(self) -> str:
+        """Return the version of the request, such as "1.1"."""
+        return self._parser.get_http_version()
+
+    def get_method(self) -> bytes:
+        """Return the method of the request."""
+        return self._parser.get_method()
+
+    def should_keep_alive(self) -> bool:
+        """Return whether another request may follow on the connection."""
+        return self._parser.should_keep_alive()
+
+    def should_upgrade(self) -> bool:
+        """Return that no request leads to an upgrade."""
+        return False
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse what a client has sent.
+
+        Raises:
+            httptools.HttpParserError: it is no request, or a callback refuses it.
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                self._parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+            if self._head:
+                self._is_repeating = True
+                head, self._head = self._head, b""
+                self._parser.feed_data(head)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        if not self._is_repeating:
+            self._callbacks.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of its target."""
+        if not self._is_repeating:
+            self._callbacks.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field."""
+        if not self._is_repeating:
+            self._callbacks.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        if self._is_repeating:
+            self._is_repeating = False
+            return
+        self._callbacks.on_headers_complete()
+        framing = [pair for pair in self._callbacks.headers if pair[0] in _FRAMING]
+        if framing and self._parser.should_upgrade():
+            self._head = b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % pair for pair in framing)
+
+    def on_message_complete(self) -> None:
+        """The request is complete; one with `Upgrade` when its body has been read too."""
+        if not self._head:
+            self._callbacks.on_message_complete()

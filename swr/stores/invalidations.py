@@ -1,0 +1,160 @@
+"""Invalidating what many processes share; what the store does not take counts here at once, and is replayed."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import anyio
+
+from swr.core.codec import Codec
+from swr.errors import StoreUnavailable
+from swr.stores.base import Kind, Lease, Notification, SharedStore, Start, Subscriber
+from swr.stores.local import LocalCache
+from swr.stores.pending import Pending
+from swr.stores.tag_versions import ALL, Name, OfKey, Soft
+
+_AGAIN_AFTER: Final = 1.0
+_LOOKED_AFTER: Final = 0.01
+
+
+class SharedInvalidations:
+    """Invalidate in the shared store, and in this process.
+
+    Parameters:
+        local: this process's memory.
+        store: what the processes share.
+        clock: wall clock, seconds.
+        is_reachable: returns whether the store can be reached.
+
+    Attributes:
+        pending: what the store did not take so far.
+    """
+
+    def __init__(
+        self, local: LocalCache, store: SharedStore, clock: Callable[[], float], is_reachable: Callable[[], bool]
+    ) -> None:
+        self.pending = Pending(store)
+        self._local = local
+        self._store = store
+        self._clock = clock
+        self._is_reachable = is_reachable
+        self._replaying = False
+
+    def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Replay in tasks that `start` starts; call `subscriber` with what counts in this process alone."""
+        self._start, self._subscriber = start, subscriber
+
+    def forget(self) -> None:
+        """Take note that no task replays anything any more."""
+        self._replaying = False
+
+    async def settled(self) -> None:
+        """Wait until nothing is pending."""
+        # Only closing waits for it: not worth an event at every invalidation.
+        while not self.pending.is_empty:  # noqa: ASYNC110
+            await anyio.sleep(_LOOKED_AFTER)
+
+    def give_back_later(self, lease: Lease) -> None:
+        """Give a lease back as soon as the store can be reached."""
+        self.pending.add_release(lease)
+        self._replay_soon()
+
+    def replay(self) -> None:
+        """Replay what is pending, in a task."""
+        self._start(self._replay_all)
+
+    async def invalidate(self, key: str) -> None:
+        """Invalidate `key` everywhere; while the store is unreachable, here at once and elsewhere later."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._store.invalidate(key)
+            except StoreUnavailable as error:
+                self._invalidate_later(Kind.PENDING_KEY, key, error)
+
+    async def mark_stale(self, key: str) -> None:
+        """Mark what is stored for `key` everywhere, as `invalidate` does."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._store.mark_stale(key)
+            except StoreUnavailable as error:
+                self._invalidate_later(Kind.PENDING_TAG, Soft(OfKey(key)), error)
+
+    async def invalidate_tag(self, *names: Name) -> None:
+        """Invalidate or mark every entry that is concerned everywhere, as `invalidate` does."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._store.invalidate_tag(*names)
+            except StoreUnavailable as error:
+                for name in names:
+                    self._invalidate_later(Kind.PENDING_TAG, name, error)
+
+    def _invalidate_later(self, kind: Kind, name: Name, error: StoreUnavailable) -> None:
+        self.pending.note_refusal(error)
+        self.keep_pending(kind, name)
+        self._store.tell_pending(kind, name)
+
+    async def invalidate_announced(self, tags: Sequence[str]) -> None:
+        """Invalidate those of `tags` that anything carries, as `invalidate_tag` does."""
+        # Of what is loaded here without its knowledge the store cannot say whether it carries them.
+        if not self.pending.unannounced:
+            with anyio.CancelScope(shield=True), contextlib.suppress(StoreUnavailable):
+                await self._store.invalidate_announced(tags)
+                return
+        await self.invalidate_tag(*tags)
+
+    def keep_pending(self, kind: Kind, name: Name, *, elsewhere: bool = False) -> None:
+        """Have an invalidation count here at once, and replay it until the store has it."""
+        # An operation under way may still bring the entry; while this is pending it is refused.
+        if isinstance(name, str) and kind is Kind.PENDING_KEY:
+            self.pending.add_key(name)
+            self._forget(name, elsewhere=elsewhere)
+        else:
+            self.pending.add_tag(name)
+            self._forget_named(name, elsewhere=elsewhere)
+        self._replay_soon()
+
+    def _forget(self, key: str, *, elsewhere: bool = False) -> None:
+        """Drop the local entry of a key, and outdate its loads under way in this process."""
+        self._local.drop(key)
+        self._subscriber(Notification(Kind.INVALIDATED, key, 0, elsewhere))
+
+    def _forget_named(self, name: Name, *, elsewhere: bool = False) -> None:
+        """Do as `_forget` for all keys that are concerned; or mark their entries."""
+        # Only the server can raise the tag version.
+        self._local.forget(name, int(self._clock() * 1e6))
+        if isinstance(name, Soft) and isinstance(name.of, OfKey):
+            self._subscriber(Notification(Kind.MARKED, name.of.key, 0, elsewhere))
+        else:
+            self._subscriber(Notification(Kind.TAG_VERSION, name, 0, elsewhere))
+
+    def _replay_soon(self) -> None:
+        if self._is_reachable() and not self._replaying:
+            self._replaying = True
+            self._start(self._replay_all)
+
+    async def _replay_all(self) -> None:
+        """Replay what is pending; if the store is reachable and refuses, again and again."""
+        while self._is_reachable() and not self.pending.is_empty:
+            try:
+                # What other processes have invalidated meanwhile was not told, for the store knew of no such load.
+                for key in await self.pending.replay():
+                    if key == ALL:
+                        self._forget_named(ALL)
+                    else:
+                        self._forget(key)
+            except StoreUnavailable:
+                await anyio.sleep(_AGAIN_AFTER)
+        self._replaying = False
+
+    async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
+        """Invalidate `key` as `invalidate` does, and take the shared store's lease if it is reachable."""
+        with anyio.CancelScope(shield=True):
+            try:
+                # What is stored from now on is newer; replayed later, they would remove it again.
+                await self.pending.replay_before_load(key)
+                lease = await self._store.seize(key, token, ttl, codec)
+            except StoreUnavailable as error:
+                self.pending.add_release(Lease(key, token, 0, 0))
+                self._invalidate_later(Kind.PENDING_KEY, key, error)
+                raise
+        return lease

@@ -1,0 +1,47 @@
+"""What servers refuse to do, and whether they still do: each refusal is told, and a change is logged."""
+
+import logging
+import time
+from collections import deque
+from typing import Final
+
+from redis.exceptions import RedisError
+
+from swr.stores.base import Kind, Notification, Subscriber
+from swr.stores.redis.reasons import explain_refusal
+
+log = logging.getLogger("swr")
+# The most lines within so many seconds: a server at its limit may change its mind with each command.
+_MOST_LINES: Final = 10
+_WITHIN: Final = 3600.0
+
+
+class Refusals:
+    """Whether the servers of one store refuse commands."""
+
+    def __init__(self) -> None:
+        # The kind of refusal that was logged last; None: that there is none any more.
+        self._logged: type[RedisError] | None = None
+        self._lines: deque[float] = deque(maxlen=_MOST_LINES)
+
+    def open(self, subscriber: Subscriber) -> None:
+        """Tell `subscriber` of each refusal from now on."""
+        self._subscriber = subscriber
+
+    def refused(self, error: RedisError) -> None:
+        """Note that a command was refused."""
+        self._subscriber(Notification(Kind.REFUSED, str(error)))
+        if type(error) is not self._logged:
+            self._log(type(error), explain_refusal(error))
+
+    def stored(self) -> None:
+        """Note that a value was stored."""
+        if self._logged is not None:
+            self._log(None, "Redis stores values again")
+
+    def _log(self, kind: type[RedisError] | None, text: str) -> None:
+        now = time.monotonic()
+        if len(self._lines) < _MOST_LINES or now - self._lines[0] > _WITHIN:
+            self._logged = kind
+            self._lines.append(now)
+            log.warning("%s", text)

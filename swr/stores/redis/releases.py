@@ -1,0 +1,42 @@
+"""What differs between the releases of redis-py that swr supports."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, Final, cast
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+
+def plain_options(known: Collection[str]) -> dict[str, Any]:
+    """Return options for a connection that sends neither HELLO nor the name of the client library.
+
+    Not every server knows HELLO, and each would be one more trip.
+
+    Parameters:
+        known: the options that redis-py knows.
+    """
+    unnamed = ("driver_info",) if "driver_info" in known else ("lib_name", "lib_version")
+    return {"protocol": 2, **dict.fromkeys(unnamed)}
+
+
+def arguments_of(get_connection: Callable[..., Any]) -> tuple[str, ...]:
+    """Return what a pool's `get_connection` must be given: a name until 5.2, and nothing from 5.3 on."""
+    name = inspect.signature(get_connection).parameters.get("command_name")
+    return () if name is None or name.default is not inspect.Parameter.empty else ("_",)
+
+
+PLAIN: Final = plain_options(inspect.signature(AbstractConnection.__init__).parameters)
+_ARGUMENTS: Final = arguments_of(ConnectionPool.get_connection)
+
+
+async def connection_of(pool: Any) -> AbstractConnection:
+    """Return a connection of a pool, connected and used by no one else."""
+    return cast(AbstractConnection, await pool.get_connection(*_ARGUMENTS))
+
+
+async def close_sentinels(pool: Any) -> None:
+    """Close the clients of the sentinels that a pool asks for the master, if it does."""
+    manager = getattr(pool, "sentinel_manager", None)
+    if manager is not None:
+        await asyncio.gather(*(sentinel.aclose() for sentinel in manager.sentinels))

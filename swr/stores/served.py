@@ -1,0 +1,84 @@
+"""What this process has served last: a store that lost data must not take it back to something older."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from swr.core.codec import Codec
+from swr.entry import Entry
+from swr.stores.base import NEWEST
+from swr.stores.local import LocalCache, Slot
+
+_MOST: Final = 10_000
+
+
+class Served:
+    """The versions of the last keys, also of those that the local cache does not hold (any more).
+
+    Parameters:
+        local: the local cache.
+        admits: returns whether the tag versions admit an entry.
+
+    Attributes:
+        servers: which servers the store's are now.
+        reached_at: their clock when they were last reached.
+    """
+
+    def __init__(self, local: LocalCache, admits: Callable[[Entry[Any]], bool]) -> None:
+        self.servers = ""
+        self.reached_at = 0
+        self._local = local
+        self._admits = admits
+        # By key and fingerprint, the last to be served last.
+        self._versions: dict[tuple[str, str], int] = {}
+
+    def note(self, key: str, fingerprint: str, version: int) -> None:
+        """Note the version that was served last.
+
+        What was loaded without a lease has none. Then it is 0 if the store was unreachable, and `NEWEST` if it refused
+        the lease.
+        """
+        versions = self._versions
+        versions.pop((key, fingerprint), None)
+        versions[key, fingerprint] = version
+        if len(versions) > _MOST:
+            del versions[next(iter(versions))]
+
+    def note_commit(self, key: str, fingerprint: str, version: int) -> None:
+        """Note another process's commit, which is newer than what was loaded without a lease."""
+        if self.version(key, fingerprint) == NEWEST:
+            self.note(key, fingerprint, version)
+
+    def version(self, key: str, fingerprint: str) -> int | None:
+        """Return the version that was served last; None: it is not known."""
+        return self._versions.get((key, fingerprint))
+
+    def newer(self, key: str, entry: Entry[Any], codec: Codec) -> Slot | None:
+        """Return what the local cache holds of the same type if the store's entry may be older."""
+        slot = self._local.get(key)
+        if slot is None or slot.fingerprint != codec.fingerprint or not self._admits(slot.entry):
+            return None
+        return slot if self.replaces(slot, entry) or self._may_be_older(entry, slot.entry.version) else None
+
+    def replaces(self, slot: Slot, entry: Entry[Any]) -> bool:
+        """Return whether nothing has changed in the store since this process loaded something newer, in vain."""
+        return slot.replaced is not None and slot.replaced[:2] == (self.servers, entry.version)
+
+    def was_marked(self, slot: Slot, entry: Entry[Any]) -> bool:
+        """Return whether the store's entry was marked stale since the slot's entry took its place here."""
+        return slot.replaced is not None and slot.replaced[2] != entry.marked_at
+
+    def knows_newer(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
+        """Return whether the store's entry may be older than what this process holds, or has served last."""
+        served = self.version(key, codec.fingerprint)
+        is_older = served is not None and self._may_be_older(entry, served)
+        return is_older or self.newer(key, entry, codec) is not None
+
+    def _may_be_older(self, entry: Entry[Any], version: int) -> bool:
+        # What was loaded without a lease was loaded before the servers were reached again.
+        return entry.version < (version or self.reached_at + 1)
+
+
+def is_newest(held: Entry[Any], entry: Entry[Any] | None) -> bool:
+    """Return whether a confirmed entry of the local cache is not older than the store's."""
+    # Of what was stored after a load without a lease there would be a notification.
+    return entry is None or not held.version or held.version >= entry.version

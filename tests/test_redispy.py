@@ -1,0 +1,99 @@
+"""What differs between the releases of redis-py, and what of it is no promise of redis-py's."""
+
+import asyncio
+import inspect
+
+import pytest
+from redis import exceptions
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+from swr.stores.redis.releases import arguments_of, close_sentinels, connection_of, plain_options
+from swr.stores.redis.replies import error_of
+from swr.stores.redis.urls import servers_of
+from tests.lowest import lowest
+from tests.servers import Server
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "text"),
+    [
+        ("ERR unknown command", exceptions.ResponseError, "unknown command"),
+        ("ERR max number of clients reached", exceptions.ConnectionError, "max number of clients reached"),
+        ("WRONGTYPE Operation", exceptions.ResponseError, "WRONGTYPE Operation"),
+        ("MOVED 5 10.0.0.1:7000", exceptions.MovedError, "5 10.0.0.1:7000"),
+        ("ASK 5 :7000", exceptions.AskError, "5 :7000"),
+        ("TRYAGAIN Multiple keys", exceptions.TryAgainError, "Multiple keys"),
+        ("CLUSTERDOWN Hash slot not served", exceptions.ClusterDownError, "Hash slot not served"),
+        ("MASTERDOWN Link down", exceptions.MasterDownError, "Link down"),
+        ("READONLY You can't write", exceptions.ReadOnlyError, "You can't write"),
+        ("NOPERM this user", exceptions.NoPermissionError, "this user"),
+        ("OOM command not allowed", exceptions.OutOfMemoryError, "command not allowed"),
+        ("LOADING dataset", exceptions.BusyLoadingError, "dataset"),
+        ("NOAUTH Authentication required.", exceptions.AuthenticationError, "Authentication required."),
+        ("WRONGPASS invalid", exceptions.AuthenticationError, "invalid"),
+        ("", exceptions.ResponseError, ""),
+    ],
+)
+def test_an_error_reply_is_the_same_exception_with_every_release(reply, kind, text):
+    error = error_of(reply)
+    assert (type(error), str(error)) == (kind, text)
+
+
+def test_a_redirect_has_the_address_that_it_leads_to():
+    moved = error_of("MOVED 5 10.0.0.1:7000")
+    assert (moved.slot_id, moved.host, moved.port) == (5, "10.0.0.1", 7000)
+
+
+def test_the_name_of_the_client_library_is_left_out_as_each_release_has_it():
+    assert plain_options({"protocol", "driver_info"}) == {"protocol": 2, "driver_info": None}
+    assert plain_options({"protocol"}) == {"protocol": 2, "lib_name": None, "lib_version": None}
+
+
+def test_a_pool_is_given_the_name_of_a_command_only_where_it_must_be():
+    def until_5_2(self, command_name, *keys, **options): ...
+    def from_5_3(self, command_name=None, *keys, **options): ...
+    def of_ones_own(self): ...
+
+    assert arguments_of(until_5_2) == ("_",)
+    assert arguments_of(from_5_3) == arguments_of(of_ones_own) == ()
+
+
+def test_a_connection_of_a_pool_has_a_writer_with_a_transport(server: Server):
+    """No promise of redis-py's: `Connection` takes over the transport of `_writer`."""
+
+    async def main() -> None:
+        client = Redis.from_url(server.url)
+        raw = await connection_of(client.connection_pool)
+        assert raw.is_connected
+        assert isinstance(raw._writer.transport, asyncio.Transport)
+        await client.connection_pool.release(raw)
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_what_is_read_of_a_cluster_client_is_there():
+    """No promise of redis-py's: `nodes_manager.startup_nodes` and `connection_kwargs`."""
+    client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", 7000), ClusterNode("127.0.0.1", 7001)], username="a")
+    assert client.connection_kwargs["username"] == "a"
+    assert servers_of(None, client, 1).name == "127.0.0.1:7000,127.0.0.1:7001"
+
+
+def test_what_is_asked_of_signatures_is_in_them():
+    """No promise of redis-py's: the names of parameters."""
+    assert {"protocol", "retry", "socket_timeout"} < inspect.signature(AbstractConnection.__init__).parameters.keys()
+    assert inspect.signature(ConnectionPool.get_connection).parameters.keys() >= {"self"}
+
+
+def test_a_pool_without_sentinels_closes_none():
+    asyncio.run(close_sentinels(ConnectionPool()))
+
+
+def test_the_lowest_releases_are_those_of_the_project():
+    """`scripts/lowest` runs all tests on them."""
+    constraints = dict(line.split("==") for line in lowest())
+    assert constraints.keys() >= {"anyio", "cachetools", "fastapi", "hiredis", "httpx", "msgspec", "pydantic", "redis"}
+    assert constraints.keys() >= {"starlette", "uvicorn", "httptools", "xxhash"}
+    assert all(release[0].isdigit() for release in constraints.values())
