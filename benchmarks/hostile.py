@@ -351,7 +351,7 @@ class Seen(NamedTuple):
     late: list[float]
     errors: list[str]
 
-    def __add__(self, other: "Seen") -> "Seen":  # type: ignore[override]
+    def __add__(self, other: "Seen") -> "Seen":  # type: ignore[override]  # sums, no longer tuples
         return Seen(self.seconds + other.seconds, self.late + other.late, self.errors + other.errors)
 
 

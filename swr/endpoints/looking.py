@@ -59,7 +59,7 @@ def reads_address(call: Any) -> bool:
     function = bare(call)
     if not inspect.isfunction(function):
         # An object that can be called.
-        function = bare(getattr(function, "__call__", None))  # noqa: B004
+        function = bare(getattr(function, "__call__", None))  # noqa: B004  # the method itself is wanted
     if not inspect.isfunction(function):
         return False
     code, annotations = function.__code__, function.__annotations__

@@ -125,7 +125,7 @@ class ClientProtocol(HttpToolsProtocol):
     # -- the connection ---------------------------------------------------------------------------------------
 
     # As uvicorn, which serves no other transports, narrows it.
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         _, self._high_water = transport.get_write_buffer_limits()
         self._progress = _Progress(self.loop.time(), 2 * self._look_every)
