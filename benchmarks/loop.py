@@ -67,6 +67,11 @@ def numbers(number: int) -> list[int]:
     return list(range(number))
 
 
+def names(number: int) -> set[str]:
+    """Return a set of so many names."""
+    return {f"N{index}" for index in range(number)}
+
+
 def lists(number: int) -> list[list[int]]:
     """Return a table of so many lines."""
     return [list(range(1000)) for _ in range(number)]
@@ -123,6 +128,7 @@ async def measure(url: str, *, quick: bool) -> None:
         ("rows", list[Row], rows, 100_000 // share),
         ("rows", list[Row], rows, 400_000 // share),
         ("lists of 1,000", list[list[int]], lists, 1000 // share),
+        ("names in a set", set[str], names, 300_000 // share),
         ("characters", str, text, 20_000_000 // share),
     ]
     lines = []

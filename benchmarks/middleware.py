@@ -267,6 +267,41 @@ TOKEN = [(b"authorization", b"Bearer a-token")]
 
 
 # The app's factory, and header fields of the request, by name.
+def fastapi_cachex() -> Any:
+    """Return a FastAPI app whose endpoint carries fastapi-cachex's decorator, in memory."""
+    from fastapi import FastAPI
+    from fastapi_cachex import BackendProxy, cache
+    from fastapi_cachex.backends import MemoryBackend
+
+    app = FastAPI()
+    rows = _rows()
+    BackendProxy.set(MemoryBackend())
+
+    @app.get("/rankings/{group}")
+    @cache(ttl=3600)
+    async def ranking(group: str):  # type: ignore[no-untyped-def]
+        return rows
+
+    return app
+
+
+def fastapi_redis_sdk() -> Any:
+    """Return a FastAPI app whose endpoint has fastapi-redis-sdk's dependency; it has no memory of its own."""
+    from fastapi import Depends, FastAPI
+    from redis_fastapi import FastAPIRedis, cache, get_settings
+
+    get_settings().url = os.environ["BENCHMARK_REDIS"]
+    app = FastAPI()
+    FastAPIRedis(app).lifespan().caching()
+    rows = _rows()
+
+    @app.get("/rankings/{group}", dependencies=[Depends(cache(ttl=3600))])
+    async def ranking(group: str):  # type: ignore[no-untyped-def]
+        return rows
+
+    return app
+
+
 Apps = dict[str, tuple[str, list[str]]]
 WITH_GOALS: Apps = {
     BARE: ("bare", []),
@@ -290,6 +325,10 @@ def others() -> Apps:
             apps["FastAPI with cashews early, typed"] = ("fastapi_cashews_typed", [])
         if installed("fastapi_cache"):
             apps["FastAPI with fastapi-cache2"] = ("fastapi_fastapi_cache", [])
+        if installed("fastapi_cachex"):
+            apps["FastAPI with fastapi-cachex"] = ("fastapi_cachex", [])
+        if installed("redis_fastapi"):
+            apps["FastAPI with fastapi-redis-sdk"] = ("fastapi_redis_sdk", [])
     return apps
 
 
@@ -336,7 +375,7 @@ def wrk(port: int, seconds: int, fields: list[str]) -> tuple[float, float]:
 
 
 def under_uvicorn(apps: Apps, rounds: int, seconds: int) -> None:
-    """Print the table of requests per second."""
+    """Print the table of requests per second; a single round needs no warm apps."""
     seconds_each: dict[str, list[float]] = {name: [] for name in apps}
     last: dict[str, list[float]] = {name: [] for name in apps}
     with contextlib.ExitStack() as stack:
@@ -344,7 +383,7 @@ def under_uvicorn(apps: Apps, rounds: int, seconds: int) -> None:
         ports: dict[str, int] = {}
         for factory in dict.fromkeys(factory for factory, _ in apps.values()):
             ports[factory] = stack.enter_context(uvicorn(factory, redis_url, ports.get("bare", 0)))
-        for factory, fields in apps.values():
+        for factory, fields in apps.values() if rounds > 1 else ():
             wrk(ports[factory], 1, fields)
         names = list(apps)
         for turn in range(rounds):
@@ -372,7 +411,9 @@ def under_uvicorn(apps: Apps, rounds: int, seconds: int) -> None:
             goal = f"p99 {slower:.2f} of the fresh one's, {verdict(slower, at_most=1.2)}"
         elif name.startswith("FastAPI with") and "swr" not in name and "typed" not in name:
             faster = ratio(seconds_each[name], seconds_each[OURS])
-            goal = f"the fresh hit is {faster:.0f} x as fast, {verdict(faster, at_least=25)}"
+            goal = f"the fresh hit is {faster:.0f} x as fast"
+            if name.endswith(("cashews early", "fastapi-cache2")):
+                goal += f", {verdict(faster, at_least=25)}"
         rate = 1 / statistics.median(seconds_each[name])
         cells = [
             name,
@@ -462,7 +503,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short rounds: to see that it runs, not to measure")
     quick = parser.parse_args().quick
-    print_machine("swr", "starlette", "uvicorn", "httptools", "uvloop", "fastapi", "fastapi-cache2", "cashews")
+    print_machine(
+        "swr",
+        "starlette",
+        "uvicorn",
+        "httptools",
+        "uvloop",
+        "fastapi",
+        "fastapi-cache2",
+        "fastapi-cachex",
+        "fastapi-redis-sdk",
+        "cashews",
+    )
     if shutil.which("wrk") is None:
         print("\nwrk is not on PATH, so there are no requests per second: apt install wrk, or brew install wrk")
     elif not installed("uvicorn", "httptools", "uvloop"):

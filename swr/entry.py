@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class State(enum.StrEnum):
-    """What a reader was given: a fresh entry, a stale one, or none, so that a load had to be waited for."""
+    """The state of an answer: fresh, stale, or missing, for which the reader waited for a load."""
 
     FRESH = "fresh"
     STALE = "stale"
@@ -27,7 +27,9 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
     Parameters:
         value: what the loader returned; None is a value.
         created_at: when the load began.
-        fresh_until, stale_until, error_until: the ends of the three windows of `swr.core.decision`.
+        fresh_until: the end of the first window of `swr.core.decision`.
+        stale_until: the end of the second.
+        error_until: the end of the third.
         keep_until: when a store may forget it.
         version: the fencing number of the lease it was loaded under; 0 where there was none.
         tag_version: the newest tag version (or version of a `clear`) known when the load began.
@@ -84,8 +86,9 @@ def stamp(
         loader: see `Entry`.
     """
     fresh_until = created_at + policy.fresh_for * (1 - shortened)
-    stale_until = fresh_until + policy.stale_for
-    error_until = fresh_until + policy.stale_if_error
+    # Equal times are one object: there may be very many entries.
+    stale_until = fresh_until + policy.stale_for if policy.stale_for else fresh_until
+    error_until = fresh_until + policy.stale_if_error if policy.stale_if_error else fresh_until
     return Entry(
         value=value,
         created_at=created_at,
@@ -137,7 +140,7 @@ def doubtful(entry: Entry[T]) -> Entry[T]:
 class Outcome(msgspec.Struct, Generic[T], frozen=True):
     """A value and how it came to be the answer.
 
-    Parameters:
+    Attributes:
         value: what was asked for.
         state: fresh, stale, or missing (this reader waited for a load).
         age: seconds since its load began.

@@ -1,32 +1,41 @@
-"""What happens in a cache, one class for each thing, and who is told of it."""
+"""Events of a cache, one class for each kind."""
 
-import logging
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Final, ParamSpec
-
-P = ParamSpec("P")
-
-log = logging.getLogger("swr")
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 
 class Event:
-    """Something that happened. All are frozen; times are seconds, ages by the cache's clock, the others measured."""
+    """Something that happened. All are frozen; times are seconds, ages by the cache's clock, the others measured.
+
+    Reads and loads say where they belong: `loader` is a key template, `route` a path template; empty for what has none.
+    Comparing two of them leaves that out.
+    """
 
     __slots__ = ()
 
 
+def _where() -> Any:
+    return field(default="", compare=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Hit(Event):
-    """A reader is given a fresh entry.
+    """A reader is given a fresh entry, or a batch loader knows an item to be absent.
 
     Parameters:
         key: of the entry.
         age: seconds since its load began.
+        layer: what the reader has waited for: "l1" for nothing, "redis" for an answer of Redis, or "load".
+        loader: the key template that it belongs to; empty: none.
+        route: the path template that it belongs to; empty: none.
     """
 
     key: str
     age: float
+    layer: str = _where()
+    loader: str = _where()
+    route: str = _where()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +47,18 @@ class Stale(Event):
         age: seconds since its load began.
         staleness: seconds since it ceased to be fresh; 0 if it is fresh, but not as fresh as this reader asked for.
         error: why the load failed that this reader waited for; None if it waited for none.
+        layer: see `Hit`.
+        loader: see `Hit`.
+        route: see `Hit`.
     """
 
     key: str
     age: float
     staleness: float
     error: BaseException | None = None
+    layer: str = _where()
+    loader: str = _where()
+    route: str = _where()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +67,69 @@ class Miss(Event):
 
     Parameters:
         key: what was asked for; for a response that of its URL, whatever selects the variant.
+        loader: the key template that it belongs to; empty: none.
+        route: the path template that it belongs to; empty: none.
     """
 
     key: str
+    loader: str = _where()
+    route: str = _where()
+
+
+@dataclass(frozen=True, slots=True)
+class Bypassed(Event):
+    """A request has passed the cache by, and could not have been answered from it. It is no read.
+
+    Parameters:
+        key: of its URL.
+        reason: why, as `Cache-Status` says it in `detail`.
+        route: the path template, or nothing.
+    """
+
+    key: str
+    reason: str
+    route: str = _where()
+
+
+@dataclass(frozen=True, slots=True)
+class NotStored(Event):
+    """A request was answered by the app with a response that could not be stored. It is no read.
+
+    Parameters:
+        key: of its URL.
+        reason: why, as `Cache-Status` says it in `detail`.
+        route: the path template, or nothing.
+    """
+
+    key: str
+    reason: str
+    route: str = _where()
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Event):
+    """The middleware begins to answer a GET or HEAD, from the cache or not.
+
+    It is for dashboards, which show single requests. `KINDS` leaves it out: `Hit`, `Stale` and `Miss` tell the same.
+
+    Parameters:
+        method: of the request.
+        key: of its URL.
+        state: "fresh", "stale" or "missing", as `SWR-State` says it; "bypass" if the app answers past the cache.
+        layer: what answers: "l1", "load", "flight" (a load that another request began) or "app"; None: `Hit` or `Stale`
+            has said it just before.
+        status: of the response.
+        cache_status: what swr adds to `Cache-Status`.
+        seconds: since the request came; None for a hit that was ready.
+    """
+
+    method: str
+    key: str
+    state: str
+    layer: str | None
+    status: int
+    cache_status: str
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +178,12 @@ class LoadBegun(Event):
     Parameters:
         key: what is loaded.
         waited: seconds that it took to get the lease, or to find the store unreachable.
+        loader: the key template of the loader that runs, or nothing.
     """
 
     key: str
     waited: float
+    loader: str = _where()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +196,14 @@ class Loaded(Event):
     Parameters:
         key: what was loaded.
         seconds: that the loader ran, without the commit.
+        loader: the key template that it belongs to; empty: none.
+        route: the path template that it belongs to; empty: none.
     """
 
     key: str
     seconds: float
+    loader: str = _where()
+    route: str = _where()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +214,15 @@ class LoadFailed(Event):
         key: what was loaded.
         seconds: that the loader ran.
         error: what was raised.
+        loader: the key template that it belongs to; empty: none.
+        route: the path template that it belongs to; empty: none.
     """
 
     key: str
     seconds: float
     error: BaseException
+    loader: str = _where()
+    route: str = _where()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +266,11 @@ class Invalidated(Event):
     elsewhere: bool
     loader: str | None = None
     soft: bool = False
+
+    @property
+    def scope(self) -> str:
+        """The scope of an invalidation: "key", "tag", "loader" or "all"."""
+        return next((scope for scope in ("key", "tag", "loader") if getattr(self, scope) is not None), "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,86 +355,8 @@ class RoundEnded(Event):
 
 
 KINDS: Final = (
-    Hit,
-    Stale,
-    Miss,
-    LeaseHeld,
-    LeaseWaited,
-    RenewalRejected,
-    LoadBegun,
-    Loaded,
-    LoadFailed,
-    Committed,
-    CommitRejected,
-    Invalidated,
-    StoreUnreachable,
-    StoreReachable,
-    CommandRefused,
-    RoundQueued,
-    RoundEnded,
-)
+    Hit, Stale, Miss, Bypassed, NotStored, LeaseHeld, LeaseWaited, RenewalRejected, LoadBegun, Loaded, LoadFailed,
+    Committed, CommitRejected, Invalidated, StoreUnreachable, StoreReachable, CommandRefused, RoundQueued, RoundEnded,
+)  # fmt: skip
 
 Subscriber = Callable[[Any], object]
-
-
-class _Subscription:
-    """One subscriber, and whether it has been complained about."""
-
-    __slots__ = ("failed", "subscriber")
-
-    def __init__(self, subscriber: Subscriber) -> None:
-        self.subscriber = subscriber
-        self.failed = False
-
-
-class Publisher:
-    """Tells subscribers what happens: at once, in the order in which it happens, in the task in which it happens.
-
-    Attributes:
-        reads: whether anybody listens to `Hit` or `Stale`; all that a fresh hit looks at.
-    """
-
-    __slots__ = ("_subscriptions", "reads")
-
-    def __init__(self) -> None:
-        self._subscriptions: dict[object, tuple[_Subscription, ...]] = {}
-        self.reads = False
-
-    def publish(self, kind: Callable[P, Event], /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Publish one event to the subscribers of its kind; without any, make none."""
-        subscriptions = self._subscriptions.get(kind)
-        if subscriptions is None:
-            return
-        event = kind(*args, **kwargs)
-        for subscription in subscriptions:
-            try:
-                subscription.subscriber(event)
-            except Exception:
-                if not subscription.failed:
-                    subscription.failed = True
-                    log.exception(
-                        "the subscriber %r raised an exception at %r; it stays subscribed, and swr logs this once",
-                        subscription.subscriber,
-                        event,
-                    )
-
-    def subscribe(self, subscriber: Subscriber, kinds: Collection[type[Event]]) -> Callable[[], None]:
-        """Call `subscriber` with every event of `kinds`; call the returned function to end that."""
-        subscription = _Subscription(subscriber)
-        for kind in set(kinds):
-            self._subscriptions[kind] = (*self._subscriptions.get(kind, ()), subscription)
-        self._look()
-
-        def end() -> None:
-            for kind, subscriptions in list(self._subscriptions.items()):
-                rest = tuple(other for other in subscriptions if other is not subscription)
-                if rest:
-                    self._subscriptions[kind] = rest
-                else:
-                    del self._subscriptions[kind]
-            self._look()
-
-        return end
-
-    def _look(self) -> None:
-        self.reads = Hit in self._subscriptions or Stale in self._subscriptions

@@ -164,7 +164,7 @@ class Policy:
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one reader accepts; it narrows or widens what the entry itself allows (RFC 9111 5.2.1).
+    """Limits of one reader, which narrow or widen those of the entry (RFC 9111 5.2.1).
 
     Parameters:
         max_age: the greatest age in seconds.

@@ -1,6 +1,7 @@
 """The settings of a cache, checked when they are given; and what the environment says of them."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -21,12 +22,21 @@ SCHEMES: Final = (
 URL: Final = "SWR_REDIS_URL"
 NAMESPACE: Final = "SWR_NAMESPACE"
 ENABLED: Final = "SWR_ENABLED"
+SECRET: Final = "SWR_SECRET"
+KEYS: Final = "SWR_ENCRYPTION_KEYS"
+REPORTS: Final = "SWR_REPORTS"
+RELEASE: Final = "SWR_RELEASE"
+PURGE_TOKEN: Final = "SWR_PURGE_TOKEN"
+# The account in a URL, up to the last @ in front of the next URL: a password may hold spaces and quotes.
+_ACCOUNT: Final = re.compile(r"(\w[\w+.-]*://)(?:(?![\s'\"]\w[\w+.-]*://).)*@")
+# The query of a URL of Redis, which may hold a password, too.
+_QUERY: Final = re.compile(r"((?:rediss?|unix)[\w+]*://[^\s?]*\?)[^\s'\"]*")
 _YES: Final = ("1", "true", "yes", "on")
 _NO: Final = ("0", "false", "no", "off")
 
 
 class Settings(NamedTuple):
-    """What all parts of a cache go by.
+    """Settings that all parts of a cache go by.
 
     Parameters:
         namespace: the beginning of every key in Redis.
@@ -85,6 +95,19 @@ def checked(
     return Settings(namespace, l1_max_bytes, lease, drain, silence, connecting, key)
 
 
+def checked_reports(reports: object, release: object) -> tuple[bool, str]:
+    """Return whether a cache reports to dashboards, and the release of the application.
+
+    Raises:
+        ConfigurationError: one of them cannot work.
+    """
+    if not isinstance(reports, bool):
+        raise ConfigurationError(f"reports={reports!r} is neither True nor False")
+    if not isinstance(release, str):
+        raise ConfigurationError(f"release={release!r} is no text: give what a deploy changes, such as '2026-11-29'")
+    return reports, release
+
+
 def _check_namespace(namespace: object, option: str) -> None:
     if not isinstance(namespace, str) or not namespace or not namespace.isascii() or set(namespace) & set("{}% \r\n"):
         raise ConfigurationError(
@@ -93,20 +116,37 @@ def _check_namespace(namespace: object, option: str) -> None:
 
 
 class Environment:
-    """What the environment says of a cache; each is None if it says nothing.
+    """The settings of a cache in the environment; each is None if it is not there.
 
     Parameters:
         url: of `SWR_REDIS_URL`. It may hold a password, so no text of this object has it.
         namespace: of `SWR_NAMESPACE`.
         enabled: of `SWR_ENABLED`.
+        secret: of `SWR_SECRET`; no text of this object has it.
+        keys: of `SWR_ENCRYPTION_KEYS`; likewise.
+        reports: of `SWR_REPORTS`.
+        release: of `SWR_RELEASE`.
     """
 
-    __slots__ = ("enabled", "namespace", "url")
+    __slots__ = ("enabled", "keys", "namespace", "release", "reports", "secret", "url")
 
-    def __init__(self, url: str | None, namespace: str | None, enabled: bool | None) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        namespace: str | None,
+        enabled: bool | None,
+        secret: str | None = None,
+        keys: str | None = None,
+        reports: bool | None = None,
+        release: str | None = None,
+    ) -> None:
         self.url = url
         self.namespace = namespace
         self.enabled = enabled
+        self.secret = secret
+        self.keys = keys
+        self.reports = reports
+        self.release = release
 
     def __repr__(self) -> str:
         url = None if self.url is None else redacted(self.url)
@@ -123,16 +163,24 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         ConfigurationError: naming the variable whose value cannot work.
     """
     variables = os.environ if variables is None else variables
-    url, namespace, enabled = (variables.get(name, "").strip() or None for name in (URL, NAMESPACE, ENABLED))
+    url, namespace, secret, keys, release = (
+        variables.get(name, "").strip() or None for name in (URL, NAMESPACE, SECRET, KEYS, RELEASE)
+    )
     if url is not None and not url.startswith(SCHEMES):
         # Without a scheme there is no telling which part is a password.
         shown = redacted(url) if "://" in url else "its value"
         raise ConfigurationError(f"{URL}: {shown} is not a URL of {', '.join(SCHEMES)}")
     if namespace is not None:
         _check_namespace(namespace, NAMESPACE)
-    if enabled is not None and enabled.lower() not in _YES + _NO:
-        raise ConfigurationError(f"{ENABLED}={enabled!r} is neither {', '.join(_YES)} nor {', '.join(_NO)}")
-    return Environment(url, namespace, None if enabled is None else enabled.lower() in _YES)
+    return Environment(url, namespace, _switch(variables, ENABLED), secret, keys, _switch(variables, REPORTS), release)
+
+
+def _switch(variables: Mapping[str, str], name: str) -> bool | None:
+    """Return what a variable says that turns something on or off; None: nothing."""
+    text = variables.get(name, "").strip() or None
+    if text is not None and text.lower() not in _YES + _NO:
+        raise ConfigurationError(f"{name}={text!r} is neither {', '.join(_YES)} nor {', '.join(_NO)}")
+    return None if text is None else text.lower() in _YES
 
 
 def redacted(url: object) -> str:
@@ -146,3 +194,8 @@ def redacted(url: object) -> str:
         return repr(f"{scheme}{slashes}…")
     _, at, host = location.rpartition("@")
     return repr(f"{scheme}{slashes}{'…@' if at else ''}{host}{mark and '?…'}")
+
+
+def without_passwords(text: str) -> str:
+    """Return a text in which no URL has an account, and none of Redis a query."""
+    return _QUERY.sub(r"\1…", _ACCOUNT.sub(r"\1…@", text))

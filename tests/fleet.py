@@ -25,6 +25,7 @@ class Job:
     codec = ANY
     loader = ""
     context: Context | None = None
+    new_seat = None
 
     def __init__(self, answer: Callable[[int], object] | None = None, policy: Policy = POLICY) -> None:
         self.runs = 0
@@ -89,6 +90,22 @@ class Loader:
         return run
 
 
+def define(cache, **options):
+    """Return a loader of the rank of a group, which counts its calls, and waits for its gate if there is one."""
+    calls = []
+
+    @cache.cached("rank:{group}", **{"fresh_for": 60, "stale_for": 600, "tags": ("group:{group}",), **options})
+    async def rank(group: str) -> list[int]:
+        calls.append(group)
+        number = len(calls)
+        if rank.gate is not None:
+            await rank.gate.wait()
+        return [number]
+
+    rank.calls, rank.gate = calls, None
+    return rank
+
+
 @asynccontextmanager
 async def fleet(number: int, clock: FakeClock, l1_max_bytes: int = 2**20) -> AsyncIterator[list[Process]]:
     """Several processes over one store."""
@@ -102,6 +119,29 @@ async def fleet(number: int, clock: FakeClock, l1_max_bytes: int = 2**20) -> Asy
                 # `set_down` reports the link as reachable; setting the flag alone would leave closing to the next retry.
                 process.link.set_down(False)
             await process.engine.aclose()
+
+
+async def gather(*calls):
+    """Run calls at once; return their results, exceptions among them, in order."""
+    results = [None] * len(calls)
+
+    async def run(number, call):
+        try:
+            results[number] = await call
+        except Exception as error:
+            results[number] = error
+
+    async with anyio.create_task_group() as group:
+        for number, call in enumerate(calls):
+            group.start_soon(run, number, call)
+    return results
+
+
+async def open_gate(job) -> None:
+    """Let a job that has begun go once everyone has asked."""
+    await job.begun.wait()
+    await settle()
+    job.gate.set()
 
 
 async def settle() -> None:

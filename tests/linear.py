@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from swr.http.caching import REQUEST_DIRECTIVES, control, limits, normalised, stored_headers
+from swr.http.caching import REQUEST_DIRECTIVES, control, limits, stored_headers
 from swr.http.conditional import not_modified, wanted_range
 from swr.http.fields import (
     content_length,
@@ -26,7 +26,7 @@ from swr.http.fields import (
     vary_of,
 )
 from swr.http.request import chained, digest_with, host_tag, is_ambiguous, url_key, url_tag
-from swr.http.request_fields import selecting_value
+from swr.http.request_fields import normalised, selecting_value
 from swr.middleware import Rule
 from swr.middleware.request import Request
 from swr.middleware.rules import first_match

@@ -191,6 +191,9 @@ class Proxy:
                     continue
                 if commands and self._rate:
                     await asyncio.sleep(len(data) / self._rate)
+                # A second `close` of a TLS transport leaves it without what `write` needs (Python 3.11).
+                if sink.is_closing():
+                    break
                 sink.write(data)
                 await sink.drain()
         # After what is still on its way.

@@ -300,7 +300,7 @@ class TestOlderData:
             if remembered == 1:
                 assert cache.engine.store.tag_versions.cleared > cleared
                 return
-            bits = [bit for tag in tags if is_announced(tag) for bit in announcements.bits_of(tag).split()]
+            bits = [bit for tag in tags if is_announced(tag) for bit in announcements.bits_of(tag.encode()).split()]
             assert bits
             assert {own_server.command("GETBIT", KEYS[0], bit) for bit in bits} == {b":1\r\n"}
             assert cache.engine.store.tag_versions.cleared == cleared

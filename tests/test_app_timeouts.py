@@ -6,23 +6,12 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 
-from swr import Cache, LoadTimeout
+from swr import LoadTimeout
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
-from tests.web import client, gather
+from tests.fleet import gather
+from tests.web import client
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 class Site:

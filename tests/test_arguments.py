@@ -9,23 +9,11 @@ from typing import NamedTuple
 import anyio
 import pytest
 
-from swr import Cache, ConfigurationError, LoadContext
+from swr import ConfigurationError, LoadContext
 from swr.core.canonical import canonical, snapshot
-from swr.testing import FakeClock
 from tests.fleet import settle
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 class Point(NamedTuple):

@@ -22,7 +22,7 @@ def printed_by(name: str, *, arguments: tuple[str, ...] = (), **environment: str
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -55,14 +55,22 @@ def test_middleware(has_wrk: bool) -> None:
     assert has_wrk or "apt install wrk" in printed
 
 
-def test_stampede() -> None:
-    """A crowd on a missing key, then on a stale one, causes one load each."""
-    loads_cold, loads_stale, *_ = row(printed_by("stampede"), "swr")
-    assert (loads_cold, loads_stale) == ("1", "1")
+def test_misses() -> None:
+    """A miss through the middleware, and with Redis at the end of a long line."""
+    printed = printed_by("misses")
+    assert float(row(printed, "swr middleware, miss")[0]) > 0
+    assert len(row(printed, "+ 2 ms")) == 4
+
+
+def test_compression() -> None:
+    """Every way to compress is tried on every value."""
+    printed = printed_by("compression")
+    assert printed.count("| zlib, level 1 ") == printed.count("| µs to read |") > 5
 
 
 # Most of their time they wait: all at once they take as long as one.
 SIDE_BY_SIDE = (
+    "stampede",
     "fleet",
     "outage",
     "cancellation",
@@ -83,6 +91,12 @@ def printed() -> dict[str, str]:
         return dict(zip(SIDE_BY_SIDE, pool.map(printed_by, SIDE_BY_SIDE), strict=True))
 
 
+def test_stampede(printed: dict[str, str]) -> None:
+    """A crowd on a missing key, then on a stale one, causes one load each."""
+    loads_cold, loads_stale, *_ = row(printed["stampede"], "swr")
+    assert (loads_cold, loads_stale) == ("1", "1")
+
+
 def test_fleet(printed: dict[str, str]) -> None:
     """Every invalidation arrives, and refreshes resume after every kill, with no error."""
     for how in ("by key", "by tag"):
@@ -95,7 +109,7 @@ def test_fleet(printed: dict[str, str]) -> None:
 
 
 def test_outage(printed: dict[str, str]) -> None:
-    """Readers are answered while Redis is away, and stale hits are stale."""
+    """Readers are answered while Redis is unreachable, and stale hits are stale."""
     for fault in ("hung", "refused"):
         assert row(printed["outage"], f"{fault}: errors and wrong answers")[0] == "0"
         for reader in ("fresh in L1", "stale in L1", "nowhere"):
@@ -225,3 +239,25 @@ def test_a_worker_that_fails() -> None:
         workers(1, "benchmarks.fleet", "--work", "redis://wrong:x"),
     ):
         pass
+
+
+def test_local() -> None:
+    """Hits among many keys, the hit ratio of a trace, and the memory of an entry."""
+    printed = printed_by("local")
+    assert float(row(printed, "loaded and read again")[0]) > 0
+    assert printed.count("| 100 ") == 2
+    assert "| S3-FIFO |" in printed
+
+
+def test_dashboard() -> None:
+    """Digests cost Redis something, and a hit nothing that is known."""
+    printed = printed_by("dashboard")
+    assert int(row(printed, "with digests")[3]) > 100
+    assert float(row(printed, "reports=True")[0]) > 0
+
+
+def test_idle() -> None:
+    """Imports, and what an idle process sends."""
+    printed = printed_by("idle")
+    assert "| swr " in printed
+    assert float(row(printed, "idle, with a digest for dashboards")[0]) > 0

@@ -9,8 +9,8 @@ from swr.errors import ConfigurationError
 from swr.http.stored_response import RESPONSES
 from swr.middleware import SWRMiddleware
 from swr.middleware.variants import Variants
-from swr.testing import FakeClock
-from tests.web import App, client, gather
+from tests.fleet import gather
+from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
 
@@ -22,11 +22,6 @@ FRESH = [(b"cache-control", b"max-age=60"), (b"vary", b"accept-language")]
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 async def parts(scope, receive, send):

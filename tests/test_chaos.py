@@ -12,7 +12,7 @@ from tests.chaos.run import chaos, judge
 from tests.servers import kinds
 
 SECONDS = 5.0
-# Whatever is on the shelf counts as confirmed: what was said while the link was broken is never asked for.
+# Whatever is in the local cache counts as confirmed: what was said while the link was broken is never asked for.
 TRUSTING = """
 from swr.stores.tiered import TieredStore
 TieredStore._trust = lambda self, key, slot: True

@@ -14,12 +14,14 @@ from swr.http.request import digest_with
 from swr.middleware import Rule, SWRMiddleware
 from swr.middleware.config import Config
 from swr.middleware.request import Request
-from swr.testing import FakeClock
-from tests.fleet import settle
-from tests.web import MAX_AGE, App, client, gather, http_scope, open_later
+from tests.fleet import gather, settle
+from tests.web import MAX_AGE, App, client, http_scope, open_later
 
 GET = RequestFacts("GET")
 HEAD = RequestFacts("HEAD")
+QUERY = RequestFacts("QUERY", is_safe=True)
+# A POST of which a rule says that it changes nothing.
+POST = RequestFacts("POST", is_safe=True)
 
 # The rows in the order of the table: a request, what it is handled as, and its Cache-Status.
 ROWS = [
@@ -32,6 +34,19 @@ ROWS = [
         Reason.TOO_LONG,
         b'swr; fwd=bypass; detail="header too long"',
     ),
+    (
+        QUERY._replace(has_long_content=True),
+        Action.BYPASS,
+        Reason.LONG_CONTENT,
+        b'swr; fwd=bypass; detail="content too large"',
+    ),
+    (
+        POST._replace(has_part_of_content=True),
+        Action.BYPASS,
+        Reason.PART_OF_CONTENT,
+        b'swr; fwd=bypass; detail="content incomplete"',
+    ),
+    (GET._replace(has_override=True), Action.BYPASS, Reason.OVERRIDE, b'swr; fwd=bypass; detail="method override"'),
     (GET._replace(has_cookie=True), Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"'),
     (
         GET._replace(has_precondition=True),
@@ -44,6 +59,7 @@ ROWS = [
     (GET._replace(only_if_cached=True), Action.LOOK_UP_ONLY, Reason.ONLY_IF_CACHED, b""),
     (GET, Action.LOOK_UP, Reason.CACHEABLE, b""),
 ]
+CACHED = ("GET", "HEAD", "QUERY")
 # The same for a lookup whose entry may not answer.
 MISS_ROWS = [
     (GET, Miss(False, is_uncacheable=True), Action.BYPASS, Reason.UNCACHEABLE, b""),
@@ -128,9 +144,15 @@ def test_every_action_and_every_reason_has_a_row():
     assert {reason for _, reason in tested} == set(Reason)
 
 
-@pytest.mark.parametrize("method", sorted(SAFE - {"GET", "HEAD"}))
+@pytest.mark.parametrize("method", sorted(SAFE - {*CACHED}))
 def test_a_safe_method_that_is_not_cached_passes_through(method):
     assert classify(RequestFacts(method)).action is Action.PASS_THROUGH
+
+
+@pytest.mark.parametrize("facts", [GET, HEAD, QUERY, POST])
+def test_a_request_that_changes_nothing_is_looked_up(facts):
+    assert classify(facts).action is Action.LOOK_UP
+    assert classify_miss(facts, Miss(True)).action is (Action.FORWARD_HEAD if facts is HEAD else Action.LOAD)
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "WHATEVER", "get"])
@@ -196,17 +218,6 @@ def scope_with(method, headers):
 
 
 # -- the lines of the log -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 @pytest.fixture

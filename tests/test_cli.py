@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import os
+import re
 import select
 import signal
 import socket
@@ -80,6 +81,26 @@ def test_it_serves_until_a_signal_comes_and_ends_what_is_under_way(number, code)
         assert (process.returncode, out, error) == (code, b"", b"")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)])
+def test_granian_serves_from_the_cache_until_a_signal_comes(number, code):
+    """Who: an operator with more requests than uvicorn answers on one core, behind a balancer that limits clients."""
+    with Upstream() as upstream, proxying(upstream, "--server", "granian", "--fresh-for", "60") as (process, port):
+        assert [state(talk(port, PLAIN)) for _ in range(2)] == [b"missing", b"fresh"]
+        assert upstream.last.target == b"/a/b"
+        assert upstream.last.values("x-forwarded-for") == [b"127.0.0.1"]
+        process.send_signal(number)
+        out, error = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, out, error) == (code, b"", b"")
+
+
+def test_half_an_answer_never_looks_like_a_whole_one_under_granian():
+    half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+    with Upstream(half) as upstream, proxying(upstream, "--server", "granian", "--log-level", "error") as (_, port):
+        answer = talk(port, GET)
+        assert not answer.endswith(b"0\r\n\r\n")
+        assert not answer.startswith(b"HTTP/1.1 200 ") or answer.endswith(b"half\r\n")
+
+
 def test_it_says_where_it_serves_what():
     with Upstream() as upstream:
         port = free_port()
@@ -98,12 +119,20 @@ def test_the_rule_for_what_says_nothing():
         assert [state(talk(port, PLAIN)) for _ in range(2)] == [b"missing", b"stale"]
 
 
-def test_fields_that_are_to_be_ignored_keep_nobody_out():
-    asked = PLAIN.replace(b"Host", b"X-App-Version: 1\r\nHost")
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        (b"X-App-Version: 1", ("--ignore-fields", "X-App-Version, X-Other")),
+        # RFC 9111 7.3: cookies by themselves do not forbid storing.
+        (b"Cookie: a=b", ("--cookies", "rfc9111")),
+    ],
+)
+def test_a_field_that_an_option_ignores_keeps_nobody_out(field, options):
+    asked = PLAIN.replace(b"Host", field + b"\r\nHost")
     with Upstream() as upstream:
         with proxying(upstream, "--fresh-for", "60") as (_, port):
             assert [state(talk(port, asked)) for _ in range(2)] == [b"missing", b"missing"]
-        with proxying(upstream, "--fresh-for", "60", "--ignore-fields", "X-App-Version, X-Other") as (_, port):
+        with proxying(upstream, "--fresh-for", "60", *options) as (_, port):
             assert [state(talk(port, asked)) for _ in range(2)] == [b"missing", b"fresh"]
 
 
@@ -112,16 +141,6 @@ def test_a_field_to_ignore_that_is_none_is_explained(capsys):
     assert capsys.readouterr().err.startswith(
         "swr: ignore_fields=('X-A', 'a b') holds 'a b', which is no name of a field"
     )
-
-
-def test_cookies_as_the_rfc_has_it():
-    """RFC 9111 7.3: cookies by themselves do not forbid storing."""
-    asked = PLAIN.replace(b"Host", b"Cookie: a=b\r\nHost")
-    with Upstream() as upstream:
-        with proxying(upstream, "--fresh-for", "60") as (_, port):
-            assert [state(talk(port, asked)) for _ in range(2)] == [b"missing", b"missing"]
-        with proxying(upstream, "--fresh-for", "60", "--cookies", "rfc9111") as (_, port):
-            assert [state(talk(port, asked)) for _ in range(2)] == [b"missing", b"fresh"]
 
 
 def test_two_processes_share_a_server(server: Server):
@@ -249,8 +268,9 @@ def run(*arguments: str) -> object:
         return end.code
 
 
+@pytest.mark.parametrize("name", ["uvicorn", "granian"])
 @pytest.mark.parametrize(("listen", "host"), [("127.0.0.1:{}", "127.0.0.1"), ("[::1]:{}", "[::1]"), (":{}", "0.0.0.0")])
-def test_it_serves_here_too(listen, host, capfd):
+def test_it_serves_here_too(listen, host, name, capfd):
     """What is interrupted here is the server, which then passes it on."""
     port, done = free_port(), threading.Event()
     address = ("::1" if "::1" in host else "127.0.0.1", port)
@@ -269,7 +289,7 @@ def test_it_serves_here_too(listen, host, capfd):
         thread = threading.Thread(target=interrupt)
         thread.start()
         try:
-            code = run("proxy", upstream.url, "--listen", listen.format(port))
+            code = run("proxy", upstream.url, "--listen", listen.format(port), "--server", name)
         finally:
             done.set()
             thread.join(PATIENCE)
@@ -298,7 +318,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         (("proxy",), "swr: the following arguments are required: upstream (swr proxy --help)"),
         (
             ("serve",),
-            "swr: argument command: invalid choice: 'serve' (choose from 'proxy', 'refresh', 'queue', 'warm', 'inspect', 'invalidate') (swr --help)",
+            "swr: argument command: invalid choice: 'serve' (choose from 'proxy', 'dashboard', 'top', 'refresh', 'queue', 'warm', 'keys', 'inspect', 'invalidate') (swr --help)",
         ),
         (
             ("proxy", "http://x", "--listen", "8000"),
@@ -361,6 +381,21 @@ def test_a_port_in_use_is_a_failure(capsys):
     assert capsys.readouterr().err.startswith(f"swr: cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
+def test_granian_that_is_not_installed_is_named(capsys, monkeypatch):
+    for module in ["granian", *(name for name in sys.modules if name.startswith("granian."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "swr.proxy.granian_server", raising=False)
+    assert run("proxy", "http://x", "--server", "granian") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("swr: --server granian needs granian and uvloop (")
+    assert error.endswith("): pip install 'swr[granian]'\n")
+
+
+def test_a_limit_that_granian_does_not_have_is_refused(capsys):
+    assert run("proxy", "http://x", "--server", "granian", "--keep-alive", "5") == 2
+    assert "with granian --head-timeout counts between two requests too" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ["httpx", "uvicorn"])
 def test_what_is_not_installed_is_named(missing, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
@@ -380,8 +415,9 @@ def unfolded(text: str) -> str:
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize(
-    "command", ["", "proxy", "refresh", "warm", "inspect", "invalidate", "queue", "queue status", "queue retry"]
-)
+    "command",
+    ["", "proxy", "dashboard", "top", "refresh", "warm", "keys", "inspect", "invalidate", "queue", "queue status", "queue retry"],
+)  # fmt: skip
 def test_a_help_is_as_wide_as_the_terminal(capsys, monkeypatch, width, command):
     monkeypatch.setenv("COLUMNS", str(width))
     assert run(*command.split(), "--help") == 0
@@ -390,6 +426,19 @@ def test_a_help_is_as_wide_as_the_terminal(capsys, monkeypatch, width, command):
     assert max(map(len, lines)) <= max(width, 80)
     assert not [line for line in lines if line.rstrip() != line]
     assert not any("\\\\" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["proxy", "dashboard", "top", "refresh", "warm", "keys", "inspect", "invalidate"])
+def test_an_example_is_the_same_command_however_narrow_the_terminal_is(capsys, monkeypatch, command):
+    """Whoever copies it: a line that goes on says so to the shell."""
+    shown = []
+    for width in (60, 80, 250):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert run(command, "--help") == 0
+        _, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+        lines = re.sub(r" \\\n +", " ", examples).splitlines()
+        shown.append([line for line in lines if re.match(r"  \S", line)])
+    assert shown[0] == shown[1] == shown[2] != []
 
 
 def test_the_version_is_said(capsys):

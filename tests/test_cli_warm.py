@@ -50,7 +50,11 @@ class Made:
             self.called.append("brief")
             return "brief"
 
-        self.top, self.two, self.many, self.brief = top, two, many, brief
+        @cache.cached("here", fresh_for=60, shared=False)
+        async def here() -> object:
+            return object()
+
+        self.top, self.two, self.many, self.brief, self.here = top, two, many, brief, here
 
     def groups(self) -> Iterator[str]:
         yield from ("ATL", "JFK")
@@ -252,6 +256,11 @@ def test_memory_is_nobodys(make, capsys):
     make(None)
     assert main(["warm", "made:it.top", "--keys", "a"]) == 2
     assert "the cache of 'made:it.top' is in the memory of one process" in capsys.readouterr().err
+
+
+def test_what_each_process_loads_for_itself_is_nobodys(made, capsys):
+    assert main(["warm", "made:it.here", "--keys", ""]) == 2
+    assert "'made:it.here' has shared=False" in capsys.readouterr().err
 
 
 def test_help_teaches(capsys):

@@ -14,24 +14,12 @@ from swr.http.clients import tag_of
 from swr.http.stored_response import StoredResponse, check
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores.local import UNTRUSTED
-from swr.testing import FakeClock
-from tests.fleet import settle
+from tests.fleet import gather, settle
 from tests.servers import Server
-from tests.web import App, client, gather
+from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
 TEXT = [(b"content-type", b"text/plain")]
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 def ruled(cache, app, selects=None, **terms):

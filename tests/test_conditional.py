@@ -15,22 +15,10 @@ import pytest
 from swr import NOT_MODIFIED, Cache, ConfigurationError, Fresh, LoadContext, NotModified, Policy, State, SWRError
 from swr.loaders.annotations import codec_for
 from swr.loaders.calling import asking
-from swr.testing import FakeClock
 from tests.fleet import settle
 from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 class Source:

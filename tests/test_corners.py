@@ -8,7 +8,8 @@ import pytest
 
 from swr import Cache, Policy, State, StoreUnavailable
 from swr.engine.engine import Engine
-from swr.engine.flights import Finished, Flight, NoValue, WaitingForLease
+from swr.engine.flights import Finished, Flight, WaitingForLease
+from swr.engine.results import NoValue
 from swr.entry import stamp
 from swr.middleware.handler import RequestHandler
 from swr.proxy.slots import Slots
@@ -119,7 +120,7 @@ async def test_a_large_value_that_was_replaced_while_it_was_measured_is_held_no_
     local.put("k", entry)
     slot = local.slots["k"]
     local.drop("k")
-    await local._weigh("k", slot)
+    await local._weigh(slot)
     assert "k" not in local.slots
 
 
@@ -184,13 +185,16 @@ async def test_a_client_that_waits_no_longer_looks_again_where_nothing_is_left_t
 
 async def test_requests_that_wait_for_a_place_search_one_after_the_other():
     class Behind:
-        has_given_way = False
+        has_given_way = is_given_up = False
 
         def behind(self, now):
             return 100.0
 
         def give_way(self):
             self.has_given_way = True
+
+        def unanswered(self, now):
+            return 0.0
 
     slots, first, second = Slots(1, 1.0), Behind(), Behind()
     slots._taken.add(first)

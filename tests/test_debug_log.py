@@ -4,14 +4,13 @@ import logging
 
 import pytest
 
-from swr import Cache, Policy
+from swr import Policy
 from swr.engine.endings import _description as describe_result
-from swr.engine.flights import HeldElsewhere, LocalOnly, NoValue, Stored
 from swr.engine.next_step import AskAgain, BackOff, GiveUp, LoadNow, Take, Wait
 from swr.engine.refresh_path import _description as describe_step
+from swr.engine.results import HeldElsewhere, LocalOnly, NoValue, Stored, Unstored
 from swr.errors import StoreUnavailable
 from swr.stores.base import Held, Lease
-from swr.testing import FakeClock
 from tests.fleet import fleet, settle
 from tests.test_next_step import FRESH
 from tests.web import cache_on
@@ -19,17 +18,6 @@ from tests.web import cache_on
 POLICY = Policy(fresh_for=60, stale_for=600)
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 def lines(caplog) -> list[str]:
@@ -143,6 +131,7 @@ async def test_without_debug_nothing_is_written(cache, caplog):
     [
         (Stored(FRESH), "stored as version 5"),
         (LocalOnly(FRESH), "kept in this process alone, version 5"),
+        (Unstored(FRESH), "not stored, because store_if says so"),
         (NoValue(), "there is no value to store"),
         (HeldElsewhere(), "left to the process that holds the lease"),
     ],
@@ -155,7 +144,7 @@ def test_each_result_of_a_load_has_its_line(result, text):
     ("step", "text"),
     [
         (LoadNow(Lease("k", "token", 7, 3)), "taken; loading version 7"),
-        (LoadNow(None), "the store is unreachable; loading without"),
+        (LoadNow(None), "the store gives none; loading without"),
         (Take(FRESH), "not needed; another load stored version 5"),
         (AskAgain(), "asking again"),
         (BackOff(Held(2.0, 9, 3)), "refused for 2.000 s, because 3 loads in a row failed; backing off"),

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import functools
 import inspect
+import math
 import sys
 import threading
 import uuid
@@ -24,22 +25,10 @@ from starlette.websockets import WebSocket
 from swr import Cache, CodecError, ConfigurationError, LoadContext, Policy, State
 from swr.core.template import Template
 from swr.loaders import request_parameters
-from swr.testing import FakeClock
-from tests.fleet import settle
+from tests.fleet import settle, until
 from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 class TestCalls:
@@ -250,7 +239,7 @@ class TestCalls:
         assert (outcome.value, outcome.state) == ("x", State.MISSING)
         clock.advance(61)
         assert (await cache.get_or_load("k", lambda: "y", Policy(60, 600))).state is State.STALE
-        await anyio.sleep(0.05)
+        await until(lambda: cache.engine.store.peek("k").value == "y")
         assert (await cache.get_or_load("k", load, Policy(60, 600))).value == "y"
 
     async def test_a_partial_is_a_loader(self, cache):
@@ -476,6 +465,30 @@ class TestDecoration:
         with pytest.raises(AttributeError):
             Airports.of_class.outcom("ATL")
         await cache.aclose()
+
+    @pytest.mark.parametrize("many", [False, True])
+    def test_loaders_that_a_function_makes_of_other_constants_do_not_share_a_key(self, many):
+        cache = Cache()
+
+        def make(tenant, session):
+            if many:
+
+                @cache.cached_many("users:{id}", fresh_for=1)
+                async def load_all(ids: list[int]) -> dict[int, object]:
+                    return dict.fromkeys(ids, (tenant, session, load_all))
+
+            @cache.cached("user:{id}", fresh_for=1)
+            async def load(id):
+                return tenant, session, load
+
+        make("a", [])
+        make("a", [1])
+        for _ in range(2):
+            assert cache.cached("root:{x}", fresh_for=1)(math.sqrt).key(4) == "root:4"
+        for other in ("b", 1, None):
+            with pytest.raises(ConfigurationError, match="defined again with another tenant"):
+                make(other, [])
+        make([], [])
 
     def test_two_loaders_do_not_share_a_key(self):
         cache = Cache()

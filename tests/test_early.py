@@ -16,11 +16,6 @@ from tests.servers import Server
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
 @pytest.mark.parametrize("name", ["early", "jitter"])
 def test_what_is_no_number_is_refused(name):
     assert getattr(Policy(1, **{name: 1}), name) == 1.0

@@ -17,26 +17,14 @@ from starlette.responses import StreamingResponse
 from swr import Cache
 from swr.errors import ConfigurationError
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
-from tests.fleet import settle, until
-from tests.web import MAX_AGE, App, Client, client, gather, http_scope
+from tests.fleet import gather, settle, until
+from tests.web import MAX_AGE, App, Client, client, http_scope
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 60
 RULES = [Rule("/{rest:path}", fresh_for=60, stale_for=600)]
 STALE = [(b"cache-control", b"max-age=1, stale-while-revalidate=600, stale-if-error=600")]
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 @pytest.fixture
@@ -195,26 +183,19 @@ class TestAnEndlessBody:
         assert reader.sent[0]["status"] == 304
         assert app.active == 0
 
-    async def test_of_an_error_keeps_nobody_waiting(self, cache):
-        app = Stream(status=500)
-        ask = shielded(SWRMiddleware(app, cache, RULES, max_body_time=0.2))
+    @pytest.mark.parametrize(
+        ("chunk", "chunks_seen", "bound"),
+        [(b"x", 3, {"max_body_time": 0.2}), (b"x" * 1000, 10, {"max_body_bytes": 5_000, "max_body_time": None})],
+        ids=["too slow", "too long"],
+    )
+    async def test_of_an_error_keeps_nobody_waiting(self, cache, chunk, chunks_seen, bound):
+        app = Stream(status=500, chunk=chunk)
+        ask = shielded(SWRMiddleware(app, cache, RULES, **bound))
         readers = [Client() for _ in range(3)]
         async with anyio.create_task_group() as group:
             for reader in readers:
                 group.start_soon(ask, reader)
-            await until(lambda: all(len(chunks(reader)) > 3 for reader in readers), PATIENCE)
-            for reader in readers:
-                reader.gone.set()
-        assert app.active == 0
-
-    async def test_of_an_error_that_is_too_long_keeps_nobody_waiting(self, cache):
-        app = Stream(status=500, chunk=b"x" * 1000)
-        ask = shielded(SWRMiddleware(app, cache, RULES, max_body_bytes=5_000, max_body_time=None))
-        readers = [Client() for _ in range(3)]
-        async with anyio.create_task_group() as group:
-            for reader in readers:
-                group.start_soon(ask, reader)
-            await until(lambda: all(len(chunks(reader)) > 10 for reader in readers), PATIENCE)
+            await until(lambda: all(len(chunks(reader)) > chunks_seen for reader in readers), PATIENCE)
             for reader in readers:
                 reader.gone.set()
         assert app.active == 0

@@ -19,14 +19,9 @@ from swr.stores.memory import MemoryStore
 from swr.stores.tag_versions import ALL
 from swr.testing import FakeClock
 from tests.flaky_store import FlakyStore
-from tests.fleet import POLICY, Job, Process, fleet, settle, until
+from tests.fleet import POLICY, Job, Process, fleet, gather, open_gate, settle, until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 @pytest.fixture
@@ -41,31 +36,9 @@ async def two(clock):
         yield processes
 
 
-async def together(*calls):
-    """Run calls at once; return their results, exceptions among them, in order."""
-    results = [None] * len(calls)
-
-    async def run(number, call):
-        try:
-            results[number] = await call
-        except Exception as error:
-            results[number] = error
-
-    async with anyio.create_task_group() as group:
-        for number, call in enumerate(calls):
-            group.start_soon(run, number, call)
-    return results
-
-
 async def let_go(job):
     """Hold the job until everyone has asked."""
     job.gate = anyio.Event()
-    await settle()
-    job.gate.set()
-
-
-async def open_gate(job):
-    """Let a job that is held go once everyone has asked."""
     await settle()
     job.gate.set()
 
@@ -94,7 +67,7 @@ class TestOneProcess:
 
     async def test_a_thousand_readers_of_a_cold_key_are_one_load(self, process):
         job = Job()
-        outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(1000)))
+        outcomes = await gather(let_go(job), *(process.engine.fetch("k", job) for _ in range(1000)))
         assert job.runs == 1
         assert {(outcome.value, outcome.state) for outcome in outcomes[1:]} == {(1, State.MISSING)}
 
@@ -104,7 +77,7 @@ class TestOneProcess:
         clock.advance(61)
         job.gate = anyio.Event()
         process.link.calls.clear()
-        outcomes = await together(*(process.engine.fetch("k", job) for _ in range(1000)))
+        outcomes = await gather(*(process.engine.fetch("k", job) for _ in range(1000)))
         assert {(outcome.value, outcome.state) for outcome in outcomes} == {(1, State.STALE)}
         job.gate.set()
         await settle()
@@ -144,7 +117,7 @@ class TestOneProcess:
             clock.advance(10)
 
         job.before_store = sleep
-        outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(3)))
+        outcomes = await gather(let_go(job), *(process.engine.fetch("k", job) for _ in range(3)))
         assert [outcome.value for outcome in outcomes[1:]] == [1, 1, 1]
         assert outcomes[1].age == 10
 
@@ -171,7 +144,7 @@ class TestOneProcess:
             job.gate.set()
 
         # The load that is under way here is none the worse for it.
-        outcome, _ = await together(engine.fetch("other", job), refused())
+        outcome, _ = await gather(engine.fetch("other", job), refused())
         assert (outcome.value, engine._opened) == (1, True)
         await engine.aclose()
         await engine.aclose()
@@ -199,7 +172,7 @@ class TestFailures:
     async def test_a_cold_readers_error_is_the_loaders_own(self, process):
         error = ZeroDivisionError("x")
         job = Job(lambda run: error)
-        results = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(5)))
+        results = await gather(let_go(job), *(process.engine.fetch("k", job) for _ in range(5)))
         assert {repr(result) for result in results[1:]} == {repr(error)}
         # Each has one of its own, and the last of them the loader's.
         assert len({id(result) for result in results[1:]}) == 5
@@ -290,23 +263,23 @@ class TestFleet:
         async with fleet(8, clock) as processes:
             job = Job()
             readers = (process.engine.fetch("k", job) for process in processes for _ in range(50))
-            outcomes = await together(let_go(job), *readers)
+            outcomes = await gather(let_go(job), *readers)
             assert job.runs == 1
             assert {(outcome.value, outcome.state) for outcome in outcomes[1:]} == {(1, State.MISSING)}
 
     async def test_one_load_stale_again_and_again(self, clock):
         async with fleet(8, clock) as processes:
             job = Job()
-            await together(*(process.engine.fetch("k", job) for process in processes))
+            await gather(*(process.engine.fetch("k", job) for process in processes))
             for round_ in range(2, 6):
                 clock.advance(61)
-                outcomes = await together(*(process.engine.fetch("k", job) for process in processes for _ in range(50)))
+                outcomes = await gather(*(process.engine.fetch("k", job) for process in processes for _ in range(50)))
                 await settle()
                 assert job.runs == round_
                 assert {outcome.state for outcome in outcomes} <= {State.STALE, State.FRESH}
-                outcomes = await together(*(process.engine.fetch("k", job) for process in processes))
+                outcomes = await gather(*(process.engine.fetch("k", job) for process in processes))
                 await settle()
-                outcomes = await together(*(process.engine.fetch("k", job) for process in processes))
+                outcomes = await gather(*(process.engine.fetch("k", job) for process in processes))
                 assert {(outcome.value, outcome.state) for outcome in outcomes} == {(round_, State.FRESH)}
                 assert job.runs == round_
 
@@ -319,12 +292,7 @@ class TestFleet:
             await failing.begun.wait()
             return await other.engine.fetch("k", job)
 
-        async def third():
-            await failing.begun.wait()
-            await settle()
-            failing.gate.set()
-
-        first, outcome, _ = await together(one.engine.fetch("k", failing), second(), third())
+        first, outcome, _ = await gather(one.engine.fetch("k", failing), second(), open_gate(failing))
         assert isinstance(first, ValueError)
         assert (outcome.value, outcome.state) == (1, State.MISSING)
 
@@ -339,7 +307,7 @@ class TestFleet:
             await settle()
             job.gate.set()
 
-        outcomes = await together(one.engine.fetch("k", job), other.engine.fetch("k", job), late())
+        outcomes = await gather(one.engine.fetch("k", job), other.engine.fetch("k", job), late())
         assert [outcome.value for outcome in outcomes[:2]] == [1, 1]
 
     async def test_a_denied_refresh_is_not_asked_for_again_until_news_comes(self, two, clock):
@@ -384,7 +352,7 @@ class TestFleet:
             await settle()
             job.gate.set()
 
-        outcome, _ = await together(other.engine.fetch("k", job), let_go())
+        outcome, _ = await gather(other.engine.fetch("k", job), let_go())
         assert (outcome.value, outcome.state) == (2, State.MISSING)
         assert job.runs == 2
 
@@ -423,12 +391,7 @@ class TestRefresh:
             await job.begun.wait()
             return await process.engine.refresh("k", job)
 
-        async def let_go():
-            await job.begun.wait()
-            await settle()
-            job.gate.set()
-
-        first, second, _ = await together(process.engine.fetch("k", job), refresh(), let_go())
+        first, second, _ = await gather(process.engine.fetch("k", job), refresh(), open_gate(job))
         assert (first.value, second.value) == (1, 2)
 
     async def test_many_at_once_are_two_loads_at_most(self, clock):
@@ -436,12 +399,7 @@ class TestRefresh:
             job = Job()
             job.gate = anyio.Event()
 
-            async def let_go():
-                await job.begun.wait()
-                await settle()
-                job.gate.set()
-
-            outcomes = await together(*(p.engine.refresh("k", job) for p in processes for _ in range(10)), let_go())
+            outcomes = await gather(*(p.engine.refresh("k", job) for p in processes for _ in range(10)), open_gate(job))
             assert job.runs == 2
             assert {outcome.value for outcome in outcomes[:-1]} == {1, 2}
 
@@ -500,7 +458,7 @@ class TestInvalidation:
             job.gate.set()
             return await process.engine.fetch("k", job)
 
-        results = await together(process.engine.fetch("k", job), invalidate())
+        results = await gather(process.engine.fetch("k", job), invalidate())
         assert [outcome.value for outcome in results] == [1, 1]
         assert job.runs == 1
 
@@ -521,24 +479,20 @@ class TestInvalidation:
         assert (await one.engine.fetch("k", job)).value == "old"
         assert (await other.engine.fetch("k", job)).value == "old"
         await invalidate()
-        # A load under way has read what was true; that changes, and is invalidated, before the load lands.
+        # A load under way has read what was true; that changes, and is invalidated, before the load ends.
         job.gate, job.begun = anyio.Event(), anyio.Event()
 
         async def change():
             await job.begun.wait()
             truth[0] = "new"
             await invalidate()
-            later = await together(one_later(), let_go())
+            later = await gather(one_later(), open_gate(job))
             return later[0]
 
         async def one_later():
             return await one.engine.fetch("k", job)
 
-        async def let_go():
-            await settle()
-            job.gate.set()
-
-        first, later = await together(one.engine.fetch("k", job), change())
+        first, later = await gather(one.engine.fetch("k", job), change())
         assert (first.value, later.value) == ("new", "new")
         assert (await other.engine.fetch("k", job)).value == "new"
         assert (await one.engine.fetch("k", job)).state is State.FRESH
@@ -571,25 +525,21 @@ class TestInvalidation:
                 await invalidate
                 job.gate.set()
 
-            error, _ = await together(process.engine.fetch("k", job), change())
+            error, _ = await gather(process.engine.fetch("k", job), change())
             assert isinstance(error, ValueError)
             job.gate = None
 
-    async def test_a_barrier_of_another_tag_disturbs_no_flight(self, process):
+    async def test_the_version_of_another_tag_disturbs_no_flight(self, process):
         job = Job(policy=Policy(60, tags=("t",)))
         job.gate = anyio.Event()
 
         async def later():
             await job.begun.wait()
             await process.engine.invalidate_tag("unrelated")
-            results = await together(process.engine.fetch("k", job), let_go())
+            results = await gather(process.engine.fetch("k", job), open_gate(job))
             return results[0]
 
-        async def let_go():
-            await settle()
-            job.gate.set()
-
-        first, second = await together(process.engine.fetch("k", job), later())
+        first, second = await gather(process.engine.fetch("k", job), later())
         assert (first.value, second.value, job.runs) == (1, 1, 1)
         assert process.link.calls.count("acquire") == 1
 
@@ -719,7 +669,7 @@ class TestTheStoreAway:
     async def test_readers_without_a_copy_are_loaded_for_once_in_this_process(self, process):
         process.link.is_down = True
         job = Job()
-        outcomes = await together(let_go(job), *(process.engine.fetch("k", job) for _ in range(100)))
+        outcomes = await gather(let_go(job), *(process.engine.fetch("k", job) for _ in range(100)))
         assert {outcome.value for outcome in outcomes[1:]} == {1}
         assert job.runs == 1
 
@@ -840,7 +790,7 @@ class TestTheStoreAway:
             await process.engine.invalidate("k")
             slow.gate.set()
 
-        outcome, _ = await together(process.engine.fetch("k", slow), overtake())
+        outcome, _ = await gather(process.engine.fetch("k", slow), overtake())
         assert outcome.value == "new"
         assert (await process.engine.fetch("k", quick)).value == "new"
 
@@ -856,7 +806,7 @@ class TestTheStoreAway:
             await process.engine.refresh("k", quick)
             slow.gate.set()
 
-        await together(process.engine.fetch("k", slow), overtake())
+        await gather(process.engine.fetch("k", slow), overtake())
         assert (await process.engine.fetch("k", slow)).value == "new"
 
     @pytest.mark.parametrize("operation", ["read", "acquire", "commit", "release", "renew"])
@@ -904,7 +854,7 @@ class TestLeases:
                 clock.advance(0.03)
             job.gate.set()
 
-        first, second, _ = await together(one.engine.fetch("k", job), other.engine.fetch("k", job), watch())
+        first, second, _ = await gather(one.engine.fetch("k", job), other.engine.fetch("k", job), watch())
         assert (first.value, second.value, job.runs) == (1, 1, 1)
 
     @pytest.mark.parametrize("ends", ["committed", "failed"])
@@ -951,14 +901,14 @@ class TestLeases:
             paused.gate.set()
             return outcome
 
-        first, second = await together(one.engine.fetch("k", paused), overtake())
-        # Fenced off, it looks again, and finds what the other has stored.
+        first, second = await gather(one.engine.fetch("k", paused), overtake())
+        # Its commit is rejected: it looks again, and finds what the other has stored.
         assert (first.value, second.value) == ("new", "new")
         waiting.set()
         assert (await one.engine.fetch("k", job)).value == "new"
         assert (await other.engine.fetch("k", job)).value == "new"
 
-    async def test_renewal_survives_a_store_that_is_away_and_ends_with_the_lease(self, process, clock):
+    async def test_renewal_survives_an_unreachable_store_and_ends_with_the_lease(self, process, clock):
         process.engine.runtime.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
@@ -972,11 +922,11 @@ class TestLeases:
             await anyio.sleep(0.05)
             job.gate.set()
 
-        outcome, _ = await together(process.engine.fetch("k", job), watch())
+        outcome, _ = await gather(process.engine.fetch("k", job), watch())
         assert (outcome.value, job.runs) == (2, 2)
 
 
-async def test_flaky_store_hides_messages_while_away(clock):
+async def test_flaky_store_hides_messages_while_unreachable(clock):
     link = FlakyStore(MemoryStore(clock=clock))
     heard = []
     await link.open(lambda *args: None, heard.append)
@@ -995,7 +945,7 @@ class TestRaces:
     """Interleavings that take a stage manager: each holds one operation and lets something happen meanwhile."""
 
     async def test_an_answer_that_was_on_its_way_is_compared_with_the_news(self, two):
-        """A GET that was sent before an invalidation does not fill the shelf with what it answers."""
+        """A GET that was sent before an invalidation does not fill the local cache with what it answers."""
         one, other = two
         job = Job()
         await other.engine.fetch("k", job)
@@ -1167,11 +1117,11 @@ class TestRaces:
 
         async def read_and_let_go():
             await job.begun.wait()
-            outcomes = await together(other.engine.fetch("k", job), open_gate(job))
+            outcomes = await gather(other.engine.fetch("k", job), open_gate(job))
             return outcomes[0]
 
         job.gate = anyio.Event()
-        error, outcome = await together(other.engine.refresh("k", job), read_and_let_go())
+        error, outcome = await gather(other.engine.refresh("k", job), read_and_let_go())
         assert isinstance(error, ValueError)
         assert (outcome.value, outcome.state, repr(outcome.error)) == (1, State.STALE, repr(error))
 
@@ -1192,7 +1142,7 @@ class TestRaces:
         await job.begun.wait()
         for message in late:
             hear(message)
-        error, _ = await together(one.engine.fetch("k", job), open_gate(job))
+        error, _ = await gather(one.engine.fetch("k", job), open_gate(job))
         assert job.runs == 1
         assert isinstance(error, ValueError)
 
@@ -1213,7 +1163,7 @@ class TestRaces:
             await other.engine.invalidate("k")
             await open_gate(job)
 
-        outcome, refreshed, _ = await together(one.engine.fetch("k", job), refresh(), invalidate())
+        outcome, refreshed, _ = await gather(one.engine.fetch("k", job), refresh(), invalidate())
         assert refreshed.value == "new"
         assert (outcome.value, outcome.state) == ("new", State.STALE)
         assert isinstance(outcome.error, ValueError)
@@ -1266,7 +1216,7 @@ class TestRaces:
                     await anyio.sleep(0.005)
             job.gate.set()
 
-        results = await together(one.engine.fetch("k", job), read_elsewhere(), end())
+        results = await gather(one.engine.fetch("k", job), read_elsewhere(), end())
         assert one.link.calls.count("renew") >= 60
         assert [outcome.value for outcome in results[:2]] == [1, 1]
         assert job.runs == 1
@@ -1280,7 +1230,7 @@ class TestRaces:
             await job.begun.wait()
             process.link.store._holds.clear()
 
-        errors = await together(process.engine.fetch("k", job), lose())
+        errors = await gather(process.engine.fetch("k", job), lose())
         assert isinstance(errors[0], LoadTimeout)
 
     async def test_a_loader_that_failed_in_time_is_not_given_up_while_its_lease_is_given_back(self, process):
@@ -1465,7 +1415,7 @@ async def test_a_loader_that_was_cancelled_from_within_fails_alone():
             await super().run(load)
             raise asyncio.CancelledError
 
-    bad, good, _ = await together(engine.fetch("bad", Cancelled()), engine.fetch("good", slow), let_slow_go())
+    bad, good, _ = await gather(engine.fetch("bad", Cancelled()), engine.fetch("good", slow), let_slow_go())
     assert isinstance(bad, SWRError)
     assert "cancelled from within" in str(bad)
     assert good.value == 1
@@ -1485,7 +1435,7 @@ async def test_what_is_no_exception_reaches_the_caller_and_no_other_load(process
             await super().run(load)
             raise error
 
-    good, _ = await together(process.engine.fetch("good", slow), let_go(slow))
+    good, _ = await gather(process.engine.fetch("good", slow), let_go(slow))
     with pytest.raises(type(error)):
         await process.engine.fetch("bad", Raises())
     assert (await process.engine.fetch("late", Late())).value == 1
@@ -1511,7 +1461,7 @@ async def test_a_fallback_that_a_tag_outdated_is_none_for_the_next_flight_either
 async def test_closing_twice_at_once(clock):
     async with fleet(1, clock) as (process,):
         await process.engine.fetch("k", Job())
-        assert await together(process.engine.aclose(), process.engine.aclose()) == [None, None]
+        assert await gather(process.engine.aclose(), process.engine.aclose()) == [None, None]
 
 
 def test_a_loop_that_ended_without_a_word_leaves_nothing_to_wait_for():
@@ -1655,3 +1605,47 @@ async def test_a_loader_that_closes_another_cache(clock):
         job = Job()
         job.before_store = other.engine.aclose
         assert (await one.engine.fetch("mine", job)).value == 1
+
+
+def test_a_closing_that_another_event_loop_overtakes_takes_nothing_from_it():
+    cache = Cache()
+    gate: list[asyncio.Event] = []
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+
+    async def begin() -> asyncio.Task[None]:
+        gate.append(asyncio.Event())
+        begun = asyncio.Event()
+
+        async def load() -> int:
+            begun.set()
+            await gate[0].wait()
+            return 1
+
+        reading = asyncio.ensure_future(cache.get_or_load("a", load, Policy(60)))
+        await begun.wait()
+        closing = asyncio.ensure_future(cache.aclose())
+        # It waits for the load.
+        await settle()
+        assert not closing.done()
+        reading.add_done_callback(lambda done: done.exception())
+        return closing
+
+    async def load_here() -> int:
+        return 2
+
+    async def end(closing: "asyncio.Task[None]") -> None:
+        gate[0].set()
+        await closing
+
+    async def read() -> int:
+        return (await cache.get_or_load("b", load_here, Policy(60))).value
+
+    try:
+        closing = first.run_until_complete(begin())
+        assert second.run_until_complete(read()) == 2
+        first.run_until_complete(end(closing))
+        assert second.run_until_complete(read()) == 2
+        second.run_until_complete(cache.aclose())
+    finally:
+        first.close()
+        second.close()

@@ -12,8 +12,10 @@ import pytest
 from swr import Cache, CodecError, ConfigurationError, Policy, State, SWRError
 from swr.core.codec import ANY
 from swr.engine.engine import Engine
+from swr.engine.publisher import Publisher
 from swr.events import (
     KINDS,
+    Bypassed,
     CommitRejected,
     Committed,
     Event,
@@ -25,22 +27,21 @@ from swr.events import (
     Loaded,
     LoadFailed,
     Miss,
-    Publisher,
+    NotStored,
     RenewalRejected,
     Stale,
     StoreReachable,
     StoreUnreachable,
 )
 from swr.middleware import SWRMiddleware
-from swr.testing import FakeClock
-from tests.fleet import Job, Loader, fleet, settle, until
+from tests.fleet import Job, Loader, fleet, gather, settle, until
 from tests.proxy import Proxy
-from tests.web import MAX_AGE, App, Client, Origin, client, gather, http_scope, open_later
+from tests.web import MAX_AGE, App, Client, Origin, client, http_scope, open_later
 
 pytestmark = pytest.mark.anyio
 
 POLICY = Policy(60, 600, 3600)
-READS = (Hit, Stale, Miss)
+READS = (Hit, Stale, Miss, Bypassed, NotStored)
 
 
 class Heard(list):
@@ -62,11 +63,6 @@ class Heard(list):
 @pytest.fixture
 def anyio_backend(place):
     return place.rpartition(" ")[2]
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 @pytest.fixture
@@ -336,8 +332,8 @@ class TestSeveralProcesses:
         await process.engine.ready()
         told = self.listen(process, StoreUnreachable, StoreReachable)
         assert process.engine.is_store_up
-        for away in (False, True, True):
-            process.link.set_down(away)
+        for is_down in (False, True, True):
+            process.link.set_down(is_down)
         assert told == [StoreUnreachable("")]
         assert not process.engine.is_store_up
         for _ in range(2):
@@ -434,7 +430,7 @@ class TestAServer:
                 for text in ("cannot reach Redis", "is reachable again"):
                     assert sum(text in message for message in messages) == number
 
-    async def test_a_store_that_is_away_is_so_until_it_is_found_back_whoever_closes_in_between(
+    async def test_a_store_that_is_unreachable_is_so_until_it_is_reachable_again_whoever_closes_in_between(
         self, own_server, caplog
     ):
         caplog.set_level(logging.WARNING, "swr")
@@ -475,7 +471,7 @@ class TestAServer:
 
 
 def state_of(event):
-    return {Hit: "fresh", Stale: "stale", Miss: "missing"}[type(event)]
+    return {Hit: "fresh", Stale: "stale", Miss: "missing"}.get(type(event), "missing")
 
 
 class TestResponses:
@@ -512,16 +508,18 @@ class TestResponses:
                 assert await self.ask(http, heard) == Stale(key, 70.0, 10.0, None)
             app.gate.set()
 
-    async def test_what_the_app_has_to_answer_is_missing_whatever_the_reason(self, cache, heard):
+    async def test_what_the_cache_could_not_answer_is_bypassed_with_the_reason_and_no_miss(self, cache, heard):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             key = "GET http://test\n/x?"
-            for fields in ({"cookie": "a=b"}, {"if_match": "*"}, {"cache_control": "no-store"}, {"method": "HEAD"}):
-                assert await self.ask(http, heard, **fields) == Miss(key)
+            assert await self.ask(http, heard, cookie="a=b") == Bypassed(key, "cookie")
+            assert await self.ask(http, heard, if_match="*") == Bypassed(key, "precondition")
+            assert await self.ask(http, heard, cache_control="no-store") == Bypassed(key, "no-store")
+            assert await self.ask(http, heard, method="HEAD") == Bypassed(key, "HEAD")
             assert await self.ask(http, heard, cache_control="only-if-cached") == Miss(key)
             assert await self.ask(http, heard) == Miss(key)
             assert await self.ask(http, heard, cache_control="only-if-cached") == Hit(key, pytest.approx(0))
-            assert await self.ask(http, heard, authorization="me") == Miss(key)
+            assert await self.ask(http, heard, authorization="me") == Bypassed(key, "authorization")
 
     async def test_a_request_of_another_method_is_no_read(self, cache, heard):
         async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
@@ -601,9 +599,9 @@ class TestResponses:
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
             await until(lambda: len(heard) == 3)
-            assert heard.names() == ["LoadBegun", "Loaded", "Miss"]
+            assert heard.names() == ["LoadBegun", "Loaded", "NotStored"]
             await http.get("/x")
-            assert heard.names() == ["Miss"]
+            assert heard.names() == ["Bypassed"]
 
     async def test_what_a_post_outdates_is_told(self, cache):
         heard = Heard(cache, Invalidated)
@@ -631,7 +629,7 @@ class TestListeners:
 
             async def called():
                 """The functions that have to do with events and are called by hits."""
-                told_by = {Engine.tell.__code__, Publisher.publish.__code__, Hit.__init__.__code__}
+                told_by = {Engine.publish_read.__code__, Publisher.publish.__code__, Hit.__init__.__code__}
                 names = []
 
                 def note(frame, what, _):
@@ -652,7 +650,8 @@ class TestListeners:
             heard.clear()
             assert await called() == []
             reads = Heard(cache, Hit)
-            assert await called() == ["tell", "publish", "__init__"] * 3
+            one = ["publish_read", "publish", "__init__"]
+            assert await called() == [*one, *one, "publish", *one, "publish"]
             assert len(reads) == 3
             reads.end()
             assert await called() == []
@@ -725,7 +724,8 @@ class TestListeners:
 
 def test_kinds_are_all_there_are_frozen_and_documented():
     # With slots, dataclass makes each class twice.
-    assert {kind.__name__ for kind in KINDS} == {kind.__name__ for kind in Event.__subclasses__()}
+    # `Answered` is published for dashboards alone.
+    assert {kind.__name__ for kind in KINDS} | {"Answered"} == {kind.__name__ for kind in Event.__subclasses__()}
     page = (Path(__file__).parent.parent / "docs" / "events.md").read_text()
     for kind in KINDS:
         fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(kind))

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
 from swr import Cache, Policy, State
 from swr.core.arguments import NO_ARGUMENTS
 from swr.core.codec import Codec
+from swr.events import LeaseHeld
 from swr.loaders.call import Call, Loader
+from swr.middleware import Rule, SWRMiddleware
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_redis import until
+from tests.web import App, client
 
 POLICY = Policy(0.001, 0, 600, tags=("t",))
 
@@ -156,3 +160,52 @@ async def test_a_load_that_a_refresh_has_overtaken_falls_back_all_the_same(serve
             assert (await reading).value == 1
         with pytest.raises(ValueError, match="another's"):
             await refreshing
+
+
+def outdate_at_the_next_refusal(cache: Cache) -> list[LeaseHeld]:
+    """Outdate what has the tag "t" at the moment at which a lease is refused; return the refusals."""
+    refusals: list[LeaseHeld] = []
+
+    def outdate(refusal: LeaseHeld) -> None:
+        refusals.append(refusal)
+        versions = cache.engine.store.tag_versions
+        versions.raise_to("t", max(versions.newest, time.time_ns() // 1000) + 1)
+
+    cache.subscribe(outdate, LeaseHeld)
+    return refusals
+
+
+async def test_a_reader_whose_fallback_goes_while_the_key_backs_off_loads(server: Server):
+    async with Cache(server.url) as one, Cache(server.url) as other:
+        failing = Failing()
+        failing.gate.set()
+        assert (await one.get_or_load("k", failing, POLICY)).value == 1
+        await asyncio.sleep(0.002)
+        # The last load failed, in another process, which falls back on the entry.
+        assert (await other.get_or_load("k", failing, POLICY)).error is not None
+        refusals = outdate_at_the_next_refusal(one)
+
+        async def load() -> int:
+            return 3
+
+        outcome = await one.get_or_load("k", load, POLICY)
+        assert ([refusal.failures for refusal in refusals], outcome.value) == ([1], 3)
+
+
+async def test_so_does_a_request(server: Server):
+    rules = [Rule("/top", fresh_for=0.001, stale_if_error=600, tags=("t",))]
+    app, failing = App(), App(status=500)
+    async with (
+        Cache(server.url) as one,
+        Cache(server.url) as other,
+        client(SWRMiddleware(app, one, rules=rules)) as here,
+        client(SWRMiddleware(failing, other, rules=rules)) as there,
+    ):
+        assert (await here.get("/top")).text == "1"
+        await asyncio.sleep(0.002)
+        assert (await there.get("/top")).headers["swr-state"] == "stale"
+        # It tries once more, without the client.
+        await until(lambda: failing.runs == 2 and not len(other.engine.flights))
+        refusals = outdate_at_the_next_refusal(one)
+        answer = await here.get("/top")
+        assert ([refusal.failures for refusal in refusals], answer.text) == ([2], "2")

@@ -15,7 +15,6 @@ from swr.http.caching import Verdict
 from swr.http.stored_response import RESPONSES, StoredResponse, Varies, as_stored, check
 from swr.middleware import SWRMiddleware
 from swr.stores.redis.names import Names
-from swr.testing import FakeClock
 from tests.web import MAX_AGE, App, client
 
 pytestmark = pytest.mark.anyio
@@ -71,11 +70,6 @@ FOREIGN = {
     "a million variants": Varies(("accept",), ("\nvary: x",) * 1_000_000),
 }
 TIMES = ("created_at", "fresh_until", "stale_until", "error_until", "keep_until", "took")
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 async def stored_as(server, clock, caplog, frame):

@@ -13,22 +13,14 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 
-from swr import Cache
 from swr.endpoints.looking import looks_at_request, reads_address
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
 from tests.web import client
 
 pytestmark = pytest.mark.anyio
 
 RULE = Rule("/{path:path}", fresh_for=60, stale_for=600)
 OWN = {"cache-control": "max-age=60"}
-
-
-@pytest.fixture
-async def cache():
-    async with Cache(clock=FakeClock()) as cache:
-        yield cache
 
 
 # -- an endpoint that asks another app ------------------------------------------------------------------------------
@@ -273,7 +265,8 @@ async def test_an_argument_that_looks_at_the_request_is_each_readers_own(cache, 
     for address in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
         found = await seen_by(Users(app) if outside else app, address)
         assert found.text == (await seen_by(bare, address)).text
-        assert 'detail="argument who"' in found.headers["cache-status"]
+        # Within, the middleware that keeps the address is reason enough.
+        assert ("argument who" if outside else 'detail="address') in found.headers["cache-status"]
 
 
 async def test_key_of_the_middleware_and_shared_say_what_such_an_argument_means(cache):

@@ -25,17 +25,6 @@ BODY = "x" * 2000
 REFRESHED = "max-age=60, stale-while-revalidate=600"
 
 
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
-
-
 class Site:
     """A Starlette app with one endpoint, `/x`, behind middleware, outermost first."""
 

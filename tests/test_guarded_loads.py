@@ -21,33 +21,15 @@ from starlette.routing import Route
 from swr import Cache
 from swr.events import Hit, LoadBegun, Miss, Stale
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
 from tests.fleet import settle
-from tests.test_guarded import DETAIL, TOKENS, User, app_with, bearer, client, get, state, wrapped
+
+# `tokens` is a fixture of every test here, too.
+from tests.test_guarded import DETAIL, TOKENS, User, app_with, bearer, client, get, state, tokens, wrapped  # noqa: F401
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 30
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
-
-
-@pytest.fixture(autouse=True)
-def tokens():
-    """The tokens that are valid, and whose they are."""
-    TOKENS.clear()
-    TOKENS.update(a="alice", b="bob")
-    return TOKENS
 
 
 async def until(condition):
@@ -110,6 +92,15 @@ class Readers:
 
         for _ in range(number):
             self.group.start_soon(ask)
+
+    async def share_a_load(self, cache, gated, number, **headers):
+        """Have one reader run the endpoint, after a first response, while the others wait; wait until all have answers."""
+        await get(self.http)
+        await cache.clear()
+        self.ask(number, **headers)
+        await until(lambda: gated.runs == 2 and waiting(cache) == number - 1)
+        gated.open()
+        await until(lambda: len(self.found) == number)
 
     @property
     def statuses(self):
@@ -437,12 +428,7 @@ async def test_what_the_endpoint_raises_on_purpose_is_raised_for_all_who_wait(ca
         return JSONResponse(error.detail, error.status_code, error.headers)
 
     async with readers_of(cache, app) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(5)
-        await until(lambda: gated.runs == 2 and waiting(cache) == 4)
-        gated.open()
-        await until(lambda: len(readers.found) == 5)
+        await readers.share_a_load(cache, gated, 5)
     assert {(found.status_code, found.text, found.headers["x-why"]) for found in readers.found} == {
         (status, '{"why":"so"}', "so")
     }
@@ -454,12 +440,7 @@ async def test_what_the_endpoint_raises_for_one_reader_is_not_raised_for_others(
     gated = Gated(2)
     gated.results[2] = HTTPException(403, "not you", {"cache-control": "private"})
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(3)
-        await until(lambda: gated.runs == 2 and waiting(cache) == 2)
-        gated.open()
-        await until(lambda: len(readers.found) == 3)
+        await readers.share_a_load(cache, gated, 3)
     assert readers.statuses == {403: 1, 200: 2}
 
 
@@ -478,12 +459,7 @@ async def test_a_refusal_where_the_endpoint_knows_the_user_is_the_readers_own(ca
         return await gated.endpoint()
 
     async with readers_of(cache, app_with(cache, answer, shared=True)) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(3)
-        await until(lambda: gated.runs == 2 and waiting(cache) == 2)
-        gated.open()
-        await until(lambda: len(readers.found) == 3)
+        await readers.share_a_load(cache, gated, 3)
     assert readers.statuses == {403: 1, 200: 2}
 
 
@@ -491,12 +467,7 @@ async def test_after_a_failure_one_of_those_who_wait_tries_again_for_all(cache):
     gated = Gated(2)
     gated.results[2] = KeyError("broken")
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(10)
-        await until(lambda: gated.runs == 2 and waiting(cache) == 9)
-        gated.open()
-        await until(lambda: len(readers.found) == 10)
+        await readers.share_a_load(cache, gated, 10)
     assert readers.statuses == {500: 1, 200: 9}
     assert gated.runs == 3
 
@@ -510,12 +481,7 @@ async def test_after_two_failures_those_who_wait_get_the_second(cache, failure):
     gated = Gated(2)
     gated.results |= dict.fromkeys(range(2, 9), failure)
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(6)
-        await until(lambda: gated.runs == 2 and waiting(cache) == 5)
-        gated.open()
-        await until(lambda: len(readers.found) == 6)
+        await readers.share_a_load(cache, gated, 6)
     assert readers.statuses == {503 if isinstance(failure, HTTPException) else 500: 6}
     assert gated.runs == 3
 
@@ -524,12 +490,7 @@ async def test_a_failure_that_is_for_one_reader_leaves_each_to_its_own_run(cache
     gated = Gated(2)
     gated.results |= dict.fromkeys(range(2, 9), PlainTextResponse("broken", 500, headers={"cache-control": "private"}))
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(4)
-        await until(lambda: gated.runs == 2 and waiting(cache) == 3)
-        gated.open()
-        await until(lambda: len(readers.found) == 4)
+        await readers.share_a_load(cache, gated, 4)
     assert readers.statuses == {500: 4}
     assert gated.runs == 5
 
@@ -667,12 +628,7 @@ async def test_readers_who_waited_for_what_is_not_shared_run_the_endpoint_themse
     gated = Gated(2)
     gated.results |= {run: JSONResponse(run, headers={"cache-control": "private"}) for run in range(2, 9)}
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(3)
-        await until(lambda: gated.runs == 2 and waiting(cache) == 2)
-        gated.open()
-        await until(lambda: len(readers.found) == 3)
+        await readers.share_a_load(cache, gated, 3)
         # And nobody waits for the next run.
         readers.ask(2)
         await until(lambda: len(readers.found) == 5)
@@ -1178,10 +1134,5 @@ async def test_an_error_for_all_who_wait_answers_no_condition(cache):
     gated = Gated(2)
     gated.results |= dict.fromkeys(range(2, 9), PlainTextResponse("no", 500, headers={"etag": '"1"'}))
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
-        await get(readers.http)
-        await cache.clear()
-        readers.ask(4, **{"if-none-match": '"1"'})
-        await until(lambda: gated.runs == 2 and waiting(cache) == 3)
-        gated.open()
-        await until(lambda: len(readers.found) == 4)
+        await readers.share_a_load(cache, gated, 4, **{"if-none-match": '"1"'})
     assert {(found.status_code, found.text) for found in readers.found} == {(500, "no")}

@@ -16,10 +16,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 
-from swr import Cache
 from swr.middleware import Rule, SWRMiddleware
 from swr.middleware.admission import AskedByClient
-from swr.testing import FakeClock
 from tests.fleet import settle
 from tests.test_guarded import TOKENS, app_with, state, states, wrapped
 
@@ -31,12 +29,6 @@ def tokens():
     """The tokens that are valid, and whose they are."""
     TOKENS.clear()
     TOKENS.update(a="alice", b="bob")
-
-
-@pytest.fixture
-async def cache():
-    async with Cache(clock=FakeClock()) as cache:
-        yield cache
 
 
 def _unchanged(endpoint):

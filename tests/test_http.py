@@ -8,31 +8,19 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
-from swr import Cache, Policy
+from swr import Policy
 from swr.entry import stamp
 from swr.errors import SWRError
 from swr.http.stored_response import Varies
 from swr.middleware import Rule, SWRMiddleware
 from swr.middleware.capture import Capture
 from swr.middleware.request import Request
-from swr.testing import FakeClock
-from tests.fleet import fleet, settle
-from tests.web import App, Client, Origin, brief, cache_on, client, gather, http_scope, open_later
+from tests.fleet import fleet, gather, settle
+from tests.web import App, Client, Origin, brief, cache_on, client, http_scope, open_later
 
 pytestmark = pytest.mark.anyio
 
 OLD = "Wed, 01 Jan 2020 00:00:00 GMT"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 def state(response):
@@ -868,7 +856,7 @@ class TestRange:
             await http.get("/x", headers={"foo": "b", "range": "bytes=0-1"})
         assert origin.runs == 3
 
-    async def test_parts_are_answered_while_the_store_is_away(self, clock):
+    async def test_parts_are_answered_while_the_store_is_unreachable(self, clock):
         async with fleet(1, clock) as (process,):
             middleware = SWRMiddleware(Origin(self.part(0, "01")), cache_on(process, clock))
             await process.engine.ready()

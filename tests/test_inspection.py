@@ -294,7 +294,7 @@ def test_a_path_is_no_key(server: Server, capsys):
 
 @pytest.mark.parametrize(
     "wrong",
-    [[], ["a", "b"], ["a", "--tag", "t"], ["--key", "a", "--url", "/x"], ["--tag", ""], ["--all", "--loader", "a:b"], ["a", "--all"]],
+    [[], ["a", "b"], ["a", "--tag", "t"], ["--key", "a", "--url", "/x"], ["--tag", ""], ["--all", "--loader", "a:b", "c"], ["a", "--all"], [""]],
 )  # fmt: skip
 def test_one_thing_is_invalidated_at_a_time(capsys, wrong):
     assert main(["invalidate", *wrong, "--redis", "redis://127.0.0.1:1/0"]) == 2

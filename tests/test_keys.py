@@ -79,6 +79,20 @@ def test_strings_of_shaping_characters_stay_apart(a, b):
     assert (canonical((a, b)) == canonical((b, a))) == (a == b)
 
 
+class Right(enum.Flag, boundary=enum.KEEP):
+    READ = 1
+
+
+class Without(set[int]):
+    """The same items as those of a set, and another meaning."""
+
+
+@pytest.mark.parametrize(("one", "other"), [(Right(8), Right(16)), (Right(8), Right(0)), (Without([1]), {1})])
+def test_flags_without_a_name_and_sets_of_another_class_differ(one, other):
+    assert canonical(one) != canonical(other)
+    assert canonical({1}) == canonical(frozenset({1}))
+
+
 def test_subclasses_of_str_and_int_are_what_they_equal():
     keys = CallKeys(one, "k:{a}")
     assert keys.key((Word.RED,), {}) == keys.key(("red",), {}) == "k:red"

@@ -11,15 +11,18 @@ ROOT = Path(__file__).parent.parent
 # From the bottom to the top. A folder is one layer, and so is a module beside the folders.
 LAYERS = [
     "errors",
+    "encryption",
     "policy",
     "settings",
     "entry",
     "events",
+    "stats",
     "core",
     "http",
     "stores",
     "stores.redis",
     "engine",
+    "reports",
     "lifecycle",
     "loaders",
     "endpoints",
@@ -31,22 +34,26 @@ LAYERS = [
     "refreshers.rounds",
     "refreshers.queue",
     "refreshers",
+    "dashboard",
     "proxy",
     "testing",
     "",
     "cli",
     "__main__",
 ]
-PURE = {"errors", "policy", "settings", "entry", "core", "http"}
+PURE = {"errors", "encryption", "policy", "settings", "entry", "core", "http"}
 PURE_MAY_NOT_IMPORT = {"asyncio", "anyio", "trio", "redis", "starlette", "httpx", "socket", "threading"}
 PUBLIC = {
     "swr",
+    "swr.dashboard",
+    "swr.encryption",
     "swr.events",
     "swr.middleware",
     "swr.otel",
     "swr.prometheus",
     "swr.proxy",
     "swr.refreshers",
+    "swr.stats",
     "swr.testing",
 }
 
@@ -293,6 +300,7 @@ def test_importing_swr_starts_nothing_and_brings_no_redis():
 
 def test_the_public_names_are_these():
     import swr
+    import swr.encryption
     import swr.middleware
     import swr.otel
     import swr.prometheus
@@ -301,13 +309,15 @@ def test_the_public_names_are_these():
     import swr.testing
 
     assert swr.__all__ == [
-        "NOT_MODIFIED", "Cache", "Cached", "CachedMany", "CodecError", "ConfigurationError", "Fresh", "LeaseLost", "LoadContext",
-        "LoadTimeout", "NotModified", "Outcome", "Policy", "Refresher", "SWRError", "State", "StoreError",
-        "StoreUnavailable",
+        "NOT_MODIFIED", "ByteCodec", "Cache", "Cached", "CachedMany", "CodecError", "ConfigurationError", "Fresh", "LeaseLost",
+        "LoadContext", "LoadTimeout", "NameCodec", "NotModified", "Outcome", "Policy", "Refresher", "SWRError", "State", "StoreError",
+        "StoreUnavailable", "dashboard",
     ]  # fmt: skip
     assert all(hasattr(swr, name) for name in swr.__all__)
-    assert swr.middleware.__all__ == ["Rule", "SWRMiddleware"]
-    assert swr.otel.__all__ == swr.prometheus.__all__ == ["export"]
+    assert swr.encryption.__all__ == ["Encryption"]
+    assert swr.middleware.__all__ == ["Content", "Rule", "SWRMiddleware", "is_graphql_query"]
+    assert swr.prometheus.__all__ == ["export"]
+    assert swr.otel.__all__ == ["export", "trace_loads"]
     assert swr.proxy.__all__ == ["Proxy", "caching_proxy"]
     assert swr.refreshers.__all__ == ["QueueStatus", "Refresher"]
     assert swr.testing.__all__ == ["FakeClock", "Isolate", "isolated"]

@@ -10,27 +10,15 @@ import pytest
 
 from swr import NOT_MODIFIED, Cache, ConfigurationError, Fresh, LoadContext, LoadTimeout, Policy, State, SWRError
 from swr.events import Hit, Miss, Stale
+from swr.lifecycle.default_policy import DecoratorPolicy, DefaultPolicy
 from swr.loaders.annotations import codec_for
 from swr.loaders.cached_many import CachedMany, ManyKeys
-from swr.testing import FakeClock
-from tests.fleet import fleet, settle
+from swr.loaders.terms import LoaderTerms
+from tests.fleet import fleet, gather, open_gate, settle
 from tests.servers import Server
-from tests.test_engine import together
 from tests.test_redis import until
-from tests.web import gather
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 class Table:
@@ -85,12 +73,6 @@ async def once(event, call):
 async def let_go(gate):
     await settle()
     gate.set()
-
-
-async def open_gate(table):
-    await table.begun.wait()
-    await settle()
-    table.gate.set()
 
 
 async def loaded(engine):
@@ -223,7 +205,7 @@ class TestCalls:
             await top(["a", "d"])
         assert [(type(event).__name__, event.key) for event in told] == [
             *(("Miss", "top:a"), ("Miss", "top:none"), ("Miss", "top:b")),
-            *(("Stale", "top:a"), ("Hit", "top:b"), ("Miss", "top:none"), ("Miss", "top:c")),
+            *(("Stale", "top:a"), ("Hit", "top:b"), ("Hit", "top:none"), ("Miss", "top:c")),
             *(("Stale", "top:a"), ("Stale", "top:b")),
             *(("Miss", "top:a"), ("Miss", "top:d")),
         ]
@@ -355,18 +337,16 @@ class TestCalls:
 
 
 class TestLongLists:
-    async def test_an_item_that_can_be_no_key_keeps_the_items_before_it_from_nothing(self, cache, table):
-        top = define(cache, table)
-        await cache.engine.ready()
-        with pytest.raises(ConfigurationError):
-            top.begin([(("a",), 0), ((object(),), 0)])
-        await settle()
-        assert table.asked == [["a"]]
-        assert await top(["a"]) == {"a": "a1"}
-
     """The event loop turns while a long list is answered; counted in turns, not in seconds."""
 
     ITEMS = list(range(2500))
+
+    @pytest.fixture
+    def items(self, monkeypatch):
+        """A shorter list, of two parts and a half as well."""
+        for module in ("cached_many", "items"):
+            monkeypatch.setattr(f"swr.loaders.{module}.MOST_AT_ONCE", 400)
+        return self.ITEMS[:1000]
 
     def define(self, cache, **options):
         self.asked = []
@@ -410,18 +390,18 @@ class TestLongLists:
         assert len(self.asked) == 4
         assert self.asked[3] == [7]
 
-    async def test_a_refresh_and_an_invalidation_go_in_parts_too(self, cache):
+    async def test_a_refresh_and_an_invalidation_go_in_parts_too(self, cache, items):
         many = self.define(cache)
-        values, turned = await self.turns_of(many.refresh(self.ITEMS))
-        assert (len(values), len(self.asked)) == (2499, 3)
-        assert turned >= len(self.ITEMS) / 100
-        await many.invalidate(self.ITEMS)
+        values, turned = await self.turns_of(many.refresh(items))
+        assert (len(values), len(self.asked)) == (999, 3)
+        assert turned >= len(items) / 100
+        await many.invalidate(items)
         assert not cache.local.slots
-        await many(self.ITEMS)
+        await many(items)
         assert len(self.asked) == 6
 
     @pytest.mark.parametrize("how", ["key", "tag", "other"])
-    async def test_what_is_invalidated_while_later_parts_are_loaded_is_asked_for_again(self, cache, how):
+    async def test_what_is_invalidated_while_later_parts_are_loaded_is_asked_for_again(self, cache, items, how):
         many = self.define(cache)
 
         async def invalidate():
@@ -434,13 +414,13 @@ class TestLongLists:
 
         async with anyio.create_task_group() as group:
             group.start_soon(invalidate)
-            values = await many(self.ITEMS)
-        assert len(values) == 2499
+            values = await many(items)
+        assert len(values) == 999
         again = [] if how == "other" else [[5]]
         assert self.asked[3:] == again
         assert values[5] == [5, 4 if again else 1]
 
-    async def test_what_is_invalidated_again_and_again_is_answered_in_the_end(self, cache):
+    async def test_what_is_invalidated_again_and_again_is_answered_in_the_end(self, cache, items):
         many = self.define(cache)
         ended = []
 
@@ -452,10 +432,10 @@ class TestLongLists:
         async with anyio.create_task_group() as group:
             group.start_soon(invalidate)
             with anyio.fail_after(60):
-                assert len(await many(self.ITEMS)) == 2499
+                assert len(await many(items)) == 999
             ended.append(True)
 
-    async def test_a_reader_who_leaves_while_the_loads_begin_ends_nothing(self, cache):
+    async def test_a_reader_who_leaves_while_the_loads_begin_ends_nothing(self, cache, items):
         many = self.define(cache)
         with anyio.CancelScope() as scope:
 
@@ -466,18 +446,27 @@ class TestLongLists:
 
             async with anyio.create_task_group() as group:
                 group.start_soon(leave)
-                await many(self.ITEMS)
+                await many(items)
         await loaded(cache.engine)
-        (items,) = self.asked
-        assert 150 <= len(items) < 1000
-        assert len(await many(self.ITEMS[:150])) == 149
+        (asked,) = self.asked
+        assert 150 <= len(asked) < 400
+        assert len(await many(items[:150])) == 149
+
+    async def test_an_item_that_can_be_no_key_keeps_the_items_before_it_from_nothing(self, cache, table):
+        top = define(cache, table)
+        await cache.engine.ready()
+        with pytest.raises(ConfigurationError):
+            top.begin([(("a",), 0), ((object(),), 0)])
+        await settle()
+        assert table.asked == [["a"]]
+        assert await top(["a"]) == {"a": "a1"}
 
 
 class TestOneLoad:
     async def test_calls_that_overlap_load_each_key_once(self, cache, table):
         top = define(cache, table)
         table.gate = anyio.Event()
-        results = await together(
+        results = await gather(
             top(["a", "b"]),
             once(table.begun, lambda: top(["b", "c"])),
             once(table.begun, lambda: top(["c", "a"])),
@@ -498,7 +487,7 @@ class TestOneLoad:
 
         top = define(cache, table)
         table.gate = anyio.Event()
-        first, both, second, _ = await together(
+        first, both, second, _ = await gather(
             one("a"),
             once(begun, lambda: top(["a", "b"])),
             once(table.begun, lambda: one("b")),
@@ -528,7 +517,7 @@ class TestOneLoad:
             await top.invalidate(["b"])
             table.gate.set()
 
-        found, _ = await together(top(["a", "b", "c"]), invalidate())
+        found, _ = await gather(top(["a", "b", "c"]), invalidate())
         assert found == {"a": "a2", "b": "b2", "c": "c1"}
         assert table.asked == [["a", "b", "c"], ["a", "b"]]
 
@@ -617,7 +606,7 @@ class TestFailures:
 
         assert states(await top.outcome(["a"])) == {"a": ("a1", "stale")}
         assert table.asked == [["a"], ["a"]]
-        outcomes, _ = await together(top.outcome(["a", "x"]), later())
+        outcomes, _ = await gather(top.outcome(["a", "x"]), later())
         assert states(outcomes) == {"a": ("a1", "stale"), "x": ("x3", "missing")}
 
     async def test_a_value_that_cannot_be_stored_fails_alone(self, cache, table):
@@ -648,7 +637,7 @@ class TestFailures:
             raise asyncio.CancelledError
 
         with anyio.fail_after(60):
-            results = await together(load(["a", "b"]), load(["b"]))
+            results = await gather(load(["a", "b"]), load(["b"]))
         assert [type(result) for result in results] == [SWRError, SWRError]
 
     async def test_closing_while_it_loads(self, clock, table):
@@ -661,7 +650,7 @@ class TestFailures:
             await cache.aclose()
 
         with anyio.fail_after(60):
-            result, _ = await together(top(["a", "b"]), close())
+            result, _ = await gather(top(["a", "b"]), close())
         assert isinstance(result, SWRError)
         assert "closed" in str(result)
 
@@ -735,7 +724,7 @@ class TestAbsence:
             return f"{group} alone"
 
         # One that joined the batch's load, one that comes later, and one whose clock was put back.
-        several, joined, _ = await together(
+        several, joined, _ = await gather(
             top(["a"]), once(table.begun, lambda: one("a")), once(table.begun, lambda: let_go(table.gate))
         )
         assert (several, joined) == ({}, "a alone")
@@ -744,6 +733,26 @@ class TestAbsence:
         clock.advance(-5)
         outcome = await one.outcome("a")
         assert (outcome.value, outcome.state) == ("a alone", State.MISSING)
+
+    async def test_an_item_that_backs_off_and_is_invalidated_meanwhile_is_loaded(self, cache, table, clock):
+        top = define(cache, table)
+        await top(["a"])
+        clock.advance(700)
+        table.error = ValueError("broken")
+        assert (await top.outcome(["a"]))["a"].state == State.STALE
+        table.error, table.gate, table.begun = None, anyio.Event(), anyio.Event()
+
+        async def invalidate():
+            await cache.invalidate_tag("group:a")
+            table.gate.set()
+
+        # While the batch waits for "b", there is something to serve for "a", and then there is not.
+        values, _ = await gather(top(["a", "b"]), once(table.begun, invalidate))
+        assert values == {"a": table.answer("a"), "b": table.answer("b")}
+
+
+def terms(policy):
+    return LoaderTerms(DecoratorPolicy(DefaultPolicy(policy), {}, "a test"))
 
 
 def many_of(process, table, **options):
@@ -754,7 +763,7 @@ def many_of(process, table, **options):
 
     policy = Policy(60, 600, 3600)
     absent_for = options.pop("absent_for", 0)
-    return CachedMany(process.engine, top, ManyKeys(top, "top:{group}"), policy, absent_for, copies=False)
+    return CachedMany(process.engine, top, ManyKeys(top, "top:{group}"), terms(policy), absent_for)
 
 
 class TestFleet:
@@ -768,7 +777,7 @@ class TestFleet:
         one, other = (many_of(process, table) for process, table in zip(two, tables, strict=True))
         tables[0].gate = anyio.Event()
 
-        first, found, _ = await together(
+        first, found, _ = await gather(
             one(["a", "b", "c"]),
             once(tables[0].begun, lambda: other(["b", "c", "d"])),
             # The other one calls its loader without waiting for what it does not load.
@@ -783,7 +792,7 @@ class TestFleet:
         one, other = (many_of(process, table) for process, table in zip(two, tables, strict=True))
         tables[0].gate, tables[0].error = anyio.Event(), ValueError("down")
 
-        first, found, _ = await together(
+        first, found, _ = await gather(
             one(["a", "b", "c"]),
             once(tables[0].begun, lambda: other(["b", "c", "d"])),
             once(tables[1].begun, lambda: let_go(tables[0].gate)),
@@ -798,7 +807,7 @@ class TestFleet:
         tables[0].gate, tables[0].missing = anyio.Event(), {"a"}
 
         begun, gate = tables[0].begun, tables[0].gate
-        found = await together(one(["a"]), once(begun, lambda: other(["a"])), once(begun, lambda: let_go(gate)))
+        found = await gather(one(["a"]), once(begun, lambda: other(["a"])), once(begun, lambda: let_go(gate)))
         assert found[:2] == [{}, {}]
         two[1].link.calls.clear()
         assert await other(["a"]) == {}
@@ -814,6 +823,21 @@ class TestFleet:
             with pytest.raises(ValueError, match="again"):
                 await top(["a"])
 
+    async def test_what_a_refresh_does_not_find_goes_after_a_gap_in_the_notifications_too(self, two, table, clock):
+        one, other = (many_of(process, table) for process in two)
+        assert [await one(["a"]), await other(["a"])] == [{"a": "a1"}, {"a": "a1"}]
+        table.gate, table.missing = anyio.Event(), {"a"}
+        clock.advance(61)
+        assert await one(["a"]) == {"a": "a1"}
+        await settle()
+        two[0].link.set_down(True)
+        two[0].link.set_down(False)
+        await settle()
+        table.gate.set()
+        await settle()
+        await settle()
+        assert [await one.peek(["a"]), await other.peek(["a"])] == [{}, {}]
+
     async def test_one_whose_leader_has_had_his_time_goes_on_alone(self, two, table):
         """The store answers for the second key when the time for the first one, whose lease was won, is up."""
 
@@ -824,9 +848,8 @@ class TestFleet:
             two[0].engine,
             top,
             ManyKeys(top, "top:{group}"),
-            Policy(60, hard_timeout=0.05),
+            terms(Policy(60, hard_timeout=0.05)),
             0,
-            copies=False,
         )
         late = anyio.Event()
 
@@ -841,7 +864,7 @@ class TestFleet:
 
         two[0].link.after["acquire"] = hold
         with anyio.fail_after(60):
-            result, _ = await together(many(["a", "b"]), answer())
+            result, _ = await gather(many(["a", "b"]), answer())
         assert isinstance(result, LoadTimeout)
         # By itself, or, on a machine that is busy, not before its own time was up.
         assert all(len(asked) == 1 for asked in table.asked)
@@ -1028,7 +1051,7 @@ class TestThroughRedis:
             # Reading is one; leases and commits are two at most, for their second command starts in a task.
             assert loading <= 6
             (reading,) = writes[1]
-            # Each command asks for sixteen, and for the newest barrier.
+            # Each command asks for sixteen, and for the newest tag version.
             assert reading.startswith(b"*18\r\n$4\r\nMGET\r\n")
             assert reading.count(b"MGET") == 5
 
@@ -1039,7 +1062,7 @@ class TestThroughRedis:
         async with one, other:
             for cache in (one, other):
                 await cache.engine.ready()
-            found = await together(*(load(range(n, n + 20)) for n in range(0, 60, 5) for load in (rows, others_rows)))
+            found = await gather(*(load(range(n, n + 20)) for n in range(0, 60, 5) for load in (rows, others_rows)))
         assert all(len(values) == 20 for values in found)
         assert sorted(n for numbers in asked for n in numbers) == list(range(75))
 

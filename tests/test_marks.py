@@ -17,15 +17,16 @@ from swr.entry import marked_stale, stamp
 from swr.events import Invalidated
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores.redis.messages import member_of, name_in
+from swr.stores.redis.names import Names
 from swr.stores.tag_versions import ALL, OfKey, OfLoader, Soft, TagVersions
-from swr.testing import FakeClock
-from tests.fleet import POLICY, Job, fleet, settle
+from tests.fleet import POLICY, Job, define, settle
 from tests.servers import ClusterOfSix, Server, kinds
 from tests.test_losses import restart
 from tests.test_redis import until
 
 pytestmark = pytest.mark.anyio
 
+NAMES = Names("swr")
 MARKS = {
     "key": lambda cache, rank: cache.mark_stale("rank:ATL"),
     "loader's key": lambda cache, rank: rank.mark_stale("ATL"),
@@ -40,55 +41,10 @@ def anyio_backend():
     return "asyncio"
 
 
-@pytest.fixture(params=["memory", "server"])
-def url(request):
-    """The URL of a cache, empty, without Redis and with."""
-    if request.param == "memory":
-        return None
-    server = request.getfixturevalue("any_server")
-    server.command("FLUSHALL")
-    return server.url
-
-
 @pytest.fixture(scope="module")
 def cluster():
     with ClusterOfSix(kinds()[0]) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def two(clock):
-    async with fleet(2, clock) as processes:
-        for process in processes:
-            await process.engine.ready()
-        yield processes
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
-
-
-def define(cache, **options):
-    """A loader of the rank of a group, which counts its calls, and waits for its gate."""
-    calls = []
-
-    @cache.cached("rank:{group}", **{"fresh_for": 60, "stale_for": 600, "tags": ("group:{group}",), **options})
-    async def rank(group: str) -> list[int]:
-        calls.append(group)
-        number = len(calls)
-        if rank.gate is not None:
-            await rank.gate.wait()
-        return [number]
-
-    rank.calls, rank.gate = calls, None
-    return rank
 
 
 class TestMarks:
@@ -160,6 +116,33 @@ class TestMarks:
             # Whoever asked for that refresh got a newer one.
             await until(lambda: len(rank.calls) == 3)
             assert await rank("ATL") == [3]
+
+    @pytest.mark.parametrize("stale_for", [0, 60])
+    async def test_a_tag_that_the_value_brings_is_marked_during_its_first_load(self, url, stale_for):
+        """A reader since then is given that value only if the policy lets him have what is stale."""
+        loads, gate = [], anyio.Event()
+        async with Cache(url) as cache:
+
+            @cache.cached("news:{n}", fresh_for=60, stale_for=stale_for)
+            async def news(n: int) -> Fresh[int]:
+                loads.append(n)
+                number = len(loads)
+                await gate.wait()
+                return Fresh(number, tags=("author",))
+
+            async def reads() -> None:
+                assert await news(1) == (1 if stale_for else 2)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(news, 1)
+                await until(lambda: len(loads) == 1)
+                await cache.mark_stale_tags("author")
+                group.start_soon(reads)
+                await settle()
+                gate.set()
+            # What may be served stale is so now, and refreshed.
+            assert await news(1) == (1 if stale_for else 2)
+            await until(lambda: len(loads) == 2)
 
     async def test_nor_one_of_another_process(self, two):
         one, other = two
@@ -419,7 +402,7 @@ class TestAnOutage:
         job.before_store = meanwhile
         assert (await one.engine.fetch("k", job)).value == 2
 
-    async def test_redis_away_and_back(self, own_server: Server):
+    async def test_redis_unreachable_and_reachable_again(self, own_server: Server):
         url = own_server.url
         async with Cache(url, timeout=0.2) as one, Cache(url, timeout=0.2) as other:
             rank, elsewhere = define(one), define(other)
@@ -642,15 +625,15 @@ class TestTagsOfTheValue:
 class TestNames:
     @pytest.mark.parametrize("name", [ALL, "t", "*", OfLoader("a:{b}"), OfLoader("")])
     def test_a_name_comes_back_from_its_member(self, name):
-        assert name_in(member_of(name)) == name
-        assert name_in(member_of(Soft(name))) == Soft(name)
+        assert name_in(member_of(name, NAMES), NAMES) == name
+        assert name_in(member_of(Soft(name), NAMES), NAMES) == Soft(name)
 
     def test_a_key_has_no_tag_version(self):
-        member = member_of(Soft(OfKey("k")))
-        assert name_in(member, may_be_key=True) == Soft(OfKey("k"))
+        member = member_of(Soft(OfKey("k")), NAMES)
+        assert name_in(member, NAMES, may_be_key=True) == Soft(OfKey("k"))
         for foreign in (member, b"", b"s", b"t", b"st", b"x", b"kk", b"**"):
             with pytest.raises(ValueError, match="is no tag"):
-                name_in(foreign)
+                name_in(foreign, NAMES)
 
     def test_marks_are_forgotten_into_the_minimum(self):
         versions = TagVersions(most_tags=10)

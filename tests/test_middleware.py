@@ -25,22 +25,10 @@ from starlette.routing import Mount, Route
 from swr import Cache, ConfigurationError
 from swr.http.stored_response import RESPONSES
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
-from tests.fleet import fleet, settle
-from tests.web import LEFT_OPEN, MAX_AGE, App, Client, brief, cache_on, client, gather, http_scope, open_later
+from tests.fleet import fleet, gather, settle
+from tests.web import LEFT_OPEN, MAX_AGE, App, Client, brief, cache_on, client, http_scope, open_later
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 class TestServing:
@@ -714,7 +702,7 @@ class TestVary:
             await cache.invalidate_url("http://whatever/x")
             assert brief(await http.get("/x"))[2] == "missing"
 
-    async def test_variants_are_kept_while_the_store_is_away(self, clock):
+    async def test_variants_are_kept_while_the_store_is_unreachable(self, clock):
         async with fleet(1, clock) as (process,):
             app = App([*MAX_AGE, (b"vary", b"accept-language")])
             middleware = SWRMiddleware(app, cache_on(process, clock))

@@ -22,6 +22,7 @@ from tests.servers import Server
 NEW_YORK = ZoneInfo("America/New_York")
 MANY = LARGE + 1
 T = TypeVar("T")
+TEXTS = frozenset(str(number) for number in range(MANY))
 
 
 @dataclasses.dataclass
@@ -57,6 +58,11 @@ class Listed(Generic[T]):
 
 class Struct(msgspec.Struct, frozen=True):
     names: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Members:
+    texts: frozenset[str]
 
 
 class Typed(TypedDict):
@@ -95,6 +101,14 @@ PAGED = {
     "typed dict": (Typed, lambda: {"rows": rows()}),
     "table": (list[list[int]], lambda: [list(range(1000)) for _ in range(30)]),
     "columns": (dict[str, list[int]], lambda: {str(name): list(range(1000)) for name in range(30)}),
+    "set": (set[int], lambda: set(range(MANY))),
+    "frozen set": (frozenset[str], lambda: TEXTS),
+    "bare set": (set, lambda: set(range(MANY))),
+    "set of tuples": (set[tuple[int, str]], lambda: {(number, "x") for number in range(MANY)}),
+    "frozen set in an object": (Members, lambda: Members(TEXTS)),
+    "set in a dict": (dict[str, set[str]], lambda: {"a": set(), "b": set(TEXTS)}),
+    "frozen set in a dict": (dict[str, frozenset[str]], lambda: {"a": TEXTS}),
+    "tuple": (tuple[int, ...], lambda: tuple(range(MANY))),
     "lists of rows": (list[Ranking], lambda: [Ranking(str(number), rows()[:400]) for number in range(40)]),
 }
 WHOLE = {
@@ -107,6 +121,7 @@ WHOLE = {
     "named tuple": (Named, lambda: Named(rows())),
     "keys": (dict[int, list[int]], lambda: {1: list(range(MANY))}),
     "unhashable": (Annotated[dict[str, Annotated[list[int], []]], "x"], lambda: {"a": list(range(MANY))}),
+    "tuple of a set length": (tuple[list[int], *[int] * MANY], lambda: ([], *range(MANY))),
     "text": (str, lambda: "x" * 10 * MANY),
 }
 

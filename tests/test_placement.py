@@ -14,16 +14,9 @@ from starlette.websockets import WebSocket
 
 from swr import Cache, ConfigurationError
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
 from tests.web import brief, client
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def cache():
-    async with Cache(clock=FakeClock()) as cache:
-        yield cache
 
 
 class Endpoint:
@@ -187,7 +180,7 @@ def test_an_option_without_its_name_is_refused_with_what_to_write(name, given):
 
 def test_a_decorator_that_lacks_its_lifetime_says_so():
     for make in (Cache().cached, Cache().response):
-        with pytest.raises(TypeError, match="fresh_for"):
+        with pytest.raises(ConfigurationError, match="fresh_for"):
             make()
 
 

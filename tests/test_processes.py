@@ -235,7 +235,7 @@ def test_a_paused_holder_overwrites_nothing_newer(start, loads):
             loads.now("new")
             assert other.ask("read", key=key, readers=1)["values"] == {"new": 1}
         paused.signal(signal.SIGCONT)
-        # Fenced off, it looks again and finds the newer one.
+        # Its commit is rejected: it looks again and finds the newer one.
         assert paused.answer()["values"] == {"new": 1}
         for process in (paused, other):
             assert process.ask("read", key=key, readers=1)["values"] == {"new": 1}

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -26,6 +27,7 @@ from swr import Cache, ConfigurationError
 from swr.middleware import Rule, SWRMiddleware
 from swr.proxy import Proxy, caching_proxy
 from swr.proxy.service import _warn_if_blind
+from swr.proxy.slots import Exchange, Slots
 
 pytestmark = pytest.mark.anyio
 
@@ -877,6 +879,30 @@ def test_an_expectation_is_met_and_passed_on():
         assert (upstream.last.body, upstream.last.values("expect")) == (b"ab", [b"100-continue"])
 
 
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_a_query_is_cached_by_its_content_and_refreshed_with_it(http):
+    """RFC 10008 2.7; the expectation of a client is met where the cache reads the content."""
+    stale = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=0, stale-while-revalidate=600\r\nContent-Length: 1\r\n\r\n"
+    with (
+        Upstream(stale + b"1", stale + b"2", stale + b"3") as upstream,
+        served(caching_proxy(upstream.url), http) as port,
+    ):
+
+        def query(content: bytes) -> bytes:
+            fields = b"Host: x\r\nContent-Type: a/b\r\nContent-Length: 2\r\nConnection: close\r\n"
+            got = talk(port, b"QUERY /x HTTP/1.1\r\n" + fields + b"Expect: 100-continue\r\n\r\n" + content)
+            assert got.startswith(b"HTTP/1.1 100 ")
+            return got[-1:]
+
+        assert [query(b"ab"), query(b"cd"), query(b"ab")] == [b"1", b"2", b"1"]
+        with_patience = time.monotonic() + PATIENCE
+        while query(b"ab") != b"3":
+            assert time.monotonic() < with_patience
+        first, _, refresh = upstream.asked[:3]
+        assert (refresh.line, refresh.body) == (first.line, first.body) == (b"QUERY /x HTTP/1.1", b"ab")
+        assert refresh.values("content-type") == [b"a/b"]
+
+
 # -- failures -------------------------------------------------------------------------------------------------
 
 
@@ -1009,13 +1035,68 @@ async def test_requests_whose_answers_do_not_begin_keep_nobody_out_for_good(kind
                     pass
 
 
+@pytest.mark.parametrize("kind", [*ENDLESS_HEADS, "silence"])
+async def test_a_request_whose_answer_does_not_begin_gives_way_to_one_that_waits(kind, monkeypatch):
+    """A few addresses of a service hang, each with a client that waits; the others go on being answered."""
+    monkeypatch.setattr("swr.proxy.slots._OVERDUE", 0.05)
+    answers = [ENDLESS_HEADS.get(kind, then_hang(b""))] * 3
+    statuses = []
+    async with proxied(*answers, OK, max_connections=3, timeout=600, connect_timeout=PATIENCE) as (proxy, upstream):
+
+        async def hang() -> None:
+            statuses.append((await ask(proxy)).status)
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(hang)
+                while len(upstream.asked) < 3:
+                    await anyio.sleep(0.001)
+                assert (await ask(proxy)).body == b"ok"
+                # One is enough for one.
+                assert statuses == [504]
+                group.cancel_scope.cancel()
+
+
+async def test_what_is_given_up_has_waited_longest_and_longer_than_answers_take_and_changes_nothing():
+    slots = Slots(3, 1.0)
+    usual, old, young, unsafe = (Exchange(60) for _ in range(4))
+    scopes = [anyio.CancelScope() for _ in range(3)]
+    for exchange in (old, young, unsafe):
+        await slots.take(exchange)
+    usual.ask(scopes[0])
+    old.ask(scopes[1])
+    young.ask(scopes[2])
+    usual._asked_at -= 10
+    slots.answered(usual)
+    assert usual.unanswered(anyio.current_time()) == 0
+    old._asked_at -= 25
+    young._asked_at -= 24
+    slots._queue[Exchange(60)] = anyio.Event()
+    slots._make_room()
+    # Three times as long as the longest answer of late has not passed.
+    assert not old.is_given_up
+    old._asked_at -= 10
+    young._asked_at -= 10
+    slots._next_search = 0.0
+    slots._make_room()
+    assert [scope.cancel_called for scope in scopes] == [False, True, False]
+    # What has given way once makes room for one.
+    slots._next_search = 0.0
+    slots._make_room()
+    assert [each.is_given_up for each in (old, young, unsafe)] == [True, False, False]
+
+
 async def test_a_service_that_is_busy_is_a_gateway_timeout():
-    """RFC 9110 15.6.5: who finds no connection within `connect_timeout` is told so; the next one finds it free."""
+    """RFC 9110 15.6.5: who finds no connection within `connect_timeout` is told so; the next one finds it free.
+
+    The request that has the connection does not give way, because it may change something.
+    """
     async with proxied(when_released(OK), OK, max_connections=1, connect_timeout=0.4) as (proxy, upstream):
         first = Client()
         with anyio.fail_after(PATIENCE):
             async with anyio.create_task_group() as group:
-                group.start_soon(proxy, http_scope(), first.receive, first.send)
+                group.start_soon(proxy, http_scope("POST"), first.receive, first.send)
                 assert await anyio.to_thread.run_sync(upstream.got.acquire, True, PATIENCE)
                 busy = await ask(proxy)
                 assert (busy.status, busy.body[:20]) == (504, b"The service is busy:")

@@ -22,12 +22,14 @@ from swr.loaders.call import Call, Loader
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores.base import Kind, Lease
 from swr.stores.redis import shared_tag_versions
+from swr.stores.redis.batching import Room
 from swr.stores.redis.connection import Connection
 from swr.stores.redis.reading import Reading
 from swr.stores.redis.releases import connection_of
 from swr.stores.redis.scripts import ACQUIRE
 from swr.stores.redis.store import RedisStore
 from swr.stores.redis.topology import Single
+from tests.fleet import settle
 from tests.proxy import Proxy
 from tests.servers import Server
 from tests.test_stores import opened, redis_store
@@ -449,9 +451,11 @@ class TestOutage:
             assert (await cache.get_or_load("new", load, POLICY)).state is State.MISSING
             assert (await other.get_or_load("new", load, POLICY)).state is State.FRESH
         mine = [record.message for record in caplog.records]
-        away, back = (sum(text in message for message in mine) for text in ("cannot reach Redis", "is reachable again"))
+        lost, regained = (
+            sum(text in message for message in mine) for text in ("cannot reach Redis", "is reachable again")
+        )
         # One line each, and one each for the other cache where the server itself was killed.
-        assert (away, back) == ((2, 2) if how == "killed" else (1, 1))
+        assert (lost, regained) == ((2, 2) if how == "killed" else (1, 1))
 
     async def test_while_redis_is_known_to_be_unreachable_no_reader_waits(self, own_server: Server):
         async with Cache(own_server.url) as cache:
@@ -476,28 +480,19 @@ class TestOutage:
                 assert at_once(cache.get_or_load("k", load, POLICY)).state is State.STALE
             own_server.resume()
 
-    async def test_a_subscription_that_dies_silently_is_noticed(self, server: Server):
+    @pytest.mark.parametrize("hangs", ["hang", "hang_subscriptions"])
+    async def test_a_subscription_that_dies_silently_is_noticed(self, server: Server, caplog, hangs):
+        """With the other connections, or alone."""
         async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
-            proxy.hang = True
+            setattr(proxy, hangs, True)
             await other.invalidate("k")
             await until(lambda: not cache.engine.store.is_reachable)
-            proxy.hang = False
+            setattr(proxy, hangs, False)
             await until(lambda: cache.engine.store.is_reachable)
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
-
-    async def test_a_subscription_that_alone_dies_silently_is_noticed(self, server: Server, caplog):
-        async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
-            load = Counter()
-            await cache.get_or_load("k", load, POLICY)
-            proxy.hang_subscriptions = True
-            await other.invalidate("k")
-            await until(lambda: not cache.engine.store.is_reachable)
-            proxy.hang_subscriptions = False
-            await until(lambda: cache.engine.store.is_reachable)
-            assert (await cache.get_or_load("k", load, POLICY)).value == 2
-        assert "no sign of life from the subscription" in caplog.text
+        assert hangs == "hang" or "no sign of life from the subscription" in caplog.text
 
     @pytest.mark.parametrize("what", ["invalidate", "commit"])
     async def test_messages_that_vanish_while_the_connection_answers_are_a_gap(self, server: Server, caplog, what):
@@ -703,10 +698,11 @@ class TestLostReplies:
             ("tag", b"ZADD"),
         ],
     )
-    async def test_a_lost_reply_changes_nothing(self, server: Server, command, marker):
+    async def test_a_lost_reply_changes_nothing(self, server: Server, command, marker, monkeypatch):
+        # However long a busy machine takes to connect again.
+        monkeypatch.setattr("swr.stores.redis.server_link._SHARE_AFTER_SILENCE", 20.0)
         async with (
             Proxy(server.port) as proxy,
-            # A moment's grace, in which the link is to be whole again, is an eighth of it.
             Cache(proxy.url, timeout=1.5, lease_for=60) as cache,
             Cache(server.url, timeout=2) as other,
         ):
@@ -1177,8 +1173,8 @@ async def test_a_reading_forgets_itself_and_no_reading_that_has_replaced_it(repl
     for end in (lambda reading: reading.settle(b"", 1), lambda reading: reading.fail(StoreUnavailable("gone"))):
         future = asyncio.get_running_loop().create_future()
         readings: dict[str, Reading] = {}
-        reading = readings["k"] = Reading(readings, "k", future)
-        other = Reading(readings, "k", future)
+        reading = readings["k"] = Reading(readings, "k", b"k", future)
+        other = Reading(readings, "k", b"k", future)
         if replaced:
             readings["k"] = other
         end(reading)
@@ -1207,3 +1203,15 @@ async def test_a_process_that_learns_of_many_tags_at_once_lets_the_event_loop_tu
     turns = [when for name, when in learned if name.startswith("t")]
     assert len(turns) == 95
     assert max(map(turns.count, turns)) <= 10
+
+
+async def test_who_finds_no_room_waits_until_some_is_given_back():
+    room = Room(10)
+    room.take(12)
+    waiting = asyncio.ensure_future(room.wait())
+    await settle()
+    room.give_back(1)
+    await settle()
+    assert not waiting.done()
+    room.give_back(2)
+    await waiting

@@ -15,7 +15,6 @@ from swr.refreshers.rounds.groups import groups_of
 from swr.refreshers.rounds.load_limiter import LoadLimiter, Result, Task
 from swr.refreshers.rounds.schedule import Rounds
 from swr.stores.base import Kind, Notification
-from swr.testing import FakeClock
 from tests.fleet import POLICY, Job, fleet, settle, until
 from tests.refreshing import FOR_GOOD
 
@@ -26,6 +25,7 @@ class Groups:
     """A loader of a job for each key, over one engine."""
 
     template = "job:{key}"
+    stays_here = False
     codec = ANY
     loader = ""
 
@@ -41,11 +41,6 @@ class Groups:
             self.engine.begin(name, self.jobs.setdefault(name, Job()), self.engine.store.peek(name), newer_than=since)
             for (name,), since in calls
         ]
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
 
 
 @pytest.fixture

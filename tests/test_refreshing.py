@@ -734,7 +734,7 @@ class TestProcesses:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     async def test_rolling_restarts_lose_nothing(self, processes, own_server: Server, tmp_path, backend, number):
         """At SIGTERM nothing is left pending either; who is killed has his tasks taken back."""
-        restarts, groups, takes = (100, 16_000, 0.1) if FULL else (4, 250, 0.1)
+        restarts, groups, takes = (100, 16_000, 0.1) if FULL else (2, 150, 0.1)
         options = {
             "strategy": "queue",
             "backend": backend,
@@ -765,7 +765,7 @@ class TestProcesses:
             # All restarts were under load.
             assert (await queue.status()).queued
             # What is left is nobody's concern, but takes time.
-            fleet += processes(4, **options)
+            fleet += processes(4 if FULL else 1, **options)
             async with asyncio.timeout(600):
                 while True:
                     now = await queue.status()
@@ -792,7 +792,7 @@ class TestProcesses:
         """A consumer is killed every so many loads, and the server now and then; nothing is lost, and hardly anything
         loaded twice.
         """
-        groups, consumers, kills, restarts = (100_000, 8, 100, 3) if FULL else (3_000, 3, 6, 2)
+        groups, consumers, kills, restarts = (100_000, 8, 100, 3) if FULL else (1_500, 3, 4, 2)
         # Each fault comes after a number of loads: a fast machine drains the queue before any timer fires.
         faults = [(groups * number // (kills + 1), "consumer") for number in range(1, kills + 1)]
         faults += [(groups * number // (restarts + 1), "server") for number in range(1, restarts + 1)]

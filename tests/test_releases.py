@@ -17,7 +17,7 @@ from swr.core.codec import Codec
 from swr.core.fingerprint import fingerprint
 from swr.entry import stamp
 from swr.errors import LeaseLost
-from swr.loaders.annotations import codec_for
+from swr.loaders.annotations import _cached_codec, codec_for
 from swr.loaders.call import Call, Loader
 from swr.middleware import SWRMiddleware
 from swr.stores.base import Kind, Lease, Notification
@@ -140,6 +140,27 @@ async def test_each_version_loads_once_for_its_own(server: Server, change: str):
                 assert (await release.get())[1] == release.value
         assert (old.loads, new.loads) == (1, 1)
         assert [(await release.get())[0] for release in (old, new)] == [State.FRESH] * 2
+
+
+@pytest.mark.anyio
+async def test_releases_of_swr_with_two_formats_of_frames_load_once_each_and_invalidate_for_both(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    def now_in(form: int) -> None:
+        monkeypatch.setattr("swr.core.fingerprint.FORMAT", form)
+        monkeypatch.setattr("swr.core.frames.FORMAT", form)
+        _cached_codec.cache_clear()
+
+    forms = (frames.FORMAT, frames.FORMAT + 1)
+    options = {"namespace": "formats", "l1_max_bytes": 0}
+    async with Release(server.url, **options) as older, Release(server.url, **options) as newer:
+        for loads_of_each in (1, 2):
+            for expected in (State.MISSING, State.FRESH):
+                for form, release in zip(forms, (older, newer), strict=True):
+                    now_in(form)
+                    assert await release.get() == (expected, Old(loads_of_each))
+            await newer.cache.invalidate("k")
+    _cached_codec.cache_clear()
 
 
 @pytest.mark.parametrize("first", ["old", "new"])
@@ -357,14 +378,20 @@ async def test_a_commit_of_one_version_leaves_the_others_copy_where_it_is(server
         assert old.cache.engine.store.peek("k") is not None
 
 
-@pytest.mark.anyio
-async def test_a_commit_of_one_version_outdates_no_answer_of_the_other_that_is_on_its_way():
+async def with_an_old_entry() -> tuple[TieredStore, FlakyStore, Lease]:
+    """Return a store that holds "k" of the old release, not in its local cache, and the lease that stored it."""
     store = FlakyStore(MemoryStore())
     tiered = TieredStore(LocalCache(2**20, 100), store)
     await tiered.open(lambda *_: None, lambda _: None)
     lease = await tiered.acquire("k", "t", 30, 0, OLD)
     await tiered.commit(lease, stamp(Old(1), POLICY, time.time(), lease.version, lease.tag_version), OLD)
     tiered.local.clear()
+    return tiered, store, lease
+
+
+@pytest.mark.anyio
+async def test_a_commit_of_one_version_outdates_no_answer_of_the_other_that_is_on_its_way():
+    tiered, store, lease = await with_an_old_entry()
 
     async def hear(fingerprint: str) -> None:
         store._subscriber(Notification(Kind.COMMITTED, "k", lease.version + 1, True, fingerprint))
@@ -378,12 +405,7 @@ async def test_a_commit_of_one_version_outdates_no_answer_of_the_other_that_is_o
 
 @pytest.mark.anyio
 async def test_an_invalidation_outdates_the_answers_of_every_type_that_are_on_their_way():
-    store = FlakyStore(MemoryStore())
-    tiered = TieredStore(LocalCache(2**20, 100), store)
-    await tiered.open(lambda *_: None, lambda _: None)
-    lease = await tiered.acquire("k", "t", 30, 0, OLD)
-    await tiered.commit(lease, stamp(Old(1), POLICY, time.time(), lease.version, lease.tag_version), OLD)
-    tiered.local.clear()
+    tiered, store, lease = await with_an_old_entry()
     answers: list[Any] = []
 
     async def read_and_invalidate() -> None:
@@ -578,7 +600,7 @@ def test_inspect_shows_each_version(server: Server, capsys: Any):
 
 @pytest.mark.anyio
 async def test_a_lease_without_an_entry_is_shown_and_one_of_no_type_is_not(server: Server):
-    from swr.cli.inspection import inspect
+    from swr.stores.redis.inspection import inspect
 
     async with opened(redis_store(server)) as store:
         await _store(store, OLD, Old(1))

@@ -11,17 +11,10 @@ from fastapi import Depends, FastAPI
 from swr import Cache, Policy, State
 from swr.events import Invalidated
 from swr.middleware import SWRMiddleware
-from swr.testing import FakeClock
 from tests.fleet import settle
 from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def cache():
-    async with Cache(clock=FakeClock()) as cache:
-        yield cache
 
 
 class Shop:

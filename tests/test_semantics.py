@@ -16,10 +16,10 @@ from swr.http.caching import (
     control,
     judge,
     limits,
-    normalised,
     stored_headers,
 )
 from swr.http.fields import parse_directives, vary_of
+from swr.http.request_fields import normalised
 from swr.policy import NO_LIMITS, Limits
 from tests.test_fields import FIELD, hostile
 

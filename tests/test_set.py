@@ -14,8 +14,7 @@ from swr.engine.repeats import Repeats
 from swr.events import CommitRejected, Committed
 from swr.middleware import SWRMiddleware
 from swr.stores.base import Kind, Notification
-from swr.testing import FakeClock
-from tests.fleet import POLICY, Job, fleet, settle
+from tests.fleet import POLICY, Job, define, settle
 from tests.servers import Server
 from tests.test_redis import until
 
@@ -25,48 +24,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-@pytest.fixture(params=["memory", "server"])
-def url(request):
-    """The URL of a cache, empty, without Redis and with."""
-    if request.param == "memory":
-        return None
-    server = request.getfixturevalue("any_server")
-    server.command("FLUSHALL")
-    return server.url
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def two(clock):
-    async with fleet(2, clock) as processes:
-        for process in processes:
-            await process.engine.ready()
-        yield processes
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
-
-
-def define(cache, **options):
-    """A loader of the rank of a group, which counts its calls."""
-    calls = []
-
-    @cache.cached("rank:{group}", **{"fresh_for": 60, "stale_for": 600, "tags": ("group:{group}",), **options})
-    async def rank(group: str) -> list[int]:
-        calls.append(group)
-        return [len(calls)]
-
-    rank.calls = calls
-    return rank
 
 
 def value(number, policy=POLICY):
@@ -385,7 +342,7 @@ class TestAnOutage:
         assert await one.engine.entries.set("k", job.codec, value(7, Policy(60, tags=("t",)))) is False
         assert (await one.engine.fetch("k", job)).value == 11
 
-    async def test_redis_is_away_and_back(self, own_server: Server):
+    async def test_redis_is_unreachable_and_reachable_again(self, own_server: Server):
         url = own_server.url
         async with Cache(url, timeout=0.2) as one, Cache(url, timeout=0.2) as other:
             rank, elsewhere = define(one), define(other)
@@ -506,7 +463,7 @@ class TestPeek:
             assert await other.engine.entries.peek("k", job.codec) is None
             job.gate.set()
 
-    async def test_while_redis_is_away_it_finds_what_this_process_holds(self, two, clock):
+    async def test_while_redis_is_unreachable_it_finds_what_this_process_holds(self, two, clock):
         one, _ = two
         await one.engine.fetch("k", Job())
         one.link.set_down(True)

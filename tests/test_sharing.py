@@ -27,24 +27,12 @@ from starlette.middleware.sessions import SessionMiddleware
 
 from swr import Cache, ConfigurationError
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
 from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
 
 RULE = Rule("/{path:path}", fresh_for=60, stale_for=600)
 TOKEN = "right"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 def guard(x_token: Annotated[str, Header()]) -> None:
@@ -425,7 +413,11 @@ class TestSessionsAndUsers:
         texts = []
         for _ in range(2):
             async with client(app) as http:
-                texts.append((await http.get("/x")).json())
+                response = await http.get("/x")
+            texts.append(response.json())
+            # The request has no credentials that its sender could look for.
+            reason = "set-cookie" if inside else "session"
+            assert response.headers["cache-status"] == f'swr; fwd=uri-miss; detail="{reason}"'
         assert texts == ["0", "1"]
 
     @pytest.mark.parametrize("inside", [True, False])

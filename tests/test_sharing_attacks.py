@@ -1,10 +1,13 @@
 """Ways in which one user could have been given another's answer; each is closed."""
 
+import contextlib
 import functools
 import sys
+from collections import ChainMap
 from typing import Annotated, Any
 
 import anyio
+import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi.responses import PlainTextResponse, StreamingResponse
@@ -15,10 +18,9 @@ from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.routing import Host, Mount, Route
 
-from swr import Cache, ConfigurationError
+from swr import ConfigurationError
 from swr.http.request_fields import FieldClass, field_class, selecting_value
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
 from tests.fleet import settle
 from tests.web import MAX_AGE, App, brief, client
 
@@ -27,17 +29,6 @@ pytestmark = pytest.mark.anyio
 RULE = Rule("/{path:path}", fresh_for=60, stale_for=600)
 OWN = {"cache-control": "max-age=60"}
 CREDENTIAL = FieldClass.CREDENTIAL
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 def check(token: str) -> None:
@@ -101,8 +92,11 @@ async def test_every_way_to_declare_a_field_keeps_answers_apart(cache, dependenc
         response.headers.update(OWN)
         return "secret"
 
-    app.add_middleware(SWRMiddleware, cache=cache)
-    assert await tokens(app, "right", "", "wrong", "right") == [True, False, False, True]
+    alone = await tokens(app, "right", "", "wrong", "right")
+    # Before 0.151 FastAPI reads no header of `AliasChoices`, and this guard admits nobody.
+    assert alone == [alone[0], False, False, alone[0]]
+    assert alone[0] or dependency is by_choices
+    assert await tokens(SWRMiddleware(app, cache=cache), "right", "", "wrong", "right") == alone
 
 
 async def test_overrides_of_another_app_replace_no_guard(cache):
@@ -808,3 +802,119 @@ async def test_keys_of_odd_text_differ(cache):
 
     async with client(outer) as http:
         assert len({(await http.get("/x")).content for _ in range(3)}) == 3
+
+
+class Wrapper:
+    """A scope over another one, by hand: it reads through, and keeps what is written."""
+
+    def __init__(self, scope: Any) -> None:
+        self._scope, self._own = scope, {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._own[name] if name in self._own else self._scope[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        with contextlib.suppress(KeyError):
+            return self[name]
+        return default
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._own or name in self._scope
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._own[name] = value
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        return self._own.setdefault(name, self.get(name, default))
+
+    def update(self, others: dict[str, Any]) -> None:
+        self._own.update(others)
+
+
+class Reader(Wrapper):
+    """One that asks the other scope by its `get`."""
+
+    def __getitem__(self, name: str) -> Any:
+        found = self._own.get(name, self._scope.get(name, self))
+        if found is self:
+            raise KeyError(name)
+        return found
+
+
+@pytest.mark.parametrize("wrap", [lambda scope: ChainMap({}, scope), Wrapper, Reader], ids=["ChainMap", "own", "get"])
+@pytest.mark.parametrize("control", ["", "max-age=60"])
+async def test_a_route_that_is_chosen_on_a_scope_over_swrs_own_is_out_of_sight(cache, wrap, control):
+    api = FastAPI()
+
+    @api.get("/x")
+    async def endpoint(user_agent: Annotated[str, Header()]) -> Response:
+        return PlainTextResponse(user_agent, headers={"cache-control": control} if control else {})
+
+    async def app(scope, receive, send):
+        await api(wrap(scope), receive, send)
+
+    async with client(SWRMiddleware(app, cache, rules=[RULE])) as http:
+        for agent in ("a", "b"):
+            answer = await http.get("/x", headers={"user-agent": agent})
+            assert (answer.text, "route not seen" in answer.headers["cache-status"]) == (agent, True)
+
+
+async def test_a_request_as_a_mapping_is_no_scope_over_swrs_own(cache):
+    app = FastAPI()
+
+    @app.get("/x")
+    async def endpoint(request: Request) -> str:
+        return request["path"]
+
+    async with client(SWRMiddleware(app, cache, rules=[RULE])) as http:
+        assert [(await http.get("/x")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
+
+
+async def test_an_observer_may_look_at_the_address_and_leave_a_trace(cache):
+    app = FastAPI()
+    observer: dict[str, Any] = {"__name__": "opentelemetry.instrumentation.asgi"}
+    exec("def observe(request):\n    request.state.trace = (request.client, object())", observer)
+
+    @app.middleware("http")
+    async def observed(request: Request, call_next: Any) -> Any:
+        observer["observe"](request)
+        return await call_next(request)
+
+    @app.get("/x")
+    async def endpoint() -> str:
+        return "x"
+
+    async with client(SWRMiddleware(app, cache, rules=[RULE])) as http:
+        assert [(await http.get("/x")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
+
+
+@pytest.mark.parametrize("place", ["state", "scope", "nowhere", "key"])
+async def test_what_middleware_within_keeps_of_an_address_is_shared_with_nobody(cache, place):
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def locate(request: Request, call_next: Any) -> Any:
+        host = request.client.host
+        if place in ("state", "key"):
+            request.state.country = f"country of {host}"
+        elif place == "scope":
+            request.scope["country"] = f"country of {host}"
+        return await call_next(request)
+
+    @app.get("/x")
+    async def endpoint(request: Request) -> str:
+        return str(request.scope.get("country", getattr(request.state, "country", "none")))
+
+    def key(scope):
+        return scope["client"][0]
+
+    async with contextlib.AsyncExitStack() as stack:
+        middleware = SWRMiddleware(app, cache, rules=[RULE], key=key if place == "key" else None)
+        for host in ("192.0.2.1", "192.0.2.2", "192.0.2.1"):
+            transport = httpx.ASGITransport(middleware, client=(host, 1))
+            http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
+            answer = await http.get("/x")
+            assert answer.json() == ("none" if place == "nowhere" else f"country of {host}")
+        # The last one asks for the second time.
+        status = answer.headers["cache-status"]
+        assert status == 'swr; fwd=uri-miss; detail="address"' if place in ("state", "scope") else "hit" in status

@@ -1,5 +1,6 @@
 """No answer but what the app would have said: random apps, rules and users in random order, none of them trusted."""
 
+import json
 import random
 from typing import Any
 
@@ -20,7 +21,20 @@ FIELDS = [
     "x-forwarded-proto", "forwarded", "x-forwarded-user", "cf-access-jwt-assertion", "hx-request", "save-data", "cookie",
     "x-feature-flags", "device-memory", "x-http-method-override", "x-original-url",
 ]  # fmt: skip
-INPUTS = [*FIELDS, "host", "path", "query", "root_path", "session", "user", "state"]
+INPUTS = [
+    *FIELDS,
+    "host",
+    "path",
+    "query",
+    "root_path",
+    "session",
+    "user",
+    "state",
+    "method",
+    "content",
+    "content-type",
+]
+METHODS = {"": "GET", "a": "QUERY", "b": "POST"}
 
 
 class Session(dict[str, Any]):
@@ -39,7 +53,13 @@ class User:
         self.is_authenticated = bool(name)
 
 
-def seen(scope: Any, inputs: list[str]) -> str:
+def written(draw: random.Random, value: str) -> bytes:
+    """Return JSON that holds a value, in one of the ways to write it; nothing for no value."""
+    members = [f'"value":{" " * draw.randrange(2)}"{value}"', '"other":1']
+    return f"{{{','.join(draw.sample(members, 2))}}}".encode() if value else b""
+
+
+def seen(scope: Any, inputs: list[str], content: bytes) -> str:
     """Return what an app that depends on `inputs` answers."""
     headers = StarletteRequest(scope).headers
     parts = []
@@ -52,8 +72,10 @@ def seen(scope: Any, inputs: list[str]) -> str:
             value = scope["state"].get("tenant", "")
         elif name == "query":
             value = scope["query_string"].decode()
-        elif name in ("path", "root_path"):
+        elif name in ("path", "root_path", "method"):
             value = scope[name]
+        elif name == "content":
+            value = json.loads(content)["value"] if content else ""
         else:
             value = headers.get(name, "")
         parts.append(f"{name}={value}")
@@ -63,6 +85,9 @@ def seen(scope: Any, inputs: list[str]) -> str:
 def make_rule(draw: random.Random) -> Rule:
     return Rule(
         "/{path:path}",
+        ["GET", "HEAD", "QUERY", "POST"],
+        safe=True,
+        canonical_json=draw.random() < 0.5,
         fresh_for=60,
         stale_for=600,
         override=draw.random() < 0.3,
@@ -91,7 +116,8 @@ async def run(control: str, seed: int) -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         headers = {"cache-control": control} if control else {}
-        await PlainTextResponse(seen(scope, inputs), headers=headers)(scope, receive, send)
+        content = await StarletteRequest(scope, receive).body()
+        await PlainTextResponse(seen(scope, inputs, content), headers=headers)(scope, receive, send)
 
     async with Cache(clock=clock) as cache:
         inner = SWRMiddleware(
@@ -103,7 +129,7 @@ async def run(control: str, seed: int) -> None:
             nonlocal expected
             scope = {**scope, **extra}
             reference = {**scope, "session": Session(scope["session"])}
-            expected = seen(reference, inputs)
+            expected = seen(reference, inputs, content)
             await inner(scope, receive, send)
 
         async with client(outer) as http:
@@ -116,10 +142,15 @@ async def run(control: str, seed: int) -> None:
                     "root_path": f"/{name['root_path']}" if name.get("root_path") else "",
                 }
                 headers = {each: name[each] for each in FIELDS if name.get(each)}
+                method, content = METHODS[name.get("method", "")], b""
+                if method != "GET":
+                    content = written(draw, name.get("content", ""))
+                    headers["content-type"] = f"application/{name.get('content-type', '')}+json"
                 headers["host"] = f"{name.get('host', '')}x.test"
                 path = f"/p{name.get('path', '')}" + (f"?x={name['query']}" if name.get("query") else "")
-                answer = await http.get(path, headers=headers)
-                assert answer.text == expected, (inputs, headers, path, extra, dict(answer.headers))
+                answer = await http.request(method, path, content=content, headers=headers)
+                shown = inputs, method, content, headers, path, extra, dict(answer.headers)
+                assert answer.text == expected, shown
                 clock.advance(draw.choice([0, 0, 1, 61]))
 
 

@@ -261,3 +261,24 @@ async def test_copies_of_large_values_are_made_in_a_thread():
             Copied.thread = None
             assert len(await with_context()) == size
             assert (Copied.thread != here) is is_elsewhere
+
+
+def test_on_trio_the_thread_of_a_load_that_was_given_up_is_free_once_it_ends():
+    """In a run of trio of its own: what only trio reaches is counted here."""
+    gate = threading.Event()
+
+    async def main():
+        async with Cache() as cache:
+
+            @cache.cached("hangs", fresh_for=60, hard_timeout=0.05)
+            def hangs():
+                gate.wait(60)
+
+            with pytest.raises(LoadTimeout):
+                await hangs()
+            threads = cache.engine.runtime.threads
+            assert threads.taken == 1
+            gate.set()
+            await until(lambda: not threads.taken)
+
+    anyio.run(main, backend="trio")

@@ -13,22 +13,10 @@ from starlette.routing import Route
 from swr import Cache, ConfigurationError, LoadTimeout, Policy, State
 from swr.engine.flights import Flight
 from swr.middleware import Rule, SWRMiddleware
-from swr.testing import FakeClock
 from tests.fleet import Job, Loader, fleet, settle, until
 from tests.web import MAX_AGE, App, Client, brief, client, http_scope
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-async def cache(clock):
-    async with Cache(clock=clock) as cache:
-        yield cache
 
 
 @pytest.mark.parametrize("name", ["soft_timeout", "hard_timeout"])

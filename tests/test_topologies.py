@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import socket
+from collections import Counter as Counted
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -86,6 +87,39 @@ class TestCluster:
                 for cache in (one, other):
                     assert (await cache.get_or_load(f"k{number}", load, POLICY)).value == number + 1
 
+    async def test_options_of_loaders_mean_the_same(self, cluster: ClusterOfSix):
+        rows: dict[int, int] = {number: number for number in range(10)}
+        async with Cache(cluster.url, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
+            keyed, unshared, remote = [], [], []
+            for cache in (one, other):
+
+                @cache.cached(key=lambda n: "}{" * n + str(n), fresh_for=60, store_if=bool, max_concurrent_loads=1)
+                async def of_key(n: int) -> int:
+                    return rows[n]
+
+                @cache.cached("here:{n}", fresh_for=60, shared=False, tags=("here",))
+                async def here(n: int) -> object:
+                    return object()
+
+                @cache.cached_many("there:{n}", fresh_for=60, local=False, max_concurrent_loads=1)
+                async def there(numbers: list[int]) -> dict[int, int]:
+                    return {number: rows[number] for number in numbers}
+
+                keyed.append(of_key), unshared.append(here), remote.append(there)
+            for number in range(1, 10):
+                assert await keyed[0](number) == await keyed[1](number) == number
+                assert await unshared[0](number) is await unshared[0](number)
+                assert await unshared[1](number) is not await unshared[0](number)
+            assert await remote[0](list(rows)) == await remote[1](list(rows)) == rows
+            before = dict(rows)
+            rows.update(dict.fromkeys(rows, 0))
+            assert await remote[1](list(rows)) == before
+            assert [await keyed[0].refresh(number) for number in range(10)] == [0] * 10
+            await one.invalidate_tag("here")
+            await until(lambda: not any(other.engine.store.peek(f"here:{number}") for number in rows))
+            await until(lambda: not any(other.engine.store.peek(keyed[1].key(number)) for number in rows))
+            assert [await keyed[1](number) for number in range(10)] == [0] * 10
+
     async def test_invalidations_reach_all(self, cluster: ClusterOfSix):
         keys = [f"k{number}" for number in range(10)]
         load = Counter()
@@ -129,22 +163,29 @@ class TestCluster:
             for http in clients:
                 await http.aclose()
 
-    async def test_every_message_notifies_once(self, cluster: ClusterOfSix):
+    async def test_every_message_notifies_once(self, cluster: ClusterOfSix, monkeypatch, no_heartbeats):
         """Though every master passes it on, and the process subscribes to each."""
-        namespace, received = fresh(), []
+        namespace, received, copies = fresh(), [], Counted()
+        on_message = RedisStore.on_message
+
+        def count(store, link, data):
+            on_message(store, link, data)
+            if store is other.engine.store.store:
+                copies[data] += 1
+
+        monkeypatch.setattr(RedisStore, "on_message", count)
         async with (
-            Cache(cluster.url, namespace=namespace, timeout=2) as one,
-            Cache(cluster.url, namespace=namespace, timeout=2) as other,
+            # A command that swr repeats notifies again: it has to wait for a slow machine.
+            Cache(cluster.url, namespace=namespace, timeout=60) as one,
+            Cache(cluster.url, namespace=namespace, timeout=60) as other,
         ):
-            await other.engine.ready()
             other.engine.notifications.subscribe(
                 lambda notification: received.append((notification.kind, notification.name))
             )
             for number in range(20):
                 await one.invalidate(f"k{number}")
             await one.invalidate_tag("t")
-            await until(lambda: len(received) >= 21)
-            await asyncio.sleep(0.3)
+            await until(lambda: len(copies) >= 21 and set(copies.values()) == {3})
         assert sorted(received, key=str) == sorted(
             [(Kind.TAG_VERSION, "t"), *((Kind.INVALIDATED, f"k{number}") for number in range(20))], key=str
         )

@@ -60,21 +60,6 @@ def brief(response):
     return response.status_code, response.text, response.headers["swr-state"]
 
 
-async def gather(*calls):
-    results = [None] * len(calls)
-
-    async def run(number, call):
-        try:
-            results[number] = await call
-        except Exception as error:
-            results[number] = error
-
-    async with anyio.create_task_group() as group:
-        for number, call in enumerate(calls):
-            group.start_soon(run, number, call)
-    return results
-
-
 async def open_later(app):
     app.gate = anyio.Event()
     await app.begun.wait()

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,10 +18,11 @@ from examples.demo.log import Log
 from examples.demo.rounds import ROUNDS, rounds_tour
 from examples.demo.servers import StartError, redis, redis_binary, workers
 from examples.demo.signals import cancelled_by_signals
-from examples.demo.tour import tour
+from examples.demo.tour import keep_busy, tour
 from examples.flights import build
 
 WORKERS: Final = 2
+DASHBOARD: Final = "/swr/"
 STRATEGIES: Final = {
     "read": "",
     "locks": "by whichever worker gets the lease of a ranking",
@@ -43,24 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="who refreshes: whoever reads (read, the default), or all workers in rounds, each ranking by whoever gets "
         "its lease (locks) or takes it from a queue (queue); rounds take 15 seconds at least",
     )
+    parser.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="do not open the dashboard in a browser"
+    )
     options = parser.parse_args(arguments)
-    seconds: float = max(5.0 if options.strategy == "read" else 15.0, options.seconds)
+    options.seconds = max(5.0 if options.strategy == "read" else 15.0, options.seconds)
     is_terminal = sys.stdout.isatty()
     console = Console(force_terminal=is_terminal, highlight=False, soft_wrap=True)
-    return asyncio.run(_until_signal(console, options.strategy, seconds, stays=is_terminal and sys.stdin.isatty()))
+    return asyncio.run(_until_signal(console, options, stays=is_terminal and sys.stdin.isatty()))
 
 
-async def _until_signal(console: Console, strategy: str, seconds: float, stays: bool) -> int:
+async def _until_signal(console: Console, options: argparse.Namespace, stays: bool) -> int:
     """Run the demo and, at a signal, end it in good order."""
     received = cancelled_by_signals()
     served = False
     try:
         with tempfile.TemporaryDirectory(prefix="swr-demo-") as folder, ExitStack() as stack:
-            url = await _show(console, Path(folder), strategy, seconds, stack)
+            url, airports = await _show(console, Path(folder), options, stays, stack)
             if stays:
                 served = True
                 _invite(console, url)
-                await asyncio.Event().wait()
+                await keep_busy(url, WORKERS, airports)
     except asyncio.CancelledError:
         # Ctrl-C is how serving ends.
         return 0 if served and received[0] is signal.SIGINT else 128 + received[0]
@@ -70,12 +75,16 @@ async def _until_signal(console: Console, strategy: str, seconds: float, stays: 
     return 0
 
 
-async def _show(console: Console, folder: Path, strategy: str, seconds: float, stack: ExitStack) -> str:
-    """Build the database, start the servers and take the tour; return the URL of the ranking API.
+async def _show(
+    console: Console, folder: Path, options: argparse.Namespace, stays: bool, stack: ExitStack
+) -> tuple[str, list[str]]:
+    """Build the database, start the servers and take the tour; return the URL of the ranking API and its airports.
 
     Raises:
         StartError: a server did not start, or there is none and the strategy needs one.
     """
+    strategy: str = options.strategy
+    seconds: float = options.seconds
     binary = redis_binary()
     if binary is None and strategy != "read":
         raise StartError(f"--strategy {strategy} needs a server: {_NO_SERVER}")
@@ -100,34 +109,48 @@ async def _show(console: Console, folder: Path, strategy: str, seconds: float, s
         environment["REDIS_URL"] = stack.enter_context(redis(binary, folder))
         console.print(f"{Path(binary).name}: {environment['REDIS_URL']}")
     url = stack.enter_context(workers("examples.demo.app:app", WORKERS, environment, folder))
-    console.print(f"ranking API: {url}, {WORKERS} worker processes")
+    console.print(f"ranking API: {url}, {WORKERS} worker processes\ndashboard:   {url}{DASHBOARD}")
+    if binary is not None:
+        console.print(f"in a terminal: .venv/bin/swr top --redis {environment['REDIS_URL']}")
+    if stays and options.browser and _has_screen():
+        webbrowser.open(url + DASHBOARD)
     await asyncio.sleep(0)
     if strategy == "read":
         console.print(
-            f"\n106 rankings, the Top 100 aircraft by delay at 105 airports and by miles over all, fresh for\n"
-            f"{fresh_for:g} s and stale for {stale_for:g} s more, asked for in the order of a real trace:\n{_TRACE}"
+            f"\n106 rankings, the Top 100 aircraft by delay at 105 airports and by miles over\n"
+            f"all, fresh for {fresh_for:g} s and stale for {stale_for:g} s more, asked for in the order of a real\n"
+            f"trace:\n{_TRACE}"
         )
         await tour(console, url, WORKERS, flights, seconds)
     else:
         console.print(
-            f"\n105 rankings, the Top 100 aircraft by delay at 105 airports, loaded every {every:g} s and fresh for\n"
-            f"{fresh_for:g} s, {STRATEGIES[strategy]}.\n"
-            f"They are asked for in the order of a real trace: {_TRACE}"
+            f"\n105 rankings, the Top 100 aircraft by delay at 105 airports, loaded every {every:g} s\n"
+            f"and fresh for {fresh_for:g} s, {STRATEGIES[strategy]}.\n"
+            f"They are asked for in the order of a real trace:\n{_TRACE}"
         )
         await rounds_tour(console, url, WORKERS, flights, Log(rounds_log), every)
-    return url
+    return url, flights.airports()
+
+
+def _has_screen() -> bool:
+    """Return whether a browser would have a window."""
+    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
 
 
 def _invite(console: Console, url: str) -> None:
+    head = "curl -s -o /dev/null -D -"
     console.print(
-        f"\nStill serving, until Ctrl-C. Look at SWR-State, Cache-Status, Age and Worker:\n"
-        f"  curl -si {url}/rankings/ATL | head -n 9  # the loader is cached: see Loader-State\n"
-        f"  curl -si {url}/rankings | head -n 9      # the response is cached\n"
-        f"  curl -si {url}/uncached/rankings/ATL | head -n 9\n"
-        f"Add a flight, and ask for ATL again; it leads:\n"
-        f"  curl -si {url}/flights/ATL -H 'Content-Type: application/json' \\\n"
+        f"\nA few requests a second go on until Ctrl-C, so that there is something to see:\n"
+        f"  {url}{DASHBOARD}   the fleet, requests, the life of a key\n"
+        f"  {url}/docs   the API\n"
+        f"Look at SWR-State, Cache-Status, Age and Worker. Without the cache:\n"
+        f"  {head} {url}/uncached/rankings/ATL\n"
+        f"Add a flight, and ask for ATL; it leads:\n"
+        f"  curl {url}/flights/ATL -H 'Content-Type: application/json' \\\n"
         f'      -d \'[{{"tailnum": "N1", "arr_delay": 9999}}]\'\n'
-        f"In a browser: {url}/docs",
+        f"  curl -s {url}/rankings/ATL | head -c 120\n"
+        f"With the cache, a hit:\n"
+        f"  {head} {url}/rankings",
         markup=False,
     )
 

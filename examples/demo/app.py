@@ -1,10 +1,11 @@
-"""The ranking API, whose workers tell of their rounds."""
+"""The ranking API with its dashboard, whose workers tell of their rounds."""
 
 import os
 from pathlib import Path
 
 from examples.demo.log import Log
 from examples.ranking import app, cache, refresher
+from swr import dashboard
 from swr.events import Committed, Event, RoundQueued
 
 __all__ = ["app"]
@@ -20,4 +21,6 @@ def _tell(event: Event) -> None:
         _log.write(int(event.version / 1e6 // refresher.every), event.key.removeprefix("delay:"))
 
 
+# For this machine alone, as there is no `auth`: any button may be tried.
+app.mount("/swr", dashboard(cache, actions=True, simulate=True))
 cache.subscribe(_tell, Committed, RoundQueued)

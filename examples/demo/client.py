@@ -1,27 +1,41 @@
 """The clients of the demo: readers that replay requests, and a writer that adds flights."""
 
 import asyncio
+import math
 import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import httpx
 
 TIMEOUT: Final = httpx.Timeout(30)
+# Seconds that a request waits for a client.
+_PATIENCE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: how it came, from which worker process, and how long the client waited."""
+    """One answer.
+
+    Parameters:
+        request: that was answered.
+        state: how it came.
+        worker: the process that answered.
+        milliseconds: from the request to its answer.
+        due: when the request was due, in seconds since the replay began; infinite outside of one.
+        waited: milliseconds from then to the answer.
+    """
 
     request: str
     state: str
     worker: str
     milliseconds: float
+    due: float = math.inf
+    waited: float = 0
 
 
 async def connect(url: str, readers: int, workers: int, stack: AsyncExitStack) -> list[httpx.AsyncClient]:
@@ -48,12 +62,12 @@ async def connect(url: str, readers: int, workers: int, stack: AsyncExitStack) -
 
 async def ask(client: httpx.AsyncClient, path: str) -> tuple[Answer, httpx.Response]:
     """Ask for a ranking; once more where the worker died that was asked, as a load balancer does."""
-    began = time.perf_counter()
+    began = time.monotonic()
     try:
         response = await client.get(path)
     except httpx.TransportError:
         response = await client.get(path)
-    milliseconds = (time.perf_counter() - began) * 1000
+    milliseconds = (time.monotonic() - began) * 1000
     response.raise_for_status()
     # Where only the loader is cached, not the response, the endpoint itself names the state.
     state = response.headers.get("Loader-State") or response.headers["SWR-State"]
@@ -65,24 +79,33 @@ async def replay(
     paths: Iterator[str],
     seconds: float,
     on_answer: Callable[[Answer], None],
-    rate: float | None = None,
+    rate: float,
 ) -> None:
-    """Have the clients work through `paths` together, for some seconds.
+    """Have the clients work through `paths` together.
+
+    Requests are due at a constant rate, however long the answers take, as with clients that know nothing of one
+    another. A request for which no client is free waits for one, and the wait counts; after a second it is given up.
 
     Parameters:
-        rate: requests a second; None: each client asks again as soon as it has its answer.
+        clients: who asks.
+        paths: what for.
+        seconds: how long.
+        on_answer: told of each answer.
+        rate: requests a second.
     """
     start = time.monotonic()
     plan = enumerate(paths)
 
     async def read(client: httpx.AsyncClient) -> None:
         for number, path in plan:
-            due = start + number / rate if rate else start
-            if max(due, time.monotonic()) >= start + seconds:
+            due = number / rate
+            if max(start + due, time.monotonic()) >= start + seconds:
                 return
-            await asyncio.sleep(due - time.monotonic())
+            if time.monotonic() > start + due + _PATIENCE:
+                continue
+            await asyncio.sleep(start + due - time.monotonic())
             answer, _ = await ask(client, path)
-            on_answer(answer)
+            on_answer(replace(answer, due=due, waited=(time.monotonic() - start - due) * 1000))
 
     async with asyncio.TaskGroup() as group:
         for client in clients:

@@ -24,8 +24,8 @@ ROUNDS: Final = 5
 # Nobody asks for the last airports but the tour itself: what it finds there, a round has loaded.
 QUIET: Final = ROUNDS
 _WARM_WITHIN: Final = 20.0
-_COLUMNS: Final = ("round", "queued by", "loads", "per ranking", "late flight at", "requests", "fresh", "p99 ms")
-_LINE: Final = "{:>5}  {:>9}  {:<29}  {:>11}  {:<14}  {:>8}  {:>6}  {:>6}"
+_COLUMNS: Final = ("round", "queued by", "loads", "late flight", "fresh", "p99 ms")
+_LINE: Final = "{:>5}  {:>9}  {:<28}  {:<12}  {:>5}  {:>6}"
 
 
 async def rounds_tour(console: Console, url: str, workers: int, flights: Flights, log: Log, every: float) -> None:
@@ -59,11 +59,11 @@ async def rounds_tour(console: Console, url: str, workers: int, flights: Flights
             loaded = flights.loads
     fresh, stale, missing = (tour.states[state] for state in STATES)
     console.print(
-        f"\n{fresh:,} of {tour.states.total():,} requests were answered fresh; {stale:,} with an older copy, at once,\n"
-        f"which their worker had in memory; {missing:,} had to wait. The database was asked for {loaded:,} rankings,\n"
-        "each about once a round, however many read them.\n"
-        f"{tour.added} late flights were added at airports that nobody asks for; the first who did ask, a round\n"
-        f"later, got a fresh ranking with the flight in it {tour.shown} times."
+        f"\n{fresh:,} of {tour.states.total():,} requests were answered fresh; {stale:,} with an older copy, at\n"
+        f"once, which their worker had in memory; {missing:,} had to wait. The database was asked\n"
+        f"for {loaded:,} rankings, each about once a round, however many read them.\n"
+        f"{tour.added} late flights were added at airports that nobody asks for; the first who did\n"
+        f"ask, a round later, got a fresh ranking with the flight in it {tour.shown} times."
     )
 
 
@@ -156,9 +156,7 @@ class _Tour:
             str(number - self._first + 1),
             next((str(line.worker) for line in lines if not line.airport), ""),
             loads(lines),
-            f"{len(loaded) / len(self._airports):.2f}",
             _late(late, loaded),
-            f"{len(self._milliseconds):,}",
             f"{100 * self._fresh / max(1, len(self._milliseconds)):.0f} %",
             f"{percentile(self._milliseconds, 99):.1f}" if self._milliseconds else "",
         )

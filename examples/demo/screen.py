@@ -1,9 +1,11 @@
 """What the demo shows: a table that builds up during the tour, and the figures at its end."""
 
 import asyncio
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -15,8 +17,8 @@ from examples.demo.client import Answer
 
 STATES: Final = ("fresh", "stale", "missing")
 _STYLES: Final = {"fresh": "green", "stale": "yellow", "missing": "red", "added": "cyan"}
-_COLUMNS: Final = ("second", "request", "state", "worker", "ms", "loads so far", "requests")
-_LINE: Final = "{:>6}  {:<19} {:<7}  {:>7}  {:>7}  {:>12}  {:>8}"
+_COLUMNS: Final = ("second", "request", "state", "worker", "ms", "loads", "requests")
+_LINE: Final = "{:>6}  {:<19} {:<7}  {:>7}  {:>7}  {:>7}  {:>8}"
 _ROWS: Final = 16
 
 
@@ -30,7 +32,7 @@ class Progress:
     """
 
     def __init__(self, console: Console, loads: Callable[[], int], live: bool) -> None:
-        self.milliseconds: dict[str, list[float]] = defaultdict(list)
+        self.answers: dict[str, list[Answer]] = defaultdict(list)
         self._console = console
         self._loads = loads
         self._live = Live(console=console, auto_refresh=False) if live else None
@@ -41,11 +43,11 @@ class Progress:
     @property
     def requests(self) -> int:
         """How many rankings have been asked for."""
-        return sum(len(self.milliseconds[state]) for state in STATES)
+        return sum(len(self.answers[state]) for state in STATES)
 
     def on_answer(self, answer: Answer) -> None:
         """Take note of an answer."""
-        self.milliseconds[answer.state].append(answer.milliseconds)
+        self.answers[answer.state].append(answer)
         self._latest[answer.state] = answer
 
     async def run(self) -> None:
@@ -89,20 +91,40 @@ class Progress:
             self._live.update(_table(_COLUMNS, self._rows, left=("request", "state")), refresh=True)
 
 
-def figures(
-    progress: Progress,
-    loads: int,
-    seconds: float,
-    uncached: Sequence[float],
-    uncached_loads: int,
-    uncached_seconds: float,
-) -> Table:
-    """Return the closing table: times by state, loads against requests, and the same without the cache."""
-    rows = [_figures(state, progress.milliseconds[state]) for state in STATES]
-    together = [milliseconds for state in STATES for milliseconds in progress.milliseconds[state]]
-    rows.append(_figures("with the cache", together, loads, seconds))
-    rows.append(_figures("without the cache", uncached, uncached_loads, uncached_seconds))
-    return _table(("", "requests", "loads", "requests/s", "p50 ms", "p99 ms"), rows, left=("",))
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of the comparison: what became of the requests that were due.
+
+    Parameters:
+        name: of the side.
+        milliseconds: from when each request was due to its answer.
+        loads: how often the database was asked.
+    """
+
+    name: str
+    milliseconds: Sequence[float]
+    loads: int
+
+
+def states_table(progress: Progress) -> Table:
+    """Return how many requests were answered in which state, and how long they took."""
+    rows = [
+        (state, f"{len(progress.answers[state]):,}", *_times([each.milliseconds for each in progress.answers[state]]))
+        for state in STATES
+    ]
+    return _table(("state", "requests", "p50 ms", "p99 ms"), rows, left=("state",))
+
+
+def comparison(due: int, sides: Sequence[Side]) -> Table:
+    """Return both sides, of which the same requests were due at the same rate.
+
+    A request that was not answered counts in the percentiles, as one that waits for ever.
+    """
+    rows = []
+    for side in sides:
+        waited = [*side.milliseconds, *[math.inf] * (due - len(side.milliseconds))]
+        rows.append((side.name, f"{due:,}", f"{len(side.milliseconds):,}", f"{side.loads:,}", *_times(waited)))
+    return _table(("", "due", "answered", "loads", "p50 ms", "p99 ms"), rows, left=("",))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -111,12 +133,9 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 
 
-def _figures(
-    name: str, milliseconds: Sequence[float], loads: int | None = None, seconds: float | None = None
-) -> tuple[str, ...]:
-    times = [f"{percentile(milliseconds, percent):,.1f}" if milliseconds else "" for percent in (50, 99)]
-    rate = "" if seconds is None else f"{len(milliseconds) / seconds:,.0f}"
-    return (name, f"{len(milliseconds):,}", "" if loads is None else f"{loads:,}", rate, *times)
+def _times(milliseconds: Sequence[float]) -> list[str]:
+    values = [percentile(milliseconds, percent) for percent in (50, 99)] if milliseconds else []
+    return ["never" if value == math.inf else f"{value:,.1f}" for value in values] or ["", ""]
 
 
 def _table(

@@ -1,18 +1,20 @@
-"""The tour: readers and a writer at work on the ranking API, then the readers once more without the cache."""
+"""The tour: readers and a writer at work on the ranking API, then the same reads once more without the cache."""
 
 import asyncio
-from contextlib import AsyncExitStack
-from itertools import cycle
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from itertools import cycle, islice
 from typing import Final
 
+import httpx
 from rich.console import Console
 
-from examples.demo.client import Answer, add_late_flight, connect, replay
-from examples.demo.screen import Progress, figures
+from examples.demo.client import add_late_flight, ask, connect, replay
+from examples.demo.screen import STATES, Progress, Side, comparison, states_table
 from examples.demo.trace import requests
 from examples.flights import Flights
 
-READERS: Final = 16
+READERS: Final = 48
 RATE: Final = 250.0
 
 
@@ -27,10 +29,12 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
         seconds: how long; a third of it more goes to the comparison.
     """
     airports = flights.airports()
-    # The trace's hottest key stands for the ranking over all airports, the next for the busiest airport, and so on.
-    paths = ["/rankings", *(f"/rankings/{airport}" for airport in airports)]
+    paths = _paths(airports)
     progress = Progress(console, lambda: flights.loads, live=console.is_terminal and not console.is_dumb_terminal)
+    due = int(seconds / 3 * RATE)
+    before = int(seconds * RATE) - due
     shown: list[bool] = []
+    loads_before: list[int] = []
     uncached: list[float] = []
 
     async def write() -> None:
@@ -39,30 +43,62 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
             await asyncio.sleep(1)
             shown.append(await add_late_flight(client, airport, progress.on_answer))
 
-    def hear_uncached(answer: Answer) -> None:
-        uncached.append(answer.milliseconds)
+    async def count_loads() -> None:
+        await asyncio.sleep(before / RATE)
+        loads_before.append(flights.loads)
 
     async with AsyncExitStack() as stack:
         readers = await connect(url, READERS, workers, stack)
         console.print(f"{RATE:g} requests a second, and one late flight added every second, for {seconds:g} s:\n")
         with progress:
             async with asyncio.TaskGroup() as group:
-                beside = [group.create_task(progress.run()), group.create_task(write())]
+                beside = [group.create_task(each) for each in (progress.run(), write(), count_loads())]
                 await replay(readers, requests(paths), seconds, progress.on_answer, RATE)
                 for task in beside:
                     task.cancel()
         # Refreshes that are still under way belong to the tour.
         await asyncio.sleep(0.5)
         loads = flights.loads
-        console.print(
-            f"\nThe same requests without the cache, one at a time to each worker, for {seconds / 3:.0f} s ...\n"
-        )
-        alone = await connect(url, workers, workers, stack)
-        await replay(alone, (f"/uncached{path}" for path in requests(paths)), seconds / 3, hear_uncached)
-    console.print(figures(progress, loads, seconds, uncached, flights.loads - loads, seconds / 3))
+        console.print(states_table(progress))
+        console.print(f"\nThe last {due:,} of them once more, at the same rate, without the cache ...\n")
+        without = (f"/uncached{path}" for path in islice(requests(paths), before, before + due))
+        await replay(readers, without, seconds / 3, lambda answer: uncached.append(answer.waited), RATE)
+    cached = [answer.waited for state in STATES for answer in progress.answers[state] if before / RATE <= answer.due]
+    sides = [
+        Side("with the cache", cached, loads - loads_before[0]),
+        Side("without the cache", uncached, flights.loads - loads),
+    ]
+    console.print(comparison(due, sides))
     console.print(
-        f"{progress.requests:,} requests took {loads:,} loads, one for {progress.requests / loads:.0f} requests;\n"
-        f"without the cache every request is a load, and {workers} at a time, each waiting for its own, are all that\n"
-        f"these {workers} workers can do. With it they answered {progress.requests / seconds:.0f} a second.\n"
+        f"All {progress.requests:,} requests with it took {loads:,} loads, one for "
+        f"{progress.requests / loads:.0f} requests.\n"
+        f"Without it each answer is a load: {len(uncached):,} of the {due:,} requests were answered in time.\n"
         f"{len(shown)} late flights were added; the very next answer showed {sum(shown)} of them."
     )
+
+
+async def keep_busy(url: str, workers: int, airports: list[str]) -> None:
+    """Ask for some rankings a second until this is cancelled, so that the dashboard has something to show.
+
+    Parameters:
+        url: of the ranking API.
+        workers: the number of its worker processes.
+        airports: the busiest first.
+    """
+    paths = requests(_paths(airports))
+
+    async def read(client: httpx.AsyncClient, paths: Iterator[str]) -> None:
+        while True:
+            # Somebody who tries the dashboard's buttons makes loads fail.
+            with suppress(httpx.HTTPError):
+                await ask(client, next(paths))
+            await asyncio.sleep(0.2)
+
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for client in await connect(url, 2 * workers, workers, stack):
+            group.create_task(read(client, paths))
+
+
+def _paths(airports: list[str]) -> list[str]:
+    """Return the paths, the most popular first: the ranking over all airports, the busiest airport, and so on."""
+    return ["/rankings", *(f"/rankings/{airport}" for airport in airports)]

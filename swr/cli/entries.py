@@ -24,11 +24,11 @@ from swr.cli.shared import (
     redis_of,
     watched,
     with_store,
-    without_passwords,
 )
 from swr.errors import ConfigurationError
 from swr.http.request import tag_of_url
-from swr.stores.tag_versions import ALL
+from swr.settings import without_passwords
+from swr.stores.tag_versions import ALL, Name, OfLoader, Soft
 
 if TYPE_CHECKING:
     from swr.stores.redis.store import RedisStore
@@ -58,6 +58,11 @@ examples:
   swr invalidate --loader ranking:top100 ATL '["JFK", 10]'
       What a loader has stored for top100("ATL") and top100("JFK", 10), where its
       own cache lies.
+  swr invalidate --loader ranking:top100 --all
+      All that a loader has stored.
+  swr invalidate --tag group:ATL --soft
+      All that carries a tag is stale from now on: the next reader gets it at
+      once, and it is refreshed.
   swr invalidate --all
       Everything of the namespace.
 """
@@ -89,8 +94,9 @@ def add(commands: Commands) -> None:
     add("--key", help="the same as KEY")
     add("--url", help="the responses to a path or URL with its query, /rankings/ATL?limit=10")
     add("--tag", help="all that carries this tag")
-    add("--loader", metavar="MODULE:FUNCTION", help="what this loader has stored for calls")
-    add("--all", action="store_true", help="everything of the namespace")
+    add("--loader", metavar="MODULE:FUNCTION", help="what this loader has stored for calls, or with --all")
+    add("--all", action="store_true", help="everything of the namespace; behind --loader, of the loader")
+    add("--soft", action="store_true", help="mark it stale, in place of removing it")
     add_store(invalidate)
 
 
@@ -100,7 +106,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from swr.cli.inspection import inspect, is_nothing, told
+    from swr.stores.redis.inspection import inspect, is_nothing, told
 
     key = key_of(options.key)
     found = asyncio.run(with_store(options, lambda store: inspect(store, key)))
@@ -123,71 +129,89 @@ def _invalidate(options: argparse.Namespace) -> int:
     """Remove what is stored."""
     given = {name: getattr(options, name) for name in ("key", "url", "tag", "loader", "all") if getattr(options, name)}
     empty = [name for name in ("key", "url", "tag", "loader") if getattr(options, name) == ""]
+    if "" in options.what and not options.loader:
+        # A variable of a shell that is empty, say.
+        raise ConfigurationError("KEY '' is nothing; for everything: --all")
     if empty:
         raise ConfigurationError(f"--{empty[0]} '' is nothing; for everything: --all")
-    if options.what and not {*given} <= {"loader"}:
+    if options.loader and options.all and not options.what:
+        del given["all"]
+    elif options.what and not {*given} <= {"loader"}:
         raise ConfigurationError(f"{options.what[0]!r} and --{next(iter(given))} say different things: give one")
     if len(given) + (bool(options.what) and not options.loader) != 1 or (len(options.what) > 1 and not options.loader):
         raise ConfigurationError("give one of KEY, --url, --tag, --loader and --all")
     if options.loader:
         return _invalidate_calls(options)
     if options.all:
-        asyncio.run(with_store(options, lambda store: store.invalidate_tag(ALL)))
+        asyncio.run(with_store(options, lambda store: store.invalidate_tag(_named(options, ALL))))
         return _invalidated(options, "all", True, "everything")
     if options.tag is not None:
-        asyncio.run(with_store(options, lambda store: store.invalidate_tag(options.tag)))
+        asyncio.run(with_store(options, lambda store: store.invalidate_tag(_named(options, options.tag))))
         return _invalidated(options, "tag", options.tag, f"all that carries the tag {options.tag!r}")
     if options.url is not None:
         tag = tag_of_url(options.url)
-        asyncio.run(with_store(options, lambda store: store.invalidate_tag(tag)))
+        asyncio.run(with_store(options, lambda store: store.invalidate_tag(_named(options, tag))))
         return _invalidated(options, "url", options.url, f"the responses to {without_passwords(options.url)!r}")
     key = key_of(options.key or options.what[0])
     if key.startswith(("/", "http://", "https://")):
         raise ConfigurationError(f"{without_passwords(key)!r} is a URL and no key: swr invalidate --url {key!r}")
-    found = asyncio.run(with_store(options, lambda store: _remove(store, key)))
+    found = asyncio.run(with_store(options, lambda store: _remove(store, key, options.soft)))
     return _invalidated(options, "key", key, f"{key!r}{'' if found else ', under which nothing was stored,'}")
 
 
-async def _remove(store: "RedisStore", key: str) -> bool:
-    """Invalidate a key; return whether something was stored under it."""
-    from swr.cli.inspection import inspect, is_nothing
+def _named(options: argparse.Namespace, name: str | OfLoader) -> Name:
+    """Return a name as it is invalidated, or marked stale with --soft."""
+    return Soft(name) if options.soft else name
+
+
+async def _remove(store: "RedisStore", key: str, is_soft: bool) -> bool:
+    """Invalidate a key, or mark it stale; return whether something was stored under it."""
+    from swr.stores.redis.inspection import inspect, is_nothing
 
     found = await inspect(store, key)
-    await store.invalidate(key)
+    await (store.mark_stale(key) if is_soft else store.invalidate(key))
     return not is_nothing(found)
 
 
 def _invalidate_calls(options: argparse.Namespace) -> int:
     """Remove what a loader has stored for calls, where its own cache lies."""
-    if not options.what:
+    if not options.what and not options.all:
         raise ConfigurationError(
             f"for which calls of {options.loader!r}? Give the arguments of each, ATL or '[\"ATL\", 10]'; for all "
-            f"that it has stored, a tag of its own: swr invalidate --tag"
+            f"that it has stored: --all"
         )
     if options.redis is not None or options.namespace is not None:
         raise ConfigurationError("--loader works where the loader's own cache lies: leave out --redis and --namespace")
     out = sys.stdout
-    # What a module prints is not the answer.
+    # A module may print; that is not the answer.
     with contextlib.redirect_stdout(sys.stderr), quiet():
         loader = loader_of(options.loader)
         keys = [key_with(loader, arguments_of(loader, text)) for text in options.what]
-        asyncio.run(_remove_calls(loader, options.loader, keys))
-    shown = ", ".join(map(repr, keys))
-    print(json.dumps({"invalidated": {"keys": keys}}) if options.json else f"invalidated {shown}", file=out)
+        asyncio.run(_remove_calls(loader, options, keys))
+    shown = ", ".join(map(repr, keys)) or f"all that the loader of {loader.template!r} has stored"
+    what = {"loader": loader.template} if options.all else {"keys": keys}
+    said = json.dumps({_done(options).replace(" ", "_"): what})
+    print(said if options.json else f"{_done(options)} {shown}", file=out)
     return 0
 
 
-async def _remove_calls(loader: Any, name: str, keys: list[str]) -> None:
+async def _remove_calls(loader: Any, options: argparse.Namespace, keys: list[str]) -> None:
     try:
         await loader.engine.ready()
-        store = redis_of(loader.engine, name)
+        store = redis_of(loader.engine, options.loader)
+        if options.all:
+            await store.invalidate_tag(_named(options, OfLoader(loader.template)))
         for key in keys:
-            await store.invalidate(key)
+            await (store.mark_stale(key) if options.soft else store.invalidate(key))
     finally:
         await loader.engine.aclose()
 
 
+def _done(options: argparse.Namespace) -> str:
+    return "marked stale" if options.soft else "invalidated"
+
+
 def _invalidated(options: argparse.Namespace, kind: str, what: str | bool, shown: str) -> int:
-    said = json.dumps({"invalidated": {kind: what}, "namespace": options.namespace})
-    print(said if options.json else f"invalidated {shown} in the namespace {options.namespace!r}")
+    said = json.dumps({_done(options).replace(" ", "_"): {kind: what}, "namespace": options.namespace})
+    print(said if options.json else f"{_done(options)} {shown} in the namespace {options.namespace!r}")
     return 0

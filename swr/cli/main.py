@@ -1,12 +1,12 @@
 """The command `swr`: its parser, and what its exit codes are."""
 
-import importlib.metadata
 import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from swr.cli import entries, proxy, queue, refresh, warm
+from swr import __version__
+from swr.cli import dashboard, entries, keys, proxy, queue, refresh, top, warm
 from swr.cli.shared import FAILURE, USAGE, Failure, Parser, say, write_nowhere
 from swr.errors import ConfigurationError, StoreUnavailable
 
@@ -45,8 +45,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("swr", description="A stale-while-revalidate cache.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"swr {importlib.metadata.version('swr')}")
+    parser.add_argument("--version", action="version", version=f"swr {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
-    for family in (proxy, refresh, queue, warm, entries):
+    for family in (proxy, dashboard, top, refresh, queue, warm, keys, entries):
         family.add(commands)
     return parser

@@ -1,19 +1,23 @@
 """`swr proxy`: a caching reverse proxy."""
 
 import argparse
+import functools
 import gc
 import logging
+import os
 import socket
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from swr.cli.shared import FAILURE, NAMESPACE_HELP, Commands, command, duration, find_store, say
+from swr.cli.listening import address, listener_at
+from swr.cli.shared import FAILURE, NAMESPACE_HELP, Commands, Failure, command, duration, find_store, say
 from swr.errors import ConfigurationError
+from swr.lifecycle.options import codec_in
 from swr.policy import seconds
-from swr.settings import URL
+from swr.settings import PURGE_TOKEN, URL, read_environment
 
-# Requests that are under way when a signal comes may take so many seconds more.
+# Seconds that requests may take on after a signal.
 _GRACE: Final = 10
 _EXAMPLES: Final = """\
 examples:
@@ -44,29 +48,24 @@ def add(commands: Commands) -> None:
     option = proxy.add_argument
     option(
         "--listen",
-        type=_address,
+        type=address,
         default="127.0.0.1:8000",
         metavar="ADDRESS",
         help="host:port, [::1]:port or :port (%(default)s)",
     )
 
+    proxy.add_argument(
+        "--server",
+        choices=("uvicorn", "granian"),
+        default="uvicorn",
+        help="granian: more requests a second, and fewer limits for clients (%(default)s)",
+    )
+
     lifetimes = proxy.add_argument_group("how long, where an answer does not say it itself")
-    option = lifetimes.add_argument
-    option("--fresh-for", type=duration, metavar="TIME", help="served without a question (not at all)")
-    option(
-        "--stale-for",
-        type=duration,
-        default=0,
-        metavar="TIME",
-        help="after that, served and refreshed in the background (0)",
-    )
-    option(
-        "--stale-if-error",
-        type=duration,
-        default=0,
-        metavar="TIME",
-        help="after --fresh-for, the answer if the service fails (0)",
-    )
+    time = functools.partial(lifetimes.add_argument, type=duration, metavar="TIME")
+    time("--fresh-for", help="served without a question (not at all)")
+    time("--stale-for", default=0, help="after that, served and refreshed in the background (0)")
+    time("--stale-if-error", default=0, help="after --fresh-for, the answer if the service fails (0)")
 
     storage = proxy.add_argument_group("what is stored, and where")
     option = storage.add_argument
@@ -95,38 +94,25 @@ def add(commands: Commands) -> None:
 
     service = proxy.add_argument_group("the service")
     option = service.add_argument
-    option("--timeout", type=duration, default=30, metavar="TIME", help="how long it may be silent (%(default)s)")
-    option(
-        "--connect-timeout",
-        type=duration,
-        default=5,
-        metavar="TIME",
-        help="how long connecting may take (%(default)s)",
-    )
+    time = functools.partial(option, type=duration, metavar="TIME")
+    time("--timeout", default=30, help="how long it may be silent (%(default)s)")
+    time("--connect-timeout", default=5, help="how long connecting may take (%(default)s)")
     option("--max-connections", type=int, default=100, metavar="N", help="the most connections to it (%(default)s)")
-    option(
-        "--hard-timeout",
-        type=duration,
-        default=60,
-        metavar="TIME",
-        help="how long an answer that is to be stored may take as a whole (%(default)s)",
-    )
+    time("--hard-timeout", default=60, help="how long an answer that is to be stored may take as a whole (%(default)s)")
     option(
         "--trust-forwarded",
         action="store_true",
         help="behind another proxy: keep the Forwarded and X-Forwarded-* that it sends",
     )
     clients = proxy.add_argument_group("the clients")
-    option = clients.add_argument
-    option("--head-timeout", type=duration, default=10, metavar="TIME", help="for the head of a request (%(default)s)")
-    option(
+    time = functools.partial(clients.add_argument, type=duration, metavar="TIME")
+    time("--head-timeout", default=10, help="for the head of a request (%(default)s)")
+    time(
         "--client-timeout",
-        type=duration,
         default=30,
-        metavar="TIME",
         help="how far a client may fall behind 500 bytes a second, sending a body or taking an answer (%(default)s)",
     )
-    option("--keep-alive", type=duration, default=5, metavar="TIME", help="for the next request to begin (%(default)s)")
+    time("--keep-alive", help="for the next request to begin (5; with granian --head-timeout)")
     proxy.add_argument(
         "--log-level",
         choices=("critical", "error", "warning", "info", "debug"),
@@ -142,18 +128,22 @@ def _names(text: str) -> tuple[str, ...]:
 def _proxy(options: argparse.Namespace) -> int:
     """Serve a caching proxy until a signal comes."""
     try:
-        import uvicorn
+        # Before anything is opened: what the proxy needs may be missing.
+        import uvicorn  # noqa: F401
 
+        import swr.proxy.server  # noqa: F401
         from swr.proxy import caching_proxy
-        from swr.proxy.server import ClientProtocol
     except ImportError as error:
         return say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", FAILURE)
     if options.fresh_for is None and (options.stale_for or options.stale_if_error):
         raise ConfigurationError("--stale-for and --stale-if-error count from --fresh-for: give it too")
     find_store(options)
+    environment = read_environment()
     app = caching_proxy(
         options.upstream,
         redis=options.redis,
+        secret=environment.secret or b"",
+        codec=codec_in(environment),
         namespace=options.namespace,
         l1_max_bytes=options.l1_max_bytes,
         fresh_for=options.fresh_for,
@@ -168,33 +158,48 @@ def _proxy(options: argparse.Namespace) -> int:
         client_timeout=options.client_timeout,
         hard_timeout=options.hard_timeout,
         trust_forwarded=options.trust_forwarded,
+        # Not an option: everybody on the machine sees those of a process.
+        purge_token=os.environ.get(PURGE_TOKEN, "").strip(),
     )
-    head_timeout, keep_alive = _positive("--head-timeout", options), _positive("--keep-alive", options)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serve = _on_granian if options.server == "granian" else _on_uvicorn
+    try:
+        serve(_without_traceback(app), options)
+    finally:
+        gc.unfreeze()
+    return 0
+
+
+def _started(shown: str, options: argparse.Namespace) -> None:
+    # A full collection looks at no module, class or function: it holds up all clients at once.
+    gc.collect()
+    gc.freeze()
+    print(f"swr: http://{shown} -> {options.upstream}", flush=True)
+
+
+def _on_uvicorn(app: ASGIApp, options: argparse.Namespace) -> None:
+    """Serve the app with all limits for clients."""
+    import uvicorn
+
+    from swr.proxy.server import ClientProtocol
 
     class Protocol(ClientProtocol):
         """With the operator's time-outs."""
 
-    Protocol.head_timeout, Protocol.client_timeout = head_timeout, _positive("--client-timeout", options)
-
-    host, port = options.listen
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    shown = f"[{host}]" if ":" in host else host or "0.0.0.0"
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        return say(f"cannot listen on {shown}:{port}: {error.strerror}", FAILURE)
+    Protocol.head_timeout = _positive("--head-timeout", options)
+    Protocol.client_timeout = _positive("--client-timeout", options)
+    if options.keep_alive is None:
+        options.keep_alive = 5
+    keep_alive = _positive("--keep-alive", options)
+    listener, shown = listener_at(options.listen)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            # A full collection looks at no module, class or function: it holds up all clients at once.
-            gc.collect()
-            gc.freeze()
-            print(f"swr: http://{shown}:{listener.getsockname()[1]} -> {options.upstream}", flush=True)
+            _started(shown, options)
 
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
-        _without_traceback(app),
+        app,
         http=Protocol,
         lifespan="on",
         # An upgrade to WebSocket is not offered; the request is answered as if it had not been asked for.
@@ -210,11 +215,23 @@ def _proxy(options: argparse.Namespace) -> int:
         timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # asyncio takes fractions
         timeout_graceful_shutdown=_GRACE,
     )
+    Server(config).run([listener])
+
+
+def _on_granian(app: ASGIApp, options: argparse.Namespace) -> None:
+    """Serve the app with the limits that granian has."""
     try:
-        Server(config).run([listener])
-    finally:
-        gc.unfreeze()
-    return 0
+        from swr.proxy.granian_server import serve
+    except ImportError as error:
+        raise Failure(f"--server granian needs granian and uvloop ({error}): pip install 'swr[granian]'") from None
+    if options.keep_alive is not None:
+        raise ConfigurationError("--keep-alive: with granian --head-timeout counts between two requests too")
+    head_timeout = _positive("--head-timeout", options)
+    listener, shown = listener_at(options.listen)
+    host, port = listener.getsockname()[:2]
+    # granian listens itself; this one was to find out that it can.
+    listener.close()
+    serve(app, host, port, head_timeout=head_timeout, grace=_GRACE, on_start=lambda: _started(shown, options))
 
 
 def _without_traceback(app: ASGIApp) -> ASGIApp:
@@ -242,15 +259,3 @@ def _positive(name: str, options: argparse.Namespace) -> float:
     if seconds(value, name) <= 0:
         raise ConfigurationError(f"{name} must be more than 0 seconds")
     return seconds(value, name)
-
-
-def _address(text: str) -> tuple[str, int]:
-    """Return host and port of "host:port", "[::1]:port" or ":port"."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise argparse.ArgumentTypeError(f"{text!r}: write an IPv6 address in brackets, [{host}]:{port}")
-    return host, int(port)

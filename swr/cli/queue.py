@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from swr.cli.shared import Commands, Failure, add_store, add_watch, command, key_of, watched, with_store
+from swr.core.keys import one_line
 from swr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ def _show_dead(options: argparse.Namespace) -> int:
 
 
 def _given_up(name: str, letter: "DeadLetter") -> str:
-    key = letter.key.replace("\n", "\\n")
-    why = " ".join(letter.why.split())
+    key, why = one_line(letter.key), one_line(" ".join(letter.why.split()))
     return f"{name}  {key}  tries {letter.tries}, {max(0.0, time.time() - letter.at):.0f} s ago: {why}"
 
 

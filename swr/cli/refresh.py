@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     refresh.add_argument("refresher", metavar="MODULE:REFRESHER", help="where it is, from the current directory")
     refresh.add_argument("--workers", type=int, default=1, metavar="N", help="how many processes (%(default)s)")
     add_json(refresh, "one JSON object a line")
-    # What a worker process says to the one that has started it.
+    # A report of a worker process to the one that has started it.
     refresh.add_argument("--events", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -58,7 +58,7 @@ def _refresh(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise ConfigurationError(f"--workers {options.workers} is not 1 or more")
     out = sys.stdout
-    # What a module or a loader prints is not one of the lines.
+    # A module or a loader may print; that is none of the lines.
     with contextlib.redirect_stdout(sys.stderr):
         refresher = imported(options.refresher)
         if not isinstance(refresher, Refresher):

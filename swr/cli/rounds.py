@@ -1,4 +1,4 @@
-"""What all workers of a refresher have done in each round: one line."""
+"""The lines of rounds: the sums over all workers of a refresher."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from swr.events import RoundEnded, RoundQueued
 
 RoundEvent = RoundEnded | RoundQueued
 _KINDS = {kind.__name__: kind for kind in (RoundEnded, RoundQueued)}
-# Whoever is so many rounds behind is not waited for.
+# Rounds by which a worker may be behind before the others' line goes out.
 _WAITED_FOR = 2
 
 
@@ -94,7 +94,7 @@ class Rounds:
         self._last[worker] = -1
 
     def end(self, worker: int) -> None:
-        """It is gone; what it has reported counts."""
+        """Forget a worker that is gone, and count its reports."""
         del self._last[worker]
         self._look()
 

@@ -1,4 +1,4 @@
-"""What the commands share: how they are described, what they say, and what they work on."""
+"""Parts that the commands share: parsers, messages, and the loaders and caches that they work on."""
 
 import argparse
 import contextlib
@@ -8,7 +8,6 @@ import itertools
 import logging
 import operator
 import os
-import re
 import reprlib
 import sys
 import textwrap
@@ -28,9 +27,10 @@ import msgspec
 from swr.cache import Cache
 from swr.engine.failures import text_of
 from swr.errors import ConfigurationError, StoreUnavailable
+from swr.lifecycle.options import codec_in
 from swr.loaders.cached_many import CachedMany
 from swr.policy import Duration
-from swr.settings import ENABLED, NAMESPACE, URL, read_environment, redacted
+from swr.settings import ENABLED, NAMESPACE, URL, read_environment, redacted, without_passwords
 
 if TYPE_CHECKING:
     from swr.engine.engine import Engine
@@ -44,12 +44,8 @@ else:
 T = TypeVar("T")
 
 NAMESPACE_HELP: Final = f"the beginning of every key in Redis (what {NAMESPACE} says, or swr)"
-_COMMAND: Final = "  swr "
-# The account in a URL, up to the last @ in front of the next URL: a password may hold spaces and quotes.
-_ACCOUNT: Final = re.compile(r"(\w[\w+.-]*://)(?:(?![\s'\"]\w[\w+.-]*://).)*@")
-# The query of a URL of Redis, which may hold a password, too.
-_QUERY: Final = re.compile(r"((?:rediss?|unix)[\w+]*://[^\s?]*\?)[^\s'\"]*")
-
+# Examples begin with a command; what it does stands below, further to the right.
+_COMMAND: Final = "  "
 # A text for one of these says which one is meant.
 _NO_TEXT: Final = (int, float, Decimal, Enum, UUID, date, timeofday, timedelta)
 
@@ -58,7 +54,7 @@ FAILURE: Final = 1
 
 
 class Failure(Exception):
-    """What was asked for could not be done; its text is the line that says so."""
+    """The command could not do its work; the text is the line that says why."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,7 +78,7 @@ def _paragraphs(text: str) -> list[list[str]]:
     for line in text.splitlines():
         before = found[-1][-1] if found else ""
         is_next = line.strip() and before and _indent(line) == _indent(before)
-        if is_next and not line.startswith(_COMMAND) and not before.endswith((":", ".")):
+        if is_next and _indent(line) != _COMMAND and not before.endswith((":", ".")):
             found[-1].append(line)
         else:
             found.append([line])
@@ -94,7 +90,7 @@ def _indent(line: str) -> str:
 
 
 def _folded(lines: list[str], width: int) -> str:
-    indent, is_command = _indent(lines[0]), lines[0].startswith(_COMMAND)
+    indent, is_command = _indent(lines[0]), _indent(lines[0]) == _COMMAND
     folded = textwrap.wrap(
         " ".join(line.strip() for line in lines),
         width - 2 * is_command,
@@ -203,13 +199,23 @@ async def with_store(options: argparse.Namespace, ask: "Callable[[RedisStore], A
     Raises:
         ConfigurationError: nothing says where it is.
     """
+    with quiet():
+        async with cache_of(options) as cache:
+            tiered = cast("TieredStore", cache.engine.store)
+            return await ask(cast("RedisStore", tiered.store))
+
+
+def cache_of(options: argparse.Namespace) -> Cache:
+    """Return a cache where the options and the environment say, which holds nothing in memory.
+
+    Raises:
+        ConfigurationError: nothing says where it is.
+    """
     find_store(options)
     if options.redis is None:
         raise ConfigurationError(f"where is Redis? Give --redis URL, or set {URL}")
-    with quiet():
-        async with Cache(options.redis, namespace=options.namespace, timeout=options.timeout, l1_max_bytes=0) as cache:
-            tiered = cast("TieredStore", cache.engine.store)
-            return await ask(cast("RedisStore", tiered.store))
+    codec = codec_in(read_environment())
+    return Cache(options.redis, namespace=options.namespace, timeout=options.timeout, l1_max_bytes=0, codec=codec)
 
 
 @contextlib.contextmanager
@@ -225,7 +231,7 @@ def quiet() -> Iterator[None]:
 
 
 def imported(name: str) -> Any:
-    """Return what a module, of the current directory for one, has under a name.
+    """Return the object that a module, such as one of the current directory, has under a name.
 
     Parameters:
         name: "examples.ranking:refresher"; behind the colon dots are attributes.
@@ -296,7 +302,7 @@ def duration(text: str) -> Duration:
 def arguments_of(loader: Any, text: str) -> tuple[Any, ...]:
     """Return the arguments of a call of a loader: one as text, or several as a JSON array.
 
-    What the loader declares as a number, a date, a UUID and the like is made one: the key of 1 is not that of "1".
+    Make numbers, dates, UUIDs and the like of the text, as the loader declares: the key of 1 is not that of "1".
 
     Raises:
         ConfigurationError: it cannot be one.
@@ -371,11 +377,6 @@ def key_of(text: str) -> str:
     return text.replace("\\n", "\n")
 
 
-def without_passwords(text: str) -> str:
-    """Return a text in which no URL has an account, and none of Redis a query."""
-    return _QUERY.sub(r"\1…", _ACCOUNT.sub(r"\1…@", text))
-
-
 def say(message: str, code: int) -> int:
     """Say a line of what is wrong; return the exit code."""
     # In one write: several processes may say something at once.
@@ -385,7 +386,7 @@ def say(message: str, code: int) -> int:
 
 
 def write_nowhere(file: TextIO) -> None:
-    """Let what is still written to a file that nobody reads, at the end of the process for one, not fail again."""
+    """Send further output of a file without a reader to nowhere, so that the end of the process cannot fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)

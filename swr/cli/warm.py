@@ -72,7 +72,7 @@ def _warm(options: argparse.Namespace) -> int:
     if options.at_once < 1:
         raise ConfigurationError(f"--at-once {options.at_once} is not 1 or more")
     out = sys.stdout
-    # What a module or a loader prints is not the answer.
+    # A module or a loader may print; that is not the answer.
     with contextlib.redirect_stdout(sys.stderr), quiet():
         loader = loader_of(options.loader)
         warming = Warming(loader, options.loader, options.at_once, options.force)
@@ -135,6 +135,8 @@ class Warming:
         self.fresh = 0
         self.failed: dict[str, BaseException | None] = {}
         self._store = redis_of(loader.engine, name)
+        if loader.stays_here:
+            raise ConfigurationError(f"{name!r} has shared=False: what is loaded here would help no other process")
         self._limiter = LoadLimiter(loader, at_once)
         self._force = force
         self._todo: deque[Task] = deque()
@@ -174,7 +176,7 @@ class Warming:
 
     async def _look(self, key: str, args: tuple[Any, ...]) -> None:
         """Find out whether it is to be loaded."""
-        from swr.cli.inspection import inspect
+        from swr.stores.redis.inspection import inspect
 
         if self._force:
             self._todo.append(Task(key, args, (await self._store.newest([key]))[key]))

@@ -3,5 +3,5 @@
 It does no I/O and knows no event loop, no server, no web framework and no clock of its own; time is an argument.
 Imports: `swr.entry`, `swr.policy`, `swr.errors`. Offers: `decision.decide`, the templates and storage names of
 `keys`, the text and the copies of arguments of `canonical`, and `codec`, which writes and reads the frames that Redis
-holds; `shapes` says beforehand which types it can write, and `fidelity` whether a value came back whole.
+holds. `shapes` says beforehand which types it can write, and `fidelity` whether a value came back whole.
 """

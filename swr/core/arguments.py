@@ -1,10 +1,11 @@
 """Arguments as a key saw them, for a load that runs later."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from swr.core.canonical import Unkeyable, snapshot
+from swr.core.key_functions import KeyFunction
 from swr.core.template import Template
 from swr.errors import ConfigurationError
 
@@ -12,8 +13,9 @@ from swr.errors import ConfigurationError
 class Watch:
     """Keeps what a load is called with as the key and the tags saw it.
 
-    What the key holds whole (`{filters}`) is copied. Of what it holds an attribute (`{user.id}`) the object itself is
-    passed on, and the attribute is compared later.
+    An argument that the key holds whole (`{filters}`) is copied. If it holds an attribute (`{user.id}`), the object
+    itself is passed on, and the attribute is compared later. So is the key that a function makes, if it depends on its
+    arguments alone; they are copied where they can be.
 
     Parameters:
         where: the function, for errors.
@@ -21,17 +23,23 @@ class Watch:
         tags: its tag templates.
     """
 
-    __slots__ = ("_attributes", "_where", "_whole")
+    __slots__ = ("_looks", "_must_copy", "_where", "_whole")
 
     def __init__(self, where: str, key: Template, tags: Iterable[Template]) -> None:
         self._where = where
         self._whole = frozenset(slot.name for slot in key.slots if not slot.attributes)
         slots = [slot for template in (key, *tags) for slot in template.slots if slot.attributes]
-        self._attributes = {slot.text: slot for slot in slots}
+        self._looks: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+            f"argument {slot.text!r}": slot.of for slot in slots
+        }
+        is_function = isinstance(key, KeyFunction)
+        self._must_copy = not is_function
+        if is_function and key.is_pure:
+            self._looks["the key of a call"] = key.fill
 
     def __bool__(self) -> bool:
-        """Whether there are attributes to compare."""
-        return bool(self._attributes)
+        """Whether there is anything to compare."""
+        return bool(self._looks)
 
     def keep(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return `values`, by parameter, with copies of those that the key holds whole.
@@ -44,6 +52,8 @@ class Watch:
             try:
                 kept[name] = snapshot(kept[name])
             except Unkeyable as error:
+                if not self._must_copy:
+                    continue
                 raise ConfigurationError(
                     f"argument {name!r} of {self._where} holds a {error}: swr cannot keep it as it is until the load "
                     f"runs. Pass a list, tuple, set or dict of plain values"
@@ -51,19 +61,19 @@ class Watch:
         return kept
 
     def look(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the attributes as they are now."""
-        return tuple(f"{slot.of(values)!r}" for slot in self._attributes.values())
+        """Return what is compared, as it is now."""
+        return tuple(f"{look(values)!r}" for look in self._looks.values())
 
     def compare(self, values: Mapping[str, Any], seen: tuple[Any, ...]) -> None:
-        """Refuse arguments whose attributes are not as they were `seen`.
+        """Refuse arguments that are not as they were `seen`.
 
         Raises:
-            ConfigurationError: naming the attribute.
+            ConfigurationError: naming what has changed.
         """
-        for name, before, now in zip(self._attributes, seen, self.look(values), strict=True):
+        for name, before, now in zip(self._looks, seen, self.look(values), strict=True):
             if before != now:
                 raise ConfigurationError(
-                    f"argument {name!r} of {self._where} changed from {before} to {now} between the call and the end "
+                    f"{name} of {self._where} changed from {before} to {now} between the call and the end "
                     f"of its load, whose value belongs to neither: do not change what a cached loader was called "
                     f"with, or pass the attribute itself"
                 )

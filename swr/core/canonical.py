@@ -1,8 +1,8 @@
 """Arguments as text and as copies: the text stands in a key, and the copy is what a later load is called with.
 
 Every value is written with its type in view: `1`, `"1"`, `True`, `None`, `1.0`, `("a:b",)` and `("a", "b")`
-all differ, in every process alike (`hash()` is salted and never used). A `str` or `int` subclass, a `StrEnum`
-member for one, is written as the string or number that it equals.
+all differ, in every process alike (`hash()` is salted and never used). A `str` or `int` subclass, such as a `StrEnum`
+member, is written as the string or number that it equals.
 """
 
 import collections
@@ -10,6 +10,7 @@ import copy
 import datetime
 import decimal
 import enum
+import re
 import types
 import uuid
 from collections.abc import Callable, Mapping
@@ -29,7 +30,8 @@ _TEXT_TYPES: Final = (
 )
 # Others may hold more than their items show: `?a=1&a=2` as a mapping has one item.
 _MAPPINGS: Final = frozenset({dict, collections.defaultdict, collections.Counter, types.MappingProxyType})
-_CONSTANT: Final = (str, int, float, bytes, type(None), enum.Enum, *_TEXT_TYPES)
+# What nothing can change.
+CONSTANT: Final = (str, int, float, bytes, type(None), enum.Enum, *_TEXT_TYPES)
 
 
 class Unkeyable(TypeError):
@@ -46,7 +48,9 @@ def canonical(value: Any) -> str:
     """
     kind = type(value)
     if isinstance(value, enum.Enum) and not isinstance(value, (str, int)):
-        return f"~{kind.__module__}.{kind.__qualname__}.{value.name}"
+        # Flags that no member has may have no name.
+        name = value.name if value.name is not None else canonical(value.value)
+        return f"~{kind.__module__}.{kind.__qualname__}.{name}"
     if isinstance(value, str):
         return _text(str.__str__(value))
     if value is None or isinstance(value, bool):
@@ -62,7 +66,8 @@ def canonical(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"~{_container(kind)}({','.join(map(_item, value))})"
     if isinstance(value, (set, frozenset)):
-        return f"~set({','.join(sorted(map(_item, value)))})"
+        name = "set" if kind in (set, frozenset) else _container(kind)
+        return f"~{name}({','.join(sorted(map(_item, value)))})"
     if kind in _MAPPINGS:
         return f"~dict({','.join(sorted(_pairs(value)))})"
     if kind is collections.OrderedDict:
@@ -110,13 +115,40 @@ def _pairs(value: Mapping[Any, Any]) -> list[str]:
     return [f"{_item(name)}={_item(item)}" for name, item in value.items()]
 
 
+_NAMES: Final[Mapping[str, Any]] = {"None": None, "True": True, "False": False}
+_AS_TEXT: Final = re.compile(r"~(?:datetime|date|time|Decimal|UUID)\((.*)\)")
+
+
+def plain_of(text: str) -> Any:
+    """Return the value whose canonical text this is; that of a moment, a decimal number or a UUID as a string.
+
+    Raises:
+        ValueError: only the caller's own code could make such a value, or it is a container.
+    """
+    if text in _NAMES:
+        return _NAMES[text]
+    if text.startswith("'"):
+        return text[1:-1]
+    if text.startswith("~"):
+        match = _AS_TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no plain value")
+        return match[1]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
 def snapshot(value: Any) -> Any:
     """Return `value`, which has a canonical text, as it is now: what is done to it later does not change the copy.
 
     Raises:
         Unkeyable: the value, or one inside it, cannot be copied.
     """
-    if isinstance(value, _CONSTANT):
+    if isinstance(value, CONSTANT):
         return value
     copied = _COPIES.get(type(value))
     if copied is not None:

@@ -56,6 +56,7 @@ class Codec:
             bytes, list and dict.
         check: called with a value that was read; it raises `CodecError` for one that is of the type and yet cannot
             be used.
+        may_shrink: whether compressing a value is worth a try; None: always.
 
     Every value is read back once when it is written. What does not come back the same is refused then, in the
     process that loaded it, rather than served changed in all the others.
@@ -63,12 +64,23 @@ class Codec:
     Raises:
         ConfigurationError: no value of this type could be written and read again.
         NameError: the type has a part that is not defined yet.
+
+    Attributes:
+        stays_here: values are not written at all, because they stay in this process.
     """
 
-    __slots__ = ("_decode", "_is_plain", "decode_value", "fingerprint", "kind")
+    __slots__ = ("_decode", "_is_plain", "decode_value", "fingerprint", "kind", "may_shrink")
 
-    def __init__(self, kind: Any = Any, check: Callable[[Any], None] | None = None) -> None:
+    stays_here = False
+
+    def __init__(
+        self,
+        kind: Any = Any,
+        check: Callable[[Any], None] | None = None,
+        may_shrink: Callable[[Any], bool] | None = None,
+    ) -> None:
         self.kind = kind
+        self.may_shrink = may_shrink or _always
         try:
             self._decode = msgspec.msgpack.Decoder(kind, dec_hook=_decode_custom).decode
             self._is_plain = is_plain(kind)
@@ -152,6 +164,10 @@ class Codec:
         return repair(self._decode(repairs.payload), repairs)
 
 
+def _always(value: Any) -> bool:
+    return True
+
+
 def _checked(decode: Callable[[bytes], Any], check: Callable[[Any], None]) -> Callable[[bytes], Any]:
     def decode_value(payload: bytes) -> Any:
         value = decode(payload)
@@ -161,7 +177,17 @@ def _checked(decode: Callable[[bytes], Any], check: Callable[[Any], None]) -> Ca
     return decode_value
 
 
+class _UnsharedCodec(Codec):
+    """The codec of values that stay in this process."""
+
+    __slots__ = ()
+
+    stays_here = True
+
+
 ANY: Final = Codec()
+# A value of it may be any object: no store writes it.
+UNSHARED: Final = _UnsharedCodec()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -31,7 +31,7 @@ class Revalidate(enum.Enum):
 
 
 class Decision(NamedTuple):
-    """What `decide` says: how the answer is marked, and four separate questions answered."""
+    """The decision about a reader: how the answer is marked, and the answers to four separate questions."""
 
     state: State
     serve: bool

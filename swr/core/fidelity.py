@@ -19,13 +19,13 @@ import msgspec
 
 from swr.core.shapes import is_model, name_of
 
-# What has to be put back into one value: the index of a moment, or what is inside it, by position or by name.
+# Parts to put back into one value: the index of a moment, or parts inside it, by position or by name.
 Tree = int | dict[Any, Any]
 _FIELDS_SET: Final = ""
 
 
 class Repairs(msgspec.Struct, array_like=True):
-    """What the bytes of a value leave out, and where it belongs.
+    """The parts of a value that its bytes leave out, and where they belong.
 
     Parameters:
         tree: the places.
@@ -123,7 +123,7 @@ def _moment(comparison: Comparison, back: Any, value: Any) -> int | None:
     return comparison.moments.setdefault((name, value.fold), len(comparison.moments))
 
 
-# What is equal and of one of these types is the same. Most parts are, and a call for each would take longer.
+# Equal values of one of these types are the same. Most parts are, and a call for each would take longer.
 _SCALARS: Final = frozenset({str, int, bool, type(None), bytes, float, uuid.UUID, datetime.date, datetime.timedelta})
 
 
@@ -197,7 +197,7 @@ class _Object:
 
     def _refuse_others(self, names: set[str]) -> None:
         for name in names:
-            # What a descriptor has computed is computed again. SQLAlchemy notes there where a row comes from.
+            # A descriptor computes its value again. SQLAlchemy notes there where a row comes from.
             if name != "_sa_instance_state" and not hasattr(type(getattr(self.kind, name, None)), "__set_name__"):
                 raise Changed(f"has the attribute {name!r}, which is no field of {self.kind.__qualname__}")
 
@@ -260,7 +260,7 @@ _SAME: Final[Mapping[type, _Comparer]] = {
 
 
 def _find_comparer(back: Any, kind: Any) -> _Comparer:
-    """What compares a value of type `kind` with one of type `back`, as which it came back."""
+    """Return a comparison of values of type `kind` with those of type `back`, as which they come back."""
     if back is not kind:
         likes, comparer = _CUT.get(back, ((), _other))
         return comparer if issubclass(kind, likes) else _other

@@ -11,9 +11,10 @@ import msgspec
 
 from swr.core.shapes import is_model
 
-# Of the format of frames: another format is another version of every type.
-_FORMAT: Final = 2
-# What a schema says beside the shape. A default may differ from process to process.
+# The format of frames, raised when their meaning changes. Another format is another version of every type, so that the
+# entries of two releases of swr lie side by side.
+FORMAT: Final = 4
+# Words of a schema that say nothing of the shape. A default may differ from process to process.
 _NO_SHAPE: Final = {"default", "description", "examples"}
 # Below these a schema has names, not words of its own.
 _NAMES: Final = {"properties", "$defs"}
@@ -28,7 +29,7 @@ def fingerprint(kind: Any, schema_of_custom: Callable[[Any], dict[str, Any]]) ->
         schema_of_custom: returns the JSON schema of a class that msgspec does not know.
     """
     shapes = _Shapes()
-    parts = [_FORMAT, _schema(kind, schema_of_custom), shapes.name(kind), shapes.lines]
+    parts = [FORMAT, _schema(kind, schema_of_custom), shapes.name(kind), shapes.lines]
     return hashlib.blake2b(msgspec.json.encode(parts, order="deterministic"), digest_size=4).hexdigest()
 
 
@@ -99,7 +100,7 @@ class _Shapes:
         if issubclass(kind, enum.Enum):
             return sorted(f"{name}={_plain(member.value)}" for name, member in kind.__members__.items())
         fields = {name: self.name(hint) for name, hint in _hints(kind).items()}
-        # What is not stored is read back as the default.
+        # A field that is not stored is read back as the default.
         for name, field in _models_fields(kind).items():
             if field.exclude:
                 fields[name] += f"={_plain(field.default)}"

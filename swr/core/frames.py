@@ -1,9 +1,19 @@
 """Entries as bytes: a versioned, checksummed frame around a value that a codec writes.
 
-A frame is the version (16 digits), `e`, the fingerprint of the value's type (8 hex digits), the length of the frame (10
-digits), the time at which it may be forgotten (16 digits, in the unit of versions), the XXH3 (64 bits) of header and
-payload with version and time as its seed, the length of the header, the header (MessagePack), and the payload. What
-stands before the checksum is text, so that a Lua script on the server can tell frames apart without parsing the rest.
+A frame begins with text, so that a Lua script on the server can tell frames apart without parsing the rest:
+
+- the version, 16 digits; `e`;
+- the fingerprint of the value's type, 8 hex digits;
+- the length of the frame, 10 digits;
+- the time at which it may be forgotten, 16 digits, in the unit of versions.
+
+The XXH3 (64 bits) of the rest follows, with version and time as its seed. The rest is:
+
+- the format of the frame, and flags that say how the bytes were changed, 1 byte each;
+- the length of the header, and of the payload if that is compressed;
+- the header (MessagePack) and the payload.
+
+Header and payload may be encoded as a whole (`swr.core.packing`).
 
 Frames of one key stand side by side, one for each fingerprint. In a deploy that changes a model, both versions of the
 application then find their own.
@@ -17,6 +27,8 @@ import msgspec
 from xxhash import xxh3_64_intdigest as _checksum
 
 from swr.core.codec import Codec
+from swr.core.fingerprint import FORMAT
+from swr.core.packing import PLAIN, Packing, Unreadable, decompressed
 from swr.entry import Entry
 from swr.errors import CodecError
 
@@ -29,18 +41,24 @@ _LATEST: Final = 9 * 10**15
 _KIND: Final = b"e"
 # What stands behind the version of a mark.
 _MARK: Final = b"s"
-# The version, the kind, the fingerprint, the frame's length, the end of its life, the checksum, the header's length.
-_PREFIX: Final = struct.Struct(f">{VERSION_DIGITS}sc8s10s{VERSION_DIGITS}sQI")
-_BODY: Final = _PREFIX.size
+# The version, the kind, the fingerprint, the frame's length, the end of its life, the checksum.
+_PREFIX: Final = struct.Struct(f">{VERSION_DIGITS}sc8s10s{VERSION_DIGITS}sQ")
+_CHECKED: Final = _PREFIX.size
+# The format, what was done to the bytes, the header's length, and how long a compressed payload is once it is read.
+_LENGTHS: Final = struct.Struct(">BBII")
+_WHOLE: Final = struct.Struct(_PREFIX.format + _LENGTHS.format[1:])
+_BODY: Final = _WHOLE.size
+# Flags: how the bytes were changed.
+_COMPRESSED: Final = 1
+_ENCODED: Final = 2
 # Where the fingerprint stands, and the length behind it.
 _TYPE: Final = slice(VERSION_DIGITS + 1, VERSION_DIGITS + 9)
 _LENGTH: Final = slice(VERSION_DIGITS + 9, VERSION_DIGITS + 19)
 
 
 class _Header(msgspec.Struct, array_like=True):
-    """The fields of a frame beside the payload; `format` is raised when its meaning changes."""
+    """The fields of a frame beside the payload."""
 
-    format: int
     key: bytes
     fingerprint: str
     tag_version: int
@@ -56,7 +74,6 @@ class _Header(msgspec.Struct, array_like=True):
     loader: str
 
 
-_FORMAT: Final = 3
 _encode = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(_Header).decode
 
@@ -69,44 +86,98 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
-def encode(key: str, entry: Entry[Any], codec: Codec) -> bytes:
-    """Return `entry` as a frame.
+class Draft(NamedTuple):
+    """An entry that is written, and not yet packed.
+
+    Parameters:
+        key: of the entry.
+        version, ends: of the frame, as text.
+        fingerprint: of the type of its value.
+        header, payload: its parts.
+        may_shrink: whether compressing the payload is worth a try.
+    """
+
+    key: bytes
+    version: bytes
+    ends: bytes
+    fingerprint: bytes
+    header: bytes
+    payload: bytes
+    may_shrink: bool
+
+
+def draft(key: str, entry: Entry[Any], codec: Codec) -> Draft:
+    """Return what the frame of `entry` is made of.
 
     Raises:
         CodecError: its value cannot be written.
     """
-    header = _encode(
-        _Header(
-            _FORMAT,
-            _bytes(key),
-            codec.fingerprint,
-            entry.tag_version,
-            entry.created_at,
-            entry.fresh_until,
-            entry.stale_until,
-            entry.error_until,
-            entry.keep_until,
-            [_bytes(tag) for tag in entry.tags],
-            None if entry.validator is None else _bytes(entry.validator),
-            entry.took,
-            entry.absent,
-            entry.loader,
-        )
+    header = _Header(
+        _bytes(key),
+        codec.fingerprint,
+        entry.tag_version,
+        entry.created_at,
+        entry.fresh_until,
+        entry.stale_until,
+        entry.error_until,
+        entry.keep_until,
+        [_bytes(tag) for tag in entry.tags],
+        None if entry.validator is None else _bytes(entry.validator),
+        entry.took,
+        entry.absent,
+        entry.loader,
     )
     payload = b"" if entry.absent else codec.encode_value(entry.value)
-    body = header + payload
     life = min(_FURTHEST, max(0.0, entry.keep_until - entry.created_at)) + _KEPT_LONGER
     ends = min(_LATEST, entry.version + int(life * 1e6))
-    prefix = _PREFIX.pack(
+    return Draft(
+        header.key,
         b"%016d" % entry.version,
-        _KIND,
-        codec.fingerprint.encode(),
-        b"%010d" % (_BODY + len(body)),
         b"%016d" % ends,
-        _checksum(body, entry.version ^ ends),
-        len(header),
+        codec.fingerprint.encode(),
+        _encode(header),
+        payload,
+        not entry.absent and codec.may_shrink(entry.value),
     )
-    return prefix + body
+
+
+def pack(made: Draft, packing: Packing) -> bytes:
+    """Return the frame.
+
+    Raises:
+        StoreUnavailable: the codec of the packing has failed.
+    """
+    key, version, ends, fingerprint, header, payload, may_shrink = made
+    done, length = 0, 0
+    short = packing.compressed(payload) if may_shrink else None
+    if short is not None:
+        done, length, payload = _COMPRESSED, len(payload), short
+    body = header + payload
+    if packing.codec is not None:
+        done |= _ENCODED
+    lengths = _LENGTHS.pack(FORMAT, done, len(header), length)
+    rest = lengths + packing.encoded(body, b"entry", version + fingerprint + ends + lengths + key)
+    return (
+        _PREFIX.pack(
+            version,
+            _KIND,
+            fingerprint,
+            b"%010d" % (_CHECKED + len(rest)),
+            ends,
+            _checksum(rest, int(version) ^ int(ends)),
+        )
+        + rest
+    )
+
+
+def encode(key: str, entry: Entry[Any], codec: Codec, packing: Packing = PLAIN) -> bytes:
+    """Return `entry` as a frame.
+
+    Raises:
+        CodecError: its value cannot be written.
+        StoreUnavailable: the codec of the packing has failed.
+    """
+    return pack(draft(key, entry, codec), packing)
 
 
 class Found(NamedTuple):
@@ -137,7 +208,7 @@ def frames_in(data: bytes) -> Iterator[Found]:
 def mark_in(data: bytes) -> int:
     """Return the version at which what lies in `data` was marked stale, which stands behind the last frame; 0: never.
 
-    What is loaded later is newer, and so not concerned.
+    A later load is newer, and so not concerned.
     """
     last = sum(len(found.frame) for found in frames_in(data))
     mark = data[last : last + VERSION_DIGITS]
@@ -146,7 +217,8 @@ def mark_in(data: bytes) -> int:
 
 def frame_of(data: bytes, fingerprint: str) -> bytes | None:
     """Return the frame of a type; None if only other types have one; what is no frame as it is."""
-    if data[_TYPE] == fingerprint.encode() and data[_LENGTH] == b"%010d" % len(data):
+    if data[_TYPE.start : _LENGTH.stop] == b"%b%010d" % (fingerprint.encode(), len(data)):
+        # Most entries are alone under their key.
         return data
     others = 0
     for found in frames_in(data):
@@ -167,48 +239,89 @@ def is_tombstone(frame: bytes) -> bool:
     return len(frame) == VERSION_DIGITS + 1 and frame.endswith(b"t")
 
 
-def _check_header(version: bytes, header: _Header) -> None:
+def key_in(frame: bytes, packing: Packing) -> str | None:
+    """Return the key that stands in a frame; None: it cannot be read without knowing the key, or not at all."""
+    if packing.codec is not None or len(frame) < _BODY:
+        return None
+    end = _LENGTHS.unpack_from(frame, _CHECKED)[2]
+    try:
+        return _text(_decode_header(frame[_BODY : _BODY + end]).key)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def weight(frame: bytes) -> int:
+    """Return how many bytes must be read to decode a frame, decompressed ones included."""
+    if len(frame) < _BODY or not frame[_CHECKED + 1] & _COMPRESSED:
+        return len(frame)
+    return max(len(frame), int.from_bytes(frame[_BODY - 4 : _BODY], "big"))
+
+
+def _check_header(header: _Header) -> None:
     """Refuse what no process of swr writes, and what arithmetic would stumble over.
 
     Raises:
-        CodecError: a time or the version is none.
+        CodecError: a time is none.
     """
     times = abs(header.created_at) + abs(header.fresh_until) + abs(header.stale_until) + abs(header.error_until)
     # False for NaN, too.
     if not times + abs(header.keep_until) + abs(header.took) <= _FURTHEST:
         raise CodecError("its times are none")
-    if not version.isdigit() or int(version) > _LATEST:
-        raise CodecError(f"its version is {version!r}")
 
 
-def decode(key: str, frame: bytes, codec: Codec | None) -> Entry[Any]:
+def _decoded(key: bytes, frame: bytes, packing: Packing) -> bytes:
+    """Return header and payload in one.
+
+    Raises:
+        CodecError: the frame is of another format, or the codec cannot read it.
+    """
+    kind, done, _, _ = _LENGTHS.unpack_from(frame, _CHECKED)
+    if kind != FORMAT or done & ~(_COMPRESSED | _ENCODED):
+        raise Unreadable(f"it is of the format {kind}.{done}, which another version of swr has written", "format")
+    if bool(done & _ENCODED) is not (packing.codec is not None):
+        raise Unreadable(
+            "a codec has written it, and this cache has none: give it codec="
+            if done & _ENCODED
+            else "it was written without a codec, and this cache has one",
+            f"codec {done & _ENCODED}",
+        )
+    place = frame[:VERSION_DIGITS] + frame[_TYPE] + frame[_LENGTH.stop : _LENGTH.stop + VERSION_DIGITS]
+    return packing.decoded(frame[_BODY:], b"entry", place + frame[_CHECKED:_BODY] + key)
+
+
+def decode(key: str, frame: bytes, codec: Codec | None, packing: Packing = PLAIN) -> Entry[Any]:
     """Return the entry in `frame`.
 
     Parameters:
         codec: reads its value; None: it may be of any type, and the number of its bytes replaces it.
+        packing: how it was packed.
 
     Raises:
         CodecError: the frame is cut, changed, of another key, of another type or from another version of swr.
     """
     try:
-        version, kind, shown, total, ends, checksum, length = _PREFIX.unpack_from(frame)
-        seed = int(version) ^ int(ends)
-        if kind != _KIND or int(total) != len(frame) or _checksum(memoryview(frame)[_BODY:], seed) != checksum:
+        version, kind, shown, total, ends, checksum, form, done, end, length = _WHOLE.unpack_from(frame)
+        number = int(version)
+        if kind != _KIND or int(total) != len(frame) or _checksum(frame[_CHECKED:], number ^ int(ends)) != checksum:
             raise CodecError("the checksum does not match")
-        end = _BODY + length
-        header = _decode_header(frame[_BODY:end])
+        name, body, first = _bytes(key), frame, _BODY
+        if form != FORMAT or done or packing.codec is not None:
+            body, first = _decoded(name, frame, packing), 0
+        end += first
+        header = _decode_header(body[first:end])
         read = header.fingerprint
         fingerprint = read if codec is None else codec.fingerprint
-        if header.format != _FORMAT or header.key != _bytes(key) or not shown.decode() == read == fingerprint:
-            raise CodecError(
-                f"it is of format {header.format}, key {header.key!r} and type {read}, "
-                f"not {_FORMAT}, {key!r} and {fingerprint}"
-            )
-        _check_header(version, header)
+        if header.key != name or not shown.decode() == read == fingerprint:
+            raise CodecError(f"it is of key {header.key!r} and type {read}, not {key!r} and {fingerprint}")
+        if not version.isdigit() or number > _LATEST:
+            raise CodecError(f"its version is {version!r}")
+        _check_header(header)
+        value: Any = None
         if codec is None:
-            value: Any = len(frame) - end
-        else:
-            value = None if header.absent else codec.decode_value(frame[end:])
+            value = length if done & _COMPRESSED else len(body) - end
+        elif not header.absent:
+            payload = body[end:]
+            value = codec.decode_value(decompressed(payload, length) if done & _COMPRESSED else payload)
         return Entry(
             value,
             header.created_at,
@@ -216,7 +329,7 @@ def decode(key: str, frame: bytes, codec: Codec | None) -> Entry[Any]:
             header.stale_until,
             header.error_until,
             header.keep_until,
-            int(version),
+            number,
             header.tag_version,
             tuple(map(_text, header.tags)) if header.tags else (),
             None if header.validator is None else _text(header.validator),

@@ -6,12 +6,13 @@ import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 from swr.core.arguments import Arguments, Watch, WatchedArguments
 from swr.core.canonical import PLAIN
+from swr.core.key_functions import KeyFunction
 from swr.core.template import Template
 from swr.errors import ConfigurationError
 from swr.policy import tag_names
@@ -26,6 +27,12 @@ def _where(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
+@functools.lru_cache(maxsize=1024)
+def _shared(types: tuple[type, ...]) -> tuple[type, ...]:
+    """Return the same object for equal types: very many calls may be remembered with them."""
+    return types
+
+
 class CallKeys:
     """Turns the arguments of one function into a key and tags.
 
@@ -35,10 +42,11 @@ class CallKeys:
         tags: tag templates.
         ignore: parameters that are left out of the key.
         signature: of its calls, where that is not the function's own.
+        key: makes the key in the place of a template.
 
     Raises:
         ConfigurationError: a slot or an ignored name that is no parameter, or a parameter that is neither
-            named in the template nor ignored (what is silently left out of a key is a wrong answer).
+            named in the template nor ignored .
     """
 
     def __init__(
@@ -48,6 +56,7 @@ class CallKeys:
         tags: Iterable[str] = (),
         ignore: Iterable[str] = (),
         signature: inspect.Signature | None = None,
+        key: Callable[..., Any] | None = None,
     ) -> None:
         if isinstance(ignore, str):
             raise ConfigurationError(f"ignore={ignore!r} is one string: give a tuple, ({ignore!r},)")
@@ -55,7 +64,12 @@ class CallKeys:
         self._signature = signature = signature or inspect.signature(function)
         parameters = list(signature.parameters)
         ignored = frozenset(ignore)
-        if template is None:
+        called = "key template" if key is None else "key function"
+        if key is not None:
+            if template is not None:
+                raise ConfigurationError(f"{where} has the key template {template!r} and key={key!r}: give one of them")
+            self._key: Template = KeyFunction(key, parameters, ignored, where)
+        elif template is None:
             kept = [name for name in parameters if name not in ignored]
             text = ":".join([where.replace("{", "{{").replace("}", "}}"), *(f"{name}={{{name}}}" for name in kept)])
             self._key = Template(text, "default key", where)
@@ -69,23 +83,29 @@ class CallKeys:
         missing = [name for name in parameters if name not in named and name not in ignored]
         if missing:
             raise ConfigurationError(
-                f"the key template {template!r} of {where} leaves out {', '.join(missing)}: two calls that differ "
-                f"only there would share an answer. Name each in the template, or list it in ignore="
+                f"the {called} {key or template!r} of {where} leaves out {', '.join(missing)}: two calls that differ "
+                f"only there would share an answer. Name each in it, or list it in ignore="
             )
         self.fixed_tags = tuple(tag.text for tag in self._tags) if not any(t.names for t in self._tags) else None
         self._watch = Watch(where, self._key, self._tags)
         defaults = {type(parameter.default) for parameter in signature.parameters.values()}
         # Nothing can be changed in plain arguments: a load is called with them as they are.
-        self._may_be_plain = not self._watch and defaults <= {*PLAIN, type(inspect.Parameter.empty)}
+        can_change = bool(self._watch) and key is None
+        self._may_be_plain = not can_change and defaults <= {*PLAIN, type(inspect.Parameter.empty)}
         kinds = {parameter.kind for parameter in signature.parameters.values()}
-        # What is called by position alone needs no binding, which takes as long as the rest of a key.
+        # A call by position alone needs no binding, which takes as long as the rest of a key.
         self._positional = parameters if kinds <= _BY_POSITION else None
-        self.remembered: dict[tuple[Any, ...], tuple[str, tuple[type, ...] | None]] = {}
+        self.remembered: dict[tuple[Any, ...], tuple[str, tuple[type, ...]]] = {}
 
     @property
     def template(self) -> Template:
         """The key template, given or made."""
         return self._key
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of its calls, by name."""
+        return self._signature.parameters
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Return the key of a call.
@@ -99,18 +119,27 @@ class CallKeys:
             call, values = (*args, _KEYWORDS, *kwargs.items()), (*args, *kwargs.values())
         try:
             key, types = self.remembered[call]
-            if types is None or types == tuple(map(type, values)):
+            if not types or types == tuple(map(type, values)):
                 return key
         except (KeyError, TypeError):
             pass
         key = self._key.fill(self.bind(args, kwargs))
-        types = tuple(map(type, values))
-        if PLAIN.issuperset(types) and len(key) <= _LONGEST_REMEMBERED:
+        own_types = self.types_of(values, key)
+        if own_types is not None:
             if len(self.remembered) >= _REMEMBERED:
                 self.remembered.clear()
-            # Strings alone need no look at their types again: what equals a str gets the str's key.
-            self.remembered[call] = (key, None if set(types) <= {str} else types)
+            self.remembered[call] = (key, own_types)
         return key
+
+    def types_of(self, values: tuple[Any, ...], key: str) -> tuple[type, ...] | None:
+        """Return the types by which a call with these arguments, whose key this is, is told from one that equals it.
+
+        It is empty if all are strings: what equals a str gets the str's key. None: the call cannot be remembered.
+        """
+        types = tuple(map(type, values))
+        if len(key) > _LONGEST_REMEMBERED or not self._key.is_pure or not PLAIN.issuperset(types):
+            return None
+        return () if set(types) <= {str} else _shared(types)
 
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags of a call, filled as f-strings would be."""
@@ -125,7 +154,7 @@ class CallKeys:
         Raises:
             ConfigurationError: one that is part of the key cannot be kept as it is.
         """
-        if self._may_be_plain and PLAIN.issuperset(map(type, args)) and PLAIN.issuperset(map(type, kwargs.values())):
+        if self._may_be_plain and PLAIN.issuperset(map(type, (*args, *kwargs.values()) if kwargs else args)):
             return Arguments(args, kwargs)
         return WatchedArguments(self._watch, self._signature, self.bind(args, kwargs))
 
@@ -150,7 +179,7 @@ def storage_name(key: str) -> str:
     """Return `key` as a store holds it: safe inside a Redis hash tag, at most 200 bytes.
 
     Braces are percent-encoded, because a key such as `}x` would put an entry and its lease into two slots.
-    What is longer becomes a digest; the full key stands in the frame and is compared on every read.
+    A longer key becomes a digest; the full key stands in the frame and is compared on every read.
     """
     if _AS_IT_IS.fullmatch(key):
         return key
@@ -161,6 +190,13 @@ def storage_name(key: str) -> str:
     if len(name) <= 200:
         return name
     return "%%" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+
+
+def one_line(text: str) -> str:
+    """Return text, such as a key that clients have chosen a part of, as a terminal shows it and does nothing else."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @functools.lru_cache(maxsize=1024)

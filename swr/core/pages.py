@@ -1,4 +1,4 @@
-"""Large lists and dicts in pages, so that no single step of writing or reading a value takes long.
+"""Large lists, tuples, sets and dicts in pages, so that no single step of writing or reading a value takes long.
 
 msgspec lets no other thread run while it works. A thread that goes from page to page lets the event loop turn.
 """
@@ -7,7 +7,7 @@ import copy
 import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
@@ -24,13 +24,15 @@ _FEW: Final = 8
 _TEXT: Final = 1000
 # A dict with no more items is taken for an object; of longer ones some items stand for all.
 _FIELDS: Final = 8
+# Pages are made of these types. A class of the user's own may do more than they do.
+_KINDS: Final = frozenset({list, tuple, set, frozenset, dict})
 
 
 class Paged(msgspec.Struct, array_like=True):
     """A value in pages.
 
     Parameters:
-        outer: the bytes of the value, in which one list or dict is empty.
+        outer: the bytes of the value, in which one list, tuple, set or dict is empty.
         name: which: an attribute or a key of the value; None: the value itself.
         pages: the bytes of its parts.
     """
@@ -41,7 +43,7 @@ class Paged(msgspec.Struct, array_like=True):
 
 
 def large_part(value: Any) -> tuple[str | None, Any] | None:
-    """Return the name of a large list or dict in `value`, and that itself; None: there is none where pages help."""
+    """Return the name of a large part of `value`, and the part; None: there is none where pages help."""
     if _needs_pages(value):
         return None, value
     for name, part in _parts(value):
@@ -51,12 +53,12 @@ def large_part(value: Any) -> tuple[str | None, Any] | None:
 
 
 def _needs_pages(part: Any) -> bool:
-    if type(part) not in (list, dict) or len(part) <= _FEW:
+    if type(part) not in _KINDS or len(part) <= _FEW:
         return False
     return len(part) > LARGE or len(part) * _item_size(part) > 2 * _PARTS
 
 
-def _item_size(part: list[Any] | dict[Any, Any]) -> int:
+def _item_size(part: Any) -> int:
     """Return how many parts one item has, a guess from the first ones."""
     some = islice(part.values() if isinstance(part, dict) else part, _FIELDS)
     return max((_size(item, 5) for item in some), default=1)
@@ -71,7 +73,7 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def is_large(value: Any) -> bool:
-    """Whether a value has so many parts, or so long ones, that a thread should write it; a guess from some of them."""
+    """Whether a thread should write a value, because its parts are many or long; a guess from some of them."""
     return _size(value, 6) > LARGE
 
 
@@ -104,15 +106,11 @@ def without(value: Any, name: str | None, part: Any) -> Any:
 
 
 def pages_of(part: Any) -> Iterator[Any]:
-    """Yield a list or a dict in parts."""
+    """Yield a list, tuple, set or dict in parts."""
     length = max(1, min(_PAGE, _PARTS // _item_size(part)))
-    if isinstance(part, list):
-        for first in range(0, len(part), length):
-            yield part[first : first + length]
-    else:
-        items = iter(part.items())
-        while page := dict(islice(items, length)):
-            yield page
+    items = iter(part.items() if isinstance(part, dict) else part)
+    while page := type(part)(islice(items, length)):
+        yield page
 
 
 def kind_of(kind: Any, value: Any, name: str) -> Any:
@@ -139,9 +137,19 @@ _hints: Final[Callable[[Any], Mapping[str, Any]]] = functools.lru_cache(maxsize=
 def fill(outer: Any, name: str | None, pages: Iterator[Any]) -> Any:
     """Return `outer` with its pages in the place of the empty part."""
     part = outer if name is None else outer[name] if isinstance(outer, dict) else getattr(outer, name)
-    for page in pages:
-        if isinstance(part, list):
-            part.extend(page)
-        else:
-            part.update(page)
+    if isinstance(part, (list, set, dict)):
+        for page in pages:
+            if isinstance(part, list):
+                part.extend(page)
+            else:
+                part.update(page)
+        return outer
+    # Not each page by itself: what cannot be changed would be copied for each.
+    filled = type(part)(chain.from_iterable(pages))
+    if name is None:
+        return filled
+    if isinstance(outer, dict):
+        outer[name] = filled
+    else:
+        put(outer, name, filled)
     return outer

@@ -1,4 +1,4 @@
-"""What a type says beforehand: whether one of its parts cannot be stored in Redis, and whether `==` tells a change."""
+"""Checks of a type before any value: whether Redis can hold all of its parts, and whether `==` tells a change."""
 
 import typing
 from collections.abc import Iterator

@@ -1,8 +1,10 @@
 """Templates: text with slots, filled so that different values give different text."""
 
+import re
 import string
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from swr.core.canonical import Unkeyable, canonical
 from swr.errors import ConfigurationError
@@ -25,7 +27,7 @@ def _keyable(value: Any, name: str, where: str) -> str:
         raise ConfigurationError(f"argument {name!r} of {where} cannot be part of a key: {error}") from None
 
 
-class _Slot:
+class Slot:
     """One `{name}` or `{name.attribute}` of a template."""
 
     __slots__ = ("attributes", "name", "text")
@@ -35,6 +37,7 @@ class _Slot:
         self.name, *self.attributes = field.split(".")
 
     def of(self, values: Mapping[str, Any]) -> Any:
+        """Return what fills the slot."""
         value = values[self.name]
         for attribute in self.attributes:
             value = getattr(value, attribute)
@@ -69,17 +72,19 @@ class Template:
         ConfigurationError: slots that nothing separates, conversions, format specifications, positional slots.
     """
 
-    __slots__ = ("_escapes", "_literals", "slots", "text", "where")
+    __slots__ = ("_escapes", "_literals", "is_pure", "slots", "text", "where")
 
     def __init__(self, text: str, what: str, where: str) -> None:
         self.text, self.where = text, where
+        # Whether equal values always have the same text.
+        self.is_pure = True
         named = f"the {what} template {text!r} of {where}"
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
             raise ConfigurationError(f"{named} cannot be read: {error}") from None
         self._literals: list[str] = []
-        self.slots: list[_Slot] = []
+        self.slots: list[Slot] = []
         literal = ""
         escaped = set(":%{}")
         for text_before, field, specification, conversion in parts:
@@ -98,7 +103,7 @@ class Template:
                     )
                 escaped |= marks
             self._literals.append(literal)
-            self.slots.append(_Slot(field))
+            self.slots.append(Slot(field))
             literal = ""
         self._literals.append(literal)
         self._escapes = str.maketrans({char: f"%{ord(char):02X}" for char in escaped})
@@ -133,7 +138,7 @@ class Template:
         return False
 
     def _pattern(self) -> list["_Chars"]:
-        """What its keys consist of, character by character; a slot is one character, and any number more."""
+        """The characters of its keys, one after the other; a slot is one character, and any number more."""
         inside = frozenset(map(chr, self._escapes)) - {"%"}
         pattern = []
         for number, literal in enumerate(self._literals):
@@ -141,6 +146,14 @@ class Template:
                 pattern += [_Chars("", inside, False), _Chars("", inside, True)]
             pattern += [_Chars(char, inside, False) for char in literal]
         return pattern
+
+    def texts_in(self, key: str) -> dict[str, str] | None:
+        """Return the canonical text of what fills each slot in a key; None: a value alone does not make this key."""
+        if any(slot.attributes for slot in self.slots):
+            return None
+        one = "([^" + re.escape("".join(char for char in map(chr, self._escapes) if char != "%")) + "]+)"
+        match = re.fullmatch(one.join(map(re.escape, self._literals)), key, re.DOTALL)
+        return None if match is None else dict(zip(self.names, map(unquote, match.groups()), strict=True))
 
     def fill_plain(self, values: Mapping[str, Any]) -> str:
         """Return the text that an f-string would give: for tags, where a clash only invalidates too much."""

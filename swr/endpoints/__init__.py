@@ -1,4 +1,4 @@
-"""What endpoints say about the caching of their own responses: `@cache.response`, and what routes declare. Private.
+"""The caching of responses as endpoints declare it: `@cache.response`, and the declarations of routes. Private.
 
 It wraps an endpoint of Starlette or FastAPI and hands its terms to the middleware of the same cache. Behind the
 endpoint's dependencies it answers from the cache itself: `admitting` decides and makes the key, `reader` answers,

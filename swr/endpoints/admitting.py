@@ -43,7 +43,7 @@ class Admitting:
         ConfigurationError: `words` cannot work for this endpoint.
     """
 
-    # What the route calls.
+    # The function that the route calls.
     wrapper: Any
 
     def __init__(self, owner: Owner, endpoint: Callable[..., Any], name: str, words: Words) -> None:
@@ -70,7 +70,7 @@ class Admitting:
 
     @property
     def signature(self) -> inspect.Signature | None:
-        """What FastAPI is to see: the endpoint's own parameters, with its request and response; None: its own."""
+        """The signature for FastAPI: the endpoint's own parameters, with its request and response; None: its own."""
         if self.is_from_request or self._is_generator:
             return None
         own = list(self._signature.parameters.values())
@@ -104,7 +104,7 @@ class Admitting:
             call: the arguments of the endpoint.
         """
         admission, scope = collected.admission, request.scope
-        if admission is None or self._is_generator or scope["method"] != "GET":
+        if admission is None or self._is_generator or scope["method"] != admission.asked.method:
             return None
         if admission.is_taken or id(scope.get(ADMISSION)) != id(admission):
             # An endpoint that another one has asked.
@@ -122,7 +122,9 @@ class Admitting:
             self._words.explain(self._name, f"{scope['method']} {path}", str(refused), is_fastapi=route.is_fastapi)
             return None
         admission.is_admitted = True
-        return Reader(self._owner, admission, key, terms, where, own, knows_user=self._words.are_given)
+        return Reader(
+            self._owner, admission, key, terms, where, own, knows_user=self._words.are_given, tags_of=collected.tags_of
+        )
 
     def _is_kept_out(self, admission: Admission, terms: Terms, request: Request, route: Route) -> bool:
         """Whether the cache in front of the app does not store the response of this request for everybody."""
@@ -147,8 +149,10 @@ class Admitting:
             raise Refused("response of a dependency")
         if self._words.are_given:
             return
-        if route.reason:
-            raise Refused(route.reason)
+        # Of other methods the content is a part of the key.
+        reason = route.reason or (route.of_content if request.method == "GET" else "")
+        if reason:
+            raise Refused(reason)
         if self._has_decorator:
             raise Refused("decorator")
 
@@ -193,7 +197,7 @@ class Admitting:
             texts.extend(f"{name}={_text(value)}" for name, value in scope.get("path_params", {}).items())
         except TypeError:
             raise Refused("path") from None
-        # What the app has changed of the query, it has read.
+        # The app has read the part of the query that it has changed.
         texts.append("" if scope["query_string"] == asked.query else repr(scope["query_string"]))
         args, kwargs = call
         arguments = {**dict(zip(self._signature.parameters, args, strict=False)), **kwargs} if args else kwargs

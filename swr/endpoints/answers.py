@@ -1,14 +1,18 @@
 """Stored responses as a reader behind dependencies gets them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from starlette.responses import Response
 
 from swr.entry import Entry, State
+from swr.http.caching import control
 from swr.http.clients import Told, own_etag, told_fields
-from swr.http.fields import Headers, etag_of
+from swr.http.fields import Headers, etag_of, values_of
 from swr.http.stored_response import StoredResponse, messages_of
+
+# They answer conditions and ranges of one request.
+_OF_ONE_REQUEST: Final = frozenset({206, 304, 412, 416})
 
 
 def response_behind(
@@ -40,3 +44,19 @@ def _told(stored: StoredResponse, own: Headers, max_age: float, state: State, ag
     tag = None if etag_of(own) is not None else own_etag(stored)
     lasts = Told(0 if state is State.STALE else max_age, private=True)
     return [*stored.headers, *told_fields(stored.status, [*stored.headers, *own], lasts, age, tag, stored.names)]
+
+
+def without_cookies(fields: Headers) -> Headers:
+    """Return fields without those that set cookies."""
+    return [(name, value) for name, value in fields if name.lower() != b"set-cookie"]
+
+
+def why_of_one(status: int, headers: Headers) -> str:
+    """Return why an answer is for one reader alone, whatever its terms; or nothing."""
+    if status in _OF_ONE_REQUEST:
+        return f"status {status}"
+    for name in (b"set-cookie", b"vary"):
+        if values_of(headers, name):
+            return name.decode()
+    directives, _ = control(headers, ())
+    return next((word for word in ("private", "no-store") if word in directives), "")

@@ -9,7 +9,7 @@ from swr.endpoints.looking import bare, function_of, reads_address, takes_reques
 
 
 class Declared(NamedTuple):
-    """What a route asks a request for.
+    """The parts of a request that a route asks for.
 
     Parameters:
         fields: request fields that select the answer, lower case.
@@ -20,8 +20,8 @@ class Declared(NamedTuple):
         keys: those of them that say who asks.
         names_parameters: whether these are all; False where a model takes any.
         guard_fields: the request fields that guards ask for, `QUERY` for the query; None: any, and the address.
-        looking: what else of the route may look at any field, or looks at the address: an argument of the endpoint by
-            its dependency, the class of the route, or the endpoint itself; empty: nothing.
+        looking: the part of the route that may look at any field, or looks at the address. It is an argument of the
+            endpoint by its dependency, the class of the route, or the endpoint itself; empty: none.
     """
 
     fields: frozenset[str] = frozenset()
@@ -215,7 +215,7 @@ def looking_part(where: Any, overrides: dict[Any, Any]) -> str:
 
 
 def looks_anywhere(part: Any) -> bool:
-    """Return whether a dependency takes the request, and may look at anything in it: the client's address for one."""
+    """Return whether a dependency takes the request, and may look at anything in it, such as the client's address."""
     return takes_request(part) and not (places_of_scheme(part.call) and _is_of_fastapi(part.call))
 
 

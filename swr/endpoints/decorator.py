@@ -5,6 +5,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from types import EllipsisType
 from typing import Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -14,13 +15,16 @@ from starlette.websockets import WebSocket
 from swr.core.template import Template
 from swr.endpoints.admitting import Admitting, parameter_of
 from swr.endpoints.reader import Reader
+from swr.endpoints.response_tags import ResponseTags
 from swr.endpoints.terms import EndpointTerms, Owner, endpoint_terms
 from swr.endpoints.words import Words
 from swr.engine import deadlocks
 from swr.errors import ConfigurationError
 from swr.http.caching import Terms
 from swr.http.fields import field_names
+from swr.lifecycle.default_policy import DecoratorPolicy
 from swr.loaders.call import is_async
+from swr.loaders.calling import TagsOf, tags_or_function
 from swr.policy import Duration, Policy, seconds, timeout_or_auto
 
 log = logging.getLogger("swr")
@@ -51,7 +55,8 @@ class ResponseRule:
 
     Parameters:
         owner: the cache whose middleware applies them.
-        fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout: see `Rule`; tags may name the
+        fresh_for, stale_for, stale_if_error: see `Rule`; `...`: as the policy of the cache says.
+        tags, override, vary, hard_timeout: see `Rule`; tags may name the
             endpoint's parameters. Fields that the route declares (`Header()`, `APIKeyHeader`) are found without
             `vary`.
 
@@ -62,16 +67,28 @@ class ResponseRule:
     def __init__(
         self,
         owner: Owner,
-        fresh_for: Duration,
-        stale_for: Duration,
-        stale_if_error: Duration,
-        tags: Sequence[str],
+        fresh_for: Duration | EllipsisType,
+        stale_for: Duration | EllipsisType,
+        stale_if_error: Duration | EllipsisType,
+        tags: Sequence[str] | TagsOf,
         override: bool,
         vary: Sequence[str],
         hard_timeout: Duration | None = None,
     ) -> None:
         self._owner = owner
-        self._policy = Policy(fresh_for, stale_for, stale_if_error, tags, soft_timeout=None, hard_timeout=hard_timeout)
+        tags, self._tags_of = tags_or_function(tags)
+        given = {
+            "fresh_for": fresh_for,
+            "stale_for": stale_for,
+            "stale_if_error": stale_if_error,
+            "tags": tags,
+            "keep_for": 0,
+            "soft_timeout": None,
+            "hard_timeout": hard_timeout,
+            "early": 0,
+            "jitter": 0,
+        }
+        self._policies = DecoratorPolicy(owner.default_policy, given, "@cache.response")
         self._client_max_age = 0.0
         self._override = override
         self._vary = field_names(vary)
@@ -79,6 +96,10 @@ class ResponseRule:
         self._per_credential = False
         self._words = Words(None, False)
         self._warned = False
+
+    @property
+    def _policy(self) -> Policy:
+        return self._policies.now
 
     def about_requests(self, ignore_fields: Sequence[str], credentials: str) -> Self:
         """Say what request fields and credentials mean for the responses; return the rule.
@@ -106,7 +127,7 @@ class ResponseRule:
             ConfigurationError: one of them is no duration.
         """
         self._client_max_age = seconds(client_max_age, "client_max_age")
-        self._policy = self._policy.replaced(soft_timeout=timeout_or_auto(soft_timeout, "soft_timeout"))
+        self._policies.change(soft_timeout=timeout_or_auto(soft_timeout, "soft_timeout"))
         return self
 
     def about_readers(self, key: Callable[..., Any] | None, shared: bool) -> Self:
@@ -132,6 +153,7 @@ class ResponseRule:
             )
         parameters = inspect.signature(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
+        tags_of = None if self._tags_of is None else ResponseTags(self._tags_of, name, parameters)
         admitting = Admitting(self._owner, endpoint, name, self._words)
         # Its path's parameters are known only when it runs.
         from_request = admitting.is_from_request
@@ -172,45 +194,48 @@ class ResponseRule:
             collected.endpoint = endpoint
             collected.wrapper = admitting.wrapper
             collected.is_keyed = self._words.key is not None
-            collected.terms = terms
+            policy = self._policy
+            collected.terms = terms._replace(policy=policy)
+            if tags_of is not None:
+                collected.tags_of = tags_of.bound({**dict(zip(parameters, args, strict=False)), **kwargs})
             if templates:
                 values: Mapping[str, Any] = kwargs
                 if from_request:
                     values = (kwargs.get("request") or args[-1]).path_params
                 tags = tuple(template.fill_plain(values) for template in templates)
-                collected.terms = terms._replace(policy=terms.policy.tagged(tags))
+                collected.terms = terms._replace(policy=policy.tagged(tags))
             return collected
 
-        def reader_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader | None:
+        def reader_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[EndpointTerms | None, Reader | None]:
             request, response = admitting.take_hidden(args, kwargs)
             collected = give_terms(args, kwargs)
             if collected is None or collected.terms is None:
-                return None
+                return None, None
             reader = None
             if request is not None:
                 reader = admitting.reader(collected, collected.terms, request, response, (args, kwargs))
             policy = self._policy
             if reader is None and isinstance(policy.hard_timeout, float) and collected.limit is not None:
                 _in_the_loop(collected.limit, policy.hard_timeout)
-            return reader
+            return collected, reader
 
         wrapper: Any
         if is_async(endpoint):
 
             @functools.wraps(endpoint)
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                reader = reader_of(args, kwargs)
+                collected, reader = reader_of(args, kwargs)
                 if reader is None:
-                    return await endpoint(*args, **kwargs)
+                    return tagged(collected, await endpoint(*args, **kwargs))
                 return await _answer(reader, functools.partial(endpoint, *args, **kwargs))
 
         else:
 
             @functools.wraps(endpoint)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                reader = reader_of(args, kwargs)
+                collected, reader = reader_of(args, kwargs)
                 if reader is None:
-                    return endpoint(*args, **kwargs)
+                    return tagged(collected, endpoint(*args, **kwargs))
                 return _answer_in_thread(reader, functools.partial(endpoint, *args, **kwargs))
 
         admitting.wrapper = wrapper
@@ -221,6 +246,13 @@ class ResponseRule:
             wrapper.__name__ = name.rpartition(".")[2]
         # The wrapper takes and returns what the endpoint does, in either case.
         return cast(F, wrapper)
+
+
+def tagged(collected: EndpointTerms | None, answer: Any) -> Any:
+    """Return what an endpoint has returned, after its tags are taken."""
+    if collected is not None:
+        collected.add_tags(answer)
+    return answer
 
 
 async def _answer(reader: Reader, run: Callable[[], Awaitable[Any]]) -> Any:
@@ -286,7 +318,7 @@ def warn_if_above(endpoint: Any) -> None:
     Parameters:
         endpoint: what the route has called, as the scope names it; None: not known.
     """
-    # What a route calls may be anything, also something that has no hash.
+    # A route may call anything, also an object that has no hash.
     placement = placements.get(endpoint) if isinstance(endpoint, Hashable) and endpoint is not None else None
     if placement is not None and not placement.is_called:
         placement.is_called = True

@@ -1,4 +1,4 @@
-"""What a function of an app may look at in the request that FastAPI gives it."""
+"""Find out which parts of a request a function of an app may look at."""
 
 import dis
 import functools
@@ -14,7 +14,7 @@ _INTROSPECTION: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
 _LOADS: Final = ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF")
 _ABOUT_VARIABLES: Final = ("_FAST", "_DEREF", "_CLOSURE")
 _READS: Final = ("LOAD_ATTR", "LOAD_METHOD")
-# What the address is called, in a request and in its scope.
+# The names of the address, in a request and in its scope.
 _ADDRESS: Final = "client"
 
 

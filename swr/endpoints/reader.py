@@ -2,7 +2,8 @@
 
 import logging
 import math
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
 import anyio
 from starlette.exceptions import HTTPException
@@ -10,45 +11,24 @@ from starlette.responses import Response
 
 from swr.core.decision import FRESH, Revalidate, decide, is_fresh
 from swr.endpoints.answers import response_behind
-from swr.endpoints.route import is_plain, respond
+from swr.endpoints.origin import origin_of
+from swr.endpoints.raised import copied, exception_of
+from swr.endpoints.taking import Answer, Taking
 from swr.endpoints.terms import Admission, Owner
 from swr.endpoints.turns import Turns
 from swr.engine.engine import AGAIN
 from swr.engine.flights import Flight
 from swr.entry import Entry, State, stamp
-from swr.http.caching import ABOUT_THE_CLIENT, ERRORS, GONE, Terms, cache_status, control, judge
+from swr.http.caching import ABOUT_THE_CLIENT, ERRORS, GONE, Terms, cache_status
 from swr.http.failures import ErrorResponse, has_timed_out
-from swr.http.fields import Headers, strings, values_of
-from swr.http.stored_response import RESPONSES, StoredResponse, age_of, as_stored, is_response, marks_of
+from swr.http.fields import Headers
+from swr.http.stored_response import RESPONSES, age_of, is_response, marks_of
 from swr.policy import Policy
+from swr.stats.counts import Layer
 
 log = logging.getLogger("swr")
 
-# RFC 9875 2 lets a cache limit the number of groups of a response.
-_MOST_GROUPS: Final = 128
-# They may be about who asks, where something of the user reaches the endpoint.
-_ABOUT_THE_USER: Final = frozenset({401, 403, 407, 429})
-# They answer conditions and ranges of one request.
-_OF_ONE_REQUEST: Final = frozenset({206, 304, 412, 416})
 _DETAIL: Final = b'; detail="after dependencies"'
-
-
-class Answer(NamedTuple):
-    """What an endpoint has returned, and what becomes of it.
-
-    Parameters:
-        value: as the endpoint returned it.
-        status: of the response.
-        stored: the response for others; None: it is for this reader alone.
-        policy: how long it may be served; None: it is not stored.
-        reason: why not.
-    """
-
-    value: Any
-    status: int
-    stored: StoredResponse | None = None
-    policy: Policy | None = None
-    reason: str = ""
 
 
 class Reader:
@@ -62,16 +42,15 @@ class Reader:
         where: FastAPI's route; None: Starlette calls the endpoint.
         own: the response on which the dependencies set fields; None: there is none.
         knows_user: whether something of the user may reach the endpoint.
+        tags_of: returns the tags of what the endpoint returns; see `EndpointTerms`.
     """
 
     __slots__ = (
         "_admission",
         "_engine",
         "_fields",
-        "_knows_user",
-        "_own",
+        "_taking",
         "_terms",
-        "_where",
         "_why",
         "key",
         "running",
@@ -88,16 +67,15 @@ class Reader:
         own: Response | None,
         *,
         knows_user: bool,
+        tags_of: Callable[[Any], tuple[str, ...] | None] | None = None,
     ) -> None:
         self._engine = owner.engine
         self._admission = admission
         self.key = key
         self._terms = terms
-        self._where = where
-        self._own = own
-        # What the dependencies have set for this reader.
+        # Fields that the dependencies have set for this reader.
         self._fields: Headers = [] if own is None else list(own.raw_headers)
-        self._knows_user = knows_user
+        self._taking = Taking(admission.asked, terms, where, own, self._fields, knows_user=knows_user, tags_of=tags_of)
         self._why = b"uri-miss"
         # Set while this reader runs the endpoint for all.
         self.turns: Turns | None = None
@@ -117,7 +95,7 @@ class Reader:
         """Return the answer; None: the endpoint has to run, for all who wait if there are `turns`.
 
         Raises:
-            Exception: what the endpoint raised in another request that this one has waited for.
+            Exception: what the endpoint raised in another request, which is stored or which this one has waited for.
         """
         engine, admission, key = self._engine, self._admission, self.key
         # Here, because the caller may run in a worker thread.
@@ -127,15 +105,16 @@ class Reader:
         entry = engine.store.peek(key)
         limits = admission.asked.limits
         decision = decide(entry, engine.clock(), limits)
+        asked = not decision.serve
         if decision is not FRESH:
             await engine.ready()
-            if not decision.serve:
+            if asked:
                 entry = await engine.store.read(key, RESPONSES)
                 decision = decide(entry, engine.clock(), limits)
         if decision.serve and entry is not None and is_response(entry):
             if decision.revalidate is Revalidate.BACKGROUND and not engine.backs_off(key):
                 admission.stale = key
-            return self._give(entry, decision.state)
+            return self._give(entry, decision.state, layer=Layer.REDIS if asked else Layer.L1)
         if entry is not None:
             self._why = b"stale"
         reason = admission.asked.why_not(key)
@@ -158,7 +137,7 @@ class Reader:
             limit = self._admission.asked.hard_timeout
         tags, soft_timeout = (*self._admission.asked.tags, *self._terms.policy.tags), self._terms.policy.soft_timeout
         while True:
-            flight = engine.begin(self.key, Turns(limit, tags), entry)
+            flight = engine.begin(self.key, Turns(limit, tags, origin_of(self._admission.scope)), entry)
             turns = flight.job
             assert isinstance(turns, Turns)
             with anyio.move_on_after(engine.patience_for((flight,), soft_timeout)) as patience:
@@ -189,7 +168,7 @@ class Reader:
                 return self.time_out()
             if error is not None and has_retried:
                 return self._repeat(flight, error)
-            # What was found was invalidated, perhaps: another flight must not fall back on it.
+            # An invalidation may have outdated the entry: another flight must not fall back on it.
             has_retried, entry = has_retried or error is not None, None
 
     def _repeat(self, flight: Flight, error: BaseException) -> Response | None:
@@ -204,53 +183,24 @@ class Reader:
     # -- after the endpoint -----------------------------------------------------------------------------------
 
     def take(self, value: Any) -> Answer:
-        """Return what becomes of a value that the endpoint has returned; it may be called in any thread.
-
-        Raises:
-            Exception: FastAPI cannot make a response of it.
-        """
+        """Return what becomes of a value that the endpoint has returned; see `Taking.take`."""
         assert self.turns is not None
-        own, where, asked = self._own, self._where, self._admission.asked
-        added: Headers = []
-        if isinstance(value, Response):
-            response = value
-        elif where is None:
-            return Answer(value, 0, reason="response class")
-        else:
-            response = respond(where, value, None if own is None else own.status_code)
-            if own is not None:
-                added = own.raw_headers[len(self._fields) :]
-                if own.raw_headers != [*self._fields, *added]:
-                    return Answer(value, response.status_code, reason="fields of a dependency")
-        status, headers, body = response.status_code, [*response.raw_headers, *added], getattr(response, "body", None)
-        if not is_plain(type(response)) or response.background is not None or not isinstance(body, bytes):
-            return Answer(value, status, reason="response class")
-        seen = headers if isinstance(value, Response) else [*headers, *_without_cookies(self._fields)]
-        reason = _why_of_one(status, seen)
-        if reason:
-            return Answer(value, status, reason=reason)
-        groups = strings(values_of(seen, b"cache-groups"))[:_MOST_GROUPS]
-        verdict = judge(
-            status,
-            seen,
-            self._terms,
-            asked.sharing,
-            began=self.turns.load.began,
-            authorized=False,
-            tags=(*asked.tags, *map(asked.group_tag, groups)),
-        )
-        stored = as_stored(status, headers, body, verdict)
-        stored.takes_fields = not isinstance(value, Response)
-        if len(body) > asked.max_body_bytes:
-            return Answer(value, status, reason="too large")
-        if verdict.validate:
-            return Answer(value, status, stored, reason="no-cache")
-        return Answer(value, status, stored, verdict.policy, verdict.reason)
+        return self._taking.take(value, self.turns.load.began)
+
+    def _may_replace(self, status: int) -> bool:
+        """Whether a response with a lifetime of its own may take the place of what is stored."""
+        entry = self._engine.fallback(self.flight)
+        if entry is None or not is_response(entry) or status not in ABOUT_THE_CLIENT:
+            return True
+        # Another client may still get what is stored.
+        return bool(entry.value.status >= 400)
 
     async def finish(self, answer: Answer) -> Any:
         """Store what the endpoint has returned, and return it, as a response if it was stored."""
         turns, status = self.turns, answer.status
         assert turns is not None
+        if answer.policy is not None and not self._may_replace(status):
+            answer = answer._replace(policy=None, reason=f"status {status}")
         if status in ERRORS and (answer.policy is None or self._engine.fallback(self.flight) is not None):
             error = ErrorResponse(status, None if answer.reason in ("private", "no-store") else answer.stored)
             await turns.fail(error)
@@ -282,11 +232,7 @@ class Reader:
         """
         turns = self.turns
         assert turns is not None
-        if isinstance(error, HTTPException) and error.status_code < 500:
-            is_own = self._knows_user and error.status_code in _ABOUT_THE_USER
-            if not is_own and not _why_of_one(error.status_code, _headers_of(error)):
-                turns.refusal = error
-            await turns.skip(drop=error.status_code in GONE and self.flight.entry is not None)
+        if isinstance(error, HTTPException) and await self._end_raised(turns, error):
             raise error
         if not isinstance(error, HTTPException) and self._handles(error):
             # The app has an answer of its own, a 404 perhaps, which swr cannot know before the dependencies end.
@@ -297,6 +243,22 @@ class Reader:
         if fallback is None:
             raise error
         return self._fall_back(fallback, error)
+
+    async def _end_raised(self, turns: Turns, error: HTTPException) -> bool:
+        """Store an exception that the endpoint has raised, if it says how long; return whether the load has ended."""
+        status = error.status_code
+        answer, is_own = self._taking.take_raised(error, turns.load.began)
+        may_store = self._may_replace(status) if status < 500 else self._engine.fallback(self.flight, error) is None
+        if answer.policy is not None and answer.stored is not None and may_store:
+            await turns.store(answer.stored, answer.policy)
+            self._mark(status, b"swr; fwd=%b; stored" % self._why)
+            return True
+        if status >= 500:
+            return False
+        if not is_own:
+            turns.refusal = error
+        await turns.skip(drop=status in GONE and self.flight.entry is not None)
+        return True
 
     def _handles(self, error: Exception) -> bool:
         """Whether the app has a handler for the class of an exception, but for one of all exceptions."""
@@ -323,16 +285,29 @@ class Reader:
         return Response(status_code=504)
 
     def _give(
-        self, entry: Entry[Any], state: State, status: bytes | None = None, error: BaseException | None = None
+        self,
+        entry: Entry[Any],
+        state: State,
+        status: bytes | None = None,
+        error: BaseException | None = None,
+        layer: Layer = Layer.LOAD,
     ) -> Response:
-        """Return a stored response as this reader gets it, and publish that."""
+        """Return a stored response as this reader gets it, and publish that.
+
+        Raises:
+            HTTPException: that is what is stored.
+        """
         engine, admission = self._engine, self._admission
         now = engine.clock()
-        engine.tell(self.key, entry, state, error)
+        engine.tell(self.key, entry, state, error, layer)
         admission.is_answered = True
         status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
+        marks = marks_of(entry, state, now, status + _DETAIL)
+        if entry.value.raised:
+            admission.marks, admission.status = marks, entry.value.status
+            raise exception_of(entry.value)
         response = self._response(entry, status, state, age_of(entry, now))
-        admission.marks = marks_of(entry, state, now, status + _DETAIL)
+        admission.marks = marks
         return response
 
     def _fall_back(self, entry: Entry[Any], error: BaseException | None) -> Response:
@@ -363,30 +338,3 @@ class Reader:
             admission.reason = mark
         else:
             admission.marks, admission.status = [(b"swr-state", b"missing"), (b"cache-status", mark + detail)], status
-
-
-def copied(error: HTTPException) -> HTTPException:
-    """Return an exception that says the same, without the traceback."""
-    copy = error.__class__.__new__(error.__class__, *error.args)
-    copy.__dict__.update(error.__dict__)
-    copy.headers = None if error.headers is None else dict(error.headers)
-    return copy
-
-
-def _without_cookies(fields: Headers) -> Headers:
-    return [(name, value) for name, value in fields if name.lower() != b"set-cookie"]
-
-
-def _headers_of(error: HTTPException) -> Headers:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
-
-
-def _why_of_one(status: int, headers: Headers) -> str:
-    """Return why an answer is for one reader alone, whatever its terms; or nothing."""
-    if status in _OF_ONE_REQUEST:
-        return f"status {status}"
-    for name in (b"set-cookie", b"vary"):
-        if values_of(headers, name):
-            return name.decode()
-    directives, _ = control(headers, ())
-    return next((word for word in ("private", "no-store") if word in directives), "")

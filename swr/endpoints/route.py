@@ -16,7 +16,7 @@ from swr.core.canonical import canonical
 from swr.endpoints.declared import fields_of_guards, guards_of, has_own_class, looking_part
 from swr.endpoints.looking import looks_at_request, takes_request
 
-# What a dependant is given that is not made of its path and query, beside the request.
+# Arguments of a dependant that are not made of its path and query, beside the request.
 _GIVEN: Final = (
     "websocket_param_name",
     "response_param_name",
@@ -24,7 +24,7 @@ _GIVEN: Final = (
     "security_scopes_param_name",
 )
 _REQUEST: Final = ("request_param_name", "http_connection_param_name")
-_OF_REQUEST: Final = ("header_params", "cookie_params", "body_params")
+_OF_REQUEST: Final = ("header_params", "cookie_params")
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _IDENTITY: Final = (
     "path_format",
@@ -44,7 +44,7 @@ _IDENTITY: Final = (
 
 
 class Route(NamedTuple):
-    """What swr knows of the route that calls an endpoint.
+    """The route that calls an endpoint, as swr knows it.
 
     Parameters:
         is_fastapi: whether FastAPI calls the endpoint.
@@ -52,6 +52,7 @@ class Route(NamedTuple):
         digest: of the identity and the name of the endpoint.
         hidden: why swr cannot know what reaches the endpoint or how its value is written; empty: it can.
         reason: what of the request reaches the endpoint; empty: its path and query alone.
+        of_content: what of the content reaches the endpoint; empty: nothing.
         guard_fields: the request fields that its guards ask for; None: any, or something else of the route may.
         sets_response: whether a dependency may set fields of the response.
     """
@@ -61,6 +62,7 @@ class Route(NamedTuple):
     digest: str
     hidden: str = ""
     reason: str = ""
+    of_content: str = ""
     guard_fields: frozenset[str] | None = frozenset()
     sets_response: bool = False
 
@@ -91,6 +93,7 @@ def route_of(
         _digest(identity),
         _why_hidden(where),
         _why_not_shared(where.dependant, guards, overrides, hidden_names),
+        _argument_of_content(where.dependant),
         None if looking_part(where, overrides) else fields_of_guards(guards),
         any(part.response_param_name for part in (*guards, *_parts(where.dependant.dependencies))),
     )
@@ -171,6 +174,16 @@ def _why_not_shared(dependant: Any, guards: list[Any], overrides: dict[Any, Any]
                 return f"argument {argument.name}, which a guard needs too"
             if any(part.call in overrides for part in parts):
                 return f"argument {argument.name}, which is overridden"
+    return ""
+
+
+def _argument_of_content(dependant: Any) -> str:
+    """Return the first argument of the endpoint that is made of the content of the request, or nothing."""
+    for parameter in dependant.body_params:
+        return f"argument {parameter.name}"
+    for argument in dependant.dependencies:
+        if argument.name is not None and any(part.body_params for part in _parts([argument])):
+            return f"argument {argument.name}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What the middleware and the wrapper of an endpoint tell each other about one request."""
+"""Messages between the middleware and the wrapper of an endpoint about one request."""
 
 import weakref
 from collections.abc import Callable, Collection, Mapping
@@ -9,6 +9,7 @@ from swr.engine.engine import Engine
 from swr.http.caching import SharingRules, Terms
 from swr.http.fields import Headers
 from swr.http.request import Scope
+from swr.lifecycle.default_policy import DefaultPolicy
 from swr.policy import Limits, Timeout
 
 # Where in the scope of a request its `Admission` is, so that no request within the request takes it for its own.
@@ -19,6 +20,7 @@ class Owner(Protocol):
     """The cache of an endpoint. It knows the first endpoint and app of each identity."""
 
     engine: Engine
+    default_policy: DefaultPolicy
     first: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]]
 
     def digest(self, value: bytes, /) -> str: ...
@@ -33,7 +35,7 @@ class EndpointTerms:
         admission: lets the endpoint be answered from the cache behind its dependencies; None: it runs in any case.
     """
 
-    __slots__ = ("admission", "endpoint", "is_keyed", "limit", "owner", "terms", "wrapper")
+    __slots__ = ("admission", "endpoint", "has_tags", "is_keyed", "limit", "owner", "tags_of", "terms", "wrapper")
 
     def __init__(
         self,
@@ -51,16 +53,30 @@ class EndpointTerms:
         self.wrapper: Any = None
         # Whether only the endpoint's arguments say what selects a response, so that none is stored by its URL.
         self.is_keyed = False
+        # Returns the tags of what the endpoint returns; and whether that has worked. Otherwise nothing may be stored.
+        self.tags_of: Callable[[Any], tuple[str, ...] | None] | None = None
+        self.has_tags = True
+
+    def add_tags(self, answer: Any) -> None:
+        """Take the tags of what the endpoint has returned."""
+        if self.tags_of is None or self.terms is None or getattr(answer, "status_code", 200) == 304:
+            # A confirmed response keeps its tags.
+            return
+        tags = self.tags_of(answer)
+        self.has_tags = tags is not None
+        policy = self.terms.policy
+        self.terms = self.terms._replace(policy=policy.tagged((*policy.tags, *(tags or ()))))
 
 
 endpoint_terms: ContextVar[EndpointTerms | None] = ContextVar("swr_endpoint_terms", default=None)
 
 
 class Asked(Protocol):
-    """What the middleware says about a request.
+    """The middleware's word about a request.
 
     Attributes:
-        key: of its URL.
+        key: of its URL, and of its content where that selects.
+        method: whose key that is.
         query: the query as it came.
         fields: those that swr interprets, conditions and ranges for two; lower case.
         may_load: whether what the endpoint returns may be stored.
@@ -70,6 +86,7 @@ class Asked(Protocol):
     """
 
     key: str
+    method: str
     query: bytes
     fields: Mapping[bytes, bytes]
     may_load: bool
@@ -139,7 +156,7 @@ class Admission:
         self.refreshing = refreshing
         # Of the request, as the endpoint gets it.
         self.scope: Scope = {}
-        # What the app's own code finds set before it begins.
+        # Context variables that the app's own code finds set before it begins.
         self.variables: Context = copy_context()
         # Whether an endpoint has asked the cache; a second one in the same request runs without it.
         self.is_taken = False

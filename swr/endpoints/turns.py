@@ -37,18 +37,18 @@ class Turns:
     Parameters:
         hard_timeout: see `Policy`; of the run of the endpoint.
         tags: of what is loaded, as far as they are known before.
+        loader: what entries carry of the route.
     """
 
-    codec = RESPONSES
-    # It is no loader's.
-    loader = ""
+    codec, new_seat = RESPONSES, None
     # Of the flight, once a reader has the turn.
     load: Load
 
-    def __init__(self, hard_timeout: Timeout, tags: tuple[str, ...]) -> None:
+    def __init__(self, hard_timeout: Timeout, tags: tuple[str, ...], loader: str) -> None:
         self.tags = tags
+        self.loader = loader
         self.context: Context | None = Context()
-        # What the endpoint raised on purpose, for those who wait.
+        # The exception that the endpoint raised on purpose, for those who wait.
         self.refusal: HTTPException | None = None
         # Ends the run of the endpoint.
         self.running = anyio.CancelScope()

@@ -31,6 +31,9 @@ _OF_LIBRARIES: Final = {
     "is_sentry_internal_task": ("sentry_sdk.utils", "_is_sentry_internal_task"),
     "disable_capture_event": ("sentry_sdk.utils", "disable_capture_event"),
     "client_init_debug": ("sentry_sdk.client", "_client_init_debug"),
+    # Up to pydantic 2.11 whoever makes a type of a generic model leaves the first.
+    "_GENERIC_TYPES_CACHE": ("pydantic._internal._generics", "_GENERIC_TYPES_CACHE"),
+    "_generic_recursion_cache": ("pydantic._internal._generics", "_generic_recursion_cache"),
 }
 # Each request has its own, as with the request fields of these names; `structlog` puts its name in front.
 _IDENTIFIERS: Final = frozenset({"request_id", "correlation_id", "trace_id", "span_id"})

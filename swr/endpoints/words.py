@@ -1,4 +1,4 @@
-"""What a user says about an endpoint behind a login: what selects its response among those who are admitted."""
+"""The user's word about an endpoint behind a login: what selects its response among those who are admitted."""
 
 import inspect
 import logging

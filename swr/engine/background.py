@@ -180,7 +180,7 @@ class BackgroundTasks:
                         draining.is_over = True
                     _cancel(group)
                 if self._last is last:
-                    # What is started from now on nobody would wait for.
+                    # A task that starts from now on would have no one to wait for it.
                     self._group = None
                 with anyio.move_on_after(_SETTLED_WITHIN):
                     await self._settle()

@@ -1,9 +1,11 @@
 """The backoff: keys that this process leaves alone for a while, because a load failed or another process loads."""
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from swr.engine.failures import for_later
 
@@ -29,6 +31,8 @@ def backoff_after(failures: int, uniform: Callable[[float, float], float]) -> fl
 class _Backoff(NamedTuple):
     until: float
     error: BaseException | None
+    origin: str
+    failures: int
 
 
 class Backoffs:
@@ -42,10 +46,44 @@ class Backoffs:
         self._time = time
         self._backoffs: LRUCache[str, _Backoff] = LRUCache(_MOST_KEYS)
 
-    def begin(self, key: str, seconds: float, error: BaseException | None) -> None:
-        """Have `key` back off for `seconds` from now."""
+    def begin(self, key: str, seconds: float, error: BaseException | None, origin: str = "") -> None:
+        """Have `key` back off for `seconds` from now.
+
+        Parameters:
+            origin: of its loads, see `Entry.loader`.
+        """
         kept = None if error is None else for_later(error)
-        self._backoffs[key] = _Backoff(self._time() + seconds, kept)
+        failures = self.failures(key) + (error is not None)
+        self._backoffs[key] = _Backoff(self._time() + seconds, kept, origin, failures)
+
+    def failures(self, key: str) -> int:
+        """Return how many times in a row `key` backed off for an error."""
+        backoff = self._backoffs.get(key)
+        return 0 if backoff is None else backoff.failures
+
+    def origins(self) -> list[str]:
+        """Return the origin of each key that backs off now because a load has failed."""
+        return [origin for origin, _ in self._failed()]
+
+    def soonest(self) -> dict[str, float]:
+        """Return for each origin the seconds until the first of its keys may be loaded again after a failure."""
+        left: dict[str, float] = {}
+        for origin, seconds in self._failed():
+            left[origin] = min(left.get(origin, math.inf), seconds)
+        return left
+
+    def _failed(self) -> list[tuple[str, float]]:
+        """Return the origin of each key that backs off because a load has failed, and for how many seconds."""
+        if not self._backoffs:
+            return []
+        now, found = self._time(), []
+        for key in list(self._backoffs):
+            # Looked at in a way that does not make it the most recently used. It may end meanwhile, in another thread.
+            with contextlib.suppress(KeyError):
+                backoff = Cache.__getitem__(self._backoffs, key)
+                if backoff.error is not None and backoff.until > now:
+                    found.append((backoff.origin, backoff.until - now))
+        return found
 
     def end(self, key: str) -> None:
         """Let `key` be loaded again."""

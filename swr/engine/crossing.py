@@ -60,7 +60,7 @@ def wait_for(loop: Any, function: Callable[[], Awaitable[T]]) -> T:
             coroutine.close()
         raise
     finally:
-        # Whoever waits may be interrupted. What others wait for goes on.
+        # The waiting thread may be interrupted. What others wait for goes on.
         future.cancel()
 
 

@@ -99,7 +99,18 @@ async def wait(flights: Collection[Flight], patience: float | None = None) -> No
     Raises:
         ConfigurationError: they wait for what is loaded here.
     """
-    with waiting_for(flights), contextlib.nullcontext() if patience is None else anyio.move_on_after(patience):
+    with waiting_for(flights):
+        loaders = CHAIN.get()
+        seat = loaders[-1].seat if loaders else None
+        if seat is None:
+            await _wait(flights, patience)
+        else:
+            async with seat.place.lent():
+                await _wait(flights, patience)
+
+
+async def _wait(flights: Collection[Flight], patience: float | None) -> None:
+    with contextlib.nullcontext() if patience is None else anyio.move_on_after(patience):
         for flight in flights:
             if not flight.done.is_set():
                 await flight.done.wait()

@@ -8,7 +8,7 @@ from swr.core.codec import Codec
 from swr.engine.flights import Flights
 from swr.engine.load import Snapshot
 from swr.engine.runtime import RELEASED_WITHIN, Runtime
-from swr.entry import stamp
+from swr.entry import Entry, stamp
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.events import CommitRejected, Committed
 from swr.policy import Policy
@@ -49,7 +49,7 @@ async def put(
             await store.release(lease)
             publish(CommitRejected, key)
             return False
-        await store.commit(lease, stamp(value, policy, snapshot.began, lease.version, snapshot.tag_version), codec)
+        await store.commit(lease, _stamped(value, policy, snapshot, lease.version), codec)
         publish(Committed, key, lease.version)
     except LeaseLost:
         publish(CommitRejected, key)
@@ -60,13 +60,17 @@ async def put(
         if snapshot.fence != flights.fence or (flight is not None and not flights.is_current(flight)):
             publish(CommitRejected, key)
             return False
-        store.keep(key, stamp(value, policy, snapshot.began, 0, snapshot.tag_version), codec)
+        store.keep(key, _stamped(value, policy, snapshot, 0), codec)
     except BaseException:
         # The caller was cancelled. Its lease would block every other load of the key.
         with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASED_WITHIN):
             await store.release(lease)
         raise
     return True
+
+
+def _stamped(value: Any, policy: Policy, snapshot: Snapshot, version: int) -> Entry[Any]:
+    return stamp(value, policy, snapshot.began, version, snapshot.tag_version, loader=snapshot.origin)
 
 
 async def _may_be_outdated(runtime: Runtime, tags: tuple[str, ...], since: int) -> bool:

@@ -7,18 +7,9 @@ from typing import Any, Final
 
 from swr.core.decision import decide
 from swr.engine.backoff import Backoffs, backoff_after
-from swr.engine.failures import of_loader, text_of
-from swr.engine.flights import (
-    Failed,
-    Finished,
-    Flight,
-    Flights,
-    HeldElsewhere,
-    LocalOnly,
-    NoValue,
-    Result,
-    Stored,
-)
+from swr.engine.failures import of_loader, shortened, text_of
+from swr.engine.flights import Finished, Flight, Flights
+from swr.engine.results import Failed, HeldElsewhere, LocalOnly, NoValue, Result, Stored, Unstored
 from swr.engine.runtime import Runtime
 from swr.entry import Entry
 from swr.errors import StoreUnavailable, SWRError
@@ -27,8 +18,8 @@ from swr.stores.base import Held, Lease
 
 log = logging.getLogger("swr")
 
-# A reader with an entry to fall back on waits until a load has run for so many seconds, or so many times as long as the
-# last one.
+# A reader with an entry to fall back on waits until a load has run for this many seconds, or this many times as long as
+# the last one.
 _LEAST_PATIENCE: Final = 10.0
 _LOADS: Final = 3
 # Loads that closing names in its log line.
@@ -56,7 +47,7 @@ class Endings:
             error: the failure; None: the load has not ended yet.
         """
         store = self.runtime.store
-        # What an invalidation has outdated, the flight has let go of.
+        # The flight has let go of an entry that an invalidation has outdated.
         entry = flight.entry or store.peek(flight.key)
         now = self.runtime.clock()
         decision = decide(entry, now)
@@ -98,10 +89,13 @@ class Endings:
             then(flight)
         if load is not None:
             events, seconds = self.runtime.events, (self.runtime.time() if ended is None else ended) - load.began
-            if isinstance(result, Failed):
-                events.publish(LoadFailed, flight.key, seconds, result.error)
+            error = result.error if isinstance(result, Failed) else None
+            tally = self.runtime.counts.of(flight.job.loader)
+            tally.end_load(flight.key, seconds, error, self.runtime.clock())
+            if error is not None:
+                events.publish(LoadFailed, flight.key, seconds, error, tally.loader, tally.route)
             else:
-                events.publish(Loaded, flight.key, seconds)
+                events.publish(Loaded, flight.key, seconds, tally.loader, tally.route)
         if log.isEnabledFor(logging.DEBUG):
             if isinstance(result, Failed):
                 log.debug("load of %r: failed (%s)", flight.key, text_of(result.error))
@@ -123,7 +117,8 @@ class Endings:
                 flight.entry = await runtime.store.read(flight.key, flight.job.codec)
         fallback = self.fallback(flight, error)
         if fallback is not None or flight.newer_than is not None:
-            pause = backoff_after(0 if lease is None else lease.failures, runtime.uniform)
+            failures = self.backoffs.failures(flight.key) if lease is None else lease.failures
+            pause = backoff_after(failures, runtime.uniform)
             log.warning(
                 "the load of %r failed (%s); %sthe next try comes in %.1f s",
                 flight.key,
@@ -136,8 +131,9 @@ class Endings:
             await runtime.store.release(lease, pause)
         if pause:
             # The notification of the release ends a backoff, so this one begins after it.
-            self.backoffs.begin(flight.key, pause, error)
-        self.finish(flight, Failed(error, of_loader(error.__traceback__)), ended)
+            self.backoffs.begin(flight.key, pause, error, flight.job.loader)
+        traceback = of_loader(error.__traceback__)
+        self.finish(flight, Failed(error, traceback, short=shortened(error, traceback)), ended)
 
     def cut_off(self, drained_for: float) -> None:
         """Log which loads are cancelled, because closing has waited for them long enough."""
@@ -158,16 +154,18 @@ class Endings:
                 f"the last {held.failures} loads of {flight.key!r} failed in another process; "
                 f"the next is tried in {held.retry_after:.1f} s"
             )
-        self.backoffs.begin(flight.key, held.retry_after, error)
-        self.finish(flight, HeldElsewhere() if error is None else Failed(error))
+        self.backoffs.begin(flight.key, held.retry_after, error, flight.job.loader)
+        self.finish(flight, HeldElsewhere() if error is None else Failed(error, is_earlier=True))
 
 
-def _description(result: Stored | LocalOnly | NoValue | HeldElsewhere) -> str:
+def _description(result: Stored | LocalOnly | Unstored | NoValue | HeldElsewhere) -> str:
     match result:
         case Stored(entry):
             return f"stored as version {entry.version}"
         case LocalOnly(entry):
             return f"kept in this process alone, version {entry.version}"
+        case Unstored():
+            return "not stored, because store_if says so"
         case NoValue():
             return "there is no value to store"
     return "left to the process that holds the lease"

@@ -14,19 +14,21 @@ from swr.engine.background import BackgroundTasks, running_loop
 from swr.engine.backoff import Backoffs
 from swr.engine.endings import Endings
 from swr.engine.entries import Entries
-from swr.engine.flights import Failed, Finished, Flight, Flights
+from swr.engine.flights import Finished, Flight, Flights
 from swr.engine.lease import Renewals
 from swr.engine.load import Job, Snapshot
 from swr.engine.notifications import Notifications, publish_named
 from swr.engine.portal import Portal
 from swr.engine.read_log import log_read
 from swr.engine.refresh_path import RefreshPath
+from swr.engine.results import Failed
 from swr.engine.runtime import Runtime
 from swr.engine.switch import Switch
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
 from swr.events import Hit, Invalidated, Miss, Stale
 from swr.policy import NO_LIMITS, Limits, Policy, Timeout
+from swr.stats.counts import Counts, Layer
 from swr.stores.base import NEWEST, LeasingStore
 from swr.stores.clocks import wall_clock
 from swr.stores.tag_versions import Name
@@ -49,6 +51,7 @@ class Engine:
         clock: wall clock, seconds.
         uniform: random number between two.
         switch: whether callers use the cache; the decorators and the middleware ask it.
+        counts: what is counted; None: in numbers of its own.
     """
 
     def __init__(
@@ -59,13 +62,15 @@ class Engine:
         clock: Callable[[], float] = wall_clock,
         uniform: Callable[[float, float], float] = random.uniform,
         switch: Switch | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.store = store
         self.switch = Switch() if switch is None else switch
         self._tasks = BackgroundTasks(
             drain_for, lambda: self._endings.cut_off(self._tasks.drain_for), self._settled, self._ended
         )
-        self.runtime = Runtime(store, self._tasks, lease_for, clock, uniform)
+        self.counts = Counts() if counts is None else counts
+        self.runtime = Runtime(store, self._tasks, lease_for, clock, uniform, self.counts, self.switch.tell_reads)
         self.portal = Portal(self._tasks, self.aclose)
         self.events = self.runtime.events
         self.flights = Flights()
@@ -75,10 +80,10 @@ class Engine:
         self._path = RefreshPath(self._endings, self._renewals)
         self.notifications = Notifications(self.events, self.flights, self.backoffs, self._path.give_way)
         self.entries = Entries(self)
+        # Called at every opening, when tasks can be started.
+        self.on_opened: list[Callable[[], object]] = []
         self._opened = False
         self._opening: tuple[object, anyio.Event] | None = None
-
-    # -- opening and closing ----------------------------------------------------------------------------------
 
     def configure(self, store: LeasingStore, lease_for: float, drain_for: float, clock: Callable[[], float]) -> None:
         """Go by these from the next opening on; see the class. It must be closed."""
@@ -115,6 +120,8 @@ class Engine:
                         await self._tasks.aclose()
                         raise
                     self._opened = True
+                    for begin in self.on_opened:
+                        begin()
             finally:
                 self._opening = None
                 opening[1].set()
@@ -159,8 +166,6 @@ class Engine:
         self._renewals.clear()
         self.store.forget()
 
-    # -- reading ----------------------------------------------------------------------------------------------
-
     async def fetch(
         self, key: str, job: Job, limits: Limits = NO_LIMITS, patience: Timeout = None, early: float = 0.0
     ) -> Outcome[Any]:
@@ -198,10 +203,10 @@ class Engine:
             else:
                 entry, state, error = await self._wait_for(key, job, entry, patience)
         except BaseException:
-            self.events.publish(Miss, key)
+            self.tell_miss(key, job.loader)
             raise
-        if state is State.MISSING or self.events.reads:
-            self.tell(key, entry, state, error)
+        layer = Layer.LOAD if not decision.serve else Layer.REDIS if asked else Layer.L1
+        self.tell(key, entry, state, error, layer)
         if asked or state is not State.FRESH:
             log_read(self.backoffs, key, decision.serve, asked, state, error)
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
@@ -219,7 +224,7 @@ class Engine:
                 if not flight.superseded or again == AGAIN:
                     return loaded, State.MISSING, None
                 again += 1
-                # What the flight knew is outdated, too. Another load may have ended meanwhile.
+                # The flight's own entry is outdated, too. Another load may have ended meanwhile.
                 entry = self.store.peek(key)
                 if entry is not None and decide(entry, self.clock()) is FRESH:
                     return entry, State.FRESH, None
@@ -230,22 +235,51 @@ class Engine:
                 fallback = self.fallback(flight, flight.error)
                 if fallback is not None:
                     return self.given(fallback, flight)
-                if flight.error is not None:
+                if flight.error is not None and not flight.must_be_repeated:
                     raise flight.failure()
-                # The reader's patience has ended. What it had found was invalidated, perhaps: for another flight, too.
+                # The reader's patience has ended, or the flight backed off. An invalidation may have outdated what it
+                # had found: for another flight, too.
                 entry = patience = None
 
-    def tell(self, key: str, entry: Entry[Any], state: State, error: BaseException | None = None) -> None:
-        """Publish the event of an entry that a reader gets."""
+    def tell(
+        self,
+        key: str,
+        entry: Entry[Any],
+        state: State,
+        error: BaseException | None = None,
+        layer: Layer = Layer.LOAD,
+    ) -> None:
+        """Count a reader that gets an entry, and publish that.
+
+        Parameters:
+            layer: what it has waited for.
+        """
+        self.counts.of(entry.loader).reads(state).add(layer)
+        self.publish_read(key, entry, state, error, layer)
+
+    def tell_miss(self, key: str, origin: str) -> None:
+        """Count a reader that gets no entry, and publish that.
+
+        Parameters:
+            origin: of what it asked for, see `Entry.loader`.
+        """
+        tally = self.counts.of(origin)
+        tally.missing.add(Layer.LOAD)
+        self.events.publish(Miss, key, tally.loader, tally.route)
+
+    def publish_read(
+        self, key: str, entry: Entry[Any], state: State, error: BaseException | None, layer: Layer
+    ) -> None:
+        """Publish the event of an entry that a reader gets; see `tell`."""
+        events, tally, now = self.events, self.counts.of(entry.loader), self.clock()
+        age, loader, route = max(0.0, now - entry.created_at), tally.loader, tally.route
         if state is State.MISSING:
-            self.events.publish(Miss, key)
-        elif self.events.reads:
-            now = self.clock()
-            age = max(0.0, now - entry.created_at)
-            if state is State.FRESH:
-                self.events.publish(Hit, key, age)
-            else:
-                self.events.publish(Stale, key, age, max(0.0, now - entry.fresh_until), error)
+            events.publish(Miss, key, loader, route)
+        elif state is State.FRESH:
+            events.publish(Hit, key, age, layer.value, loader, route)
+        else:
+            staleness = max(0.0, now - entry.fresh_until)
+            events.publish(Stale, key, age, staleness, error, layer.value, loader, route)
 
     def outcome(self, entry: Entry[Any], state: State, error: BaseException | None = None) -> Outcome[Any]:
         """Return `entry` as a reader gets it."""
@@ -254,7 +288,8 @@ class Engine:
     def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> Flight | None:
         """Refresh `key` in the background, unless `backs_off`."""
         # Closed, perhaps, while the store was asked: the entry is an answer all the same.
-        return None if self.backs_off(key) or not self._tasks.is_open else self._path.launch(key, job, entry)
+        may_refresh = self._tasks.is_open and not self.backs_off(key)
+        return self._path.launch(key, job, entry, is_behind=True) if may_refresh else None
 
     def backs_off(self, key: str) -> bool:
         """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
@@ -286,7 +321,7 @@ class Engine:
             if error is not None:
                 flight = Flight(self.runtime, key, job, entry, self.flights.fence)
                 if self.fallback(flight, error) is not None:
-                    flight.state = Finished(Failed(error))
+                    flight.state = Finished(Failed(error, is_earlier=True))
                     flight.done.set()
                     return flight
             flight = self._path.launch(key, job, entry, forced=forced, newer_than=newer_than, chain=chain)

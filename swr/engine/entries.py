@@ -1,4 +1,4 @@
-"""What is done to stored entries without a load: store a value, and look at what is there."""
+"""Operations on stored entries without a load: store a value, and look at an entry."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -21,7 +21,7 @@ from swr.stores.base import Kind, Lease, Notification
 
 
 class Engine(Protocol):
-    """What stored entries need of the engine that they belong to."""
+    """The engine, as stored entries see it."""
 
     runtime: Runtime
     flights: Flights
@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 
 class Value(NamedTuple):
-    """What a loader could have answered.
+    """A value as a loader could have returned it.
 
     Parameters:
         value: the value.
@@ -44,6 +44,7 @@ class Value(NamedTuple):
         validator: what the loader may be given to ask whether the value has changed.
         absent: there is no value.
         loader: see `Entry`.
+        is_stored: False: it is not to be stored, and what is stored so far goes.
     """
 
     value: Any
@@ -51,6 +52,7 @@ class Value(NamedTuple):
     validator: str | None = None
     absent: bool = False
     loader: str = ""
+    is_stored: bool = True
 
 
 class Entries:
@@ -83,14 +85,14 @@ class Entries:
         """Store a value in place of whatever is stored or being loaded; see `Cached.set`.
 
         Raises:
-            CodecError: the value cannot be stored. What was stored is gone all the same.
+            CodecError: the value cannot be stored. The stored entry is gone all the same.
         """
-        if self._engine.switch.is_off:
+        if self._engine.switch.is_off or not value.is_stored:
             # Nothing is left in the cache, nor anything older.
             await self._engine.invalidate(key)
             return False
         await self._engine.ready()
-        # Whoever goes away meanwhile must leave no lease behind.
+        # A caller that is cancelled meanwhile must leave no lease behind.
         with anyio.CancelScope(shield=True), _Overtaken(self._engine, key) as overtaken:
             version = await self._set(key, codec, value, overtaken)
         if version is None:

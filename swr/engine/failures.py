@@ -6,8 +6,8 @@ have the frames of all of them, and each would log that traceback.
 
 import copy
 import functools
-import sys
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any, Final
 
@@ -16,9 +16,15 @@ from swr.errors import SWRError
 # Of `type.__flags__`: a class of Python code, as a rule.
 _HEAP_TYPE: Final = 1 << 9
 _MISSING: Final = object()
-# A caller gets so many members of a group as exceptions of its own: to copy a hundred for each of a thousand callers
-# would hold the event loop. Who raises a member alone raises the first one.
-_MOST_MEMBERS: Final = 8
+# Exceptions that each of many callers gets in full: the failure, the members of its groups, and what it was raised
+# from. To copy a hundred for each of a thousand callers would hold the event loop, and each caller logs all of them.
+_MOST_TOLD: Final = 5
+# Of the traceback of one exception. Functions that call one another without an end leave a thousand.
+_MOST_FRAMES: Final = 64
+_LEFT_OUT: Final = (
+    "swr: one of the callers that waited for this load raises all of it; for the others, "
+    "tracebacks and what led to an exception are left out in part"
+)
 # What runs a load, up to the frames that say something of it.
 _RUNNERS: Final = frozenset(("swr", "anyio", "asyncio", "trio", "outcome", "concurrent", "threading", "contextvars"))
 
@@ -31,15 +37,23 @@ _REFERENCE: Final = _WithReference.__basicsize__ - Exception.__basicsize__
 _SLOT: Final = tuple.__itemsize__
 
 
-def another(error: BaseException, most: int = sys.maxsize) -> BaseException | None:
+# Returns what a copy of a group has in place of its members.
+_Members = Callable[[Sequence[BaseException]], list[BaseException]]
+
+
+def _copies(members: Sequence[BaseException]) -> list[BaseException]:
+    return [_copied(member, _copies) for member in members]
+
+
+def another(error: BaseException, members: _Members = _copies) -> BaseException | None:
     """Return an exception equal to `error`, without its traceback and what it was raised from.
 
     None: it holds something that cannot be copied.
 
     Parameters:
-        most: how many members of a group are copied; the others are the same as those of `error`.
+        members: returns what a copied group has in place of its members. Default: copies of all.
     """
-    from_parts = functools.partial(_from_parts, most=most)
+    from_parts = functools.partial(_from_parts, members=members)
     for way in (from_parts,) if isinstance(error, BaseExceptionGroup) else (from_parts, _as_pickled):
         try:
             copied = way(error)
@@ -54,13 +68,12 @@ def another(error: BaseException, most: int = sys.maxsize) -> BaseException | No
     return None
 
 
-def _from_parts(error: BaseException, most: int) -> BaseException:
+def _from_parts(error: BaseException, members: _Members) -> BaseException:
     """Return an exception of the same parts, without calling the code of its class."""
     kind, args = type(error), error.args
     if isinstance(error, BaseExceptionGroup):
         # A caller may raise one of the group alone.
-        members = error.exceptions
-        args = error.message, [*(_copied(member, most) for member in members[:most]), *members[most:]]
+        args = error.message, members(error.exceptions)
     builtin = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
     slots = sum(bool(part.__objclass__.__flags__ & _HEAP_TYPE) for part in _parts_of(kind))
     if kind.__basicsize__ > builtin.__basicsize__ + slots * _SLOT + (kind.__weakrefoffset__ and _REFERENCE):
@@ -89,13 +102,13 @@ def _as_pickled(error: BaseException) -> BaseException:
     return copied
 
 
-def _copied(error: BaseException, most: int) -> BaseException:
+def _copied(error: BaseException, members: _Members) -> BaseException:
     """Return another `error`.
 
     Raises:
         TypeError: it cannot be copied.
     """
-    copied = another(error, most)
+    copied = another(error, members)
     if copied is None:
         raise TypeError(f"{error!r} cannot be copied")
     return copied
@@ -146,12 +159,10 @@ def for_caller(error: BaseException, traceback: TracebackType | None, *, is_last
         traceback: of the load.
         is_last: no other caller raises it after this one, which gets the failure itself.
     """
-    copied = None if is_last else another(error, _MOST_MEMBERS)
+    copied = None if is_last else another(error, _Copying().members)
     if copied is None:
         return error.with_traceback(traceback)
     for each, original in _pairs(copied, error):
-        if each is original:
-            continue
         for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__"):
             _put(each, name, getattr(original, name))
     return copied.with_traceback(traceback)
@@ -162,7 +173,109 @@ def _pairs(copied: BaseException, error: BaseException) -> Iterator[tuple[BaseEx
     yield copied, error
     if isinstance(copied, BaseExceptionGroup) and isinstance(error, BaseExceptionGroup):
         for each, original in zip(copied.exceptions, error.exceptions, strict=True):
+            if each is original:
+                # The others are, too.
+                break
             yield from _pairs(each, original)
+
+
+class _Copying:
+    """Copies the first members of groups, and leaves the others as they are."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_TOLD - 1
+
+    def members(self, members: Sequence[BaseException]) -> list[BaseException]:
+        """Return the members that a copied group has."""
+        copies: list[BaseException] = []
+        for member in members:
+            if not self.left:
+                break
+            self.left -= 1
+            copies.append(_copied(member, self.members))
+        return [*copies, *members[len(copies) :]]
+
+
+def shortened(
+    error: BaseException, traceback: TracebackType | None
+) -> tuple[BaseException, TracebackType | None] | None:
+    """Return what all callers but one raise copies of, and its traceback, if a failure is long to tell.
+
+    It has all members of a group. The first exceptions have their tracebacks and what they were raised from.
+    None: all callers get copies of the failure as it is.
+    """
+    told = list(itertools.islice(_told(error), _MOST_TOLD + 1))
+    short = _innermost(traceback)
+    if len(told) <= _MOST_TOLD and short is traceback and all(_innermost(tb) is tb for tb in _tracebacks(told[1:])):
+        return None
+    copied = _Shortening().short(error)
+    if copied is None:
+        return None
+    _put(copied, "__notes__", [*getattr(copied, "__notes__", ()), _LEFT_OUT])
+    return copied, short
+
+
+def _told(error: BaseException) -> Iterator[BaseException]:
+    """Yield what a traceback tells of: an exception, the members of a group, and what each was raised from."""
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        if (each := waiting.pop()) is not None:
+            yield each
+            waiting.append(_reason(each))
+            if isinstance(each, BaseExceptionGroup):
+                waiting += reversed(each.exceptions)
+
+
+def _tracebacks(errors: Sequence[BaseException]) -> list[TracebackType | None]:
+    return [error.__traceback__ for error in errors]
+
+
+def _reason(error: BaseException) -> BaseException | None:
+    """Return what a traceback names as that which `error` was raised from."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _innermost(traceback: TracebackType | None) -> TracebackType | None:
+    """Return the last frames of a traceback, those next to what went wrong."""
+    first = last = traceback
+    for _ in range(_MOST_FRAMES):
+        if last is None:
+            return traceback
+        last = last.tb_next
+    while first is not None and last is not None:
+        first, last = first.tb_next, last.tb_next
+    return first
+
+
+class _Shortening:
+    """Copies an exception, the first of its group's members, and the first of those that it was raised from."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_TOLD
+
+    def short(self, error: BaseException) -> BaseException | None:
+        """Return a copy of `error` that is short to tell; None: it cannot be copied."""
+        self.left -= 1
+        copied = another(error, self.members)
+        if copied is not None:
+            reason = _reason(error)
+            told = None if reason is None or not self.left else self.short(reason)
+            is_cause = error.__cause__ is not None
+            _put(copied, "__cause__", told if is_cause else None)
+            _put(copied, "__context__", told)
+            _put(copied, "__suppress_context__", is_cause or error.__suppress_context__)
+            _put(copied, "__traceback__", _innermost(error.__traceback__))
+        return copied
+
+    def members(self, members: Sequence[BaseException]) -> list[BaseException]:
+        """Return the members that the copy of a group has."""
+        copies: list[BaseException] = []
+        for member in members:
+            copied = self.short(member) if self.left else another(member)
+            if copied is None:
+                raise TypeError(f"{member!r} cannot be copied")
+            copies.append(copied)
+        return copies
 
 
 def of_loader(traceback: TracebackType | None) -> TracebackType | None:

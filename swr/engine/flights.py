@@ -1,9 +1,8 @@
-"""A flight: one load of one key in this process, its states and results, and the table of the flights under way."""
+"""A flight: one load of one key in this process, its states, and the table of the flights under way."""
 
 import itertools
 from collections.abc import Callable, Iterator
 from contextvars import Context
-from types import TracebackType
 from typing import Any, Final, Protocol
 
 import anyio
@@ -11,22 +10,28 @@ import msgspec
 
 from swr.core.codec import Codec
 from swr.engine.failures import for_caller
+from swr.engine.load_slots import Seat
 from swr.engine.one_shot_event import OneShotEvent
+from swr.engine.results import Failed, HeldElsewhere, LocalOnly, NoValue, Result, Stored, Unstored
 from swr.entry import Entry, marked_stale
 from swr.stores.base import NEWEST, Lease
 from swr.stores.tag_versions import Name, Soft, concerns
 
 
 class LoadTerms(Protocol):
-    """What a flight knows of the job that it runs."""
+    """The job of a flight, as the flight sees it."""
 
     codec: Codec
     # The context variables that a run sees; None: a copy of those of the caller that causes it.
     context: Context | None
 
     @property
+    def new_seat(self) -> Callable[[], Seat] | None:
+        """Returns what a load of it takes of the slots of its loader; None: it needs no slot."""
+
+    @property
     def loader(self) -> str:
-        """What entries carry of the loader, see `Entry`; empty: it is none's."""
+        """The loader's name as entries carry it, see `Entry`; empty: it is none's."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -34,44 +39,6 @@ class LoadTerms(Protocol):
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Return whether `entry`, while its policy allows it, may be served in place of this failure."""
-
-
-# -- results ------------------------------------------------------------------------------------------------------
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """The store has the entry, or had it until something newer came."""
-
-    entry: Entry[Any]
-
-
-class LocalOnly(msgspec.Struct, frozen=True):
-    """The store does not have the entry: it was unreachable, or did not confirm the commit, or rejected it."""
-
-    entry: Entry[Any]
-
-
-class NoValue(msgspec.Struct, frozen=True):
-    """The load succeeded without a value to store."""
-
-
-class HeldElsewhere(msgspec.Struct, frozen=True):
-    """Another process holds the lease, and no reader of this process waits for the value."""
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The load failed, or did not take place because earlier ones failed.
-
-    Parameters:
-        error: the failure.
-        traceback: that of the load, without the frames of those to whom the failure is raised.
-    """
-
-    error: BaseException
-    traceback: TracebackType | None = None
-
-
-Result = Stored | LocalOnly | NoValue | HeldElsewhere | Failed
 
 
 # -- states -------------------------------------------------------------------------------------------------------
@@ -158,6 +125,7 @@ class Flight:
         "newer_than",
         "owner",
         "scope",
+        "seat",
         "state",
         "superseded",
         "then",
@@ -201,6 +169,7 @@ class Flight:
         self.waiters = 0
         # Called at the end, in the task of the load.
         self.then: tuple[Callable[[Flight], None], ...] = ()
+        self.seat = None if job.new_seat is None else job.new_seat()
         # The flights that this flight's loader waits for.
         self.waits_for: tuple[Flight, ...] = ()
 
@@ -211,7 +180,7 @@ class Flight:
 
     @property
     def result(self) -> Result | None:
-        """What came of the flight; None: its waiters have to wait."""
+        """The result of the flight; None: its waiters have to wait."""
         state = self.state
         # A load that timed out is finished before its lease is given back. Until then waiters learn nothing.
         return state.result if type(state) is Finished and self.done.is_set() else None
@@ -233,7 +202,7 @@ class Flight:
     def loaded(self) -> Entry[Any] | None:
         """The entry that readers get, or None."""
         result = self.result
-        if type(result) is Stored or type(result) is LocalOnly:
+        if isinstance(result, (Stored, LocalOnly, Unstored)):
             return None if result.entry.absent else result.entry
         return None
 
@@ -249,10 +218,21 @@ class Flight:
         result = self.result
         return result.error if isinstance(result, Failed) else None
 
+    @property
+    def must_be_repeated(self) -> bool:
+        """Whether a reader who has nothing to fall back on needs another flight.
+
+        This one backed off because something could be served, which an invalidation has outdated since.
+        """
+        result = self.result
+        return isinstance(result, HeldElsewhere) or (isinstance(result, Failed) and result.is_earlier)
+
     def failure(self) -> BaseException:
         """Return what one more of those who waited raises, if the flight failed."""
         result = self.result
         assert isinstance(result, Failed)
+        if self.waiters and result.short is not None:
+            return for_caller(*result.short, is_last=False)
         return for_caller(result.error, result.traceback, is_last=not self.waiters)
 
     @property
@@ -356,7 +336,7 @@ class Flights:
             if entry is None or entry.tag_version >= version:
                 continue
             if concerns(name, entry.tags, entry.loader):
-                # What is marked stale may still be fallen back on.
+                # An entry that is marked stale may still be a fallback.
                 flight.entry = marked_stale(entry, version) if isinstance(name, Soft) else None
         outdated = [
             flight

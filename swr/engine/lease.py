@@ -12,7 +12,7 @@ from swr.engine.runtime import Runtime
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.stores.base import Lease
 
-# Without a limit of its own, a load may run for so many lives of a lease.
+# Lives of a lease that a load without a limit of its own may run.
 LIVES: Final = 10
 
 
@@ -79,7 +79,7 @@ class Renewals:
         return self._runtime.time() + self._runtime.lease_for / 3
 
     async def _run(self) -> None:
-        # One task serves all loads, and waits for others when it has none left: most loads end before a renewal is due,
+        # One task serves all loads, and waits for others when it has none left. Most loads end before a renewal is due,
         # and a task for each would cost more than many a load.
         is_idle = False
         while self._watched or not is_idle:

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
+from swr.core.decision import decide
 from swr.engine.endings import Endings
-from swr.engine.flights import Failed, Finished, Flight, Loading, LoadTerms, LocalOnly, NoValue, Stored
+from swr.engine.flights import Finished, Flight, Loading, LoadTerms
 from swr.engine.lease import LIVES, Renewals
-from swr.entry import absence, stamp
+from swr.engine.results import Failed, LocalOnly, NoValue, Stored, Unstored
+from swr.engine.tracing import UNTRACED
+from swr.entry import Entry, absence, marked_stale, stamp
 from swr.errors import LeaseLost, LoadTimeout, StoreUnavailable
 from swr.events import CommitRejected, Committed, Invalidated
 from swr.policy import Policy, Timeout
@@ -19,14 +22,14 @@ log = logging.getLogger("swr")
 
 
 class Job(LoadTerms, Protocol):
-    """What a decorator, the middleware or a refresher wants loaded."""
+    """A job that a decorator, the middleware or a refresher wants done."""
 
     def run(self, load: "Load") -> Coroutine[Any, Any, None]:
         """Load, and call `load.store(...)` or `load.skip()` once; an exception is the load's failure."""
 
 
 class Snapshot(NamedTuple):
-    """What this process knew when a load began: what the load reads is not older than that.
+    """The knowledge of this process when a load began: the load reads nothing older.
 
     Parameters:
         began: wall clock, seconds.
@@ -34,6 +37,7 @@ class Snapshot(NamedTuple):
         fence: see `Flights.fence`.
         flight: the load's own, if it has one.
         heard: `Store.heard` of then, if the tags of what is loaded are announced only when it is stored; else None.
+        origin: what entries carry of what is loaded; see `Entry.loader`.
     """
 
     began: float
@@ -41,6 +45,7 @@ class Snapshot(NamedTuple):
     fence: int
     flight: Flight | None = None
     heard: int | None = None
+    origin: str = ""
 
 
 class Load:
@@ -84,8 +89,17 @@ class Load:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What was known when the load began."""
-        return Snapshot(self.began, self.tag_version, self.flight.fence, self.flight)
+        """The knowledge of this process when the load began."""
+        flight = self.flight
+        return Snapshot(self.began, self.tag_version, flight.fence, flight, origin=flight.job.loader)
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether older values may be stored, which go if there is none to store, or refreshers wait for word."""
+        flight = self.flight
+        # After a gap in the notifications the flight knows of no entry, and there may be one.
+        is_known = flight.entry is not None or flight.fence != self._endings.flights.fence
+        return is_known or flight.forced or flight.newer_than is not None
 
     def limit(self, seconds: Timeout, given_up: Callable[[BaseException], None] | None = None) -> None:
         """Give the load up after `seconds`, in place of any limit that was set before.
@@ -111,50 +125,78 @@ class Load:
         if isinstance(error, LoadTimeout) and self._endings.fallback(self.flight, error) is None:
             log.warning("%s, and no stored response is a fallback", error)
 
-    async def store(self, value: Any, policy: Policy, validator: str | None = None, *, absent: bool = False) -> None:
+    async def store(
+        self, value: Any, policy: Policy, validator: str | None = None, *, absent: bool = False, is_stored: bool = True
+    ) -> None:
         """Store `value` and give it to everybody who waits.
 
         Parameters:
             policy: how long the value may be served.
             validator: what the loader may be given to ask whether the value has changed.
             absent: store that there is no value.
+            is_stored: False: those who wait get the value, and what is stored so far goes.
 
         Raises:
             CodecError: the value cannot be stored.
         """
-        runtime, endings, flight, lease = self._runtime, self._endings, self.flight, self.lease
+        runtime, endings, flight = self._runtime, self._endings, self.flight
         if not self._returns():
             return
         took = max(0.0, runtime.clock() - self.began)
         shortened = runtime.uniform(0.0, policy.jitter) if policy.jitter else 0.0
-        version = 0 if lease is None else lease.version
+        version = 0 if self.lease is None else self.lease.version
         entry = stamp(
             value, policy, self.began, version, self.tag_version, validator, took, shortened, flight.job.loader
         )
         if absent:
             entry = absence(entry)
-        committed = False
-        if lease is not None and not flight.superseded:
+        result: Stored | LocalOnly | Unstored
+        if is_stored:
+            result = Stored(entry) if await self._commit(entry) else LocalOnly(entry)
+        else:
+            await self._remove()
+            result = Unstored(entry)
+        endings.finish(flight, result, self.ended)
+
+    async def _commit(self, entry: Entry[Any]) -> bool:
+        """Store `entry`, unless something outdates it; return whether the store has it."""
+        runtime, flights, flight, lease = self._runtime, self._endings.flights, self.flight, self.lease
+        if lease is not None and flight.superseded:
+            await runtime.store.release(lease)
+        elif lease is not None:
             try:
-                await runtime.store.commit(lease, entry, flight.job.codec)
+                with UNTRACED if runtime.tracing is None else runtime.tracing.commit(flight):
+                    await runtime.store.commit(lease, entry, flight.job.codec)
             except LeaseLost:
                 flight.superseded = True
             except StoreUnavailable:
                 lease = None
             else:
-                committed = True
                 runtime.events.publish(Committed, flight.key, entry.version)
-        elif lease is not None:
-            await runtime.store.release(lease)
+                mark = runtime.store.tag_versions.marked_at(entry)
+                if mark and not decide(marked_stale(entry, mark), runtime.clock()).serve:
+                    # The value brings a tag that was marked during the load: no reader since then may be given it.
+                    flight.superseded = True
+                return True
         if lease is None:
             # No lease fences this load; only the notifications of this process can.
-            if flight.fence != endings.flights.fence or not endings.flights.is_current(flight):
+            if flight.fence != flights.fence or not flights.is_current(flight):
                 flight.superseded = True
             if not flight.superseded:
                 runtime.store.keep(flight.key, entry, flight.job.codec)
         if flight.superseded:
             runtime.events.publish(CommitRejected, flight.key)
-        endings.finish(flight, Stored(entry) if committed else LocalOnly(entry), self.ended)
+        return False
+
+    async def _remove(self) -> None:
+        """Give the lease back, and have what is stored so far go: it is older than what was loaded."""
+        flight, lease = self.flight, self.lease
+        if self.may_replace:
+            version = 0 if lease is None else lease.version
+            none = stamp(None, Policy(0), self.began, version, self.tag_version, loader=flight.job.loader)
+            await self._commit(absence(none))
+        elif lease is not None:
+            await self._runtime.store.release(lease)
 
     async def fail(self, error: BaseException) -> None:
         """End with a failure before the job itself ends; an exception out of the job does the same."""
@@ -210,6 +252,8 @@ class Load:
         error = LoadTimeout(flight.key, LIVES * self._runtime.lease_for if seconds is None else seconds)
         flight.state = Finished(Failed(error), flight.load)
         flight.scope.cancel()
+        if flight.seat is not None:
+            flight.seat.give_up(flight)
         self._renewals.end(flight)
         if self._given_up is not None:
             self._given_up(error)

@@ -28,7 +28,7 @@ from swr.stores.base import Held, Lease
 
 
 class Asker(msgspec.Struct, frozen=True):
-    """What is known of a flight at the moment when the store answers.
+    """A flight at the moment when the store answers.
 
     Parameters:
         forced: the flight loads whatever is stored.

@@ -1,11 +1,12 @@
-"""What the store's notifications mean for loads under way, for backoffs and for events."""
+"""Apply the store's notifications to loads under way, to backoffs and to events."""
 
 import time
 from collections.abc import Callable, Iterable
 
 from swr.engine.backoff import Backoffs
 from swr.engine.flights import Flight, Flights
-from swr.events import CommandRefused, Invalidated, Publisher, StoreReachable, StoreUnreachable
+from swr.engine.publisher import Publisher
+from swr.events import CommandRefused, Invalidated, StoreReachable, StoreUnreachable
 from swr.stores.base import NEWEST, Kind, Notification, Subscriber
 from swr.stores.tag_versions import ALL, Name, OfLoader, Soft
 
@@ -29,6 +30,8 @@ class Notifications:
         self._give_way = give_way
         # Since when the store is unreachable, in seconds of a clock that outlives event loops.
         self._unreachable_since: float | None = None
+        # Since when it is as it is, by the wall clock; None: since the beginning.
+        self.changed_at: float | None = None
         # Called with every notification, before anything else.
         self._subscribers: list[Subscriber] = []
 
@@ -39,7 +42,7 @@ class Notifications:
 
     def forget_outage(self) -> None:
         """Take the store for reachable: it is another one."""
-        self._unreachable_since = None
+        self._unreachable_since = self.changed_at = None
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Call `subscriber` with every notification of the store; calling what is returned ends that."""
@@ -84,11 +87,12 @@ class Notifications:
         self._flights.on_gap()
         if self._unreachable_since is not None:
             seconds, self._unreachable_since = time.monotonic() - self._unreachable_since, None
+            self.changed_at = time.time()
             self._events.publish(StoreReachable, seconds)
 
     def _on_unreachable(self, reason: str) -> None:
         if self._unreachable_since is None:
-            self._unreachable_since = time.monotonic()
+            self._unreachable_since, self.changed_at = time.monotonic(), time.time()
             self._events.publish(StoreUnreachable, reason)
             self._flights.wake_all()
 

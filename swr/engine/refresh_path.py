@@ -5,26 +5,33 @@ else in swr loads and stores.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import anyio
 
 from swr.engine import deadlocks
 from swr.engine.endings import Endings
-from swr.engine.flights import ASKING, Failed, Flight, Stored, WaitingForLease
+from swr.engine.flights import ASKING, Flight, WaitingForLease
 from swr.engine.lease import Renewals
 from swr.engine.load import Job, Load
 from swr.engine.next_step import AskAgain, Asker, BackOff, GiveUp, LoadNow, Step, Take, Wait, next_step
 from swr.engine.one_shot_event import OneShotEvent
+from swr.engine.results import Failed, Stored
 from swr.engine.runtime import RELEASED_WITHIN
+from swr.engine.tracing import UNTRACED
 from swr.entry import Entry
 from swr.errors import StoreUnavailable, SWRError
 from swr.events import LeaseHeld, LeaseWaited, LoadBegun
 from swr.stores.base import NEWEST, Held, Lease
 
 log = logging.getLogger("swr")
+
+# Returns what surrounds the run of a load.
+_Traced = Callable[[], AbstractContextManager[None]]
 
 # Notifications may be lost, so a flight that waits for one asks again after this many seconds at the latest.
 _LONGEST_WAIT: Final = 1.0
@@ -54,6 +61,7 @@ class RefreshPath:
         forced: bool = False,
         newer_than: int | None = None,
         chain: deadlocks.Chain = (),
+        is_behind: bool = False,
     ) -> Flight:
         """Begin a flight in a task of its own; later callers join it.
 
@@ -64,6 +72,7 @@ class RefreshPath:
             forced: see `Flight`.
             newer_than: see `Flight`.
             chain: the flights whose loaders wait for this one.
+            is_behind: whether nobody waits for it.
 
         Raises:
             SWRError: the cache is closed.
@@ -73,7 +82,13 @@ class RefreshPath:
             raise SWRError(f"the cache was closed while {key!r} was asked for")
         flight = Flight(self._runtime, key, job, entry, self._flights.fence, forced=forced, newer_than=newer_than)
         self._flights.add(flight)
-        flight.scope = tasks.start(self._fly, flight, job, chain, drained=True, context=job.context)
+        tracing = self._runtime.tracing
+        traced = (
+            None
+            if tracing is None
+            else functools.partial(tracing.load, flight, tracing.cause(), is_behind=is_behind or newer_than is not None)
+        )
+        flight.scope = tasks.start(self._fly, flight, job, chain, traced, drained=True, context=job.context)
         return flight
 
     def give_way(self, flights: Iterable[Flight]) -> None:
@@ -92,7 +107,22 @@ class RefreshPath:
             if lease is not None:
                 await self._runtime.store.release(lease)
 
-    async def _fly(self, flight: Flight, job: Job, chain: deadlocks.Chain) -> None:
+    async def _fly(self, flight: Flight, job: Job, chain: deadlocks.Chain, traced: _Traced | None) -> None:
+        seat = flight.seat
+        if seat is None:
+            await self._ask_and_load(flight, job, chain, traced)
+            return
+        try:
+            await seat.take(flight)
+        except BaseException:
+            self._endings.finish(flight, _closed(flight))
+            raise
+        try:
+            await self._ask_and_load(flight, job, chain, traced)
+        finally:
+            seat.leave(flight)
+
+    async def _ask_and_load(self, flight: Flight, job: Job, chain: deadlocks.Chain, traced: _Traced | None) -> None:
         asked, token = self._runtime.time(), self._runtime.new_token()
         # Until the store has answered, a lease with this token may exist.
         lease: Lease | None = Lease(flight.key, token, 0, 0)
@@ -103,8 +133,10 @@ class RefreshPath:
                 return
             lease = step.lease
             load = Load(self._endings, self._renewals, flight, lease)
-            self._runtime.events.publish(LoadBegun, flight.key, self._runtime.time() - asked)
-            await self._run(load, job, chain)
+            loader = self._runtime.counts.of(job.loader).loader
+            self._runtime.events.publish(LoadBegun, flight.key, self._runtime.time() - asked, loader)
+            with UNTRACED if traced is None else traced():
+                await self._run(load, job, chain)
         except BaseException as error:
             failure = self._failure(flight, error)
             if failure is None:
@@ -126,6 +158,8 @@ class RefreshPath:
         flight = load.flight
         deadlocks.begin((*chain, flight))
         try:
+            if self._runtime.strike is not None:
+                await self._runtime.strike(load)
             await job.run(load)
         finally:
             load.close()
@@ -171,14 +205,22 @@ class RefreshPath:
                         known = step.held.now
                     if waiting is None:
                         flight.state = waiting = WaitingForLease(self._runtime.time())
-                    with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, step.held.retry_after))):
-                        await flight.notification()
+                    await self._wait(flight, step.held)
                 else:
                     self._finish(flight, step)
                     return None
         finally:
             if waiting is not None:
                 self._runtime.events.publish(LeaseWaited, flight.key, self._runtime.time() - waiting.since)
+
+    async def _wait(self, flight: Flight, held: Held) -> None:
+        """Wait for what may have given the lease back, without a slot of the loader."""
+        if flight.seat is not None:
+            flight.seat.leave(flight)
+        with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, held.retry_after))):
+            await flight.notification()
+        if flight.seat is not None:
+            await flight.seat.take(flight)
 
     async def _ask(self, flight: Flight, token: str, known: int) -> Lease | Held | Entry[Any] | StoreUnavailable:
         if flight.answered.is_set():
@@ -228,7 +270,7 @@ def _closed(flight: Flight) -> Failed:
 def _description(step: Step) -> str:
     match step:
         case LoadNow(lease):
-            return f"taken; loading version {lease.version}" if lease else "the store is unreachable; loading without"
+            return f"taken; loading version {lease.version}" if lease else "the store gives none; loading without"
         case Take(entry):
             return f"not needed; another load stored version {entry.version}"
         case AskAgain():

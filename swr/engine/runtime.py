@@ -1,15 +1,18 @@
-"""What the parts of an engine share: the store, the clocks, random numbers, events and background tasks."""
+"""The parts of an engine that all others use: the store, the clocks, random numbers, events and background tasks."""
 
 import asyncio
 import secrets
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 import anyio
 
 from swr.engine.background import BackgroundTasks, running_loop
+from swr.engine.counting import count_events
+from swr.engine.publisher import Publisher
 from swr.engine.threads import Threads
-from swr.events import Publisher
+from swr.engine.tracing import Tracing
+from swr.stats.counts import Counts
 from swr.stores.base import LeasingStore
 
 # Seconds that giving back a lease may take when its task is cancelled.
@@ -25,6 +28,8 @@ class Runtime:
         lease_for: seconds that a lease lasts unless it is renewed.
         clock: wall clock, seconds.
         uniform: random number between two.
+        counts: what is counted.
+        on_reads: see `Publisher`.
     """
 
     # From the first opening on.
@@ -37,15 +42,23 @@ class Runtime:
         lease_for: float,
         clock: Callable[[], float],
         uniform: Callable[[float, float], float],
+        counts: Counts,
+        on_reads: Callable[[bool], object],
     ) -> None:
         self.store = store
         self.tasks = tasks
         self.lease_for = lease_for
         self.clock = clock
         self.uniform = uniform
-        self.events = Publisher()
+        self.counts = counts
+        self.events = Publisher(on_reads)
+        count_events(self.events, counts)
+        # None: nobody traces loads.
+        self.tracing: Tracing | None = None
         # The event loop's clock. anyio would look up the running loop at each call.
         self.time: Callable[[], float] = anyio.current_time
+        # Called before each job runs, to simulate a fault; None: nothing is simulated.
+        self.strike: Callable[[Any], Awaitable[None]] | None = None
         self._tokens = 0
         self._threads: Threads | None = None
 

@@ -27,6 +27,7 @@ class Switch:
         self._lock = threading.Lock()
         self._clock: Clock = clock_of(None)
         self._blocks = 0
+        self._tells_reads = False
         self.is_enabled = True
 
     def configure(self, clock: Clock, is_enabled: bool) -> None:
@@ -43,13 +44,21 @@ class Switch:
         return self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get())
 
     def add(self, blocks: int) -> None:
-        """Note so many `disabled` blocks more. As long as there is one, all callers go the long way, which asks."""
+        """Note how many `disabled` blocks have begun. As long as there is one, all callers go the long way, which
+        asks."""
         with self._lock:
             self._blocks += blocks
             self._set_clock()
 
+    def tell_reads(self, is_wanted: bool) -> None:
+        """Have the decorators go the long way, which publishes an event of each read, as long as that is wanted."""
+        with self._lock:
+            self._tells_reads = is_wanted
+            self._set_clock()
+
     def _set_clock(self) -> None:
-        self._local.clock = _ENDS_EVERYTHING if self._blocks or not self.is_enabled else self._clock
+        self._local.clock = clock = _ENDS_EVERYTHING if self._blocks or not self.is_enabled else self._clock
+        self._local.short_clock = _ENDS_EVERYTHING if self._tells_reads else clock
 
 
 class _Block:

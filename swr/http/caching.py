@@ -1,14 +1,15 @@
-"""What header fields mean to a shared cache: may it be stored, for how long, for whom. Pure: no I/O, no clock.
+"""Header fields as a shared cache reads them: may it be stored, for how long, for whom. Pure: no I/O, no clock.
 
 RFC 9111 with RFC 5861 (stale), RFC 9213 (targeted fields) and RFC 9211 (`Cache-Status`). `swr.http.conditional` says
 what a request's conditions and ranges mean, `swr.http.fields` how fields are written.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from swr.entry import State
+from swr.http.content import Content
 from swr.http.fields import (
     Directives,
     Headers,
@@ -20,14 +21,14 @@ from swr.http.fields import (
     is_too_long,
     parse_directives,
     parse_targeted_directives,
-    unspaced,
     values_of,
     vary_of,
 )
 from swr.http.lifetimes import age_of, date_of, guessed_lifetime, lifetime_of
+from swr.http.tag_fields import MOST_TAGS, tags_in
 from swr.policy import NO_LIMITS, Limits, Policy, Timeout
 
-# What a rule is for: answers. That something is not there (404) is stored only if the response itself says so.
+# A rule is for answers. That something is not there (404) is stored only if the response itself says so.
 _BY_RULE: Final = frozenset({200, 203, 204, 300, 301, 308})
 # RFC 9110 15.1: a lifetime may be guessed. (206 has a way of its own.)
 _GUESSABLE: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
@@ -41,7 +42,7 @@ ERRORS: Final = frozenset({500, 502, 503, 504})
 UNREACHABLE: Final = frozenset({502, 504})
 # The resource is not there (any more), whoever asks.
 GONE: Final = frozenset({404, 410})
-# What may be about the request alone, not about the resource: nothing for others follows from it.
+# These may be about the request alone, not about the resource: nothing for others follows from them.
 ABOUT_THE_CLIENT: Final = frozenset({304, *range(400, 500)}) - GONE
 # RFC 9110 9.2.1 and the registry of methods: these change nothing; any other may.
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"})
@@ -62,9 +63,6 @@ _NOT_STORED: Final = frozenset(
         b"upgrade",
     }
 )
-# Compared without regard to case by their own definition (RFC 9110 12.5); the order of members stays significant,
-# for apps go by it.
-_CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
 # A lookup compares each of them.
 MOST_VARY: Final = 64
 
@@ -74,6 +72,10 @@ REQUEST_DIRECTIVES: Final = frozenset(
 )
 # The default: what lets no client force a load that the app has not asked for.
 HONOURED: Final = frozenset({"max-stale", "no-store", "only-if-cached"})
+
+
+# Returns the tags of a response for its content.
+TagsOfContent = Callable[[Content], tuple[str, ...] | None]
 
 
 class SharingRules(NamedTuple):
@@ -86,12 +88,16 @@ class SharingRules(NamedTuple):
             (RFC 9111 4.2.2); 0: none.
         unreachable_for: seconds past its lifetime that a response is a fallback for an origin that gives no answer,
             unless a directive forbids it (RFC 9111 4.2.4).
+        tag_fields: fields that name the tags of a response, lower case.
+        strips_tags: whether clients do not get these fields.
     """
 
     cookies_private: bool = True
     targeted: tuple[bytes, ...] = (b"swr-cache-control", b"cdn-cache-control")
     heuristic: float = 0.0
     unreachable_for: float = 86400.0
+    tag_fields: tuple[bytes, ...] = ()
+    strips_tags: bool = False
 
 
 class Verdict(NamedTuple):
@@ -116,6 +122,7 @@ class Verdict(NamedTuple):
             decorator has said.
         soft_timeout: how long a reader waits for the next load of it, as the decorator says.
         unnamed: those fields of `vary` that not this response names, but others to its URL.
+        tags_of: returns the tags of its content, once that is complete; see `Terms`.
     """
 
     policy: Policy | None
@@ -134,10 +141,11 @@ class Verdict(NamedTuple):
     unnamed: tuple[str, ...] = ()
     client_max_age: float | None = None
     soft_timeout: Timeout = None
+    tags_of: TagsOfContent | None = None
 
 
 class Terms(NamedTuple):
-    """What a rule or an endpoint's decorator says about a response.
+    """The terms of a rule or an endpoint's decorator for a response.
 
     Parameters:
         policy: how long; `fresh_for` counts only if `timed`.
@@ -147,6 +155,7 @@ class Terms(NamedTuple):
         ignores: request fields that the response does not depend on; lower case.
         per_credential: whether each credential has a response of its own.
         client_max_age: seconds that clients may keep it without asking; None: a rule says so when it is sent.
+        tags_of: returns tags beside those of `policy` for the content of the response; None: it must not be stored.
     """
 
     policy: Policy
@@ -156,6 +165,7 @@ class Terms(NamedTuple):
     ignores: tuple[str, ...] = ()
     per_credential: bool = False
     client_max_age: float | None = None
+    tags_of: TagsOfContent | None = None
 
 
 def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
@@ -218,16 +228,30 @@ def judge(
         vary = tuple(sorted({*vary, *declared, *(terms.vary if terms is not None else ())}))
     if len(vary) > MOST_VARY:
         return Verdict(None, "vary too long")
+    keys = tags_in(headers, sharing.tag_fields)
+    if keys is None or len(tags) > 2 * MOST_TAGS:
+        return Verdict(None, "too many tags")
+    if sharing.strips_tags:
+        hidden |= {*sharing.tag_fields}
     # RFC 9111 4.2.3, counted from when the request was sent: the time until the answer came is added with the rest.
     date = date_of(headers, began)
     age = max(age_of(headers), math.floor(began - date))
     ignores = terms.ignores if terms is not None else ()
+    tags_of = terms.tags_of if terms is not None else None
     verdict = Verdict(
-        None, "no freshness", shared, age, vary, hidden=hidden, ignores=ignores, per_credential=per_credential
+        None,
+        "no freshness",
+        shared,
+        age,
+        vary,
+        hidden=hidden,
+        ignores=ignores,
+        per_credential=per_credential,
+        tags_of=tags_of,
     )
     if terms is not None and terms.client_max_age is not None:
         verdict = verdict._replace(client_max_age=terms.client_max_age, soft_timeout=terms.policy.soft_timeout)
-    verdict = _timed(verdict, status, headers, directives, targeted, terms, sharing, date, tags)
+    verdict = _timed(verdict, status, headers, directives, targeted, terms, sharing, date, (*tags, *keys))
     if verdict.policy is None or verdict.own_terms or "public" in directives:
         return verdict
     # RFC 9111 3.5 trusts `must-revalidate` and `s-maxage` because of the lifetime that the origin gives with them.
@@ -285,7 +309,7 @@ def _timed(
             left_out = terms is not None and terms.timed and status not in _BY_RULE
             return verdict._replace(reason=f"status {status}") if left_out else verdict
         fresh_for = max(0, lifetime - verdict.initial_age)
-        # What has run out on the way here has used up some of these times, too.
+        # A response that has run out on the way here has used up some of these times, too.
         overdue = max(0, verdict.initial_age - lifetime)
     by_rule = ruled.policy if ruled is not None else Policy(0)
     stale_for = max(0.0, _seconds(directives, "stale-while-revalidate", by_rule.stale_for, overrides) - overdue)
@@ -313,7 +337,7 @@ def _timed(
             fresh_for,
             stale_for,
             max(stale_if_error, unreachable_for),
-            (*tags, *(terms.policy.tags if terms is not None else ())),
+            tuple(dict.fromkeys((*tags, *(terms.policy.tags if terms is not None else ())))),
             keep_for=sharing.unreachable_for if validated or not strict else 0,
         ),
         strict=strict,
@@ -333,12 +357,6 @@ def _seconds(directives: Directives, name: str, ruled: float, overrides: bool) -
     if name in directives and not overrides:
         return float(delta_seconds(directives[name]) or 0)
     return ruled
-
-
-def normalised(name: str, values: list[bytes]) -> str:
-    """Return a request field as `Vary` compares it: repetition and white space do not matter (RFC 9111 4.1)."""
-    text = unspaced(values)
-    return text.lower() if name in _CASELESS else text
 
 
 def stored_headers(headers: Headers, hidden: Collection[bytes] = ()) -> Headers:

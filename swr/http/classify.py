@@ -4,13 +4,16 @@
 
 | the request                                                 | action         | reason           |
 | ----------------------------------------------------------- | -------------- | ---------------- |
-| its method may change something                             | `INVALIDATE`   | `UNSAFE_METHOD`  |
-| its method is safe, but neither GET nor HEAD                | `PASS_THROUGH` | `SAFE_METHOD`    |
+| its method may change something, and no rule says that the request does not | `INVALIDATE` | `UNSAFE_METHOD` |
+| its method is safe, but none of GET, HEAD and QUERY         | `PASS_THROUGH` | `SAFE_METHOD`    |
 | the cache is off                                            | `BYPASS`       | `OFF`            |
 | its header is longer than swr reads                         | `BYPASS`       | `TOO_LONG`       |
+| its content selects, and is longer than swr reads           | `BYPASS`       | `LONG_CONTENT`   |
+| its content selects, and did not come whole, or not in time | `BYPASS`       | `PART_OF_CONTENT` |
+| has a field that names another method                       | `BYPASS`       | `OVERRIDE`       |
 | has cookies, cookies are private, no rule puts them in the key | `BYPASS`    | `COOKIE`         |
 | has `If-Match` or `If-Unmodified-Since`                     | `BYPASS`       | `PRECONDITION`   |
-| has content                                                 | `BYPASS`       | `CONTENT`        |
+| has content that does not select                            | `BYPASS`       | `CONTENT`        |
 | a rule that keeps answers apart does not apply to its path  | `BYPASS`       | `PATH`           |
 | has `only-if-cached`, and swr honours it                    | `LOOK_UP_ONLY` | `ONLY_IF_CACHED` |
 | anything else                                               | `LOOK_UP`      | `CACHEABLE`      |
@@ -70,6 +73,9 @@ class Reason(enum.Enum):
     SAFE_METHOD = "swr does not cache the method"
     OFF = "off"
     TOO_LONG = "header too long"
+    LONG_CONTENT = "content too large"
+    PART_OF_CONTENT = "content incomplete"
+    OVERRIDE = "method override"
     COOKIE = "cookie"
     PRECONDITION = "precondition"
     CONTENT = "content"
@@ -117,10 +123,14 @@ class RequestFacts(NamedTuple):
         has_cookie: whether it has cookies, and the operator calls cookies private.
         keys_cookies: whether a rule applies that makes the cookies that matter part of the key.
         has_precondition: whether it has a condition on the state of the resource itself.
-        has_content: whether a body comes with it.
+        has_content: whether a body comes with it that is no part of its key.
         is_apart: whether a rule that keeps responses apart does not apply because of the path alone.
         no_store, only_if_cached: whether it has the directive, and swr honours it.
         is_off: whether the cache is off.
+        is_safe: whether it changes nothing, whatever its method: its content says what it reads.
+        has_override: whether a field names another method, by which an app may go.
+        has_long_content, has_part_of_content: whether its content would be part of its key, and is too long for that,
+            or did not come whole in time.
     """
 
     method: str
@@ -133,6 +143,10 @@ class RequestFacts(NamedTuple):
     no_store: bool = False
     only_if_cached: bool = False
     is_off: bool = False
+    is_safe: bool = False
+    has_override: bool = False
+    has_long_content: bool = False
+    has_part_of_content: bool = False
 
 
 class Miss(NamedTuple):
@@ -166,6 +180,11 @@ _INVALIDATE: Final = Handling(Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fw
 _PASS_THROUGH: Final = Handling(Action.PASS_THROUGH, Reason.SAFE_METHOD)
 _OFF: Final = Handling(Action.BYPASS, Reason.OFF, b'swr; fwd=bypass; detail="off"')
 _TOO_LONG: Final = Handling(Action.BYPASS, Reason.TOO_LONG, b'swr; fwd=bypass; detail="header too long"')
+_LONG_CONTENT: Final = Handling(Action.BYPASS, Reason.LONG_CONTENT, b'swr; fwd=bypass; detail="content too large"')
+_PART_OF_CONTENT: Final = Handling(
+    Action.BYPASS, Reason.PART_OF_CONTENT, b'swr; fwd=bypass; detail="content incomplete"'
+)
+_OVERRIDE: Final = Handling(Action.BYPASS, Reason.OVERRIDE, b'swr; fwd=bypass; detail="method override"')
 _COOKIE: Final = Handling(Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"')
 _PRECONDITION: Final = Handling(Action.BYPASS, Reason.PRECONDITION, b'swr; fwd=bypass; detail="precondition"')
 _PATH: Final = Handling(Action.BYPASS, Reason.PATH, b'swr; fwd=bypass; detail="path"')
@@ -189,23 +208,30 @@ _CONFIRMING: Final = Handling(Action.BYPASS, Reason.CONFIRMING)
 _LOAD: Final = Handling(Action.LOAD, Reason.MISS)
 
 
+# The safe methods that swr caches.
+_CACHED: Final = frozenset({"GET", "HEAD", "QUERY"})
+
+
 def classify(request: RequestFacts) -> Handling:
     """Return how to handle a request, and why; see the first table of this module."""
-    if request.method not in SAFE:
-        return _INVALIDATE
-    if request.method not in ("GET", "HEAD"):
-        return _PASS_THROUGH
+    if not request.is_safe and request.method not in _CACHED:
+        return _PASS_THROUGH if request.method in SAFE else _INVALIDATE
     if request.is_off:
         return _OFF
     if request.is_too_long:
         return _TOO_LONG
+    if request.has_long_content or request.has_part_of_content:
+        return _LONG_CONTENT if request.has_long_content else _PART_OF_CONTENT
+    if request.has_override:
+        # Its answer may be that of HEAD or DELETE, whatever it says of its lifetime.
+        return _OVERRIDE
     if request.has_cookie and not request.keys_cookies:
         return _COOKIE
     if request.has_precondition:
         # RFC 9110 13.1.1: only the origin knows the state of the resource itself.
         return _PRECONDITION
     if request.has_content:
-        # The key does not account for it.
+        # The key of a GET does not account for it.
         return CONTENT
     if request.is_apart:
         return _PATH
@@ -223,7 +249,7 @@ def classify_miss(request: RequestFacts, miss: Miss) -> Handling:
     if request.only_if_cached:
         return _GATEWAY_TIMEOUT
     if request.no_store and not miss.is_joinable:
-        # What the app answers must not be stored, and the others wait for something that is.
+        # The app's answer must not be stored, and the others wait for one that is.
         return _NO_STORE
     if request.method == "HEAD":
         return _FORWARD_HEAD

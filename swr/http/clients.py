@@ -1,4 +1,4 @@
-"""What clients are told about a response of which its app says nothing to them. Pure.
+"""Fields for clients about a response of which its app says nothing to them. Pure.
 
 Without a word on it a browser keeps a response for as long as it likes, whatever is invalidated here. A rule or an
 endpoint's decorator says how long; the fields are added when a response is sent, and are never stored.
@@ -38,7 +38,7 @@ _SAID: Final = (b"cache-control", b"expires", b"pragma")
 
 
 class Told(NamedTuple):
-    """What clients are told where the app said nothing.
+    """Fields for clients where the app said nothing.
 
     Parameters:
         max_age: seconds that they may keep a fresh response without asking; 0: they ask each time.

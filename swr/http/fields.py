@@ -15,12 +15,12 @@ Directives = dict[str, str | None]
 # RFC 9111 1.2.2: what is greater counts as this.
 LONGEST: Final = 2**31
 
-# What is longer is not read: such a request is not answered from the cache, and such a response is not stored. Servers
+# swr does not read longer fields: it does not answer such a request from the cache, nor store such a response. Servers
 # have limits of this order; and reading takes time in the event loop.
 _MOST_BYTES: Final = 2**16
 _MOST_LINES: Final = 1000
 _LONGEST_TARGET: Final = 2**18
-# A member of a list, or of a query, takes as long to read as so many bytes.
+# Bytes that take as long to read as a member of a list, or of a query.
 _PER_MEMBER: Final = 16
 
 # Directives whose argument, if there is one, names fields.

@@ -114,6 +114,11 @@ def seen_path(raw_path: bytes, path: str) -> bytes:
     return quote(path, errors="surrogatepass").encode()
 
 
+def is_below(scope: Scope, prefixes: Iterable[str]) -> bool:
+    """Return whether the path of a request is below one of some paths."""
+    return any(scope["path"].startswith(f"{prefix}/") for prefix in prefixes if prefix)
+
+
 def path_of(scope: Scope) -> bytes:
     """Return the path of a request as the app sees it."""
     return seen_path(scope.get("raw_path") or b"", scope["path"])
@@ -140,10 +145,10 @@ def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
     for name, value in headers:
         if name in IGNORED:
             continue
-        if name in SELECTING:
-            fields = fields, name, value
-        elif name == b"host" and host is None:
+        if name == b"host" and host is None:
             host = value
+        elif name in SELECTING:
+            fields = fields, name, value
         elif name == b"if-none-match" and condition is None:
             condition = value
         else:

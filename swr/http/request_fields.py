@@ -15,9 +15,11 @@ import functools
 import re
 from typing import Final
 
+from swr.http.fields import unspaced
+
 
 class FieldClass(enum.Enum):
-    """What a request field means for a stored response; see the table of this module."""
+    """The class of a request field; see the table of this module."""
 
     IGNORED = "ignored"
     SELECTING = "selecting"
@@ -124,6 +126,13 @@ _CLIENT: Final = re.compile(
     rb"for=(?:[\d.]+|unknown|_[\w.-]+|\"(?:[\d.]+|unknown|_[\w.-]+|\[[\da-f:.]+\])(?::[\w.-]+)?\")", re.IGNORECASE
 )
 
+# Compared without regard to case by their own definition (RFC 9110 12.5); the order of members stays significant,
+# for apps go by it.
+_CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
+
+# With one of these an app may take a request for one of another method.
+_OVERRIDES: Final = frozenset({"x-http-method-override", "x-http-method", "x-method-override"})
+
 # A longer name is unknown without a look at it.
 _LONGEST_NAME: Final = 128
 
@@ -146,6 +155,22 @@ def _field_class(name: bytes) -> FieldClass:
     if name in IGNORED or name.startswith(IGNORED_PREFIXES):
         return FieldClass.IGNORED
     return FieldClass.UNKNOWN
+
+
+def names_method(field: str) -> bool:
+    """Return whether a request field may say that the request is of another method.
+
+    Parameters:
+        field: its name in lower case.
+    """
+    # Frameworks of WSGI take both characters for the same.
+    return field.replace("_", "-") in _OVERRIDES
+
+
+def normalised(name: str, values: list[bytes]) -> str:
+    """Return a request field as `Vary` compares it: repetition and white space do not matter (RFC 9111 4.1)."""
+    text = unspaced(values)
+    return text.lower() if name in _CASELESS else text
 
 
 def selecting_value(name: bytes, value: bytes) -> bytes:

@@ -1,9 +1,10 @@
 """Stored responses, and how they go out: whole, as 304, as a range, without a body."""
 
+import json
 import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -26,8 +27,12 @@ from swr.policy import Timeout
 
 # A message of ASGI.
 Message = MutableMapping[str, Any]
+# Whose `HTTPException` an endpoint has raised; empty: it has returned a response.
+Raised = Literal["", "fastapi", "starlette"]
 
 _NOTHING: Final = (0, -1)
+# Methods whose conditions and ranges are about the response (RFC 9110 13.1, RFC 10008 2.6 and 2.8).
+_SELECTING: Final = frozenset({"GET", "HEAD", "QUERY"})
 
 
 class StoredResponse(msgspec.Struct, tag="r", array_like=True):
@@ -42,6 +47,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
         client_max_age, soft_timeout: what the endpoint's decorator says; see `swr.http.caching.Verdict`.
         first: where in the whole the body begins, in bytes.
         complete: how long the whole is, if the body is a part of it; None: the body is the whole.
+        raised: whose exception it is, with its detail as the body, in JSON.
     """
 
     status: int
@@ -62,6 +68,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
     takes_fields: bool = False
     client_max_age: float | None = None
     soft_timeout: Timeout = None
+    raised: Raised = ""
 
 
 def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> StoredResponse:
@@ -106,7 +113,7 @@ class Varies(msgspec.Struct, tag="v", array_like=True):
         return {name: until for name, until in zip(self.names, self.until, strict=False) if now < until}
 
 
-# A URL is kept apart by so many names that its other responses have; then those that run out last count.
+# Names of other responses by which a URL is kept apart; if there are more, those that run out last count.
 _MOST_NAMES: Final = 32
 
 
@@ -137,7 +144,7 @@ def check(value: StoredResponse | Varies) -> None:
         is_sound = len(value.variants) <= MOST_VARIANTS
     else:
         names += value.ignores
-        is_sound = _is_sendable(value) and _has_numbers(value)
+        is_sound = _is_sendable(value) and _has_numbers(value) and _has_detail(value)
     if not is_sound or len(value.names) > MOST_VARY or not all(name.isascii() and name.isprintable() for name in names):
         raise CodecError("no response of HTTP that swr has stored")
 
@@ -162,7 +169,20 @@ def _has_numbers(stored: StoredResponse) -> bool:
     return all(0 <= number <= _MOST for number in numbers) and stored.first + len(stored.body) <= complete <= _MOST
 
 
-RESPONSES: Final = Codec(StoredResponse | Varies, check)
+def _has_detail(stored: StoredResponse) -> bool:
+    try:
+        json.loads(stored.body if stored.raised else b"0")
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def may_shrink(value: StoredResponse | Varies) -> bool:
+    """Return whether compressing is worth a try: the body has no content coding."""
+    return isinstance(value, Varies) or not set(values_of(value.headers, b"content-encoding")) - {b"identity"}
+
+
+RESPONSES: Final = Codec(StoredResponse | Varies, check, may_shrink)
 
 
 @dataclass(slots=True)
@@ -246,9 +266,12 @@ def messages_of(
     stored = entry.value
     status, body = stored.status, stored.body
     received = entry.created_at
+    if method not in _SELECTING:
+        # For POST neither means this (RFC 9110 13.1.2, 14.2).
+        fields = {}
     if status in (200, 206) and not fields.keys().isdisjoint(CONDITIONS) and not_modified(fields, headers, received):
         status, headers, body = 304, headers_of_304(headers), b""
-    elif method == "GET" and b"range" in fields and status in (200, 206):
+    elif method != "HEAD" and b"range" in fields and status in (200, 206):
         complete = len(body) if stored.complete is None else stored.complete
         wanted = wanted_range(fields, headers, complete, received)
         if wanted == _NOTHING:

@@ -1,22 +1,29 @@
-"""What a cache is made of: configured when it is made or later, opened at its first use, and closed."""
+"""The parts of a cache: configured when it is made or later, opened at its first use, and closed."""
 
 import functools
 import weakref
 from collections.abc import Callable
 from types import EllipsisType, TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
+from swr.core.packing import Packing
+from swr.engine.counting import stats_of
 from swr.engine.engine import Engine
 from swr.engine.switch import Disabled, Switch
 from swr.errors import ConfigurationError
 from swr.http.request import digest_with
+from swr.lifecycle.default_policy import DefaultPolicy
 from swr.lifecycle.options import Options
-from swr.settings import checked, redacted
+from swr.settings import checked, checked_reports, redacted
+from swr.stats.snapshot import Stats
 from swr.stores.base import LeasingStore
 from swr.stores.clocks import clock_of, wall_clock
 from swr.stores.local import LocalCache
 from swr.stores.memory import MemoryStore
 from swr.stores.tiered import TieredStore
+
+if TYPE_CHECKING:
+    from swr.reports.reporter import Reporter
 
 _ENTRIES: Final = 1_000_000
 
@@ -34,17 +41,23 @@ class Configured:
 
     def __init__(self, url: str | None, options: Options) -> None:
         self.local = LocalCache(0, _ENTRIES)
-        self.engine = Engine(MemoryStore(local=self.local), switch=Switch(self.local))
+        self.engine = Engine(MemoryStore(local=self.local), switch=Switch(self.local), counts=self.local.counts)
         # The first endpoint and app of each identity: another one that is told apart by nothing gets nothing of theirs.
         self.first: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
+        self.default_policy = DefaultPolicy()
+        # The loaders, see `Entry.loader`, whose values lie in Redis alone.
+        self.passed_by: set[str] = set()
+        self.reporter: Reporter | None = None
+        # Where dashboards are mounted, whose requests are no concern of the cache.
+        self.mounted: set[str] = set()
         self._opened = 0
         self._apply(url, options)
 
     def configure(self, url: str | EllipsisType | None = ..., **options: Unpack[Options]) -> None:
         """Change options of the cache before it opens, such as those that an app knows only when it is made.
 
-        What is decorated with the cache already goes by them, as does middleware that has it. Whatever is stored in
-        this process's memory is forgotten.
+        Functions that are decorated with the cache already go by them, as does middleware that has it. Whatever is
+        stored in this process's memory is forgotten.
 
         Parameters:
             url: see `Cache`; by default it stays as it is, unless you give `redis`.
@@ -65,6 +78,7 @@ class Configured:
 
     def _apply(self, url: str | None, options: Options) -> None:
         redis, own_clock, enabled = options["redis"], options["clock"], options["enabled"]
+        reports, release = checked_reports(options["reports"], options["release"])
         settings = checked(
             options["namespace"],
             options["l1_max_bytes"],
@@ -74,8 +88,10 @@ class Configured:
             options["connect_timeout"],
             options["secret"],
         )
+        packing = Packing(settings.namespace, options["compress_above"], options["codec"])
         if own_clock is not None and not callable(own_clock):
             raise ConfigurationError(f"clock={own_clock!r} is not a function that returns seconds")
+        policy = self.default_policy.check(options["policy"])
         if not isinstance(enabled, bool):
             raise ConfigurationError(f"enabled={enabled!r} is neither True nor False")
         clock = wall_clock if own_clock is None else own_clock
@@ -93,18 +109,66 @@ class Configured:
             # Switched off, it stays empty, and nobody connects to anything.
             store = MemoryStore(settings.l1_max_bytes, _ENTRIES, clock, self.local)
         else:
-            store = TieredStore(self.local, RedisStore(servers, settings.namespace, settings.timeout, clock), clock)
+            shared = RedisStore(
+                servers, settings.namespace, settings.timeout, clock, packing, self.local.counts.commands.add
+            )
+            store = TieredStore(self.local, shared, clock, self.passed_by)
         self.engine.configure(store, settings.lease_for, settings.drain_for, clock)
         self.namespace = settings.namespace
+        self.default_policy.policy = policy
+        self._report_anew(reports, release)
         self._digest = digest_with(settings.secret)
         self._url, self._options = url, options
         self._opened = 0
-        # Whoever makes a cache ready for one more app means that app.
+        # A call that makes a cache ready for one more app means that app.
         self.first.clear()
+
+    def _report_anew(self, reports: bool, release: str) -> None:
+        """Report to where the cache lies now, if it was to report before or is to from now on."""
+        before, self._release = self.reporter, release
+        self.reporter = None
+        if before is not None:
+            before.close()
+        if before is not None or reports:
+            reporter = self.report()
+            reporter.faults.is_allowed = before is not None and before.faults.is_allowed
 
     def keep_options(self) -> Callable[[], None]:
         """Return a function that gives the cache, once it is closed, the options that it has now."""
         return functools.partial(self._apply, self._url, self._options)
+
+    def stats(self) -> Stats:
+        """Return what has happened in this process since the cache was made, by loader and by route.
+
+        It costs some microseconds for each loader and route, and asks nobody.
+        """
+        engine, slots = self.engine, self.local.slots
+        return stats_of(
+            engine.counts,
+            engine.flights,
+            engine.backoffs,
+            engine.notifications,
+            (int(slots.currsize), len(slots)),
+            at=engine.clock(),
+            is_shared=self.is_shared,
+        )
+
+    def report(self, *, publishes: bool = True) -> "Reporter":
+        """Have this process report to dashboards from now on; return what makes its digests.
+
+        Parameters:
+            publishes: whether it reports to other processes, too, if it does not report already.
+        """
+        if self.reporter is None:
+            from swr.reports.reporter import Reporter
+
+            digests: Any = None
+            if isinstance(self.engine.store, TieredStore):
+                digests = getattr(self.engine.store.store, "digests", None)
+            self.reporter = Reporter(self.engine, self.local, self.stats, self._release, digests)
+            if digests is not None and publishes:
+                digests.reports = self.reporter
+        return self.reporter
 
     def __repr__(self) -> str:
         where = "" if self._url is None else redacted(self._url)

@@ -1,11 +1,12 @@
 """The options of a cache by name, and those that the environment gives."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
+from swr.core.byte_codec import ByteCodec
 from swr.errors import ConfigurationError
-from swr.policy import Duration
-from swr.settings import URL, read_environment
+from swr.policy import Duration, Policy
+from swr.settings import KEYS, SECRET, URL, Environment, read_environment
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -22,7 +23,12 @@ class Options(TypedDict, total=False):
     timeout: Duration
     connect_timeout: Duration
     secret: str | bytes
+    codec: ByteCodec | None
+    compress_above: int | Literal["auto"] | None
     clock: Callable[[], float] | None
+    policy: Policy | None
+    reports: bool
+    release: str
     enabled: bool
 
 
@@ -45,4 +51,32 @@ def with_environment(url: str | None, options: Options) -> tuple[str | None, Opt
         whole["namespace"] = found.namespace
     if found.enabled is not None:
         whole["enabled"] = found.enabled
+    if found.secret is not None:
+        whole["secret"] = found.secret
+    if found.keys is not None:
+        whole["codec"] = codec_in(found)
+    if found.reports is not None:
+        whole["reports"] = found.reports
+    if found.release is not None:
+        whole["release"] = found.release
     return url, whole
+
+
+def codec_in(found: Environment) -> ByteCodec | None:
+    """Return the codec that environment variables describe; None: they describe none.
+
+    Raises:
+        ConfigurationError: it cannot work, or there is a variable without the other that it needs.
+    """
+    if found.keys is None:
+        return None
+    if found.secret is None:
+        raise ConfigurationError(f"{KEYS} is there and {SECRET} is not: encryption needs it to hide names")
+    try:
+        from swr.encryption import Encryption
+    except ImportError as error:
+        raise ConfigurationError(f"{KEYS}: {error}") from None
+    try:
+        return Encryption.from_text(found.keys, found.secret)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{KEYS}, {SECRET}: {error}") from None

@@ -12,26 +12,27 @@ from swr.core.codec import Codec
 from swr.core.decision import is_absent
 from swr.engine.deadlocks import loads_also
 from swr.engine.engine import Engine
-from swr.engine.failures import for_caller
+from swr.engine.failures import for_caller, shortened
 from swr.engine.flights import Flight
 from swr.engine.load import Load
+from swr.engine.load_slots import Seat, move
 from swr.engine.one_shot_event import OneShotEvent
 from swr.entry import Entry
 from swr.errors import SWRError
-from swr.loaders.calling import last_of, store_answer
+from swr.loaders.calling import StoreIf, last_of, store_answer
 from swr.policy import Policy
 
 _ABSENT: Final = object()
 # Loads that go on in one turn of the event loop after a call of the loader.
 _ENDED_AT_ONCE: Final = 100
-# Leases that come one after the other, from a process that has failed, are gathered for so many seconds.
+# Seconds for which leases are gathered that come one after the other, from a process that has failed.
 _GATHERED_FOR: Final = 0.01
 
 
 class _Round:
     """One call of the loader, and the loads that wait for it."""
 
-    __slots__ = ("_ends", "error", "loads", "traceback", "values")
+    __slots__ = ("_ends", "error", "loads", "short", "traceback", "values")
 
     def __init__(self) -> None:
         self.loads: dict[Any, Load] = {}
@@ -39,6 +40,8 @@ class _Round:
         self.error: BaseException | None = None
         # That of the loader alone.
         self.traceback: TracebackType | None = None
+        # What all loads but the first raise of a failure that is long to tell, and its traceback.
+        self.short: tuple[BaseException, TracebackType | None] | None = None
         # One for some loads each.
         self._ends: list[OneShotEvent] = []
 
@@ -52,7 +55,9 @@ class _Round:
     async def end(self, error: BaseException | None = None) -> None:
         """Have the loads go on, some in each turn of the event loop."""
         self.error = error
-        self.traceback = None if error is None else error.__traceback__
+        if error is not None:
+            self.traceback = error.__traceback__
+            self.short = shortened(error, self.traceback)
         with anyio.CancelScope(shield=True):
             for number, event in enumerate(self._ends):
                 if number:
@@ -70,6 +75,8 @@ class Batch:
         absent_for: seconds for which it is remembered that there is no value; 0: not at all.
         loader: see `Entry`.
         tags: returns, for an item, what makes tags of its value.
+        store_if: returns whether a value is stored; None: each is.
+        new_seat: returns what one call takes of the loader's slots; None: it needs none.
 
     What calls the loader is the first load that has its lease. It waits until the store has answered for every flight
     of this batch that is asking; leases that come later are another call.
@@ -83,14 +90,19 @@ class Batch:
         absent_for: float,
         loader: str,
         tags: Callable[[Any], Callable[[Any], tuple[str, ...]] | None],
+        store_if: StoreIf | None = None,
+        new_seat: Callable[[], Seat] | None = None,
     ) -> None:
         self.engine = engine
         self.codec = codec
         self.absent_for = absent_for
         self.loader = loader
         self.tags = tags
+        self.store_if = store_if
+        self.new_seat = None if new_seat is None else new_seat().others
+        self._is_called = False
         self._call = call
-        # What was begun for each item, in the order in which they were asked for.
+        # The flight of each item, in the order in which they were asked for.
         self._flights: dict[Any, Flight] = {}
         # The store's first answer to each.
         self._first: dict[Any, OneShotEvent] = {}
@@ -119,11 +131,23 @@ class Batch:
             self._note(item, flight)
         return flight
 
-    def refresh_soon(self, item: Any, key: str, policy: Policy, entry: Entry[Any]) -> None:
-        """Refresh `key` in the background, in this batch, unless somebody does already."""
-        flight = self.engine.refresh_soon(key, Part(self, item, policy), entry)
-        if flight is not None:
-            self._note(item, flight)
+    def refresh_soon(
+        self, entries: Mapping[Any, Entry[Any]], keys: Mapping[Any, str], policy: Callable[[Any], Policy]
+    ) -> None:
+        """Refresh what is stored of some items in the background, in this batch, unless somebody does already.
+
+        Parameters:
+            entries: what is stored, by item.
+            keys: by item.
+            policy: returns that of an item.
+        """
+        try:
+            for item, entry in entries.items():
+                flight = self.engine.refresh_soon(keys[item], Part(self, item, policy(item)), entry)
+                if flight is not None:
+                    self._note(item, flight)
+        finally:
+            self.filled()
 
     def _note(self, item: Any, flight: Flight) -> None:
         self._flights[item] = flight
@@ -140,7 +164,9 @@ class Batch:
             await gathering.join(item, load)
         if gathering.error is not None:
             # One failure ends several loads, and each collects frames of its own.
-            raise for_caller(gathering.error, gathering.traceback, is_last=False)
+            is_first = load is next(iter(gathering.loads.values()))
+            told = None if is_first else gathering.short
+            raise for_caller(*(told or (gathering.error, gathering.traceback)), is_last=False)
         return gathering.values.get(item, _ABSENT)
 
     async def _lead(self, gathering: _Round, item: Any, load: Load) -> None:
@@ -156,7 +182,7 @@ class Batch:
                     await flight.answered.wait()
             self._gathering = None
             loads_also(other.flight for other in gathering.loads.values())
-            gathering.values = await self._call([item for item in self._flights if item in gathering.loads])
+            gathering.values = await self._called(gathering)
         except anyio.get_cancelled_exc_class():
             # Where its time is up so is that of the others, and each is told so by its own timer.
             if not load.flight.is_finished:
@@ -170,6 +196,19 @@ class Batch:
             if self._gathering is gathering:
                 self._gathering = None
 
+    async def _called(self, gathering: _Round) -> Mapping[Any, Any]:
+        """Call the loader for the items of a round, with a slot."""
+        items = [item for item in self._flights if item in gathering.loads]
+        if self.new_seat is not None and self._is_called:
+            # The slot of this batch belongs to a call that is under way.
+            await move([load.flight for load in gathering.loads.values()])
+            return await self._call(items)
+        self._is_called = True
+        try:
+            return await self._call(items)
+        finally:
+            self._is_called = False
+
 
 class Part:
     """A job: one key of a batch.
@@ -180,15 +219,20 @@ class Part:
         policy: how long its value may be served.
     """
 
-    __slots__ = ("_batch", "_item", "codec", "context", "loader", "policy")
+    __slots__ = ("_item", "batch", "codec", "context", "loader", "policy")
 
     def __init__(self, batch: Batch, item: Any, policy: Policy) -> None:
-        self._batch = batch
+        self.batch = batch
         self._item = item
         self.policy = policy
         self.codec = batch.codec
         self.loader = batch.loader
         self.context: Context | None = None
+
+    @property
+    def new_seat(self) -> Callable[[], Seat] | None:
+        """Returns what this part of a batch takes of the loader's slots."""
+        return self.batch.new_seat
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -197,7 +241,7 @@ class Part:
 
     async def run(self, load: Load) -> None:
         """Store what the batch's loader says of this key."""
-        batch, flight, policy = self._batch, load.flight, self.policy
+        batch, flight, policy = self.batch, load.flight, self.policy
         if not flight.forced and _is_known_absent(flight, batch.engine.clock()):
             # Somebody else has found that out meanwhile.
             await load.skip()
@@ -206,9 +250,9 @@ class Part:
         last = await last_of(batch.engine, load, asks=False)
         value = await batch.value(self._item, load)
         if value is not _ABSENT:
-            await store_answer(load, value, policy, last, batch.tags(self._item))
-        elif batch.absent_for or flight.entry is not None or flight.forced or flight.newer_than is not None:
-            # What is stored so far must go, too; and other refreshers are told.
+            await store_answer(load, value, policy, last, batch.tags(self._item), batch.store_if)
+        elif batch.absent_for or load.may_replace:
+            # The stored entry must go, too, and other refreshers must hear of it.
             await load.store(None, Policy(0, keep_for=batch.absent_for).tagged(policy.tags), absent=True)
         else:
             await load.skip()

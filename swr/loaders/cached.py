@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 
 import msgspec
 
-from swr.core.codec import Codec
+from swr.core.codec import UNSHARED, Codec
 from swr.core.keys import CallKeys, loader_digest
 from swr.engine.engine import Engine
 from swr.engine.flights import Flight
-from swr.entry import Outcome, State
+from swr.entry import Outcome
 from swr.loaders.annotations import codec_for, codec_if_defined
 from swr.loaders.call import Call, Loader, is_async
-from swr.loaders.calling import Asking, TagsOf, call_tags, value_of
+from swr.loaders.calling import Asking, call_tags, value_of
 from swr.loaders.context import Fresh
+from swr.loaders.parsing import arguments_in
 from swr.loaders.sync import SyncLoader
+from swr.loaders.terms import LoaderTerms
 from swr.policy import Policy
-from swr.stores.local import LocalCache
+from swr.stores.local import LocalCache, NoSlot, Slot
 from swr.stores.tag_versions import OfLoader, Soft
 from swr.stores.threads import deep_copy
 
@@ -42,29 +44,35 @@ class Cached(Generic[P, R]):
         local: LocalCache,
         function: Callable[P, R] | Callable[P, Awaitable[R]],
         keys: CallKeys,
-        policy: Policy,
-        *,
-        copies: bool,
+        terms: LoaderTerms,
         asking: Asking | None = None,
-        tags: TagsOf | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         if asking is not None:
             self.__signature__ = asking.signature
         called = function if asking is None else asking.call
         digest = loader_digest(keys.template.text)
-        self._loader = Loader(engine, called, not is_async(function), asking is not None, copies, digest, tags)
+        engine.counts.add_loader(digest, keys.template.text)
+        self._terms, self._copies = terms, terms.copies
+        self._loader = Loader(
+            engine,
+            called,
+            not is_async(function),
+            asking is not None,
+            terms.copies,
+            digest,
+            terms.tags,
+            terms.store_if,
+            terms.new_seat,
+        )
         self._engine = engine
         self._local = local
-        self._slots = local.slots
-        self._events = engine.events
         self._function = function
         self._keys = keys
-        self._remembered = keys.remembered
-        self._policy = policy
-        self._copies = copies
+        # By positional arguments.
+        self._held: dict[tuple[Any, ...], Slot] = local.aliases_of(keys)
         # With any store, so that a type that Redis cannot hold is found in tests without Redis.
-        self._codec = codec_if_defined(function)
+        self._codec = UNSHARED if terms.stays_here else codec_if_defined(function)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return what the loader returns for these arguments, from the cache where it may.
@@ -75,24 +83,46 @@ class Cached(Generic[P, R]):
             ConfigurationError: an argument cannot be part of a key.
             CodecError: the value cannot be stored in Redis.
         """
-        # The fresh hit, spelled out: `CallKeys.key`, `peek` and `decide` in the fewest steps.
-        try:
-            key, types = self._remembered[args]
-            if kwargs or (types is not None and types != tuple(map(type, args))):
-                raise KeyError
-        except (KeyError, TypeError):
-            key = self._keys.key(args, kwargs)
-        try:
-            slot, now = self._slots[key], self._local.clock.time()
-            if now < slot.fresh_until and now < slot.trust.until:
-                if self._events.reads:
-                    self._engine.tell(key, slot.entry, State.FRESH)
-                value: R = slot.value
-                return await deep_copy(value) if self._copies else value
-        except KeyError:
-            pass
-        value = (await self._fetch(key, args, kwargs)).value
+        # The fresh hit, spelled out: `CallKeys.key`, `peek` and `decide` in the fewest steps. The arguments lead to
+        # what is held for them, as long as it is held.
+        slot: Slot | NoSlot
+        if kwargs:
+            slot = self._slot(args, kwargs)
+        else:
+            try:
+                slot = self._held[args]
+                # Most calls have one argument, and its type alone is compared faster.
+                if (types := slot.types) and (
+                    types[0] is not type(args[0]) if len(types) == 1 else types != tuple(map(type, args))
+                ):
+                    raise KeyError
+            except (KeyError, TypeError):
+                slot = self._slot(args, kwargs)
+        now = self._local.short_clock.time()
+        if now < slot.fresh_until and now < slot.trust.until:
+            slot.is_used = True
+            slot.hits.l1 += 1
+            fresh: R = slot.value
+            return fresh
+        value: R = (await self._fetch(slot.key, args, kwargs)).value
         return await deep_copy(value) if self._copies else value
+
+    @property
+    def _policy(self) -> Policy:
+        return self._terms.policies.now
+
+    def _slot(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot | NoSlot:
+        """Return what is held for a call to which its arguments do not lead, and have them do so."""
+        key = self._keys.key(args, kwargs)
+        # Where values may be refreshed early or are copied, a hit takes more than this.
+        slot = None if self._copies or self._policy.early else self._local.slots.get(key)
+        if slot is None:
+            return NoSlot(key)
+        if slot.aliases is None and not kwargs:
+            types = self._keys.types_of(args, key)
+            if types is not None:
+                self._local.alias(slot, args, self._held, types)
+        return slot
 
     def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Outcome[Any]]:
         policy = self._policy
@@ -126,13 +156,18 @@ class Cached(Generic[P, R]):
 
     @property
     def engine(self) -> Engine:
-        """What runs its loads."""
+        """The engine that runs its loads."""
         return self._engine
 
     @property
     def template(self) -> str:
         """The key template, given or made."""
         return self._keys.template.text
+
+    @property
+    def stays_here(self) -> bool:
+        """Whether its values are not shared with other processes."""
+        return self._terms.stays_here
 
     @property
     def codec(self) -> Codec:
@@ -152,6 +187,11 @@ class Cached(Generic[P, R]):
             key = self._keys.key(args, {})
             flights.append(engine.begin(key, self._job(args, {}), engine.store.peek(key), newer_than=newer_than))
         return flights
+
+    def arguments_of(self, key: str) -> tuple[Any, ...] | None:
+        """Return the arguments of the call that has a key; see `arguments_in`."""
+        keys = self._keys
+        return arguments_in(key, keys.template, self._function, keys.parameters, self.key)
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Load now, whatever is stored, and return the new value.
@@ -192,13 +232,13 @@ class Cached(Generic[P, R]):
             another `set` came meanwhile.
 
         Raises:
-            CodecError: the value cannot be stored in Redis. What was stored is gone all the same.
+            CodecError: the value cannot be stored in Redis. The stored entry is gone all the same.
             ConfigurationError: it is no value, or an argument cannot be part of a key.
         """
         key = self._keys.key(args, kwargs)
         tags = self._loader.tags
         tags_of = None if tags is None else functools.partial(call_tags, tags, args, kwargs)
-        stored = value_of(value, self._policy_of(args, kwargs), repr(key), tags_of)
+        stored = value_of(value, self._policy_of(args, kwargs), repr(key), tags_of, self._terms.store_if)
         if self._copies:
             stored = stored._replace(value=await deep_copy(stored.value))
         return await self._engine.entries.set(key, self.codec, stored._replace(loader=self._loader.digest))
@@ -218,7 +258,7 @@ class Cached(Generic[P, R]):
         """Have what is stored for these arguments be stale, here and in every process.
 
         The next reader gets it at once, and it is refreshed. A load that is under way is not enough: it is not stored.
-        What has no `stale_for` is no answer any more, except if its load fails (`stale_if_error`).
+        An entry without `stale_for` is then an answer only if its load fails (`stale_if_error`).
         """
         await self._engine.entries.mark_stale(self._keys.key(args, kwargs))
 
@@ -260,15 +300,6 @@ class Cached(Generic[P, R]):
         return self if instance is None else BoundCached(self, instance)
 
 
-class IndirectCached(Cached[P, R]):
-    """A loader without the short way to a fresh hit: its values may be refreshed early, or none is held in memory."""
-
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """See `Cached.__call__`."""
-        value: R = (await self._fetch(self._keys.key(args, kwargs), args, kwargs)).value
-        return await deep_copy(value) if self._copies else value
-
-
 class BoundCached(Generic[P, R]):
     """A cached method of one object: `Cached` with `self` filled in."""
 
@@ -294,13 +325,18 @@ class BoundCached(Generic[P, R]):
 
     @property
     def engine(self) -> Engine:
-        """What runs its loads."""
+        """The engine that runs its loads."""
         return self._cached.engine
 
     @property
     def template(self) -> str:
         """The key template, given or made."""
         return self._cached.template
+
+    @property
+    def stays_here(self) -> bool:
+        """See `Cached.stays_here`."""
+        return self._cached.stays_here
 
     @property
     def codec(self) -> Codec:

@@ -2,42 +2,40 @@
 
 import copy
 import functools
-import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
 
-from swr.core.codec import Codec
-from swr.core.decision import FRESH, Revalidate, decide, is_absent, is_due_early
+from swr.core.codec import UNSHARED, Codec
+from swr.core.decision import FRESH, decide
 from swr.core.keys import loader_digest
 from swr.engine.deadlocks import wait
 from swr.engine.engine import AGAIN, Engine
 from swr.engine.flights import Flight
 from swr.engine.read_log import log_read
 from swr.entry import Entry, Outcome, State
-from swr.events import Miss
 from swr.loaders.annotations import codec_for, codec_if_defined
 from swr.loaders.batch import Batch
 from swr.loaders.call import is_async
-from swr.loaders.calling import TagsOf
 from swr.loaders.context import Fresh
-from swr.loaders.items import Items, copied, copied_values, look_up
+from swr.loaders.items import Items, copied, copied_values
+from swr.loaders.lookup import Answer, look_up
 from swr.loaders.many_keys import ManyCall, ManyKeys
+from swr.loaders.parsing import arguments_in
 from swr.loaders.sync import SyncLoader
+from swr.loaders.terms import LoaderTerms
 from swr.loaders.turns import MOST_AT_ONCE, Outdated, parts
 from swr.policy import Policy, Timeout
+from swr.stats.counts import Layer
 from swr.stores.tag_versions import OfLoader, Soft
 
-log = logging.getLogger("swr")
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 S = TypeVar("S")
 K = TypeVar("K")
 V = TypeVar("V")
-# What a reader gets of one item: the entry, how it is marked, and why its load failed.
-_Answer = tuple[Entry[Any], State, BaseException | None]
 
 
 class CachedMany(Generic[P, K, V]):
@@ -51,31 +49,27 @@ class CachedMany(Generic[P, K, V]):
         engine: Engine,
         function: Callable[P, Any],
         keys: ManyKeys,
-        policy: Policy,
+        terms: LoaderTerms,
         absent_for: float,
-        *,
-        copies: bool,
-        tags: TagsOf | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self._engine = engine
         self._function = function
         self._runs_in_thread = not is_async(function)
         self._keys, self.list_name = keys, keys.list_name
-        self._policy = policy
+        self._terms, self._copies = terms, terms.copies
         self._absent_for = absent_for
-        self._copies = copies
-        self._tags = tags
         self._digest = loader_digest(keys.template.text)
-        self._codec = codec_if_defined(function, many=True)
+        engine.counts.add_loader(self._digest, keys.template.text)
+        self._codec = UNSHARED if terms.stays_here else codec_if_defined(function, many=True)
         # The object whose method this is, if it is one.
         self._bound_to: tuple[Any, ...] = ()
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
         """Return what the loader returns for these items, from the cache where it may.
 
-        Items that there are none for are left out. What is fresh or stale is answered from the cache; the rest is
-        loaded by one call of the loader for each 1000 items, with what nobody else loads already.
+        Items that there are none for are left out. Fresh and stale items come from the cache. One call of the loader
+        for each 1000 items loads the rest, without those that somebody else loads already.
 
         Raises:
             Exception: whatever the loader raised, for the first item without an entry to fall back on.
@@ -105,12 +99,12 @@ class CachedMany(Generic[P, K, V]):
                 outcomes[item] = await copied(outcome) if self._copies else outcome
         return outcomes
 
-    async def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[Any, _Answer]]:
+    async def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[Any, Answer]]:
         """Return the items of a call, and the answers to those that there is a value for."""
         call, items = self._bind(args, kwargs)
         if len(items) <= MOST_AT_ONCE:
             return items, await self._answer(call, items)
-        answers: dict[Any, _Answer] = {}
+        answers: dict[Any, Answer] = {}
         with Outdated(self._engine, call.keys) as outdated:
             again = items
             for _ in range(AGAIN + 1):
@@ -123,63 +117,46 @@ class CachedMany(Generic[P, K, V]):
                     break
         return items, answers
 
-    async def _answer(self, call: ManyCall, items: list[Any]) -> dict[Any, _Answer]:
-        engine = self._engine
+    async def _answer(self, call: ManyCall, items: list[Any]) -> dict[Any, Answer]:
+        engine, policy = self._engine, self._policy
         keys = {item: call.add(item) for item in items}
-        answers: dict[Any, _Answer] = {}
+        answers, found = dict[Any, Answer](), dict[Any, Answer]()
+        layers, told_absent = dict[Any, Layer](), dict[Any, Entry[Any]]()
+        absent = dict[Any, Entry[Any]]()
         try:
             for _ in range(AGAIN + 1):
-                found, missing = await self._look(call, items)
-                loaded = await self._load(call, missing, forced=False)
+                # The codec is evaluated only where the store is asked.
+                looked = await look_up(engine, call, items, lambda: self.codec, policy.early)
+                found = looked.found
+                layers.update(looked.layers)
+                absent.update(looked.absent)
+                if looked.behind:
+                    await engine.ready()
+                    self._batch(call).refresh_soon(looked.behind, call.keys, lambda item: call.policy(item, policy))
+                loaded = await self._load(call, looked.missing, forced=False)
                 for item, (_, state, error) in loaded.items():
                     log_read(engine.backoffs, call.keys[item], False, True, state, error)
+                    layers[item] = Layer.LOAD
                 answers.update(loaded)
-                if not missing:
+                if not looked.missing:
                     break
-                # What was found before that wait may have been invalidated meanwhile.
+                # The entries that were found before that wait may have been invalidated meanwhile.
                 items = list(found)
             answers.update(found)
+            told_absent = absent
         finally:
             for item, key in keys.items():
                 if item in answers:
-                    engine.tell(key, *answers[item])
+                    engine.tell(key, *answers[item], layers[item])
+                elif item in told_absent:
+                    engine.tell(key, told_absent[item], State.FRESH, None, layers[item])
                 else:
-                    engine.events.publish(Miss, key)
+                    engine.tell_miss(key, self._digest)
         return answers
 
-    async def _look(self, call: ManyCall, items: list[Any]) -> tuple[dict[Any, _Answer], dict[Any, Entry[Any] | None]]:
-        """Return what may be answered from the cache, and what has to be loaded; refresh what is stale."""
-        engine, policy = self._engine, self._policy
-        # It is evaluated only where the store is asked.
-        entries, asked = await look_up(engine, call, items, lambda: self.codec)
-        now = engine.clock()
-        found: dict[Any, _Answer] = {}
-        missing: dict[Any, Entry[Any] | None] = {}
-        behind = {}
-        for item, entry in entries.items():
-            decision = decide(entry, now)
-            if entry is not None and decision.serve:
-                found[item] = entry, decision.state, None
-                early = decision is FRESH and policy.early
-                if decision.revalidate is Revalidate.BACKGROUND or (
-                    early and is_due_early(entry, now, early, engine.runtime.uniform(0.0, 1.0))
-                ):
-                    behind[item] = entry
-            elif not is_absent(entry, now):
-                missing[item] = entry
-        if log.isEnabledFor(logging.DEBUG):
-            for item, (_, state, _) in found.items():
-                if item in asked or state is not State.FRESH:
-                    log_read(engine.backoffs, call.keys[item], True, item in asked, state, None)
-        if behind:
-            await engine.ready()
-            batch = self._batch(call)
-            try:
-                for item, entry in behind.items():
-                    batch.refresh_soon(item, call.keys[item], call.policy(item, policy), entry)
-            finally:
-                batch.filled()
-        return found, missing
+    @property
+    def _policy(self) -> Policy:
+        return self._terms.policies.now
 
     @property
     def sync(self) -> SyncLoader[P, dict[K, V], dict[K, Outcome[V]], Mapping[K, V | Fresh[V]], dict[K, Outcome[V]]]:
@@ -188,7 +165,7 @@ class CachedMany(Generic[P, K, V]):
 
     @property
     def engine(self) -> Engine:
-        """What runs its loads."""
+        """The engine that runs its loads."""
         return self._engine
 
     @property
@@ -233,6 +210,14 @@ class CachedMany(Generic[P, K, V]):
             for _, batch in batches:
                 batch.filled()
         return flights
+
+    def arguments_of(self, key: str) -> tuple[Any, ...] | None:
+        """Return the arguments of a call for the one item that has a key; see `arguments_in`."""
+        keys, name = self._keys, self.list_name
+        found = arguments_in(key, keys.template, self._function, keys.parameters, self.key, name)
+        if found is None:
+            return None
+        return tuple([value] if given == name else value for given, value in zip(keys.parameters, found, strict=True))
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
         """Load now, by one call of the loader for each 1,000 items, and return what there is, whatever is stored.
@@ -294,25 +279,25 @@ class CachedMany(Generic[P, K, V]):
             Whether every process gets all of it from now on.
 
         Raises:
-            CodecError: a value cannot be stored in Redis. What was stored for these items is gone all the same.
+            CodecError: a value cannot be stored in Redis. The stored entries of these items are gone all the same.
             TypeError: the loader does not take these arguments, or they hold no list of hashable items.
             ConfigurationError: `values` is no answer to them.
         """
         call, items = self._bind(args, kwargs)
         answer = self._keys.checked(values, items)
         return await Items(self._engine, call, items, self._copies).set(
-            answer, self._policy, self._absent_for, self.codec, self._digest, self._tags
+            answer, self._policy, self._absent_for, self.codec, self._digest, self._terms
         )
 
     async def peek(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
         """Return what is stored for these items, fresh or stale; see `Cached.peek`. Items without are left out."""
         return await Items(self._engine, *self._bind(args, kwargs), self._copies).peek(self.codec)
 
-    async def _load(self, call: ManyCall, wanted: dict[Any, Entry[Any] | None], *, forced: bool) -> dict[Any, _Answer]:
+    async def _load(self, call: ManyCall, wanted: dict[Any, Entry[Any] | None], *, forced: bool) -> dict[Any, Answer]:
         """Return what calls of the loader bring, and what others bring who load some of it already."""
         engine = self._engine
         patience: Timeout = None if forced else self._policy.soft_timeout
-        found: dict[Any, _Answer] = {}
+        found: dict[Any, Answer] = {}
         again = 0
         while wanted:
             batch = self._batch(call)
@@ -333,11 +318,11 @@ class CachedMany(Generic[P, K, V]):
                 fallback = None
                 if flight.loaded is None and not flight.has_no_value:
                     fallback = None if forced else engine.fallback(flight, flight.error)
-                    if fallback is None and flight.error is not None:
+                    if fallback is None and flight.error is not None and not flight.must_be_repeated:
                         raise flight.failure()
                 if fallback is not None:
                     found[item] = engine.given(fallback, flight)
-                elif not flight.done.is_set() or (flight.superseded and again < AGAIN):
+                elif not flight.done.is_set() or flight.must_be_repeated or (flight.superseded and again < AGAIN):
                     # There is nothing to fall back on, or an invalidation superseded the load.
                     entry = engine.store.peek(call.keys[item])
                     if flight.superseded and entry is not None and decide(entry, engine.clock()) is FRESH:
@@ -357,14 +342,16 @@ class CachedMany(Generic[P, K, V]):
 
     def _batch(self, call: ManyCall) -> Batch:
         load = functools.partial(call.load, self._engine, self._runs_in_thread)
+        terms = self._terms
+        tags = functools.partial(call.tags_of, tags=terms.tags)
         return Batch(
-            self._engine,
-            load,
-            self.codec,
-            self._absent_for,
-            self._digest,
-            lambda item: call.tags_of(item, self._tags),
+            self._engine, load, self.codec, self._absent_for, self._digest, tags, terms.store_if, terms.new_seat
         )
+
+    @property
+    def stays_here(self) -> bool:
+        """Whether its values are not shared with other processes."""
+        return self._terms.stays_here
 
     @property
     def codec(self) -> Codec:

@@ -10,8 +10,19 @@ from swr.core.arguments import Arguments
 from swr.core.codec import Codec
 from swr.engine.engine import Engine
 from swr.engine.load import Load
+from swr.engine.load_slots import Seat
 from swr.entry import Entry, Outcome, State
-from swr.loaders.calling import TagsOf, call_loader, call_past, call_tags, context_of, last_of, name_of, store_answer
+from swr.loaders.calling import (
+    StoreIf,
+    TagsOf,
+    call_loader,
+    call_past,
+    call_tags,
+    context_of,
+    last_of,
+    name_of,
+    store_answer,
+)
 from swr.loaders.context import LoadContext
 from swr.loaders.request_parameters import warn_of_sessions
 from swr.policy import Policy, Timeout
@@ -37,6 +48,8 @@ class Loader(NamedTuple):
         copies: whether that has a copy of the last value.
         digest: what its entries carry, see `Entry.loader`.
         tags: returns the tags of a value, called with that and the loader's arguments; None: they are the policy's.
+        store_if: returns whether a value is stored; None: each is.
+        new_seat: see `LoadTerms`.
     """
 
     engine: Engine
@@ -46,6 +59,8 @@ class Loader(NamedTuple):
     copies: bool = False
     digest: str = ""
     tags: TagsOf | None = None
+    store_if: StoreIf | None = None
+    new_seat: Callable[[], Seat] | None = None
 
     def bound(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], context: LoadContext[Any] | None
@@ -83,13 +98,18 @@ class Call:
         self.codec = codec
 
     @property
+    def new_seat(self) -> Callable[[], Seat] | None:
+        """Returns what a load takes of the loader's slots."""
+        return self._loader.new_seat
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """The tags of the policy; the answer may have others."""
         return self.policy.tags
 
     @property
     def loader(self) -> str:
-        """What entries carry of the loader."""
+        """The loader's name as entries carry it."""
         return self._loader.digest
 
     async def run(self, load: Load) -> None:
@@ -104,7 +124,7 @@ class Call:
         value = await call_loader(engine, loader.bound(args, kwargs, context), loader.runs_in_thread)
         self._arguments.check()
         tags_of = None if tags is None else functools.partial(call_tags, tags, args, kwargs)
-        await store_answer(load, value, self.policy, last, tags_of)
+        await store_answer(load, value, self.policy, last, tags_of, loader.store_if)
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Return True: the entry's own policy says how long it may be served after a failure."""

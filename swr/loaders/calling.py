@@ -20,6 +20,8 @@ from swr.stores.threads import deep_copy
 
 # Returns the tags of a value; it is called with that, and the arguments of the loader.
 TagsOf = Callable[..., Iterable[str]]
+# Returns whether a value is stored.
+StoreIf = Callable[[Any], object]
 
 
 class Asking:
@@ -166,7 +168,7 @@ async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | Non
     flight = load.flight
     entry = flight.entry
     if asks and (flight.newer_than is not None or (entry is None and flight.forced)):
-        # Whoever asked for a refresh had no reason to look.
+        # A caller that asked for a refresh had no reason to look.
         entry = await engine.store.read(flight.key, flight.job.codec)
     if entry is None or entry.absent or not engine.store.tag_versions.admits_entry(entry):
         return None
@@ -174,7 +176,7 @@ async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | Non
 
 
 async def context_of(engine: Engine, last: Entry[Any] | None, *, copies: bool) -> LoadContext[Any]:
-    """Return what a loader is told of the last value, of which it may get a copy."""
+    """Return the context of a load, with the last value or a copy of it."""
     if last is None:
         return LoadContext()
     value = await deep_copy(last.value) if copies else last.value
@@ -194,24 +196,52 @@ def call_tags(tags: TagsOf, args: tuple[Any, ...], kwargs: dict[str, Any], value
     return tag_names(tags(value, *args, **kwargs))
 
 
-def value_of(answer: Any, policy: Policy, where: str, tags: Callable[[Any], tuple[str, ...]] | None = None) -> Value:
+def is_stored(store_if: StoreIf | None, value: Any) -> bool:
+    """Return whether `store_if` says that a value is stored.
+
+    Raises:
+        ConfigurationError: its answer would have to be awaited.
+        Exception: whatever it raises.
+    """
+    if store_if is None:
+        return True
+    answer = store_if(value)
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise ConfigurationError(f"store_if={store_if!r} returned an awaitable, which swr does not await: give a def")
+    return bool(answer)
+
+
+def value_of(
+    answer: Any,
+    policy: Policy,
+    where: str,
+    tags: Callable[[Any], tuple[str, ...]] | None = None,
+    store_if: StoreIf | None = None,
+) -> Value:
     """Return what a caller stores who has the value already, as a loader's answer.
 
     Parameters:
         policy: of the decorator.
         where: what it is stored for, in errors.
         tags: returns the tags of a value; None: they are the policy's.
+        store_if: returns whether a value is stored; None: each is.
 
     Raises:
         ConfigurationError: it is no value.
     """
     if answer is NOT_MODIFIED or inspect.isawaitable(answer):
         raise ConfigurationError(f"{answer!r} is no value for {where}: give what the loader would return, awaited")
-    return _value_of(answer, policy, tags)
+    return _value_of(answer, policy, tags, store_if)
 
 
-def _value_of(answer: Any, policy: Policy, tags: Callable[[Any], tuple[str, ...]] | None) -> Value:
+def _value_of(
+    answer: Any, policy: Policy, tags: Callable[[Any], tuple[str, ...]] | None, store_if: StoreIf | None
+) -> Value:
     value = answer.value if isinstance(answer, Fresh) else answer
+    if not is_stored(store_if, value):
+        return Value(value, policy, is_stored=False)
     if tags is not None and not (isinstance(answer, Fresh) and answer.has_tags):
         policy = policy.tagged(tags(value))
     if isinstance(answer, Fresh):
@@ -225,6 +255,7 @@ async def store_answer(
     policy: Policy,
     last: Entry[Any] | None,
     tags: Callable[[Any], tuple[str, ...]] | None = None,
+    store_if: StoreIf | None = None,
 ) -> None:
     """Store what a loader has answered.
 
@@ -232,6 +263,7 @@ async def store_answer(
         policy: of the decorator.
         last: what NOT_MODIFIED is about.
         tags: returns the tags of a value; None: they are the policy's.
+        store_if: returns whether a value is stored, other than the last one; None: each is.
 
     Raises:
         ConfigurationError: NOT_MODIFIED, and there is no last value; or the tags are none.
@@ -242,8 +274,8 @@ async def store_answer(
             raise _has_no_last(load.flight.key)
         await load.store(last.value, policy.tagged(last.tags), last.validator)
     else:
-        value = _value_of(answer, policy, tags)
-        await load.store(value.value, value.policy, value.validator)
+        value = _value_of(answer, policy, tags, store_if)
+        await load.store(value.value, value.policy, value.validator, is_stored=value.is_stored)
 
 
 def tags_or_function(tags: Sequence[str] | TagsOf) -> tuple[Sequence[str], TagsOf | None]:

@@ -1,4 +1,4 @@
-"""What cannot be a loader is refused where it is decorated."""
+"""Refuse functions that cannot be loaders, where they are decorated."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""What a loader may be told (`LoadContext`), and what it may answer beside a plain value (`Fresh`, `NOT_MODIFIED`)."""
+"""The context of a load (`LoadContext`), and the answers of a loader beside a plain value (`Fresh`, `NOT_MODIFIED`)."""
 
 import enum
 import math
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class LoadContext(msgspec.Struct, Generic[T], frozen=True):
-    """What is known when a load begins; a loader asks for it by annotating one parameter with it.
+    """The last value when a load begins; a loader asks for it by annotating one parameter with this class.
 
-    Parameters:
+    Attributes:
         value: the last value, fresh or not, or None. It is the stored object itself: it must not be changed.
         age: seconds since its load began; infinite where there is none.
         validator: what came with it: an ETag, a date, a revision; or None.
@@ -44,7 +44,10 @@ class Fresh(Generic[T]):
 
     Parameters:
         value: the value.
-        fresh_for, stale_for, stale_if_error, tags: see `Policy`; None: as the decorator says.
+        fresh_for: as in `Policy`; None: as the decorator says.
+        stale_for: likewise.
+        stale_if_error: likewise.
+        tags: names to invalidate this entry by; None: as the decorator says.
         validator: handed to the next load, `LoadContext.validator`, so that it can ask for what is newer.
 
     Raises:

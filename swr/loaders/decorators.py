@@ -46,7 +46,7 @@ class _TakesAnythingSecond(Protocol[P, R_co]):
 
 
 class CachedDecorator(Protocol):
-    """What `Cache.cached` returns: makes a `Cached` of a loader."""
+    """The decorator that `Cache.cached` returns: it makes a `Cached` of a loader."""
 
     # The cache gives the context, so callers leave it out. Types can say so only if it is the first parameter, or the
     # second one behind `self`. First come loaders that would accept a context without having asked for one.
@@ -81,7 +81,7 @@ class CachedDecorator(Protocol):
 
 
 class CachedManyDecorator(Protocol):
-    """What `Cache.cached_many` returns: makes a `CachedMany` of a batch loader."""
+    """The decorator that `Cache.cached_many` returns: it makes a `CachedMany` of a batch loader."""
 
     @overload
     def __call__(

@@ -1,4 +1,4 @@
-"""What is done to the stored entries of a batch loader's items without a load."""
+"""Operations on the stored entries of a batch loader's items without a load."""
 
 import functools
 from collections.abc import Callable, Coroutine, Mapping
@@ -9,12 +9,12 @@ import anyio.lowlevel
 import msgspec
 
 from swr.core.codec import Codec
-from swr.core.decision import decide, is_absent
 from swr.engine.engine import Engine
 from swr.engine.entries import Value
-from swr.entry import Entry, Outcome
-from swr.loaders.calling import TagsOf, call_past, plain_value, value_of
+from swr.entry import Outcome
+from swr.loaders.calling import call_past, plain_value, value_of
 from swr.loaders.many_keys import ManyCall
+from swr.loaders.terms import LoaderTerms
 from swr.loaders.turns import MOST_AT_ONCE, parts
 from swr.policy import Policy
 from swr.stores.threads import deep_copy
@@ -45,7 +45,7 @@ class Items:
         absent_for: float,
         codec: Codec,
         loader: str,
-        tags: TagsOf | None,
+        terms: LoaderTerms,
     ) -> bool:
         """Store `answer`, and that there is none of the items that it leaves out; see `CachedMany.set`."""
         values: dict[str, Value] = {}
@@ -59,7 +59,7 @@ class Items:
                     absent = Policy(0, keep_for=absent_for).tagged(of_item.tags)
                     values[key] = Value(None, absent, None, True, loader)
                     continue
-                value = value_of(answer[item], of_item, repr(key), self._call.tags_of(item, tags))
+                value = value_of(answer[item], of_item, repr(key), self._call.tags_of(item, terms.tags), terms.store_if)
                 copy = await deep_copy(value.value) if self._copies else value.value
                 values[key] = value._replace(value=copy, loader=loader)
         are_stored = []
@@ -151,27 +151,3 @@ async def copied_values(values: dict[Any, V]) -> dict[Any, V]:
         for item in some:
             values[item] = await deep_copy(values[item])
     return values
-
-
-async def look_up(
-    engine: Engine, call: ManyCall, items: list[Any], codec: Callable[[], Codec]
-) -> tuple[dict[Any, Entry[Any] | None], set[Any]]:
-    """Return what is stored of each item, and for which ones the store was asked.
-
-    Parameters:
-        codec: returns how values are written.
-    """
-    store = engine.store
-    entries = {item: store.peek(call.keys[item]) for item in items}
-    now = engine.clock()
-    unsure = [item for item, entry in entries.items() if not (decide(entry, now).serve or is_absent(entry, now))]
-    if unsure:
-        await engine.ready()
-        of_values = codec()
-
-        async def read(item: Any) -> None:
-            entries[item] = await store.read(call.keys[item], of_values)
-
-        # All in one trip: what is asked in one turn of the event loop leaves in one write.
-        await all_at_once(read, unsure)
-    return entries, set(unsure)

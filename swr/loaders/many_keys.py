@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from swr.core.arguments import Watch
+from swr.core.key_functions import KeyFunction
 from swr.core.template import Template
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
@@ -20,34 +21,38 @@ class ManyKeys:
     Parameters:
         function: the batch loader.
         template: the key of one item. It names every parameter but the list, and one name that is no parameter: the
-            item's.
+            item's. None: there is a `key`.
         tags: tag templates; they may name the same.
         ignore: parameters that are left out of the key.
+        key: makes the key of one item in the place of a template; it names the same.
 
     Raises:
         ConfigurationError: a template that does not tell which parameter is the list and which slot its item.
     """
 
     def __init__(
-        self, function: Callable[..., Any], template: str, tags: Iterable[str] = (), ignore: Iterable[str] = ()
+        self,
+        function: Callable[..., Any],
+        template: str | None,
+        tags: Iterable[str] = (),
+        ignore: Iterable[str] = (),
+        key: Callable[..., Any] | None = None,
     ) -> None:
-        if not isinstance(template, str):
-            raise ConfigurationError(f'template={template!r} is not a string, "ranking:{{group}}" for one')
         if isinstance(ignore, str):
             raise ConfigurationError(f"ignore={ignore!r} is one string: give a tuple, ({ignore!r},)")
         self._function = function
         self.where = where = f"{function.__module__}.{function.__qualname__}"
         self._signature = inspect.signature(function)
-        self._key = Template(template, "key", where)
+        parameters, ignored = self._signature.parameters, frozenset(ignore)
+        self._key = _key_of_item(template, key, list(parameters), ignored, where)
         self._tags = [Template(tag, "tags", where) for tag in tag_names(tags)]
         self.watch = Watch(where, self._key, self._tags)
-        parameters, ignored = self._signature.parameters, frozenset(ignore)
         named = dict.fromkeys(self._key.names)
         items = [name for name in named if name not in parameters]
         lists = [name for name in parameters if name not in named and name not in ignored]
         if len(items) != 1 or len(lists) != 1:
             raise ConfigurationError(
-                f"the key template {template!r} of {where}({', '.join(parameters)}) must leave out one parameter, the "
+                f"the key {template or key!r} of {where}({', '.join(parameters)}) must leave out one parameter, the "
                 f"list of items, and name one thing that is no parameter, an item of it; it leaves out "
                 f"{', '.join(lists) or 'nothing'} and names {', '.join(items) or 'nothing else'}"
             )
@@ -62,6 +67,11 @@ class ManyKeys:
     def template(self) -> Template:
         """The key template."""
         return self._key
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the function, by name."""
+        return self._signature.parameters
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[ManyCall, list[Any]]":
         """Return a call without items, and the items that it is for, each once.
@@ -140,6 +150,19 @@ class ManyKeys:
         """Return the function, to be called for `items` alone."""
         asked = inspect.BoundArguments(self._signature, {**self.watch.keep(values), self.list_name: items})
         return functools.partial(self._function, *asked.args, **asked.kwargs)
+
+
+def _key_of_item(
+    template: str | None, key: Callable[..., Any] | None, parameters: list[str], ignored: frozenset[str], where: str
+) -> Template:
+    """Return what makes the key of one item; see `ManyKeys`."""
+    if key is not None:
+        if template is not None:
+            raise ConfigurationError(f"{where} has the key template {template!r} and key={key!r}: give one of them")
+        return KeyFunction(key, parameters, ignored, where)
+    if not isinstance(template, str):
+        raise ConfigurationError(f'template={template!r} of {where} is not a string, "ranking:{{group}}" for one')
+    return Template(template, "key", where)
 
 
 def _is_hashable(item: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a cache does to what it has stored: set, look at, invalidate. `Cache` inherits it."""
+"""Operations of a cache on stored entries: set, look at, invalidate. `Cache` inherits them."""
 
 from typing import Any, TypeVar, overload
 
@@ -7,6 +7,7 @@ from swr.engine.repeats import Repeats
 from swr.entry import Outcome
 from swr.errors import ConfigurationError
 from swr.http.request import tag_of_url
+from swr.lifecycle.default_policy import DefaultPolicy
 from swr.loaders.annotations import codec_of
 from swr.loaders.calling import value_of
 from swr.loaders.context import Fresh
@@ -20,28 +21,28 @@ class StoredEntries:
     """The stored entries of a cache, by key, by tag, by URL, and all of them."""
 
     engine: Engine
+    default_policy: DefaultPolicy
 
     # -- by key -----------------------------------------------------------------------------------------------
 
-    async def set(self, key: str, value: R | Fresh[R], policy: Policy, *, returns: Any = None) -> bool:
+    async def set(self, key: str, value: R | Fresh[R], policy: Policy | None = None, *, returns: Any = None) -> bool:
         """Store `value` under `key` as if the loader of `get_or_load` had just returned it; see `Cached.set`.
 
         Parameters:
             key: any text.
             value: what is stored.
-            policy: how long it may be served.
+            policy: how long it may be served; None: as the policy of the cache says.
             returns: the type of the value, for Redis; that of the loader's return annotation, if it has one.
 
         Returns:
             Whether every process gets the value from now on.
 
         Raises:
-            CodecError: the value cannot be stored in Redis. What was stored is gone all the same.
+            CodecError: the value cannot be stored in Redis. The stored entry is gone all the same.
             ConfigurationError: arguments that cannot work.
         """
         _check_key(key)
-        if not isinstance(policy, Policy):
-            raise ConfigurationError(f"policy={policy!r} is not a Policy: Policy(fresh_for=60, stale_for=600)")
+        policy = self.default_policy.of(policy)
         codec = codec_of(Any if returns is None else returns)
         return await self.engine.entries.set(key, codec, value_of(value, policy, repr(key)))
 

@@ -176,7 +176,7 @@ class SyncCache:
         key: str,
         loader: Callable[[], Awaitable[R | Fresh[R] | NotModified]]
         | Callable[[LoadContext[Any]], Awaitable[R | Fresh[R] | NotModified]],
-        policy: Policy,
+        policy: Policy | None = None,
         *,
         returns: Any = None,
     ) -> Outcome[R]: ...
@@ -185,17 +185,19 @@ class SyncCache:
         self,
         key: str,
         loader: Callable[[], R | Fresh[R] | NotModified] | Callable[[LoadContext[Any]], R | Fresh[R] | NotModified],
-        policy: Policy,
+        policy: Policy | None = None,
         *,
         returns: Any = None,
     ) -> Outcome[R]: ...
-    def get_or_load(self, key: str, loader: Callable[..., Any], policy: Policy, *, returns: Any = None) -> Outcome[Any]:
+    def get_or_load(
+        self, key: str, loader: Callable[..., Any], policy: Policy | None = None, *, returns: Any = None
+    ) -> Outcome[Any]:
         """Return what is stored under `key`, or what `loader` returns; see `Cache.get_or_load`."""
         load = functools.partial(self._cache.get_or_load, key, loader, policy, returns=returns)
         outcome: Outcome[Any] = self._call("get_or_load", load)
         return outcome
 
-    def set(self, key: str, value: R | Fresh[R], policy: Policy, *, returns: Any = None) -> bool:
+    def set(self, key: str, value: R | Fresh[R], policy: Policy | None = None, *, returns: Any = None) -> bool:
         """Store `value` under `key`; see `Cache.set`."""
         store = functools.partial(self._cache.set, key, value, policy, returns=returns)
         is_stored: bool = self._call("set", store)

@@ -1,20 +1,32 @@
 """The key templates of a cache and the loaders they belong to, so that no two loaders share their answers."""
 
+import contextlib
+import inspect
+import types
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
+from swr.core.canonical import CONSTANT, canonical
 from swr.core.template import Template
 from swr.errors import ConfigurationError
 
 
 class Templates:
-    """Refuse two loaders whose templates can make the same key. The same loader may be defined again."""
+    """Refuse two loaders whose templates can make the same key.
+
+    The same loader may be defined again, unless it has other constants from the functions around it.
+    """
 
     def __init__(self) -> None:
         # By text, and whether it is that of a batch loader: those may share the entries of a loader.
         self._owners: dict[tuple[str, bool], tuple[str, Template]] = {}
+        # The constants that the last function with a template has from the functions around it.
+        self._captured: dict[tuple[str, bool], dict[str, str]] = {}
         # Those made of the name of a function inside another function.
         self._nested: set[str] = set()
+        # Those that are still in use.
+        self.loaders: WeakSet[Any] = WeakSet()
 
     def claim(
         self, template: Template, function: Callable[..., Any], *, is_default: bool = False, many: bool = False
@@ -37,7 +49,16 @@ class Templates:
                     f"the key template {text!r} of {name} {likeness}is that of {owner} already, and they would share "
                     f"their answers: begin it with a word of its own, and a ':'"
                 )
+        captured, before = _captured_by(function), self._captured.get((text, many), {})
+        for variable in captured.keys() & before:
+            if captured[variable] != before[variable]:
+                raise ConfigurationError(
+                    f"{name} is defined again with another {variable}, which the key template {text!r} leaves out, and "
+                    f"the two would share their answers: make {variable} a parameter, or give each a template of its "
+                    f"own"
+                )
         self._owners[text, many] = name, template
+        self._captured[text, many] = captured
         if is_default and "<" in name:
             # Only functions inside others can share one name.
             if text in self._nested:
@@ -45,3 +66,16 @@ class Templates:
                     f"several functions are called {name}, and by default would share one key: give each a template"
                 )
             self._nested.add(text)
+
+
+def _captured_by(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the constants that a function has from those around it, as text by their names."""
+    inner = inspect.unwrap(function)
+    captured: dict[str, str] = {}
+    if isinstance(inner, types.FunctionType):
+        for name, cell in zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True):
+            # A variable has no value before it is defined: the loader itself, if it asks for its own kind.
+            with contextlib.suppress(ValueError):
+                if isinstance(cell.cell_contents, CONSTANT):
+                    captured[name] = canonical(cell.cell_contents)
+    return captured

@@ -1,4 +1,4 @@
-"""What the events of a cache add up to, for Prometheus and OpenTelemetry. Private.
+"""The metrics of a cache, for Prometheus and OpenTelemetry. Private.
 
 Users import `swr.prometheus` and `swr.otel`. Imports: `swr.cache`, `swr.events`, and each exporter its own library.
 Offers: `base.METRICS`, the one table of what is measured, and an `export` function for each system.

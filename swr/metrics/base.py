@@ -1,14 +1,19 @@
-"""What is measured in a cache, for whatever system it is exported to: the metrics, and what each event adds to them."""
+"""The metrics of a cache, for any system to which they are exported, and where their numbers come from.
+
+What happens seldom is added when its event is published. What happens often is counted in the cache, and read from
+there when somebody wants to know.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Final
+from typing import Final, NamedTuple
 
 from swr.cache import Cache
 from swr.errors import ConfigurationError
 from swr.events import (
+    Bypassed,
     CommandRefused,
     CommitRejected,
     Committed,
@@ -20,11 +25,14 @@ from swr.events import (
     Loaded,
     LoadFailed,
     Miss,
+    NotStored,
     RenewalRejected,
     Stale,
     StoreUnreachable,
     Subscriber,
 )
+from swr.stats.counts import OF_COMMANDS, OF_LOADS, Details, Layer
+from swr.stats.snapshot import Counted, Stats
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +43,8 @@ class Metric:
         name: its parts, joined by dots.
         unit: by UCUM, as OpenTelemetry has it; in braces: of what it is a number.
         about: what it is.
-        labels: beside the cache's, each with all values that it can have.
+        labels: beside the cache's, each with all values that it can have; none: they come with what is counted, as
+            loaders and routes do, and are bounded.
         buckets: upper bounds, in `unit`; a histogram has some.
     """
 
@@ -46,21 +55,27 @@ class Metric:
     buckets: tuple[float, ...] = ()
 
 
-_WORK: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _AGES: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+# A loader and a route; the other one is empty.
+_WHERE: Final = {"loader": (), "route": ()}
+_STATES: Final = ("fresh", "stale", "missing")
+_LAYERS: Final = tuple(layer.value for layer in Layer)
 
-READS: Final = Metric(
-    "swr.reads", "{read}", "Reads by what the reader was given", {"state": ("fresh", "stale", "missing")}
+# -- added when an event is published -------------------------------------------------------------------------------
+
+STALENESS: Final = Metric("swr.staleness", "s", "How long ago what was served stale was last fresh", _WHERE, _AGES)
+LOADS: Final = Metric(
+    "swr.load.duration", "s", "How long loads ran", {**_WHERE, "result": ("loaded", "failed")}, OF_LOADS
 )
-STALENESS: Final = Metric("swr.staleness", "s", "How long ago what was served stale was last fresh", buckets=_AGES)
-LOADS: Final = Metric("swr.load.duration", "s", "How long loaders ran", {"result": ("loaded", "failed")}, buckets=_WORK)
 REFUSALS: Final = Metric(
     "swr.lease.refusals",
     "{load}",
     "Loads that did not get the lease: another process holds it, or the key backs off after failures",
     {"reason": ("held", "backoff")},
 )
-WAITS: Final = Metric("swr.lease.wait.duration", "s", "How long loads waited that found the lease held", buckets=_WORK)
+WAITS: Final = Metric(
+    "swr.lease.wait.duration", "s", "How long loads waited that found the lease held", buckets=OF_LOADS
+)
 LOSSES: Final = Metric("swr.lease.losses", "{lease}", "Leases that were found to be gone while their load ran")
 COMMITS: Final = Metric("swr.commits", "{commit}", "Values that were stored")
 REJECTED: Final = Metric("swr.commits.rejected", "{commit}", "Values not stored because they were superseded")
@@ -72,26 +87,100 @@ INVALIDATIONS: Final = Metric(
 )
 OUTAGES: Final = Metric("swr.store.outages", "{outage}", "How often the link to the store was lost")
 REFUSED: Final = Metric("swr.store.refusals", "{command}", "Commands that the store refused: its memory is full, say")
-ADDED: Final = (READS, STALENESS, LOADS, REFUSALS, WAITS, LOSSES, COMMITS, REJECTED, INVALIDATIONS, OUTAGES, REFUSED)
+COMMANDS: Final = Metric(
+    "swr.store.command.duration", "s", "How long Redis took to answer; one command at a time is measured",
+    buckets=OF_COMMANDS,
+)  # fmt: skip
+ADDED: Final = (
+    STALENESS, LOADS, REFUSALS, WAITS, LOSSES, COMMITS, REJECTED, INVALIDATIONS, OUTAGES, REFUSED, COMMANDS
+)  # fmt: skip
+
+# -- counted in the cache ---------------------------------------------------------------------------------------------
+
+READS: Final = Metric(
+    "swr.reads",
+    "{read}",
+    "Reads by what the reader was given, and by the layer that answered",
+    {**_WHERE, "state": _STATES, "layer": _LAYERS},
+)
+BYPASSES: Final = Metric("swr.bypasses", "{request}", "Requests that the cache could not answer", {"reason": ()})
+NOT_STORED: Final = Metric(
+    "swr.not_stored", "{response}", "Responses of the app that could not be stored", {"reason": ()}
+)
+EVICTIONS: Final = Metric("swr.l1.evictions", "{entry}", "Entries that left the local cache because it was full")
+
+# Each value with those of the labels.
+Values = Iterator[tuple[tuple[str, ...], float]]
+
+
+def _reads(stats: Stats) -> Values:
+    for where, counted in _counted(stats):
+        for state in _STATES:
+            layers = getattr(counted, state)
+            for layer in _LAYERS if state != "missing" else (Layer.LOAD.value,):
+                yield (*where, state, layer), getattr(layers, layer)
+
+
+def _counted(stats: Stats) -> Iterator[tuple[tuple[str, str], Counted]]:
+    for loader, counted in stats.loaders.items():
+        yield (loader, ""), counted
+    for route, counted in stats.routes.items():
+        yield ("", route), counted
+
+
+def _details(details: Mapping[str, int]) -> Values:
+    return (((reason,), number) for reason, number in details.items())
+
+
+COUNTED: Final[Mapping[Metric, Callable[[Stats], Values]]] = {
+    READS: _reads,
+    BYPASSES: lambda stats: _details(stats.bypasses),
+    NOT_STORED: lambda stats: _details(stats.not_stored),
+    EVICTIONS: lambda stats: iter([((), stats.local.evictions)]),
+}
+
+# -- what is so now ---------------------------------------------------------------------------------------------------
 
 SIZE: Final = Metric("swr.l1.size", "By", "Memory size of the entries in the local cache (L1), outdated ones included")
 ENTRIES: Final = Metric("swr.l1.entries", "{entry}", "Entries in the local cache (L1), outdated ones included")
+IN_FLIGHT: Final = Metric("swr.loads.in_flight", "{load}", "Loads that run now", _WHERE)
+BACKOFFS: Final = Metric("swr.backoffs", "{key}", "Keys that are left alone now because their loads failed", _WHERE)
 UP: Final = Metric("swr.store.up", "", "Whether the store is reachable (1) or memory and loaders answer alone (0)")
-READ: Final[Mapping[Metric, Callable[[list[Cache]], float]]] = {
-    SIZE: lambda caches: sum(cache.local.slots.currsize for cache in caches),
-    ENTRIES: lambda caches: sum(len(cache.local.slots) for cache in caches),
-    UP: lambda caches: all(cache.engine.is_store_up for cache in caches),
+READ: Final[Mapping[Metric, Callable[[Stats], Values]]] = {
+    SIZE: lambda stats: iter([((), stats.local.bytes)]),
+    ENTRIES: lambda stats: iter([((), stats.local.entries)]),
+    IN_FLIGHT: lambda stats: ((where, counted.in_flight) for where, counted in _counted(stats)),
+    BACKOFFS: lambda stats: ((where, counted.backoffs) for where, counted in _counted(stats)),
 }
+METRICS: Final = (*ADDED, *COUNTED, *READ, UP)
+
+
+class _Exported(NamedTuple):
+    """A cache that is measured.
+
+    Parameters:
+        end: ends that.
+        before: what had been counted when it began.
+    """
+
+    end: Callable[[], None]
+    before: dict[Metric, dict[tuple[str, ...], float]]
 
 
 class Exporter(ABC):
     """Caches, and what is known of them in one place that metrics are exported from.
 
     Caches of one namespace are counted as one: the sum of what they do and hold, and no store is up unless all are.
+
+    Parameters:
+        adds_reads: whether reads are added one by one, because nobody can ask this process for what it has counted.
     """
 
-    def __init__(self) -> None:
-        self._caches: dict[Cache, Callable[[], None]] = {}
+    def __init__(self, *, adds_reads: bool = False) -> None:
+        self.added = (*ADDED, READS, BYPASSES, NOT_STORED) if adds_reads else ADDED
+        self._caches: dict[Cache, _Exported] = {}
+        # By namespace, what caches have counted that are not measured any more.
+        self._kept: dict[str, dict[Metric, dict[tuple[str, ...], float]]] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -100,7 +189,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def series(self, metric: Metric, labels: dict[str, str]) -> Callable[[float], object]:
-        """Return what adds a number to one series of a metric of `ADDED`."""
+        """Return what adds a number to one series of a metric of `added`."""
 
     def add(self, cache: Cache) -> None:
         """Begin to measure `cache`.
@@ -110,68 +199,133 @@ class Exporter(ABC):
         """
         if cache in self._caches:
             raise ConfigurationError(f"the cache {cache.namespace!r} is exported there already: end that first")
-        series = {
-            (metric, values): self.series(
-                metric, {"cache": cache.namespace, **dict(zip(metric.labels, values, strict=True))}
-            )
-            for metric in ADDED
-            for values in product(*metric.labels.values())
-        }
-        self._caches[cache] = cache.subscribe(_subscriber(series))
+        series = Series(lambda metric, labels: self.series(metric, {"cache": cache.namespace, **labels}))
+        for metric in self.added:
+            for values in product(*metric.labels.values()):
+                series.of(metric, values)
+        on_command = series.of(COMMANDS, ())
+        commands = cache.engine.counts.commands
+        commands.subscribers += (on_command,)
+        kinds = KINDS_OF_READS if READS in self.added else ()
+        end_events = cache.subscribe(_subscriber(series, self.added), *KINDS_ADDED, *kinds)
+
+        def end() -> None:
+            commands.subscribers = tuple(other for other in commands.subscribers if other is not on_command)
+            end_events()
+
+        stats = cache.stats()
+        self._caches[cache] = _Exported(end, {metric: dict(counted(stats)) for metric, counted in COUNTED.items()})
 
     def remove(self, cache: Cache) -> None:
         """Measure `cache` no longer; what was counted stays counted."""
-        end = self._caches.pop(cache, None)
-        if end is not None:
-            end()
+        exported = self._caches.pop(cache, None)
+        if exported is not None:
+            exported.end()
+            stats, kept = cache.stats(), self._kept.setdefault(cache.namespace, {})
+            for metric in COUNTED:
+                _sum_up(kept.setdefault(metric, {}), metric, stats, exported)
 
     def read(self, metric: Metric) -> Iterator[tuple[dict[str, str], float]]:
-        """Return what a metric of `READ` is now, with the labels of each series."""
-        # Copied, for it may be asked in a thread of its own.
-        caches = list(self._caches)
-        for namespace in sorted({cache.namespace for cache in caches}):
-            value = READ[metric]([cache for cache in caches if cache.namespace == namespace])
-            yield {"cache": namespace}, float(value)
+        """Return what a metric of `COUNTED`, of `READ` or `UP` is now, with the labels of each series."""
+        # Copied, because it may be asked in a thread of its own.
+        caches = list(self._caches.items())
+        namespaces = {cache.namespace for cache, _ in caches}
+        if metric in COUNTED:
+            namespaces |= set(self._kept)
+        for namespace in sorted(namespaces):
+            of_namespace = [(cache, exported) for cache, exported in caches if cache.namespace == namespace]
+            if metric is UP:
+                yield {"cache": namespace}, float(all(cache.engine.is_store_up for cache, _ in of_namespace))
+                continue
+            values = dict(self._kept.get(namespace, {}).get(metric, {}))
+            for cache, exported in of_namespace:
+                _sum_up(values, metric, cache.stats(), exported)
+            for labels, value in values.items():
+                yield {"cache": namespace, **dict(zip(metric.labels, labels, strict=True))}, float(value)
+
+
+def _sum_up(values: dict[tuple[str, ...], float], metric: Metric, stats: Stats, exported: _Exported) -> None:
+    """Add what a cache has of a metric."""
+    before = exported.before.get(metric, {})
+    for labels, value in (COUNTED[metric] if metric in COUNTED else READ[metric])(stats):
+        values[labels] = values.get(labels, 0.0) + value - before.get(labels, 0.0)
+
+
+class Series:
+    """The series of one cache, made when they are first needed.
+
+    Parameters:
+        make: returns what adds a number to a series.
+    """
+
+    def __init__(self, make: Callable[[Metric, dict[str, str]], Callable[[float], object]]) -> None:
+        self._make = make
+        self._series: dict[tuple[Metric, tuple[str, ...]], Callable[[float], object]] = {}
+
+    def of(self, metric: Metric, labels: tuple[str, ...]) -> Callable[[float], object]:
+        """Return what adds a number to one series."""
+        adds = self._series.get((metric, labels))
+        if adds is None:
+            named = dict(zip(metric.labels, labels, strict=True))
+            adds = self._series[metric, labels] = self._make(metric, named)
+        return adds
 
 
 # What each of these events adds 1 to.
-_COUNTED: Final[Mapping[type[Event], Metric]] = {
+_COUNTED_EVENTS: Final[Mapping[type[Event], Metric]] = {
     RenewalRejected: LOSSES,
     Committed: COMMITS,
     CommitRejected: REJECTED,
     StoreUnreachable: OUTAGES,
     CommandRefused: REFUSED,
 }
+# Hits are none of these: to publish one costs more than the hit.
+KINDS_ADDED: Final = (Stale, Loaded, LoadFailed, LeaseHeld, LeaseWaited, Invalidated, *_COUNTED_EVENTS)
+KINDS_OF_READS: Final = (Hit, Miss, Bypassed, NotStored)
 
 
-def _subscriber(series: Mapping[tuple[Metric, tuple[str, ...]], Callable[[float], object]]) -> Subscriber:
+def _subscriber(series: Series, added: Collection[Metric]) -> Subscriber:
     """Return a subscriber that adds each event to `series`."""
+    adds_reads = READS in added
+    # Reasons may name what clients choose.
+    bypasses, not_stored = Details(), Details()
 
     def add(metric: Metric, number: float, *labels: str) -> None:
-        series[metric, labels](number)
+        series.of(metric, labels)(number)
 
     def on_event(event: Event) -> None:
         match event:
-            case Hit():
-                add(READS, 1, "fresh")
             case Stale():
-                add(READS, 1, "stale")
-                add(STALENESS, event.staleness)
-            case Miss():
-                add(READS, 1, "missing")
+                add(STALENESS, event.staleness, event.loader, event.route)
+                if adds_reads:
+                    on_read(event)
             case Loaded():
-                add(LOADS, event.seconds, "loaded")
+                add(LOADS, event.seconds, event.loader, event.route, "loaded")
             case LoadFailed():
-                add(LOADS, event.seconds, "failed")
+                add(LOADS, event.seconds, event.loader, event.route, "failed")
             case LeaseHeld():
                 add(REFUSALS, 1, "backoff" if event.failures else "held")
             case LeaseWaited():
                 add(WAITS, event.seconds)
             case Invalidated():
-                named = {"key": event.key, "tag": event.tag, "loader": event.loader}
-                scope = next((scope for scope, name in named.items() if name is not None), "all")
-                add(INVALIDATIONS, 1, scope, "elsewhere" if event.elsewhere else "here")
-            case _ if type(event) in _COUNTED:
-                add(_COUNTED[type(event)], 1)
+                add(INVALIDATIONS, 1, event.scope, "elsewhere" if event.elsewhere else "here")
+            case _ if type(event) in _COUNTED_EVENTS:
+                add(_COUNTED_EVENTS[type(event)], 1)
+            case _:
+                on_read(event)
+
+    def on_read(event: Event) -> None:
+        match event:
+            case Hit():
+                add(READS, 1, event.loader, event.route, "fresh", event.layer)
+            case Stale():
+                add(READS, 1, event.loader, event.route, "stale", event.layer)
+            case Miss():
+                add(READS, 1, event.loader, event.route, "missing", "load")
+            case Bypassed():
+                add(BYPASSES, 1, bypasses.add(event.reason))
+            case _:
+                assert isinstance(event, NotStored)
+                add(NOT_STORED, 1, not_stored.add(event.reason))
 
     return on_event

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from swr.cache import Cache
 from swr.errors import ConfigurationError
-from swr.metrics.base import ADDED, READ, UP, Exporter, Metric
+from swr.metrics.base import ADDED, COUNTED, READ, UP, Exporter, Metric
 
 try:
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation, get_meter
@@ -34,7 +34,7 @@ class _Count:
 
 
 class _Metered(Exporter):
-    """What one meter has of swr."""
+    """The instruments of swr at one meter."""
 
     def __init__(self, meter: Meter) -> None:
         super().__init__()
@@ -49,8 +49,10 @@ class _Metered(Exporter):
                 self._counts[metric] = {}
                 callback = partial(self._observe_counts, metric)
                 meter.create_observable_counter(metric.name, [callback], metric.unit, metric.about)
-        for metric in READ:
-            # What can be added up over processes is, by OpenTelemetry's conventions, no gauge.
+        for metric in COUNTED:
+            meter.create_observable_counter(metric.name, [partial(self._observe, metric)], metric.unit, metric.about)
+        for metric in (*READ, UP):
+            # By OpenTelemetry's conventions, a number that can be added up over processes is no gauge.
             create = meter.create_observable_gauge if metric is UP else meter.create_observable_up_down_counter
             create(metric.name, [partial(self._observe, metric)], metric.unit, metric.about)
 
@@ -60,7 +62,7 @@ class _Metered(Exporter):
         return self._counts[metric].setdefault(tuple(labels.values()), _Count(labels)).add
 
     def _observe_counts(self, metric: Metric, _: CallbackOptions) -> Iterator[Observation]:
-        # Copied, for it is asked in a thread of its own.
+        # Copied, because it is asked in a thread of its own.
         for count in list(self._counts[metric].values()):
             yield Observation(count.number, count.attributes)
 

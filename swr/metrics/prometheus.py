@@ -1,21 +1,23 @@
 """Metrics for Prometheus, by way of `prometheus_client`."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from swr.cache import Cache
 from swr.errors import ConfigurationError
-from swr.metrics.base import ADDED, READ, Exporter, Metric
+from swr.metrics.base import COUNTED, METRICS, Exporter, Metric
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
-    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
 except ImportError as error:
     raise ImportError("swr.prometheus needs prometheus-client: pip install 'swr[prometheus]'") from error
 
 __all__ = ["export"]
 
+_MULTIPROCESS: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 _UNITS: Final = {"s": "_seconds", "By": "_bytes"}
 
 
@@ -25,12 +27,13 @@ def name_of(metric: Metric) -> str:
 
 
 class _Registered(Exporter, Collector):
-    """What one registry has of swr."""
+    """The metrics of swr in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__()
+        # In its multiprocess mode another process collects, which knows instruments alone.
+        super().__init__(adds_reads=any(os.environ.get(name) for name in _MULTIPROCESS))
         self._registry = registry
-        self._instruments = {metric: self._instrument(metric) for metric in ADDED}
+        self._instruments = {metric: self._instrument(metric) for metric in self.added}
         registry.register(self)
 
     def _instrument(self, metric: Metric) -> Counter | Histogram:
@@ -45,9 +48,12 @@ class _Registered(Exporter, Collector):
             return instrument.labels(**labels).observe
         return instrument.labels(**labels).inc
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        for metric in READ:
-            family = GaugeMetricFamily(name_of(metric), metric.about, labels=["cache"])
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        for metric in METRICS:
+            if metric in self._instruments:
+                continue
+            kind = CounterMetricFamily if metric in COUNTED else GaugeMetricFamily
+            family = kind(name_of(metric), metric.about, labels=["cache", *metric.labels])
             for labels, value in self.read(metric):
                 family.add_metric(list(labels.values()), value)
             yield family

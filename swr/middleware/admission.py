@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import anyio
 from starlette.types import Message, Scope
@@ -16,16 +16,15 @@ from swr.http.stored_response import is_response, marked, with_marks
 from swr.middleware.config import Config, Uncacheable
 from swr.middleware.lookup import Found, may_use
 from swr.middleware.messages import begin_with
-from swr.middleware.request import Request, is_personal
+from swr.middleware.request import Problem, Request
+from swr.middleware.selection import is_personal
 from swr.policy import NO_LIMITS, Limits, Timeout
 
 log = logging.getLogger("swr")
 
-NO_CONTENT: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
-
 
 class AskedByClient:
-    """What the middleware says about a request; see `Asked`.
+    """The middleware's word about a request; see `Asked`.
 
     Parameters:
         config: of the middleware.
@@ -44,6 +43,7 @@ class AskedByClient:
         "limits",
         "max_body_bytes",
         "may_load",
+        "method",
         "query",
         "sharing",
     )
@@ -57,7 +57,8 @@ class AskedByClient:
         self.may_load = may_load
         self.limits = limits
         self.key = request.key
-        self.fields: Mapping[bytes, bytes] = request.fields
+        self.method = request.method
+        self.fields: Mapping[bytes, bytes] = request.fields if request.takes_conditions else {}
         self.query: bytes = request.scope.get("query_string", b"")
         self.sharing = config.sharing
         self.max_body_bytes = config.max_body_bytes
@@ -112,7 +113,7 @@ def admission_of(
         facts: of a request whose response will not be stored by its URL, whatever it is; None: it may be.
         limits: what the client accepts.
     """
-    if request.method != "GET":
+    if request.method == "HEAD" or request.content_problem is not Problem.NONE:
         return None
     may_load = facts is None or not facts.no_store
     admission = Admission(AskedByClient(config, request, facts is not None, may_load, limits))
@@ -154,7 +155,7 @@ def marked_after(admission: Admission | None, message: Message, status: bytes) -
     if admission is None or (admission.marks is None and not admission.reason):
         return marked(message, status)
     if admission.marks is not None:
-        # Something else may have answered after that, an exception handler for one.
+        # Something else may have answered after that, such as an exception handler.
         return (
             with_marks(message, admission.marks) if admission.status == message["status"] else marked(message, status)
         )
@@ -169,7 +170,7 @@ def settle(config: Config, request: Request, admission: Admission | None) -> Non
     """Refresh what was stale, now that the app has answered the client."""
     if admission is None:
         return
-    request.answered = request.answered or admission.is_answered
+    request.result.reach(admission.is_answered, admission.marks is not None, admission.reason)
     if admission.stale and admission.stale not in config.refreshing and config.engine.is_open:
         config.refreshing[admission.stale] = True
         carried(admission.variables).run(
@@ -184,7 +185,7 @@ async def _refresh(config: Config, request: Request, key: str, session: dict[str
     scope = request.repeat(config.app_state(), session)
     try:
         with admitted(scope, admission):
-            await config.app(scope, begin_with(NO_CONTENT, _receive_nothing), _discard)
+            await config.app(scope, begin_with(request.content_message, _receive_nothing), _discard)
     except Exception as error:
         log.warning(
             "the app failed in a background refresh of %r (%s); such a run gets nothing that middleware around swr "

@@ -8,6 +8,7 @@ import anyio
 from starlette.types import Message, Receive
 
 from swr.endpoints.decorator import warn_if_above
+from swr.endpoints.origin import origin_of
 from swr.endpoints.routed_scope import routed
 from swr.endpoints.terms import EndpointTerms, endpoint_terms
 from swr.engine.load import Load
@@ -16,13 +17,14 @@ from swr.errors import LoadTimeout, SWRError
 from swr.http.caching import ABOUT_THE_CLIENT, ERRORS
 from swr.http.failures import ErrorResponse, is_fallback
 from swr.http.stored_response import RESPONSES, Varies, headers_for, is_response, messages_of, part_of, validated
-from swr.middleware.admission import NO_CONTENT, admission_of, admitted, settle
+from swr.middleware.admission import admission_of, admitted, settle
 from swr.middleware.captured import CapturedResponse, Kind
 from swr.middleware.config import Config, Uncacheable
 from swr.middleware.lookup import NO_VARIES
 from swr.middleware.messages import begin_with
 from swr.middleware.outbox import Outbox
-from swr.middleware.request import Request, is_personal
+from swr.middleware.request import Request
+from swr.middleware.selection import is_personal
 from swr.middleware.storing import store_response
 from swr.middleware.telling import beginning, told_to
 from swr.policy import Policy
@@ -44,8 +46,8 @@ class Capture:
         why: the `fwd` of `Cache-Status` (RFC 9211 2.2).
     """
 
-    # Of the run, once it has begun.
-    _load: Load
+    new_seat = None
+    _load: Load  # Of the run, once it has begun.
 
     def __init__(
         self,
@@ -55,8 +57,7 @@ class Capture:
         varies: Varies = NO_VARIES,
         why: bytes = b"stale",
     ) -> None:
-        self.codec, self.loader = RESPONSES, ""
-        self.context = Context() if outbox is None else None
+        self.codec, self.context = RESPONSES, Context() if outbox is None else None
         self.outbox = Outbox() if outbox is None else outbox
         admission = None if outbox is None else admission_of(config, request)
         self._terms = EndpointTerms(config.cache, self._limit, admission)
@@ -66,7 +67,7 @@ class Capture:
         self.is_stored_elsewhere = False
         self._config = config
         self._request = request
-        # What the app sees of the client. A replay shows it nothing that the key does not account for.
+        # The client as the app sees it. A replay shows it nothing that the key does not account for.
         self.sender = None if outbox is None else request.sender
         self._varies = varies
         self._why = why
@@ -80,6 +81,11 @@ class Capture:
         self._settled: anyio.Event | None = None
         # The beginning of the response, until the message after it comes.
         self._start: Message | None = None
+
+    @property
+    def loader(self) -> str:
+        """The route's name as entries carry it, which is known once the app has chosen it."""
+        return origin_of(self.response.scope)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -104,7 +110,7 @@ class Capture:
 
     @property
     def outcome(self) -> str:
-        """What came of the run, for the log."""
+        """The result of the run, for the log."""
         if self.outbox.is_passing:
             return f"passed through, not stored: {self.response.verdict.reason}"
         if self.error is not None:
@@ -127,7 +133,7 @@ class Capture:
                 if response.kind is Kind.UNRELATED:
                     # RFC 9111 4.3.4: ask for the whole response. The app has already read the client's messages.
                     response.forget_unrelated()
-                    await self._ask(begin_with(NO_CONTENT, self.outbox.receive))
+                    await self._ask(begin_with(self._request.content_message, self.outbox.receive))
             if self._settled is not None:
                 with anyio.CancelScope(shield=True):
                     await self._settled.wait()
@@ -160,7 +166,7 @@ class Capture:
         self._finished.set()
 
     async def give_up_storing(self, seconds: float) -> None:
-        """Let go of those who wait, because the response has not ended after so many seconds; see `SlowBodies`."""
+        """Let go of those who wait, because the response has not ended in time; see `SlowBodies`."""
         response = self.response
         if self.outbox.is_passing or response.is_ended or self._is_given_up:
             return
@@ -172,7 +178,7 @@ class Capture:
                 elif response.kind is Kind.RESPONSE and not response.is_replay:
                     await self._pass_through("too slow")
                 else:
-                    # What is stored may still be the answer: the refresh has failed.
+                    # The stored response may still be the answer: the refresh has failed.
                     error = LoadTimeout(self._load.flight.key, seconds, "max_body_time")
                     self._give_up(error)
                     self._scope.cancel()
@@ -185,7 +191,7 @@ class Capture:
         if self.response.is_replay:
             scope = self.response.scope = routed(self._request.replay(self._varies.names, self._config.app_state()))
             scope["headers"] = self.response.conditional(scope["headers"])
-            await app(scope, begin_with(NO_CONTENT, receive), self._on_message)
+            await app(scope, begin_with(self._request.content_message, receive), self._on_message)
             return
         # The app may leave something in the client's own scope for the middleware around swr.
         scope = self.response.scope = routed(self._request.scope)
@@ -248,7 +254,7 @@ class Capture:
             response.reject(f"status {status}")
         if response.verdict.policy is None:
             await self._pass_through(response.verdict.reason)
-            await self._send(self.response.marked(message, self._refusal()))
+            await self._send(self.response.refused(message, self._why))
             return
         # Servers wait for the next message, too. It shows whether all of the body comes with it, or a file.
         self._start = message
@@ -257,7 +263,7 @@ class Capture:
         """Send the beginning of a response that was to be stored when it came."""
         response = self.response
         if response.verdict.policy is None:
-            await self._send(response.marked(start, self._refusal()))
+            await self._send(response.refused(start, self._why))
             return
         first = beginning(self._request, start, following, response.verdict, self._config.engine.clock())
         if first["status"] != start["status"]:
@@ -266,12 +272,6 @@ class Capture:
             self.outbox.close()
             return
         await self._send(response.marked(first, b"swr; fwd=%b; stored" % self._why))
-
-    def _refusal(self) -> bytes:
-        """The member of `Cache-Status` of a response that is not stored."""
-        reason = self.response.verdict.reason
-        why = b"bypass" if reason.startswith("field ") else self._why
-        return b'swr; fwd=%b; detail="%b"' % (why, reason.encode())
 
     def _is_failure(self, status: int) -> bool:
         """Whether the response is an error that swr does not store."""
@@ -379,11 +379,12 @@ class Capture:
         """Nothing will be stored: free the memory, and let go of the requests that wait."""
         response = self.response
         response.reject(reason)
+        if not response.is_replay:
+            self._request.result.not_stored = reason
         self.outbox.pass_through()
         if response.is_about_all:
-            key, tag_version = self._request.variant(self._varies.names), self._load.tag_version
-            found = Uncacheable(reason, self._request.tags, tag_version, response.varies_by)
-            self._config.note_uncacheable(key, self._request, found)
+            found = Uncacheable(reason, self._request.tags, self._load.tag_version, response.varies_by)
+            self._config.note_uncacheable(self._request.variant(self._varies.names), self._request, found)
         # The client may leave meanwhile and end the run.
         with anyio.CancelScope(shield=True):
             await self._load.skip(drop=response.is_in_place_of_stored and self._load.flight.entry is not None)

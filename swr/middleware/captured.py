@@ -23,7 +23,8 @@ from swr.http.stored_response import StoredResponse, Varies, add_names, as_store
 from swr.middleware.admission import marked_after
 from swr.middleware.config import Config
 from swr.middleware.lookup import may_use
-from swr.middleware.request import Request, is_personal
+from swr.middleware.request import Request
+from swr.middleware.selection import is_personal
 
 # Fields of a request that ask for something else than the whole resource.
 _PARTIAL: Final = CONDITIONS | {b"range"}
@@ -32,7 +33,7 @@ MOST_GROUPS: Final = 128
 
 
 class Kind(enum.Enum):
-    """What the app has answered."""
+    """The answer of the app."""
 
     # Nothing, so far.
     NONE = "none"
@@ -57,6 +58,7 @@ class CapturedResponse:
     """
 
     __slots__ = (
+        "_base_tags",
         "_body",
         "_config",
         "_request",
@@ -84,18 +86,19 @@ class CapturedResponse:
         self._terms = terms
         self._varies = varies
         self.is_replay = is_replay
-        self.is_range = not is_replay and request.method == "GET" and b"range" in request.fields
+        self.is_range = not is_replay and request.has_range
         # A replay has credentials only where they select what is stored.
         self.authorized = bool(request.credentials_in(varies.names)) if is_replay else request.authorized
         # The stored response that the app is asked to confirm.
         self.base: StoredResponse | None = None
+        self._base_tags: tuple[str, ...] = ()
         self.kind = Kind.NONE
         self.status = 0
         self.headers: Headers = []
         self.verdict = Verdict(None)
         self.size = 0
         self.is_ended = False
-        # What the app got; frameworks write the route into it.
+        # The scope that the app got; frameworks write the route into it.
         self.scope: Scope = request.scope
         # What `Content-Length` says.
         self.length: int | None = None
@@ -139,13 +142,23 @@ class CapturedResponse:
         """Return the beginning of the response with the fields that say where it comes from; see `marked_after`."""
         return marked_after(self._terms.admission, message, status)
 
+    def refused(self, message: Message, why: bytes) -> Message:
+        """The same for a response that is not stored.
+
+        Parameters:
+            why: the `fwd` of `Cache-Status` (RFC 9211 2.2), unless a field keeps it away from the cache.
+        """
+        reason = self.verdict.reason
+        why = b"bypass" if reason.startswith("field ") else why
+        return self.marked(message, b'swr; fwd=%b; detail="%b"' % (why, reason.encode()))
+
     def choose_base(self, entry: Entry[Any] | None) -> None:
         """Choose the stored response that the app is asked to confirm, if there is one."""
-        if entry is None or not is_response(entry) or self.is_range:
+        if entry is None or not is_response(entry) or self.is_range or not self._request.takes_conditions:
             return
         # RFC 9110 13.2.1: conditions are about a response that would be a success.
         if 200 <= entry.value.status < 300 and validators(entry.value.headers) and may_use(self._request, entry):
-            self.base = entry.value
+            self.base, self._base_tags = entry.value, entry.tags
 
     def conditional(self, headers: Headers) -> Headers:
         """Return the request's fields with the cache's own conditions in place of the client's (RFC 9111 4.3.1).
@@ -186,9 +199,10 @@ class CapturedResponse:
         # The age is that of the confirmation.
         ages = [(b"age", value) for value in values_of(headers, b"age")]
         self.status, self.headers = base.status, merged
-        self.verdict = self._judge(base.status, [*merged, *ages], began)
+        # A field that names tags need not be in a 304.
+        self.verdict = self._judge(base.status, [*merged, *ages], began, self._base_tags)
 
-    def _judge(self, status: int, headers: Headers, began: float) -> Verdict:
+    def _judge(self, status: int, headers: Headers, began: float, kept: tuple[str, ...] = ()) -> Verdict:
         self.length = content_length(headers)
         if (self.length or 0) > self._config.max_body_bytes:
             return Verdict(None, "too large")
@@ -197,7 +211,7 @@ class CapturedResponse:
         asked = declared(self.scope)
         ruled = request.terms()
         terms = self._terms.terms or ruled
-        # What a rule says of fields holds under the decorator's terms, too.
+        # A rule's fields count under the decorator's terms, too.
         names = {*asked.fields, *(ruled.vary if ruled is not None else ())}
         personal = is_personal(self.scope)
         if personal and terms is not None:
@@ -208,9 +222,10 @@ class CapturedResponse:
             names.discard("cookie")
         if terms is not None and terms.per_credential:
             names.add(ALL_CREDENTIALS)
-        # What the route or the user names selects as it was sent.
+        # A field that the route or the user names selects as it was sent.
         names |= {EXACTLY + name for name in (*names, *(terms.vary if terms is not None else ())) if name.isascii()}
-        self.authorized = self.authorized or personal or request.has_any(asked.credentials)
+        by_field = self.authorized or request.has_any(asked.credentials)
+        self.authorized = by_field or personal
         verdict = judge(
             status,
             headers,
@@ -218,10 +233,10 @@ class CapturedResponse:
             self._config.sharing,
             began=began,
             authorized=self.authorized,
-            tags=(*request.tags, *(request.group_tag(group) for group in groups)),
+            tags=(*request.tags, *(request.group_tag(group) for group in groups), *kept),
             declared=tuple(names),
         )
-        verdict = add_names(verdict, self._varies.named(began))
+        verdict = add_names(_for_reader(verdict, by_field), self._varies.named(began))
         is_hidden = not asked.is_complete
         if self._terms.terms is not None:
             is_hidden = is_hidden or not answers(self.scope, self._terms.endpoint)
@@ -258,6 +273,8 @@ class CapturedResponse:
             terms: of the endpoint, or of a rule.
             asked: what the route asks the request for.
         """
+        if verdict.policy is not None and not self._terms.has_tags:
+            return "tags"
         if verdict.policy is not None and self._terms.is_keyed:
             # By its URL nobody can tell whose it is.
             return "key"
@@ -271,6 +288,8 @@ class CapturedResponse:
         if self._terms.terms is not None and not calls(self.scope, self._terms.wrapper):
             # What stands between them may look at anything, as a guard may.
             return "" if request.has_key else "route"
+        if getattr(self.scope, "keeps_address", False) and not request.has_key:
+            return "address"
         if asked.guard_fields is None or asked.looking:
             return "" if request.has_key else asked.looking or "guard"
         # Under a rule the fields of guards select.
@@ -281,7 +300,7 @@ class CapturedResponse:
         self.base, self.kind = None, Kind.NONE
 
     def take_as_error(self) -> None:
-        """It is an error that will not be stored, whatever its own directives say."""
+        """Reject an error: it will not be stored, whatever its own directives say."""
         self.kind, self.verdict = Kind.ERROR, Verdict(None)
 
     def add(self, chunk: bytes) -> None:
@@ -312,3 +331,10 @@ class CapturedResponse:
         confirmed = self.base if self.kind is Kind.CONFIRMATION else None
         body = b"".join(self._body) if confirmed is None else confirmed.body
         return as_stored(self.status, self.headers, body, self.verdict)
+
+
+def _for_reader(verdict: Verdict, by_field: bool) -> Verdict:
+    """Return the verdict with a reason that does not speak of credentials to a request that has none."""
+    if by_field or verdict.reason != "authorization":
+        return verdict
+    return verdict._replace(reason="session")

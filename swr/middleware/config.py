@@ -17,8 +17,9 @@ from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
 from swr.http.fields import field_names
 from swr.http.stored_response import MOST_VARIANTS
-from swr.middleware.request import Request, Selection
-from swr.middleware.rules import Rule
+from swr.middleware.request import Request
+from swr.middleware.rules import Rule, RuleSet
+from swr.middleware.selection import Selection
 from swr.middleware.slow_bodies import SlowBodies
 from swr.middleware.variants import Variants
 from swr.policy import Duration, seconds, timeout
@@ -52,16 +53,18 @@ class Uncacheable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the parts of the middleware need to know of it.
+    """The middleware as its parts see it.
 
     Parameters:
         app: the app that the middleware wraps.
         cache, engine: where responses are stored, and what loads them.
-        rules: the operator's rules; the first that matches applies.
+        rules: the operator's rules.
         sharing: the operator's choices about sharing responses.
         honoured: the directives of requests that swr honours.
         hard_timeout: seconds that a load may take; None: ten times the cache's `lease_for`.
         max_body_bytes: longer responses are not stored.
+        max_content_bytes, max_content_time: the content of a request that is longer, or takes more seconds to come, is
+            no part of a key.
         slow_bodies: has runs give up storing a response that takes too long.
         variants: which variants of a URL are stored.
         uncacheable: responses that could not be stored lately; see `note_uncacheable` and `why_uncacheable`.
@@ -69,17 +72,20 @@ class Config:
         refreshing: keys of responses behind dependencies of which a background refresh has lately begun.
         app_state: returns the state of the app's lifespan, which background runs get.
         selection: what selects responses.
+        purge_token: what a `PURGE` has to know; empty: swr knows no such method.
         warned: the warnings that were logged, each with the name that it is about.
     """
 
     app: ASGIApp
     cache: Cache
     engine: Engine
-    rules: list[Rule]
+    rules: RuleSet
     sharing: SharingRules
     honoured: frozenset[str]
     hard_timeout: float | None
     max_body_bytes: int
+    max_content_bytes: int
+    max_content_time: float | None
     slow_bodies: SlowBodies
     variants: Variants
     uncacheable: TTLCache[str, Uncacheable]
@@ -87,6 +93,7 @@ class Config:
     refreshing: TTLCache[str, bool]
     app_state: Callable[[], dict[str, Any]]
     selection: Selection
+    purge_token: bytes
     warned: set[tuple[str, str]]
 
     def warn_unknown(self, field: str) -> None:
@@ -147,6 +154,20 @@ def warn_if_one_of_several(cache: Cache) -> None:
         )
 
 
+def _checked_token(token: str | bytes) -> bytes:
+    """Return the token of `PURGE`.
+
+    Raises:
+        ConfigurationError: no field could hold it. The text does not show it.
+    """
+    if not isinstance(token, (str, bytes)):
+        raise ConfigurationError("purge_token is no text: give a long random one, such as secrets.token_urlsafe()")
+    text = token if isinstance(token, str) else token.decode("latin-1")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError("purge_token has characters that stand in no field: give letters, digits and - or _")
+    return text.encode()
+
+
 def make_config(
     app: ASGIApp,
     cache: Cache,
@@ -155,6 +176,7 @@ def make_config(
     max_body_bytes: int,
     *,
     max_body_time: Duration | None,
+    max_content_bytes: int,
     max_variants: int,
     request_directives: Collection[str],
     targeted: Sequence[str],
@@ -164,6 +186,9 @@ def make_config(
     ignore_fields: Sequence[str],
     key: Callable[[Scope], object] | None,
     version: str,
+    tag_fields: Sequence[str],
+    strip_tag_fields: bool,
+    purge_token: str | bytes,
     app_state: Callable[[], dict[str, Any]],
 ) -> Config:
     """Return the checked options; see `SWRMiddleware`.
@@ -180,6 +205,8 @@ def make_config(
             raise ConfigurationError(f"rules holds {rule!r}: every rule is a swr.middleware.Rule")
     if not isinstance(max_body_bytes, int) or max_body_bytes < 0:
         raise ConfigurationError(f"max_body_bytes={max_body_bytes!r} is not a number of bytes, 0 or more")
+    if not isinstance(max_content_bytes, int) or max_content_bytes < 0:
+        raise ConfigurationError(f"max_content_bytes={max_content_bytes!r} is not a number of bytes, 0 or more")
     if not isinstance(max_variants, int) or not 1 <= max_variants <= MOST_VARIANTS:
         raise ConfigurationError(f"max_variants={max_variants!r} is not a number, from 1 to {MOST_VARIANTS}")
     if isinstance(request_directives, str) or not set(request_directives) <= REQUEST_DIRECTIVES:
@@ -197,16 +224,20 @@ def make_config(
         app,
         cache,
         engine,
-        list(rules),
+        RuleSet(rules),
         SharingRules(
             cookies == "private",
             tuple(name.encode() for name in field_names(targeted, "targeted")),
             heuristic,
             seconds(stale_if_unreachable, "stale_if_unreachable"),
+            tuple(name.encode() for name in field_names(tag_fields, "tag_fields")),
+            strip_tag_fields,
         ),
         frozenset(request_directives),
         timeout(hard_timeout, "hard_timeout"),
         max_body_bytes,
+        max_content_bytes,
+        timeout(max_body_time, "max_body_time"),
         SlowBodies(engine.runtime, timeout(max_body_time, "max_body_time")),
         Variants(max_variants),
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
@@ -214,5 +245,6 @@ def make_config(
         TTLCache(_MOST_UNCACHEABLE, _NEXT_REFRESH_AFTER, timer=engine.clock),
         app_state,
         Selection(ignored, cache.digest, key, version),
+        _checked_token(purge_token),
         set(),
     )

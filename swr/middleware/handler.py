@@ -10,7 +10,6 @@ from swr.core.decision import FRESH, Revalidate, decide, is_fresh
 from swr.engine.flights import Flight
 from swr.entry import Entry, State
 from swr.errors import LoadTimeout, SWRError
-from swr.events import Miss as MissEvent
 from swr.http.classify import ADMITTING, CONTENT, Action, Handling, Miss, Reason, classify, classify_miss
 from swr.http.failures import ErrorResponse, has_timed_out
 from swr.http.stored_response import Varies, answers_range, is_response
@@ -19,22 +18,22 @@ from swr.middleware.capture import Capture
 from swr.middleware.config import Config
 from swr.middleware.delivery import Delivery
 from swr.middleware.lookup import PART, Found, find_unknown, limits_for, look_up, look_up_local, may_use, read_entry
-from swr.middleware.messages import look_ahead, send_empty, send_error, send_stored
+from swr.middleware.messages import REFRESHES_ALREADY, look_ahead, send_empty, send_error, send_stored
 from swr.middleware.outbox import Outbox
 from swr.middleware.passthrough import Unsafe, bypass, head
 from swr.middleware.request import Request
+from swr.middleware.results import tell
 from swr.policy import Timeout
+from swr.stats.counts import Layer
 
 log = logging.getLogger("swr")
 
 # A load may show that the URL varies; then swr looks the request up again. It does so this many times at most.
 _MOST_LOOKUPS: Final = 4
-# Why a stale hit starts no refresh, for the log.
-REFRESHES_ALREADY: Final = "no refresh now: one is under way, or the last one failed"
 
 
 class RequestHandler:
-    """Answers one request that swr looks at: GET, HEAD, or a method that may change something.
+    """Answers one request that swr looks at: one that it may answer from the cache, or one that may change something.
 
     Parameters:
         config: of the middleware.
@@ -65,11 +64,11 @@ class RequestHandler:
             try:
                 await self._answer(handling)
             finally:
-                if not self._request.answered and not self._facts.is_off:
-                    self._engine.events.publish(MissEvent, self._request.key)
+                if not self._facts.is_off:
+                    tell(self._engine, self._request)
 
     async def _answer(self, handling: Handling) -> None:
-        """Answer a GET or HEAD."""
+        """Answer a request that changes nothing."""
         if handling.action is Action.BYPASS:
             await self._bypass(handling, handling.cache_status)
             return
@@ -99,6 +98,8 @@ class RequestHandler:
 
     async def _has_unannounced_content(self) -> bool:
         """Whether a body comes that no field has announced, as HTTP/2 and 3 allow."""
+        if self._request.by_content:
+            return False
         has_content, self._receive = await look_ahead(self._receive)
         return has_content
 
@@ -113,7 +114,7 @@ class RequestHandler:
         is_unshared = known is not None and not may_use(request, known)
         field = find_unknown(request, found)
         is_confirming = known is not None and known.value.validate and self._engine.is_loading(found.key)
-        is_joinable = self._engine.is_loading(found.key) and request.method == "GET" and b"range" not in request.fields
+        is_joinable = self._engine.is_loading(found.key) and request.method != "HEAD" and not request.has_range
         miss = Miss(
             True,
             is_guarded=is_guarded(self._config, request, found),
@@ -131,6 +132,7 @@ class RequestHandler:
             await send_empty(self._send, 504, handling.cache_status)
         elif handling.action is Action.FORWARD_HEAD:
             self._log(handling)
+            request.result.bypass = handling.reason.value
             usable = found._replace(entry=None) if is_unshared else found
             status = b"swr; fwd=%b" % usable.why_missing(self._engine.clock())
             known = None if is_unshared else known
@@ -145,6 +147,7 @@ class RequestHandler:
 
     async def _bypass(self, handling: Handling, status: bytes) -> None:
         self._log(handling)
+        self._request.result.pass_by(status, handling.reason)
         admission = None
         if handling.reason in ADMITTING and not await self._has_unannounced_content():
             admission = admission_of(self._config, self._request, self._facts, self._accepted)
@@ -168,19 +171,14 @@ class RequestHandler:
                 self._engine.refresh_soon(key, Capture(self._config, self._request, varies=varies), entry)
             if log.isEnabledFor(logging.DEBUG):
                 refresh = REFRESHES_ALREADY if backs_off else "refresh started"
-                log.debug(
-                    "%s %r: answer (stale) from the %s; %s",
-                    self._request.method,
-                    self._request.url,
-                    layer.value,
-                    refresh,
-                )
+                method, url = self._request.method, self._request.url
+                log.debug("%s %r: answer (stale) from the %s; %s", method, url, found.where, refresh)
         if varies.names:
             self._config.variants.use(key)
-        await self._give(key, entry, decision.state, now)
+        await self._give(key, entry, decision.state, now, layer=layer)
         return True
 
-    async def _serve_part(self, key: str, part: Entry[Any] | None) -> bool:
+    async def _serve_part(self, key: str, part: Entry[Any] | None, layer: Layer) -> bool:
         """Answer with a stored part, if it holds all that the client asks for and is fresh: swr refreshes no part."""
         request = self._request
         if part is None or not may_use(request, part):
@@ -190,7 +188,7 @@ class RequestHandler:
         now = self._engine.clock()
         if decide(part, now, limits_for(self._accepted, part)) is not FRESH:
             return False
-        await self._give(key, part, State.FRESH, now)
+        await self._give(key, part, State.FRESH, now, layer=layer)
         return True
 
     async def _give(
@@ -201,10 +199,11 @@ class RequestHandler:
         now: float,
         status: bytes | None = None,
         error: BaseException | None = None,
+        layer: Layer = Layer.LOAD,
     ) -> None:
         """Answer with a stored response, fresh or stale, and publish that; see `send_stored`."""
-        self._request.answered = True
-        self._engine.tell(key, entry, state, error)
+        self._request.result.is_told = True
+        self._engine.tell(key, entry, state, error, layer)
         await send_stored(self._request, self._send, entry, state, now, status)
 
     # -- answers from a load ----------------------------------------------------------------------------------
@@ -216,13 +215,13 @@ class RequestHandler:
         key, entry = found.key, found.entry
         if handling.action is Action.LOAD_APART:
             key, entry = request.private_key, None
-        if b"range" in request.fields:
-            part, _ = await read_entry(self._engine, key + PART, self._accepted)
-            if await self._serve_part(key + PART, part):
+        if request.has_range:
+            part, layer = await read_entry(self._engine, key + PART, self._accepted)
+            if await self._serve_part(key + PART, part, layer):
                 return True
             # Only requests for the same part may share a load.
             key, entry = request.range_key(key), None
-        # What the local cache knows may have led here, on another event loop than the one before.
+        # The local cache's knowledge may have led here, on another event loop than the one before.
         await self._engine.ready()
         outbox = Outbox(self._receive)
         job = Capture(self._config, request, outbox, found.varies, why)
@@ -234,7 +233,9 @@ class RequestHandler:
             self._soft_timeout(flight.entry),
             lambda: self._usable_fallback(flight) is not None,
         )
-        if not await delivery.deliver(self._send):
+        is_answered = await delivery.deliver(self._send)
+        request.result.origin = flight.job.loader
+        if not is_answered:
             await self._answer_nobody(outbox, why)
             return True
         self._receive = outbox.unread_before(self._receive)
@@ -259,7 +260,7 @@ class RequestHandler:
                 request.url,
                 handling.action.value,
                 handling.reason.value,
-                found.layer.value,
+                found.where,
                 why.decode(),
                 outcome,
             )
@@ -320,6 +321,8 @@ class RequestHandler:
                 await send_stored(request, send, loaded, State.MISSING, self._engine.clock(), status)
                 return "another request's load answered"
         elif error is not None:
+            if flight.must_be_repeated and self._engine.fallback(flight, error) is None:
+                return None
             fallback = self._usable_fallback(flight, error)
             if fallback is None and not is_own and self._blames_client(flight, error) and self._may_retry():
                 return None
@@ -332,6 +335,7 @@ class RequestHandler:
             return None
         # The result is not for this request, or only for the one that loaded it.
         status = self._config.miss_status(flight.key, request, why)
+        request.result.pass_through(status)
         admission = admission_of(self._config, request, self._facts, self._accepted)
         await bypass(self._config, request, self._receive, send, status, admission=admission)
         return "another request's load was of no use; the app answered"

@@ -1,6 +1,5 @@
 """Looking up what is stored for a request, and whether the request may be answered with it."""
 
-import enum
 import math
 from typing import Any, Final, NamedTuple
 
@@ -12,18 +11,12 @@ from swr.entry import Entry
 from swr.http.stored_response import RESPONSES, StoredResponse, Varies, is_response
 from swr.middleware.request import Request
 from swr.policy import Limits
+from swr.stats.counts import Layer
 
 # A stored part of a response has the key of the whole response, and this.
 PART: Final = "\npart"
 # Of a URL that does not vary.
 NO_VARIES: Final = Varies(())
-
-
-class Layer(enum.Enum):
-    """Where an entry came from."""
-
-    LOCAL = "local cache"
-    STORE = "store"
 
 
 class Found(NamedTuple):
@@ -46,6 +39,11 @@ class Found(NamedTuple):
         """The request fields that select the key among the variants of the URL; none if the URL does not vary."""
         return self.varies.names
 
+    @property
+    def where(self) -> str:
+        """The layer that was asked, for the log."""
+        return "local cache" if self.layer is Layer.L1 else "store"
+
     def why_missing(self, now: float) -> bytes:
         """Return why the entry does not answer, as `fwd` of `Cache-Status` (RFC 9211 2.2)."""
         if not is_response(self.entry):
@@ -59,8 +57,8 @@ def look_up_local(engine: Engine, request: Request) -> Found:
     entry = engine.store.peek(key)
     if entry is not None and type(entry.value) is Varies:
         key = request.variant(entry.value.names)
-        return Found(key, entry.value, engine.store.peek(key), Layer.LOCAL)
-    return Found(key, NO_VARIES, entry, Layer.LOCAL)
+        return Found(key, entry.value, engine.store.peek(key), Layer.L1)
+    return Found(key, NO_VARIES, entry, Layer.L1)
 
 
 async def look_up(engine: Engine, request: Request, accepted: Limits) -> Found:
@@ -83,9 +81,9 @@ async def read_entry(engine: Engine, key: str, accepted: Limits) -> tuple[Entry[
     """Return the entry of a key from the store, or from the local cache if that one may answer."""
     entry = engine.store.peek(key)
     if decide(entry, engine.clock(), accepted).serve:
-        return entry, Layer.LOCAL
+        return entry, Layer.L1
     await engine.ready()
-    return await engine.store.read(key, RESPONSES), Layer.STORE
+    return await engine.store.read(key, RESPONSES), Layer.REDIS
 
 
 def may_use(request: Request, entry: Entry[Any]) -> bool:

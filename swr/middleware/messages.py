@@ -1,11 +1,17 @@
 """The messages of ASGI that the middleware itself sends and receives."""
 
+from collections.abc import Collection
+from typing import Final
+
 from starlette.types import Message, Receive, Send
 
 from swr.entry import Entry, State
 from swr.http.stored_response import StoredResponse, headers_for, marked, marks_of, messages_of
 from swr.middleware.request import Request
 from swr.middleware.telling import told_to
+
+# Why a stale hit starts no refresh, for the log.
+REFRESHES_ALREADY: Final = "no refresh now: one is under way, or the last one failed"
 
 
 def begin_with(first: Message, receive: Receive) -> Receive:
@@ -16,6 +22,22 @@ def begin_with(first: Message, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return receive_first
+
+
+def without_fields(send: Send, names: Collection[bytes]) -> Send:
+    """Return a `send` that takes fields from the beginning of a response.
+
+    Parameters:
+        names: of the fields, lower case.
+    """
+
+    async def send_without(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in names]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_without
 
 
 async def look_ahead(receive: Receive) -> tuple[bool, Receive]:

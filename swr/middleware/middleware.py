@@ -8,18 +8,24 @@ from starlette.types import Message, Receive, Scope, Send
 
 from swr.cache import Cache
 from swr.entry import State
+from swr.events import Answered
 from swr.http.caching import HONOURED
 from swr.http.classify import Action, RequestFacts, classify
 from swr.http.clients import Told
-from swr.http.request import URL, is_long, plain_url, shown, url_key
+from swr.http.request import URL, is_below, is_long, plain_url, shown, url_key
 from swr.http.stored_response import StoredResponse, make_ready
 from swr.middleware.config import make_config, warn_if_one_of_several
-from swr.middleware.handler import REFRESHES_ALREADY, RequestHandler
+from swr.middleware.content import read_request
+from swr.middleware.handler import RequestHandler
+from swr.middleware.messages import REFRESHES_ALREADY, without_fields
+from swr.middleware.observed import observed
 from swr.middleware.passthrough import pass_through
+from swr.middleware.purging import purge
 from swr.middleware.request import Request
 from swr.middleware.rules import Rule, first_match
 from swr.middleware.telling import told_of
 from swr.policy import Duration
+from swr.stats.counts import Layer
 from swr.stores.local import Slot
 
 __all__ = ["Rule", "SWRMiddleware"]
@@ -28,7 +34,7 @@ log = logging.getLogger("swr")
 
 
 class SWRMiddleware:
-    """A shared HTTP cache: GET and HEAD are answered from it as long as the app's own `Cache-Control` lets it.
+    """A shared HTTP cache: GET, HEAD and QUERY are answered from it as long as the app's own `Cache-Control` lets it.
 
     Parameters:
         app: any ASGI app.
@@ -37,20 +43,22 @@ class SWRMiddleware:
         cookies: "private": requests with `Cookie` are not answered from the cache (unless a rule names the cookies
             that matter), and nothing with `Set-Cookie` is stored. "rfc9111": cookies do not matter, directives do.
         max_body_bytes: a longer response passes through, unbuffered and not stored.
-        max_body_time: how long a response may take from its beginning to its end to be stored; then it passes through
-            as it comes, and those who wait for it ask the app themselves. None: as long as it likes.
+        max_body_time: how long a response may take from its beginning to its end to be stored. Then it passes through
+            as it comes, and those who wait for it ask the app themselves. None: as long as it likes. The content of a
+            request that selects its response may take as long to come.
+        max_content_bytes: a request of QUERY, or of POST where a rule says so, with longer content goes to the app.
         max_variants: how many responses one URL may have that varies; of more the oldest ones go.
         request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age",
-            "min-fresh" and "pragma" are not by default, for with them any client can make the app work. What they
-            force is one load for all who ask meanwhile.
+            "min-fresh" and "pragma" are not by default, for with them any client can make the app work. They force
+            one load for all who ask meanwhile.
         targeted: fields that go before `Cache-Control`, in order of preference (RFC 9213).
         heuristic: the share of the time since `Last-Modified` that a response without any word on it counts as fresh,
             a day at most (RFC 9111 4.2.2); 0, the default: never.
-        stale_if_unreachable: how long past its lifetime swr serves a response for an app that gives no answer (a
-            connection error, a time-out, a 502 or 504), unless a directive forbids it. swr stores it that long, too,
-            so that the app can confirm it.
-        hard_timeout: how long the app may take for a response that others may be given, its body included; then swr
-            cancels the run, and serves the stored response or answers 504. None: ten times the cache's `lease_for`.
+        stale_if_unreachable: how long past its lifetime swr serves a response for an app that gives no answer, unless a
+            directive forbids it. A connection error, a time-out, a 502 and a 504 are no answer. swr stores it that
+            long, too, so that the app can confirm it.
+        hard_timeout: how long the app may take for a response that others may get, its body included. Then swr cancels
+            the run, and serves the stored response or answers 504. None: ten times the cache's `lease_for`.
             What passes through unstored is not limited. A rule or `@cache.response` may say otherwise.
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless; see *Who
             gets whose answer?* in the documentation.
@@ -58,10 +66,16 @@ class SWRMiddleware:
             scope: a string, a number, a date, a UUID or a tuple of these.
         version: names the version of the app, such as its release. Processes of another version that share the cache
             have responses of their own; invalidations reach those of every version.
+        tag_fields: response fields that name tags of the response: parted by commas in `Cache-Tag` and its like, by
+            white space in the others.
+        strip_tag_fields: whether clients do not get these fields. By default they do, because a CDN between reads the
+            same ones, and takes them away itself.
+        purge_token: lets clients invalidate by `PURGE /path` with `Authorization: Bearer` and this token; empty, the
+            default: `PURGE` goes to the app like any method that may change something.
         show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
 
-    Every answer to GET and HEAD carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method that
-    may change something outdates its URL, and what its answer names (RFC 9111 4.4, RFC 9875).
+    Every answer to GET, HEAD and QUERY carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method
+    that may change something outdates its URL, and what its answer names (RFC 9111 4.4, RFC 9875).
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -76,6 +90,7 @@ class SWRMiddleware:
         max_body_bytes: int = 2**20,
         *,
         max_body_time: Duration | None = 5,
+        max_content_bytes: int = 2**16,
         max_variants: int = 64,
         request_directives: Collection[str] = HONOURED,
         targeted: Sequence[str] = ("SWR-Cache-Control", "CDN-Cache-Control"),
@@ -85,6 +100,9 @@ class SWRMiddleware:
         ignore_fields: Sequence[str] = (),
         key: Callable[[Scope], object] | None = None,
         version: str = "",
+        tag_fields: Sequence[str] = ("Surrogate-Key", "Cache-Tag", "xkey"),
+        strip_tag_fields: bool = False,
+        purge_token: str | bytes = "",
         show_key: bool = False,
     ) -> None:
         # The lifespan's state: background runs get it, and nothing that other middleware wrote for one client.
@@ -96,6 +114,7 @@ class SWRMiddleware:
             cookies,
             max_body_bytes,
             max_body_time=max_body_time,
+            max_content_bytes=max_content_bytes,
             max_variants=max_variants,
             request_directives=request_directives,
             targeted=targeted,
@@ -105,6 +124,9 @@ class SWRMiddleware:
             ignore_fields=ignore_fields,
             key=key,
             version=version,
+            tag_fields=tag_fields,
+            strip_tag_fields=strip_tag_fields,
+            purge_token=purge_token,
             app_state=lambda: self._app_state,
         )
         self.app = app
@@ -114,11 +136,11 @@ class SWRMiddleware:
         self._aliases = cache.local.aliases_of(version)
         self._version = version
         self._events = cache.engine.events
-        self._rules = self.config.rules
+        self._rules = self.config.rules.of_get
         self._shows_key = show_key
         # Otherwise the URL as it was sent does not identify the answer.
         self._plain = (
-            not show_key and key is None and not any(rule.reads_query or rule.key is not None for rule in rules)
+            not show_key and key is None and not any(rule.reads_query or rule.key is not None for rule in self._rules)
         )
         self._digest = cache.digest
 
@@ -130,41 +152,55 @@ class SWRMiddleware:
             url, condition = plain_url(scope)
             slot = self._aliases.get(url)
             if slot is None or (now := self._local.clock.time()) >= slot.ready_until or now >= slot.trust.until:
-                slot = self._ready(url) if url is not None else None
+                slot = self._ready(url, condition) if url is not None else None
             if slot is not None:
-                ready = slot.ready
+                slot.is_used, ready = True, slot.ready
                 if condition is None:
+                    slot.hits.l1 += 1
                     if self._events.reads:
-                        self._tell(url, slot)
+                        self._tell(url, slot, slot.value.status)
                     stored, headers = slot.value, ready.headers.copy()
                     await send({"type": "http.response.start", "status": stored.status, "headers": headers})
                     await send({"type": "http.response.body", "body": stored.body})
                     return
                 if condition == ready.etag:
+                    slot.hits.l1 += 1
                     if self._events.reads:
-                        self._tell(url, slot)
+                        self._tell(url, slot, 304)
                     await send({"type": "http.response.start", "status": 304, "headers": ready.brief.copy()})
                     await send({"type": "http.response.body", "body": b""})
                     return
-        if scope["type"] == "http":
-            handling = classify(RequestFacts(scope["method"]))
-            if handling.action is Action.PASS_THROUGH:
-                await pass_through(self.config, scope, receive, send, handling)
-                return
-            request = Request(scope, self._rules, self.config.selection)
-            if self._shows_key and handling.action is not Action.INVALIDATE:
-                send = _show_key(request, send)
-            await RequestHandler(self.config, request, receive, send).handle()
+        if scope["type"] == "http" and not (self.cache.mounted and is_below(scope, self.cache.mounted)):
+            await self._handle(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for which no answer is ready."""
+        if self.config.sharing.strips_tags:
+            send = without_fields(send, self.config.sharing.tag_fields)
+        if scope["method"] == "PURGE" and self.config.purge_token:
+            await purge(self.config, scope, send)
+            return
+        handling = classify(RequestFacts(scope["method"]))
+        if handling.action is Action.PASS_THROUGH:
+            await pass_through(self.config, scope, receive, send, handling)
+            return
+        request, receive = await read_request(self.config, scope, receive)
+        if handling.action is not Action.INVALIDATE or request.by_content:
+            if self._events.has_subscriber(Answered):
+                send = observed(self._engine, request, send)
+            if self._shows_key:
+                send = _show_key(request, send)
+        await RequestHandler(self.config, request, receive, send).handle()
+
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Instrumentation may put another app in the place of this attribute.
         await self.app(scope, receive, send)
 
-    def _ready(self, url: URL) -> Slot | None:
+    def _ready(self, url: URL, condition: bytes | None) -> Slot | None:
         """Make the messages of a URL ready and return its slot; None if its response cannot be sent as it is."""
         key = url_key(url, self._digest, self._version)
         slot = self._local.get(key)
@@ -173,7 +209,7 @@ class SWRMiddleware:
             return None
         if now < slot.fresh_until:
             slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
-            slot.ready_until = slot.ready.until
+            slot.ready_until, slot.hits = slot.ready.until, slot.tally.fresh
             if not is_long(url):
                 self._local.alias(slot, url, self._aliases)
             return slot
@@ -181,6 +217,9 @@ class SWRMiddleware:
         if now < slot.stale_until and self._engine.backs_off(key):
             if slot.ready is None or now >= slot.ready.until:
                 slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
+            slot.hits = slot.tally.stale
+            if condition in (None, slot.ready.etag):
+                self._engine.publish_read(key, slot.entry, State.STALE, None, Layer.L1)
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("GET %r: answer (stale) from the local cache; %s", shown(url), REFRESHES_ALREADY)
             return slot
@@ -191,11 +230,14 @@ class SWRMiddleware:
         rule, _ = first_match(self._rules, url[3], url[2])
         return told_of(stored, rule, has_key=False)
 
-    def _tell(self, url: URL | None, slot: Slot) -> None:
-        """Publish the event of an answer that was ready."""
+    def _tell(self, url: URL | None, slot: Slot, status: int) -> None:
+        """Publish the events of an answer that was ready; that of a stale read was published when it was made ready."""
         assert url is not None
-        state = State.FRESH if self._local.clock.time() < slot.fresh_until else State.STALE
-        self._engine.tell(url_key(url, self._digest, self._version), slot.entry, state)
+        key, state = url_key(url, self._digest, self._version), State.STALE
+        if slot.hits is slot.tally.fresh:
+            state = State.FRESH
+            self._engine.publish_read(key, slot.entry, state, None, Layer.L1)
+        self._events.publish(Answered, "GET", key, state.value, "l1", status, "hit", None)
 
     # -- lifespan ---------------------------------------------------------------------------------------------
 

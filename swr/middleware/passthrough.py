@@ -7,6 +7,7 @@ from typing import Final
 from starlette.types import Message, Receive, Scope, Send
 
 from swr.endpoints.declared import declared
+from swr.endpoints.origin import origin_of
 from swr.endpoints.routed_scope import routed
 from swr.endpoints.terms import Admission, EndpointTerms, endpoint_terms
 from swr.engine.load import Snapshot
@@ -20,7 +21,8 @@ from swr.http.stored_response import RESPONSES, StoredResponse, as_stored
 from swr.middleware.admission import admitted, marked_after, settle
 from swr.middleware.captured import MOST_GROUPS
 from swr.middleware.config import Config
-from swr.middleware.request import Request, is_personal
+from swr.middleware.request import Request
+from swr.middleware.selection import is_personal
 from swr.stores.tag_versions import is_announced
 
 log = logging.getLogger("swr")
@@ -93,7 +95,7 @@ async def head(
         status: the member of `Cache-Status`.
     """
     engine = config.engine
-    snapshot = engine.snapshot()
+    snapshot = engine.snapshot()._replace(origin="" if entry is None else entry.loader)
 
     async def on_start(message: Message) -> None:
         # With cookies that do not matter by a rule, the answer may be of this client alone.
@@ -162,9 +164,9 @@ class Unsafe:
 
     That costs no tag version and no message, but one command, where nothing of the URL is stored or being loaded.
 
-    Twice: before the client gets the answer, so that its next request finds nothing older; and when the app has ended,
-    because a framework may commit its transaction after the response (FastAPI's dependencies with `yield`). So are the
-    keys and tags that the app itself invalidates.
+    It does so twice: before the client gets the answer, so that its next request finds nothing older, and when the app
+    has ended. A framework may commit its transaction after the response, as FastAPI's dependencies with `yield` do.
+    So are the keys and tags that the app itself invalidates.
 
     Parameters:
         config: of the middleware.
@@ -215,7 +217,7 @@ class Unsafe:
                 for value in values_of(headers, name)[:_MOST_REFERENCES]
             ]
             groups = strings(values_of(headers, b"cache-group-invalidation"))[:MOST_GROUPS]
-            tags = [request.tags[1], *map(request.tag_of, references), *map(request.group_tag, groups)]
+            tags = [*request.host_tags, *map(request.tag_of, references), *map(request.group_tag, groups)]
             self._tags = list(dict.fromkeys(tag for tag in tags if tag is not None))
             self._consider(status, headers)
             await self._invalidate()
@@ -257,7 +259,7 @@ class Unsafe:
         if route.fields or not route.is_complete or request.is_apart or (rule is not None and rule.left_out(route)):
             return
         verdict = _judged(config, request, status, headers, self._snapshot, request.tags)
-        if verdict.policy is not None and verdict.policy.fresh_for > 0 and not verdict.vary:
+        if verdict.policy is not None and verdict.policy.fresh_for > 0 and not verdict.vary and not verdict.tags_of:
             self._verdict, self._headers, self._status = verdict, headers, status
 
     async def _on_body(self, message: Message) -> None:
@@ -270,6 +272,7 @@ class Unsafe:
             if content_length(self._headers) not in (None, len(self._body)):
                 return
             response = as_stored(self._status, self._headers, bytes(self._body), verdict)
-            if await engine.put(self._request.key, RESPONSES, response, verdict.policy, self._snapshot):
+            snapshot = self._snapshot._replace(origin=origin_of(self._scope))
+            if await engine.put(self._request.key, RESPONSES, response, verdict.policy, snapshot):
                 # The second invalidation would drop it.
                 self._repeats.forget(self._tags)

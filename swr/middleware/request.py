@@ -1,19 +1,32 @@
 """One HTTP request as the middleware sees it: its key, the fields that matter, and how it is asked again."""
 
-from collections.abc import Callable, Collection
-from typing import Any, Final, NamedTuple
-from urllib.parse import quote, unquote, urljoin, urlsplit
+import enum
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+from urllib.parse import quote
 
-from starlette.types import Scope
+from starlette.types import Message, Scope
 
 from swr.endpoints.declared import QUERY
 from swr.endpoints.routed_scope import unnoticed
-from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits, normalised
+from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits
 from swr.http.classify import RequestFacts
+from swr.http.content import Content, describes
 from swr.http.fields import Directives, Headers, is_too_long, parse_directives, values_of
-from swr.http.request import Digest, chained, digest_with, host_tag, path_of, shortened, url_key, url_tag
-from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY, INTERPRETED, FieldClass, field_class
+from swr.http.request import chained, path_of, shortened, url_key
+from swr.http.request_fields import (
+    ALL_CREDENTIALS,
+    EXACTLY,
+    INTERPRETED,
+    FieldClass,
+    field_class,
+    names_method,
+    normalised,
+)
+from swr.middleware.result import Result
 from swr.middleware.rules import Rule, first_match, text_of_key
+from swr.middleware.selection import Selection, is_personal
+from swr.middleware.tagged import Tagged
 from swr.policy import NO_LIMITS, Limits
 
 # What routing around the middleware has found; the middleware of Litestar stands behind its routing.
@@ -21,24 +34,16 @@ _ROUTED: Final = ("path_params", "endpoint", "route", "router", "litestar_app", 
 # The parts of a scope that a background run gets: those that the key accounts for, and those of the server.
 _OF_THE_KEY: Final = ("type", "asgi", "http_version", "scheme", "path", "raw_path", "root_path", "app_root_path")
 _REPLAYED: Final = (*_OF_THE_KEY, *_ROUTED, "server", "app")
-# What a background run as the same client gets, too.
+# Parts of the scope that a background run as the same client gets, too.
 _REPEATED: Final = ("method", "query_string", "client", "user", "auth")
 
 
-class Selection(NamedTuple):
-    """What selects responses, by the operator's choice.
+class Problem(enum.Enum):
+    """Why the content of a request is not part of its key."""
 
-    Parameters:
-        ignored: names of fields that no response depends on, lower case.
-        digest: turns a value that selects into text that does not show it.
-        key: returns what selects beside the request itself, from the scope; None: nothing does.
-        version: of the app; another version's responses are none of its own.
-    """
-
-    ignored: frozenset[bytes] = frozenset()
-    digest: Digest = digest_with(b"")
-    key: Callable[[Scope], object] | None = None
-    version: str = ""
+    NONE = "none"
+    TOO_LARGE = "too large"
+    INCOMPLETE = "incomplete"
 
 
 # What stands in a key as it is.
@@ -46,50 +51,68 @@ _PLAIN: Final = "".join(map(chr, range(32, 127))).replace("%", "")
 _BY_DEFAULT: Final = Selection()
 
 
-class Request:
+class Request(Tagged):
     """A request, of any method, to a URL that GET may have stored something for.
 
     Parameters:
         scope: of ASGI.
-        rules: the rules of the middleware.
+        rules: the rules of the middleware that apply to its method.
         selection: what selects responses.
+        by_content: whether its content selects the response, and it changes nothing.
+        others: the rules for other methods, as far as they read the query: what they store has tags of its own.
     """
 
     __slots__ = (
-        "_asked",
         "_cookies",
         "_matched",
-        "_query",
         "_replayed_state",
-        "_rules",
         "_selecting_fields",
         "_selection",
-        "answered",
         "authorized",
+        "by_content",
+        "content",
+        "content_problem",
         "credentials",
-        "fields",
         "has_other_cookies",
         "is_too_long",
         "key",
         "method",
+        "result",
         "scope",
         "unknown",
         "url_key",
     )
 
-    def __init__(self, scope: Scope, rules: list[Rule], selection: Selection = _BY_DEFAULT) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        rules: list[Rule],
+        selection: Selection = _BY_DEFAULT,
+        *,
+        by_content: bool = False,
+        others: Sequence[list[Rule]] = (),
+    ) -> None:
         self.scope = scope
+        self.by_content = by_content
+        # The content, once all of it has come; and why it will not be known.
+        self.content: Content | None = None
+        self.content_problem = Problem.NONE
+        self._others = others
         # A copy, because the app may change the scope afterwards.
         self._asked = {"scheme": "http", "query_string": b"", **unnoticed(scope), "headers": list(scope["headers"])}
         self._rules = rules
         self._selection = selection
         self._matched: tuple[Rule | None, dict[str, Any]] | None = None
         self.method: str = scope["method"]
-        # Whether the event of its answer has been published.
-        self.answered = False
+        self.result = Result()
         self._cookies = ""
         # Whether there are cookies of which a rule says that they do not matter.
         self.has_other_cookies = False
+        self._selecting_fields: list[tuple[bytes, bytes]] = []
+        # The values of the fields that swr does not know.
+        self.unknown: dict[str, list[bytes]] = {}
+        # Whether the request says who asks.
+        self.credentials: set[str] = set()
         self._read_fields()
         query = self._asked["query_string"]
         rule = self.find_rule() if self._reads_query and query and not self._has_long_target else None
@@ -110,7 +133,7 @@ class Request:
         )
         self.key = self.url_key
         rule = self.find_rule() if any(rule.key is not None for rule in rules) else None
-        # What the key is made of, a background run must see, too.
+        # A background run must see the parts of the key, too.
         self._replayed_state: dict[str, Any] | None = None
         for function in (selection.key, None if rule is None else rule.key):
             if function is not None:
@@ -120,11 +143,6 @@ class Request:
     def _read_fields(self) -> None:
         """Sort the fields by their classes."""
         lines: dict[bytes, list[bytes]] = {}
-        self._selecting_fields: list[tuple[bytes, bytes]] = []
-        # The values of the fields that swr does not know.
-        self.unknown: dict[str, list[bytes]] = {}
-        # Whether the request says who asks.
-        self.credentials: set[str] = set()
         headers = self._asked["headers"]
         self.is_too_long = self._has_long_target or is_too_long(headers)
         if self.is_too_long:
@@ -133,6 +151,9 @@ class Request:
         for name, value in headers:
             if name in INTERPRETED:
                 lines.setdefault(name, []).append(value)
+                continue
+            if self.by_content and describes(name):
+                # The content is a part of the key, with all that describes it.
                 continue
             kind = field_class(name)
             if kind is FieldClass.CREDENTIAL:
@@ -144,11 +165,6 @@ class Request:
         self.authorized = bool(self.credentials) or is_personal(self._asked)
         # All lines of a field count: swr cannot know by which of two the app goes.
         self.fields = {name: (b"; " if name == b"cookie" else b", ").join(values) for name, values in lines.items()}
-
-    @property
-    def _has_long_target(self) -> bool:
-        """Whether its path and query alone are too long to be read."""
-        return is_too_long([], self._asked["path"], self._asked["query_string"])
 
     def unknown_beyond(self, known: Collection[str]) -> str | None:
         """Return a field of the request that swr does not know and that is not among `known`, or None."""
@@ -166,7 +182,7 @@ class Request:
 
     @property
     def sender(self) -> tuple[Headers, str]:
-        """What the app sees of the client: the request's fields, and the address without the port."""
+        """The client as the app sees it: the request's fields, and the address without the port."""
         return self._asked["headers"], (self._asked.get("client") or ("",))[0]
 
     @property
@@ -200,6 +216,35 @@ class Request:
         scheme, host, path = self._asked["scheme"], self.fields.get(b"host", b"").lower(), path_of(self._asked)
         return f"{scheme}://{(host + path + b'?' + self._query).decode('latin-1')}"
 
+    def take_content(self, body: bytes, *, canonical: bool) -> None:
+        """Make the content part of the key, with what describes it.
+
+        Parameters:
+            canonical: two ways to write one JSON value are equal. A client that says `no-transform` means its bytes
+                (RFC 10008 2.7).
+        """
+        fields = [(name, value) for name, value in self._asked["headers"] if describes(name)]
+        self.content = Content(body, fields, self._asked["query_string"])
+        directives = parse_directives([self.fields.get(b"cache-control", b"")])
+        text = self.content.text(canonical=canonical and "no-transform" not in directives)
+        self.key = f"{self.key}\n{self.method} content: {self._selection.digest(text)}"
+
+    @property
+    def content_message(self) -> Message:
+        """The message with its content, as the app gets it."""
+        body = b"" if self.content is None else self.content.body
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    @property
+    def takes_conditions(self) -> bool:
+        """Whether conditions and ranges mean anything for its method (RFC 9110 13 and 14.2, RFC 10008 2.6)."""
+        return self.method != "POST"
+
+    @property
+    def has_range(self) -> bool:
+        """Whether it asks for a part of the response."""
+        return self.method in ("GET", "QUERY") and b"range" in self.fields
+
     @property
     def has_content(self) -> bool:
         """Whether its fields say that a body comes with it (RFC 9112 6)."""
@@ -214,10 +259,10 @@ class Request:
             sharing: the operator's choices.
             honoured: the directives of requests that swr honours.
         """
-        if self.method not in ("GET", "HEAD"):
+        if not self.by_content and self.method not in ("GET", "HEAD"):
             return RequestFacts(self.method), NO_LIMITS
         if self.is_too_long:
-            return RequestFacts(self.method, is_too_long=True), NO_LIMITS
+            return RequestFacts(self.method, is_too_long=True, is_safe=True), NO_LIMITS
         fields = self.fields
         directives: Directives = {}
         if b"cache-control" in fields:
@@ -238,10 +283,14 @@ class Request:
             has_cookie,
             has_cookie and keys_cookies,
             b"if-match" in fields or b"if-unmodified-since" in fields,
-            self.has_content,
+            not self.by_content and self.has_content,
             self.is_apart,
             "no-store" in directives and "no-store" in honoured,
             "only-if-cached" in directives and "only-if-cached" in honoured,
+            is_safe=self.by_content,
+            has_override=any(map(names_method, self.unknown)),
+            has_long_content=self.content_problem is Problem.TOO_LARGE,
+            has_part_of_content=self.content_problem is Problem.INCOMPLETE,
         )
         return facts, accepted
 
@@ -260,11 +309,6 @@ class Request:
         """Whether a rule that keeps responses apart does not apply for the path alone, so that none may be shared."""
         path = self._asked["path"]
         return self.find_rule() is None and any(rule.separates and rule.matches(path) for rule in self._rules)
-
-    @property
-    def _reads_query(self) -> bool:
-        """Whether a rule says what of a query selects a response."""
-        return any(rule.reads_query for rule in self._rules)
 
     def terms(self) -> Terms | None:
         """Return what the first rule that applies says about the response."""
@@ -309,59 +353,23 @@ class Request:
         # A missing field is not an empty one; and a line break parts fields.
         return quote(normalised(name, values), safe=_PLAIN) if values else "\n"
 
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The tags of its URL: on all hosts, and on its own; then that of its path, where rules read queries.
-
-        Nothing is stored for a target that is too long, but it may name what a rule stores for a shorter query.
-        """
-        host = self.fields.get(b"host", b"")
-        path = host_tag(host, f"path:{url_tag(self._asked['path'], '')}")
-        if self._has_long_target:
-            return path, path
-        tag = url_tag(self._asked["path"], self._query.decode("latin-1"))
-        tags = tag, host_tag(host, tag)
-        return (*tags, path) if self._reads_query else tags
-
-    @property
-    def _origin(self) -> str:
-        return f"{self._asked['scheme']}://{self.fields.get(b'host', b'').decode('latin-1').lower()}"
-
-    @property
-    def _base(self) -> str:
-        return self._origin + path_of(self._asked).decode("latin-1")
-
-    def tag_of(self, reference: bytes) -> str | None:
-        """Return the tag, on its host, of what a `Location` or `Content-Location` refers to; None: another origin."""
-        try:
-            base, target = urlsplit(self._base), urlsplit(urljoin(self._base, reference.decode("latin-1").strip()))
-        except ValueError:
-            return None
-        if (target.scheme.lower(), target.netloc.lower()) != (base.scheme, base.netloc):
-            return None
-        path = unquote(target.path)
-        raw_path, query = (part.encode("latin-1", "replace") for part in (target.path, target.query))
-        rule = first_match(self._rules, path, raw_path)[0] if self._reads_query and query else None
-        tag = url_tag(path, (query if rule is None else rule.keyed_query(query)).decode("latin-1"))
-        return host_tag(self.fields.get(b"host", b""), tag)
-
-    def group_tag(self, group: str) -> str:
-        """Return the tag of a cache group of this request's origin (RFC 9875 2: groups are of one origin)."""
-        return shortened(f"group:{self._origin}\n{group}")
-
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
         """Return a scope for a background run, with nothing in it that the key does not account for."""
         scope: Scope = {name: self._asked[name] for name in _REPLAYED if name in self._asked}
         wanted = {b"host", *(name.encode("latin-1") for name in (*names, *self.credentials_in(names)))}
         headers = [(name, value) for name, value in self._asked["headers"] if name in wanted]
+        if self.content is not None:
+            headers += [pair for pair in self.content.fields if pair[0] not in wanted]
+            headers.append((b"content-length", b"%d" % len(self.content.body)))
         headers += [(name, value) for name, value in self._selecting_fields if name not in wanted]
         if self._cookies and b"cookie" not in wanted:
             headers.append((b"cookie", self._cookies.encode("latin-1")))
         client = None
         if self._replayed_state is not None:
             client, state = self._asked.get("client"), self._replayed_state
+        method = "GET" if self.content is None else self.method
         scope.update(
-            method="GET", query_string=self._query, headers=headers, client=client, state=dict(state), extensions={}
+            method=method, query_string=self._query, headers=headers, client=client, state=dict(state), extensions={}
         )
         return scope
 
@@ -381,17 +389,3 @@ class Request:
         extensions = {name: value for name, value in self._asked.get("extensions", {}).items() if name == "tls"}
         scope.update(headers=list(self._asked["headers"]), state=dict(state), extensions=extensions)
         return scope
-
-
-def is_personal(scope: Scope) -> bool:
-    """Return whether somebody has logged in, or the session was used, as far as the scope shows."""
-    session, user = scope.get("session"), scope.get("user")
-    # `accessed` does not see every use of a session that holds something.
-    if session is not None and (bool(session) or getattr(session, "accessed", False)):
-        return True
-    # A user of another kind than Starlette's counts, unless it says that nobody has logged in.
-    if user is not None and getattr(user, "is_authenticated", True) is not False:
-        return True
-    certificate = scope.get("extensions", {}).get("tls", {})
-    is_known = "authenticated" in getattr(scope.get("auth"), "scopes", ())
-    return is_known or bool(certificate.get("client_cert_name") or certificate.get("client_cert_chain"))

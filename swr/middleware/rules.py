@@ -1,5 +1,6 @@
 """Rules: how an operator caches the responses of a path."""
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,17 +13,22 @@ from starlette.types import Scope
 from swr.core.canonical import canonical
 from swr.core.template import Template
 from swr.endpoints.declared import Declared
+from swr.endpoints.response_tags import ResponseTags
 from swr.errors import ConfigurationError
 from swr.http.caching import Terms
 from swr.http.clients import Told
+from swr.http.content import Content
 from swr.http.fields import field_names
 from swr.http.request import is_ambiguous
+from swr.loaders.calling import TagsOf, tags_or_function
 from swr.policy import Duration, Policy, seconds, timeout, timeout_or_auto
+
+log = logging.getLogger("swr")
 
 # Matching a path takes this many steps at most. The parameters of a rule's path may try out all ways to part it.
 _MOST_STEPS: Final = 10**6
 _ANY_LENGTH: Final = 2**31
-_METHODS: Final = frozenset({"GET", "HEAD"})
+_METHODS: Final = frozenset({"GET", "HEAD", "QUERY", "POST"})
 # What these paths answer is true at the moment. A rule that names one of them applies to it, a catch-all does not.
 _MOMENTARY: Final = frozenset(
     {
@@ -38,21 +44,27 @@ class Rule:
 
     Parameters:
         path: as in Starlette's routes: "/rankings/{group}", "/files/{name:path}".
-        methods: GET, or GET and HEAD; nothing else is cached, and HEAD is answered with what GET has stored.
-        fresh_for, stale_for, stale_if_error: see `Policy`. Without `fresh_for` the rule gives tags and cookies alone.
-        tags: may name the path's parameters: "group:{group}".
+        methods: those of the requests that the rule is for: GET (HEAD is answered with what GET has stored), QUERY and
+            POST. A response to QUERY or POST is stored for the content of its request (RFC 10008).
+        fresh_for: how long a response is fresh: seconds, or "90s", "10m", "1d".
+        stale_for: how long after that swr serves it and refreshes it in the background.
+        stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
+            Without `fresh_for` the rule gives tags and cookies alone.
+        tags: may name the path's parameters: "group:{group}". Or a function that returns them, of the response's
+            `Content`, and of parameters of the path that it names: `lambda content, group: ...`. If it raises, swr does
+            not store the response.
         override: whether the rule goes before the response's own directives. `no-store`, `private`, `no-cache`,
             `Set-Cookie` and `Vary: *` win even so.
         vary: request fields that the responses depend on, beside those that they name in `Vary`.
         sort_query: whether the order of the query's parameters does not matter; those of one name keep theirs.
         keep_params: the query's parameters that matter, "utm_*" for several; None: all.
-        drop_params: parameters that do not. What is dropped is still seen by the app that answers a client, and
-            must not change what it answers. What has a `;` in it is never dropped, for some apps part parameters
-            there, too. swr stores nothing of a FastAPI route that declares a parameter which `keep_params` leaves
-            out and `drop_params` does not name, or a key (`APIKeyQuery`) that either leaves out.
-        cookies: the cookies that the response depends on. A request with cookies is then answered from the cache
-            as if it had these alone, and a run of the app that may be stored sees these alone; without this, it is not
-            answered from the cache at all.
+        drop_params: parameters that do not. An app that answers a client still sees the dropped ones, and must not
+            answer by them. swr drops nothing with a `;` in it, because some apps part parameters there, too. swr stores
+            nothing of a FastAPI route that declares a parameter which `keep_params` leaves out and `drop_params` does
+            not name, or a key (`APIKeyQuery`) that either leaves out.
+        cookies: the cookies that the response depends on. swr then answers a request with cookies from the cache as
+            if it had these alone. A run of the app whose response may be stored sees these alone. Without this, swr
+            does not answer it from the cache at all.
         hard_timeout: how long a load of these responses may run; in place of the middleware's.
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
         key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
@@ -63,6 +75,11 @@ class Rule:
             the default: they keep it and ask each time (`no-cache`), and an `ETag` makes the answer a short 304.
         soft_timeout: how long a client waits for a load if there is an entry to fall back on; see `Policy`. None: to
             its end.
+        safe: which POST requests change nothing, so that they may be answered from the cache and invalidate nothing:
+            True: all; or a function of the request's `Content`, such as `is_graphql_query`. If it raises, that means
+            no.
+        canonical_json: whether content of QUERY and POST that is JSON selects by its value: other white space, or
+            another order of members, is the same request. Anything else selects by its bytes.
 
     Raises:
         ConfigurationError: any of these that cannot work.
@@ -75,7 +92,7 @@ class Rule:
         fresh_for: Duration | None = None,
         stale_for: Duration = 0,
         stale_if_error: Duration = 0,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | TagsOf = (),
         override: bool = False,
         vary: Sequence[str] = (),
         cookies: Sequence[str] | None = None,
@@ -88,6 +105,8 @@ class Rule:
         credentials: Literal["private", "vary"] = "private",
         client_max_age: Duration = 0,
         soft_timeout: Duration | None = None,
+        safe: bool | Callable[[Content], bool] = False,
+        canonical_json: bool = False,
     ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
@@ -96,11 +115,13 @@ class Rule:
         except (ValueError, AssertionError, re.error) as error:
             raise ConfigurationError(f"Rule({path!r}): {error}") from None
         self.path = path
-        self.methods = frozenset([methods] if isinstance(methods, str) else methods)
-        if "GET" not in self.methods or not self.methods <= _METHODS:
-            raise ConfigurationError(f"Rule({path!r}): methods={methods!r}: give GET, or GET and HEAD")
+        self.methods = _checked_methods(path, methods, safe)
+        self._safe = safe
+        self.canonical_json = canonical_json
         if fresh_for is None and (stale_for or stale_if_error):
             raise ConfigurationError(f"Rule({path!r}): stale_for and stale_if_error count from fresh_for; give it too")
+        tags, tags_of = tags_or_function(tags)
+        self._tags_of = None if tags_of is None else ResponseTags(tags_of, f"Rule({path!r})", self._converters)
         self._policy = Policy(fresh_for or 0, stale_for, stale_if_error, tags)
         self._timed = fresh_for is not None
         self.hard_timeout = timeout(hard_timeout, f"Rule({path!r}): hard_timeout")
@@ -132,6 +153,7 @@ class Rule:
         for name, params in (("keep_params", keep_params or ()), ("drop_params", drop_params)):
             if isinstance(params, str) or not all(isinstance(param, str) and param for param in params):
                 raise ConfigurationError(f'Rule({path!r}): {name}={params!r}: give a tuple of names, ("utm_*",)')
+        self._has_warned = False
         # A longer path is not compared with the rule.
         self.longest_path = _longest_path(form, self._converters)
         self._sort_query = sort_query
@@ -174,6 +196,24 @@ class Rule:
         return found.groupdict()
 
     @property
+    def is_always_safe(self) -> bool:
+        """Whether no POST to its path changes anything, whatever its content."""
+        return self._safe is True
+
+    def says_safe(self, content: Content) -> bool:
+        """Whether a POST with this content changes nothing."""
+        if not callable(self._safe):
+            return self._safe
+        try:
+            return self._safe(content) is True
+        except Exception as error:
+            # Clients choose the content, so one line must do.
+            level = logging.DEBUG if self._has_warned else logging.WARNING
+            self._has_warned = True
+            log.log(level, "safe= of Rule(%r) failed, so the request counts as unsafe: %r", self.path, error)
+            return False
+
+    @property
     def separates(self) -> bool:
         """Whether the rule keeps responses to one URL apart."""
         return self.key is not None or bool(self._vary) or self._per_credential
@@ -190,7 +230,56 @@ class Rule:
         """Return what the rule says about a response to a path with these parameters."""
         tags = tuple(tag.fill_plain(parameters) for tag in self._tags)
         policy = self._policy
-        return Terms(policy.tagged(tags), self._timed, self._override, self._vary, per_credential=self._per_credential)
+        return Terms(
+            policy.tagged(tags),
+            self._timed,
+            self._override,
+            self._vary,
+            per_credential=self._per_credential,
+            tags_of=None if self._tags_of is None else self._tags_of.bound(parameters),
+        )
+
+
+def _checked_methods(path: str, methods: Iterable[str], safe: bool | Callable[[Content], bool]) -> frozenset[str]:
+    """Return the methods of a rule.
+
+    Raises:
+        ConfigurationError: there is none, or one that no rule is for; or `safe` does not fit them.
+    """
+    names = frozenset([methods] if isinstance(methods, str) else methods)
+    if not names or not names <= _METHODS or names & {"GET", "HEAD"} == {"HEAD"}:
+        raise ConfigurationError(f"Rule({path!r}): methods={methods!r}: give some of GET, HEAD with GET, QUERY, POST")
+    if ("POST" in names) != bool(safe) or not (isinstance(safe, bool) or callable(safe)):
+        raise ConfigurationError(
+            f"Rule({path!r}): methods={methods!r}, safe={safe!r}: a POST may change something; with POST give "
+            f"safe=True if none to this path does, or a function that says which, such as safe=is_graphql_query"
+        )
+    return names
+
+
+class RuleSet:
+    """The rules of a middleware by the methods that they are for.
+
+    Parameters:
+        rules: in order; the first that matches applies.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.of_get = [rule for rule in rules if "GET" in rule.methods]
+        self._by_content = {method: [rule for rule in rules if method in rule.methods] for method in ("QUERY", "POST")}
+        # Where no rule for requests with content reads the query, all name a URL in the same way.
+        lists = [self.of_get, *self._by_content.values()]
+        self._differs = any(rule.reads_query for rules in lists[1:] for rule in rules)
+
+    def by_content(self, method: str) -> list[Rule]:
+        """Return the rules for requests of a method whose content selects the response."""
+        return self._by_content[method]
+
+    def others(self, mine: list[Rule]) -> list[list[Rule]]:
+        """Return the rules for the other methods, if some read the query in a way of their own."""
+        if not self._differs and mine is self.of_get:
+            return []
+        return [rules for rules in (self.of_get, *self._by_content.values()) if rules is not mine]
 
 
 def first_match(rules: Sequence[Rule], path: str, raw_path: bytes) -> tuple[Rule | None, dict[str, Any]]:

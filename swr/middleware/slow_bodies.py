@@ -12,7 +12,7 @@ class Run(Protocol):
     """A run of the app whose response may be stored."""
 
     def give_up_storing(self, seconds: float) -> Awaitable[None]:
-        """Store nothing, and let go of those who wait: the body has not ended for so many seconds."""
+        """Store nothing, and let go of those who wait: the body has not ended in time."""
 
 
 class SlowBodies:

@@ -5,8 +5,9 @@ from typing import Final
 from swr.core.decision import decide
 from swr.engine.load import Load
 from swr.http.caching import Verdict
+from swr.http.content import Content
 from swr.http.stored_response import RESPONSES, StoredResponse, Varies, are_of_one, combined, is_response, span_of
-from swr.middleware.config import Config
+from swr.middleware.config import Config, Uncacheable
 from swr.middleware.lookup import NO_VARIES, PART
 from swr.middleware.request import Request
 from swr.policy import Policy
@@ -15,7 +16,7 @@ from swr.policy import Policy
 _VARIES_FOR: Final = 7 * 86400.0
 # Tries to store the list of variants, which other processes change, too.
 _MOST_TRIES: Final = 3
-# A part is combined with the stored one if that writes no more bytes than these, or than so many times its own.
+# A part is combined with the stored one if that writes no more bytes than these, or than this many times its own.
 _ALWAYS_WRITTEN: Final = 2**16
 _MOST_WRITTEN: Final = 8
 
@@ -39,6 +40,14 @@ async def store_response(
     """
     policy, vary = verdict.policy, verdict.vary
     assert policy is not None
+    if verdict.tags_of is not None:
+        tags = verdict.tags_of(Content(response.body, response.headers))
+        if tags is None:
+            found = Uncacheable("tags", request.tags, load.tag_version)
+            config.note_uncacheable(load.flight.key, request, found)
+            await load.skip()
+            return False
+        policy = policy.tagged((*policy.tags, *tags))
     key = request.variant(vary)
     if response.status == 206:
         key, part = await _with_known_parts(config, key, response)

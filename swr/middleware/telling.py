@@ -1,4 +1,4 @@
-"""What the middleware tells clients about a response of which its app says nothing to them."""
+"""Tell clients about a response of which its app says nothing to them."""
 
 from starlette.types import Message
 
@@ -28,7 +28,8 @@ def told_of(stored: StoredResponse, rule: Rule | None, *, has_key: bool) -> Told
 
 def told_to(request: Request, stored: StoredResponse) -> Told | None:
     """Return what the client of a request is told about a stored response; see `told_of`."""
-    return told_of(stored, request.find_rule(), has_key=request.has_key)
+    # A cache between would keep it for GET.
+    return told_of(stored, request.find_rule(), has_key=request.has_key) if request.takes_conditions else None
 
 
 def beginning(request: Request, start: Message, following: Message, verdict: Verdict, now: float) -> Message:
@@ -47,7 +48,7 @@ def beginning(request: Request, start: Message, following: Message, verdict: Ver
             tag = tag_of(status, stored_headers(headers, verdict.hidden), body)
         added = told_fields(status, headers, told, verdict.initial_age, tag, verdict.vary)
         start = {**start, "headers": [*headers, *added]}
-    is_whole = start["status"] == 200 and b"range" not in request.fields
+    is_whole = start["status"] == 200 and b"range" not in request.fields and request.takes_conditions
     is_known = is_whole and not_modified(request.fields, start["headers"], now)
     return {**start, "status": 304, "headers": headers_of_304(start["headers"])} if is_known else start
 
@@ -55,6 +56,8 @@ def beginning(request: Request, start: Message, following: Message, verdict: Ver
 def _told_first(request: Request, verdict: Verdict) -> Told | None:
     rule = request.find_rule()
     told = None if rule is None else rule.told
+    if not request.takes_conditions:
+        return None
     if verdict.client_max_age is not None:
         told = Told(verdict.client_max_age, told is not None and told.private)
     if told is None:

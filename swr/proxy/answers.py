@@ -48,8 +48,12 @@ def dated(send: Send) -> Send:
     """Return a `send` that adds `Date` to an answer without one (RFC 9110 6.6.1): one that the cache gives itself."""
 
     async def send_dated(message: Message) -> None:
-        if message["type"] == "http.response.start" and all(name != b"date" for name, _ in message["headers"]):
-            message = {**message, "headers": [*message["headers"], (b"date", formatdate(usegmt=True).encode())]}
+        if message["type"] == "http.response.start":
+            for name, _ in message["headers"]:
+                if name == b"date":
+                    break
+            else:
+                message = {**message, "headers": [*message["headers"], (b"date", formatdate(usegmt=True).encode())]}
         await send(message)
 
     return send_dated
@@ -61,8 +65,8 @@ async def say(scope: Scope, send: Send, status: int, text: str, *, is_last: bool
     Parameters:
         is_last: whether the connection ends with it.
 
-    Without `Cache-Control`: no cache stores a 502 or 504 of its own accord, and one in front of this proxy may give
-    it to all who wait for the same answer, who would otherwise have to find out one by one.
+    Without `Cache-Control`, because no cache stores a 502 or 504 of its own accord. A cache in front of this proxy may
+    give it to all who wait for the same answer.
     """
     if log.isEnabledFor(logging.DEBUG):
         log.debug("%s %r: answered %d here (%s)", scope["method"], scope["path"], status, text or "Max-Forwards is 0")

@@ -6,10 +6,11 @@ from typing import Literal
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from swr.cache import Cache
+from swr.core.byte_codec import ByteCodec
 from swr.middleware import Rule, SWRMiddleware
 from swr.policy import Duration
 from swr.proxy.answers import dated, say
-from swr.proxy.headers import end_to_end
+from swr.proxy.headers import named_in
 from swr.proxy.proxy import Proxy
 from swr.proxy.targets import misdirected, origin_form
 
@@ -27,6 +28,8 @@ def caching_proxy(
     ignore_fields: Sequence[str] = (),
     heuristic: float = 0.1,
     secret: str | bytes = b"",
+    codec: ByteCodec | None = None,
+    compress_above: int | Literal["auto"] | None = "auto",
     max_body_bytes: int = 2**20,
     timeout: Duration = 30,
     connect_timeout: Duration = 5,
@@ -34,15 +37,32 @@ def caching_proxy(
     client_timeout: Duration = 30,
     hard_timeout: Duration | None = 60,
     trust_forwarded: bool = False,
+    purge_token: str | bytes = "",
 ) -> ASGIApp:
     """Return a caching reverse proxy, an ASGI app.
 
     Parameters:
-        upstream, timeout, connect_timeout, max_connections, client_timeout, trust_forwarded: see `Proxy`.
+        upstream: see `Proxy`.
+        timeout: see `Proxy`.
+        connect_timeout: see `Proxy`.
+        max_connections: see `Proxy`.
+        client_timeout: see `Proxy`.
+        trust_forwarded: see `Proxy`.
         redis: the URL of Redis or Valkey; None keeps everything in memory.
-        namespace, l1_max_bytes, secret: see `Cache`.
-        fresh_for, stale_for, stale_if_error: for answers that do not say themselves; see `Rule`.
-        cookies, ignore_fields, heuristic, max_body_bytes: see `SWRMiddleware`.
+        namespace: see `Cache`.
+        l1_max_bytes: see `Cache`.
+        secret: see `Cache`.
+        codec: see `Cache`.
+        compress_above: see `Cache`.
+        fresh_for: how long an answer is fresh: seconds, or "90s", "10m", "1d".
+        stale_for: how long after that swr serves it and refreshes it in the background.
+        stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
+            All three are for answers that do not say themselves; see `Rule`.
+        cookies: see `SWRMiddleware`.
+        ignore_fields: see `SWRMiddleware`.
+        heuristic: see `SWRMiddleware`.
+        max_body_bytes: see `SWRMiddleware`.
+        purge_token: see `SWRMiddleware`.
         hard_timeout: see `SWRMiddleware`; None: a service that answers a little at a time may take as long as it likes.
 
     Raises:
@@ -61,7 +81,14 @@ def caching_proxy(
         rules.append(
             Rule("/{path:path}", fresh_for=fresh_for, stale_for=stale_for, stale_if_error=stale_if_error),
         )
-    cache = Cache(redis, namespace=namespace, l1_max_bytes=l1_max_bytes, secret=secret)
+    cache = Cache(
+        redis,
+        namespace=namespace,
+        l1_max_bytes=l1_max_bytes,
+        secret=secret,
+        codec=codec,
+        compress_above=compress_above,
+    )
     app = SWRMiddleware(
         proxy,
         cache,
@@ -71,6 +98,7 @@ def caching_proxy(
         ignore_fields=ignore_fields,
         heuristic=heuristic,
         hard_timeout=hard_timeout,
+        purge_token=purge_token,
     )
     return _gate(app, proxy)
 
@@ -91,7 +119,7 @@ def _gate(app: ASGIApp, proxy: Proxy) -> ASGIApp:
         if refused is not None:
             await say(scope, send, *refused)
             return
-        _, named = end_to_end(scope["headers"])
+        named = named_in(scope["headers"])
         if named:
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in named]}
         await app(scope, receive, dated(send))

@@ -12,7 +12,7 @@ from swr.http.request_fields import INTERPRETED, FieldClass, field_class
 
 Fields = list[tuple[bytes, bytes]]
 
-# What is about one connection and not about the message (RFC 9110 7.6.1 and 11.7, RFC 9112 C.2.2, RFC 7540 3.2.1).
+# Fields about one connection, not about the message (RFC 9110 7.6.1 and 11.7, RFC 9112 C.2.2, RFC 7540 3.2.1).
 HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -140,7 +140,7 @@ def _is_for_all(name: bytes) -> bool:
 def _forwarded_scheme(fields: Fields) -> bytes | None:
     """Return the scheme that a trusted proxy says the client asked with; None: it does not say.
 
-    What the service is told goes by it: a service that is told of two schemes may redirect for ever.
+    The fields for the service go by it. A service that gets two schemes may redirect for ever.
     """
     said: dict[bytes, bytes] = {}
     for name, value in fields:
@@ -165,9 +165,17 @@ def end_to_end(
         headers: of the message, names in lower case.
         is_for_all: returns whether a field, by its name, is for every recipient: `Connection` cannot take it away.
     """
-    names = {name for name, _ in headers}
-    named = {name for name in members(headers, b"connection") & names - HOP_BY_HOP if not is_for_all(name)}
+    named = named_in(headers, is_for_all)
     return [(name, value) for name, value in headers if name not in HOP_BY_HOP and name not in named], named
+
+
+def named_in(headers: Sequence[tuple[bytes, bytes]], is_for_all: Callable[[bytes], bool] = _is_known) -> set[bytes]:
+    """Return the fields that `Connection` names beyond the usual; for the parameters see `end_to_end`."""
+    for name, _ in headers:
+        if name == b"connection":
+            names = {name for name, _ in headers}
+            return {name for name in members(headers, b"connection") & names - HOP_BY_HOP if not is_for_all(name)}
+    return set()
 
 
 def members(headers: Sequence[tuple[bytes, bytes]], field: bytes) -> set[bytes]:

@@ -8,7 +8,7 @@ _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class Callbacks(Protocol):
-    """What the parser calls; see httptools.
+    """The callbacks of the parser; see httptools.
 
     Attributes:
         headers: of the request, names in lower case.

@@ -38,9 +38,10 @@ class Proxy:
         upstream: the service, "http://127.0.0.1:9000"; a path, "http://127.0.0.1:9000/api", is put before every path.
         timeout: how long the service may be silent, before and amid its answer.
         connect_timeout: how long connecting may take, and how long a request waits for one of the connections.
-        max_connections: to the service. Where all are taken, a client gives way that is a second or more behind.
-        client_timeout: how far a client may fall behind that sends a body or takes an answer: the time for which the
-            proxy waits for it, less what its bytes take at 500 a second.
+        max_connections: to the service. Where all are taken, a client gives way that is a second or more behind,
+            or a request that changes nothing and whose answer takes longer than usual to begin.
+        client_timeout: seconds that a client may fall behind while it sends a body or takes an answer. That is how long
+            the proxy has waited for it, less the time for its bytes at 500 a second.
         preserve_host: the service sees the `Host` that the client sent; else its own.
         forwarded: tell the service who asks, by `Forwarded` (RFC 7239) and `X-Forwarded-For`, `-Proto` and `-Host`.
         trust_forwarded: keep what the client sent of these, and add to it: for what stands behind another proxy.
@@ -222,7 +223,7 @@ class Proxy:
 
         None: it is no path.
         """
-        # What a path may hold (RFC 3986 3.3).
+        # Characters of a path (RFC 3986 3.3).
         path: bytes = scope.get("raw_path") or b""
         if not path or path_of(scope) != path:  # An outer middleware has changed it.
             path = quote(scope["path"], safe="/:@!$&'()*+,;=~").encode()

@@ -28,7 +28,7 @@ from swr.proxy.targets import split_absolute, with_host
 
 log = logging.getLogger("swr")
 
-# The head of a request may have so many bytes, its trailers included.
+# Bytes that the head of a request may have, its trailers included.
 MOST_HEAD_BYTES: Final = 2**16
 # So many requests may wait on one connection for the answer to the one before them.
 _MOST_PIPELINED: Final = 64
@@ -50,7 +50,7 @@ class _Stage(enum.Enum):
 
 
 class _Wait(enum.Enum):
-    """What the server waits for the client to do."""
+    """Steps of the client that the server waits for."""
 
     NOTHING = "nothing"
     ASK = "send the head of a request"
@@ -69,14 +69,15 @@ class _Progress:
 
     def __init__(self, now: float, most: float) -> None:
         self._most = most
-        # What the client was waited for at the last look, in which request, and by how many seconds it is behind.
+        # The step that the server waited for at its last look, in which request, and by how many seconds the client
+        # is behind.
         self._waited: tuple[_Wait, int] = (_Wait.NOTHING, 0)
         self._behind = 0.0
         self._looked_at = now
         self._sent = self._buffered = self._drained = 0
 
     def drain(self, size: int) -> None:
-        """Note that the client has taken so many bytes of what was buffered."""
+        """Note how many of the buffered bytes the client has taken."""
         self._drained += size
 
     def look(self, now: float, waited: tuple[_Wait, int], sent: int, buffered: int) -> float:

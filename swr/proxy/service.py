@@ -19,9 +19,11 @@ log = logging.getLogger("swr")
 
 # An idle connection is given up before servers usually do so, after 5 seconds: no request runs into a closing one.
 _IDLE: Final = 4.0
-# Bytes that the system may hold of what the service has sent: without a bound they are megabytes for each client that
-# does not take its answer, and an event loop takes all of them at once.
+# Bytes of a response that the system may hold. Without a bound they are megabytes for each client that does not take
+# its answer, and an event loop takes all of them at once.
 _RECEIVE_BUFFER: Final = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)]
+# They change nothing (RFC 9110 9.2.1), so they may be asked again, or given up.
+_SAFE: Final = ("GET", "HEAD", "OPTIONS")
 
 
 class Service:
@@ -97,6 +99,8 @@ class Service:
             if event == "http11.receive_response_headers.started":
                 # A service that sends interim answers, or its head byte by byte, is never silent.
                 scope.deadline = anyio.current_time() + self._silence
+                if method in _SAFE:
+                    exchange.ask(scope)
 
         request = httpx.Request(
             method,
@@ -108,11 +112,13 @@ class Service:
         )
         with anyio.CancelScope() as scope:
             try:
-                return await transport.handle_async_request(request)
+                response = await transport.handle_async_request(request)
             except (httpx.ReadError, httpx.RemoteProtocolError):
-                if connected or body is not None or method not in ("GET", "HEAD", "OPTIONS"):
+                if connected or body is not None or method not in _SAFE:
                     raise
-            return await transport.handle_async_request(request)
+                response = await transport.handle_async_request(request)
+            self._slots.answered(exchange)
+            return response
         raise httpx.ReadTimeout("the head of the answer did not come to an end in time")
 
 

@@ -1,4 +1,4 @@
-"""Which requests are with the service, and whose client gives way when all connections are taken."""
+"""Which requests are with the service, and which give way when all connections are taken."""
 
 from collections.abc import Awaitable
 from typing import Final, TypeVar
@@ -10,7 +10,13 @@ import httpx
 LEAST_RATE: Final = 500
 # Where all connections are taken, a client gives way that is behind by this many seconds.
 _BEHIND: Final = 1.0
-# Seconds between two searches for such a client.
+# Where all connections are taken, a request gives way if its answer has not begun after this many seconds. It may also
+# take this many times as long as others took of late.
+_OVERDUE: Final = 2.5
+_TIMES_AS_LONG: Final = 3
+# How much of the longest time that an answer took to begin counts after one more answer.
+_FORGETTING: Final = 0.999
+# Seconds between two searches for what gives way.
 _SEARCH_EVERY: Final = 0.25
 
 T = TypeVar("T")
@@ -34,8 +40,12 @@ class Exchange:
         self._behind = 0.0
         self._waits_since: float | None = None
         self._scope: anyio.CancelScope | None = None
+        self._asking: anyio.CancelScope | None = None
+        self._asked_at = 0.0
         # Whether another request has got its connection.
         self.has_given_way = False
+        # Whether it has given way because the service does not answer.
+        self.is_given_up = False
         # Whether the client has got the beginning of the answer.
         self.is_answered = False
 
@@ -52,6 +62,24 @@ class Exchange:
         assert self._scope is not None
         self.has_given_way = True
         self._scope.cancel()
+
+    def ask(self, scope: anyio.CancelScope) -> None:
+        """Note that the service has the request. Cancelling `scope` gives up waiting for its answer."""
+        self._asking, self._asked_at = scope, anyio.current_time()
+
+    def unanswered(self, now: float) -> float:
+        """Return for how many seconds the service has not begun its answer."""
+        return 0.0 if self._asking is None else now - self._asked_at
+
+    def end_asking(self) -> None:
+        """Note that the answer has begun."""
+        self._asking = None
+
+    def give_up(self) -> None:
+        """Wait for the service no longer: another request gets the connection."""
+        assert self._asking is not None
+        self.is_given_up = True
+        self._asking.cancel()
 
     async def wait(self, client: Awaitable[T], size: int = 0) -> T:
         """Return what the client sends or takes.
@@ -94,6 +122,8 @@ class Slots:
         self._taken: set[Exchange] = set()
         self._queue: dict[Exchange, anyio.Event] = {}
         self._next_search = 0.0
+        # Seconds that an answer took to begin, the longest of late.
+        self._longest = 0.0
 
     @property
     def are_taken(self) -> bool:
@@ -129,16 +159,26 @@ class Slots:
             self._taken.add(following)
             self._queue.pop(following).set()
 
+    def answered(self, exchange: Exchange) -> None:
+        """Note that the service has begun its answer."""
+        self._longest = max(self._longest * _FORGETTING, exchange.unanswered(anyio.current_time()))
+        exchange.end_asking()
+
     def _make_room(self) -> None:
-        """Have the clients give way that are furthest behind, one for each request that waits."""
+        """Have one request give way for each that waits: first of all those whose clients are furthest behind."""
         now = anyio.current_time()
         if now < self._next_search:
             return
         self._next_search = now + _SEARCH_EVERY
-        leaving = sum(exchange.has_given_way for exchange in self._taken)
-        behind = [
-            exchange for exchange in self._taken if exchange.behind(now) >= _BEHIND and not exchange.has_given_way
-        ]
+        staying = [exchange for exchange in self._taken if not (exchange.has_given_way or exchange.is_given_up)]
+        wanted = max(0, len(self._queue) - (len(self._taken) - len(staying)))
+        behind = [exchange for exchange in staying if exchange.behind(now) >= _BEHIND]
         behind.sort(key=lambda exchange: exchange.behind(now), reverse=True)
-        for exchange in behind[: max(0, len(self._queue) - leaving)]:
+        for exchange in behind[:wanted]:
             exchange.give_way()
+        # Early enough for those who wait. Where all answers take long, none is given up for others that would, too.
+        limit = max(min(_OVERDUE, self._patience / 2), self._longest * _TIMES_AS_LONG)
+        overdue = [exchange for exchange in staying if exchange.unanswered(now) >= limit and exchange not in behind]
+        overdue.sort(key=lambda exchange: exchange.unanswered(now), reverse=True)
+        for exchange in overdue[: max(0, wanted - len(behind))]:
+            exchange.give_up()

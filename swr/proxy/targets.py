@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from swr.proxy.headers import FieldRules, Fields
 
-# RFC 9112 3.2.2. What has a user before the host is no such target.
+# RFC 9112 3.2.2. A target with a user before the host is none.
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
 # RFC 3986 3.2.2 and 3.2.3, with a host that is not empty (RFC 9110 4.2.1).
 _HOST: Final = re.compile(rb"(?:\[[\da-fA-Fv:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[\da-fA-F]{2})+)(?::\d{0,5})?", re.ASCII)

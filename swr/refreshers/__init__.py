@@ -1,4 +1,4 @@
-"""Rankings that are warm before anyone asks: groups that are refreshed every so many seconds.
+"""Rankings that are warm before anyone asks: groups that are refreshed on a schedule.
 
 Public names: `Refresher`, and `QueueStatus`, which its `status` returns; the modules are private.
 Imports: `swr.engine`, `swr.stores` and below, not `swr.cache`.

@@ -57,7 +57,7 @@ class Locks:
         self._loader.engine.start(self._run)
 
     async def end(self, seconds: float) -> None:
-        """Begin nothing more, and wait for the loads under way for so many seconds at most."""
+        """Begin nothing more, and wait for the loads under way for some seconds at most."""
         self._walking.cancel()
         await self._limiter.drained(seconds)
 

@@ -1,4 +1,4 @@
-"""Rankings that are warm before anyone asks: groups that are refreshed every so many seconds."""
+"""Rankings that are warm before anyone asks: groups that are refreshed on a schedule."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ class Strategy(Protocol):
         """Begin, in tasks of the cache's. Raises StoreUnavailable."""
 
     async def end(self, seconds: float) -> None:
-        """Begin nothing more, and give what is under way so many seconds."""
+        """Begin nothing more, and give the loads under way some seconds."""
 
 
 class Refresher:
@@ -53,8 +53,8 @@ class Refresher:
             refreshers of one loader need a name each.
         dirty_only: with "queue": after a first round of all groups, only those that `mark_dirty` or `changed_since`
             names are enqueued.
-        changed_since: with "queue": a function that is given a time, in seconds since 1970 by the clock of Redis, and
-            returns or yields the groups that have changed since; it makes the refresher `dirty_only`.
+        changed_since: with "queue": a function of a time, in seconds since 1970 by the clock of Redis. It returns or
+            yields the groups that have changed since. It makes the refresher `dirty_only`.
         backend: of the queue, "streams" or "list".
         shards: of the queue: how many slots of a cluster it is spread over.
         deliveries: how often a task of the queue is delivered before it is a dead letter.
@@ -91,6 +91,10 @@ class Refresher:
         if not hasattr(loader, "begin") or not hasattr(loader, "template"):
             raise ConfigurationError(
                 f"loader={loader!r} is not cached: a refresher keeps warm what @cache.cached or @cache.cached_many made"
+            )
+        if loader.stays_here:
+            raise ConfigurationError(
+                f"the loader of {loader.template!r} has shared=False: no process can refresh what another one holds"
             )
         if strategy not in STRATEGIES:
             raise ConfigurationError(f"strategy={strategy!r} is none of {', '.join(STRATEGIES)}")

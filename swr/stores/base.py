@@ -20,7 +20,7 @@ class StoreRefused(StoreUnavailable):
 
 
 class Kind(enum.Enum):
-    """What has happened."""
+    """A notification."""
 
     COMMITTED = "c"
     RELEASED = "r"

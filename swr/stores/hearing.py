@@ -55,12 +55,13 @@ class Hearing:
     def is_lost(self) -> bool:
         """Whether notifications may lie unread, so that no local entry can be trusted."""
         # While a whole machine sleeps only its wall clock goes on.
-        return any(now - then >= HEARD_FOR for now, then in zip(machine_clocks(), self._turned_at, strict=True))
+        (wall, monotonic), (turned, turned_monotonic) = machine_clocks(), self._turned_at
+        return wall - turned >= HEARD_FOR or monotonic - turned_monotonic >= HEARD_FOR
 
     def resume(self) -> None:
-        """If notifications may lie unread, suspect what is held, and have entries trusted that come from now on."""
+        """Suspect the held entries if notifications may lie unread, and have later ones trusted."""
         if self.is_lost:
-            # What the loop calls for generators is a method that it binds for each run, and lets go of at its end.
+            # The loop's hook for generators is a method that it binds for each run, and lets go of at its end.
             hook = sys.get_asyncgen_hooks().firstiter
             self._run = None if hook is None else weakref.ref(hook, self._on_end)
             self._on_gap()

@@ -150,7 +150,7 @@ class SharedInvalidations:
         """Invalidate `key` as `invalidate` does, and take the shared store's lease if it is reachable."""
         with anyio.CancelScope(shield=True):
             try:
-                # What is stored from now on is newer; replayed later, they would remove it again.
+                # Later entries are newer; a later replay would remove them again.
                 await self.pending.replay_before_load(key)
                 lease = await self._store.seize(key, token, ttl, codec)
             except StoreUnavailable as error:

@@ -1,27 +1,28 @@
 """The local cache (L1): entries in this process's memory, bounded by bytes and by number.
 
-The fresh hit reads it with as few calls as possible: it compares the clock with `Slot.fresh_until` and with the end of
+The fresh hit reads it with as few calls as possible. It compares the clock with `Slot.fresh_until` and with the end of
 `Slot.trust`, which the entries share that were checked since the last doubt. Whatever may make an entry wrong ends that
 trust; every entry is then checked again when it is next asked for.
 """
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.lowlevel
-from cachetools import LRUCache
 
 from swr.entry import Entry, marked_stale
+from swr.stats.counts import Counts, Reads, Tally
 from swr.stores.base import Start
 from swr.stores.clocks import Clock, clock_of
+from swr.stores.eviction import Evictable, Eviction
 from swr.stores.memory_size import measure, memory_size
 from swr.stores.tag_versions import ALL, Name, OfKey, Raised, Soft
 from swr.stores.threads import in_thread
 
-# Bytes that a slot, its entry, its key and two dictionary items take beside the text of the key and the value.
-_OVERHEAD: Final = 900
+# Bytes that a slot, its entry, key and alias, and their dictionary items take beside the texts of both and the value.
+_OVERHEAD: Final = 800
 # Objects of a value that are measured at once: some milliseconds. A thread measures larger values afterwards.
 _MEASURED_AT_ONCE: Final = 10_000
 # Entries that are freed at once, and tags that are remembered as forgotten.
@@ -38,17 +39,21 @@ class Trust:
         self.until = until
 
 
+H = TypeVar("H", bound=Hashable)
+
 UNTRUSTED: Final = Trust(-math.inf)
 
-# What an entry stands in the place of: which servers had it, its version, and when it was marked.
+# The entry that a gap replaces: which servers had it, its version, and when it was marked.
 Replaced = tuple[str, int, int]
 
 
-class Slot:
+class Slot(Evictable):
     """An entry in the local cache, with what the fresh hit needs at hand.
 
     `replaced` belongs to the store in front of which the cache lies. `ready` and `ready_until` belong to the decorator
-    or middleware that serves it: what it has prepared, and until when that may be used.
+    or middleware that serves it: what it has prepared, and until when that may be used. `hits` is where the fresh hit
+    counts itself. `types` belongs to the alias: those of the arguments that it consists of, if they are not all
+    strings.
     """
 
     __slots__ = (
@@ -58,20 +63,27 @@ class Slot:
         "epoch",
         "fingerprint",
         "fresh_until",
+        "hits",
         "number",
         "ready",
         "ready_until",
         "replaced",
         "stale_until",
         "superseded",
+        "tally",
         "trust",
+        "types",
         "value",
-        "weight",
     )
 
-    def __init__(self, entry: Entry[Any], epoch: int, weight: int, fingerprint: str, number: int) -> None:
+    def __init__(
+        self, key: str, entry: Entry[Any], epoch: int, weight: int, fingerprint: str, number: int, tally: Tally
+    ) -> None:
+        super().__init__(key, weight)
         self.entry = entry
-        # Of those that came later it is greater.
+        self.tally = tally
+        self.hits = tally.fresh
+        # Of those that came later it is greater, if anything was forgotten in between.
         self.number = number
         self.fingerprint = fingerprint
         self.value = entry.value
@@ -83,10 +95,10 @@ class Slot:
         self.superseded = False
         self.replaced: Replaced | None = None
         self.alias: Hashable = None
-        self.aliases: dict[Hashable, Slot] | None = None
+        self.aliases: dict[Any, Slot] | None = None
+        self.types: tuple[type, ...] = ()
         self.ready: Any = None
         self.ready_until = 0.0
-        self.weight = weight
 
     def mark_stale(self, version: int) -> None:
         """Have the entry not be fresh any more; 0: it was not marked."""
@@ -97,42 +109,87 @@ class Slot:
 
     def weighing(self, weight: int) -> "Slot":
         """Return a slot for the same entry, in the same state, of another weight."""
-        slot = Slot(self.entry, self.epoch, weight, self.fingerprint, self.number)
+        slot = Slot(self.key, self.entry, self.epoch, weight, self.fingerprint, self.number, self.tally)
         slot.trust, slot.superseded, slot.replaced = self.trust, self.superseded, self.replaced
         return slot
 
 
-class _Slots(LRUCache[str, Slot]):
-    """Slots by key, least recently used first to go; what goes loses its alias."""
+class NoSlot:
+    """In the place of a slot where none is held. It is never fresh, so nothing else of it is read."""
 
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(max_bytes, getsizeof=_weight)
-        self.aliases: dict[str, dict[Hashable, Slot]] = {}
-        # How many slots carry each tag.
+    __slots__ = ("key",)
+
+    fresh_until: Final = -math.inf
+    trust: Final = UNTRUSTED
+    value: Any
+    is_used: bool
+    hits: Reads
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+class Slots(dict[str, Slot]):
+    """Slots by key; only `put`, `drop` and `clear` change them. What goes loses its alias.
+
+    Attributes:
+        maxsize: the most bytes.
+        eviction: which slot goes when there is no room.
+        tags: how many slots carry each tag.
+    """
+
+    def __init__(self, maxsize: int, counts: Counts) -> None:
+        super().__init__()
+        self.maxsize = maxsize
+        self._counts = counts
+        self.eviction: Eviction[Slot] = Eviction()
+        # By owner.
+        self.aliases: dict[Hashable, dict[Any, Slot]] = {}
         self.tags: dict[str, int] = {}
 
-    def __setitem__(self, key: str, slot: Slot) -> None:
-        super().__setitem__(key, slot)
+    @property
+    def currsize(self) -> int:
+        """Return the bytes that all slots take."""
+        return self.eviction.weight
+
+    def put(self, slot: Slot, most: int) -> bool:
+        """Hold a slot in the place of what has its key, and return whether it is not too large for that.
+
+        Parameters:
+            most: the most slots.
+        """
+        replaced = self.drop(slot.key)
+        if slot.weight > self.maxsize:
+            return False
+        while self and (self.eviction.weight + slot.weight > self.maxsize or len(self) >= most):
+            self._counts.evictions += 1
+            self.drop(self.eviction.victim(len(self)).key)
+        self[slot.key] = slot
+        self.eviction.add(slot, replaced)
+        slot.tally.bytes += slot.weight
         for tag in slot.entry.tags:
             self.tags[tag] = self.tags.get(tag, 0) + 1
+        return True
 
-    def __delitem__(self, key: str) -> None:
-        slot = self[key]
-        for tag in slot.entry.tags:
-            left = self.tags.pop(tag) - 1
-            if left:
-                self.tags[tag] = left
-        if slot.aliases is not None:
-            del slot.aliases[slot.alias]
-        super().__delitem__(key)
-
-    def resize(self, max_bytes: int) -> None:
-        """Forget everything, and hold so many bytes from now on."""
-        self.clear()
-        super().__init__(max_bytes, getsizeof=_weight)
+    def drop(self, key: str) -> Slot | None:
+        """Remove the slot of `key`, and return it."""
+        slot = self.pop(key, None)
+        if slot is not None:
+            self.eviction.remove(slot)
+            slot.tally.bytes -= slot.weight
+            for tag in slot.entry.tags:
+                left = self.tags.pop(tag) - 1
+                if left:
+                    self.tags[tag] = left
+            if slot.aliases is not None:
+                del slot.aliases[slot.alias]
+        return slot
 
     def clear(self) -> None:
+        """Remove all slots."""
         super().clear()
+        self.eviction.clear()
+        self._counts.forget_bytes()
         self.tags.clear()
         for aliases in self.aliases.values():
             aliases.clear()
@@ -147,13 +204,17 @@ class LocalCache:
 
     Attributes:
         clock: what the short way to a fresh hit compares deadlines with; `swr.engine.switch` sets it.
-        trust: that of the entries that are checked from now on. What lies in front of a shared store ends and prolongs
-            it as notifications require.
+        short_clock: the same for the decorator, which has no other way to tell whether events of its hits are wanted.
+        counts: what is counted in the cache.
+        trust: that of the entries that are checked from now on. In front of a shared store, notifications end and
+            prolong it.
     """
 
     def __init__(self, max_bytes: int, max_entries: int) -> None:
-        self.slots = _Slots(max_bytes)
+        self.counts = Counts()
+        self.slots = Slots(max_bytes, self.counts)
         self.clock: Clock = clock_of(None)
+        self.short_clock: Clock = self.clock
         self.trust = Trust(math.inf)
         # Starts a task of the cache, while that is open.
         self.start: Start | None = None
@@ -161,22 +222,23 @@ class LocalCache:
         self.on_refused: Callable[[str], None] = _ignore
         self._holds = max_bytes > 0
         self._most = max_entries
-        # The number of the last slot; and up to which number slots may be forgotten or marked, and are.
-        self._numbers = 0
+        # The number of the slots from now on; and up to which number slots may be forgotten or marked, and are.
+        self._number = 1
         self._suspect = 0
         self._forgotten, self._marked = Raised(), Raised()
         # The version at which slots were marked last.
         self._marked_at = 0
 
     def configure(self, max_bytes: int) -> None:
-        """Forget everything, and hold so many bytes from now on."""
-        self.slots.resize(max_bytes)
+        """Forget everything, and hold at most this many bytes from now on."""
+        self.slots.clear()
+        self.slots.maxsize = max_bytes
         self.start = None
         self.on_refused = _ignore
         self._holds = max_bytes > 0
 
     def get(self, key: str) -> Slot | None:
-        """Return the slot of `key`, now the most recently used."""
+        """Return the slot of `key`; who serves it sets its `is_used`."""
         slot = self.slots.get(key) if self._holds else None
         if slot is not None and slot.number <= self._suspect:
             tags, loader = slot.entry.tags, slot.entry.loader
@@ -194,54 +256,48 @@ class LocalCache:
         if not self._holds:
             self.on_refused(key)
             return
-        self.drop(key)
         size, is_whole = measure(entry.value, _MEASURED_AT_ONCE)
-        self._numbers += 1
-        slot = Slot(entry, epoch, _overhead(key) + size, fingerprint, self._numbers)
+        tally = self.counts.of(entry.loader)
+        slot = Slot(key, entry, epoch, _overhead(key) + size, fingerprint, self._number, tally)
         slot.replaced = replaced
-        self._insert(key, slot)
-        if len(self.slots) > self._most:
-            self.slots.popitem()
-        if not is_whole and self.start is not None and key in self.slots:
-            self.start(self._weigh, key, slot)
-
-    def _insert(self, key: str, slot: Slot) -> None:
-        try:
-            self.slots[key] = slot
-        except ValueError:
+        if not self.slots.put(slot, self._most):
             self.on_refused(key)
+        elif not is_whole and self.start is not None:
+            self.start(self._weigh, slot)
 
-    async def _weigh(self, key: str, slot: Slot) -> None:
+    async def _weigh(self, slot: Slot) -> None:
         """Measure a large value in a thread, and hold it with its true weight."""
         size = await in_thread(memory_size, slot.value)
-        if self.slots.get(key) is slot:
-            self.drop(key)
-            self._insert(key, slot.weighing(_overhead(key) + size))
+        weighed = slot.weighing(_overhead(slot.key) + size)
+        if self.slots.get(slot.key) is slot and not self.slots.put(weighed, self._most):
+            self.on_refused(slot.key)
 
-    def aliases_of(self, version: str) -> dict[Hashable, Slot]:
-        """Return the slots by alias, of one version of an app."""
-        return self.slots.aliases.setdefault(version, {})
+    def aliases_of(self, owner: Hashable) -> dict[Any, Slot]:
+        """Return the slots by alias, of one loader or of one version of an app."""
+        return self.slots.aliases.setdefault(owner, {})
 
-    def alias(self, slot: Slot, alias: Hashable, aliases: dict[Hashable, Slot]) -> None:
-        """Have an alias lead to `slot`, as long as it is held, unless it has one already.
+    def alias(self, slot: Slot, alias: H, aliases: dict[H, Slot], types: tuple[type, ...] = ()) -> None:
+        """Have an alias lead to `slot`, as long as it is held, unless one of both has another already.
 
-        Looking there does not make it recently used; so look by its key, too, once in a while.
+        Who looks there and serves the slot sets its `is_used`.
+
+        Parameters:
+            types: if the alias consists of arguments, their types; none: all are strings. What equals a number need
+                not be of its type.
         """
-        if slot.aliases is None:
-            slot.alias = alias
-            slot.aliases = aliases
+        if slot.aliases is None and alias not in aliases:
+            slot.alias, slot.aliases, slot.types = alias, aliases, types
             aliases[alias] = slot
 
     def drop(self, key: str) -> None:
         """Forget `key`."""
         if self._holds:
-            self.slots.pop(key, None)
+            self.slots.drop(key)
 
     def clear(self) -> None:
         """Forget everything; many entries are freed in turns of the event loop."""
-        self._suspect = self._numbers
         self._forgotten, self._marked = Raised(), Raised()
-        self._forgotten.all = self._numbers
+        self._forgotten.all = self._suspects()
         self.recheck_all()
         if self.start is None or len(self.slots) <= _FREED_AT_ONCE:
             self.slots.clear()
@@ -270,11 +326,16 @@ class LocalCache:
         elif name == ALL or len(raised.tags) >= _MOST_FORGOTTEN:
             self.clear()
         elif not isinstance(of, str) or of == ALL or of in self.slots.tags:
-            raised.raise_to(of, self._numbers, 0)
-            self._suspect = self._numbers
+            raised.raise_to(of, self._suspects(), 0)
             if raised is self._marked:
                 self._marked_at = version
             self.recheck_all()
+
+    def _suspects(self) -> int:
+        """Return a number that all slots have or stay below, but none from now on."""
+        self._suspect = self._number
+        self._number += 1
+        return self._suspect
 
     def recheck_tag(self, name: Name) -> None:
         """Have every entry checked again before it is served, unless none has the tag that it is the name of."""
@@ -286,10 +347,6 @@ class LocalCache:
         """Have every entry checked again before it is served."""
         trust, self.trust = self.trust, Trust(self.trust.until)
         trust.until = -math.inf
-
-
-def _weight(slot: Slot) -> int:
-    return slot.weight
 
 
 def _overhead(key: str) -> int:

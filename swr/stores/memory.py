@@ -25,7 +25,7 @@ _MOST_SEARCHED: Final = 1000
 
 
 class _Hold:
-    """What keeps a key from being loaded: a lease, or a pause after failures."""
+    """A lease, or a pause after failures, which keep a key from being loaded."""
 
     __slots__ = ("failures", "tags", "token", "until", "version")
 
@@ -138,6 +138,7 @@ class MemoryStore:
                 return None
             slot.mark_stale(self.tag_versions.marked_at(entry))
             slot.trust = self.local.trust
+        slot.is_used = True
         return slot.entry
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:

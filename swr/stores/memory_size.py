@@ -5,7 +5,7 @@ import sys
 import types
 from typing import Any, Final
 
-# What an object leads to but does not own: classes, code, modules.
+# Things that an object leads to but does not own: classes, code, modules.
 _SHARED: Final = (
     type,
     types.ModuleType,

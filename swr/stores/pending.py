@@ -1,4 +1,4 @@
-"""What a process wants the shared store to know, and the store did not take so far."""
+"""Invalidations that the shared store has not taken yet."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable

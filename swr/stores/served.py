@@ -1,4 +1,4 @@
-"""What this process has served last: a store that lost data must not take it back to something older."""
+"""The versions that this process has served: a store that lost data must not take it back to something older."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -34,8 +34,8 @@ class Served:
     def note(self, key: str, fingerprint: str, version: int) -> None:
         """Note the version that was served last.
 
-        What was loaded without a lease has none. Then it is 0 if the store was unreachable, and `NEWEST` if it refused
-        the lease.
+        An entry that was loaded without a lease has none. Then it is 0 if the store was unreachable, and `NEWEST` if
+        it refused the lease.
         """
         versions = self._versions
         versions.pop((key, fingerprint), None)
@@ -67,14 +67,17 @@ class Served:
         """Return whether the store's entry was marked stale since the slot's entry took its place here."""
         return slot.replaced is not None and slot.replaced[2] != entry.marked_at
 
+    def is_older(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
+        """Return whether the store's entry may be older than what this process has served last."""
+        served = self.version(key, codec.fingerprint)
+        return served is not None and self._may_be_older(entry, served)
+
     def knows_newer(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
         """Return whether the store's entry may be older than what this process holds, or has served last."""
-        served = self.version(key, codec.fingerprint)
-        is_older = served is not None and self._may_be_older(entry, served)
-        return is_older or self.newer(key, entry, codec) is not None
+        return self.is_older(key, entry, codec) or self.newer(key, entry, codec) is not None
 
     def _may_be_older(self, entry: Entry[Any], version: int) -> bool:
-        # What was loaded without a lease was loaded before the servers were reached again.
+        # An entry without a lease was loaded before the servers were reached again.
         return entry.version < (version or self.reached_at + 1)
 
 

@@ -1,7 +1,7 @@
 """Tag versions: invalidation by tag, by loader and of everything, in one step however many entries there are.
 
 A tag version is a number that only grows. An entry carries the newest one known when its load began
-(`Entry.tag_version`); invalidating a tag raises that tag's version and so outdates every entry with the tag that
+(`Entry.tag_version`). Invalidating a tag raises that tag's version and so outdates every entry with the tag that
 carries a smaller number. Nothing is walked. The entries of a loader are invalidated likewise.
 
 A clear is a tag version that outdates every entry with a smaller number, tagged or not. A store that loses tag
@@ -37,12 +37,12 @@ class OfKey(msgspec.Struct, frozen=True):
 
 
 class Soft(msgspec.Struct, frozen=True):
-    """What is marked stale, in place of invalidated."""
+    """A name that is marked stale, not invalidated."""
 
     of: str | OfLoader | OfKey
 
 
-# What is invalidated or marked in one step: a tag, ALL, or one of these.
+# A name to invalidate or to mark in one step: a tag, ALL, or one of these.
 Name = str | OfLoader | Soft
 
 
@@ -106,7 +106,7 @@ def is_announced(tag: str) -> bool:
 
 
 class TagVersions:
-    """What one process knows of the tag versions.
+    """The tag versions, as far as one process knows them.
 
     Parameters:
         most_tags: how many tags to remember. Past that the oldest tenth is forgotten and the minimum raised: every

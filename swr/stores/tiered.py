@@ -1,10 +1,10 @@
 """The local cache (L1) in front of a store that many processes share; the store's notifications keep it true.
 
-A local entry is *confirmed* (notifications arrived ever since it came), *superseded* (another process committed a
-newer one), or *suspect* (notifications may have been missed, or its commit was never confirmed). A confirmed entry is
-served. The others are checked against the store first; but a stale entry that is only superseded is served at once, as
-stale entries are. While the store is unreachable nothing can be checked, and local entries are served within their
-deadlines.
+A local entry is *confirmed* if notifications arrived ever since it came, and *superseded* if another process
+committed a newer one. It is *suspect* if notifications may have been missed, or its commit was never confirmed. A
+confirmed entry is served. The others are checked against the store first; but a stale entry that is only superseded
+is served at once, as stale entries are. While the store is unreachable nothing can be checked, and local entries are
+served within their deadlines.
 
 The store may have lost what this process has served: it has restarted with older data, or a replica has taken over
 that was behind. An entry of the store that is older than the local one, or may be, is therefore no answer. Its key is
@@ -16,7 +16,7 @@ has a `Watch`, and the local cache never takes an entry that a notification has 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from swr.core.codec import Codec
@@ -27,7 +27,7 @@ from swr.stores.base import NEWEST, Held, Kind, Lease, Notification, SharedStore
 from swr.stores.clocks import wall_clock
 from swr.stores.hearing import Hearing
 from swr.stores.invalidations import SharedInvalidations
-from swr.stores.local import UNTRUSTED, LocalCache, Slot
+from swr.stores.local import UNTRUSTED, LocalCache, Replaced, Slot
 from swr.stores.served import Served, is_newest
 from swr.stores.tag_versions import Name, TagVersions
 from swr.stores.watch import Watch
@@ -44,14 +44,22 @@ class TieredStore:
         local: this process's memory; one of no bytes holds nothing, and every read then goes to the store.
         store: what the processes share.
         clock: wall clock, seconds.
+        passed_by: the loaders, see `Entry.loader`, whose entries the local cache does not hold.
 
     Attributes:
         is_reachable: whether notifications arrive, so that confirmed entries are true.
     """
 
-    def __init__(self, local: LocalCache, store: SharedStore, clock: Callable[[], float] = wall_clock) -> None:
+    def __init__(
+        self,
+        local: LocalCache,
+        store: SharedStore,
+        clock: Callable[[], float] = wall_clock,
+        passed_by: Collection[str] = (),
+    ) -> None:
         self.local = local
         self.store = store
+        self.passed_by = passed_by
         self._clock = clock
         self.is_reachable = False
         self._epoch = 0
@@ -143,7 +151,7 @@ class TieredStore:
         elif kind is Kind.COMMITTED:
             self._on_commit(notification.text, version, fingerprint)
         elif kind is Kind.PENDING_KEY or kind is Kind.PENDING_TAG:
-            # Whoever lives longest replays it.
+            # The process that lives longest replays it.
             self._invalidations.keep_pending(kind, name, elsewhere=True)
             return
         self._subscriber(notification)
@@ -184,6 +192,7 @@ class TieredStore:
         slot = self.local.get(key)
         if slot is None or (self._clock() >= slot.trust.until and not self._trust(key, slot)):
             return None
+        slot.is_used = True
         return slot.entry
 
     def _trust(self, key: str, slot: Slot) -> bool:
@@ -206,6 +215,8 @@ class TieredStore:
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Return the shared store's entry and keep it here; while the store is unreachable, return the local entry."""
         self._hearing.resume()
+        if codec.stays_here:
+            return self._read_unshared(key)
         if not self.is_reachable and self.store.is_unreachable(key):
             return self._fallback(key)
         epoch = self._epoch
@@ -228,16 +239,29 @@ class TieredStore:
                 kept = self._marked(key, newer.entry, watch)
                 if self._served.was_marked(newer, entry):
                     kept = marked_stale(kept, entry.marked_at)
-                self.local.put(key, kept, epoch, codec.fingerprint, newer.replaced)
+                self._hold(key, kept, epoch, codec, newer.replaced)
                 return kept
-            if self._served.knows_newer(key, entry, codec):
+            if newer is not None or self._served.is_older(key, entry, codec):
                 return doubtful(entry)
             self._put(key, entry, epoch, codec)
             return entry
 
     def _put(self, key: str, entry: Entry[Any], epoch: int, codec: Codec) -> None:
         self._served.note(key, codec.fingerprint, entry.version)
-        self.local.put(key, entry, epoch, codec.fingerprint)
+        self._hold(key, entry, epoch, codec)
+
+    def _hold(self, key: str, entry: Entry[Any], epoch: int, codec: Codec, replaced: Replaced | None = None) -> None:
+        if entry.loader not in self.passed_by:
+            self.local.put(key, entry, epoch, codec.fingerprint, replaced)
+
+    def _read_unshared(self, key: str) -> Entry[Any] | None:
+        """Return the local entry of a value that no other process has, or None: there is nothing to compare it with."""
+        slot = self.local.get(key)
+        is_unreachable = not self.is_reachable and self.store.is_unreachable(key)
+        if slot is not None and not is_unreachable and not self._confirmed(slot):
+            self.local.drop(key)
+            return None
+        return self._fallback(key)
 
     def _marked(self, key: str, entry: Entry[Any], watch: Watch) -> Entry[Any]:
         """Return an entry of the shared store, marked stale if this process knows that it was."""
@@ -253,6 +277,7 @@ class TieredStore:
         if slot is None or not self._admits(slot.entry):
             return None
         slot.mark_stale(self.tag_versions.marked_at(slot.entry))
+        slot.is_used = True
         return slot.entry
 
     def _admits(self, entry: Entry[Any]) -> bool:
@@ -268,8 +293,9 @@ class TieredStore:
             replaced = slot.replaced or (self._served.servers, slot.entry.version, slot.entry.marked_at)
         # If the store is reachable and refused the entry, notifications about it arrive as for any other.
         epoch, version = (self._epoch, NEWEST) if self.is_reachable else (_NEVER, 0)
-        self._served.note(key, codec.fingerprint, entry.version or version)
-        self.local.put(key, entry, epoch, codec.fingerprint, replaced)
+        if not codec.stays_here:
+            self._served.note(key, codec.fingerprint, entry.version or version)
+        self._hold(key, entry, epoch, codec, replaced)
 
     # -- invalidating -----------------------------------------------------------------------------------------
 
@@ -312,6 +338,8 @@ class TieredStore:
         tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
         """Take the shared store's lease; an entry that it returns instead goes into the local cache."""
+        if codec.stays_here:
+            raise StoreUnavailable(f"what is loaded for {key!r} stays in this process")
         if self.store.is_unreachable(key):
             # Nothing was sent: no lease has to be given back.
             self._pending.add_unannounced(key, tags)
@@ -320,7 +348,7 @@ class TieredStore:
             epoch = self._epoch
             with self._watching(key, codec) as watch:
                 try:
-                    # What is loaded from now on is newer than these; replayed later, they would remove it again.
+                    # Later loads are newer than these; a later replay would remove them again.
                     await self._pending.replay_before_load(key)
                     answer = await self.store.acquire(key, token, ttl, known, codec, force=force, tags=tags)
                 except StoreUnavailable:
@@ -339,6 +367,9 @@ class TieredStore:
 
     async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
         """Invalidate `key` as `invalidate` does, and take the shared store's lease if it is reachable."""
+        if codec.stays_here:
+            await self.invalidate(key)
+            raise StoreUnavailable(f"what is set for {key!r} stays in this process")
         return await self._invalidations.seize(key, token, ttl, codec)
 
     async def renew(self, lease: Lease, ttl: float) -> None:

@@ -1,4 +1,4 @@
-"""What the operations that are under way on a key must not bring: entries that a notification has outdated."""
+"""Operations under way on a key, which must bring no entry that a notification has outdated."""
 
 from typing import Self
 

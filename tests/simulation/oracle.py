@@ -18,6 +18,7 @@ from swr.errors import LoadTimeout
 from swr.policy import Policy
 from swr.stores.base import Kind, Notification
 from swr.stores.tag_versions import Name, Soft, concerns
+from swr.testing.clock import START
 
 # A load that was overtaken is done again twice at most; then its value is answered all the same.
 _LOADS: Final = 3
@@ -204,6 +205,26 @@ class Oracle:
         return any(effect.is_soft and key in effect.keys and effect.at >= moment for effect in self._effects) or any(
             call.is_soft and key in call.keys and call.returned >= moment for call in self._calls
         )
+
+    def _marked_at(self, reading: Reading) -> list[float]:
+        """Return when what a load has made may have been marked, by the clock that stamped it: when its windows begin.
+
+        Where nobody has confirmed a mark, it may be made at any time.
+        """
+        marks = [effect.at for effect in self._effects if effect.is_soft and reading.key in effect.keys]
+        marks += [
+            moment
+            for call in self._calls
+            if call.is_soft and reading.key in call.keys
+            for moment in (call.called, call.returned)
+        ]
+        # What was loaded without a lease has no version: its marks are at the time of the server.
+        return [
+            moment
+            for mark in marks
+            if mark >= reading.began - _ON_THE_WAY
+            for moment in (reading.created + mark - reading.began, START + mark)
+        ]
 
     # -- what goes wrong on purpose ---------------------------------------------------------------------------
 
@@ -393,7 +414,7 @@ class Oracle:
         self.note(reading.worker, f"load {reading.number} ends")
         self._running.discard(reading)
 
-    def load_lands(self, reading: Reading) -> None:
+    def load_ends_stored(self, reading: Reading) -> None:
         """A load's value has been stored, or not, and those who waited have it."""
         reading.loaded = self._now()
         known = self._workers[reading.worker]
@@ -420,7 +441,7 @@ class Oracle:
     def has_set(self, reading: Reading, *, is_stored: bool) -> None:
         """The worker says that it is done, and whether the store has the value."""
         self.note(reading.worker, f"has set {reading.number}: {is_stored}")
-        self.load_lands(reading)
+        self.load_ends_stored(reading)
         self.trials[SET] += is_stored
 
     # -- invalidations ----------------------------------------------------------------------------------------
@@ -484,12 +505,14 @@ class Oracle:
         elif outcome.error is None:
             # Whoever has no more patience with a load is given what a failed one would be replaced by.
             waited = self._now() >= request.began + request.patience
+            last = max(stale_until, error_until)
             if fresh_until <= wall:
-                right = wall < (max(stale_until, error_until) if waited else stale_until)
+                right = wall < (last if waited else stale_until)
             else:
                 windows = max(policy.stale_for, policy.stale_if_error) if waited else policy.stale_for
-                right = windows > 0 and self._marked_since(request.key, reading.began)
-            right = right or (waited and request.key in self._workers[request.worker].unsure)
+                until = max(self._marked_at(reading), default=-math.inf) + windows + _ON_THE_WAY
+                right = windows > 0 and wall < until
+            right = right or (waited and wall < last and request.key in self._workers[request.worker].unsure)
         else:
             right = wall < max(stale_until, error_until)
         if not right or (outcome.error is not None and outcome.state is not State.STALE):
@@ -503,9 +526,13 @@ class Oracle:
         )
         if loads >= _LOADS:
             return
+        # Whoever waits for a load is given what it has read, also if that is marked meanwhile. Who asks after the mark
+        # is given it only if it may be served stale.
+        may_be_stale = self._policies[request.key].stale_for > 0
+        is_stale = outcome.state is State.STALE or (outcome.state is State.MISSING and may_be_stale)
         for call in self._calls:
             mine = call.worker == request.worker and request.key in call.keys
-            if call.is_soft and outcome.state is not State.FRESH:
+            if call.is_soft and (is_stale or (outcome.state is State.MISSING and request.began < call.returned)):
                 continue
             if mine and call.returned < now and reading.read_at < call.called:
                 self.blame(f"{said}, older than its own invalidation of {call.called:.6f}")
@@ -513,9 +540,10 @@ class Oracle:
         for effect in self._effects:
             if request.key not in effect.keys or reading.read_at >= effect.at:
                 continue
-            if effect.is_soft and outcome.state is not State.FRESH:
+            heard = effect.heard.get(request.worker, math.inf)
+            if effect.is_soft and (is_stale or (outcome.state is State.MISSING and request.began < heard)):
                 continue
-            if effect.heard.get(request.worker, math.inf) < now:
+            if heard < now:
                 self.blame(f"{said}, older than an invalidation of {effect.at:.6f} that it had heard of")
             elif connected and worker.up_since > effect.since:
                 self.blame(f"{said}, older than the invalidation of {effect.at:.6f} before its link came up")
@@ -572,6 +600,12 @@ class Oracle:
         stored, known = request.stored, self._workers[request.worker]
         if stored < 0 or self._stored.get((request.key, known.release)) != stored:
             return False
+        # It does not go back to what is older than what it has loaded without the store.
+        newer = (
+            other.read_at > self.readings[stored].read_at and other.loaded < math.inf for other in self._own(request)
+        )
+        if request.key in known.unsure and any(newer):
+            return False
         policy = self._policies[request.key]
         until = self.readings[stored].created + policy.fresh_for + max(policy.stale_for, policy.stale_if_error)
         # What was invalidated over a link that then broke may have to be told once more, and is nothing till then.
@@ -579,8 +613,15 @@ class Oracle:
             call.worker == request.worker and request.key in call.keys and call.called < known.up_since
             for call in self._calls
         )
-        pending = pending or self._marked_since(request.key, self.readings[stored].began)
+        # What was marked may be served from then on for as long, and not at all if that is not long.
+        windows = max(policy.stale_for, policy.stale_if_error)
+        for mark in self._marked_at(self.readings[stored]):
+            until = min(until, mark + windows - _ON_THE_WAY) if windows > 0 else -math.inf
         return self._connected(request) and not pending and wall < until
+
+    def _own(self, request: Request) -> list[Reading]:
+        """Return the loads of the key by the worker that is asked."""
+        return [other for other in self.readings if (other.worker, other.key) == (request.worker, request.key)]
 
     def _judge_raised(self, said: str, error: BaseException) -> None:
         """Each caller has an exception of its own, with the frames of the load and of nobody else."""

@@ -146,6 +146,7 @@ class Job:
     """Loads one key in one worker: it takes its time, reads the database somewhere in between, and may fail."""
 
     context: Context | None = None
+    new_seat = None
 
     def __init__(self, worker: "Worker", key: str, *, forced: bool = False) -> None:
         self.codec = worker.codec
@@ -177,7 +178,7 @@ class Job:
         if random.random() < world.failing:
             raise Failed(reading)
         await load.store(reading.number, world.policies[self._key])
-        oracle.load_lands(reading)
+        oracle.load_ends_stored(reading)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -185,7 +186,7 @@ class Job:
         return () if self._key == "k0" else self._worker.world.policies[self._key].tags
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
-        """Every failure may be masked."""
+        """Every failure has a fallback."""
         return True
 
 

@@ -96,7 +96,7 @@ class Server:
     Parameters:
         clock: its wall clock, seconds.
         oracle: is told what happens.
-        lenient: it takes and gives what a barrier has outdated, as Redis does, whose readers pass that over.
+        lenient: it takes and gives what a tag version has outdated, as Redis does, whose readers pass that over.
     """
 
     def __init__(self, clock: Callable[[], float], oracle: Oracle, *, lenient: bool) -> None:
@@ -534,7 +534,7 @@ class Link:
         self._learned = max(self._learned, head)
 
     async def invalidate_tag(self, *names: Name) -> None:
-        """Raise barriers."""
+        """Raise tag versions."""
 
         async def command() -> list[Notification]:
             said = []
@@ -575,7 +575,7 @@ class Link:
         return 0
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
-        """Raise the barriers, whatever was announced."""
+        """Raise the tag versions, whatever was announced."""
         await self.invalidate_tag(*tags)
 
     async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
@@ -583,11 +583,11 @@ class Link:
         return False
 
     def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """None: the server raises every barrier."""
+        """None: the server raises every tag version."""
         return ()
 
     async def announce(self, tags: tuple[str, ...]) -> None:
-        """Nothing: the server raises every barrier."""
+        """Nothing: the server raises every tag version."""
 
     async def settled(self) -> None:
         """At once."""

@@ -42,7 +42,7 @@ async def endpoints() -> None:
     assert_type(await ranking("ATL"), dict[str, int])
     assert_type(ranking_def(group="ATL"), JSONResponse)
     await ranking(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    cache.response()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    cache.response(fresh_for=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     cache.response(fresh_for=1, credentials="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -87,4 +87,14 @@ async def basket(user: str) -> str:
 
 @cache.response(fresh_for=60, key=of_named)
 async def basket_in(user: str, group: str) -> str:
+    return user
+
+
+@cache.response(fresh_for=60, key=lambda user: user.name)
+async def basket_of_lambda(user: str) -> str:
+    return user
+
+
+@cache.response(fresh_for=60, key=lambda user, group: (user, group))
+async def basket_of_two(user: str, group: str) -> str:
     return user

@@ -1,6 +1,7 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 """The types of loaders as users see them, checked by mypy and pyright in strict mode; never run."""
 
+import re
 import uuid
 from collections.abc import Awaitable, Hashable, Mapping
 from typing import Any, NamedTuple, assert_type
@@ -120,6 +121,80 @@ async def functions() -> None:
     loader: Cached[[str, int], list[int]] = coroutine
     awaitable: Awaitable[list[int]] = coroutine("x")
     del loader, awaitable
+
+
+# -- key functions -------------------------------------------------------------------------------------------------
+
+
+class User:
+    id: int = 1
+
+
+@cache.cached(key=lambda user, page: f"user:{user.id}:{page}", fresh_for=60)
+async def keyed(user: User, page: int = 1) -> list[int]:
+    return [page]
+
+
+@cache.cached(key=lambda user: user.id, fresh_for=60, ignore=("page",))
+def keyed_in_a_thread(user: User, page: int = 1) -> dict[str, int]:
+    return {}
+
+
+def key_of(*, user: User, page: int = 1) -> str:
+    return f"{user.id}:{page}"
+
+
+@cache.cached(key=key_of, fresh_for=60)
+async def keyed_by_function(user: User, page: int = 1) -> bytes:
+    return b""
+
+
+@cache.cached_many(key=lambda item, limit: f"{item}:{limit}", fresh_for=60)
+async def keyed_many(groups: list[str], limit: int = 5) -> dict[str, bytes]:
+    return {}
+
+
+with_policy = Cache(policy=Policy(60, "10m"))
+
+
+@with_policy.cached("p:{user.id}", store_if=lambda row: row is not None)
+async def by_default(user: User) -> Row | None:
+    return None
+
+
+@with_policy.cached_many("q:{item}", store_if=bool)
+async def many_by_default(items: list[str]) -> dict[str, int]:
+    return {}
+
+
+@with_policy.cached("r:{name}", shared=False)
+def pattern(name: str) -> re.Pattern[str]:
+    return re.compile(name)
+
+
+async def defaults() -> None:
+    assert_type(await pattern("x"), re.Pattern[str])
+    assert_type(await by_default(User()), Row | None)
+    assert_type(await many_by_default([]), dict[str, int])
+    assert_type(await with_policy.get_or_load("k", lambda: 1), Outcome[int])
+    assert_type(await with_policy.set("k", 1), bool)
+    with_policy.cached(fresh_for=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def number_of(user: User) -> str:
+    return "1"
+
+
+async def key_functions() -> None:
+    assert_type(await keyed(User(), 2), list[int])
+    assert_type(await keyed.outcome(user=User()), Outcome[list[int]])
+    assert_type(await keyed.peek(User()), Outcome[list[int]] | None)
+    await keyed(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await keyed_in_a_thread(User()), dict[str, int])
+    assert_type(await keyed_by_function(User()), bytes)
+    assert_type(await keyed_many(["x"], limit=5), dict[str, bytes])
+    cache.cached(key="user:{user.id}", fresh_for=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    cache.cached(key=number_of, fresh_for=60)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # -- loaders that ask for a LoadContext ----------------------------------------------------------------------------

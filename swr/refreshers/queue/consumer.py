@@ -16,7 +16,7 @@ from swr.refreshers.rounds.report import Report
 from swr.refreshers.rounds.schedule import Rounds
 from swr.stores.base import Kind, Notification
 
-# Notifications may be lost: the consumer looks at the queue without one after so many seconds.
+# Seconds after which a consumer looks at the queue without a notification, because one may be lost.
 _LOOKED_AT_EVERY = 5.0
 _AGAIN_IN = 1.0
 _LONGEST_PAUSE = 60.0
@@ -61,7 +61,7 @@ class Consumer:
         self._settlements: list[Settlement] = []
         self._settling = False
         self._working = anyio.CancelScope()
-        # What is taken is known here before it is said that it is known.
+        # A task is known here before the queue hears that it is.
         self._taking = anyio.Lock()
 
     async def _work(self) -> None:
@@ -92,7 +92,7 @@ class Consumer:
             free_slots = self._limiter.free_slots
             if not free_slots or self._working.cancel_called:
                 return longest
-            # Closing waits for the answer, for what was taken is to be handed back.
+            # Closing waits for the answer, because the tasks in it must be handed back.
             with anyio.CancelScope(shield=True):
                 async with self._taking:
                     next_in, deliveries = await self._queue.take(shard, self._name, free_slots)
@@ -184,7 +184,7 @@ class Consumer:
         self._engine.start(self._work)
 
     async def end(self, seconds: float) -> None:
-        """Take nothing more, wait for the loads under way for so many seconds at most, and hand the others back."""
+        """Take nothing more, wait for the loads under way for some seconds at most, and hand the others back."""
         self._working.cancel()
         began = anyio.current_time()
         with anyio.move_on_after(seconds):
@@ -204,7 +204,7 @@ class Consumer:
                 return
 
     async def _hand_back(self) -> None:
-        # What is being taken is handed back, too.
+        # Tasks on their way are handed back, too.
         async with self._taking:
             left = [Settlement(delivery, "back") for delivery in self._deliveries.values()]
             if left or self._settlements:

@@ -112,7 +112,7 @@ class Leader:
             # Not all at once.
             return held_for + random.uniform(0.01, 0.2)
         if epoch != self._epoch:
-            # Whoever led before is shut out of every shard first.
+            # Every shard shuts out the previous leader first.
             await self._queue.enqueue(epoch, ())
             await self._queue.register()
             self._epoch = epoch
@@ -133,7 +133,7 @@ class Leader:
             groups = await self._kept(self._groups)
             tasks = [(key, begins_at, args) for key, args in groups.items()]
             # Of as many groups as it takes long to enqueue, a leader that is killed leaves the rest to the next.
-            these = f"{begins_at}:{await _digest(groups)}:"
+            these = f"{begins_at}:{await _digest(groups, self._queue.store.names.digest_key)}:"
             done = int(part.removeprefix(these)) if part.startswith(these) else 0
             for first in range(done, len(tasks), _AT_ONCE):
                 counts = await self._queue.enqueue(epoch, tasks[first : first + _AT_ONCE])
@@ -187,9 +187,9 @@ class Leader:
         return found
 
 
-async def _digest(groups: Iterable[str]) -> str:
-    """Return what tells lists of groups apart, their order included."""
-    digest = hashlib.blake2b(digest_size=8)
-    async for key in in_turns(groups):
-        digest.update(key.encode("utf-8", "surrogatepass") + b"\0")
+async def _digest(groups: Iterable[str], key: bytes) -> str:
+    """Return what tells lists of groups apart, their order included; with a key, only to those who have it."""
+    digest = hashlib.blake2b(digest_size=8, key=key)
+    async for group in in_turns(groups):
+        digest.update(group.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

@@ -3,20 +3,22 @@
 import asyncio
 import contextlib
 import logging
+import re
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 
-from swr.core.keys import storage_name
 from swr.engine.engine import Engine
-from swr.errors import ConfigurationError, StoreUnavailable
+from swr.errors import CodecError, ConfigurationError, StoreUnavailable
 from swr.refreshers.queue import scripts
+from swr.refreshers.queue.sealing import Sealing
 from swr.refreshers.queue.status import QueueStatus
 from swr.refreshers.queue.tasks import DeadLetter, Delivery, Led, Settlement, Superseded
-from swr.refreshers.rounds.groups import travelling
+from swr.refreshers.rounds.groups import in_turns, travelling
 from swr.stores.base import NEWEST, Kind
+from swr.stores.redis.names import ForeignName
 from swr.stores.redis.scripts import digits
 from swr.stores.redis.store import RedisStore
 from swr.stores.tiered import TieredStore
@@ -28,9 +30,11 @@ _MICROSECONDS: Final = 1_000_000
 _DIGITS: Final = 16
 # Tasks in one command, at most.
 _AT_ONCE: Final = 500
-# Replicas that lag are given so many seconds.
+# Seconds that replicas may lag.
 _SECURED_IN: Final = 1.0
 _REGISTRY: Final = "{!}q"
+# One of its values: the structure in Redis, and the number of shards.
+_ENTRY: Final = re.compile(rb"(streams|list):([1-9]\d{0,4})")
 _NO_REDIS: Final = 'strategy="queue" keeps its queue in Redis: give the cache a URL, Cache("redis://…")'
 BACKENDS: Final = ("streams", "list")
 
@@ -62,22 +66,26 @@ class Queue:
         self._backend = backend
         self._deliveries = deliveries
         self._replicas = replicas
-        safe = storage_name(name)
+        self._names = names = store.names
+        self._sealing = Sealing(store.packing, name)
+        safe = names.storage_name(name)
         parts = ("t", "s" if backend == "streams" else "l", "z", "m", "d", "c", "h")
-        self._keys = [tuple(store.names.named(f"{{{safe}:{shard}}}{part}") for part in parts) for shard in self.shards]
-        self._lease, self._rounds = (store.names.named(f"{{{safe}:0}}{part}") for part in ("L", "r"))
+        self._keys = [tuple(names.named(f"{{{safe}:{shard}}}{part}") for part in parts) for shard in self.shards]
+        self._lease, self._rounds = (names.named(f"{{{safe}:0}}{part}") for part in ("L", "r"))
 
     async def _run(self, shard: int, body: str, *args: bytes | str | int, replicas: int = 0) -> Any:
         script = scripts.of(self._backend, body)
         return await self.store.commands.replicated(replicas, script, self._keys[shard], *args)
 
     def _shard(self, key: str) -> int:
-        return zlib.crc32(_bytes(key)) % len(self.shards)
+        return zlib.crc32(self._names.hidden(key)) % len(self.shards)
 
     async def register(self) -> None:
         """Have the queue known to `swr queue`."""
         registry = self.store.names.named(_REGISTRY)
-        await self.store.commands.ask(registry, "HSET", registry, self.name, f"{self._backend}:{len(self.shards)}")
+        await self.store.commands.ask(
+            registry, "HSET", registry, self._names.hidden(self.name), f"{self._backend}:{len(self.shards)}"
+        )
 
     # -- tasks ------------------------------------------------------------------------------------------------
 
@@ -91,7 +99,11 @@ class Queue:
         """
         parts: list[list[bytes | str]] = [[] for _ in self.shards]
         for key, newer_than, args in tasks:
-            parts[self._shard(key)] += (_bytes(key), f"{newer_than:016d}", travelling(key, args))
+            parts[self._shard(key)] += (
+                self._names.hidden(key),
+                f"{newer_than:016d}",
+                self._sealing.sealed(key, travelling(key, args)),
+            )
 
         async def enqueue(shard: int) -> AsyncIterator[list[Any]]:
             # At least once for every shard: the older leaders are shut out of it.
@@ -134,14 +146,15 @@ class Queue:
             ConfigurationError: arguments that cannot travel.
             StoreUnavailable: it is not known that all are there.
         """
-        parts: list[list[bytes | str]] = [[] for _ in self.shards]
-        travels = {key: travelling(key, args) for key, args in groups.items()}
-        for key, newer_than in (await self.store.newest(list(groups))).items():
-            parts[self._shard(key)] += (_bytes(key), f"{newer_than:016d}", travels[key])
-        for shard, part in enumerate(parts):
-            for first in range(0, len(part), 3 * _AT_ONCE):
-                some = part[first : first + 3 * _AT_ONCE]
-                await self._run(shard, scripts.MARK, *some, replicas=self._replicas)
+        travels = {key: travelling(key, args) async for key, args in in_turns(groups.items())}
+        for some in (list(travels)[first : first + _AT_ONCE] for first in range(0, len(travels), _AT_ONCE)):
+            parts: list[list[bytes | str]] = [[] for _ in self.shards]
+            for key, newer_than in (await self.store.newest(some)).items():
+                sealed = self._sealing.sealed(key, travels[key])
+                parts[self._shard(key)] += (self._names.hidden(key), f"{newer_than:016d}", sealed)
+            for shard, part in enumerate(parts):
+                if part:
+                    await self._run(shard, scripts.MARK, *part, replicas=self._replicas)
 
     async def drain(self, epoch: str, began: int = NEWEST) -> tuple[int, int]:
         """Enqueue what is dirty, and what was given up before this round; see `enqueue`.
@@ -171,8 +184,9 @@ class Queue:
         deliveries = []
         for receipt, key, newer_than, number, tries, args in taken:
             try:
-                task = _text(key), int(newer_than), int(number), tries, tuple(msgspec.json.decode(args, type=list[Any]))
-            except (UnicodeDecodeError, msgspec.DecodeError) as error:
+                name = self._names.shown(key)
+                task = name, int(newer_than), int(number), tries, tuple(self._sealing.arguments(name, args))
+            except (ValueError, msgspec.DecodeError, CodecError) as error:
                 await self._throw_away(shard, consumer, receipt, key, number, error)
             else:
                 deliveries.append(Delivery(shard, receipt, *task))
@@ -192,7 +206,7 @@ class Queue:
     async def settle(self, consumer: str, settlements: list[Settlement]) -> int:
         """Say what came of deliveries; return how many had been given to others meanwhile.
 
-        What is done is handed back where too few replicas have its entry: a failover could lose it.
+        Hand a finished task back if too few replicas have its entry: a failover could lose it.
         """
         late = 0
         if self._replicas:
@@ -201,8 +215,8 @@ class Queue:
             args: list[bytes | str | int] = []
             for delivery, what, delay, why, _ in settlements:
                 if delivery.shard == shard:
-                    args += (what, delivery.receipt, _bytes(delivery.key), f"{delivery.number:016d}")
-                    args += (int(delay * _MICROSECONDS), why[:1000].encode("utf-8", "replace"))
+                    args += (what, delivery.receipt, self._names.hidden(delivery.key), f"{delivery.number:016d}")
+                    args += (int(delay * _MICROSECONDS), self._sealing.sealed_text(delivery.key, why))
             if args:
                 late += await self._run(shard, scripts.SETTLE, consumer, self._deliveries, *args)
         return late
@@ -214,7 +228,7 @@ class Queue:
         return Settlement(settlement.delivery, "back", _SECURED_IN)
 
     async def tend(self, shard: int, consumer: str, silent_for: float, deliveries: Iterable[Delivery]) -> int:
-        """Say that the consumer lives, and put back what others have who have been silent for so many seconds."""
+        """Say that the consumer lives, and put back the tasks of others that have been silent for some seconds."""
         receipts = [delivery.receipt for delivery in deliveries if delivery.shard == shard]
         back: int = await self._run(shard, scripts.TEND, consumer, int(silent_for * _MICROSECONDS), *receipts)
         return back
@@ -296,12 +310,12 @@ class Queue:
             found = await self.store.commands.ask(keys[4], "HGETALL", keys[4])
             for key, text in _pairs(found):
                 # The next round throws away what cannot be read.
-                with contextlib.suppress(ValueError, KeyError, TypeError, msgspec.DecodeError):
-                    letter = msgspec.json.decode(text)
-                    record = letter["record"]
-                    args = msgspec.json.decode(record[37:], type=list[Any])
+                with contextlib.suppress(ValueError, KeyError, TypeError, msgspec.DecodeError, CodecError):
+                    name, letter = self._names.shown(key), msgspec.json.decode(text)
+                    record, why = letter["record"], self._sealing.text(name, str(letter["why"]))
+                    args = self._sealing.arguments(name, record[37:].encode())
                     at = int(letter["at"]) / _MICROSECONDS
-                    letters.append(DeadLetter(_text(key), args, str(letter["why"]), int(record[33:37]), at))
+                    letters.append(DeadLetter(name, args, why, int(record[33:37]), at))
         return sorted(letters, key=lambda letter: letter.key)
 
     async def retry(self, keys: Iterable[str] = ()) -> int:
@@ -326,7 +340,7 @@ class Queue:
         wanted = list(keys) or [letter.key for letter in await self.dead()]
         done = 0
         for shard in self.shards:
-            own = [_bytes(key) for key in wanted if self._shard(key) == shard]
+            own = [self._names.hidden(key) for key in wanted if self._shard(key) == shard]
             for first in range(0, len(own), _AT_ONCE):
                 done += await do(shard, own[first : first + _AT_ONCE])
         return done
@@ -356,8 +370,12 @@ async def known(store: RedisStore) -> dict[str, Queue]:
     found = await store.commands.ask(registry, "HGETALL", registry)
     queues = {}
     for name, text in _pairs(found):
-        backend, _, shards = text.decode().partition(":")
-        queues[name.decode()] = Queue(store, name.decode(), backend, int(shards))
+        # A queue with another name belongs to processes with another codec.
+        with contextlib.suppress(ForeignName):
+            shown, entry = store.names.shown(name), _ENTRY.fullmatch(text)
+            # Another may have written into it.
+            if entry is not None:
+                queues[shown] = Queue(store, shown, entry[1].decode(), int(entry[2]))
     return queues
 
 
@@ -366,14 +384,6 @@ def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
     return reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
 
 
-def _bytes(key: str) -> bytes:
-    return key.encode("utf-8", "surrogatepass")
-
-
 def _number(text: bytes) -> int | None:
     """Return a number that the queue has written, or None: there is none, or another has written something else."""
     return int(text) if text.isdigit() and len(text) <= _DIGITS else None
-
-
-def _text(key: bytes) -> str:
-    return key.decode("utf-8", "surrogatepass")

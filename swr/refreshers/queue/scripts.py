@@ -1,7 +1,7 @@
-"""What runs on the server for queues, each step atomic there.
+"""Scripts of the server for queues, each atomic there.
 
-Keys, for the refresher `r` of the namespace `ns` and its shard `i`, under one hash tag `{r:i}`, behind which no colon
-stands, as it does in the keys of entries and leases:
+Keys, for the refresher `r` of the namespace `ns` and its shard `i`. They stand under one hash tag `{r:i}`. No colon
+stands behind it, as it does in the keys of entries and leases:
 
 - `ns:{r:i}t` a hash, the tasks that are not done: by the key of the group's entry a *record*
 - `ns:{r:i}s` what is to be done, of task keys: a stream with the consumer group `swr`; or a list, `ns:{r:i}l`
@@ -14,18 +14,18 @@ stands, as it does in the keys of entries and leases:
 - `ns:{r:0}L` the leader's lease: 16 digits of epoch and its token
 - `ns:{r:0}r` a hash: when the last round began that was enqueued whole (microseconds), and what part of another is
 
-A record is one letter of state, 16 digits of the version that the entry must be newer than, 16 of the time of its last
-delivery, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and wanted again,
-`w` waiting for another try. The time of a delivery (microseconds) is its fence: who was taken for dead settles nothing
-any more.
+A record is one letter of state, and 16 digits of the version that the entry must be newer than. Then come 16 digits of
+the time of its last delivery, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and
+wanted again, `w` waiting for another try. The time of a delivery (microseconds) is its fence: who was taken for dead
+settles nothing any more.
 
 `streams` and `lists` each define the same local functions, which the scripts call:
 
 - push(id), requeue(id): have a task key taken last, or first where there is an order
 - pull(consumer, most): give a consumer task keys; return pairs of a receipt and a key
 - drop(receipt, consumer): forget a pair that was pulled
-- reclaim(consumer, receipts, first, idle, most, give_back): call give_back with the keys that consumers have who have
-  been silent for `idle` microseconds, and with those whose delivery this consumer does not know of
+- reclaim(consumer, receipts, first, idle, most, give_back): call give_back with the keys of consumers that have been
+  silent for `idle` microseconds. Call it also with those whose delivery this consumer does not know of
 - abandon(consumer, give_back): call give_back with what a consumer has that leaves
 - forget(consumer): remove a consumer that has nothing
 - lengths(): return how many keys are to be taken, and how many have been taken

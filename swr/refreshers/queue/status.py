@@ -1,10 +1,10 @@
-"""What a queue holds, counted."""
+"""The numbers of a queue."""
 
 import msgspec
 
 
 class QueueStatus(msgspec.Struct, frozen=True):
-    """What the queue of a refresher holds.
+    """The content of a refresher's queue.
 
     Attributes:
         name: of the refresher.

@@ -1,4 +1,4 @@
-"""What passes between a queue and the workers: deliveries, settlements, dead letters, and the leader's lease."""
+"""Messages between a queue and its workers: deliveries, settlements, dead letters, and the leader's lease."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class Delivery(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """What came of a delivery.
+    """The result of a delivery.
 
     Parameters:
         delivery: which.

@@ -12,7 +12,7 @@ import msgspec
 from swr.errors import ConfigurationError, SWRError
 
 T = TypeVar("T")
-# A key costs some 20 microseconds: an app whose event loop a refresher shares does not notice so many.
+# A key costs some 20 microseconds. An app that shares its event loop with a refresher does not notice this many.
 _AT_ONCE: Final = 200
 
 # A list, or a function, `def` or `async def`, that returns or yields one.

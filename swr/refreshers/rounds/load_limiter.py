@@ -9,8 +9,9 @@ import anyio
 
 from swr.core.codec import Codec
 from swr.engine.engine import AGAIN, Engine
-from swr.engine.flights import Flight, LocalOnly, NoValue, Stored
+from swr.engine.flights import Flight
 from swr.engine.one_shot_event import OneShotEvent
+from swr.engine.results import LocalOnly, NoValue, Stored, Unstored
 from swr.errors import StoreUnavailable, SWRError
 
 # Where it is not known for how long somebody else has it.
@@ -22,11 +23,15 @@ class Loader(Protocol):
 
     @property
     def engine(self) -> Engine:
-        """What runs its loads."""
+        """The engine that runs the loads."""
 
     @property
     def template(self) -> str:
         """The key template."""
+
+    @property
+    def stays_here(self) -> bool:
+        """Whether its values are not shared with other processes."""
 
     @property
     def codec(self) -> Codec:
@@ -54,7 +59,7 @@ class Task(NamedTuple):
 
 
 class Result(enum.Enum):
-    """What came of a task."""
+    """The result of a task."""
 
     LOADED = "loaded"
     # Somebody else had loaded it in time.
@@ -122,7 +127,7 @@ class LoadLimiter:
         changed.set()
 
     async def wait(self, seconds: float | None = None, changes: int | None = None) -> None:
-        """Wait until a load has ended or somebody has said `change`, for so many seconds at most.
+        """Wait until a load has ended or somebody has said `change`, for some seconds at most.
 
         Parameters:
             changes: how many there had been when it was found that there is something to wait for; None: just now.
@@ -132,7 +137,7 @@ class LoadLimiter:
                 await self._changed.wait()
 
     async def drained(self, seconds: float) -> None:
-        """Wait until no load is under way, for so many seconds at most."""
+        """Wait until no load is under way, for some seconds at most."""
         with anyio.move_on_after(seconds):
             while self.running:
                 await self.wait()
@@ -172,11 +177,12 @@ class LoadLimiter:
                 return Ended(Result.UNREACHABLE, _SOON)
             case Stored(entry):
                 version = entry.version
-            case NoValue():
+            case NoValue() | Unstored():
                 version = 0 if flight.load is None else flight.load.version
             case _:
                 return Ended(Result.HELD, self._loader.engine.backoffs.left(task.key) or _SOON)
         if version <= task.newer_than:
             return None
-        stored = flight.job.codec.fingerprint if flight.loaded is not None else ""
+        is_stored = flight.loaded is not None and not isinstance(flight.result, Unstored)
+        stored = flight.job.codec.fingerprint if is_stored else ""
         return Ended(Result.CURRENT if flight.load is None else Result.LOADED, stored=stored)

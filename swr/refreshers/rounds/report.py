@@ -1,4 +1,4 @@
-"""What a worker has done in a round: one event, and a line in the log where a round was late or left out."""
+"""Reports of a worker's rounds: one event, and a line in the log if a round was late or left out."""
 
 import logging
 import time
@@ -42,7 +42,11 @@ class Report:
             )
 
     def end(self, groups: int | None = None) -> None:
-        """It has ended, with so many groups; None: as many as were loaded, or found to be done, held or failing."""
+        """End the round, and report it.
+
+        Parameters:
+            groups: their number; None: that of all that were loaded, current, held or failing.
+        """
         if self._this is None:
             return
         counted = {result: count - self._counts[result] for result, count in self._limiter.counts.items()}

@@ -2,7 +2,7 @@
 
 From the bottom: `connection` (one socket), `server_link` (one server), `topology` and `cluster` (which server has which
 key), `commands` (send to the right server). On these `names`, `messages`, `scripts` and `tag_scripts` (what is stored
-and published), `invalidations`, `shared_tag_versions`, `reading`, `leases`, `notifications`, `failover` and
+and published), `invalidations`, `shared_tag_versions`, `reading`, `leases`, `digests`, `notifications`, `failover` and
 `reachability`, of which `store` is made.
 
 Imports: `swr.stores` and below; no other folder imports redis-py. Offers: `store.RedisStore` and `urls.servers_of`,

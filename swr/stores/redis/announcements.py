@@ -43,8 +43,12 @@ class Announcements:
             self.last.remember(tag, now)
 
 
-def bits_of(tag: str) -> str:
-    """Return the bits of a tag in the Bloom filter, as scripts take them."""
-    digest = hashlib.blake2b(tag.encode("utf-8", "surrogatepass"), digest_size=4 * _BITS_EACH).digest()
+def bits_of(tag: bytes) -> str:
+    """Return the bits of a tag in the Bloom filter, as scripts take them.
+
+    Parameters:
+        tag: what stands for it in Redis.
+    """
+    digest = hashlib.blake2b(tag, digest_size=4 * _BITS_EACH).digest()
     places = (int.from_bytes(digest[at : at + 4]) for at in range(0, len(digest), 4))
     return " ".join(str(_OFFSET + place % ANNOUNCED_BITS) for place in places)

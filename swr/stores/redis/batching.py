@@ -44,7 +44,7 @@ class Room:
 class Batcher(Generic[Asked]):
     """Collects what coroutines ask for in one turn of the event loop, and sends it in few commands.
 
-    What is cancelled before that is not sent.
+    A command that is cancelled before that is not sent.
 
     Parameters:
         send: sends one command for everything that it gets, and settles the futures with the answers.

@@ -92,6 +92,11 @@ class Cluster:
         """Return which runs of the masters these are."""
         return " ".join(sorted(link.server_run for link in self._links.values()))
 
+    @property
+    def links(self) -> list[ServerLink]:
+        """Return the links to the masters."""
+        return list(self._links.values())
+
     def refresh_map(self) -> None:
         """Ask for the map again."""
         self._map_outdated.set()

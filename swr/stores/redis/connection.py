@@ -76,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
     Parameters:
         raw: redis-py's connection, connected and used by no one else.
         timeout: seconds after which the server counts as hung if nothing comes from it and it takes nothing either.
+        on_answer: called with the seconds from a command to its reply; one command at a time is measured.
 
     Attributes:
         patience: the same, from now on.
@@ -86,8 +87,9 @@ class Connection(asyncio.BufferedProtocol):
         ConfigurationError: it is a connection to no server.
     """
 
-    def __init__(self, raw: AbstractConnection, timeout: float) -> None:
+    def __init__(self, raw: AbstractConnection, timeout: float, on_answer: Callable[[float], object] = float) -> None:
         self.sent = 0
+        self._on_answer = on_answer
         self.broken: StoreUnavailable | None = None
         self.patience = timeout
         self._tick_for = timeout / _TICKS
@@ -96,6 +98,8 @@ class Connection(asyncio.BufferedProtocol):
         self._ticking = False
         # How many times something came from the server, and how many bytes were given to the transport.
         self._heard = 0
+        # Of the one command whose time is measured: how many commands there are up to it, and when it was sent.
+        self._measured: tuple[int, float] | None = None
         self._given = 0
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -141,6 +145,8 @@ class Connection(asyncio.BufferedProtocol):
     def _leave(self) -> None:
         """Write what was sent in this turn of the event loop."""
         outbox, self._outbox = self._outbox, []
+        if self._measured is None:
+            self._measured = self.sent, self._loop.time()
         if self.broken is None:
             for is_large, pieces in itertools.groupby(outbox, _is_large):
                 for data in pieces if is_large else (b"".join(pieces),):
@@ -174,7 +180,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """See `asyncio.BufferedProtocol`."""
         self._heard += 1
-        replies, pending = self._replies, self._pending
+        replies, pending, came_at = self._replies, self._pending, self._loop.time()
         try:
             replies.feed(self._buffer, 0, nbytes)
             while (reply := replies.gets(False)) is not _MORE:
@@ -182,7 +188,7 @@ class Connection(asyncio.BufferedProtocol):
                     # Of a client that has asked the server for notices about itself.
                     continue
                 if isinstance(reply, ConnectionError):
-                    # What is wrong is not the command.
+                    # The fault is not the command's.
                     raise reply
                 if not pending:
                     raise InvalidResponse(f"a reply that no command has asked for: {reply!r}")
@@ -191,6 +197,9 @@ class Connection(asyncio.BufferedProtocol):
                     on_reply(reply)
                 except Exception as error:
                     on_reply(InvalidResponse(f"a reply of another shape ({type(error).__name__}: {error})"))
+            if self._measured is not None and self.sent - len(pending) >= self._measured[0]:
+                self._on_answer(came_at - self._measured[1])
+                self._measured = None
         except Exception as error:
             # What cannot even be read: redis-py looks for a number in an error such as MOVED.
             self.abandon(str(error))

@@ -6,18 +6,19 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
-from redis.exceptions import AskError, ResponseError
+from redis.exceptions import AskError, RedisError, ResponseError
 
 from swr.errors import StoreUnavailable
 from swr.stores.redis import scripts
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.connection import Connection
-from swr.stores.redis.invalidations import Invalidations, LastInvalidation
+from swr.stores.redis.heartbeat import Heartbeat, OtherHistory, Report
+from swr.stores.redis.invalidations import Invalidations
 from swr.stores.redis.messages import Messages
 from swr.stores.redis.names import Names
 from swr.stores.redis.reasons import check_kind, explain_redirect
 from swr.stores.redis.server_link import ServerLink
-from swr.stores.redis.shared_tag_versions import SharedTagVersions
+from swr.stores.redis.shared_tag_versions import Ask, SharedTagVersions
 from swr.stores.redis.tag_scripts import STAMP
 from swr.stores.redis.topology import Servers
 from swr.stores.tag_versions import ALL
@@ -73,30 +74,49 @@ class Failover:
             has_restarted = link.run_id not in (b"", run_id)
             await self._replay(link, connection, has_restarted=has_restarted)
         # After the replay: what is still missing then was lost for good.
-        await self._learn_at(link, connection, run_id)
+        await self._learn_at(link, connection.ask, run_id)
         link.run_id, link.history = run_id, info.get(_HISTORY)
 
-    async def heartbeat(self, link: ServerLink, connection: Connection) -> None:
+    async def heartbeat(
+        self, link: ServerLink, connection: Connection, probe: tuple[bytes, int], report: Report | None
+    ) -> RedisError | None:
         """Ask for the newest tag version, and whether the server was another's replica since the last heartbeat.
+
+        Parameters:
+            probe: channel and message that are published with it.
+            report: what this process reports with it.
+
+        Returns:
+            Why the probe was refused, or None.
 
         Raises:
             StoreUnavailable, RedisError: no answer.
         """
         if self._servers.is_reachable:
             self._whole_at = time.monotonic()
-        info = await _info(connection, b"replication")
+        heartbeat, has_learned = Heartbeat(connection, probe, link.history, report), False
+        with contextlib.suppress(OtherHistory):
+            await self._learn_at(link, heartbeat.ask, link.run_id)
+            has_learned = heartbeat.info is not None
+        if heartbeat.info is None:
+            # This server makes no tag versions, or others have just learned of them.
+            await heartbeat.send()
+        info = _fields(heartbeat.info or b"")
         # Between two heartbeats it may have copied another server and become a master again.
         if _was_promoted(info, link):
             await self._replay(link, connection, has_restarted=False)
-        await self._learn_at(link, connection, link.run_id)
+            has_learned = False
+        if not has_learned:
+            await self._learn_at(link, connection.ask, link.run_id)
         link.history = info.get(_HISTORY)
+        return heartbeat.refused
 
-    async def _learn_at(self, link: ServerLink, connection: Connection, run_id: bytes) -> None:
+    async def _learn_at(self, link: ServerLink, ask: Ask, run_id: bytes) -> None:
         """Learn of tag versions, if this server makes them."""
         if self._commands.is_at(self._names.newest_tag_version, link):
             self._shared.stamp = STAMP + run_id
             async with self._redirected():
-                await self._shared.learn(connection.ask)
+                await self._shared.learn(ask)
 
     @contextlib.asynccontextmanager
     async def _redirected(self) -> AsyncIterator[None]:
@@ -119,11 +139,8 @@ class Failover:
             async with self._redirected():
                 await self._shared.raise_again(connection.ask, horizon)
                 await self._shared.announce_again(connection.ask, horizon)
-        replies = []
-        for some in self._batches(link, horizon):
-            keys = [name for one in some for name in self._names.entry_and_lease(one.key)]
-            replies.append(connection.ask("EVAL", scripts.REMIND, len(keys), *keys, *self._messages.reminders(some)))
-        await asyncio.gather(*replies)
+        commands = [command async for command in self._reminders(link, horizon)]
+        await asyncio.gather(*(connection.ask(*command) for command in commands))
 
     async def _horizon(self, link: ServerLink, connection: Connection, *, has_restarted: bool) -> int:
         """Return a version; of what was written before it the server has lost nothing."""
@@ -144,20 +161,31 @@ class Failover:
         # A replica lacks what its master wrote last, which it follows by less than the margin.
         return now - int((time.monotonic() - self._whole_at) * 1e6) - _MARGIN
 
-    def _batches(self, link: ServerLink, horizon: int) -> list[list[LastInvalidation]]:
-        """Return the invalidations of keys of a link after the horizon, in parts for one script each."""
+    async def _reminders(self, link: ServerLink, horizon: int) -> AsyncIterator[tuple[bytes | str | int, ...]]:
+        """Yield the commands that repeat the invalidations of a link's keys after the horizon."""
         known = self._invalidations.since(horizon)
-        if self._servers.is_single:
-            return [known[first : first + _MOST_AT_ONCE] for first in range(0, len(known), _MOST_AT_ONCE)]
-        return [[one] for one in known if self._commands.is_at(self._names.entry(one.key), link)]
+        for first in range(0, len(known), _MOST_AT_ONCE):
+            some = known[first : first + _MOST_AT_ONCE]
+            parts = [some]
+            if not self._servers.is_single:
+                parts = [[one] for one in some if self._commands.is_at(self._names.entry(one.key), link)]
+            for part in parts:
+                keys = [name for one in part for name in self._names.entry_and_lease(one.key)]
+                yield "EVAL", scripts.REMIND, len(keys), *keys, *self._messages.reminders(part)
+            # Names that are hidden take some microseconds each.
+            await asyncio.sleep(0)
 
 
-async def _info(connection: Connection, *section: bytes) -> dict[bytes, bytes]:
+async def _info(connection: Connection) -> dict[bytes, bytes]:
     """Return what a server says of itself by name; nothing where this user may not ask."""
     try:
-        info: bytes = await connection.ask("INFO", *section)
+        info: bytes = await connection.ask("INFO")
     except ResponseError:
         return {}
+    return _fields(info)
+
+
+def _fields(info: bytes) -> dict[bytes, bytes]:
     return dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
 
 

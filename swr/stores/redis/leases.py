@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import RedisError
 
 from swr.core import frames
 from swr.core.codec import Codec
+from swr.core.packing import Packing
 from swr.core.pages import is_large
 from swr.entry import Entry
 from swr.errors import LeaseLost, StoreUnavailable
@@ -20,7 +21,7 @@ from swr.stores.redis.commands import Commands
 from swr.stores.redis.invalidations import Invalidations, LastInvalidation
 from swr.stores.redis.messages import Messages
 from swr.stores.redis.names import Names
-from swr.stores.redis.reading import decode_soon
+from swr.stores.redis.reading import LARGE, decode_soon
 from swr.stores.redis.scripts import digits, milliseconds
 from swr.stores.redis.shared_tag_versions import SharedTagVersions
 from swr.stores.redis.topology import Servers
@@ -40,7 +41,7 @@ _MOST_ON_THEIR_WAY: Final = 16 * 2**20
 class LeaseRequest(NamedTuple):
     """A lease that is asked for, to load a value of the type with this fingerprint."""
 
-    key: str
+    keys: tuple[bytes, bytes]
     fingerprint: str
     token: str
     ttl: int
@@ -56,6 +57,7 @@ class Commit(NamedTuple):
     """An entry that is to be stored under a lease."""
 
     lease: Lease
+    keys: tuple[bytes, bytes]
     fingerprint: str
     frame: bytes
     ttl: int
@@ -78,6 +80,7 @@ class RedisLeases:
         shared: the tag versions.
         invalidations: the last ones of keys.
         clock: wall clock, seconds.
+        packing: how frames are packed.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class RedisLeases:
         shared: SharedTagVersions,
         invalidations: Invalidations,
         clock: Callable[[], float],
+        packing: Packing,
     ) -> None:
         self._servers = servers
         self._names = names
@@ -97,6 +101,7 @@ class RedisLeases:
         self._shared = shared
         self._invalidations = invalidations
         self._clock = clock
+        self._packing = packing
 
     def open(self) -> None:
         """Begin on this event loop."""
@@ -108,8 +113,10 @@ class RedisLeases:
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool, tags: tuple[str, ...]
     ) -> Lease | Held | Entry[Any]:
         """Take the lease, in one trip with a second look at the entry and the newest tag version."""
+        with self._warning():
+            keys = self._names.entry_and_lease(key)
         while True:
-            request = LeaseRequest(key, codec.fingerprint, token, milliseconds(ttl), known, force)
+            request = LeaseRequest(keys, codec.fingerprint, token, milliseconds(ttl), known, force)
             # The newest tag version is read before the load begins: one raised later outdates what is loaded.
             unannounced = self._shared.unannounced(tags)
             if unannounced:
@@ -130,7 +137,7 @@ class RedisLeases:
             if what == b"held":
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
             frame: bytes = answer[1]
-            entry = await decode_soon(key, frame, codec, self._commands.warn_once)
+            entry = await decode_soon(key, frame, codec, self._packing, self._commands.warn_once)
             if entry is not None and self._shared.known.admits_entry(entry):
                 if not self._invalidations.outdates(key, entry):
                     return self._invalidations.marked(key, entry)
@@ -156,12 +163,11 @@ class RedisLeases:
     async def _request_alone(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
         """Return what the key of the newest holds, and the script's answer; follows redirects and tries twice."""
         newest = self._shared.newest_soon()
-        keys = self._names.entry_and_lease(request.key)
-        _, answer = await self._commands.script(scripts.ACQUIRE, keys, *request.arguments)
+        _, answer = await self._commands.script(scripts.ACQUIRE, request.keys, *request.arguments)
         return await newest, answer
 
     def _send_requests(self, requests: list[LeaseRequest], futures: list[asyncio.Future[Any]]) -> None:
-        keys = [key for request in requests for key in self._names.entry_and_lease(request.key)]
+        keys = [key for request in requests for key in request.keys]
         arguments = [part for request in requests for part in request.arguments]
         newest = self._names.newest_tag_version
         self._commands.send(
@@ -184,20 +190,36 @@ class RedisLeases:
         # Encoded only when there is room: values wait as they are, and not as bytes.
         async with self._room.turn:
             await self._room.wait()
-            if is_large(entry.value):
-                frame = await in_thread(frames.encode, lease.key, entry, codec)
-            else:
-                frame = frames.encode(lease.key, entry, codec)
+            with self._warning():
+                keys = self._names.entry_and_lease(lease.key)
+                message = self._messages.write(Kind.COMMITTED, lease.key, entry.version, codec.fingerprint)
+                frame = await self._encode(lease.key, entry, codec)
             self._room.take(len(frame))
-        message = self._messages.write(Kind.COMMITTED, lease.key, entry.version, codec.fingerprint)
         ttl = max(entry.keep_until - self._clock(), _KEPT_AT_LEAST)
         try:
-            done = await self._commit(Commit(lease, codec.fingerprint, frame, milliseconds(ttl), message))
+            done = await self._commit(Commit(lease, keys, codec.fingerprint, frame, milliseconds(ttl), message))
         finally:
             self._room.give_back(len(frame))
         self._commands.refusals.stored()
         if not done:
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
+        """Log once that the codec of the cache has failed."""
+        try:
+            yield
+        except StoreUnavailable as error:
+            self._commands.warn_once("packing", f"nothing is stored in Redis: {error}")
+            raise
+
+    async def _encode(self, key: str, entry: Entry[Any], codec: Codec) -> bytes:
+        if is_large(entry.value):
+            return await in_thread(frames.encode, key, entry, codec, self._packing)
+        draft = frames.draft(key, entry, codec)
+        if len(draft.payload) > LARGE:
+            return await in_thread(frames.pack, draft, self._packing)
+        return frames.pack(draft, self._packing)
 
     async def _commit(self, commit: Commit) -> int:
         if self._servers.is_single:
@@ -206,12 +228,11 @@ class RedisLeases:
             except (StoreUnavailable, RedisError):
                 # Once more, alone.
                 pass
-        keys = self._names.entry_and_lease(commit.lease.key)
-        (done,) = await self._commands.script(scripts.COMMIT, keys, self._messages.channel, *commit.arguments)
+        (done,) = await self._commands.script(scripts.COMMIT, commit.keys, self._messages.channel, *commit.arguments)
         return int(done)
 
     def _send_commits(self, commits: list[Commit], futures: list[asyncio.Future[Any]]) -> None:
-        keys = [key for commit in commits for key in self._names.entry_and_lease(commit.lease.key)]
+        keys = [key for commit in commits for key in commit.keys]
         arguments = [part for commit in commits for part in commit.arguments]
         command = ("EVAL", scripts.COMMIT, len(keys), *keys, self._messages.channel, *arguments)
         self._commands.send(keys[0], command, functools.partial(settle_each, futures))

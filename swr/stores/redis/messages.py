@@ -11,18 +11,19 @@ from typing import Final
 from swr.core.frames import VERSION_DIGITS
 from swr.stores.base import NEWEST, Kind, Notification
 from swr.stores.redis.invalidations import LastInvalidation
-from swr.stores.redis.names import Names
+from swr.stores.redis.names import ForeignName, Names
 from swr.stores.redis.scripts import TOMBSTONE_FOR, digits
 from swr.stores.tag_versions import ALL, Name, OfKey, OfLoader, Soft
 
 _INSTANCE: Final = 16
 _FINGERPRINT: Final = 8
 PENDING: Final = (Kind.PENDING_KEY, Kind.PENDING_TAG)
-# What processes tell each other. What a process notes for itself, such as an outage, is foreign in a message.
+# What processes tell each other. Notes of a process for itself, such as an outage, are foreign in a message.
 _KINDS: Final = {
     kind.value.encode(): kind
     for kind in (Kind.COMMITTED, Kind.RELEASED, Kind.INVALIDATED, Kind.MARKED, Kind.TAG_VERSION, Kind.QUEUED, *PENDING)
 }
+_INVALIDATING: Final = (Kind.INVALIDATED, Kind.MARKED, Kind.TAG_VERSION, *PENDING)
 # Those that name something by a member of the tag versions.
 _NAMED: Final = (Kind.TAG_VERSION, Kind.PENDING_TAG)
 
@@ -57,8 +58,8 @@ class Messages:
         """Return a message; that of a commit has a fingerprint. Those about tag versions are written by scripts."""
         begin = f"{kind.value}{digits(version)}{self.instance}{fingerprint}".encode()
         if kind is Kind.PENDING_TAG or not isinstance(name, str):
-            return begin + member_of(name)
-        return begin + name.encode("utf-8", "surrogatepass")
+            return begin + member_of(name, self._names)
+        return begin + self._names.hidden(name)
 
     def around_version(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
         """Return a message in two parts, between which a script puts the version."""
@@ -74,25 +75,38 @@ class Messages:
         return arguments
 
     def read(self, message: bytes) -> Notification | None:
-        """Return what a message says, or None if it is not one of swr's."""
+        """Return what a message says, or None if it is not one of swr's.
+
+        Raises:
+            ForeignName: it names what this process has another name for.
+        """
         kind, instance, name = _KINDS.get(message[:1]), message[17 : 17 + _INSTANCE], message[17 + _INSTANCE :]
         fingerprint = b""
+        if kind is None or not message[1:17].isdigit():
+            return None
         if kind is Kind.COMMITTED:
             fingerprint, name = name[:_FINGERPRINT], name[_FINGERPRINT:]
         elif kind is Kind.TAG_VERSION:
             name = name[VERSION_DIGITS:]
+        version = int(message[1:17])
+        named: Name
         try:
-            version = int(message[1:17])
-            named: Name
             if kind in _NAMED:
-                named = name_in(name, may_be_key=kind is Kind.PENDING_TAG)
+                named = name_in(name, self._names, may_be_key=kind is Kind.PENDING_TAG)
             else:
-                named = name.decode("utf-8", "surrogatepass")
+                named = self._names.shown(name)
+        except ForeignName:
+            raise
         except ValueError:
             return None
-        if kind is None or version > self.latest:
+        if version > self.latest:
             return None
         return Notification(kind, named, version, instance != self.instance.encode(), fingerprint.decode("latin-1"))
+
+
+def invalidated_in(message: bytes) -> int | None:
+    """Return the version at which a message invalidates or marks something, whatever that is; None: it does not."""
+    return int(message[1:17]) if _KINDS.get(message[:1]) in _INVALIDATING else None
 
 
 def before_in(message: bytes) -> bytes:
@@ -100,41 +114,41 @@ def before_in(message: bytes) -> bytes:
     return message[17 + _INSTANCE : 17 + _INSTANCE + VERSION_DIGITS]
 
 
-def member_of(name: Name) -> bytes:
+def member_of(name: Name, names: Names) -> bytes:
     """Return what was invalidated or marked, as scripts and messages name it."""
     of = name.of if isinstance(name, Soft) else name
     if isinstance(of, OfLoader):
-        text = f"l{of.template}"
+        member = b"l" + names.hidden(of.template)
     elif isinstance(of, OfKey):
-        text = f"k{of.key}"
+        member = b"k" + names.hidden(of.key)
     else:
-        text = "*" if of == ALL else f"t{of}"
-    return f"{'s' if isinstance(name, Soft) else ''}{text}".encode("utf-8", "surrogatepass")
+        member = b"*" if of == ALL else b"t" + names.hidden(of)
+    return b"s" + member if isinstance(name, Soft) else member
 
 
-def name_in(member: bytes, *, may_be_key: bool = False) -> Name:
+def name_in(member: bytes, names: Names, *, may_be_key: bool = False) -> Name:
     """Return what a member of the tag versions names.
 
     Parameters:
         may_be_key: it may be a mark of a key, which has no tag version.
 
     Raises:
+        ForeignName: another process has this name for it.
         ValueError: it is not swr's.
     """
     is_soft = member[:1] == b"s"
     member = member[is_soft:]
-    kind, text = member[:1], member[1:].decode("utf-8", "surrogatepass")
-    if is_soft and may_be_key and kind == b"k":
-        return Soft(OfKey(text))
-    name: str | OfLoader
     if member == b"*":
-        name = ALL
-    elif kind == b"t" and text:
-        name = text
-    elif kind == b"l":
-        name = OfLoader(text)
-    else:
+        return Soft(ALL) if is_soft else ALL
+    kind = member[:1]
+    if kind not in (b"t", b"l") and not (kind == b"k" and is_soft and may_be_key):
         raise ValueError(f"{member!r} is no tag")
+    text = names.shown(member[1:])
+    if kind == b"k":
+        return Soft(OfKey(text))
+    if kind == b"t" and not text:
+        raise ValueError(f"{member!r} is no tag")
+    name = text if kind == b"t" else OfLoader(text)
     return Soft(name) if is_soft else name
 
 

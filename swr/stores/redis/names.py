@@ -1,6 +1,23 @@
-"""The names of Redis keys in one namespace; `swr.stores.redis.scripts` says what lies under each."""
+"""The names of Redis keys in one namespace, and what stands for keys and tags in Redis.
+
+`swr.stores.redis.scripts` says what lies under each name. Without a codec that hides names, keys and tags stand there
+as they are. With one, each begins with two bytes that no text has, so that a process that cannot read it knows that.
+"""
+
+import base64
+import functools
+from typing import Final
 
 from swr.core.keys import storage_name
+from swr.core.packing import PLAIN, Packing
+from swr.errors import StoreUnavailable
+
+_HIDDEN: Final = b"\xff\x01"
+_REMEMBERED: Final = 4096
+
+
+class ForeignName(ValueError):
+    """A name that was hidden with another secret, or not at all."""
 
 
 class Names:
@@ -8,6 +25,7 @@ class Names:
 
     Parameters:
         namespace: the beginning of every name.
+        packing: whose codec may hide names.
 
     Attributes:
         prefix: the namespace, as bytes.
@@ -15,25 +33,91 @@ class Names:
         newest_tag_version: names the newest tag version.
         announcements: names the tags of URLs of which loads have begun.
         passed_over: names the times at which invalidations were passed over.
+        hidden: returns what stands in Redis for a key, a tag or another name.
+        digests, digest_times: name the digests of processes, and when each was written.
+        is_watched: names whether a dashboard is open.
+        faults: names the faults that processes simulate.
+        dashboard_secret: names what dashboards seal the names of keys with.
     """
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, packing: Packing = PLAIN) -> None:
         self.prefix = namespace.encode()
         self.tag_versions = self.prefix + b":{!}b"
         self.newest_tag_version = self.prefix + b":{!}h"
         self.announcements = self.prefix + b":{!}a"
         self.passed_over = self.prefix + b":{!}p"
+        self.digests = self.prefix + b":{!}d"
+        self.digest_times = self.prefix + b":{!}dt"
+        self.is_watched = self.prefix + b":{!}dw"
+        self.faults = self.prefix + b":{!}df"
+        self.dashboard_secret = self.prefix + b":{!}ds"
         self._before_entry = self.prefix + b":{"
+        self._codec = codec = packing.names
+        self.hidden = _bytes if codec is None else functools.lru_cache(_REMEMBERED)(self._hide)
+
+    def _hide(self, name: str) -> bytes:
+        assert self._codec is not None
+        try:
+            return _HIDDEN + self._codec.encode_name(_bytes(name), self.prefix)
+        except Exception as error:
+            raise StoreUnavailable(f"the codec could not hide a name ({type(error).__name__}: {error})") from error
+
+    def shown(self, data: bytes) -> str:
+        """Return the name that `data` stands for.
+
+        Raises:
+            ForeignName: another process hides names otherwise, or this one alone does.
+            ValueError: it is no name.
+        """
+        if data.startswith(_HIDDEN) is (self._codec is None):
+            raise ForeignName("names are hidden there otherwise")
+        if self._codec is not None:
+            try:
+                data = self._codec.decode_name(data[len(_HIDDEN) :], self.prefix)
+            except Exception as error:
+                raise ForeignName(str(error)) from error
+        return data.decode("utf-8", "surrogatepass")
+
+    def unhidden(self, data: bytes) -> str:
+        """Return the key that `storage_name` has hidden.
+
+        Raises:
+            ValueError: another secret has hidden it, or it is no name.
+        """
+        return self.shown(_HIDDEN + data)
+
+    @property
+    def digest_key(self) -> bytes:
+        """The key of digests that only processes with the same secret can make; empty if names are not hidden."""
+        return b"" if self._codec is None else self.hidden("")[-16:]
+
+    def storage_name(self, name: str) -> str:
+        """Return `name` as a part of a Redis key, safe inside a hash tag."""
+        if self._codec is None:
+            return storage_name(name)
+        return storage_name(base64.urlsafe_b64encode(self.hidden(name)[len(_HIDDEN) :]).decode().rstrip("="))
 
     def entry(self, key: str) -> bytes:
-        """Return where the entry of `key` is."""
-        return self._before_entry + storage_name(key).encode() + b"}"
+        """Return where the entry of `key` is.
+
+        Raises:
+            StoreUnavailable: the codec cannot hide it.
+        """
+        return self._before_entry + self.storage_name(key).encode() + b"}"
 
     def entry_and_lease(self, key: str) -> tuple[bytes, bytes]:
         """Return where the entry of `key` is, and its lease; a cluster keeps both in one slot."""
         entry = self.entry(key)
         return entry, entry + b":l"
 
+    def fault(self, name: str) -> bytes:
+        """Return the name of the claim of a fault that one process simulates."""
+        return b"%b:%b" % (self.faults, name.encode())
+
     def named(self, name: str) -> bytes:
         """Return `name` as a key of this namespace."""
         return b"%b:%b" % (self.prefix, name.encode())
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")

@@ -1,12 +1,12 @@
-"""What the messages of other processes do here: each becomes one notification of the store's subscriber."""
+"""Make one notification of the store's subscriber of each message of another process."""
 
 from cachetools import LRUCache
 
-from swr.stores.base import Kind, Subscriber
+from swr.stores.base import Kind, Start, Subscriber
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.invalidations import Invalidations
-from swr.stores.redis.messages import Messages, before_in, split
-from swr.stores.redis.names import Names
+from swr.stores.redis.messages import Messages, before_in, invalidated_in, split
+from swr.stores.redis.names import ForeignName, Names
 from swr.stores.redis.reading import Reading
 from swr.stores.redis.server_link import ServerLink
 from swr.stores.redis.shared_tag_versions import SharedTagVersions
@@ -46,8 +46,9 @@ class Notifications:
         # A cluster's masters pass messages on, so that each comes several times.
         self._received: LRUCache[bytes, None] = LRUCache(1000)
 
-    def open(self, subscriber: Subscriber) -> None:
-        """Call `subscriber` with every notification from now on."""
+    def open(self, start: Start, subscriber: Subscriber) -> None:
+        """Call `subscriber` with every notification from now on; `start` starts a task."""
+        self._start = start
         self._subscriber = subscriber
 
     def on_message(self, link: ServerLink, data: bytes) -> None:
@@ -64,8 +65,24 @@ class Notifications:
             "message", f"a message on {self._messages.channel!r} that is not swr's was ignored: {data[:80]!r}"
         )
 
+    def _on_foreign_name(self, data: bytes) -> None:
+        """Invalidate everything if something was invalidated that has another name here, or none."""
+        self._commands.warn_once(
+            "foreign name",
+            f"a process in the namespace {self._names.prefix.decode()!r} has another secret or codec, so that neither "
+            f"reads what the other stores, and every invalidation invalidates everything: give all processes the same "
+            f"codec=, or another namespace",
+        )
+        version = invalidated_in(data)
+        if version is not None:
+            self._start(self._shared.clear_after, version)
+
     def _on_message(self, link: ServerLink, data: bytes) -> None:
-        notification = self._messages.read(data)
+        try:
+            notification = self._messages.read(data)
+        except ForeignName:
+            self._on_foreign_name(data)
+            return
         if notification is None:
             self._ignore(data)
             return

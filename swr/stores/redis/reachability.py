@@ -13,7 +13,7 @@ from swr.stores.redis.topology import Servers
 
 log = logging.getLogger("swr")
 
-# Of reasons that alternate, each is logged again after so many seconds.
+# Seconds after which a reason is logged again, if several alternate.
 _REPEATED_AFTER: Final = 60.0
 _MOST_REASONS: Final = 100
 

@@ -1,18 +1,19 @@
 """Readings: what coroutines read in one turn of the event loop, shared by the readers of one key."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from swr.core import frames
 from swr.core.codec import Codec
+from swr.core.packing import Packing, Unreadable
 from swr.entry import Entry, marked_stale
 from swr.errors import CodecError
 from swr.stores.redis.connection import settle
 from swr.stores.threads import in_thread
 
-# A frame of more bytes is decoded in a thread: some milliseconds at least.
-_LARGE: Final = 200_000
+# Frames of more bytes are made and decoded in a thread: some milliseconds at least.
+LARGE: Final = 200_000
 
 
 class Reading:
@@ -20,38 +21,54 @@ class Reading:
 
     Each reader waits on a future of its own, so that one reader's cancellation does not reach the others.
 
+    Parameters:
+        readings: those under way, by key.
+        key: which is read.
+        name: where its entry is.
+        first: the future of the first reader.
+
     Attributes:
         frame: what is stored, or None.
         newest: what the key of the newest tag version holds, if it was read with this key.
         codec, entry: which entry was decoded from the frame, with which codec.
     """
 
-    __slots__ = ("_lock", "_readings", "codec", "entry", "frame", "key", "newest", "waiting")
+    __slots__ = ("_lock", "_readings", "codec", "entry", "frame", "key", "name", "newest", "waiting")
 
     frame: bytes | None
     newest: bytes | None
     entry: Entry[Any] | None
 
-    def __init__(self, readings: "dict[str, Reading]", key: str, first: asyncio.Future[None]) -> None:
+    def __init__(self, readings: "dict[str, Reading]", key: str, name: bytes, first: asyncio.Future[None]) -> None:
         self.key = key
+        self.name = name
         self.waiting = [first]
         self.codec: Codec | None = None
         self._readings = readings
         self._lock: asyncio.Lock | None = None
 
-    async def decoded(self, codec: Codec, warn_once: Callable[[str, str], None]) -> Entry[Any] | None:
-        """Return the entry of a codec's type; all readers share one decoding."""
-        if self.codec is not codec and _is_large(self.frame):
-            if self._lock is None:
-                self._lock = asyncio.Lock()
-            async with self._lock:
-                if self.codec is not codec:
-                    self.entry = await in_thread(decode, self.key, self.frame, codec, warn_once)
-                    self.codec = codec
-                return self.entry
-        if self.codec is not codec:
-            self.codec, self.entry = codec, decode(self.key, self.frame, codec, warn_once)
+    def decoded(
+        self, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
+    ) -> Entry[Any] | Awaitable[Entry[Any] | None] | None:
+        """Return the entry of a codec's type, or what waits for a thread that decodes it; all readers share that."""
+        if self.codec is codec:
+            return self.entry
+        frame = frame_of(self.frame, codec)
+        if _is_large(frame):
+            return self._decode_in_thread(frame, codec, packing, warn_once)
+        self.codec, self.entry = codec, decode(self.key, self.frame, frame, codec, packing, warn_once)
         return self.entry
+
+    async def _decode_in_thread(
+        self, frame: bytes | None, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
+    ) -> Entry[Any] | None:
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            if self.codec is not codec:
+                self.entry = await in_thread(decode, self.key, self.frame, frame, codec, packing, warn_once)
+                self.codec = codec
+            return self.entry
 
     def settle(self, frame: bytes | None, newest: bytes | None) -> None:
         """Take the answer, and wake the readers."""
@@ -89,29 +106,51 @@ def settle_one(reading: Reading, reply: Any) -> None:
         reading.settle(reply[0], None)
 
 
-def _is_large(data: bytes | None) -> bool:
-    return data is not None and len(data) > _LARGE
+def frame_of(data: bytes | None, codec: Codec) -> bytes | None:
+    """Return the frame of a codec's type in what is stored for a key; None: there is none."""
+    return frames.frame_of(data, codec.fingerprint) if data else None
+
+
+def _is_large(frame: bytes | None) -> bool:
+    return frame is not None and frames.weight(frame) > LARGE
 
 
 async def decode_soon(
-    key: str, data: bytes | None, codec: Codec, warn_once: Callable[[str, str], None]
+    key: str, data: bytes, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
 ) -> Entry[Any] | None:
     """See `decode`; in a thread, if that takes long."""
-    if _is_large(data):
-        return await in_thread(decode, key, data, codec, warn_once)
-    return decode(key, data, codec, warn_once)
+    frame = frame_of(data, codec)
+    if _is_large(frame):
+        return await in_thread(decode, key, data, frame, codec, packing, warn_once)
+    return decode(key, data, frame, codec, packing, warn_once)
 
 
-def decode(key: str, data: bytes | None, codec: Codec, warn_once: Callable[[str, str], None]) -> Entry[Any] | None:
-    """Return the entry of a codec's type in what is stored for `key`.
+def decode(
+    key: str,
+    data: bytes | None,
+    frame: bytes | None,
+    codec: Codec,
+    packing: Packing,
+    warn_once: Callable[[str, str], None],
+) -> Entry[Any] | None:
+    """Return the entry in a frame.
 
     None stands for nothing, a tombstone, entries of other types alone, or, with one warning, what cannot be decoded.
+
+    Parameters:
+        data: what is stored for the key.
+        frame: the one of the codec's type in it.
     """
-    frame = frames.frame_of(data, codec.fingerprint) if data else None
     if not frame:
         return None
     try:
-        entry = frames.decode(key, frame, codec)
+        entry = frames.decode(key, frame, codec, packing)
+    except Unreadable as error:
+        warn_once(
+            f"packing {error.about}",
+            f"the entry of {key!r} in Redis was passed over: {error} (logged once, though others may be like it)",
+        )
+        return None
     except CodecError as error:
         if not frames.is_tombstone(frame):
             why = f"was passed over: {error}" if frames.is_entry(frame) else "is not swr's and was passed over"

@@ -1,4 +1,4 @@
-"""What servers refuse to do, and whether they still do: each refusal is told, and a change is logged."""
+"""Refusals of servers: publish each of them, and log when they begin and end."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from swr.stores.base import Kind, Notification, Subscriber
 from swr.stores.redis.reasons import explain_refusal
 
 log = logging.getLogger("swr")
-# The most lines within so many seconds: a server at its limit may change its mind with each command.
+# The most lines within these seconds: a server at its limit may change its mind with each command.
 _MOST_LINES: Final = 10
 _WITHIN: Final = 3600.0
 

@@ -1,4 +1,4 @@
-"""What differs between the releases of redis-py that swr supports."""
+"""The differences between the releases of redis-py that swr supports."""
 
 import asyncio
 import inspect

@@ -1,16 +1,16 @@
-"""What runs on the server, each step atomic there. Portable: Redis 6.2 to 8, Valkey 8 and 9, cluster included.
+"""Scripts of the server, each atomic there. Portable: Redis 6.2 to 8, Valkey 8 and 9, cluster included.
 
 Keys, for the namespace `ns` and the storage name `h` of an entry's key:
 
 - `ns:{h}` the entry: frames (`swr.core.frames`) side by side, one for each fingerprint of a type, the last stored
-  first; and behind them, if they were marked stale, 16 digits of the version of that and `s`. Or a tombstone, in place
+  first. If they were marked stale, 16 digits of the version of that and `s` stand behind them. Or a tombstone, in place
   of all of them: 16 digits of version and `t`
 - `ns:{h}:l` a hash of leases by fingerprint: `l`, 16 digits of the time at which it ends, 16 digits of version, the
   holder's token. Or a pause after failed loads: `p`, 16 digits of the time at which it ends, the number of failures
-- `ns:{!}b` a sorted set of tag versions by tag, `*` for the last clear and `!` for the minimum tag
-  version; tags are written `t` + tag, loaders `l` + key template, and `s` + one of these, or `*`, when it was last
-  marked stale. And `@` + the run of a server, minus the time of the last stamp in that run: a
-  server that restarts with older data says by it how old they are
+- `ns:{!}b` a sorted set of tag versions by tag, `*` for the last clear and `!` for the minimum tag version. Tags are
+  written `t` + tag, and loaders `l` + key template. `s` + one of these, or `*`, says when it was last marked stale.
+  `@` + the run of a server has minus the time of the last stamp in that run. By it a server that restarts with older
+  data says how old they are
 - `ns:{!}h` 16 digits of the newest tag version, and 16 of the last clear
 - `ns:{!}a` the announcements: 16 digits of the last clear, 16 of their number, then a Bloom filter of the tags of URLs
   of which loads have begun since. Nothing carries a tag of a URL that is not among them, so that invalidating it needs
@@ -59,7 +59,7 @@ local function read(key)
 end
 """
 
-# What lies in an entry's two keys. The patterns count sixteen digits of a version, eight hex digits and so on.
+# Read an entry's two keys. The patterns count sixteen digits of a version, eight hex digits and so on.
 _ENTRY: Final = (
     TIME
     + """

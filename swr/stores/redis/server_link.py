@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import anyio
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from swr.errors import StoreUnavailable
 from swr.stores.redis.connection import Closed, Connection, Silent
@@ -19,7 +19,9 @@ from swr.stores.redis.reasons import reason_of
 from swr.stores.redis.releases import close_sentinels, connection_of
 
 # Seconds: swr notices within 2 s that a subscription has died silently.
-_HEARTBEAT: Final = 0.45
+_HEARTBEAT: Final = 0.55
+# A reader who has waited for a silent server waits for the next connection for this share of the time-out more.
+_SHARE_AFTER_SILENCE: Final = 1 / 8
 _MISSED_HEARTBEATS: Final = 3
 _LONGEST_PAUSE: Final = 0.5
 # Seconds; what `Cache` documents.
@@ -40,7 +42,7 @@ class Timeouts(NamedTuple):
 
 
 class LinkOwner(Protocol):
-    """What a link reports to: the store that it belongs to."""
+    """The store that a link belongs to and reports to."""
 
     @property
     def channel(self) -> bytes:
@@ -49,13 +51,20 @@ class LinkOwner(Protocol):
     async def handshake(self, link: "ServerLink", connection: Connection) -> None:
         """Learn what was missed, before any command goes over the connection. Raises StoreUnavailable, RedisError."""
 
-    async def heartbeat(self, link: "ServerLink", connection: Connection) -> None:
-        """Ask the server something, twice a second. Raises StoreUnavailable, RedisError."""
+    async def heartbeat(
+        self, link: "ServerLink", connection: Connection, probe: tuple[bytes, int]
+    ) -> RedisError | None:
+        """Publish a message, a channel's, and ask the server what the owner wants to know, a little less than twice a
+        second. Returns why it may not be published, or None. Raises StoreUnavailable, RedisError.
+        """
 
     def on_message(self, link: "ServerLink", data: bytes) -> None:
         """Take a message, or several that were sent as one."""
 
-    def on_publish_refused(self, error: ResponseError) -> None:
+    def on_answer(self, seconds: float) -> None:
+        """Note how long a command has waited for its reply."""
+
+    def on_publish_refused(self, error: RedisError) -> None:
         """Note that the user may not publish: no other process is notified of anything."""
 
     def on_link_changed(self) -> None:
@@ -154,7 +163,7 @@ class ServerLink:
         pool = self.client.connection_pool
         channel = self.client.pubsub()
         raw = connection = None
-        # What is published there comes back over this subscription, if messages do.
+        # The probe that is published there comes back over this subscription, if messages do.
         self._probe = b"%b:%b" % (self._owner.channel, secrets.token_hex(8).encode())
         try:
             # One after the other: redis-py loses sentinels if two connections look for the master at once.
@@ -165,7 +174,7 @@ class ServerLink:
                 raw = await connection_of(pool)
             if _address(raw) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while it was connected to")
-            connection = Connection(raw, self._timeouts.reply)
+            connection = Connection(raw, self._timeouts.reply, self._owner.on_answer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(connection.run())
                 group.create_task(self._receive_messages(channel))
@@ -205,7 +214,7 @@ class ServerLink:
         """Make the handshake, and ask both connections for a sign of life again and again."""
         self._unanswered = self._returned = sent = 0
         if not self.tried.is_set():
-            # Whoever opens the cache waits for this. Later a silent connection is replaced sooner.
+            # The opening of the cache waits for this. Later a silent connection is replaced sooner.
             connection.patience = max(self._timeouts)
         await self._owner.handshake(self, connection)
         connection.patience = self._timeouts.reply
@@ -217,14 +226,13 @@ class ServerLink:
         while self._unanswered < _MISSED_HEARTBEATS and not self.retired:
             await asyncio.sleep(_HEARTBEAT)
             self._unanswered += 1
-            try:
-                # A pong would say that the connection works, and not that messages arrive.
-                await connection.ask("PUBLISH", self._probe, sent + 1)
+            # A pong would say that the connection works, and not that messages arrive.
+            refused = await self._owner.heartbeat(self, connection, (self._probe, sent + 1))
+            if refused is None:
                 sent += 1
-            except ResponseError as error:
-                self._owner.on_publish_refused(error)
+            else:
+                self._owner.on_publish_refused(refused)
                 await channel.ping()
-            await self._owner.heartbeat(self, connection)
         raise StoreUnavailable("no sign of life from the subscription")
 
     def lose(self, error: Exception, connection: Connection | None = None) -> None:
@@ -234,8 +242,8 @@ class ServerLink:
         self.connection = None
         if self.error is None and not self.retired:
             self.lost_at = time.monotonic()
-            # Who has waited for a silent server waits no more than a moment for the next connection.
-            self._waits_until = self.lost_at + self._timeouts.reply / (8 if isinstance(error, Silent) else 1)
+            share = _SHARE_AFTER_SILENCE if isinstance(error, Silent) else 1
+            self._waits_until = self.lost_at + self._timeouts.reply * share
             self._tried_again.clear()
         if isinstance(error, Closed):
             # The subscription broke, and took this connection with it. It says why.

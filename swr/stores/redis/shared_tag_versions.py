@@ -1,7 +1,6 @@
 """The tag versions that all processes share: two keys on one server, and what this process has learned of them."""
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
@@ -12,14 +11,14 @@ from swr.stores.redis import tag_scripts
 from swr.stores.redis.announcements import Announcements, bits_of
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.messages import Messages, member_of, name_in
-from swr.stores.redis.names import Names
+from swr.stores.redis.names import ForeignName, Names
 from swr.stores.redis.scripts import digits
 from swr.stores.redis.topology import Servers
 from swr.stores.tag_versions import ALL, Name, TagVersions, is_announced
 
 _MOST_TAGS: Final = 100_000
-# Seconds. What was loaded before a tag that is older than this counts as outdated, if it has any tag: every process
-# learns all tags when it starts, so that they must not become ever more.
+# Seconds that a tag is kept. An entry with any tag that was loaded before the oldest one counts as outdated. Every
+# process learns all tags when it starts, so they must not become ever more.
 _KEPT_FOR: Final = 7 * 24 * 3600.0
 # How many a server is asked for at once, and in one turn of the event loop: neither is to be held for long.
 _LEARNED_AT_ONCE: Final = 20_000
@@ -63,6 +62,8 @@ class SharedTagVersions:
         self._announcements = Announcements()
         self._ask = functools.partial(commands.ask, names.newest_tag_version)
         self._asked: asyncio.Future[bytes | None] | None = None
+        # The newest version of what has another name here. It may be anything.
+        self._foreign = 0
         # Up to where a lesson has come that broke off: on a slow line the next one goes on from there.
         self._learned_to = 0
         # The number of the last lesson that began, and of the last that succeeded.
@@ -71,7 +72,7 @@ class SharedTagVersions:
     def open(self, subscriber: Subscriber) -> None:
         """Begin on this event loop; `subscriber` is called with each tag version that was not known."""
         self._subscriber = subscriber
-        # What was raised while this process had no subscription is not known.
+        # Versions that were raised while this process had no subscription are not known.
         self.learned = b""
         self._learned_to = 0
         self._asked = None
@@ -101,7 +102,17 @@ class SharedTagVersions:
             StoreUnavailable: no answer.
         """
         newest = self.known.newest
-        await self._raise(self._ask, newest, newest, [(tag, NEWEST, bits_of(tag)) for tag in tags])
+        await self._raise(self._ask, newest, newest, [(tag, NEWEST, self._bits_of(tag)) for tag in tags])
+
+    async def clear_after(self, version: int) -> None:
+        """Invalidate everything, unless that was done after `version`."""
+        if self.known.cleared > version:
+            return
+        try:
+            await self.invalidate(ALL)
+        except StoreUnavailable:
+            # Known here and not to the server, so that it clears everything when this process next learns.
+            self._raise_to(ALL, max(version, self.known.newest + 1))
 
     async def raise_again(self, ask: Ask, after: int) -> None:
         """Raise the tag versions after a number that the server has lost, over one connection to it.
@@ -117,11 +128,11 @@ class SharedTagVersions:
     async def _raise(self, ask: Ask, known: int, least: int, tags: Iterable[tuple[Name, int, str]]) -> None:
         arguments: list[bytes | int | str] = [*self._announcing, _MOST_TAGS, known, least, int(_KEPT_FOR * 1e6)]
         for tag, number, bits in tags:
-            arguments += (member_of(tag), number, bits)
+            arguments += (member_of(tag, self._names), number, bits)
         now, *raised = await self._run(ask, tag_scripts.RAISE_TAG_VERSIONS, arguments)
         self.time = max(self.time, int(now))
         for name, number in zip(raised[::2], raised[1::2], strict=True):
-            self._raise_to(name_in(name), int(number))
+            self._raise_to(name_in(name, self._names), int(number))
 
     async def _run(self, ask: Ask, script: str, arguments: Sequence[bytes | str | int]) -> Any:
         return await ask("EVAL", script, len(self._keys), *self._keys, *arguments)
@@ -133,6 +144,9 @@ class SharedTagVersions:
     def _raise_to(self, name: Name, number: int) -> None:
         if self.known.raise_to(name, number):
             self._subscriber(Notification(Kind.TAG_VERSION, name, number))
+
+    def _bits_of(self, tag: str) -> str:
+        return bits_of(self._names.hidden(tag))
 
     # -- announcing -------------------------------------------------------------------------------------------
 
@@ -149,7 +163,7 @@ class SharedTagVersions:
         Raises:
             StoreUnavailable: no answer.
         """
-        arguments: list[bytes | int | str] = [*self._announcing, self.known.newest, *map(bits_of, tags)]
+        arguments: list[bytes | int | str] = [*self._announcing, self.known.newest, *map(self._bits_of, tags)]
         now, cleared = await self._run(ask or self._ask, tag_scripts.ANNOUNCE, arguments)
         self._raise_to(ALL, int(cleared))
         self._announcements.remember(tags, int(now), int(cleared))
@@ -157,7 +171,7 @@ class SharedTagVersions:
     async def announce_again(self, ask: Ask, after: int) -> None:
         """Repeat the announcements after a time that the server has lost, over one connection to it.
 
-        If it may have passed over an invalidation of one of these tags meanwhile, all of them get a version: their
+        If it may have passed over an invalidation of one of these tags meanwhile, all of them get a version. Their
         entries may lie on a server that has lost nothing.
 
         Raises:
@@ -184,7 +198,7 @@ class SharedTagVersions:
         Raises:
             StoreUnavailable: no answer.
         """
-        bits = [bits_of(tag) for tag in tags if is_announced(tag)]
+        bits = [self._bits_of(tag) for tag in tags if is_announced(tag)]
         ask = ask or self._ask
         return bool(await ask("EVAL", tag_scripts.PASSED_OVER, 1, self._names.passed_over, since, *bits))
 
@@ -282,6 +296,8 @@ class SharedTagVersions:
         # The newest may have been trimmed away; the minimum then covers it.
         self.known.newest = max(self.known.newest, int(learned[:16]))
         self.learned = learned
+        if self.known.cleared < self._foreign <= int(learned[:16]):
+            await self.invalidate(ALL, ask=ask)
 
     async def _learn_some(self, found: list[bytes]) -> list[int]:
         """Learn of members, each followed by its number; return the numbers."""
@@ -298,6 +314,10 @@ class SharedTagVersions:
                 # ALL, because it may concern whatever has a tag.
                 self._subscriber(Notification(Kind.TAG_VERSION, ALL, number))
             return
-        # What swr has not written is the tag of no entry.
-        with contextlib.suppress(ValueError):
-            self._raise_to(name_in(member), number)
+        try:
+            self._raise_to(name_in(member, self._names), number)
+        except ForeignName:
+            self._foreign = max(self._foreign, number)
+        except ValueError:
+            # What swr has not written is the tag of no entry.
+            pass

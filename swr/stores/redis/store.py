@@ -1,13 +1,15 @@
 """The store in Redis or Valkey: reads and invalidates entries, and combines the parts that do the rest."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from swr.core.codec import Codec
+from swr.core.packing import Packing
 from swr.entry import Entry
 from swr.errors import ConfigurationError, StoreUnavailable
 from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
@@ -15,6 +17,7 @@ from swr.stores.clocks import wall_clock
 from swr.stores.redis import scripts
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.connection import Connection
+from swr.stores.redis.digests import Digests
 from swr.stores.redis.failover import Failover
 from swr.stores.redis.invalidations import Invalidations
 from swr.stores.redis.leases import RedisLeases
@@ -44,9 +47,13 @@ class RedisStore:
         namespace: the beginning of every key.
         timeout: seconds after which a server that is silent counts as hung.
         clock: wall clock, seconds.
+        packing: how bytes lie there; None: as they are.
+        on_answer: called with the seconds that a command has waited for its reply.
 
     Attributes:
         names: the keys of the namespace.
+        packing: how bytes lie there.
+        digests: what processes report to dashboards.
         commands: sends commands and scripts to the servers.
     """
 
@@ -56,8 +63,12 @@ class RedisStore:
         namespace: str = "swr",
         timeout: float = REPLY_TIMEOUT,
         clock: Callable[[], float] = wall_clock,
+        packing: Packing | None = None,
+        on_answer: Callable[[float], object] = float,
     ) -> None:
-        self.names = names = Names(namespace)
+        self._on_answer = on_answer
+        self.packing = packing = packing or Packing(namespace, None)
+        self.names = names = Names(namespace, packing)
         self.commands = commands = Commands(servers, timeout)
         self._servers = servers
         self._is_single = servers.is_single
@@ -67,7 +78,8 @@ class RedisStore:
         self._readings: dict[str, Reading] = {}
         self._unsent: list[Reading] = []
         self._invalidations = invalidations = Invalidations()
-        self._leases = RedisLeases(servers, names, commands, messages, shared, invalidations, clock)
+        self._leases = RedisLeases(servers, names, commands, messages, shared, invalidations, clock, packing)
+        self.digests = Digests(servers, names, commands, packing)
         self._failover = Failover(servers, names, commands, messages, shared, invalidations)
         self._reachability = Reachability(servers, names, shared)
         self._notifications = Notifications(servers, names, commands, messages, shared, invalidations, self._readings)
@@ -92,7 +104,7 @@ class RedisStore:
         self._leases.open()
         self._shared.open(subscriber)
         self._reachability.open(subscriber)
-        self._notifications.open(subscriber)
+        self._notifications.open(start, subscriber)
         self._servers.open(start, self)
         self._messages.use_database(self._servers.database)
         await self._servers.tried()
@@ -109,21 +121,25 @@ class RedisStore:
         """The channel that every link subscribes to."""
         return self._messages.channel
 
+    def on_answer(self, seconds: float) -> None:
+        """See `ServerLink`."""
+        self._on_answer(seconds)
+
     async def handshake(self, link: ServerLink, connection: Connection) -> None:
         """Learn what was missed, and replay invalidations to a server that may have missed them."""
         await self._failover.handshake(link, connection)
         # Messages of this server may have been missed, whether or not the others can be reached.
         self._subscriber(Notification(Kind.GAP))
 
-    async def heartbeat(self, link: ServerLink, connection: Connection) -> None:
-        """Ask for the newest tag version, and whether the server is still the same master."""
-        await self._failover.heartbeat(link, connection)
+    async def heartbeat(self, link: ServerLink, connection: Connection, probe: tuple[bytes, int]) -> RedisError | None:
+        """Ask for the newest tag version, and whether the server is still the same master; report this process."""
+        return await self._failover.heartbeat(link, connection, probe, self.digests.due(link))
 
     def on_message(self, link: ServerLink, data: bytes) -> None:
         """Take a message of another process, or several that were sent as one."""
         self._notifications.on_message(link, data)
 
-    def on_publish_refused(self, error: ResponseError) -> None:
+    def on_publish_refused(self, error: RedisError) -> None:
         """Log once that no other process is notified."""
         self.commands.warn_once(
             "publish",
@@ -173,15 +189,15 @@ class RedisStore:
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Return the entry of `key`.
 
-        Readers of one key at one time share one trip and one decoding; readers of different keys in one turn of the
+        Readers of one key at one time share one trip and one decoding. Readers of different keys in one turn of the
         event loop share one write, or one for each server.
         """
-        answered: asyncio.Future[None] = self._loop.create_future()
+        answered: asyncio.Future[None] = asyncio.Future(loop=self._loop)
         reading = self._readings.get(key)
         if reading is not None:
             reading.waiting.append(answered)
         else:
-            reading = self._readings[key] = Reading(self._readings, key, answered)
+            reading = self._readings[key] = Reading(self._readings, key, self.names.entry(key), answered)
             if not self._unsent:
                 self._loop.call_soon(self._send_readings)
             self._unsent.append(reading)
@@ -191,12 +207,13 @@ class RedisStore:
             newest = reading.newest if beside is None else await beside
         except (StoreUnavailable, RedisError):
             # Once more, and to the server that a redirect names.
-            name, reading = self.names.entry(key), Reading({}, key, answered)
-            (reading.frame,) = await self.commands.ask(name, "MGET", name)
+            reading = Reading({}, key, self.names.entry(key), answered)
+            (reading.frame,) = await self.commands.ask(reading.name, "MGET", reading.name)
             newest = await self._shared.newest_soon()
         if newest is None or newest != self._shared.learned:
             await self._shared.learn_from(newest)
-        entry = await reading.decoded(codec, self.commands.warn_once)
+        decoded = reading.decoded(codec, self.packing, self.commands.warn_once)
+        entry = decoded if decoded is None or isinstance(decoded, Entry) else await decoded
         if entry is None or not self.tag_versions.admits_entry(entry):
             return None
         # A server that took another's place may not know of the invalidation yet.
@@ -208,7 +225,7 @@ class RedisStore:
         if self._is_single:
             for first in range(0, len(readings), _MOST_READ_AT_ONCE):
                 some = readings[first : first + _MOST_READ_AT_ONCE]
-                names = [self.names.entry(reading.key) for reading in some]
+                names = [reading.name for reading in some]
                 self.commands.send(
                     names[0],
                     ("MGET", *names, self.names.newest_tag_version),
@@ -216,8 +233,20 @@ class RedisStore:
                 )
         else:
             for reading in readings:
-                name = self.names.entry(reading.key)
-                self.commands.send(name, ("MGET", name), functools.partial(settle_one, reading))
+                self.commands.send(reading.name, ("MGET", reading.name), functools.partial(settle_one, reading))
+
+    @property
+    def links(self) -> list[ServerLink]:
+        """Return the links to the servers: one, or one to each master of a cluster."""
+        return self._servers.links
+
+    async def learn_tag_versions(self) -> None:
+        """Ask for the newest tag versions.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        await self._shared.learn_from(await self._shared.newest_soon())
 
     async def look(self, key: str) -> tuple[bytes, dict[str, bytes], float]:
         """Return what is stored for `key`, not decoded: entries, leases by fingerprint, and the server's clock.
@@ -225,7 +254,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: no answer.
         """
-        await self._shared.learn_from(await self._shared.newest_soon())
+        await self.learn_tag_versions()
         data, now, leases = await self.commands.script(scripts.LOOK, self.names.entry_and_lease(key))
         held = {name.decode("latin-1"): text for name, text in zip(leases[::2], leases[1::2], strict=True)}
         return data, held, int(now) / 1e6
@@ -287,9 +316,11 @@ class RedisStore:
 
     def tell_pending(self, kind: Kind, name: Name) -> None:
         """Notify every process of an invalidation that the server has refused."""
-        message = self._messages.write(kind, name)
-        where = self.names.entry(name) if isinstance(name, str) else self.names.newest_tag_version
-        self.commands.send(where, ("PUBLISH", self.channel, message), lambda reply: None)
+        # A codec that cannot hide names cannot say what is pending either.
+        with contextlib.suppress(StoreUnavailable):
+            message = self._messages.write(kind, name)
+            where = self.names.entry(name) if isinstance(name, str) else self.names.newest_tag_version
+            self.commands.send(where, ("PUBLISH", self.channel, message), lambda reply: None)
 
     async def mark_stale(self, key: str) -> None:
         """Mark what is stored for `key`, delete its lease and notify every process."""

@@ -1,4 +1,4 @@
-"""What runs on the server that has the tag versions, each step atomic there.
+"""Scripts of the server that has the tag versions, each atomic there.
 
 `swr.stores.redis.scripts` describes the keys.
 """
@@ -10,15 +10,15 @@ from swr.stores.redis.scripts import TIME
 # Bits of the announcements, a power of two, after the 32 bytes that say to which clear they belong, and how many there
 # were: 1 MB.
 ANNOUNCED_BITS: Final = 2**23
-# What was passed over is remembered by so many groups of tags.
+# Groups of tags by which the server remembers what was passed over.
 _GROUPS: Final = 4096
 
 # Which members of the tag versions say when a server was last stamped: this, and which run of a server it was.
 STAMP: Final = b"@"
 
-# Every script about tag versions gets, as its first arguments, how to notify of one: the channel, the beginning of the
-# message, and what stands in it between the version and the newest version before it, which the
-# member follows; and the name of the stamp.
+# The first arguments of every script about tag versions say how to notify of one. They are the channel, the beginning
+# of the message, and its part between the version and the newest version before it. The member follows that. The name
+# of the stamp is the last of these arguments.
 _TAG_VERSIONS: Final = (
     TIME
     + """

@@ -41,6 +41,10 @@ class Servers(Protocol):
     def runs(self) -> str:
         """Which runs of the servers these are, and which lines of writes they carry on."""
 
+    @property
+    def links(self) -> list[ServerLink]:
+        """The links to the servers, one each."""
+
     def refresh_map(self) -> None:
         """Ask again which server has which key."""
 
@@ -111,6 +115,11 @@ class Single:
     def runs(self) -> str:
         """Return which run of the server this is."""
         return self._link.server_run
+
+    @property
+    def links(self) -> list[ServerLink]:
+        """Return the link."""
+        return [self._link]
 
     def refresh_map(self) -> None:
         """Nothing: there is one."""

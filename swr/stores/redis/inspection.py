@@ -1,4 +1,4 @@
-"""What lies in Redis for one key, for whoever has to find out why a reader was given what he was given."""
+"""Inspect the entry of a key in Redis, to explain what a caller received."""
 
 import time
 from datetime import UTC, datetime
@@ -9,13 +9,14 @@ import msgspec
 from swr.core import frames
 from swr.core.decision import decide
 from swr.core.frames import VERSION_DIGITS
-from swr.entry import Entry, State
+from swr.core.keys import one_line
+from swr.entry import Entry, State, marked_stale
 from swr.errors import CodecError
 from swr.stores.redis.store import RedisStore
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """What was found.
+    """The entry of a key in Redis, as it was found.
 
     Parameters:
         key: which was asked for.
@@ -26,6 +27,8 @@ class Inspection(msgspec.Struct, frozen=True):
         version: its fencing number, or that of its invalidation.
         bytes: how long the value is.
         tags, validator, took: see `Entry`.
+        loader: what it carries of its loader or route; see `Entry`.
+        marked_at: when it was marked stale, in seconds since 1970; None: never.
         lease: who loads, or since how many failures nobody does, and for how long.
         fingerprint: of the type of the value.
         others: the same for values of other types, which other versions of the application read.
@@ -45,6 +48,8 @@ class Inspection(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     validator: str | None = None
     took: float | None = None
+    loader: str | None = None
+    marked_at: float | None = None
     lease: dict[str, Any] | None = None
     fingerprint: str | None = None
     others: "tuple[Inspection, ...]" = ()
@@ -61,10 +66,11 @@ async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -
     """
     data, leases, now = await store.look(key)
     held = {name: lease for name, text in leases.items() if (lease := _lease(text, now)) is not None}
-    found = [_inspection(key, frame, held.pop(name, None), name, store) for name, frame in frames.frames_in(data)]
+    mark = frames.mark_in(data)
+    found = [_inspection(key, frame, held.pop(name, None), name, store, mark) for name, frame in frames.frames_in(data)]
     alone = [Inspection(key, State.MISSING, lease=lease, fingerprint=name) for name, lease in held.items()]
     if not found:
-        # What lies there is no entry, which is as true for every type.
+        # These bytes are no entry, which is as true for every type.
         known = frames.is_tombstone(data)
         unknown = "it cannot be read" if frames.is_entry(data) else "it is not swr's" if data else None
         version = int(data[:VERSION_DIGITS]) if known else None
@@ -76,19 +82,33 @@ async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -
     return msgspec.structs.replace(all_types[0], others=tuple(all_types[1:]))
 
 
+def of_data(store: RedisStore, key: str, data: bytes) -> Inspection | None:
+    """Return what lies there for `key`, as it was read, without its leases; None: no entry."""
+    mark = frames.mark_in(data)
+    found = [_inspection(key, frame, None, name, store, mark) for name, frame in frames.frames_in(data)]
+    return msgspec.structs.replace(found[0], others=tuple(found[1:])) if found else None
+
+
 def _who(found: Inspection) -> dict[str, Any]:
     return {"fingerprint": found.fingerprint, "lease": found.lease}
 
 
 def _inspection(
-    key: str, frame: bytes, lease: dict[str, Any] | None, fingerprint: str, store: RedisStore
+    key: str, frame: bytes, lease: dict[str, Any] | None, fingerprint: str, store: RedisStore, mark: int
 ) -> Inspection:
-    """Return what one type has there."""
+    """Return what one type has there.
+
+    Parameters:
+        mark: the version at which all of it was marked stale; 0: never.
+    """
     try:
-        entry = frames.decode(key, frame, None)
+        entry = frames.decode(key, frame, None, store.packing)
     except CodecError as error:
         why = f"it cannot be read: {error}"
         return Inspection(key, State.MISSING, why, lease=lease, fingerprint=fingerprint)
+    mark = max(mark if mark > entry.version else 0, store.tag_versions.marked_at(entry))
+    if mark:
+        entry = marked_stale(entry, mark)
     now = time.time()
     state, reason = _state(entry, now, store)
     return Inspection(
@@ -106,6 +126,8 @@ def _inspection(
         entry.tags,
         entry.validator,
         entry.took,
+        entry.loader or None,
+        entry.marked_at / 1e6 if entry.is_marked else None,
         lease,
         fingerprint,
     )
@@ -117,13 +139,15 @@ def _state(entry: Entry[int], now: float, store: RedisStore) -> tuple[State, str
     if entry.absent:
         return State.MISSING, "its batch loader has found that there is none"
     decision = decide(entry, now)
+    if entry.is_marked and decision.serve:
+        return decision.state, "it was marked stale"
     if decision.fallback and not decision.serve:
         return decision.state, "it is served only if its loader fails"
     return decision.state, None if decision.serve else "its time is over"
 
 
 def _lease(text: bytes, now: float) -> dict[str, Any] | None:
-    """What a lease says (see `swr.stores.redis.scripts`); None: it is over, or none of swr's."""
+    """Return what a lease says (see `swr.stores.redis.scripts`); None: it is over, or none of swr's."""
     kind, ends, rest = text[:1], text[1 : 1 + VERSION_DIGITS], text[1 + VERSION_DIGITS :].decode("latin-1")
     version, left = rest[:VERSION_DIGITS], int(ends) / 1e6 - now if ends.isdigit() else -1.0
     if kind == b"l" and left > 0 and version.isdecimal():
@@ -149,6 +173,7 @@ def told(found: Inspection) -> str:
                 (name.replace("_", " "), _moment(getattr(found, name)))
                 for name in ("created_at", "fresh_until", "stale_until", "error_until", "keep_until")
             ),
+            *([("marked stale", _moment(found.marked_at))] if found.marked_at is not None else []),
             ("bytes", f"{found.bytes:,}"),
             ("tags", ", ".join(found.tags) or "none"),
             ("validator", found.validator or "none"),
@@ -164,12 +189,14 @@ def told(found: Inspection) -> str:
         lines.append(("lease", f"held by {lease['holder']}, for {lease['ends_in']:.1f} s unless it is renewed"))
     else:
         lines.append(("lease", f"loads have failed: {lease['failures']}; the next comes in {lease['ends_in']:.1f} s"))
-    shown = "\n".join(f"{name:<12} {text}" for name, text in lines)
+    shown = "\n".join(f"{name:<12} {one_line(text)}" for name, text in lines)
     return "\n\n".join([shown, *map(told, found.others)])
 
 
 def _moment(at: float) -> str:
-    """Return a time as text, with the seconds until it or since it."""
+    """Return a time as text, with the seconds until it or since it; of 0, that there is none."""
+    if not at:
+        return "never"
     seconds = at - time.time()
     distance = f"in {seconds:.1f} s" if seconds >= 0 else f"{-seconds:.1f} s ago"
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC, {distance}"

@@ -1,0 +1,226 @@
+"""Who may look at the dashboard, and who may act. Closed by default."""
+
+import base64
+import binascii
+import inspect
+import ipaddress
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from swr.errors import ConfigurationError
+
+log = logging.getLogger("swr")
+
+# What says who may look: a token, a user and a password, or a function of the request.
+Auth = str | tuple[str, str] | Callable[[Request], bool] | Callable[[Request], Awaitable[bool]]
+
+# Proxies write these. The address of a client behind one is that of the proxy.
+_FORWARDING: Final = (
+    "forwarded",
+    "via",
+    "client-ip",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-azure-clientip",
+    "x-scheme",
+    "x-url-scheme",
+    "x-nginx-proxy",
+    "x-varnish",
+    "front-end-https",
+)
+_FORWARDING_PREFIXES: Final = ("x-forward", "x-real-", "x-original-", "x-envoy-", "x-amz", "cf-", "fastly-", "fly-")
+# A page of another site cannot send it without asking first, and this app never allows that.
+ACTION_FIELD: Final = "x-swr-action"
+_LONGEST_CREDENTIALS: Final = 4096
+
+
+class Gate(Protocol):
+    """Lets requests in."""
+
+    async def admit(self, request: Request) -> str | None:
+        """Return who asks, for the log, or None: the request is refused."""
+
+
+class Loopback:
+    """Lets in whoever uses this machine, and nobody by way of a proxy or of another site's name.
+
+    A page of another site can have its own name resolve to the loopback, and would then read what it finds there. So
+    the name that the browser asked for has to be that of the loopback, too.
+    """
+
+    async def admit(self, request: Request) -> str | None:
+        """Return the client's address, or None."""
+        client = request.client
+        names = request.headers.keys()
+        # No browser speaks HTTP/1.0. nginx before 1.29.7 does, and unless it is told to, it says nothing of the client.
+        if request.scope.get("http_version") == "1.0":
+            return None
+        if client is None or not _is_loopback(client.host) or len(request.headers.getlist("host")) != 1:
+            return None
+        if any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES) for name in names):
+            return None
+        return client.host if _is_loopback(_host_of(request.headers["host"])) else None
+
+
+class Credentials:
+    """Lets in who knows a token, or a user and a password.
+
+    A browser asks for them by HTTP's basic authentication; a token is then the password of any user.
+
+    Parameters:
+        user: None: any, or `Authorization: Bearer` with the password.
+        password: the secret.
+    """
+
+    def __init__(self, user: str | None, password: str) -> None:
+        self._user = None if user is None else user.encode()
+        self._password = password.encode()
+
+    async def admit(self, request: Request) -> str | None:
+        """Return the user, or None."""
+        lines = request.headers.getlist("authorization")
+        if len(lines) != 1 or len(lines[0]) > _LONGEST_CREDENTIALS:
+            return None
+        scheme, _, rest = lines[0].partition(" ")
+        if scheme.lower() == "bearer" and self._user is None:
+            return "token" if _same(_raw(rest.strip()), self._password) else None
+        if scheme.lower() != "basic":
+            return None
+        try:
+            user, colon, password = base64.b64decode(rest.strip(), validate=True).partition(b":")
+        except (binascii.Error, ValueError):
+            return None
+        # Both are compared, so that the time does not tell which was wrong.
+        is_user = _same(user, user if self._user is None else self._user)
+        is_password = _same(password, self._password)
+        return user.decode("utf-8", "replace") or "token" if colon and is_user and is_password else None
+
+
+class Function:
+    """Lets in what a function of the application lets in.
+
+    Parameters:
+        function: takes the request; only True, or an awaitable of True, lets it in.
+    """
+
+    def __init__(self, function: Callable[[Request], Any]) -> None:
+        self._function = function
+        self._has_warned = False
+
+    async def admit(self, request: Request) -> str | None:
+        """Return the client's address, or None."""
+        answer = self._function(request)
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer is True:
+            return "auth=" if request.client is None else request.client.host
+        if answer is not False and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "auth= of the dashboard has returned a %s, which lets nobody in: return True or False",
+                type(answer).__name__,
+            )
+        return None
+
+
+def gate_of(auth: Auth | None) -> Gate:
+    """Return what lets requests in.
+
+    Raises:
+        ConfigurationError: it is no token, no user and password, and no function.
+    """
+    if auth is None:
+        return Loopback()
+    if isinstance(auth, str):
+        return Credentials(None, secret_of(auth, "auth"))
+    if isinstance(auth, tuple):
+        if len(auth) != 2 or not all(isinstance(part, str) for part in auth) or not auth[0] or ":" in auth[0]:
+            raise ConfigurationError("auth= is a tuple of something else than a user (without ':') and a password")
+        return Credentials(auth[0], secret_of(auth[1], "the password in auth"))
+    if callable(auth):
+        return Function(auth)
+    raise ConfigurationError(
+        f"auth= is a {type(auth).__name__}: give a token, a tuple of user and password, or a function of the request"
+    )
+
+
+def secret_of(secret: object, name: str) -> str:
+    """Return a secret.
+
+    Raises:
+        ConfigurationError: it is empty, as that of an environment variable that is not set, or no text.
+    """
+    if not isinstance(secret, str) or not secret.strip():
+        raise ConfigurationError(f"{name}= is empty or no text, and would let everybody in: give a secret")
+    return secret
+
+
+def is_from_elsewhere(request: Request) -> bool:
+    """Return whether a page of another site asks for data; following a link to the page itself is no harm."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None and site not in ("same-origin", "none"):
+        return request.headers.get("sec-fetch-mode") != "navigate" or request.method != "GET"
+    origin = request.headers.get("origin")
+    # A proxy may have changed Host; the browser has then said that it is the same site.
+    return origin is not None and site is None and not _is_own(request, origin)
+
+
+def why_not_acting(request: Request) -> str | None:
+    """Return why a request may not change anything; None: it may.
+
+    A browser adds the credentials that it has to whatever a page of another site sends. So a request has to say that it
+    comes from the page of this site, or to carry a token, which no browser adds by itself.
+    """
+    if request.headers.get(ACTION_FIELD) is None:
+        return "the field X-SWR-Action is missing"
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        return None if site == "same-origin" else "the request comes from another site"
+    if origin is not None:
+        return None if _is_own(request, origin) else "the request comes from another site"
+    if request.headers.get("authorization", "").lower().startswith("bearer "):
+        return None
+    return "nothing says where the request comes from: send Origin, or Authorization: Bearer"
+
+
+def _is_own(request: Request, origin: str) -> bool:
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return bool(host) and host.lower() == request.headers.get("host", "").lower()
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _host_of(authority: str) -> str:
+    """Return the host of a `Host` field."""
+    if authority.startswith("["):
+        host, bracket, port = authority[1:].partition("]")
+        return host if bracket and (not port or port[0] == ":") else ""
+    host, _, port = authority.partition(":")
+    return host if not port or port.isdecimal() else ""
+
+
+def _raw(text: str) -> bytes:
+    """Return a part of a field as it was sent; a token that is not ASCII is sent as UTF-8."""
+    return text.encode("latin-1", "replace")
+
+
+def _same(given: bytes, known: bytes) -> bool:
+    return secrets.compare_digest(given, known)

@@ -1,0 +1,205 @@
+"""The processes of a fleet, as their digests tell: which are alive, and what they did since the last look. Pure."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from swr.dashboard.history import REMEMBERED_FOR, Remembered
+from swr.dashboard.sums import WINDOW, RowName, Sum, Window, difference
+from swr.reports.digest import CallReport, Digest, HappeningReport, shifted
+
+# Seconds. A process that has not reported for so long counts as ended; it reports once a second.
+GONE_AFTER: Final = 4.0
+_MOST_PROCESSES: Final = 2000
+# With those that have ended.
+_MOST_KNOWN: Final = 4000
+
+# Seconds. Clocks that differ by less are alike.
+_ALIKE: Final = 3.0
+_OLDEST: Final = 65.0
+
+_REACHABLE: Final = {"StoreUnreachable": "outage", "StoreReachable": "reachable"}
+
+
+class Seen(msgspec.Struct):
+    """A process.
+
+    Parameters:
+        digest: its last one.
+        at: when that came, by the clock of the process that looks; seconds since 1970.
+        seen: likewise, by its monotonic clock.
+        reads_per_s: between its last two digests.
+        gone: whether it counts as ended.
+        numbers: of its last event and call that were passed on, and of calls that it had dropped by then.
+        ahead: how many seconds the clock of this process is ahead of its own; 0: of no matter.
+    """
+
+    digest: Digest
+    at: float
+    seen: float
+    reads_per_s: float = 0.0
+    gone: bool = False
+    numbers: tuple[int, int, int] = (0, 0, 0)
+    ahead: float = 0.0
+
+
+class Fleet:
+    """The processes of a namespace.
+
+    Parameters:
+        monotonic: a clock that never goes back, seconds.
+        clock: wall clock, seconds.
+
+    Attributes:
+        processes: by id.
+        window: what happened in the last seconds.
+        remembered: what happened in the last minutes.
+        unreadable: how many processes have written what this one cannot read.
+        unseen: what else cannot be seen, and why.
+        failing: for each loader and route that fails, since when it does, and when that was last seen.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time) -> None:
+        self.processes: dict[str, Seen] = {}
+        self.window = Window()
+        self.remembered = Remembered()
+        self.unreadable = 0
+        self.unseen = ""
+        self.failing: dict[RowName, tuple[float, float]] = {}
+        self._monotonic = monotonic
+        self._clock = clock
+        self._began = clock()
+        self._looked: float | None = None
+        # When it last saw all processes.
+        self._saw = monotonic()
+
+    def live(self) -> list[Seen]:
+        """Return the processes that run."""
+        return [one for one in self.processes.values() if not one.gone]
+
+    def look(
+        self, digests: Mapping[str, Digest], *, is_whole: bool
+    ) -> tuple[list[tuple[str, HappeningReport]], list[tuple[str, CallReport]], int]:
+        """Take the digests of the processes; return the events and calls that are new, each with its process.
+
+        Beside them it returns how many calls the processes have dropped.
+
+        Parameters:
+            digests: by process.
+            is_whole: whether they are those of all; if not, nothing is known of the others.
+        """
+        now, t, dropped = self._monotonic(), self._clock(), 0
+        pairs: list[tuple[Digest | None, Digest]] = []
+        happenings: list[tuple[str, HappeningReport]] = []
+        calls: list[tuple[str, CallReport]] = []
+        for name, digest in sorted(digests.items())[:_MOST_PROCESSES]:
+            known = self.processes.get(name)
+            if known is None and len(self.processes) >= _MOST_KNOWN:
+                continue
+            if known is not None and known.digest.at == digest.at:
+                continue
+            ahead = _ahead(t - digest.at, _OLDEST if known is None else _ALIKE + now - self._saw)
+            if ahead:
+                digest = shifted(digest, ahead)
+            pairs.append((self._before(known, digest), digest))
+            one = self._see(name, known, digest, t, now)
+            one.ahead = ahead
+            happenings += [(name, event) for event in digest.happenings if event.number > one.numbers[0]]
+            calls += [(name, call) for call in digest.calls if call.number > one.numbers[1]]
+            dropped += max(0, digest.dropped - one.numbers[2])
+            one.numbers = (
+                max([one.numbers[0], *(event.number for event in digest.happenings)]),
+                max([one.numbers[1], *(call.number for call in digest.calls)]),
+                digest.dropped,
+            )
+        self._saw = now if is_whole else self._saw
+        self._look_for_gone(t, now, is_whole=is_whole)
+        seconds = 1.0 if self._looked is None else max(0.001, now - self._looked)
+        self._looked = now
+        change = difference(t, seconds, pairs)
+        change.processes = len(self.live())
+        self._add(change)
+        self._note_failing(change)
+        happenings.sort(key=lambda pair: pair[1].at)
+        calls.sort(key=lambda pair: pair[1].at)
+        self._mark(happenings)
+        return happenings, calls, dropped
+
+    def _before(self, known: Seen | None, digest: Digest) -> Digest | None:
+        """Return what a digest is compared with: that before, nothing for a process that is new, itself for an old."""
+        if known is not None:
+            return known.digest
+        is_new = self._looked is not None and digest.started >= self._began
+        return None if is_new else digest
+
+    def _see(self, name: str, known: Seen | None, digest: Digest, t: float, now: float) -> Seen:
+        if known is None:
+            one = Seen(digest, t, now)
+            if self._looked is not None and digest.started >= self._began - GONE_AFTER:
+                self._mark_new(digest, t)
+            else:
+                # These happened before anybody looked.
+                one.numbers = (max((event.number for event in digest.happenings), default=0), 0, digest.dropped)
+            self.processes[name] = one
+            return one
+        known.reads_per_s = _reads(known.digest, digest) / max(0.1, digest.at - known.digest.at)
+        known.digest, known.at, known.seen, known.gone = digest, t, now, False
+        return known
+
+    def _mark_new(self, digest: Digest, t: float) -> None:
+        releases = {one.digest.release for one in self.processes.values()}
+        where = f"process {digest.pid} on {digest.host}"
+        if digest.release and digest.release not in releases:
+            self.remembered.mark(t, "deploy", f"release {digest.release} ({where})")
+        else:
+            self.remembered.mark(t, "process", f"{where} began")
+
+    def _look_for_gone(self, t: float, now: float, *, is_whole: bool) -> None:
+        for name, one in list(self.processes.items()):
+            if not is_whole and not one.gone:
+                # Nothing is known of it. Once Redis is back, it has its time to report again.
+                one.seen = now
+            if is_whole and not one.gone and now - one.seen > GONE_AFTER:
+                one.gone = True
+                self.remembered.mark(t, "gone", f"process {one.digest.pid} on {one.digest.host} does not report")
+            if now - one.seen > REMEMBERED_FOR:
+                del self.processes[name]
+
+    def _add(self, change: Sum) -> None:
+        self.window.add(change)
+        self.remembered.add(change)
+
+    def _note_failing(self, change: Sum) -> None:
+        for name, row in change.rows.items():
+            if row.failed or row.backoffs:
+                first = change.t if row.error is None else min(change.t, row.error[2])
+                self.failing[name] = (self.failing.get(name, (first,))[0], change.t)
+        self.failing = {name: pair for name, pair in self.failing.items() if pair[1] > change.t - WINDOW}
+
+    def _mark(self, happenings: list[tuple[str, HappeningReport]]) -> None:
+        invalidations = [event for _, event in happenings if event.kind == "Invalidated"]
+        if invalidations:
+            first = invalidations[0]
+            named = "" if first.row is None and first.key is None else f" ({first.row or 'one key'})"
+            text = f"{first.text}{named}" if len(invalidations) == 1 else f"{len(invalidations)} invalidations"
+            self.remembered.mark(first.at, "invalidation", text)
+        for _, event in happenings:
+            if event.kind in _REACHABLE:
+                self.remembered.mark(event.at, _REACHABLE[event.kind], event.text)
+
+
+def _ahead(ahead: float, oldest: float) -> float:
+    """Return how many seconds this clock is ahead of that of a process, or 0: as much as a digest may be old.
+
+    A digest that changes was written after the last look. One that is new may lie in Redis for a minute already.
+    """
+    return 0.0 if -_ALIKE <= ahead <= oldest else ahead
+
+
+def _reads(before: Digest, now: Digest) -> int:
+    def total(digest: Digest) -> int:
+        return sum(row.fresh + row.stale + row.missing for row in digest.rows)
+
+    return max(0, total(now) - total(before))

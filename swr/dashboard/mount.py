@@ -1,0 +1,66 @@
+"""`swr.dashboard`: the app that an application mounts."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from swr.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from swr.cache import Cache
+
+
+class ASGIApp(Protocol):
+    """An app for `app.mount`."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None:
+        """Answer one connection."""
+
+
+def dashboard(
+    cache: "Cache",
+    *,
+    auth: "str | tuple[str, str] | Callable[[Request], bool] | Callable[[Request], Awaitable[bool]] | None" = None,
+    actions: bool = False,
+    simulate: bool = False,
+    token: str | None = None,
+    show_queries: bool = False,
+) -> ASGIApp:
+    """Return an ASGI app that shows what a fleet of caches does: `app.mount("/swr", swr.dashboard(cache, auth=…))`.
+
+    From now on this process reports to dashboards, as with `Cache(reports=True)`.
+
+    Parameters:
+        cache: of this process. Those that share its namespace in Redis and report are shown with it.
+        auth: who may look. A token: `Authorization: Bearer`, or the password of any user where a browser asks. A tuple:
+            user and password. A function, `def` or `async def`, of the request: True lets it in. None: only a browser
+            on this machine that asks for localhost, and not through a proxy.
+        actions: whether who may look may also invalidate, mark stale, and retry or purge dead letters. Each action is
+            logged.
+        simulate: whether who may act may also have loads fail and hang, for demonstrations.
+        token: lets programs invalidate by `POST invalidate` with `Authorization: Bearer`; None: none may.
+        show_queries: whether the values of queries are shown. They may be secrets.
+
+    Raises:
+        ConfigurationError: any of these that cannot work.
+    """
+    from swr.cache import Cache
+    from swr.dashboard.access import gate_of, secret_of
+    from swr.dashboard.keys import Keys
+    from swr.dashboard.server import Server
+
+    if not isinstance(cache, Cache):
+        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+    for name, value in (("actions", actions), ("simulate", simulate), ("show_queries", show_queries)):
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name}={value!r} is neither True nor False")
+    if simulate and not actions:
+        raise ConfigurationError("simulate=True needs actions=True: who may not act can simulate nothing")
+    secret = None if token is None else secret_of(token, "token")
+    gate = gate_of(auth)
+    keys = Keys(shows_queries=show_queries)
+    server = Server(cache, gate, keys, actions=actions, simulate=simulate, token=secret, beside=False)
+    reporter = cache.report()
+    reporter.faults.is_allowed = reporter.faults.is_allowed or simulate
+    return server

@@ -1,0 +1,166 @@
+"""Faults of the moment, in sentences, the worst first. Pure."""
+
+from typing import Final, Literal
+
+from swr.dashboard.fleet import Fleet
+from swr.dashboard.parts import Problem
+from swr.dashboard.state import State
+
+# Seconds for which a process that has ended without a successor is a problem.
+_GONE_FOR: Final = 60.0
+_MOST: Final = 30
+
+
+def problems_of(state: State, fleet: Fleet) -> list[Problem]:
+    """Return what is wrong now.
+
+    Parameters:
+        state: all else that is known now.
+    """
+    found = [
+        *(_unreachable(state) or _unseen(state, fleet)),
+        *_failing(state, fleet),
+        *_without_leader(state),
+        *_hanging(state),
+        *_dead(state),
+        *_gone(state, fleet),
+        *_unreadable(fleet),
+        *_versions(state),
+        *_clocks(fleet),
+        *_simulated(state),
+    ]
+    return sorted(found, key=lambda problem: problem["level"] != "error")[:_MOST]
+
+
+def _problem(
+    level: Literal["error", "warning"], kind: str, text: str, since: float | None = None, target: str | None = None
+) -> Problem:
+    return {"level": level, "kind": kind, "text": text, "since": since, "target": target}
+
+
+def _unreachable(state: State) -> list[Problem]:
+    found = []
+    for node in state["nodes"]:
+        if not node["reachable"]:
+            count, reason = len(node["unreachable_from"]), node["reason"] or "no connection"
+            where = "1 process" if count == 1 else f"{count} processes"
+            text = f"{where} cannot reach Redis at {node['name']}: {reason}"
+            found.append(_problem("error", "redis", text, node["since"], node["name"]))
+    return found
+
+
+def _unseen(state: State, fleet: Fleet) -> list[Problem]:
+    """Redis answers, and refuses what the dashboard asks for."""
+    text = fleet.unseen if state["fleet"] else f"The fleet cannot be seen. {state['note']}"
+    return [_problem("error", "fleet", text)] if text else []
+
+
+def _unreadable(fleet: Fleet) -> list[Problem]:
+    count = fleet.unreadable
+    if not count:
+        return []
+    who = "1 process reports" if count == 1 else f"{count} processes report"
+    text = f"{who} what this dashboard cannot read, and may run another release of swr, or encrypt with another secret."
+    return [_problem("warning", "unreadable", text)]
+
+
+def _failing(state: State, fleet: Fleet) -> list[Problem]:
+    found = []
+    for row in state["rows"]:
+        error = row["last_error"]
+        if error is None or not (row["failed"] or row["backoff_keys"]):
+            continue
+        waits = row["backoff_keys"]
+        since, _ = fleet.failing.get((row["kind"] == "route", row["name"]), (error["at"], 0.0))
+        backs_off = f"; {waits} key{'s' * (waits != 1)} back{'s' * (waits == 1)} off" if waits else ""
+        text = f"Loads of {row['name'] or 'what has no name'} fail: {error['type']}: {error['text']}{backs_off}"
+        found.append(_problem("error", "failing", text, since, row["name"]))
+    return found
+
+
+def _without_leader(state: State) -> list[Problem]:
+    return [
+        _problem("error", "queue", f"No process leads the queue {queue['name']}.", None, queue["name"])
+        for queue in state["queues"]
+        if not queue["leader"]
+    ]
+
+
+def _hanging(state: State) -> list[Problem]:
+    return [
+        _problem(
+            "warning",
+            "hanging",
+            f"A load of {load['key']['text']} has run for {load['seconds']:.0f} s.",
+            load["since"],
+            load["row"],
+        )
+        for load in state["hanging"]
+    ]
+
+
+def _dead(state: State) -> list[Problem]:
+    return [
+        _problem(
+            "warning",
+            "dead",
+            f"The queue {queue['name']} has {queue['dead']} dead letter{'s' * (queue['dead'] != 1)}.",
+            min((letter["at"] for letter in queue["letters"]), default=None),
+            queue["name"],
+        )
+        for queue in state["queues"]
+        if queue["dead"]
+    ]
+
+
+def _gone(state: State, fleet: Fleet) -> list[Problem]:
+    successors = {(one.digest.host, one.digest.pid) for one in fleet.live()}
+    return [
+        _problem(
+            "warning",
+            "process",
+            f"Process {one['pid']} on {one['host']} does not report any more.",
+            one["seen"],
+            one["id"],
+        )
+        for one in state["processes"]
+        if one["gone"] and state["now"] - one["seen"] < _GONE_FOR and (one["host"], one["pid"]) not in successors
+    ]
+
+
+def _versions(state: State) -> list[Problem]:
+    found = []
+    for name, versions in (
+        ("releases", {one["version"] for one in state["processes"] if not one["gone"]}),
+        ("versions of swr", {one["swr"] for one in state["processes"] if not one["gone"]}),
+    ):
+        if len(versions) > 1:
+            shown = ", ".join(sorted(version or "one without a name" for version in versions)[:5])
+            found.append(_problem("warning", "version", f"Processes run several {name}: {shown}."))
+    return found
+
+
+def _clocks(fleet: Fleet) -> list[Problem]:
+    wrong = [one for one in fleet.live() if one.ahead]
+    if not wrong:
+        return []
+    worst = max(wrong, key=lambda one: abs(one.ahead))
+    how = f"{abs(worst.ahead):.0f} s {'behind' if worst.ahead > 0 else 'ahead of'}"
+    more = "" if len(wrong) == 1 else f", and those of {len(wrong) - 1} more differ"
+    return [_problem("warning", "clock", f"The clock of {worst.digest.host} is {how} the dashboard's{more}.")]
+
+
+def _simulated(state: State) -> list[Problem]:
+    # "{}" is filled with a name, which may have braces itself.
+    words = {"fail-next": "The next load of {} fails", "hang": "Loads of {} hang"}
+    return [
+        _problem(
+            "warning",
+            "simulated",
+            words.get(fault["kind"], "{} is disturbed").format(fault["row"])
+            + ", because somebody simulates that here.",
+            None,
+            fault["row"],
+        )
+        for fault in state["simulated"]
+    ]

@@ -1,0 +1,301 @@
+"""The ASGI app of the dashboard: its routes, and who may use them."""
+
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from swr.cache import Cache
+from swr.dashboard.access import Credentials, Gate, is_from_elsewhere, why_not_acting
+from swr.dashboard.actions import Actions, Refused
+from swr.dashboard.hub import Hub
+from swr.dashboard.json import dumps
+from swr.dashboard.keys import Keys
+from swr.dashboard.lives import life_of
+from swr.dashboard.pages import address_of, page_of
+from swr.dashboard.streams import Position, stream
+from swr.dashboard.targets import Done, Refusal
+
+log = logging.getLogger("swr")
+
+STATIC: Final = Path(__file__).parent / "static"
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".json": "application/json",
+    ".woff2": "font/woff2",
+}
+_FILE: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_MOST_BYTES: Final = 65_536
+_MOST_FIELDS: Final = 20
+_JSON: Final = "application/json"
+_FORM: Final = "application/x-www-form-urlencoded"
+_EVENTS: Final = "text/event-stream"
+_SECURITY: Final = {
+    # No cache, swr's own included, keeps what it answers.
+    "cache-control": "no-store",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+# Where it is mounted may be up to clients, as in /{tenant}/swr.
+_MOST_MOUNTS: Final = 20
+_SECONDS: Final = 900.0
+
+
+class Server:
+    """Answers the requests of the dashboard.
+
+    Parameters:
+        cache: what it shows.
+        gate: lets in who may look.
+        actions: whether who may look may act.
+        simulate: whether faults may be simulated, too.
+        token: what a program has to know that invalidates; None: none may.
+        keys: shows keys.
+        beside: whether the process is no part of the fleet that it shows.
+    """
+
+    def __init__(
+        self, cache: Cache, gate: Gate, keys: Keys, *, actions: bool, simulate: bool, token: str | None, beside: bool
+    ) -> None:
+        self._cache = cache
+        self._gate = gate
+        self._keys = keys
+        self._acts = actions
+        self._programs = None if token is None else Credentials(None, token)
+        self._hub = Hub(cache, keys, actions=actions, simulate=simulate and actions, beside=beside)
+        self._actions = Actions(cache, self._hub, keys, simulates=simulate and actions)
+        self._app = Starlette(
+            routes=[
+                Route("/", self._page),
+                Route("/static/{name}", self._static),
+                Route("/docs/{name}", self._docs),
+                Route("/state", self._state),
+                Route("/history", self._history),
+                Route("/stream", self._stream),
+                Route("/key", self._key),
+                Route("/actions/{name}", self._action, methods=["POST"]),
+                Route("/invalidate", self._invalidate, methods=["POST"]),
+            ]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        request = Request(scope, receive)
+        # The whole path, less where the app is mounted.
+        if scope["path"].removeprefix(scope.get("root_path", "")) == "":
+            # The last part of the path may be up to clients: quoted it is no URL of its own.
+            last = quote(scope.get("root_path", "").rpartition("/")[2], safe="")
+            await RedirectResponse(f"./{last}/", 307, _SECURITY)(scope, receive, send)
+            return
+        refusal = await self._refusal(request)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        # The middleware leaves what is below this alone from now on. A stranger who knows no token adds no place.
+        if len(self._cache.mounted) < _MOST_MOUNTS and not self._is_for_programs(request):
+            self._cache.mounted.add(scope.get("root_path", ""))
+        await self._app(scope, receive, _secured(send))
+
+    async def _refusal(self, request: Request) -> Response | None:
+        """Return how a request is refused; None: it is let in."""
+        if self._is_for_programs(request):
+            return None
+        if is_from_elsewhere(request):
+            return _refused("a page of another site asks for this", 403)
+        who = await self._gate.admit(request)
+        if who is not None:
+            request.state.who = who
+            return None
+        if isinstance(self._gate, Credentials):
+            return _refused("who are you?", 401, {"www-authenticate": 'Basic realm="swr", charset="UTF-8"'})
+        return _refused(
+            "this dashboard answers nobody but you: without auth= only a browser on this machine, under the name "
+            "localhost, and not through a proxy",
+            403,
+        )
+
+    def _is_for_programs(self, request: Request) -> bool:
+        path: str = request.scope["path"]
+        return path.removeprefix(request.scope.get("root_path", "")) == "/invalidate"
+
+    # -- the page ---------------------------------------------------------------------------------------------
+
+    async def _page(self, request: Request) -> Response:
+        return _file("index.html")
+
+    async def _static(self, request: Request) -> Response:
+        return _file(request.path_params["name"])
+
+    async def _docs(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        text = page_of(name)
+        if text is not None:
+            return Response(text, media_type=_TYPES[".html"])
+        # An installed swr has no pages of its own.
+        return RedirectResponse(address_of(name), 307) if name.isalnum() else _refused("there is no such page", 404)
+
+    # -- what is known ----------------------------------------------------------------------------------------
+
+    async def _state(self, request: Request) -> Response:
+        await self._hub.watch()
+        return _json(self._hub.state)
+
+    async def _history(self, request: Request) -> Response:
+        await self._hub.watch()
+        asked = request.query_params.get("seconds", "")
+        seconds = min(_SECONDS, float(asked)) if asked.isdecimal() and len(asked) < 10 else _SECONDS
+        state = self._hub.state
+        return _json(self._hub.fleet.remembered.since(0.0 if state is None else state["now"] - seconds))
+
+    async def _stream(self, request: Request) -> Response:
+        await self._hub.watch()
+        position = Position(request.headers.get("last-event-id", ""), self._cache.report().id, self._hub)
+        wanted = request.query_params.get("calls") == "1"
+        return StreamingResponse(
+            stream(self._hub, position, calls=wanted), media_type=_EVENTS, headers={"x-accel-buffering": "no"}
+        )
+
+    async def _key(self, request: Request) -> Response:
+        await self._hub.watch()
+        name, text = request.query_params.get("id"), request.query_params.get("key")
+        key = text if name is None else self._keys.key_of(name)
+        if not key:
+            return _refused("name a key: ?id= of one that was shown, or ?key= with its text", 404 if name else 400)
+        return _json(await life_of(key, self._cache.engine, self._cache.report(), self._hub, self._keys))
+
+    # -- what is done -----------------------------------------------------------------------------------------
+
+    async def _action(self, request: Request) -> Response:
+        if not self._acts:
+            return _refused("this dashboard only shows: swr.dashboard(..., actions=True) lets it act", 403)
+        why = why_not_acting(request)
+        if why is not None:
+            return _refused(why, 403)
+        name, client = request.path_params["name"], _client(request)
+        return await self._done(
+            request, lambda target: self._actions.run(name, target, f"{request.state.who} {client}")
+        )
+
+    async def _invalidate(self, request: Request) -> Response:
+        if self._programs is None:
+            return _refused("nobody may invalidate here: swr.dashboard(..., token=...) lets programs do it", 404)
+        if not request.headers.get("authorization", "").lower().startswith("bearer "):
+            return _refused(
+                "send Authorization: Bearer with the token", 401, {"www-authenticate": 'Bearer realm="swr"'}
+            )
+        if await self._programs.admit(request) is None:
+            return _refused(
+                "the token is wrong", 401, {"www-authenticate": 'Bearer realm="swr", error="invalid_token"'}
+            )
+        who = f"a program {_client(request)}"
+        return await self._done(
+            request, lambda target: self._actions.logged("invalidate", self._actions.invalidate, target, who)
+        )
+
+    async def _done(self, request: Request, run: Callable[[dict[str, Any]], Awaitable[str]]) -> Response:
+        try:
+            done: Done = {"done": await run(await _target(request))}
+            return _json(done)
+        except Refused as error:
+            return _refused(str(error), error.status)
+
+
+def _client(request: Request) -> str:
+    return "" if request.client is None else f"at {request.client.host}"
+
+
+async def _target(request: Request) -> dict[str, Any]:
+    """Return what a request asks for.
+
+    Raises:
+        Refused: it is too long, or cannot be read.
+    """
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > _MOST_BYTES:
+                raise Refused(f"the request has more than {_MOST_BYTES} bytes", 413)
+    except ClientDisconnect:
+        raise Refused("the client has left") from None
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind == _JSON:
+            target = json.loads(body, object_pairs_hook=_once)
+        elif kind == _FORM:
+            target = _once(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+        else:
+            raise Refused(f"send a form or {_JSON}", 415)
+    except (ValueError, RecursionError):
+        raise Refused(f"the request is no {kind}") from None
+    if not isinstance(target, dict):
+        raise Refused("send one object")
+    return target
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a form or an object.
+
+    Raises:
+        Refused: one comes twice, and it is not clear which is meant.
+    """
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise Refused("a field comes twice: send one request for each")
+    return fields
+
+
+def _file(name: str) -> Response:
+    path = STATIC / name
+    kind = _TYPES.get(path.suffix)
+    if kind is None or not _FILE.fullmatch(name) or not path.is_file():
+        return _refused("there is no such file", 404)
+    return Response(path.read_bytes(), media_type=kind)
+
+
+def _json(message: Any) -> Response:
+    return Response(dumps(message), media_type=_JSON)
+
+
+def _refused(why: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    refusal: Refusal = {"error": why}
+    return Response(dumps(refusal), status, {**_SECURITY, **(headers or {})}, _JSON)
+
+
+def _secured(send: Send) -> Send:
+    async def send_secured(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            # In place of what a route, or Starlette for it, has written.
+            own = [(name, value) for name, value in message["headers"] if name.decode() not in _SECURITY]
+            added = [(name.encode(), value.encode()) for name, value in _SECURITY.items()]
+            message = {**message, "headers": [*own, *added]}
+        await send(message)
+
+    return send_secured

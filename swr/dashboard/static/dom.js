@@ -1,0 +1,91 @@
+// Elements from data. Data becomes text nodes and attribute values, never markup.
+
+/** Return an element. `on*` properties are listeners; true and false set and leave out an attribute. */
+export function h(tag, properties, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties ?? {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else set(element, name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Set an attribute if it changes; false and null remove it. */
+export function set(element, name, value) {
+  if (value === false || value === null || value === undefined) element.removeAttribute(name);
+  else {
+    const text = value === true ? "" : String(value);
+    if (element.getAttribute(name) !== text) element.setAttribute(name, text);
+  }
+}
+
+/** Set an element's text if it changes, so that a selection survives and a live region stays silent. */
+export function say(element, text) {
+  const words = String(text);
+  if (element.textContent !== words) element.textContent = words;
+}
+
+/** Replace the children if the text or structure changes. */
+export function fill(element, ...children) {
+  const made = h("div", null, ...children);
+  made.normalize();
+  const old = [...element.childNodes];
+  const fresh = [...made.childNodes];
+  if (old.length === fresh.length && fresh.every((node, index) => node.isEqualNode(old[index]))) return;
+  element.replaceChildren(...fresh);
+}
+
+/**
+ * Keep one child for each item, in order. `make` returns a child, `update` fills it.
+ *
+ * Focus stays on its child while others come, go and change places; if its child goes, what scrolls has it.
+ */
+export function keep(parent, items, keyOf, make, update) {
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  const old = new Map([...parent.children].map((child) => [child.keptFor, child]));
+  const times = new Map();
+  let before = parent.firstElementChild;
+  for (const item of items) {
+    const name = keyOf(item);
+    // Two items may have one name: two loads of a loader that hang.
+    times.set(name, (times.get(name) ?? 0) + 1);
+    const key = `${times.get(name)} ${name}`;
+    let child = old.get(key);
+    if (child) old.delete(key);
+    else {
+      child = make(item);
+      child.keptFor = key;
+    }
+    update(child, item);
+    if (child === before) before = before.nextElementSibling;
+    else parent.insertBefore(child, before);
+  }
+  for (const child of old.values()) child.remove();
+  // A browser takes focus from what is moved.
+  if (focused && document.activeElement !== focused) {
+    (focused.isConnected ? focused : parent.closest("[tabindex]"))?.focus({ preventScroll: true });
+  }
+}
+
+/** Return a link, or plain text where the address is none that a browser should open. */
+export function link(address, text) {
+  let url;
+  try {
+    url = new URL(address, document.baseURI);
+  } catch {
+    return text;
+  }
+  if (url.protocol !== "https:" && url.protocol !== "http:") return text;
+  return h("a", { href: url.href, target: "_blank", rel: "noreferrer" }, text);
+}
+
+/** Return a panel's heading, with what stands beside it. */
+export function heading(id, text, ...beside) {
+  return h("div", { class: "head" }, h("h2", { id }, text), ...beside);
+}
+
+/** Return what a panel says while it has nothing to show, and what to do next. */
+export function empty(title, ...next) {
+  return h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), h("p", null, ...next));
+}

@@ -1,0 +1,61 @@
+// What is wrong, at the top, in words.
+import { h, keep, say, set } from "./dom.js";
+import { clock, lasting, number } from "./format.js";
+import { source } from "./source.js";
+
+const OLD = "What you see below is old.";
+
+/** Return what keeps the page itself from knowing. */
+function own() {
+  const told = { level: "error", kind: "page", since: null, target: null };
+  if (source.refused) return [{ ...told, text: `The page cannot read the dashboard: ${source.refused}. It asks again by itself. ${source.state ? OLD : ""}` }];
+  if (source.silent) return [{ ...told, text: `The page no longer hears from the server. It connects again by itself. ${OLD}` }];
+  return [];
+}
+
+class Problems extends HTMLElement {
+  connectedCallback() {
+    this.fine = h("p", { class: "fine" });
+    this.count = h("h2", { class: "alarms-count" });
+    this.list = h("ul", { class: "problems" });
+    this.wrong = h("section", { class: "alarms", tabindex: "0", "aria-label": "What is wrong", hidden: true }, this.count, this.list);
+    this.said = h("p", { class: "unseen", role: "status" });
+    this.append(this.said, this.fine, this.wrong);
+    source.addEventListener("change", () => this.show());
+    this.show();
+  }
+
+  show() {
+    const { state } = source;
+    const problems = [...own(), ...(state?.problems ?? [])];
+    keep(this.list, problems, ({ kind, target }) => `${kind} ${target}`,
+      () => h("li", null, h("b", { class: "level" }), h("span"), h("span", { class: "since" })),
+      (item, problem) => {
+        const [level, text, since] = item.children;
+        set(item, "class", `is-${problem.level}`);
+        say(level, problem.level === "error" ? "Error" : "Warning");
+        say(text, problem.text);
+        say(since, problem.since === null ? "" : `since ${clock(problem.since)}, ${lasting(state.now - problem.since)} ago`);
+      });
+    this.wrong.hidden = !problems.length;
+    set(this.wrong, "class", `alarms${problems.some(({ level }) => level === "error") ? " is-error" : ""}`);
+    say(this.count, problems.length === 1 ? "1 thing is wrong" : `${problems.length} things are wrong`);
+    this.fine.hidden = problems.length > 0;
+    say(this.fine, state ? `Nothing is wrong. ${this.summary(state)}` : "Connecting to the server …");
+    // A screen reader hears what is wrong when it changes, and not the seconds that count up.
+    const wrong = problems.map(({ kind, target }) => `${kind} ${target}`).join();
+    if ((state || problems.length) && wrong !== this.wrongBefore) {
+      this.wrongBefore = wrong;
+      say(this.said, problems.map(({ text }) => text).join(" ") || "Nothing is wrong.");
+    }
+    document.title = `${problems.length ? `(${problems.length}) ` : ""}swr${state?.namespace ? ` · ${state.namespace}` : ""}`;
+  }
+
+  summary({ processes, nodes, fleet, note }) {
+    const alive = processes.filter(({ gone }) => !gone).length;
+    const store = nodes.length ? `Redis answers at ${nodes.map(({ name }) => name).join(", ")}` : "there is no Redis";
+    return fleet || !note ? `${number(alive, "process", "processes")} alive; ${store}.` : `This page shows one process: ${note}.`;
+  }
+}
+
+customElements.define("swr-problems", Problems);

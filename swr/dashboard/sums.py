@@ -1,0 +1,119 @@
+"""The sums of a fleet over some seconds: differences of its processes' digests, added up. Pure."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from swr.reports.digest import Digest, RowReport, added
+from swr.stats.counts import OF_COMMANDS, OF_LOADS
+from swr.stats.snapshot import Distribution
+
+# Seconds.
+WINDOW: Final = 15.0
+
+# A loader or a route.
+RowName = tuple[bool, str]
+
+_GROWING: Final = ("fresh", "stale", "missing", "l1", "redis", "load", "loads", "failed")
+
+
+class Sum(msgspec.Struct):
+    """The sums of some seconds.
+
+    Parameters:
+        t: its end, in seconds since 1970.
+        seconds: how long it was.
+        rows: by loader and route. Counts are those of this time; what is now is of no meaning.
+        commands: by bucket of `OF_COMMANDS`.
+        invalidations: how many.
+        uncached: by the reason.
+        processes: how many reported.
+    """
+
+    t: float
+    seconds: float
+    rows: dict[RowName, RowReport]
+    commands: tuple[int, ...] = ()
+    invalidations: int = 0
+    uncached: dict[str, int] = {}
+    processes: int = 0
+
+
+def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest | None, Digest]]) -> Sum:
+    """Return what happened between two digests of each process; None: it began after the last look."""
+    rows: dict[RowName, RowReport] = {}
+    commands: tuple[int, ...] = ()
+    uncached: dict[str, int] = {}
+    invalidations = processes = 0
+    for before, now in pairs:
+        processes += 1
+        known = {} if before is None else {(row.is_route, row.name): row for row in before.rows}
+        for row in now.rows:
+            name = (row.is_route, row.name)
+            change = _change(known.get(name), row)
+            rows[name] = change if name not in rows else added(rows[name], change)
+        commands = _plus(commands, _minus(now.commands, () if before is None else before.commands))
+        invalidations += max(0, now.invalidations - (0 if before is None else before.invalidations))
+        for reason, count in now.uncached.items():
+            more = max(0, count - (0 if before is None else before.uncached.get(reason, 0)))
+            uncached[reason] = uncached.get(reason, 0) + more
+    return Sum(t, seconds, rows, commands, invalidations, uncached, processes)
+
+
+def together(sums: Iterable[Sum]) -> Sum:
+    """Return several times as one."""
+    whole = Sum(0.0, 0.0, {})
+    for one in sums:
+        whole.t = max(whole.t, one.t)
+        whole.seconds += one.seconds
+        for name, row in one.rows.items():
+            whole.rows[name] = row if name not in whole.rows else added(whole.rows[name], row)
+        whole.commands = _plus(whole.commands, one.commands)
+        whole.invalidations += one.invalidations
+        whole.uncached = {
+            reason: whole.uncached.get(reason, 0) + one.uncached.get(reason, 0)
+            for reason in {**whole.uncached, **one.uncached}
+        }
+    return whole
+
+
+class Window:
+    """The sums of the last seconds."""
+
+    def __init__(self) -> None:
+        self._sums: deque[Sum] = deque()
+
+    def add(self, one: Sum) -> None:
+        """Add the newest sum, and forget those that are too old."""
+        self._sums.append(one)
+        while self._sums[0].t <= one.t - WINDOW:
+            self._sums.popleft()
+
+    def whole(self) -> Sum:
+        """Return all of it as one."""
+        return together(self._sums)
+
+
+def quantile(counts: tuple[int, ...], share: float, *, of_commands: bool = False) -> float | None:
+    """Return the seconds within which a share of what a histogram counts ended; None: it counts nothing."""
+    bounds = OF_COMMANDS if of_commands else OF_LOADS
+    whole = _plus(counts[: len(bounds) + 1], (0,) * (len(bounds) + 1))
+    return Distribution(bounds, whole, 0.0).quantile(share)
+
+
+def _change(before: RowReport | None, now: RowReport) -> RowReport:
+    if before is None:
+        return now
+    numbers = {name: max(0, getattr(now, name) - getattr(before, name)) for name in _GROWING}
+    return msgspec.structs.replace(now, **numbers, seconds=_minus(now.seconds, before.seconds))
+
+
+def _plus(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, itertools.zip_longest(one, other, fillvalue=0)))
+
+
+def _minus(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(max(0, a - b) for a, b in itertools.zip_longest(now, before, fillvalue=0))

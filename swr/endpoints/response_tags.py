@@ -1,0 +1,66 @@
+"""Tags that a function makes of a response."""
+
+import inspect
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from swr.engine.failures import text_of
+from swr.errors import ConfigurationError
+from swr.http.tag_fields import MOST_TAGS
+from swr.loaders.calling import TagsOf
+from swr.policy import tag_names
+
+log = logging.getLogger("swr")
+
+
+class ResponseTags:
+    """Make the tags of a response.
+
+    Parameters:
+        function: returns tags, from what is answered, and from parameters that it names.
+        where: whose it is, in errors and logs.
+        known: names of the parameters that it may take.
+
+    Raises:
+        ConfigurationError: it takes something else.
+    """
+
+    def __init__(self, function: TagsOf, where: str, known: Collection[str]) -> None:
+        self._function = function
+        self._where = where
+        self._has_warned = False
+        try:
+            answer, *others = inspect.signature(function).parameters.values() or (None,)
+        except ValueError:
+            # A function of C that does not say what it takes.
+            self._names: list[str] = []
+            return
+        if answer is None or answer.kind in (answer.KEYWORD_ONLY, answer.VAR_KEYWORD):
+            raise ConfigurationError(f"tags= of {where} takes no argument: its first one is what is answered")
+        self._names = [parameter.name for parameter in others if parameter.name in known]
+        for parameter in others:
+            if parameter.name not in known and parameter.default is parameter.empty:
+                raise ConfigurationError(
+                    f"tags= of {where} takes {parameter.name!r}, which is none of its parameters: {', '.join(known)}"
+                )
+
+    def bound(self, values: Mapping[str, Any]) -> Callable[[Any], tuple[str, ...] | None]:
+        """Return the function with the parameters of one request; see `of`."""
+        given = {name: values[name] for name in self._names if name in values}
+
+        def of(answer: Any) -> tuple[str, ...] | None:
+            """Return the tags of what is answered; None, with a warning once: it must not be stored without them."""
+            try:
+                tags = tag_names(self._function(answer, **given))
+                if len(tags) <= MOST_TAGS:
+                    return tags
+                problem = f"returned more than {MOST_TAGS} tags"
+            except Exception as error:
+                problem = f"failed ({text_of(error)})"
+            if not self._has_warned:
+                self._has_warned = True
+                log.warning("tags= of %s %s: swr does not store such a response", self._where, problem)
+            return None
+
+        return of

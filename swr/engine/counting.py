@@ -1,0 +1,66 @@
+"""The numbers of a cache: those that are counted, and those that the parts of its engine know now."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from swr.engine.backoff import Backoffs
+from swr.engine.flights import Flights, Loading
+from swr.engine.notifications import Notifications
+from swr.engine.publisher import Publisher
+from swr.events import Invalidated, LeaseWaited
+from swr.stats.counts import Counts
+from swr.stats.snapshot import Counted, LocalCacheStats, Stats, StoreStats
+
+
+def count_events(events: Publisher, counts: Counts) -> Callable[[], None]:
+    """Count what is seldom published; call the returned function to end that."""
+
+    def on_event(event: Invalidated | LeaseWaited) -> None:
+        if isinstance(event, LeaseWaited):
+            counts.leases.add(event.seconds)
+        else:
+            counts.invalidations[event.scope] += 1
+
+    return events.subscribe(on_event, (Invalidated, LeaseWaited))
+
+
+def stats_of(
+    counts: Counts,
+    flights: Flights,
+    backoffs: Backoffs,
+    notifications: Notifications,
+    local: tuple[int, int],
+    *,
+    at: float,
+    is_shared: bool,
+) -> Stats:
+    """Return the numbers as they are now.
+
+    Parameters:
+        counts, flights, backoffs, notifications: of the engine.
+        local: bytes and entries of the local cache.
+        at: wall clock, seconds.
+        is_shared: whether the store is Redis.
+    """
+    loading = Counter(counts.of(flight.job.loader) for flight in flights.all() if isinstance(flight.state, Loading))
+    backing_off = Counter(map(counts.of, backoffs.origins()))
+    by_name: dict[bool, dict[str, Counted]] = {False: {}, True: {}}
+    for tally in list(counts.tallies.values()):
+        by_name[tally.is_route][tally.name] = tally.snapshot(loading[tally], backing_off[tally])
+    size, entries = local
+    return Stats(
+        at,
+        counts.since,
+        by_name[False],
+        by_name[True],
+        dict(counts.bypasses.counts),
+        dict(counts.not_stored.counts),
+        dict(counts.invalidations),
+        LocalCacheStats(size, entries, counts.evictions),
+        StoreStats(
+            notifications.is_store_reachable,
+            notifications.changed_at,
+            counts.commands.snapshot() if is_shared else None,
+        ),
+        counts.leases.snapshot(),
+    )

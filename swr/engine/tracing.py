@@ -1,0 +1,25 @@
+"""The interface by which an engine reports running loads to a tracer."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, Protocol
+
+from swr.engine.flights import Flight
+
+UNTRACED: Final[AbstractContextManager[None]] = nullcontext()
+
+
+class Tracing(Protocol):
+    """Traces loads. It is called in the task that causes, runs or ends a load, and must not raise."""
+
+    def cause(self) -> Any:
+        """Return what causes a load: the request, say, that the caller's context variables name."""
+
+    def load(self, flight: Flight, cause: Any, *, is_behind: bool) -> AbstractContextManager[None]:
+        """Return what surrounds the run of a load.
+
+        Parameters:
+            is_behind: nobody waits for it: it is a refresh in the background.
+        """
+
+    def commit(self, flight: Flight) -> AbstractContextManager[None]:
+        """Return what surrounds the commit of what was loaded."""

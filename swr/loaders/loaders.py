@@ -1,0 +1,273 @@
+"""Makers of loaders: the decorators of a cache, and `get_or_load`. `Cache` inherits them."""
+
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from types import EllipsisType
+from typing import Any, ParamSpec, TypeVar, cast, overload
+
+from swr.core.arguments import NO_ARGUMENTS
+from swr.core.key_functions import FunctionOf
+from swr.core.keys import CallKeys, loader_digest
+from swr.engine.engine import Engine
+from swr.entry import Outcome
+from swr.errors import ConfigurationError
+from swr.lifecycle.default_policy import DecoratorPolicy, DefaultPolicy
+from swr.loaders.annotations import codec_for, codec_of
+from swr.loaders.cached import Cached
+from swr.loaders.cached_many import CachedMany
+from swr.loaders.call import Call, Loader, is_async
+from swr.loaders.calling import StoreIf, TagsOf, asking, tags_or_function
+from swr.loaders.checks import check_loader
+from swr.loaders.context import Fresh, LoadContext, NotModified
+from swr.loaders.decorators import CachedDecorator, CachedManyDecorator, on_methods, with_options
+from swr.loaders.many_keys import ManyKeys
+from swr.loaders.templates import Templates
+from swr.loaders.terms import LoaderTerms, checked_store_if, seats_of, stays_here
+from swr.policy import Duration, Policy, seconds
+from swr.stores.local import LocalCache
+
+Q = ParamSpec("Q")
+R = TypeVar("R")
+
+
+class Loaders:
+    """Decorators that put functions behind a cache, and calls without one."""
+
+    engine: Engine
+    local: LocalCache
+    default_policy: DefaultPolicy
+    passed_by: set[str]
+    _templates: Templates
+
+    @with_options
+    def cached(
+        self,
+        template: str | None = None,
+        *,
+        key: "FunctionOf[str, Q] | None" = None,
+        fresh_for: Duration | EllipsisType = ...,
+        stale_for: Duration | EllipsisType = ...,
+        stale_if_error: Duration | EllipsisType = ...,
+        tags: Sequence[str] | TagsOf = (),
+        ignore: Sequence[str] = (),
+        copy: bool = False,
+        keep_for: Duration | EllipsisType = ...,
+        soft_timeout: Duration | EllipsisType | None = ...,
+        hard_timeout: Duration | EllipsisType | None = ...,
+        early: float | EllipsisType = ...,
+        jitter: float | EllipsisType = ...,
+        store_if: StoreIf | None = None,
+        local: bool = True,
+        shared: bool = True,
+        max_concurrent_loads: int | None = None,
+    ) -> CachedDecorator:
+        """Put a loader, `async def` or `def`, function or method, behind the cache.
+
+        Parameters:
+            template: the key, "ranking:{group}:{limit}"; it names every parameter or leaves it to `ignore`. None:
+                a key of the function's name and all its arguments.
+            key: returns the key, in the place of a template, from the parameters that it names: `lambda user, page:
+                f"{user.id}:{page}"`. swr puts the name of the loader before it.
+            fresh_for: how long a value is fresh: seconds, or "90s", "10m", "1d".
+            stale_for: how long after that swr serves it and refreshes it in the background.
+            stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
+                Options of `Policy` that you leave out, here and below, are those of the cache's policy.
+            tags: names to invalidate by, "group:{group}"; or a function that returns them, of the value and the
+                loader's arguments.
+            ignore: parameters that do not change the answer, such as `self`.
+            copy: give every caller a deep copy. Without it all callers in this process share one object, which
+                they must not change.
+            keep_for: how long past `fresh_for` a value is kept at least, served or not, for a loader that asks for a
+                `LoadContext`.
+            soft_timeout: how long a reader waits if there is an entry to fall back on; see `Policy`.
+            hard_timeout: how long a load may run; see `Policy`.
+            early: refresh a value before its time, the more of this the earlier; see `Policy`. A fresh hit then costs
+                some microseconds more.
+            jitter: shorten each lifetime by a random share of up to this, so that values do not end together.
+            store_if: returns whether a value is stored, as in `store_if=bool`. Those who wait for a value that is not
+                get it all the same, and what was stored before goes.
+            local: whether this process's memory holds values. `local=False` has no effect without Redis.
+            shared: whether Redis holds values. With `shared=False` each process loads for itself, and a value may be
+                any object.
+            max_concurrent_loads: how many calls of the loader run at once in this process; the others wait, and those
+                that readers wait for go first. None: any number.
+
+        A `def` runs in a thread. A refresh in the background runs with the arguments of the call that found the entry
+        stale. Objects that live only as long as a request, such as a database session, must not be among them.
+
+        Raises:
+            ConfigurationError: at decoration, for whatever of these cannot work.
+        """
+        tags, of_value = tags_or_function(tags)
+        given = {
+            "fresh_for": fresh_for,
+            "stale_for": stale_for,
+            "stale_if_error": stale_if_error,
+            "tags": tags,
+            "keep_for": keep_for,
+            "soft_timeout": soft_timeout,
+            "hard_timeout": hard_timeout,
+            "early": early,
+            "jitter": jitter,
+        }
+        policies = DecoratorPolicy(self.default_policy, given, "@cache.cached")
+        seats = seats_of(max_concurrent_loads)
+        terms = LoaderTerms(policies, copy, of_value, checked_store_if(store_if), stays_here(local, shared), seats)
+
+        def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
+            check_loader(function)
+            asks = asking(function)
+            keys = CallKeys(
+                function, template, policies.now.tags, ignore, None if asks is None else asks.signature, key
+            )
+            self._templates.claim(keys.template, function, is_default=template is None)
+            if not local:
+                self.passed_by.add(loader_digest(keys.template.text))
+            loader: Cached[..., Any] = Cached(self.engine, self.local, function, keys, terms, asks)
+            self._templates.loaders.add(loader)
+            return loader
+
+        return cast(CachedDecorator, functools.partial(on_methods, decorate))
+
+    @with_options
+    def cached_many(
+        self,
+        template: str | None = None,
+        *,
+        key: "FunctionOf[str, Q] | None" = None,
+        fresh_for: Duration | EllipsisType = ...,
+        stale_for: Duration | EllipsisType = ...,
+        stale_if_error: Duration | EllipsisType = ...,
+        tags: Sequence[str] | TagsOf = (),
+        ignore: Sequence[str] = (),
+        copy: bool = False,
+        absent_for: Duration = 0,
+        soft_timeout: Duration | EllipsisType | None = ...,
+        hard_timeout: Duration | EllipsisType | None = ...,
+        early: float | EllipsisType = ...,
+        jitter: float | EllipsisType = ...,
+        store_if: StoreIf | None = None,
+        local: bool = True,
+        shared: bool = True,
+        max_concurrent_loads: int | None = None,
+    ) -> CachedManyDecorator:
+        """Put a batch loader, which takes a list of items and returns a dict of their values, behind the cache.
+
+        Parameters:
+            template: the key of one item, "ranking:{group}:{limit}" for `async def top(groups, limit=100)`: it names
+                every parameter but the list, or leaves it to `ignore`, and the item by any other name. The entries are
+                those of a `cached` loader with this template, if there is one.
+            key: returns the key of one item, in the place of a template. It names the same, as its parameters.
+            absent_for: how long it is remembered that an item was not in the dict.
+            fresh_for: see `cached`.
+            stale_for: see `cached`.
+            stale_if_error: see `cached`.
+            tags: see `cached`; they may name the item, and a function of tags gets it in the place of the list.
+            ignore: see `cached`.
+            copy: see `cached`.
+            soft_timeout: see `cached`.
+            hard_timeout: see `cached`.
+            early: see `cached`.
+            jitter: see `cached`.
+            store_if: the same, of the value of one item.
+            local: see `cached`.
+            shared: see `cached`.
+            max_concurrent_loads: see `cached`.
+
+        swr calls the loader once for each 1,000 missing items that no other load brings already.
+
+        Raises:
+            ConfigurationError: at decoration, for whatever of these cannot work.
+        """
+        tags, of_value = tags_or_function(tags)
+        given = {
+            "fresh_for": fresh_for,
+            "stale_for": stale_for,
+            "stale_if_error": stale_if_error,
+            "tags": tags,
+            "keep_for": 0,
+            "soft_timeout": soft_timeout,
+            "hard_timeout": hard_timeout,
+            "early": early,
+            "jitter": jitter,
+        }
+        policies = DecoratorPolicy(self.default_policy, given, "@cache.cached_many")
+        seats = seats_of(max_concurrent_loads)
+        terms = LoaderTerms(policies, copy, of_value, checked_store_if(store_if), stays_here(local, shared), seats)
+        absent = seconds(absent_for, "absent_for")
+
+        def decorate(function: Callable[..., Any]) -> CachedMany[..., Any, Any]:
+            check_loader(function)
+            keys = ManyKeys(function, template, policies.now.tags, ignore, key)
+            if asking(function) is not None:
+                raise ConfigurationError(
+                    f"{keys.where} asks for a LoadContext; that is about one value, and it loads many"
+                )
+            self._templates.claim(keys.template, function, is_default=key is not None, many=True)
+            if not local:
+                self.passed_by.add(loader_digest(keys.template.text))
+            loader: CachedMany[..., Any, Any] = CachedMany(self.engine, function, keys, terms, absent)
+            self._templates.loaders.add(loader)
+            return loader
+
+        return cast(CachedManyDecorator, functools.partial(on_methods, decorate))
+
+    def refresh_of(self, key: str) -> Callable[[], Coroutine[Any, Any, Any]] | None:
+        """Return what loads a key anew; None: its loader or the arguments of its call are not known for certain."""
+        found: list[tuple[Any, tuple[Any, ...]]] = []
+        # A thread may define another one meanwhile.
+        for loader in tuple(self._templates.loaders):
+            arguments = loader.arguments_of(key)
+            if arguments is not None:
+                found.append((loader, arguments))
+        # A batch loader may share the entries of another one. Two of a kind may close over different things.
+        found = [pair for pair in found if isinstance(pair[0], Cached)] or found
+        return functools.partial(found[0][0].refresh, *found[0][1]) if len(found) == 1 else None
+
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], Awaitable[R | Fresh[R] | NotModified]]
+        | Callable[[LoadContext[Any]], Awaitable[R | Fresh[R] | NotModified]],
+        policy: Policy | None = None,
+        *,
+        returns: Any = None,
+    ) -> Outcome[R]: ...
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], R | Fresh[R] | NotModified] | Callable[[LoadContext[Any]], R | Fresh[R] | NotModified],
+        policy: Policy | None = None,
+        *,
+        returns: Any = None,
+    ) -> Outcome[R]: ...
+    async def get_or_load(
+        self, key: str, loader: Callable[..., Any], policy: Policy | None = None, *, returns: Any = None
+    ) -> Outcome[Any]:
+        """Return what is stored under `key`, or what `loader` returns.
+
+        Parameters:
+            key: any text.
+            loader: takes nothing, or a `LoadContext`; `async def` or `def`.
+            policy: how long its value may be served, and how long it may be loaded; None: that of the cache.
+            returns: the type of the value, for Redis; by default the loader's return annotation.
+
+        Raises:
+            Exception: whatever the loader raised, if there is no entry to fall back on.
+            LoadTimeout: it ran longer than `policy.hard_timeout`; likewise.
+            CodecError: the value cannot be stored in Redis.
+            ConfigurationError: arguments that cannot work.
+        """
+        if not isinstance(key, str):
+            raise ConfigurationError(f"key={key!r} is not a string")
+        policy = self.default_policy.of(policy)
+        codec = codec_for(loader) if returns is None else codec_of(returns)
+        asks = asking(loader)
+        called = loader if asks is None else asks.call
+        made = Loader(self.engine, called, not is_async(loader), asks is not None)
+        if self.engine.switch.is_off:
+            return await made.call_past((), {}, policy.hard_timeout)
+        job = Call(made, NO_ARGUMENTS, policy, codec)
+        return await self.engine.fetch(key, job, patience=policy.soft_timeout, early=policy.early)

@@ -1,0 +1,44 @@
+"""The arguments of a loader's call, found in its key."""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from swr.core.canonical import plain_of
+from swr.core.template import Template
+from swr.errors import ConfigurationError
+
+
+def arguments_in(
+    key: str,
+    template: Template,
+    function: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    key_of: Callable[..., str],
+    list_name: str = "",
+) -> tuple[Any, ...] | None:
+    """Return the positional arguments for which a loader has a key; None: the key does not say them for certain.
+
+    Parameters:
+        parameters: of the loader's calls, by name.
+        key_of: returns the key for arguments.
+        list_name: the parameter whose place the item takes; empty: it is no batch loader.
+    """
+    texts = template.texts_in(key)
+    if texts is None:
+        return None
+    items = [name for name in texts if name not in parameters]
+    names = [items[0] if name == list_name else name for name in parameters]
+    try:
+        kinds = typing.get_type_hints(function)
+        if list_name:
+            (kinds[items[0]],) = typing.get_args(kinds[list_name])
+        # An ignored parameter may be a connection. A value of a type that is not known may be of any class.
+        values = [msgspec.convert(plain_of(texts[name]), kinds[name]) for name in names]
+        is_sure = key_of(*values) == key and not {Any, object}.intersection(kinds[name] for name in names)
+    except (ConfigurationError, KeyError, NameError, TypeError, ValueError):
+        return None
+    return tuple(values) if is_sure else None

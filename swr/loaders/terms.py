@@ -1,0 +1,81 @@
+"""The options of a loader's decorator, beside the key."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from swr.engine.load_slots import LoadSlots, Place, Seat
+from swr.errors import ConfigurationError
+from swr.lifecycle.default_policy import DecoratorPolicy
+from swr.loaders.calling import StoreIf, TagsOf
+
+
+class LoaderTerms(NamedTuple):
+    """The options of a loader's decorator.
+
+    Parameters:
+        policies: how long values may be served.
+        copies: callers get copies.
+        tags: returns the tags of a value, called with that and the loader's arguments; None: they are the policy's.
+        store_if: returns whether a value is stored; None: each is.
+        stays_here: values are not shared with other processes.
+        new_seat: returns what a load takes of the loader's slots; None: it needs none.
+    """
+
+    policies: DecoratorPolicy
+    copies: bool = False
+    tags: TagsOf | None = None
+    store_if: StoreIf | None = None
+    stays_here: bool = False
+    new_seat: Callable[[], Seat] | None = None
+
+
+def stays_here(local: object, shared: object) -> bool:
+    """Return whether values are not shared with other processes.
+
+    Parameters:
+        local: whether this process's memory holds values.
+        shared: whether Redis does.
+
+    Raises:
+        ConfigurationError: neither, or one of them is no bool.
+    """
+    for name, value in (("local", local), ("shared", shared)):
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{name}={value!r} is neither True nor False")
+    if not local and not shared:
+        raise ConfigurationError(
+            "local=False and shared=False: values would be stored nowhere; leave the decorator out"
+        )
+    return not shared
+
+
+def seats_of(max_concurrent_loads: object) -> Callable[[], Seat] | None:
+    """Return a function that returns the seat of one load of a loader; None: it may have any number of loads.
+
+    Raises:
+        ConfigurationError: it is no whole number above 0.
+    """
+    number = max_concurrent_loads
+    if number is None:
+        return None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigurationError(f"max_concurrent_loads={number!r} is not a whole number, 1 or more, or None")
+    slots = LoadSlots(number)
+    return lambda: Seat(Place(slots))
+
+
+def checked_store_if(store_if: Any) -> StoreIf | None:
+    """Return `store_if` if it may say what is stored.
+
+    Raises:
+        ConfigurationError: it is no function of a value, or one that would have to be awaited.
+    """
+    if store_if is None:
+        return None
+    if not callable(store_if):
+        raise ConfigurationError(f"store_if={store_if!r} is not a function of a value, such as store_if=bool")
+    if inspect.iscoroutinefunction(store_if):
+        raise ConfigurationError(f"store_if={store_if!r} is async, and swr would not await it: give a def or a lambda")
+    function: Callable[[Any], object] = store_if
+    return function

@@ -1,0 +1,120 @@
+"""Spans for OpenTelemetry, by way of its API: of loads, refreshes and commits, each led back to its request."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from swr.cache import Cache
+from swr.engine.flights import Flight
+from swr.errors import ConfigurationError
+from swr.loaders.batch import Part
+
+try:
+    from opentelemetry import context, trace
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer
+except ImportError as error:
+    raise ImportError("swr.otel needs opentelemetry-api: pip install 'swr[otel]'") from error
+
+# Before the program has set up its SDK this one stands in, and passes on what it is given afterwards.
+_TRACER: Final = trace.get_tracer("swr")
+
+
+class _Spans:
+    """The spans of one cache; see `swr.engine.tracing.Tracing`.
+
+    Parameters:
+        cache: whose loads they are of.
+        tracer: makes them.
+    """
+
+    def __init__(self, cache: Cache, tracer: Tracer) -> None:
+        self._cache = cache
+        self._tracer = tracer
+        # By flight; and by batch, of which one call of the loader has one.
+        self._open: dict[object, Span] = {}
+
+    def cause(self) -> Context:
+        return context.get_current()
+
+    @contextlib.contextmanager
+    def load(self, flight: Flight, cause: Context, *, is_behind: bool) -> Iterator[None]:
+        batch = flight.job.batch if isinstance(flight.job, Part) else flight
+        if batch in self._open:
+            yield
+            return
+        # The request does not wait for a refresh, which may end long after it: its own trace, with a link.
+        caused_by = trace.get_current_span(cause).get_span_context()
+        around, links = (Context(), [Link(caused_by)] if caused_by.is_valid else []) if is_behind else (cause, [])
+        name = "swr refresh" if is_behind else "swr load"
+        span = self._tracer.start_span(name, around, attributes=self._attributes(flight), links=links)
+        self._open[flight] = self._open[batch] = span
+        token = context.attach(trace.set_span_in_context(span, around))
+        try:
+            yield
+        except Exception as error:
+            _fail(span, error)
+            raise
+        finally:
+            context.detach(token)
+            self._end(flight, span)
+            self._open.pop(flight, None)
+            self._open.pop(batch, None)
+
+    @contextlib.contextmanager
+    def commit(self, flight: Flight) -> Iterator[None]:
+        span = self._open.get(flight)
+        if span is None:
+            yield
+            return
+        of_load = trace.set_span_in_context(span, context.get_current())
+        with self._tracer.start_as_current_span("swr commit", of_load, attributes=self._attributes(flight)):
+            yield
+
+    def _end(self, flight: Flight, span: Span) -> None:
+        # The route is known by now, and a failure that the loader has not raised.
+        span.set_attributes(self._attributes(flight))
+        if flight.error is not None:
+            _fail(span, flight.error)
+        span.end()
+
+    def _attributes(self, flight: Flight) -> dict[str, str]:
+        tally = self._cache.engine.counts.of(flight.job.loader)
+        found = {"swr.cache": self._cache.namespace, "swr.loader": tally.loader, "swr.route": tally.route}
+        return {name: value for name, value in found.items() if value}
+
+
+def _fail(span: Span, error: BaseException) -> None:
+    span.record_exception(error)
+    span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+
+
+def trace_loads(cache: Cache, tracer: Tracer = _TRACER) -> Callable[[], None]:
+    """Make spans for OpenTelemetry of what `cache` loads from now on: `swr load`, `swr refresh` and `swr commit`.
+
+    A load belongs to the trace of the request that waits for it, and what its loader does to the load's span. A refresh
+    in the background is a trace of its own, with a link to the request that caused it. A batch loader has one span for
+    each call. No span has a key; where a load belongs is in `swr.cache`, `swr.loader` and `swr.route`.
+
+    Parameters:
+        cache: its `namespace` is the attribute `swr.cache`.
+        tracer: makes the spans; by default that of the global tracer provider which is called "swr".
+
+    Returns:
+        What ends that, from the next load on.
+
+    Raises:
+        ConfigurationError: `cache` is none, or is traced already.
+    """
+    if not isinstance(cache, Cache):
+        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+    runtime = cache.engine.runtime
+    if runtime.tracing is not None:
+        raise ConfigurationError(f"the cache {cache.namespace!r} is traced already: end that first")
+    runtime.tracing = spans = _Spans(cache, tracer)
+
+    def end() -> None:
+        if runtime.tracing is spans:
+            runtime.tracing = None
+
+    return end

@@ -1,0 +1,100 @@
+"""The tags that name the URL of a request: of its response, and of the invalidation after an unsafe method."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+from swr.http.fields import is_too_long
+from swr.http.request import host_tag, path_of, shortened, url_tag
+from swr.middleware.rules import Rule, first_match
+
+
+class Tagged:
+    """A request by its URL."""
+
+    __slots__ = ("_asked", "_others", "_query", "_rules", "fields")
+
+    fields: dict[bytes, bytes]
+    # The scope, as it was when the request came.
+    _asked: dict[str, Any]
+    # What counts of the query by its own rules, these, and those for other methods.
+    _query: bytes
+    _rules: list[Rule]
+    _others: Sequence[list[Rule]]
+
+    @property
+    def _has_long_target(self) -> bool:
+        """Whether its path and query alone are too long to be read."""
+        return is_too_long([], self._asked["path"], self._asked["query_string"])
+
+    @property
+    def _reads_query(self) -> bool:
+        """Whether a rule says what of a query selects a response."""
+        return _read_query(self._rules)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of its URL: on all hosts, and on its own; then that of its path, where rules read queries.
+
+        Nothing is stored for a target that is too long, but it may name what a rule stores for a shorter query.
+        """
+        host = self.fields.get(b"host", b"")
+        path = host_tag(host, f"path:{url_tag(self._asked['path'], '')}")
+        if self._has_long_target:
+            return path, path
+        tags = [tag for query in self._queries for tag in self._tags_of(host, query)]
+        return tuple(tags + [path] * (self._reads_query or any(map(_read_query, self._others))))
+
+    @property
+    def url_tags(self) -> list[str]:
+        """The tags of its URL on all hosts: one for each way in which rules read the query."""
+        return [self._tags_of(b"", query)[0] for query in self._queries]
+
+    @property
+    def host_tags(self) -> list[str]:
+        """The tags of its URL on its own host: one for each way in which rules read the query."""
+        host = self.fields.get(b"host", b"")
+        return [self.tags[1]] if self._has_long_target else [self._tags_of(host, query)[1] for query in self._queries]
+
+    def _tags_of(self, host: bytes, query: bytes) -> tuple[str, str]:
+        tag = url_tag(self._asked["path"], query.decode("latin-1"))
+        return tag, host_tag(host, tag)
+
+    @property
+    def _queries(self) -> list[bytes]:
+        """The parts of the query that count: by its own rules, then by those for other methods."""
+        query, queries = self._asked["query_string"], [self._query]
+        for rules in self._others if query else ():
+            rule = first_match(rules, self._asked["path"], self._asked.get("raw_path") or b"")[0]
+            queries.append(query if rule is None else rule.keyed_query(query))
+        return list(dict.fromkeys(queries))
+
+    @property
+    def _origin(self) -> str:
+        return f"{self._asked['scheme']}://{self.fields.get(b'host', b'').decode('latin-1').lower()}"
+
+    @property
+    def _base(self) -> str:
+        return self._origin + path_of(self._asked).decode("latin-1")
+
+    def tag_of(self, reference: bytes) -> str | None:
+        """Return the tag, on its host, of what a `Location` or `Content-Location` refers to; None: another origin."""
+        try:
+            base, target = urlsplit(self._base), urlsplit(urljoin(self._base, reference.decode("latin-1").strip()))
+        except ValueError:
+            return None
+        if (target.scheme.lower(), target.netloc.lower()) != (base.scheme, base.netloc):
+            return None
+        path = unquote(target.path)
+        raw_path, query = (part.encode("latin-1", "replace") for part in (target.path, target.query))
+        rule = first_match(self._rules, path, raw_path)[0] if self._reads_query and query else None
+        tag = url_tag(path, (query if rule is None else rule.keyed_query(query)).decode("latin-1"))
+        return host_tag(self.fields.get(b"host", b""), tag)
+
+    def group_tag(self, group: str) -> str:
+        """Return the tag of a cache group of this request's origin (RFC 9875 2: groups are of one origin)."""
+        return shortened(f"group:{self._origin}\n{group}")
+
+
+def _read_query(rules: list[Rule]) -> bool:
+    return any(rule.reads_query for rule in rules)

@@ -1,0 +1,254 @@
+"""Watch a process for a dashboard: events always, calls and hot keys only while one is open."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from cachetools import LRUCache
+
+from swr.engine.engine import Engine
+from swr.events import (
+    Answered,
+    CommandRefused,
+    CommitRejected,
+    Event,
+    Hit,
+    Invalidated,
+    Loaded,
+    LoadFailed,
+    Miss,
+    RenewalRejected,
+    RoundEnded,
+    RoundQueued,
+    Stale,
+    StoreReachable,
+    StoreUnreachable,
+)
+from swr.reports.digest import CallReport, HappeningReport, HotReport, cut
+
+# Calls that are told in one turn of the digest; of more, the first.
+MOST_CALLS: Final = 64
+_MOST_HAPPENINGS: Final = 20
+_SHOWN_HOT: Final = 10
+_LONGEST: Final = 512
+# Of what was counted before, so much is left after a turn: hot is what is read now.
+_FADING: Final = 0.8
+
+_RESPONSE: Final = "GET "
+
+# Called with a key and what its entry carries of its loader; returns the name of the row.
+RowOf = Callable[[str], str]
+
+
+class Watching:
+    """Collects what happens.
+
+    Rare events are collected always. For calls, each of which has an event, this subscribes in turns: after some
+    calls it ends the subscription until the next digest. So it costs the same however many calls there are, and
+    nothing while no dashboard is open.
+
+    Parameters:
+        engine: whose events they are.
+        row_of: returns the name of the loader or route that a key belongs to.
+        clean: returns the text of an error, or a tag, as it may be shown.
+    """
+
+    def __init__(self, engine: Engine, row_of: RowOf, clean: Callable[[str], str]) -> None:
+        self._engine = engine
+        self._row_of = row_of
+        self._clean = clean
+        self._number = 0
+        self._happenings: deque[HappeningReport] = deque(maxlen=_MOST_HAPPENINGS)
+        self._calls: deque[CallReport] = deque(maxlen=MOST_CALLS)
+        self._took: LRUCache[str, float] = LRUCache(MOST_CALLS)
+        self._hot: dict[str, float] = {}
+        # Key and layer of the last hit, of which the event of an answer says less.
+        self._hit = ("", "")
+        # In this turn; and how many reads there were before it.
+        self._seen = self._reads = 0
+        # How many calls were not told, because too many came.
+        self.dropped = 0
+        # Called with each call and each event as it comes: by the dashboards of this process.
+        self._listeners: list[tuple[Callable[[CallReport], object], Callable[[HappeningReport], object]]] = []
+        self._end_calls: Callable[[], None] | None = None
+        self._end = engine.events.subscribe(self._on_event, _RARE)
+
+    def listen(
+        self, on_call: Callable[[CallReport], object], on_happening: Callable[[HappeningReport], object]
+    ) -> None:
+        """Call these with each call and each event as it comes, once however often this is asked for."""
+        if (on_call, on_happening) not in self._listeners:
+            self._listeners.append((on_call, on_happening))
+
+    def close(self) -> None:
+        """Collect nothing any more."""
+        self.turn(is_open=False)
+        self._end()
+
+    def turn(self, *, is_open: bool, reads: int = 0) -> None:
+        """Begin the next turn.
+
+        Parameters:
+            is_open: whether a dashboard is open.
+            reads: how many there were so far.
+        """
+        was_cut_short = is_open and self._end_calls is None and self._seen > 0
+        if was_cut_short:
+            self.dropped += max(0, reads - self._reads - self._seen)
+        self._reads = reads
+        if not is_open:
+            self._seen = 0
+            self._hot.clear()
+            self._calls.clear()
+            if self._end_calls is not None:
+                self._pause()
+            return
+        self._hot = {key: count * _FADING for key, count in self._hot.items() if count > _FADING}
+        self._seen = 0
+        if self._end_calls is None:
+            self._end_calls = self._engine.events.subscribe(self._on_call, _CALLS)
+
+    def _pause(self) -> None:
+        assert self._end_calls is not None
+        self._end_calls()
+        self._end_calls = None
+
+    # -- what is collected ------------------------------------------------------------------------------------
+
+    def happenings(self) -> tuple[HappeningReport, ...]:
+        """Return the last events."""
+        return tuple(self._happenings)
+
+    def calls(self) -> tuple[CallReport, ...]:
+        """Return the last calls."""
+        return tuple(self._calls)
+
+    def hot(self) -> tuple[HotReport, ...]:
+        """Return the keys that are read most."""
+        total = sum(self._hot.values())
+        most = sorted(self._hot.items(), key=lambda pair: -pair[1])[:_SHOWN_HOT]
+        return tuple(HotReport(cut(key, _LONGEST), self._row_of(key), count / total) for key, count in most)
+
+    def _on_call(self, event: Event) -> None:
+        if isinstance(event, Loaded):
+            self._took[event.key] = event.seconds
+            return
+        assert isinstance(event, (Hit, Stale, Miss, Answered))
+        is_response = event.key.startswith(_RESPONSE)
+        if not isinstance(event, Answered):
+            # A turn adds few keys and forgets more, so that there are never many.
+            self._hot[event.key] = self._hot.get(event.key, 0.0) + 1.0
+            if not isinstance(event, Miss):
+                self._hit = event.key, event.layer
+        if is_response != isinstance(event, Answered):
+            # A request has an event for what it read, and one for its answer, which says more.
+            return
+        call = self._answered(event) if isinstance(event, Answered) else self._read(event)
+        self._calls.append(call)
+        for on_call, _ in self._listeners:
+            on_call(call)
+        self._seen += 1
+        if self._seen >= MOST_CALLS and self._end_calls is not None:
+            self._pause()
+
+    def _answered(self, event: Answered) -> CallReport:
+        number, now = self._next(), self._engine.clock()
+        key, hit_in = self._hit
+        # The key of what was hit is that of the URL, or goes on from there.
+        layer = event.layer or (hit_in or None if key.startswith(event.key) else None)
+        return CallReport(
+            number,
+            now,
+            cut(event.key, _LONGEST),
+            event.method,
+            event.state,
+            layer,
+            event.seconds,
+            event.status,
+            cut(event.cache_status, _LONGEST),
+        )
+
+    def _read(self, event: Hit | Stale | Miss) -> CallReport:
+        state = "fresh" if isinstance(event, Hit) else "stale" if isinstance(event, Stale) else "missing"
+        # Who joined a load, or found what another process has loaded, has no load of its own to tell of.
+        took = self._took.pop(event.key, None) if isinstance(event, Miss) else None
+        layer = ("flight" if took is None else "load") if isinstance(event, Miss) else event.layer or None
+        row = event.loader or event.route or self._row_of(event.key)
+        number, now = self._next(), self._engine.clock()
+        return CallReport(number, now, cut(event.key, _LONGEST), cut(row, _LONGEST), state, layer, took)
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _on_event(self, event: Event) -> None:
+        told = self._told(event)
+        if told is None:
+            return
+        text, key, row, bad = told
+        key = None if key is None else cut(key, _LONGEST)
+        row = None if row is None else cut(row, _LONGEST)
+        text = cut(self._clean(text), _LONGEST)
+        happening = HappeningReport(self._next(), self._engine.clock(), type(event).__name__, text, key, row, bad)
+        self._happenings.append(happening)
+        for _, on_happening in self._listeners:
+            on_happening(happening)
+
+    def _told(self, event: Any) -> tuple[str, str | None, str | None, bool] | None:
+        """Return a sentence about an event, its key, its row, and whether something is wrong; None: no matter."""
+        match event:
+            case LoadFailed():
+                row = event.loader or event.route or self._row_of(event.key)
+                return f"A load failed after {event.seconds:.3g} s: {_text_of(event.error)}", event.key, row, True
+            case Invalidated():
+                return self._invalidated(event)
+            case StoreUnreachable():
+                return f"Redis is unreachable: {event.reason}", None, None, True
+            case StoreReachable():
+                return f"Redis is reachable again, after {event.unreachable_for:.1f} s.", None, None, False
+            case CommandRefused():
+                return f"Redis refused a command: {event.reason}", None, None, True
+            case RenewalRejected():
+                return "A lease was gone while its load ran.", event.key, self._row_of(event.key), True
+            case CommitRejected():
+                return "A value was not stored, because something superseded it.", event.key, None, False
+            case RoundQueued():
+                text = f"Round {event.number} was enqueued: {event.new} new, {event.merged} still there."
+                return text, None, event.name, event.missed > 0
+            case _:
+                text = f"Round {event.number} took {event.seconds:.1f} s: {event.loaded} loaded, {event.failed} failed."
+                return text, None, event.name, event.failed > 0
+
+    def _invalidated(self, event: Invalidated) -> tuple[str, str | None, str | None, bool] | None:
+        if event.elsewhere:
+            # The process that did it tells of it.
+            return None
+        done = "marked stale" if event.soft else "invalidated"
+        if event.key is not None:
+            return f"A key was {done}.", event.key, None, False
+        if event.tag is not None:
+            # The tag of a URL has its query.
+            return f"A tag was {done}.", None, self._clean(event.tag), False
+        if event.loader is not None:
+            return f"All of a loader was {done}.", None, event.loader, False
+        return f"Everything was {done}.", None, None, False
+
+
+def _text_of(error: BaseException) -> str:
+    from swr.engine.failures import text_of
+
+    return " ".join(text_of(error).split())
+
+
+_RARE: Final = (
+    LoadFailed,
+    Invalidated,
+    StoreUnreachable,
+    StoreReachable,
+    CommandRefused,
+    RenewalRejected,
+    CommitRejected,
+    RoundQueued,
+    RoundEnded,
+)
+_CALLS: Final = (Hit, Stale, Miss, Loaded, Answered)

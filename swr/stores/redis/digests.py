@@ -1,0 +1,241 @@
+"""The digests of processes in Redis: each writes its own, and dashboards read them all.
+
+The codec of the cache encodes them, if there is one. They lie beside the tag versions, on one server: the digests in
+a hash by process, and in a sorted set when each was written. By that, processes remove the digests of those that have
+ended. Both have a time-to-live. Three keys more say whether a dashboard is open, which faults are simulated, and what
+dashboards seal the names of keys with.
+"""
+
+import logging
+import time
+from typing import Any, Final, NamedTuple, Protocol
+
+from swr.core.packing import Packing
+from swr.errors import CodecError, StoreUnavailable
+from swr.stores.redis.commands import Commands
+from swr.stores.redis.heartbeat import Part, Report
+from swr.stores.redis.names import Names
+from swr.stores.redis.server_link import ServerLink
+from swr.stores.redis.topology import Servers
+
+log = logging.getLogger("swr")
+
+# Seconds.
+_EVERY: Final = 0.8
+_KEPT_FOR: Final = 60
+_SECRET_FOR: Final = 30 * 86_400
+# The context that the codec gets.
+_DIGEST: Final = b"digest"
+_FAULTS: Final = b"faults"
+_SECRET: Final = b"secret"
+# Ended processes that a running one removes at a time.
+_REMOVED_AT_ONCE: Final = 20
+
+# KEYS: the digests, their times, whether a dashboard is open, the faults.
+# ARGV: the process, its digest, seconds, how many are removed.
+REPORT: Final = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+local gone = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3], 'LIMIT', 0, ARGV[4])
+if #gone > 0 then
+  redis.call('HDEL', KEYS[1], unpack(gone))
+  redis.call('ZREM', KEYS[2], unpack(gone))
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3] * 1000)
+redis.call('PEXPIRE', KEYS[2], ARGV[3] * 1000)
+return redis.call('MGET', KEYS[3], KEYS[4])
+"""
+
+
+# Another may have written more, and longer ones, than a dashboard has room for: then it gets the newest.
+# KEYS: the digests, their times. ARGV: the most digests, bytes of a name, of a digest, and of all.
+READ: Final = """
+local names
+if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[1]) then
+  names = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)
+else
+  names = redis.call('HKEYS', KEYS[1])
+end
+local found, left = {}, tonumber(ARGV[4])
+for _, name in ipairs(names) do
+  local size = redis.call('HSTRLEN', KEYS[1], name)
+  if size > 0 and size <= math.min(left, tonumber(ARGV[3])) and #name <= tonumber(ARGV[2]) then
+    left = left - size
+    found[#found + 1] = name
+    found[#found + 1] = redis.call('HGET', KEYS[1], name)
+  end
+end
+return found
+"""
+# A process has written no more than this.
+_LIMITS: Final = (2000, 100, 600_000, 1 << 24)
+
+
+class Reports(Protocol):
+    """The reports of a process."""
+
+    id: str
+
+    def make(self) -> bytes:
+        """Return the digest of this moment."""
+
+    def on_wanted(self, is_open: bool, faults: bytes) -> None:
+        """Note whether a dashboard is open, and which faults are simulated."""
+
+
+class Server(NamedTuple):
+    """A server, as this process sees it.
+
+    Parameters:
+        name: its address.
+        lost_for: for how many seconds it has been unreachable; None: it is reachable.
+        reason: why.
+    """
+
+    name: str
+    lost_for: float | None
+    reason: str
+
+
+class Digests:
+    """Writes the digest of this process, and reads those of all.
+
+    Parameters:
+        servers: which server has which key.
+        names: the keys of the namespace.
+        commands: sends commands to the servers.
+        packing: whose codec encodes them.
+
+    Attributes:
+        reports: what this process reports; None: nothing.
+        unreadable: how many digests were read last that another codec has written.
+    """
+
+    def __init__(self, servers: Servers, names: Names, commands: Commands, packing: Packing) -> None:
+        self.reports: Reports | None = None
+        self.unreadable = 0
+        self._servers = servers
+        self._names = names
+        self._commands = commands
+        self._packing = packing
+        self._keys = (names.digests, names.digest_times, names.is_watched, names.faults)
+        # By the monotonic clock.
+        self._reported_at = 0.0
+
+    def due(self, link: ServerLink) -> Report | None:
+        """Return the digest of this process for the heartbeat of a link, about once a second; None: it is not due."""
+        reports, now = self.reports, time.monotonic()
+        if reports is None or now - self._reported_at < _EVERY:
+            return None
+        if not self._commands.is_at(self._names.newest_tag_version, link):
+            return None
+        self._reported_at = now
+        try:
+            made = reports.make()
+        except Exception:
+            # The link to Redis is worth more than what a dashboard shows.
+            log.exception("swr could not make the digest of this process; it reports no more")
+            self.reports = None
+            return None
+        try:
+            digest = self._packing.encoded(made, _DIGEST, reports.id.encode())
+        except StoreUnavailable as error:
+            self._commands.warn_once("digest", f"no dashboard shows this process: {error}")
+            return None
+        arguments = (reports.id, digest, _KEPT_FOR, _REMOVED_AT_ONCE)
+        return Report(Part(REPORT, self._keys, arguments), self._on_reply)
+
+    def _on_reply(self, reply: Any) -> None:
+        reports = self.reports
+        if reports is None or isinstance(reply, StoreUnavailable):
+            return
+        if isinstance(reply, Exception):
+            self._commands.warn_once(
+                "digest",
+                f"Redis refuses the digest of this process ({reply}): no dashboard shows it; give the user the "
+                f"keys {self._names.prefix.decode()}:* and the commands of docs/redis.md",
+            )
+            return
+        is_open, faults = reply
+        reports.on_wanted(bool(is_open), self._decoded(faults, _FAULTS))
+
+    def _decoded(self, data: bytes | None, what: bytes, place: bytes = b"") -> bytes:
+        """Return what processes of this codec have written; nothing where others have."""
+        try:
+            return self._packing.decoded(data, what, place) if data else b""
+        except CodecError:
+            return b""
+
+    async def read(self) -> dict[str, bytes]:
+        """Return the digests of the processes that have reported in the last minute.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        found = await self._commands.script(READ, self._keys[:2], *_LIMITS)
+        pairs = zip(found[::2], found[1::2], strict=True)
+        decoded = ((name, self._decoded(data, _DIGEST, name)) for name, data in pairs)
+        sound = {name.decode("utf-8", "replace"): data for name, data in decoded if 0 < len(data) <= _LIMITS[2]}
+        self.unreadable = len(found) // 2 - len(sound)
+        return sound
+
+    async def watch(self, seconds: float) -> None:
+        """Tell all processes that a dashboard is open, for some seconds.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        await self._ask("SET", self._names.is_watched, b"1", "PX", int(seconds * 1000))
+
+    async def faults(self) -> bytes:
+        """Return which faults are simulated.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        return self._decoded(await self._ask("GET", self._names.faults), _FAULTS)
+
+    async def simulate(self, faults: bytes, seconds: float) -> None:
+        """Tell all processes which faults they simulate, for some seconds.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        data = self._packing.encoded(faults, _FAULTS, b"")
+        await self._ask("SET", self._names.faults, data, "PX", int(seconds * 1000))
+
+    async def claim(self, fault: str, name: str) -> bool:
+        """Return whether this process is the one that simulates a fault which only one is to simulate.
+
+        Parameters:
+            name: of this process.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        # The answer to SET does not say so: swr repeats a command whose answer it has lost.
+        await self._ask("SET", self._names.fault(fault), name, "NX", "PX", _KEPT_FOR * 1000)
+        return bool(await self._ask("GET", self._names.fault(fault)) == name.encode())
+
+    async def secret(self, proposed: bytes) -> bytes:
+        """Return the secret that the dashboards of this namespace share; it is the one that was proposed first.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        name = self._names.dashboard_secret
+        data = self._packing.encoded(proposed, _SECRET, b"")
+        await self._ask("SET", name, data, "NX", "PX", _SECRET_FOR * 1000)
+        return self._decoded(await self._ask("GET", name), _SECRET) or proposed
+
+    async def _ask(self, command: str, key: bytes, *arguments: bytes | str | int) -> Any:
+        return await self._commands.ask(self._names.newest_tag_version, command, key, *arguments)
+
+    def servers(self) -> list[Server]:
+        """Return the servers that this process has links to."""
+        now = time.monotonic()
+        return [
+            Server(link.name, None if link.connection is not None else now - link.lost_at, str(link.error or ""))
+            for link in self._servers.links
+        ]

@@ -1,0 +1,207 @@
+"""A fleet of three processes under load, whose dashboard a browser looks at.
+
+`python -m tests.page_fleet docs` takes the pictures of the documentation. It needs Pillow, which makes them small.
+"""
+
+import contextlib
+import io
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from examples.demo.servers import exchange, free_port, running
+from tests.servers import Server, kinds, until
+
+CHROMIUM = "/usr/bin/chromium"
+PROCESSES = 3
+GROUPS = ("ATL", "ORD", "LAX", "DFW", "DEN", "SFO")
+
+
+class Fleet:
+    """Three processes on one Valkey, and requests to them without end.
+
+    Attributes:
+        server: the Valkey.
+        faults: a folder; a file in it makes the loader of its name fail.
+        ports: of the processes.
+        url: of the dashboard in the first of them.
+    """
+
+    def __init__(
+        self, server: Server, faults: Path, ports: list[int], processes: list[subprocess.Popen[bytes]]
+    ) -> None:
+        self.server = server
+        self.faults = faults
+        self.ports = ports
+        self.url = f"http://127.0.0.1:{ports[0]}/swr/"
+        self._processes = processes
+        self._ended = threading.Event()
+
+    def kill(self, number: int) -> int:
+        """Kill a process as a machine that loses its power does; return its id."""
+        self._processes[number].send_signal(signal.SIGKILL)
+        self._processes[number].wait()
+        return self._processes[number].pid
+
+    @contextlib.contextmanager
+    def held_up(self, number: int) -> Iterator[None]:
+        """Stop a process for a while."""
+        self._processes[number].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._processes[number].send_signal(signal.SIGCONT)
+
+    def ask(self, path: str, number: int = 0, method: str = "GET", **parameters: Any) -> None:
+        """Send a request, whatever becomes of it."""
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.request(
+                method, f"http://127.0.0.1:{self.ports[number]}{path}", timeout=10, trust_env=False, **parameters
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return what the server knows."""
+        return httpx.get(f"{self.url}state", timeout=10, trust_env=False).json()
+
+    @contextlib.contextmanager
+    def under_load(self) -> Iterator[None]:
+        """Send requests to each process."""
+        threads = [threading.Thread(target=self._read, args=(port,)) for port in self.ports]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            for thread in threads:
+                thread.join()
+
+    def _read(self, port: int) -> None:
+        paths = [f"/rankings/{group}" for group in GROUPS for _ in range(3)] + ["/price/north", "/price/south"]
+        # As behind a load balancer, all are asked for one host.
+        headers = {"Host": "shop.example"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10, trust_env=False) as client:
+            for number in count():
+                with contextlib.suppress(httpx.HTTPError):
+                    client.get(paths[number % len(paths)])
+                if self._ended.wait(0.03 + 0.015 * math.sin(time.monotonic() / 5)):
+                    return
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Fleet]:
+    """Run a fleet under load."""
+    with (
+        tempfile.TemporaryDirectory(prefix="swr-page-") as name,
+        Server(kinds()[0]) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        folder = Path(name)
+        ports = [free_port() for _ in range(PROCESSES)]
+        environment = {"REDIS_URL": server.url, "FAULTS": name}
+        processes = [
+            stack.enter_context(
+                running(
+                    [
+                        sys.executable,
+                        "-m",
+                        "uvicorn",
+                        "tests.page_app:app",
+                        "--port",
+                        str(port),
+                        "--log-level",
+                        "warning",
+                    ],
+                    environment,
+                    folder / f"{port}.log",
+                    lambda: True,
+                )
+            )
+            for port in ports
+        ]
+        request = b"GET /swr/state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        try:
+            for port in ports:
+                until(lambda port=port: exchange(port, request).startswith(b"HTTP/1.1 200"))
+        except AssertionError:
+            sys.stderr.write("".join((folder / f"{port}.log").read_text() for port in ports))
+            raise
+        fleet = Fleet(server, folder, ports, processes)
+        with fleet.under_load():
+            yield fleet
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Any]:
+    """Run Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def missing() -> str:
+    """Return what this machine lacks to look at the page in a browser, or nothing."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "playwright is not installed"
+    return "" if os.access(CHROMIUM, os.X_OK) else f"there is no Chromium at {CHROMIUM}"
+
+
+def picture(page: Any, path: Path) -> None:
+    """Save what a page shows, with few colours."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def pictures(folder: Path) -> None:
+    """Take the pictures of the documentation: a fleet that is well, its requests, and one that is not."""
+    wide, narrow = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+    with started() as fleet, browser() as chromium:
+        page = chromium.new_page(viewport=wide, color_scheme="light")
+        page.goto(fleet.url)
+        time.sleep(30)
+        fleet.ask("/invalidate", method="POST", params={"tag": "group:ATL"})
+        time.sleep(35)
+        picture(page, folder / "dashboard-fleet.png")
+        page.goto(f"{fleet.url}#/requests/key/ranking:ATL")
+        time.sleep(5)
+        page.get_by_role("button", name="Pause").click()
+        picture(page, folder / "dashboard-requests.png")
+        page.goto(fleet.url)
+        fleet.server.pause()
+        time.sleep(8)
+        fleet.server.resume()
+        time.sleep(8)
+        for name in ("price", "report"):
+            (fleet.faults / name).touch()
+        fleet.kill(2)
+        time.sleep(12)
+        for name, options in (
+            ("dashboard-incident.png", {"viewport": wide, "color_scheme": "dark"}),
+            ("dashboard-mobile.png", {"viewport": narrow, "color_scheme": "light"}),
+        ):
+            other = chromium.new_page(**options)
+            other.goto(fleet.url)
+            time.sleep(4)
+            picture(other, folder / name)
+
+
+if __name__ == "__main__":
+    pictures(Path(sys.argv[1]))

@@ -1,0 +1,569 @@
+"""Requests whose content selects their responses: QUERY (RFC 10008), and POST where a rule says that it is safe."""
+
+import json
+from typing import Annotated
+
+import anyio
+import pytest
+from fastapi import Depends, FastAPI, Header, HTTPException
+from pydantic import BaseModel
+
+from swr import Cache, ConfigurationError
+from swr.middleware import Content, Rule, SWRMiddleware, is_graphql_query
+from tests.fleet import settle
+from tests.web import Client, client, http_scope
+
+JSON = {"content-type": "application/json"}
+MAX_AGE = "max-age=60, stale-while-revalidate=600"
+
+
+class Echo:
+    """An app that answers with what it got, and counts: its n-th run, the method, the type, and the content."""
+
+    def __init__(self, control=MAX_AGE, **fields):
+        self.runs, self.seen = 0, []
+        self.fields = {"cache-control": control, **fields}
+        self.gate = None
+
+    async def __call__(self, scope, receive, send):
+        self.runs += 1
+        body, message = b"", {"more_body": True}
+        while message.get("more_body"):
+            message = await receive()
+            assert message["type"] == "http.request", "the client left"
+            body += message.get("body", b"")
+        headers = dict(scope["headers"])
+        self.seen.append((scope["method"], headers.get(b"content-type"), body))
+        if self.gate is not None:
+            await self.gate.wait()
+        run = self.runs
+        fields = [(name.replace("_", "-").encode(), value.encode()) for name, value in self.fields.items() if value]
+        etag = dict(fields).get(b"etag")
+        if etag is not None and headers.get(b"if-none-match") == etag:
+            await send({"type": "http.response.start", "status": 304, "headers": fields})
+            await send({"type": "http.response.body"})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": b"%d %b" % (run, body)})
+
+
+async def ask(http, method, content=b"", path="/x", **headers):
+    """Return the state and the text of an answer."""
+    fields = {name.replace("_", "-"): value for name, value in {**JSON, **headers}.items()}
+    answer = await http.request(method, path, content=content, headers=fields)
+    return answer.headers["swr-state"], answer.text
+
+
+def why(answer):
+    return answer.headers["cache-status"]
+
+
+@pytest.fixture
+async def cache(place_url):
+    async with Cache(place_url) as cache:
+        yield cache
+
+
+@pytest.fixture
+def anyio_backend(place):
+    return place.rpartition(" ")[2]
+
+
+pytestmark = pytest.mark.anyio
+
+
+class TestQuery:
+    async def test_equal_content_is_answered_from_the_cache_and_other_content_is_not(self, cache):
+        app = Echo()
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert await ask(http, "QUERY", b"a") == ("missing", "1 a")
+            assert await ask(http, "QUERY", b"b") == ("missing", "2 b")
+            assert await ask(http, "GET") == ("missing", "3 ")
+            assert await ask(http, "QUERY") == ("missing", "4 ")
+            assert await ask(http, "QUERY", b"a") == ("fresh", "1 a")
+            assert await ask(http, "QUERY", b"b") == ("fresh", "2 b")
+            assert await ask(http, "GET") == ("fresh", "3 ")
+            assert await ask(http, "HEAD") == ("fresh", "")
+            assert await ask(http, "QUERY") == ("fresh", "4 ")
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            [("content-type", "text/plain")],
+            [("content-type", "application/json; charset=latin-1")],
+            [("content-type", "multipart/form-data; boundary=b")],
+            [("content-type", "application/json"), ("content-type", "text/plain")],
+            [("content-type", "application/json"), ("content-encoding", "gzip")],
+            [("content-type", "application/json"), ("content-language", "de")],
+            [("content-type", "application/json"), ("content-anything", "de")],
+            [],
+        ],
+    )
+    async def test_whatever_describes_the_content_selects(self, cache, fields):
+        app = Echo()
+        rule = Rule("/x", ["QUERY"], fresh_for=60, canonical_json=True)
+        async with client(SWRMiddleware(app, cache, [rule])) as http:
+            await ask(http, "QUERY", b"1")
+            for state in ("missing", "fresh"):
+                answer = await http.request("QUERY", "/x", content=b"1", headers=fields)
+                assert (answer.headers["swr-state"], answer.text) == (state, "2 1")
+
+    async def test_a_background_refresh_replays_the_content(self, cache):
+        app = Echo("max-age=0, stale-while-revalidate=600")
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert await ask(http, "QUERY", b"a", origin="o") == ("missing", "1 a")
+            assert await ask(http, "QUERY", b"a", origin="o", user_agent="u") == ("stale", "1 a")
+            with anyio.fail_after(30):
+                while (await ask(http, "QUERY", b"a", origin="o"))[1] == "1 a":
+                    await anyio.sleep(0.01)
+        assert set(app.seen) == {("QUERY", b"application/json", b"a")}
+
+    async def test_a_rule_for_query_gives_its_terms_and_one_for_get_does_not(self, cache):
+        app = Echo("")
+        rules = [Rule("/x", fresh_for=60), Rule("/y", ["QUERY"], fresh_for=60)]
+        async with client(SWRMiddleware(app, cache, rules)) as http:
+            states = [(await ask(http, "QUERY", b"a", path))[0] for path in ("/x", "/x", "/y", "/y")]
+            assert states == ["missing", "missing", "missing", "fresh"]
+            states = [(await ask(http, "GET", b"", path))[0] for path in ("/x", "/x", "/y", "/y")]
+            assert states == ["missing", "fresh", "missing", "missing"]
+
+    async def test_requests_with_equal_content_share_one_load(self, cache):
+        app = Echo()
+        app.gate = anyio.Event()
+        async with client(SWRMiddleware(app, cache)) as http, anyio.create_task_group() as group:
+            answers = []
+
+            async def one(content):
+                answers.append(await ask(http, "QUERY", content))
+
+            for content in (b"a", b"b", b"a", b"a"):
+                group.start_soon(one, content)
+            await settle()
+            app.gate.set()
+        assert app.runs == 2
+        assert sorted(text[-1] for _, text in answers) == ["a", "a", "a", "b"]
+
+    async def test_conditions_and_ranges_are_answered_from_what_is_stored(self, cache):
+        app = Echo(etag='"1"')
+        async with client(SWRMiddleware(app, cache)) as http:
+            await ask(http, "QUERY", b"abc")
+            answer = await http.request("QUERY", "/x", content=b"abc", headers={**JSON, "if-none-match": '"1"'})
+            assert (answer.status_code, answer.text) == (304, "")
+            answer = await http.request("QUERY", "/x", content=b"abc", headers={**JSON, "range": "bytes=2-"})
+            assert (answer.status_code, answer.text) == (206, "abc")
+            # Another content has another response, for which a part may be stored.
+            answer = await http.request("QUERY", "/x", content=b"b", headers={**JSON, "if-none-match": '"2"'})
+            assert (answer.status_code, answer.text) == (200, "2 b")
+        assert app.runs == 2
+
+    async def test_what_is_stored_with_a_validator_is_confirmed_with_the_content(self, cache):
+        app = Echo("no-cache", etag='"1"')
+        async with client(SWRMiddleware(app, cache)) as http:
+            assert await ask(http, "QUERY", b"a") == ("missing", "1 a")
+            assert await ask(http, "QUERY", b"a") == ("missing", "1 a")
+        assert app.seen == [("QUERY", b"application/json", b"a")] * 2
+
+    async def test_a_request_that_may_change_the_url_outdates_all_of_its_responses(self, cache):
+        app = Echo()
+        rules = [
+            Rule("/x", ["QUERY"], fresh_for=60, drop_params=("utm",)),
+            Rule("/x", fresh_for=60, drop_params=("ref",)),
+        ]
+        async with client(SWRMiddleware(app, cache, rules)) as http:
+            for method, path in (("POST", "/x?utm=2"), ("DELETE", "/x"), ("invalidate", "/x")):
+                before = app.runs
+                assert (await ask(http, "QUERY", b"a", "/x?utm=1"))[0] == "missing"
+                assert (await ask(http, "QUERY", b"b", "/x"))[0] == "missing"
+                assert (await ask(http, "QUERY", b"a", "/x?utm=3"))[0] == "fresh"
+                if method == "invalidate":
+                    await cache.invalidate_url(path)
+                else:
+                    await http.request(method, path)
+                assert (await ask(http, "QUERY", b"a", "/x?utm=1"))[0] == "missing"
+                assert (await ask(http, "QUERY", b"b", "/x"))[0] == "missing"
+                await cache.invalidate_url("/x")
+                assert app.runs == before + 4 + (method != "invalidate")
+
+    async def test_it_invalidates_nothing_itself(self, cache):
+        app = Echo(location="/y", content_location="/x", accept_query='"application/json"')
+        async with client(SWRMiddleware(app, cache)) as http:
+            await ask(http, "GET")
+            answer = await http.request("QUERY", "/x", content=b"a")
+            assert answer.headers["accept-query"] == '"application/json"'
+            assert (await ask(http, "GET"))[0] == "fresh"
+
+    @pytest.mark.parametrize("announced", [True, False])
+    async def test_long_content_goes_to_the_app_as_it_comes(self, cache, announced):
+        app = Echo()
+        content = b"x" * 101
+
+        async def pieces():
+            for _ in range(101):
+                yield b"x"
+
+        async with client(SWRMiddleware(app, cache, max_content_bytes=100)) as http:
+            for _ in range(2):
+                answer = await http.request("QUERY", "/x", content=content if announced else pieces())
+                assert why(answer) == 'swr; fwd=bypass; detail="content too large"'
+                assert app.seen[-1][2] == content
+            assert (await ask(http, "QUERY", content[:100]))[0] == "missing"
+            assert (await ask(http, "QUERY", content[:100]))[0] == "fresh"
+
+    async def test_content_that_does_not_come_in_time_goes_to_the_app_as_it_comes(self, cache):
+        app, sent = Echo(), []
+        bodies = [b"", b"b", b"a"]
+
+        async def receive():
+            if len(bodies) == 1 and app.runs == 0:
+                await anyio.sleep_forever()
+            return {"type": "http.request", "body": bodies.pop(), "more_body": bool(bodies)}
+
+        async def send(message):
+            sent.append(message)
+
+        # No machine is too fast for this.
+        middleware = SWRMiddleware(app, cache, max_body_time=0.02)
+        with anyio.fail_after(30):
+            await middleware({**http_scope("/x"), "method": "QUERY"}, receive, send)
+        assert dict(sent[0]["headers"])[b"cache-status"] == b'swr; fwd=bypass; detail="content incomplete"'
+        assert sent[1]["body"] == b"1 ab"
+
+    @pytest.mark.parametrize("came", [[], [{"type": "http.request", "body": b"a", "more_body": True}]])
+    async def test_the_app_hears_of_a_client_that_leaves_before_its_content_has_come(self, cache, came):
+        heard, messages = [], [*came, {"type": "http.disconnect"}]
+
+        async def app(scope, receive, send):
+            heard.extend([await receive() for _ in range(len(came) + 1)])
+
+        async def receive():
+            return messages.pop(0)
+
+        await SWRMiddleware(app, cache)({**http_scope("/x"), "method": "QUERY"}, receive, Client().send)
+        assert heard == [*came, {"type": "http.disconnect"}]
+
+    async def test_what_keeps_a_get_out_keeps_a_query_out(self, cache):
+        app = Echo()
+        async with client(SWRMiddleware(app, cache)) as http:
+            for fields, reason in (
+                ({"cookie": "a=1"}, "cookie"),
+                ({"if-match": '"1"'}, "precondition"),
+                ({"x": "x" * 70_000}, "header too long"),
+            ):
+                for _ in range(2):
+                    answer = await http.request("QUERY", "/x", content=b"a", headers=fields)
+                    assert why(answer) == f'swr; fwd=bypass; detail="{reason}"'
+            answer = await http.request("QUERY", "/x", content=b"b", headers={"cache-control": "only-if-cached"})
+            assert answer.status_code == 504
+        assert app.runs == 6
+
+    async def test_a_cache_that_is_off_reads_no_content(self, cache):
+        app = Echo()
+        with cache.disabled():
+            async with client(SWRMiddleware(app, cache)) as http:
+                answer = await http.request("QUERY", "/x", content=b"a")
+                assert (why(answer), answer.text) == ('swr; fwd=bypass; detail="off"', "1 a")
+
+    async def test_behind_a_login_the_content_selects_too(self, cache):
+        app, runs = FastAPI(), 0
+        app.add_middleware(SWRMiddleware, cache=cache)
+
+        class Search(BaseModel):
+            text: str
+
+        def guard(authorization: Annotated[str, Header()]) -> None:
+            if authorization != "right":
+                raise HTTPException(401)
+
+        @app.api_route("/search", methods=["QUERY"], dependencies=[Depends(guard)])
+        @cache.response(fresh_for=60, stale_for=60)
+        async def search(search: Search) -> str:
+            nonlocal runs
+            runs += 1
+            return f"{runs} {search.text}"
+
+        async with client(app) as http:
+
+            async def found(text, token="right"):
+                headers = {"authorization": token}
+                answer = await http.request("QUERY", "/search", json={"text": text}, headers=headers)
+                return answer.status_code, answer.json(), answer.headers["swr-state"]
+
+            assert await found("a") == (200, "1 a", "missing")
+            assert await found("b") == (200, "2 b", "missing")
+            assert await found("a") == (200, "1 a", "fresh")
+            assert await found("b") == (200, "2 b", "fresh")
+            assert (await found("a", "wrong"))[0] == 401
+            await cache.mark_stale_urls("/search")
+            assert await found("a") == (200, "1 a", "stale")
+            with anyio.fail_after(30):
+                while (await found("a"))[1] == "1 a":
+                    await anyio.sleep(0.01)
+
+
+GRAPHQL = [Rule("/graphql", ["POST"], fresh_for=60, safe=is_graphql_query)]
+
+
+class TestPost:
+    async def test_without_a_rule_it_invalidates_as_ever(self, cache):
+        app = Echo()
+        async with client(SWRMiddleware(app, cache, [Rule("/y", ["POST"], fresh_for=60, safe=True)])) as http:
+            await ask(http, "GET")
+            answer = await http.post("/x", content=b"a")
+            assert why(answer) == "swr; fwd=method"
+            assert (await ask(http, "GET"))[0] == "missing"
+
+    async def test_a_safe_one_is_answered_by_its_content_and_invalidates_nothing(self, cache):
+        app = Echo("")
+        rules = [Rule("/x", ["GET", "POST"], fresh_for=60, safe=True)]
+        async with client(SWRMiddleware(app, cache, rules)) as http:
+            assert await ask(http, "GET") == ("missing", "1 ")
+            assert await ask(http, "POST", b"a") == ("missing", "2 a")
+            assert await ask(http, "POST", b"b") == ("missing", "3 b")
+            assert await ask(http, "POST", b"a") == ("fresh", "2 a")
+            assert await ask(http, "GET") == ("fresh", "1 ")
+            assert await ask(http, "QUERY", b"a") == ("missing", "4 a")
+            await http.put("/x")
+            assert (await ask(http, "POST", b"a"))[0] == "missing"
+
+    async def test_its_conditions_and_ranges_mean_nothing_and_nothing_is_added_for_caches_between(self, cache):
+        app = Echo("")
+        rules = [Rule("/x", ["POST"], fresh_for=60, client_max_age=60, safe=True)]
+        async with client(SWRMiddleware(app, cache, rules)) as http:
+            for state in ("missing", "fresh"):
+                headers = {"if-none-match": "*", "range": "bytes=0-1"}
+                answer = await http.post("/x", content=b"abc", headers=headers)
+                assert (answer.status_code, answer.text, answer.headers["swr-state"]) == (200, "1 abc", state)
+                assert not {"cache-control", "etag"} & answer.headers.keys()
+
+    async def test_it_is_refreshed_in_the_background_without_conditions(self, cache):
+        app = Echo("", etag='"1"')
+        rules = [Rule("/x", ["POST"], fresh_for=60, stale_for=60, safe=True)]
+        async with client(SWRMiddleware(app, cache, rules)) as http:
+            await ask(http, "POST", b"a")
+            await cache.mark_stale_urls("/x")
+            assert (await ask(http, "POST", b"a")) == ("stale", "1 a")
+            with anyio.fail_after(30):
+                while (await ask(http, "POST", b"a"))[1] != "2 a":
+                    await anyio.sleep(0.01)
+        assert app.seen == [("POST", b"application/json", b"a")] * 2
+
+    async def test_its_answers_name_their_key_on_demand(self, cache):
+        rules = [Rule("/x", ["POST"], fresh_for=60, safe=True)]
+        async with client(SWRMiddleware(Echo(), cache, rules, show_key=True)) as http:
+            await ask(http, "POST", b"a")
+            answer = await http.post("/x", content=b"a", headers=JSON)
+            assert "POST content: " in why(answer)
+
+    async def test_of_graphql_queries_are_cached_and_mutations_outdate_them(self, cache):
+        app = Echo("")
+        async with client(SWRMiddleware(app, cache, GRAPHQL)) as http:
+            query, mutation = (json.dumps({"query": text}).encode() for text in ("{a}", "mutation {a}"))
+            for state in ("missing", "fresh"):
+                assert (await ask(http, "POST", query, "/graphql"))[0] == state
+            for run in (2, 3):
+                answer = await http.post("/graphql", content=mutation, headers=JSON)
+                assert (why(answer), answer.text[0]) == ("swr; fwd=method", str(run))
+            assert (await ask(http, "POST", query, "/graphql"))[0] == "missing"
+
+    @pytest.mark.parametrize(
+        ("path", "fields", "content"),
+        [
+            ("/x?_method=DELETE", {}, b"a"),
+            ("/x?%5fmethod=DELETE", {}, b"a"),
+            ("/x", {"content-type": "Application/X-WWW-Form-Urlencoded"}, b"a=b&%5Fmethod=DELETE"),
+            ("/x", {"x-http-method-override": "DELETE"}, b"a"),
+            ("/x", {"content-type": "application/x-www-form-urlencoded"}, b"_method=DELETE"),
+            ("/x", [("content-type", "application/x-www-form-urlencoded"), ("content-type", "a/b")], b"_method=DELETE"),
+            ("/x", {}, b"a=b&_method=DELETE"),
+            ("/x", {"content-type": "application/json"}, b'{"\\u005fmethod": "DELETE"}'),
+            ("/x", {"content-type": "application/json; charset=utf-16"}, b'{"_method": "DELETE"}'),
+            ("/x", {"content-type": "application/x-www-form-urlencoded"}, b"_method=DELETE&a=" + b"a" * 2**16),
+            ("/x", {"x_http_method_override": "DELETE"}, b"a"),
+            ("/x", {"content-type": "multipart/form-data; boundary=b"}, b'--b\r\nname="_method"'),
+        ],
+    )
+    async def test_one_that_an_app_may_take_for_another_method_is_not_safe(self, cache, path, fields, content):
+        app = Echo()
+        async with client(SWRMiddleware(app, cache, [Rule("/x", ["POST"], fresh_for=60, safe=True)])) as http:
+            for run in (1, 2):
+                answer = await http.post(path, content=content, headers=fields)
+                assert (why(answer), answer.text[0]) == ("swr; fwd=method", str(run))
+
+    @pytest.mark.parametrize("kind", ["application/json", "application/graphql", "application/x-ndjson"])
+    async def test_one_that_asks_for_what_is_called_a_method_is_safe(self, cache, kind):
+        async with client(SWRMiddleware(Echo(), cache, [Rule("/x", ["POST"], fresh_for=60, safe=True)])) as http:
+            for state in ("missing", "fresh"):
+                content = b'{"a": "_method"}' if kind == "application/json" else b"{ payment_method }"
+                answer = await http.post("/x", content=content, headers={"content-type": kind})
+                assert answer.headers["swr-state"] == state
+
+    async def test_a_predicate_that_fails_means_unsafe_and_is_logged_once(self, cache, caplog):
+        app = Echo()
+        rules = [Rule("/x", ["POST"], fresh_for=60, safe=lambda content: content.json()["read"])]
+        async with client(SWRMiddleware(app, cache, rules)) as http:
+            for content in (b"{", b"{}", b'{"read": 1}', b'{"read": false}'):
+                assert why(await http.post("/x", content=content, headers=JSON)) == "swr; fwd=method"
+            assert (await ask(http, "POST", b'{"read": true}'))[0] == "missing"
+            assert (await ask(http, "POST", b'{"read": true}'))[0] == "fresh"
+        assert (
+            sum("safe= of Rule('/x')" in record.getMessage() for record in caplog.records if record.levelno > 10) == 1
+        )
+
+    @pytest.mark.parametrize(
+        ("safe", "expected"), [(True, 'swr; fwd=bypass; detail="content too large"'), (len, "swr; fwd=method")]
+    )
+    async def test_long_content_is_safe_only_where_all_of_its_path_is(self, cache, safe, expected):
+        app = Echo()
+        rules = [Rule("/x", ["POST"], fresh_for=60, safe=safe)]
+        async with client(SWRMiddleware(app, cache, rules, max_content_bytes=3)) as http:
+            answer = await http.post("/x", content=b"abcd")
+            assert (why(answer), answer.text) == (expected, "1 abcd")
+
+    async def test_a_cache_that_is_off_invalidates_for_it_as_for_any_other(self, cache):
+        app = Echo()
+        with cache.disabled():
+            async with client(SWRMiddleware(app, cache, [Rule("/x", ["POST"], fresh_for=60, safe=True)])) as http:
+                assert why(await http.post("/x", content=b"a")) == "swr; fwd=method"
+
+    async def test_canonical_json_selects_by_its_value(self, cache):
+        app = Echo("")
+        rules = [Rule("/x", ["POST"], fresh_for=60, safe=True, canonical_json=True)]
+        async with client(SWRMiddleware(app, cache, rules)) as http:
+            for state in ("missing", "fresh"):
+                assert (await ask(http, "POST", b'{"a": 1, "b": [2]}'))[0] == state
+            assert await ask(http, "POST", b'{"b":[2],"a":1}') == ("fresh", '1 {"a": 1, "b": [2]}')
+            # RFC 10008 2.7: this client means its bytes.
+            assert (await ask(http, "POST", b'{"b":[2],"a":1}', cache_control="no-transform"))[0] == "missing"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"methods": ["POST"]},
+        {"methods": ["GET"], "safe": True},
+        {"methods": ["POST"], "safe": "yes"},
+        {"methods": ["HEAD"]},
+        {"methods": ["PUT"]},
+        {"methods": []},
+    ],
+)
+def test_a_rule_whose_methods_cannot_work_is_refused(options):
+    with pytest.raises(ConfigurationError):
+        Rule("/x", fresh_for=60, **options)
+
+
+def test_a_limit_of_content_that_is_no_number_is_refused():
+    with pytest.raises(ConfigurationError, match="max_content_bytes"):
+        SWRMiddleware(Echo(), Cache(), max_content_bytes=-1)
+
+
+def content_of(body, *types):
+    fields = [(b"content-type", kind.encode()) for kind in types or ("application/json",)]
+    return Content(body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body, fields)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('{"a":1,"b":2}', ' {"b" : 2,\n"a":1} '),
+        ('["\\u0041\\/"]', '["A/"]'),
+        ('{"a":{"c":[],"b":{}}}', '{"a":{"b":{},"c":[]}}'),
+        ('{"":null}', '{"" :null}'),
+    ],
+)
+def test_json_with_one_value_has_one_text(one, other):
+    assert content_of(one).text(canonical=True) == content_of(other).text(canonical=True)
+    assert content_of(one).text(canonical=False) != content_of(other).text(canonical=False)
+
+
+DIFFERENT = [
+    "1", "1.0", "1e0", "10000000000000000000001", "10000000000000000000002", '"1"', "true", "null", "[]", "{}", "[[]]",
+    '"null"', '{"a":1}', '{"a":1,"a":1}', '{"a":2,"a":1}', '{"a":1,"a":2}', "NaN", "Infinity", '"\\ud800"', '"\\ud801"', "-0", "0",
+    "[1,2]", "[2,1]", '{"a":[1]}', '["a",1]', '"number 1"', "[" * 3000, "[" * 20_000 + "]" * 20_000, b"\xff", b"\xfe", "\ufeff1", "1" * 5000, "",
+    "1" * 5001, '{"a":1,"A":2}', '{"A":2,"a":1}', '[["a",1]]', '{"b":1}', b'"\xc3\xa9"', '"e"',
+]  # fmt: skip
+
+
+def test_whatever_is_different_or_not_understood_has_a_text_of_its_own():
+    texts = [content_of(body).text(canonical=True) for body in DIFFERENT]
+    assert len(set(texts)) == len(DIFFERENT)
+
+
+@pytest.mark.parametrize(
+    ("types", "is_json"),
+    [
+        (["application/json"], True),
+        (['Application/JSON; Charset="UTF-8"'], True),
+        (["application/graphql+json"], True),
+        (["application/json; charset=latin-1"], False),
+        (["application/json; x=y"], False),
+        (["text/json"], False),
+        (["application/json", "application/json"], False),
+        (["image/svg+json"], False),
+    ],
+)
+def test_content_is_json_only_beyond_doubt(types, is_json):
+    content = content_of('{"a": 1}', *types)
+    if is_json:
+        assert content.json() == {"a": 1}
+    else:
+        with pytest.raises(ValueError, match="not JSON"):
+            content.json()
+
+
+def test_content_in_a_coding_is_no_json():
+    fields = [(b"content-type", b"application/json"), (b"content-encoding", b"identity")]
+    with pytest.raises(ValueError, match="not JSON"):
+        Content(b"1", fields).json()
+
+
+@pytest.mark.parametrize(
+    "body", ['{"a":1,"a":2}', '{"a":1,"A":2}', '{"ks":1,"\u212a\u017f":2}', "NaN", b"\xff", "\ufeff1", "[" * 100_000]
+)
+def test_json_that_readers_may_take_differently_is_refused(body):
+    with pytest.raises(ValueError):  # noqa: PT011  # each says it in its own words
+        content_of(body).json()
+
+
+READING = [
+    "{a}", "query {a}", "query Q($x: I = {a: 1}) @d(a: {}) {a(b: \"} mutation {\") ...F} fragment F on T {b}",
+    "# mutation\n{a}", '{a(x: """ } mutation \\""" {""")}', '{a(x: """ \\\\""" ) } mutation {b} #""")}',
+    "query mutation {mutation}", '{a(x: "\\"} mutation {b}")}', ", \ufeff{a}",
+]  # fmt: skip
+CHANGING = [
+    "mutation {a}", "{a} mutation {b}", "query {a} mutation M {b}", "subscription {a}", "", " ", "# {a}", "{", "{a}}", "(", "query",
+    '{a(x: "\\\\")} mutation {b}', '{a(x: """ """)} mutation {b}', "{a} #\u2028 mutation {b}", "type A {b}", '{a(b: ")}',
+    '"""{a}', '{a(x: """)}', "{a]", "query ({a)}", "extend {a}", '"a" query {a}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "reads"),
+    [
+        *(({"query": text}, True) for text in READING),
+        *(({"query": text}, False) for text in CHANGING),
+        ({"query": "{a}", "operationName": "x", "variables": {}, "extensions": {"clientLibrary": {}}}, True),
+        ({"query": "{a}", "extensions": None}, True),
+        ([{"query": "{a}"}, {"query": "{b}"}], True),
+        ([{"query": "{a}"}, {"query": "mutation {b}"}], False),
+        ([], False),
+        ({}, False),
+        ("{a}", False),
+        ({"query": ["{a}"]}, False),
+        ({"query": "{a}", "Query": "mutation {b}"}, False),
+        ({"query": "{a}", "id": "1"}, False),
+        ({"query": "{a}", "extensions": {"persistedQuery": {}}}, False),
+        ({"query": "{a}", "extensions": [1]}, False),
+        ({"extensions": {"persistedQuery": {}}}, False),
+    ],
+)
+def test_a_graphql_request_reads_only_if_each_of_its_operations_does(value, reads):
+    assert is_graphql_query(content_of(json.dumps(value))) is reads
+
+
+def test_a_graphql_request_whose_document_is_in_doubt_does_not_read():
+    assert not is_graphql_query(content_of('{"query": "mutation {a}", "query": "{a}"}'))
+    assert not is_graphql_query(
+        Content(b'{"query": "{a}"}', [(b"content-type", b"application/json")], b"query=mutation")
+    )
+    assert not is_graphql_query(content_of('{"query": "{a}"}', "text/plain"))

@@ -1,0 +1,920 @@
+"""The dashboard's server: who may look and act, what it answers, and that it leaves the app around it alone."""
+
+import base64
+import json
+import logging
+import random
+import subprocess
+import sys
+
+import anyio
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+import swr
+from swr import Cache, ConfigurationError, Policy
+from swr.dashboard import hub, pages, server, streams
+from swr.dashboard.hub import Held
+from swr.dashboard.json import dumps
+from swr.dashboard.keys import Keys, seal, unseal
+from swr.dashboard.pages import address_of, page_of
+from swr.dashboard.streams import Position
+from swr.dashboard.why import explained, why_of
+from swr.middleware import Rule, SWRMiddleware
+from tests.fleet import until
+
+pytestmark = pytest.mark.anyio
+
+MARKUP = "<script>alert(1)</script>\u2028\"'&"
+ACT = {"x-swr-action": "1", "sec-fetch-site": "same-origin"}
+
+
+def browser(app, address="127.0.0.1", base_url="http://localhost:8000", **options):
+    """Return a client at an address."""
+    client = None if address is None else (address, 50000)
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, client=client, raise_app_exceptions=False), base_url=base_url, **options
+    )
+
+
+def site(cache, middleware=False, **options):
+    """Return an app with a dashboard, a loader and a route, and how often the loader ran."""
+    ran = []
+
+    @cache.cached("x:{name}", fresh_for=60, stale_for=60, stale_if_error=600, tags=("all",))
+    async def load(name: str) -> str:
+        ran.append(name)
+        if name.startswith("bad"):
+            raise ValueError(f"{name} {MARKUP} redis://u:secret@h/0?password=p https://h/?token=t")
+        return "VALUE"
+
+    async def show(request):
+        value = await load(request.path_params["name"])
+        return JSONResponse(value, headers={"cache-control": request.query_params.get("cc", "max-age=60")})
+
+    app = Starlette(routes=[Mount("/swr", swr.dashboard(cache, **options)), Route("/x/{name}", show)])
+    whole = SWRMiddleware(app, cache, rules=[Rule("/{path:path}", fresh_for=60, override=True)]) if middleware else app
+    return whole, load, ran
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(hub, "_WATCHED_EVERY", 0.05)
+    monkeypatch.setattr(streams, "_EVERY", 0.02)
+    monkeypatch.setattr(streams, "_LASTS", 0.4)
+
+
+async def until_async(condition):
+    """Wait for something to become true."""
+    with anyio.fail_after(60):
+        while not await condition():
+            await anyio.sleep(0.01)
+
+
+@pytest.fixture
+async def cache():
+    async with Cache() as cache:
+        yield cache
+
+
+# -- who may look -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "base_url", "fields", "status"),
+    [
+        ("127.0.0.1", "http://localhost:8000", {}, 200),
+        ("127.9.9.9", "http://127.0.0.1", {}, 200),
+        ("::1", "http://[::1]:8000", {}, 200),
+        ("::ffff:127.0.0.1", "http://localhost", {}, 200),
+        ("10.0.0.1", "http://localhost", {}, 403),
+        ("testclient", "http://localhost", {}, 403),
+        (None, "http://localhost", {}, 403),
+        # A name of another site that resolves to the loopback.
+        ("127.0.0.1", "http://evil.example", {}, 403),
+        ("127.0.0.1", "http://localhost.evil.example", {}, 403),
+        ("127.0.0.1", "http://localhost", {"host": "[::1"}, 403),
+        ("127.0.0.1", "http://localhost", {"host": "localhost:x"}, 403),
+        # Somebody behind a proxy on this machine.
+        ("127.0.0.1", "http://localhost", {"x-forwarded-for": "127.0.0.1"}, 403),
+        ("127.0.0.1", "http://localhost", {"X-Forwarded-Proto": "https"}, 403),
+        ("127.0.0.1", "http://localhost", {"forwarded": "for=127.0.0.1"}, 403),
+        ("127.0.0.1", "http://localhost", {"via": "1.1 proxy"}, 403),
+        ("127.0.0.1", "http://localhost", {"x-real-ip": "127.0.0.1"}, 403),
+        ("127.0.0.1", "http://localhost", {"x-nginx-proxy": "true"}, 403),
+        ("127.0.0.1", "http://localhost", {"cf-ray": "1"}, 403),
+        # A page of another site.
+        ("127.0.0.1", "http://localhost", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}, 403),
+        ("127.0.0.1", "http://localhost", {"sec-fetch-site": "same-site"}, 403),
+        ("127.0.0.1", "http://localhost", {"origin": "http://evil.example"}, 403),
+        ("127.0.0.1", "http://localhost", {"origin": "null"}, 403),
+        ("127.0.0.1", "http://localhost", {"origin": "http://[x"}, 403),
+        ("127.0.0.1", "http://localhost", {"origin": "http://localhost"}, 200),
+        ("127.0.0.1", "http://localhost", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 200),
+        ("127.0.0.1", "http://localhost", {"sec-fetch-site": "same-origin"}, 200),
+    ],
+)
+async def test_without_auth_only_this_machine_under_its_own_name_is_answered(cache, address, base_url, fields, status):
+    app, _, _ = site(cache)
+    async with browser(app, address, base_url) as http:
+        response = await http.get("/swr/state", headers=fields)
+    assert response.status_code == status
+    assert response.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.0", 403), ("1.1", 200), ("2", 200)])
+async def test_a_proxy_that_says_nothing_of_the_client_is_told_by_its_version_of_http(cache, version, status):
+    """As nginx is, with `proxy_pass` alone."""
+    app, sent = swr.dashboard(cache), []
+    scope = {
+        "type": "http", "http_version": version, "method": "GET", "path": "/docs/http", "root_path": "",
+        "query_string": b"", "client": ("127.0.0.1", 1), "headers": [(b"host", b"127.0.0.1:8000")],
+    }  # fmt: skip
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, None, send)
+    assert sent[0]["status"] == status
+
+
+def basic(user, password):
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+async def is_true(request):
+    return request.headers.get("x-user") == "admin"
+
+
+@pytest.mark.parametrize(
+    ("auth", "field", "status"),
+    [
+        ("tökén", f"Bearer {'tökén'.encode().decode('latin-1')}", 200),
+        ("token", "bearer token", 200),
+        ("token", basic("anybody", "token"), 200),
+        ("token", basic("", "token"), 200),
+        ("token", "Bearer toke", 401),
+        ("token", basic("token", ""), 401),
+        ("token", "Basic ???", 401),
+        ("token", "Basic " + base64.b64encode(b"token").decode(), 401),
+        ("token", "Digest token", 401),
+        ("token", "x" * 5000, 401),
+        ("token", None, 401),
+        (("ann", "pass:word"), basic("ann", "pass:word"), 200),
+        (("ann", "pass"), basic("bob", "pass"), 401),
+        (("ann", "pass"), basic("ann", "word"), 401),
+        (("ann", "pass"), "Bearer pass", 401),
+        (lambda request: True, None, 200),
+        (lambda request: False, None, 403),
+        (is_true, None, 403),
+    ],
+)
+async def test_with_auth_who_knows_it_is_answered_from_anywhere(cache, auth, field, status):
+    app, _, _ = site(cache, auth=auth)
+    fields = {} if field is None else {"authorization": field.encode("latin-1")}
+    async with browser(app, "10.0.0.1", "http://example.com") as http:
+        response = await http.get("/swr/state", headers=fields)
+    assert response.status_code == status
+    assert ("www-authenticate" in response.headers) == (status == 401)
+
+
+async def test_a_function_lets_in_by_true_alone(cache, caplog):
+    """A coroutine that nobody awaits, or the name of a user, is no True."""
+    for auth in (lambda request: "ann", lambda request: 1):
+        app, _, _ = site(Cache(), auth=auth)
+        async with browser(app) as http:
+            assert [(await http.get("/swr/state")).status_code for _ in range(2)] == [403, 403]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    app, _, _ = site(cache, auth=is_true)
+    async with browser(app, None) as http:
+        assert (await http.get("/swr/state", headers={"x-user": "admin"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"auth": ""},
+        {"auth": " "},
+        {"auth": ("ann",)},
+        {"auth": ("ann", "")},
+        {"auth": ("a:n", "x")},
+        {"auth": ("", "x")},
+        {"auth": 7},
+        {"token": ""},
+        {"actions": "yes"},
+        {"simulate": True},
+        {"show_queries": 1},
+    ],
+)
+def test_what_would_let_everybody_in_is_refused_when_it_is_mounted(options):
+    with pytest.raises(ConfigurationError):
+        swr.dashboard(Cache(), **options)
+    with pytest.raises(ConfigurationError):
+        swr.dashboard(object())
+
+
+# -- what it answers --------------------------------------------------------------------------------------------------
+
+
+async def test_every_answer_is_kept_by_no_cache_and_framed_by_no_page(cache, monkeypatch, tmp_path):
+    (tmp_path / "index.html").write_text("<!doctype html>")
+    (tmp_path / "app.js").write_text("1")
+    (tmp_path / ".hidden.js").write_text("1")
+    (tmp_path / "secret.txt").write_text("1")
+    monkeypatch.setattr(server, "STATIC", tmp_path)
+    app, _, _ = site(cache)
+    asked = {
+        "/swr/": ("text/html; charset=utf-8", 200),
+        "/swr/static/app.js": ("text/javascript; charset=utf-8", 200),
+        "/swr/static/.hidden.js": ("application/json", 404),
+        "/swr/static/secret.txt": ("application/json", 404),
+        "/swr/static/..%2fsecret.txt": (None, 404),
+        "/swr/static/x.js": ("application/json", 404),
+        "/swr/state": ("application/json", 200),
+        "/swr/history?seconds=60": ("application/json", 200),
+        "/swr/history?seconds=x": ("application/json", 200),
+        "/swr/key?key=x:1": ("application/json", 200),
+        "/swr/key": ("application/json", 400),
+        "/swr/key?id=~x": ("application/json", 404),
+        "/swr/docs/http": ("text/html; charset=utf-8", 200),
+        "/swr/docs/..%2fx": (None, 404),
+        "/swr/docs/x": (None, 307),
+        "/swr/docs/x.y": ("application/json", 404),
+        "/swr/nowhere": (None, 404),
+        "/swr/actions/invalidate": (None, 405),
+    }
+    async with browser(app) as http:
+        for path, (kind, status) in asked.items():
+            response = await http.get(path)
+            assert (response.status_code, response.headers["cache-control"]) == (status, "no-store"), path
+            policy = response.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert response.headers["x-content-type-options"] == "nosniff"
+            if kind is not None:
+                assert response.headers["content-type"] == kind, path
+
+
+async def test_a_path_without_its_slash_leads_to_the_page_and_a_websocket_is_refused(cache):
+    app = swr.dashboard(cache)
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/a/swr",
+        "root_path": "/a/swr",
+        "headers": [],
+        "query_string": b"",
+    }
+    await app(scope, None, send)
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"location"]) == (307, b"./swr/")
+    # Mounted at /{tenant}, that is no way to another site.
+    await app({**scope, "path": "/https:evil.example", "root_path": "/https:evil.example"}, None, send)
+    assert dict(sent[-2]["headers"])[b"location"] == b"./https%3Aevil.example/"
+    await app({"type": "websocket", "path": "/"}, None, send)
+    assert sent[-1] == {"type": "websocket.close", "code": 1008}
+
+
+async def test_an_app_of_its_own_has_a_lifespan(cache):
+    app, sent = swr.dashboard(cache), []
+    messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message["type"])
+
+    await app({"type": "lifespan", "state": {}}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_markup_arrives_as_data_and_secrets_do_not_arrive(cache):
+    app, load, _ = site(cache, middleware=True)
+    async with browser(app) as http:
+        await http.get("/swr/state")
+        await http.get("/x/a", params={"q": "SECRETVALUE", MARKUP: "1", "SECRETALONE": ""})
+        await http.get("/x/a?SECRETALONE")
+        await http.head("/x/a?SECRETALONE")
+        await http.get("/x/a", headers={"authorization": "Bearer SECRETFIELD", "cookie": "a=SECRETCOOKIE"})
+        await http.get("/x/a", headers={"range": "bytes=SECRETRANGE"})
+        await http.get(f"/x/bad{MARKUP}")
+        await load(MARKUP)
+        with pytest.raises(ValueError, match="bad"):
+            await load(f"bad{MARKUP}\ud800")
+        await cache.invalidate_tag(MARKUP)
+        await cache.invalidate_url("/x/a?q=SECRETINVALIDATED&SECRETALONE")
+        stored = await http.get("/x/b?q=SECRETTAG")
+        assert stored.headers["swr-state"] == "missing"
+        found = b""
+        async with http.stream("GET", "/swr/stream?calls=1") as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            async for part in stream.aiter_bytes():
+                found += part
+        responses = [(await http.get(path)).content for path in ("/swr/state", "/swr/history")]
+        responses.append((await http.get("/swr/key", params={"key": f"x:{MARKUP}"})).content)
+        life = await http.get("/swr/key", params={"key": "GET http://localhost:8000\n/x/b?q=SECRETTAG"})
+        assert any(tag.startswith("url:/x/b?") for tag in life.json()["entry"]["tags"])
+        responses.append(life.content)
+    for body in (found, *responses):
+        assert b"<" not in body
+        assert b"\xe2\x80\xa8" not in body
+        for secret in (b"VALUE", b"SECRET", b"u:secret", b"password=p", b"token=t"):
+            assert secret not in body.replace(b"SECRETALONE=", b"")
+    events = [dict(line.split(b": ", 1) for line in event.splitlines()) for event in found.strip().split(b"\n\n")]
+    assert {event.get(b"event") for event in events} == {None, b"state", b"events", b"calls"}
+    calls = [
+        call for event in events if event.get(b"event") == b"calls" for call in json.loads(event[b"data"])["calls"]
+    ]
+    assert any(MARKUP in call["key"]["text"] for call in calls), [call["key"]["text"] for call in calls]
+    whys = {call["what"]: call["why"]["code"] for call in calls if call["why"]}
+    assert whys["GET /x/a"] in ("cookie", "authorization")
+    assert "l1" in {call["layer"] for call in calls if call["what"].startswith("HEAD /x/a?")}
+    happened = [
+        one for event in events if event.get(b"event") == b"events" for one in json.loads(event[b"data"])["events"]
+    ]
+    assert {"LoadFailed", "Invalidated"} <= {one["kind"] for one in happened}
+    assert any("<script>" in one["text"] for one in happened)
+    assert any(one["row"] == MARKUP for one in happened)
+
+
+async def test_the_state_says_what_fails_and_how_many_read_without_waiting(cache):
+    app, load, _ = site(cache, middleware=True)
+    async with browser(app) as http:
+        state = (await http.get("/swr/state")).json()
+        assert (state["problems"], state["rows"], state["totals"]["without_waiting"]) == ([], [], None)
+        for _ in range(9):
+            await load("a")
+        with pytest.raises(ValueError, match="bad"):
+            await load("bad")
+
+        async def counted():
+            nonlocal state
+            state = (await http.get("/swr/state")).json()
+            return any(row["failed"] for row in state["rows"])
+
+        await until_async(counted)
+    (row,) = state["rows"]
+    assert (row["name"], row["kind"], row["fresh"], row["missing"], row["failed"]) == ("x:{name}", "loader", 8, 2, 1)
+    assert row["last_error"]["key"]["text"] == "x:bad"
+    assert state["totals"]["without_waiting"] == pytest.approx(0.8)
+    assert [(problem["level"], problem["kind"], problem["target"]) for problem in state["problems"]] == [
+        ("error", "failing", "x:{name}")
+    ]
+    assert (state["fleet"], state["note"]) == (True, "The cache is in the memory of this process.")
+    (process,) = state["processes"]
+    assert (process["id"], process["gone"], process["reachable"]) == (state["served_by"], False, True)
+
+
+async def test_the_middleware_leaves_the_dashboard_alone(cache):
+    """A rule for everything, which overrides what responses say, keeps and counts nothing of it."""
+    app, _, _ = site(cache, middleware=True, actions=True)
+    async with browser(app) as http:
+        first = await http.get("/swr/state")
+        second = await http.get("/swr/state")
+        assert "cache-status" not in second.headers
+        assert first.json()["now"] < (await http.get("/swr/state?x")).json()["now"] or first.json() == second.json()
+        stats = cache.stats()
+        assert not any("/swr" in row["name"] for row in second.json()["rows"] if row["loads"] > 1)
+        await http.post("/swr/actions/refresh", json={"tag": "x"}, headers=ACT)
+        assert cache.stats().not_stored == stats.not_stored
+
+
+async def test_a_stream_goes_on_where_it_was_and_ends_so_that_a_server_can_shut_down(cache, monkeypatch):
+    monkeypatch.setattr(streams, "_LASTS", 0.3)
+    app, load, _ = site(cache)
+    async with browser(app) as http:
+        await http.get("/swr/state")
+        with pytest.raises(ValueError, match="bad"):
+            await load("bad")
+        first = (await http.get("/swr/stream?calls=1")).text
+        last = first.rpartition("id: ")[2].partition("\n")[0]
+        assert first.count("event: events") == first.count("event: calls") == 1
+        again = (await http.get("/swr/stream?calls=1", headers={"last-event-id": last})).text
+        assert again.count("event: events") == again.count("event: calls") == 0
+        # The numbers of another process mean nothing here; its clock does.
+        other = (await http.get("/swr/stream", headers={"last-event-id": f"other {last.partition(' ')[2]}"})).text
+        assert other.count("event: events") == 1
+        await http.get("/swr/stream", headers={"last-event-id": "x y z"})
+
+
+def test_a_position_that_somebody_has_made_up_counts_for_nothing():
+    class Empty:
+        happenings, calls = Held(), Held()
+
+    for text in (
+        "",
+        "me",
+        "me 1 2",
+        "me a b c",
+        "me -1 2 3",
+        "me 1 2 3 4",
+        "me 9e9 1 1",
+        "me 1 1.5 1",
+        "me . 1 1",
+        f"me {'9' * 30} 1 1",
+        "me ² 1 1",
+    ):
+        position = Position(text, "me", Empty())
+        assert (position.at, position.happenings, position.calls) == (0.0, 0, 0), text
+    position = Position("me 1.5 999 999", "me", Empty())
+    assert (position.at, position.happenings, position.calls) == (1.5, 0, 0)
+
+
+def test_what_came_too_fast_is_counted():
+    held = Held()
+    for number in range(600):
+        held.add(number)
+    found, dropped = held.since(0)
+    assert (found[0], found[-1], dropped) == (100, 599, 100)
+    held.skip(5)
+    assert held.since(600) == ([], 5)
+
+
+# -- keys and reasons -------------------------------------------------------------------------------------------------
+
+
+def test_keys_hide_what_clients_said_and_say_where():
+    keys = Keys()
+    digest = "a" * 32
+    shown = keys.shown(
+        f"GET http://h\n/p?q=1&flag&=x\nroot: /api\nversion: 2\ncookie: {digest}\nkey: ann\nrange\nbytes=0-1"
+    )
+    assert [text for text, is_hash in shown["parts"] if not is_hash] == [
+        "GET http://h/p", "?q=", "&", "&=", " root: /api", " version: 2", " cookie: ", " ", " ", " ",
+    ]  # fmt: skip
+    assert not any(word in shown["text"] for word in ("q=1&", "flag", "ann", "0-1"))
+    assert keys.shown("ranking:ATL") == {"id": "=ranking:ATL", "text": "ranking:ATL", "parts": [("ranking:ATL", False)]}
+    assert keys.shown("GET http://h\n/p?")["parts"] == [("GET http://h/p", False)]
+    assert Keys(shows_queries=True).shown("GET http://h\n/p?q=1")["text"] == "GET http://h/p?q=1"
+    assert len(keys.shown("x" * 9999)["text"]) < 600
+
+
+def test_an_id_leads_to_its_key_in_every_process_with_the_secret():
+    one, other, foreign = Keys(), Keys(), Keys()
+    other.secret = one.secret
+    for key in ("plain", "GET http://h\n/p?q=secret", "half \ud800", "line\nbreak", ""):
+        name = one.shown(key)["id"]
+        assert other.key_of(name) == key
+        assert "secret" not in name
+        json.loads(dumps(one.shown(key)))
+    sealed = one.shown("GET http://h\n/p?q=secret")["id"]
+    assert foreign.key_of(sealed) is None
+    assert one.key_of(sealed[:-2] + "A=") is None
+    assert one.key_of("?") is None
+    assert unseal("ä", one.secret) is None
+    assert unseal(seal("x" * 500, one.secret), one.secret) == "x" * 500
+
+
+def test_every_reason_that_swr_gives_is_explained_and_links_to_a_heading():
+    import re
+    from pathlib import Path
+
+    root = Path(swr.__file__).parent
+    text = "\n".join(
+        path.read_text() for folder in ("http", "middleware", "endpoints") for path in (root / folder).rglob("*.py")
+    )
+    given = {*re.findall(r'Verdict\(None, "([^"]+)"', text), *re.findall(r'detail="([a-z][^"%\\]*)"', text)}
+    given |= {*re.findall(r'Refused\("([^"]+)"', text), "field x-a", "argument user", "status 404", "parameter q"}
+    for code in given - {"after dependencies"}:
+        found = explained(code)
+        assert "did not come" not in found["text"], code
+        page, _, anchor = found["link"].removeprefix("docs/").partition("#")
+        assert f'id="{anchor}"' in page_of(page) or not anchor, code
+    assert explained("never heard of")["code"] == "never heard of"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ("hit; ttl=5", None),
+        ('fwd=uri-miss; detail="no freshness"', "no freshness"),
+        ('hit; detail="after dependencies"', None),
+        ('fwd=bypass; detail="authorization, after dependencies"', "authorization"),
+        ("fwd=method", "method"),
+        ("fwd=uri-miss; stored", None),
+        ('detail="<b>"', "<b>"),
+    ],
+)
+def test_why_not_cached_is_read_from_cache_status(status, code):
+    found = why_of(status)
+    assert (None if found is None else found["code"]) == code
+
+
+def test_where_the_pages_are_not_links_lead_to_the_published_ones(tmp_path):
+    assert (
+        address_of("http#how-long-a-response-is-fresh", tmp_path / "none")
+        == "https://swr-cache.github.io/swr/http/#how-long-a-response-is-fresh"
+    )
+    assert address_of("login", tmp_path / "none") == "https://swr-cache.github.io/swr/login/"
+    (tmp_path / "login.md").touch()
+    assert address_of("login#x", tmp_path) == "docs/login#x"
+    assert address_of("http", tmp_path) == "https://swr-cache.github.io/swr/http/"
+
+
+def test_a_page_of_the_documentation_is_escaped(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "_FOLDER", tmp_path)
+    (tmp_path / "a.md").write_text(
+        "# A `<b>` title\nline <i>\n\n| x |\n```python\nif a < b:\n\n    pass\n```\n[next](b.md#c)\nend"
+    )
+    text = page_of("a")
+    assert "<b>" not in text
+    assert "<i>" not in text
+    assert '<a href="b#c">next</a>' in text
+    assert "<pre>if a &lt; b:" in text
+    assert page_of("nowhere") is None
+
+
+# -- what it does -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (ACT, 200),
+        ({"x-swr-action": "1", "origin": "http://localhost:8000"}, 200),
+        ({"sec-fetch-site": "same-origin"}, 403),
+        ({"x-swr-action": "1"}, 403),
+        ({"x-swr-action": "1", "sec-fetch-site": "cross-site"}, 403),
+        ({"x-swr-action": "1", "sec-fetch-site": "none"}, 403),
+        ({"x-swr-action": "1", "origin": "http://evil.example"}, 403),
+        ({"x-swr-action": "1", "authorization": "Bearer x"}, 200),
+    ],
+)
+async def test_only_the_page_itself_or_who_has_a_token_acts(cache, fields, status):
+    app, _, _ = site(cache, actions=True)
+    async with browser(app) as http:
+        response = await http.post("/swr/actions/invalidate", json={"tag": "x"}, headers=fields)
+    assert response.status_code == status
+
+
+async def test_without_actions_nothing_is_done(cache):
+    app, load, ran = site(cache)
+    async with browser(app) as http:
+        await load("a")
+        assert (await http.post("/swr/actions/invalidate", json={"all": True}, headers=ACT)).status_code == 403
+        assert (await http.post("/swr/invalidate", data={"all": "true"})).status_code == 404
+        await load("a")
+    assert ran == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "state"),
+    [
+        ("invalidate", {"key": "x:a"}, None),
+        ("invalidate", {"id": "=x:a"}, None),
+        ("invalidate", {"tag": "all"}, None),
+        ("invalidate", {"loader": "x:{name}"}, None),
+        ("invalidate", {"all": True}, None),
+        ("invalidate", {"all": True, "soft": True}, "stale"),
+        ("mark-stale", {"key": "x:a"}, "stale"),
+        ("mark-stale", {"tag": "all"}, "stale"),
+        ("mark-stale", {"loader": "x:{name}"}, "stale"),
+        ("refresh", {"id": "=x:a"}, "fresh"),
+        ("refresh", {"tag": "all"}, "stale"),
+        ("refresh", {"loader": "x:{name}"}, "stale"),
+        ("invalidate", {"url": "/x/a?q=secret"}, "fresh"),
+        ("invalidate", {"url": "https://ann:secret@h/x/a"}, "fresh"),
+        ("invalidate", {"tag": "url:/x/a?q=secret"}, "fresh"),
+        ("invalidate", {"tag": "a\n2026-11-29 ERROR forged\x1b[2J"}, "fresh"),
+    ],
+)
+async def test_an_action_does_what_it_says_and_is_logged_with_who(cache, caplog, name, target, state):
+    app, load, _ = site(cache, actions=True, auth=("ann", "pw"))
+    async with browser(app, "10.0.0.9", auth=("ann", "pw")) as http:
+        await load("a")
+        response = await http.post(f"/swr/actions/{name}", json=target, headers=ACT)
+        assert response.status_code == 200, response.text
+        outcome = await load.peek("a")
+        assert (None if outcome is None else str(outcome.state)) == state
+    (record,) = [record.getMessage() for record in caplog.records if "dashboard" in record.getMessage()]
+    assert "'ann at 10.0.0.9'" in record
+    done = response.json()["done"]
+    assert done.replace("\n", "\\n").replace("\x1b", "\\x1b") in record
+    assert record.isprintable()
+    assert "secret" not in record + done
+
+
+async def test_a_refresh_loads_at_once_and_what_is_stored_stays_if_that_fails(cache, caplog):
+    app, load, ran = site(cache, actions=True)
+    async with browser(app) as http:
+        await load("a")
+        response = await http.post("/swr/actions/refresh", json={"key": "x:a"}, headers=ACT)
+        assert response.json()["done"] == "The key x:a is being loaded."
+        await until(lambda: ran == ["a", "a"])
+        await load.set("VALUE", "bad")
+        await http.post("/swr/actions/refresh", json={"key": "x:bad"}, headers=ACT)
+        await until(lambda: "the load of 'x:bad' failed (ValueError" in caplog.text)
+        assert await load.peek("bad") is not None
+
+
+async def test_a_key_whose_call_is_not_known_for_certain_is_marked_stale(cache):
+    @cache.cached("y:{name}", fresh_for=60, stale_for=60, ignore=("db",))
+    async def load(name: str, db: object = None) -> str:
+        return "VALUE"
+
+    app, _, _ = site(cache, actions=True)
+    async with browser(app) as http:
+        await load("a")
+        response = await http.post("/swr/actions/refresh", json={"key": "y:a"}, headers=ACT)
+        assert "The next read refreshes it." in response.json()["done"]
+        assert str((await load.peek("a")).state) == "stale"
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ({}, 400),
+        ({"key": "a", "tag": "b"}, 400),
+        ({"key": ""}, 400),
+        ({"key": 7}, 400),
+        ({"key": "x" * 5000}, 400),
+        ({"all": False}, 400),
+        ({"all": "perhaps"}, 400),
+        ({"keys": "a"}, 400),
+        ({"id": "~unknown"}, 400),
+        ({"url": "no path"}, 400),
+        ([1], 400),
+        ("x" * 70_000, 413),
+    ],
+)
+async def test_what_is_not_understood_changes_nothing(cache, target, status):
+    app, load, ran = site(cache, actions=True)
+    async with browser(app) as http:
+        await load("a")
+        response = await http.post("/swr/actions/invalidate", json=target, headers=ACT)
+        assert response.status_code == status
+        assert response.json()["error"]
+        await load("a")
+        assert (await http.post("/swr/actions/explode", json={}, headers=ACT)).status_code == 404
+        assert (await http.post("/swr/actions/invalidate", content=b"{", headers=ACT)).status_code == 415
+        broken = {**ACT, "content-type": "application/json"}
+        twice = b'{"tag": "other", "tag": "all"}'
+        assert (await http.post("/swr/actions/invalidate", content=twice, headers=broken)).status_code == 400
+        assert (await http.post("/swr/actions/invalidate", content=b"{", headers=broken)).status_code == 400
+        for action in ("retry-dead", "purge-dead"):
+            assert (await http.post(f"/swr/actions/{action}", json={}, headers=ACT)).status_code == 400
+            assert (await http.post(f"/swr/actions/{action}", json={"queue": "x"}, headers=ACT)).status_code == 404
+    assert ran == ["a"]
+
+
+async def test_a_client_that_leaves_in_the_middle_changes_nothing(cache):
+    app, sent = swr.dashboard(cache, actions=True), []
+    messages = [{"type": "http.request", "body": b'{"all"', "more_body": True}, {"type": "http.disconnect"}]
+    fields = {**ACT, "host": "localhost", "content-type": "application/json"}
+    scope = {
+        "type": "http", "method": "POST", "path": "/actions/invalidate", "root_path": "", "query_string": b"",
+        "client": ("127.0.0.1", 1), "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
+    }  # fmt: skip
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 400
+
+
+async def test_a_program_invalidates_with_its_token_and_may_do_nothing_else(cache, caplog):
+    app, load, ran = site(cache, token="job", auth=("ann", "pw"))
+    async with browser(app, "10.0.0.9") as http:
+        for fields, status in (
+            ({}, 401),
+            ({"authorization": "Bearer no"}, 401),
+            ({"authorization": basic("x", "job")}, 401),
+        ):
+            assert (await http.post("/swr/invalidate", data={"all": "true"}, headers=fields)).status_code == status
+        job = {"authorization": "Bearer job"}
+        await load("a")
+        response = await http.post("/swr/invalidate", data={"key": "x:a"}, headers=job)
+        assert response.json() == {"done": "The key x:a was invalidated."}
+        await load("a")
+        response = await http.post("/swr/invalidate", json={"tag": "all", "soft": True}, headers=job)
+        assert response.json() == {"done": "All that carries the tag all was marked stale."}
+        twice = {**job, "content-type": "application/x-www-form-urlencoded"}
+        assert (await http.post("/swr/invalidate", content="tag=a&tag=b", headers=twice)).status_code == 400
+        assert (await http.get("/swr/state", headers=job)).status_code == 401
+    assert ran == ["a", "a"]
+    assert sum("a program at 10.0.0.9" in record.getMessage() for record in caplog.records) == 2
+
+
+async def test_a_simulated_failure_shows_what_stale_if_error_does(cache, caplog):
+    clock = [1000.0]
+    async with Cache(clock=lambda: clock[0]) as cache:
+        app, load, ran = site(cache, actions=True, simulate=True)
+        async with browser(app) as http:
+            await load("a")
+            clock[0] += 150
+            response = await http.post("/swr/actions/fail-next", json={"row": "x:{name}"}, headers=ACT)
+            assert response.status_code == 200
+            (fault,) = cache.report().faults.told()
+            assert fault[:2] == ("fail-next", "x:{name}")
+            outcome = await load.outcome("a")
+            assert (str(outcome.state), outcome.value) == ("stale", "VALUE")
+            assert "simulated" in str(outcome.error)
+            # Only the next.
+            assert cache.report().faults.told() == ()
+            await load("b")
+            response = await http.post("/swr/actions/hang", json={"row": "x:{name}", "seconds": 0.05}, headers=ACT)
+            assert response.status_code == 200
+            await load("c")
+            await cache.get_or_load("other", lambda: 1, Policy(60))
+            for number in range(21):
+                response = await http.post("/swr/actions/fail-next", json={"row": f"x{number}"}, headers=ACT)
+            assert (response.status_code, len(cache.report().faults.told())) == (409, 20)
+            for target in ({"row": "x", "seconds": 0}, {"row": "x", "seconds": "5"}, {"row": "x", "seconds": True}, {}):
+                assert (await http.post("/swr/actions/hang", json=target, headers=ACT)).status_code == 400
+        assert ran == ["a", "b", "c"]
+    assert sum("simulate" in record.getMessage() for record in caplog.records) >= 2
+
+
+async def test_faults_are_simulated_only_where_that_is_allowed(cache):
+    app, load, _ = site(cache, actions=True)
+    async with browser(app) as http:
+        assert (await http.post("/swr/actions/fail-next", json={"row": "x:{name}"}, headers=ACT)).status_code == 403
+    await load("a")
+
+
+async def test_a_simulated_failure_of_a_response_leaves_the_stored_one(cache):
+    clock = [1000.0]
+    async with Cache(clock=lambda: clock[0]) as cache:
+        app, _, _ = site(cache, middleware=True, actions=True, simulate=True)
+        path = "/x/a?cc=max-age%3D60, stale-if-error%3D600"
+        async with browser(app) as http:
+            assert (await http.get(path)).headers["swr-state"] == "missing"
+            clock[0] += 3600
+            await http.post("/swr/actions/hang", json={"row": "/x/{name}", "seconds": 0.2}, headers=ACT)
+            assert (await http.get(path)).headers["swr-state"] == "missing"
+            assert cache.report().faults.told() == ()
+            clock[0] += 3600
+            await http.post("/swr/actions/fail-next", json={"row": "/x/{name}"}, headers=ACT)
+            response = await http.get(path)
+            assert (response.status_code, response.headers["swr-state"]) == (200, "stale")
+            assert (await http.get(path)).status_code == 200
+
+
+async def test_the_life_of_a_key_is_told_without_its_value():
+    clock = [1000.0]
+    async with Cache(clock=lambda: clock[0]) as cache:
+        app, load, _ = site(cache)
+        async with browser(app) as http:
+            await http.get("/swr/state")
+            await load("a")
+            await load("a")
+            await load.mark_stale("a")
+            await load("a")
+            with pytest.raises(ValueError, match="bad"):
+                await load("bad")
+            life = (await http.get("/swr/key", params={"key": "x:a"})).json()
+            assert (life["row"], life["lease"], life["note"]) == ("x:{name}", None, "")
+            assert life["entry"]["layer"] == "l1"
+            assert life["entry"]["fresh_until"] == 1060.0
+            kinds = [moment["kind"] for moment in life["moments"]]
+            assert (kinds[:2], set(kinds[2:])) == (["loaded", "hit"], {"stale", "marked stale"})
+            clock[0] += 130
+            life = (await http.get("/swr/key", params={"id": "=x:a"})).json()
+            assert life["entry"]["state"] == "error"
+            gate, begun = anyio.Event(), anyio.Event()
+
+            async def slow() -> int:
+                begun.set()
+                await gate.wait()
+                return 1
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(cache.get_or_load, "slow", slow, Policy(60))
+                await begun.wait()
+                assert (await http.get("/swr/key?key=slow")).json()["lease"]["kind"] == "loading"
+                gate.set()
+            nothing = (await http.get("/swr/key?key=nothing")).json()
+            assert (nothing["entry"], nothing["lease"], nothing["row"], nothing["moments"]) == (None, None, None, [])
+            # A load that fails though something may be served is not tried again for a while.
+            with pytest.raises(ValueError, match="bad"):
+                await load("bad")
+            cache.engine.backoffs.begin("x:a", 5.0, ValueError("x"))
+            assert (await http.get("/swr/key?key=x:a")).json()["lease"]["kind"] == "backoff"
+
+
+async def test_nothing_is_collected_while_nobody_watches(cache, monkeypatch):
+    monkeypatch.setattr("swr.reports.reporter._WATCHED_FOR", 0.0)
+    app, load, _ = site(cache)
+    async with browser(app) as http:
+        await http.get("/swr/state")
+    reporter = cache.report()
+    reporter.turn()
+    assert not cache.engine.events.reads
+    await load("a")
+    assert (reporter.watching.calls(), reporter.watching.hot()) == ((), ())
+
+
+async def test_a_look_that_fails_is_logged_and_the_next_one_comes(cache, monkeypatch, caplog):
+    monkeypatch.setattr(hub, "_WATCHED_EVERY", 0.01)
+    app, _, _ = site(cache)
+    broken = [True]
+    make = type(cache.report()).digest
+
+    def digest(reporter):
+        if broken.pop() if broken else False:
+            raise RuntimeError("no digest")
+        return make(reporter)
+
+    monkeypatch.setattr(type(cache.report()), "digest", digest)
+    with caplog.at_level(logging.ERROR):
+        async with browser(app) as http:
+            await http.get("/swr/state")
+
+            async def answers():
+                return (await http.get("/swr/state")).json() is not None
+
+            await until_async(answers)
+    assert "could not look at the fleet" in caplog.text
+
+
+async def test_a_dashboard_goes_on_after_its_cache_was_closed_and_opened():
+    cache = Cache()
+    app, _, _ = site(cache)
+    for _ in range(2):
+        async with cache, browser(app) as http:
+            assert (await http.get("/swr/state")).json()["fleet"]
+
+
+@pytest.mark.parametrize("first", ["swr", "swr.dashboard.state", "swr.cli.top"])
+def test_it_is_called_by_its_name_whatever_was_imported_first(first):
+    code = f"import {first}, swr, swr.dashboard.server; print(callable(swr.dashboard), type(swr.dashboard(swr.Cache())).__name__)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    assert output.split() == ["True", "Server"]
+    assert type(sys.modules["swr.dashboard"](Cache())) is server.Server
+
+
+def test_where_clients_choose_the_place_few_places_are_remembered(monkeypatch):
+    monkeypatch.setattr(server, "_MOST_MOUNTS", 1)
+    cache = Cache()
+    app = Starlette(routes=[Mount("/{tenant}/swr", swr.dashboard(cache))])
+
+    async def ask():
+        async with cache, browser(app) as http:
+            await http.post("/stranger/swr/invalidate")
+            return [(await http.get(f"/{tenant}/swr/history")).status_code for tenant in "ab"]
+
+    assert anyio.run(ask) == [200, 200]
+    assert cache.mounted == {"/a/swr"}
+
+
+def test_a_page_has_a_name_of_letters():
+    assert page_of("../secret") is None
+
+
+async def test_no_text_leaves_its_place_in_the_json(cache):
+    """Keys, tags, loaders and errors of characters that mean something to HTML, JSON, events and terminals."""
+    alphabet = "<>&\"'/\\\0\x1b\x7f\x85\u2028\u2029\ufeff\ud800\udfff\U0001f600 \t\r\n{}[]:,%a"
+    dice = random.Random(7)
+    app, load, _ = site(cache)
+    texts = ["".join(dice.choice(alphabet) for _ in range(dice.randrange(1, 30))) for _ in range(30)]
+    async with browser(app) as http:
+        await http.get("/swr/state")
+        for text in texts:
+            with pytest.raises(ValueError, match="bad"):
+                await load(f"bad{text}")
+            await cache.invalidate(text)
+            await cache.invalidate_tag(text)
+            life = await http.get("/swr/key", params={"key": text.encode("utf-8", "replace").decode()})
+            assert life.headers["content-type"] == "application/json"
+            assert life.json()["key"]["text"]
+        last = ""
+        for _ in range(2):
+            response = await http.get("/swr/stream?calls=1", headers={"last-event-id": last or "x 0 0 0"})
+            for event in response.text.split("\n\n")[1:-1]:
+                fields = [line.partition(": ")[0] for line in event.split("\n")]
+                assert fields == ["event", "id", "data"], event
+                json.loads(event.rpartition("data: ")[2])
+                assert response.text.isascii()
+                assert "<" not in event
+            last = response.text.rpartition("id: ")[2].partition("\n")[0]
+        state = (await http.get("/swr/state")).json()
+        assert "bad" in state["rows"][0]["last_error"]["text"]
+
+
+async def test_two_dashboards_of_one_process_show_the_same_calls(cache):
+    app, load, _ = site(cache)
+    other = swr.dashboard(cache, token="job")
+    async with browser(app) as one, browser(other) as two:
+        await one.get("/swr/state")
+        await two.get("/state")
+        await load("a")
+        for http, path in ((one, "/swr/stream?calls=1"), (two, "/stream?calls=1")):
+            text = (await http.get(path)).text
+            assert text.count('"what":"x:{name}"') == 1

@@ -1,0 +1,120 @@
+"""What an idle process asks of Redis."""
+
+import asyncio
+
+import pytest
+from redis.exceptions import AskError, MovedError
+
+from swr import Cache
+from swr.stores.redis.digests import REPORT
+from swr.stores.redis.failover import Failover
+from swr.stores.redis.heartbeat import Heartbeat, OtherHistory, Part, Report
+from tests.fleet import until
+from tests.servers import Server
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def beats(monkeypatch):
+    """Have heartbeats come fast, and count them."""
+    counted, heartbeat = [], Failover.heartbeat
+
+    async def counting(self, *args):
+        counted.append(args)
+        return await heartbeat(self, *args)
+
+    monkeypatch.setattr("swr.stores.redis.server_link._HEARTBEAT", 0.01)
+    monkeypatch.setattr("swr.stores.redis.digests._EVERY", 0.0)
+    monkeypatch.setattr(Failover, "heartbeat", counting)
+    return counted
+
+
+@pytest.mark.parametrize("reports", [False, True])
+async def test_a_heartbeat_is_one_command_with_the_digest_for_dashboards_in_it(server: Server, beats, reports):
+    async with Cache(server.url, reports=reports) as cache:
+        store = cache.engine.store
+        await until(lambda: len(beats) > 2)
+        sent, before = store.sent, len(beats)
+        await until(lambda: len(beats) >= before + 20)
+        # The last one may not have been sent yet.
+        assert len(beats) - before - 1 <= store.sent - sent <= len(beats) - before + 1
+        assert store.is_reachable
+        if reports:
+            await until(lambda: server.command("HEXISTS", "swr:{!}d", cache.reporter.id) == b":1\r\n")
+
+
+@pytest.fixture
+async def link(server: Server, no_heartbeats):
+    async with Cache(server.url) as cache:
+        yield cache.engine.store.store._servers.link_to(b"k")
+
+
+@pytest.fixture
+def connection(link):
+    return link.connection
+
+
+LESSON = Part("return {KEYS[1], ARGV[1], #KEYS, #ARGV}", (b"k",), (b"a",))
+
+
+def report(script, *keys):
+    replies = []
+    return Report(Part(script, keys, (b"id", b"digest", 60, 20)), replies.append), replies
+
+
+async def test_each_part_gets_its_own_keys_and_arguments(link, connection):
+    told, replies = report("return {KEYS[1], KEYS[2], ARGV[1], ARGV[4], #KEYS, #ARGV}", b"x", b"y")
+    heartbeat = Heartbeat(connection, (b"probe", 1), link.history, told)
+    assert await heartbeat.ask("EVAL", LESSON.script, 1, *LESSON.keys, *LESSON.arguments) == [b"k", b"a", 1, 1]
+    assert replies == [[b"x", b"y", b"id", b"20", 2, 4]]
+    assert b"role:master" in heartbeat.info
+    assert heartbeat.refused is None
+    assert await heartbeat.ask("ECHO", b"as it is") == b"as it is"
+
+
+async def test_a_report_that_cannot_be_written_keeps_nothing_else_from_being_done(link, connection, server: Server):
+    server.command("SET", "digests", "foreign")
+    told, replies = report(REPORT, b"digests", b"times", b"open", b"faults")
+    assert await Heartbeat(connection, (b"probe", 1), link.history, told).send(LESSON) == [b"k", b"a", 1, 1]
+    assert "WRONGTYPE" in str(replies[0])
+
+
+async def test_a_server_of_another_line_of_writes_is_asked_for_no_tag_versions_yet(connection):
+    heartbeat = Heartbeat(connection, (b"probe", 1), b"another", None)
+    with pytest.raises(OtherHistory):
+        await heartbeat.ask("EVAL", LESSON.script, 1, *LESSON.keys, *LESSON.arguments)
+    assert heartbeat.info
+
+
+class Moved:
+    """A connection to a server that the keys are not with any more."""
+
+    def __init__(self, connection):
+        self.connection, self.sent = connection, []
+
+    def ask(self, *command):
+        self.sent.append(command)
+        if command[2]:
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_exception(MovedError("5 127.0.0.1:7000"))
+            return answer
+        return self.connection.ask(*command)
+
+
+async def test_where_the_keys_have_gone_the_probe_is_sent_without_them(connection):
+    moved = Moved(connection)
+    told, replies = report(REPORT, b"digests", b"times", b"open", b"faults")
+    heartbeat = Heartbeat(moved, (b"probe", 1), None, told)
+    with pytest.raises(AskError):
+        await heartbeat.ask("EVAL", LESSON.script, 1, *LESSON.keys, *LESSON.arguments)
+    assert heartbeat.info is None
+    assert await heartbeat.send() is None
+    assert heartbeat.info
+    assert replies == []
+    assert len(moved.sent) == 2

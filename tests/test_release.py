@@ -1,0 +1,107 @@
+"""What is released, and how: the workflows, the containers, the units, and what they say of each other."""
+
+import os
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import swr
+from swr.cli.main import _parser
+from tests.package import EXTRAS
+from tests.simulation.simulate import SCENARIOS
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def steps(path):
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    return [step for job in jobs.values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_each_script_that_a_workflow_runs_is_there(path):
+    commands = [line for step in steps(path) for line in step.get("run", "").splitlines()]
+    scripts = {word for line in commands for word in line.split() if word.startswith("scripts/")}
+    assert scripts or path.name == "release.yml"
+    for script in scripts:
+        assert os.access(ROOT / script, os.X_OK), script
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_may_write_nothing_but_in_the_job_that_needs_it(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    writing = {name for name, job in workflow["jobs"].items() if "write" in job.get("permissions", {}).values()}
+    assert writing <= {"publish", "deploy"}
+    assert all(not step.get("with", {}).get("persist-credentials") for step in steps(path))
+
+
+def test_the_workflow_tests_each_python_that_the_package_names():
+    named = {name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)}
+    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    assert set(matrix["python"]) == named
+
+
+def test_every_night_runs_each_scenario_of_the_simulation():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())["jobs"]
+    assert set(jobs["simulation"]["strategy"]["matrix"]["scenario"]) == set(SCENARIOS)
+
+
+def test_the_image_of_the_command_has_what_its_commands_need():
+    (extras,) = re.findall(r'"/source\[([\w,]*)\]"', (ROOT / "Dockerfile").read_text())
+    # `swr proxy`, `swr dashboard` and `swr top`, and reading what is encrypted.
+    assert set(extras.split(",")) == {"proxy", "dashboard", "encryption"}
+
+
+def test_the_packages_are_tried_with_each_extra():
+    assert set(EXTRAS) == {"", *PROJECT["optional-dependencies"]}
+
+
+def test_the_changelog_begins_with_the_version():
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == swr.__version__
+
+
+def units():
+    for path in (ROOT / "examples/systemd").glob("*.service"):
+        [line] = re.findall(r"^ExecStart=(.*)$", path.read_text(), re.M)
+        [seconds] = re.findall(r"^TimeoutStopSec=(\d+)$", path.read_text(), re.M)
+        yield pytest.param(shlex.split(line), int(seconds), id=path.name)
+    for path in (ROOT / "examples/kubernetes").glob("*.yaml"):
+        for resource in yaml.safe_load_all(path.read_text()):
+            if resource["kind"] == "Deployment":
+                spec = resource["spec"]["template"]["spec"]
+                [container] = spec["containers"]
+                # The image's entry point is `swr`.
+                words = container.get("command", ["swr"]) + container.get("args", [])
+                yield pytest.param(words, spec["terminationGracePeriodSeconds"], id=path.name)
+
+
+@pytest.mark.parametrize(("words", "seconds"), list(units()))
+def test_a_unit_runs_a_command_that_there_is_and_lets_it_end(words, seconds):
+    assert Path(words[0]).name == "swr"
+    options = _parser().parse_args(words[1:])
+    assert callable(options.run)
+    # The default of `drain_for`, 10 s, and what is written to Redis after that.
+    assert seconds > 10 + 2
+
+
+def test_the_links_of_the_readme_work_outside_of_the_repository():
+    links = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text())
+    site, source = PROJECT["urls"]["Documentation"], PROJECT["urls"]["Source"]
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith((site, f"{source}/blob/main/", f"{source}/raw/main/")), link
+        path, _, anchor = link.removeprefix(site).partition("#")
+        if link.startswith(site):
+            page = ROOT / "docs" / f"{path.strip('/') or 'index'}.md"
+            assert page.is_file(), link
+            headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+            assert not anchor or anchor in [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings]
+        else:
+            assert (ROOT / link.split("/main/")[1]).is_file(), link

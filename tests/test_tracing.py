@@ -1,0 +1,152 @@
+"""Spans of OpenTelemetry, read back through its SDK: what was loaded, for whom, and what its loader did meanwhile."""
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from swr import Cache, ConfigurationError
+from swr.middleware import SWRMiddleware
+from swr.otel import trace_loads
+from tests.fleet import until
+from tests.web import App, client
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(place):
+    return place.rpartition(" ")[2]
+
+
+class Traced:
+    """A tracer, and the spans that have ended."""
+
+    def __init__(self):
+        self.exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.tracer = provider.get_tracer("test")
+
+    def named(self, name):
+        return [span for span in self.exporter.get_finished_spans() if span.name == name]
+
+
+@pytest.fixture
+def traced():
+    return Traced()
+
+
+@pytest.fixture
+async def cache(place_url, clock, traced):
+    async with Cache(place_url, namespace="shop", timeout=5, clock=clock) as cache:
+        end = trace_loads(cache, traced.tracer)
+        yield cache
+        end()
+
+
+def links_of(span):
+    return [link.context.span_id for link in span.links]
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_load_belongs_to_the_request_that_waits_for_it_and_what_the_loader_does_to_the_load(
+    cache, traced, is_async
+):
+    def query(group):
+        with traced.tracer.start_as_current_span("query"):
+            return group
+
+    async def load(group: str) -> str:
+        return query(group)
+
+    def load_in_thread(group: str) -> str:
+        return query(group)
+
+    top = cache.cached("top:{group}", fresh_for=60)(load if is_async else load_in_thread)
+    with traced.tracer.start_as_current_span("request") as request:
+        await top("ATL")
+        await top("ATL")
+    (loaded,), (query_span,), (commit,) = (traced.named(name) for name in ("swr load", "query", "swr commit"))
+    assert loaded.parent.span_id == request.get_span_context().span_id
+    assert query_span.parent.span_id == commit.parent.span_id == loaded.context.span_id
+    assert dict(loaded.attributes) == {"swr.cache": "shop", "swr.loader": "top:{group}"}
+
+
+async def test_a_refresh_in_the_background_is_a_trace_of_its_own_with_a_link_to_the_request(cache, traced, clock):
+    @cache.cached("top:{group}", fresh_for=60, stale_for=600)
+    async def top(group: str) -> str:
+        return group
+
+    await top("ATL")
+    clock.advance(70)
+    with traced.tracer.start_as_current_span("request") as request:
+        await top("ATL")
+    await until(lambda: traced.named("swr refresh"))
+    (refresh,) = traced.named("swr refresh")
+    assert refresh.parent is None
+    assert links_of(refresh) == [request.get_span_context().span_id]
+    assert refresh.context.trace_id != request.get_span_context().trace_id
+    assert [span.parent.span_id for span in traced.named("swr commit")][1:] == [refresh.context.span_id]
+    # Without a request there is nothing to link to.
+    clock.advance(70)
+    await top("ATL")
+    await until(lambda: len(traced.named("swr refresh")) == 2)
+    assert traced.named("swr refresh")[1].links == ()
+
+
+async def test_a_refresh_of_a_response_is_linked_to_the_request_and_failures_are_marked(cache, traced, clock):
+    app = App([(b"cache-control", b"max-age=60, stale-while-revalidate=600")])
+    async with client(SWRMiddleware(app, cache)) as http:
+        with traced.tracer.start_as_current_span("request") as request:
+            await http.get("/x")
+            clock.advance(70)
+            app.status = 500
+            await http.get("/x")
+        await until(lambda: traced.named("swr refresh"))
+    (loaded,), (refresh,) = traced.named("swr load"), traced.named("swr refresh")
+    assert loaded.parent.span_id == request.get_span_context().span_id
+    assert links_of(refresh) == [request.get_span_context().span_id]
+    assert (loaded.status.is_ok, refresh.status.is_ok) == (True, False)
+
+
+async def test_a_loader_that_raises_marks_its_span(cache, traced):
+    @cache.cached("top", fresh_for=60)
+    async def top() -> str:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await top()
+    (loaded,) = traced.named("swr load")
+    assert not loaded.status.is_ok
+    assert [event.attributes["exception.type"] for event in loaded.events] == ["ValueError"]
+
+
+async def test_a_batch_has_one_span_for_each_call_of_its_loader(cache, traced):
+    @cache.cached_many("top:{group}", fresh_for=60)
+    async def top(groups: list[str]) -> dict[str, str]:
+        with traced.tracer.start_as_current_span("query"):
+            return {group: group for group in groups}
+
+    await top([f"g{number}" for number in range(50)])
+    (loaded,), (query,) = traced.named("swr load"), traced.named("query")
+    assert query.parent.span_id == loaded.context.span_id
+    assert len(traced.named("swr commit")) == 1
+
+
+async def test_tracing_ends_and_begins_again_and_one_tracer_at_a_time_is_enough(traced):
+    async with Cache() as cache:
+        end = trace_loads(cache, traced.tracer)
+        with pytest.raises(ConfigurationError, match="traced already"):
+            trace_loads(cache)
+        end()
+        top = cache.cached("top", fresh_for=60)(lambda: 1)
+        await top()
+        assert traced.exporter.get_finished_spans() == ()
+        again = trace_loads(cache, traced.tracer)
+        end()
+        await top.refresh()
+        assert len(traced.named("swr load")) == 1
+        again()
+    with pytest.raises(ConfigurationError, match="is not a swr"):
+        trace_loads("redis://127.0.0.1")
