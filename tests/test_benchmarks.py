@@ -1,5 +1,6 @@
 """The benchmarks run and print their rows. What they measure is never asserted: machines differ, clocks lie."""
 
+import importlib.util
 import math
 import os
 import subprocess
@@ -245,7 +246,8 @@ def test_local() -> None:
     """Hits among many keys, the hit ratio of a trace, and the memory of an entry."""
     printed = printed_by("local")
     assert float(row(printed, "loaded and read again")[0]) > 0
-    assert printed.count("| 100 ") == 2
+    # Contestants that are not installed are left out.
+    assert printed.count("| 100 ") == (2 if importlib.util.find_spec("async_lru") else 0)
     assert "| S3-FIFO |" in printed
 
 

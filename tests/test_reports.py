@@ -1028,3 +1028,15 @@ def test_swr_top_says_what_is_wrong_and_obeys_no_name():
     assert "\x1b" not in text
     for words in ("ERROR: t", "warning: t", "and 2 more", "alone", "no leader", "No process reports", "�[2J"):
         assert words in text
+
+
+async def test_a_look_that_nobody_watches_asks_the_processes_for_nothing(server):
+    async with Cache(server.url, namespace="unwatched") as cache:
+        hub = hub_module.Hub(cache, Keys(), actions=False, simulate=False, beside=True)
+        await hub.begin()
+        await hub.next()
+        assert hub.state is not None
+        assert server.command("EXISTS", "unwatched:{!}dw") == b":0\r\n"
+        await hub.watch()
+        await hub.next()
+        assert server.command("EXISTS", "unwatched:{!}dw") == b":1\r\n"
