@@ -304,6 +304,9 @@ class TestQueue:
         async with worker.cache:
             async with asyncio.TaskGroup() as group, worker.refresher:
                 await until(lambda: len(loads) == 5)
+                # Tasks may be taken before the leader has noted that the round is enqueued.
+                while (await status(worker)).round is None:
+                    await asyncio.sleep(0.01)
                 closing = group.create_task(worker.refresher.aclose())
                 await asyncio.sleep(0.05)
                 assert not closing.done()

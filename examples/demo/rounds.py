@@ -152,15 +152,19 @@ class _Tour:
     def _show(self, number: int, late: str) -> None:
         lines = [line for line in self._log.read() if line.round == number]
         loaded = [line for line in lines if line.airport]
+        # A worker that was killed has loaded, and so has its successor: two of three fit into the line.
+        shares = loads(lines).split(", ")
         row = (
             str(number - self._first + 1),
             next((str(line.worker) for line in lines if not line.airport), ""),
-            loads(lines),
+            ", ".join(shares[:2]),
             _late(late, loaded),
             f"{100 * self._fresh / max(1, len(self._milliseconds)):.0f} %",
             f"{percentile(self._milliseconds, 99):.1f}" if self._milliseconds else "",
         )
         self._console.print(_LINE.format(*row), highlight=False)
+        for share in shares[2:]:
+            self._console.print(_LINE.format("", "", share, "", "", "").rstrip(), highlight=False)
         self._milliseconds.clear()
         self._fresh = 0
 
