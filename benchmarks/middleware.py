@@ -150,7 +150,7 @@ def fastapi_plain() -> Any:
 
     # Here and below without a return type, as in the documentation of those libraries: FastAPI goes by it.
     @app.get("/rankings/{group}")
-    async def ranking(group: str, response: Response):  # type: ignore[no-untyped-def]
+    async def ranking(group: str, response: Response):  # type: ignore[no-untyped-def]  # as the peers document it
         response.headers.update(FIELDS)
         return rows
 
@@ -177,7 +177,7 @@ def fastapi_fastapi_cache() -> Any:
 
     @app.get("/rankings/{group}")
     @cache(expire=3600)
-    async def ranking(group: str):  # type: ignore[no-untyped-def]
+    async def ranking(group: str):  # type: ignore[no-untyped-def]  # as the peers document it
         return rows
 
     return app
@@ -195,7 +195,7 @@ def fastapi_cashews() -> Any:
 
     @app.get("/rankings/{group}")
     @cache.early(ttl=3600, early_ttl=1800, key="ranking:{group}")
-    async def ranking(group: str):  # type: ignore[no-untyped-def]
+    async def ranking(group: str):  # type: ignore[no-untyped-def]  # as the peers document it
         return rows
 
     return app
@@ -237,7 +237,7 @@ def fastapi_guarded(*, cached: bool = True) -> Any:
         if token.credentials != "a-token":
             raise HTTPException(401)
 
-    async def ranking(group: str):  # type: ignore[no-untyped-def]
+    async def ranking(group: str):  # type: ignore[no-untyped-def]  # as the peers document it
         return Response(BODY, media_type="application/json", headers=FIELDS)
 
     app, router, cache = FastAPI(), APIRouter(dependencies=[Depends(guard)]), Cache()
@@ -279,7 +279,7 @@ def fastapi_cachex() -> Any:
 
     @app.get("/rankings/{group}")
     @cache(ttl=3600)
-    async def ranking(group: str):  # type: ignore[no-untyped-def]
+    async def ranking(group: str):  # type: ignore[no-untyped-def]  # as the peers document it
         return rows
 
     return app
@@ -296,7 +296,7 @@ def fastapi_redis_sdk() -> Any:
     rows = _rows()
 
     @app.get("/rankings/{group}", dependencies=[Depends(cache(ttl=3600))])
-    async def ranking(group: str):  # type: ignore[no-untyped-def]
+    async def ranking(group: str):  # type: ignore[no-untyped-def]  # as the peers document it
         return rows
 
     return app

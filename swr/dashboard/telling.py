@@ -207,7 +207,7 @@ def _hottest(live: Iterable[Seen], keys: Keys) -> list[Hot]:
     rows: dict[str, str] = {}
     for one in live:
         for hot in one.digest.hot:
-            rates[hot.key] += hot.share * one.reads_per_s  # type: ignore[assignment]
+            rates[hot.key] += hot.share * one.reads_per_s  # type: ignore[assignment]  # counts may be fractions
             rows[hot.key] = rows.get(hot.key) or hot.row
     return [
         {"key": keys.shown(key), "row": rows[key], "reads_per_s": float(rate)}
