@@ -20,10 +20,12 @@ least). One run is:
 
 import argparse
 import asyncio
+import io
 import json
 import logging
 import math
 import os
+import re
 import sqlite3
 import statistics
 import sys
@@ -35,7 +37,7 @@ from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import anyio.to_thread
 from redis import Redis
@@ -563,13 +565,22 @@ def save(results: Sequence[Result], path: Path) -> None:
     path.write_text(json.dumps(saved, indent=1))
 
 
+# Of each strategy: its marker, and a colour that is seen on white and on slate.
+_MARKS: Final = {
+    "no cache": ("x", "#808080"),
+    "read": ("o", "#d98a00"),
+    "locks": ("^", "#4a7fd6"),
+    "queue": ("s", "#2e9e5b"),
+}
+
+
 def plot(results: Sequence[Result], folder: Path) -> None:
-    """Draw what the tables say."""
+    """Draw what the tables say, in the colours of the page that shows it."""
     import matplotlib
 
     matplotlib.use("svg")
-    # The same figures make the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "swr"
+    # Text stays text, in the font of the page; the same figures make the same file.
+    matplotlib.rcParams.update({"svg.hashsalt": "swr", "svg.fonttype": "none", "font.size": 11, "axes.titlesize": 12})
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -584,27 +595,57 @@ def plot(results: Sequence[Result], folder: Path) -> None:
         ("age of what readers got, p99", "rounds", FIGURES[5]),
         ("read latency, p99", "ms", lambda result: 1000 * FIGURES[4](result)),
     ]
-    sides: tuple[tuple[str, list[Result], Literal["workers", "groups"]], ...] = (
-        (f"{fewest} groups", by_workers, "workers"),
-        (f"{most} workers", by_groups, "groups"),
+    sides: tuple[tuple[str, str, list[Result], Literal["workers", "groups"]], ...] = (
+        ("What more workers cost", f"{fewest} groups", by_workers, "workers"),
+        ("What more groups cost", f"{most} workers", by_groups, "groups"),
     )
-    for title, some, across in sides:
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(14, 3.4), layout="constrained")
-        for axis, (name, unit, value) in zip(axes, panels, strict=True):
-            for strategy, marker in zip(STRATEGIES, "xo^s", strict=True):
+    for title, of, some, across in sides:
+        figure, grid = pyplot.subplots(2, 2, figsize=(7.2, 6.2), layout="constrained")
+        for axis, (name, unit, value) in zip(grid.flat, panels, strict=True):
+            for strategy in STRATEGIES:
+                marker, colour = _MARKS[strategy]
                 mine = [result for result in some if result.run.strategy == strategy]
                 where = [getattr(result.run, across) for result in mine]
-                axis.plot(where, [value(result) for result in mine], marker=marker, label=strategy)
+                axis.plot(where, [value(result) for result in mine], marker=marker, color=colour, label=strategy)
             axis.set(title=name, xlabel=across, ylabel=unit, xscale="log", ylim=(0, None))
             if name != panels[2][0]:
                 axis.set_yscale("symlog")
+                axis.yaxis.set_major_formatter("{x:,.0f}")
             axis.set_xticks(sorted({getattr(result.run, across) for result in some}))
             axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        axes[0].legend()
-        figure.suptitle(title)
-        figure.savefig(folder / f"architectures-{across}.svg", metadata={"Date": None})
+        grid.flat[0].legend(framealpha=0)
+        figure.suptitle(of)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
         pyplot.close(figure)
+        (folder / f"architectures-{across}.svg").write_text(
+            inlined(text.getvalue(), f"plot-{across}", f"{title}: {of}")
+        )
+
+
+def inlined(svg: str, name: str, title: str) -> str:
+    """Return a drawing of matplotlib as a part of a page, whose font and colours it takes, light or dark.
+
+    Parameters:
+        name: begins the ids in it, which are the page's.
+        title: read to those who do not see it.
+    """
+    svg = svg[svg.index("<svg") :]
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    # A `<style>` would hold for the whole page.
+    elements = r"<svg[^>]*>|<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>"
+    svg = re.sub(rf'{elements}|font-family: [^;"]*; ?', "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\bfont: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", svg).replace("#000000", "currentColor")
+    # Markdown ends what is inlined at a blank line.
+    svg = re.sub(r"\n\s*(?=\n)", "", svg)
+    return (
+        f'<svg class="diagram plot" {box[0]} role="img" aria-labelledby="{name}-title" '
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="inherit" '
+        f'fill="currentColor" stroke-linejoin="round">\n<title id="{name}-title">{title}</title>\n{svg.strip()}\n'
+    )
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ async def fleet(
                 await cache.cached(f"ranking-{number}:{{group}}", fresh_for=3600)(load)("ATL")
         looking: asyncio.Task[None] | None = None
         if page:
-            transport = httpx.ASGITransport(swr.dashboard(caches[0]), client=("127.0.0.1", 1))
+            transport = httpx.ASGITransport(swr.dashboard(caches[0], auth=lambda request: True))
             client = await stack.enter_async_context(
                 httpx.AsyncClient(transport=transport, base_url="http://localhost")
             )

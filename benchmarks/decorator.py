@@ -106,7 +106,7 @@ async def in_redis(url: str, kind: str, loop: str, rounds: int, calls: int) -> N
 
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(Cache(url, l1_max_bytes=0, namespace="bench-l2"))
-        client = await stack.enter_async_context(Redis.from_url(url))
+        client = await stack.enter_async_context(Redis.from_url(url, socket_timeout=60, socket_connect_timeout=60))
         await client.set("bench:json", json.dumps(plain))
 
         async def get_and_loads(group: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.measure import Run, interleave, print_machine, ratio, table, verdict
 from benchmarks.middleware import FIELDS, _scope
+from benchmarks.peers import misses as misses_of_peers
 from swr import Cache
 from swr.middleware import SWRMiddleware
 from tests.proxy import ProxyElsewhere
@@ -120,6 +121,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     print_machine("swr", "starlette", "redis")
     asyncio.run(middleware(2 if quick else 25, 20 if quick else 300))
+    asyncio.run(misses_of_peers(2 if quick else 15, 10 if quick else 100))
     asyncio.run(long_line(10 if quick else 200))
 
 

@@ -124,7 +124,7 @@ async def both(url: str, kind: str, loop: str, setting: tuple[int, int]) -> None
     rankings = [[{**row, "flights": number} for row in top100_plain()] for number in range(COROUTINES)]
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(Cache(url, l1_max_bytes=0, namespace=f"reads-{loop}"))
-        client = await stack.enter_async_context(Redis.from_url(url))
+        client = await stack.enter_async_context(Redis.from_url(url, socket_timeout=60, socket_connect_timeout=60))
 
         @cache.cached("body:{number}", fresh_for=3600)
         async def body(number: int) -> bytes:

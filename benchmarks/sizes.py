@@ -9,8 +9,9 @@ What is simulated is one round, batch by batch, as events in time: workers with 
 that does one thing at a time, cores that do one thing at a time each, requests that take their time. Groups are
 counted, not named: which of those that are not done a worker asks for next is drawn, as rendezvous hashing would. Reads
 are drawn from the trace; for more groups than it has keys, each key stands for as many groups as are needed, alike.
-Everything follows from the seed. What is not simulated: failures, readers who refresh what a round is late with, the
-network's bandwidth.
+Everything follows from the seed. Of a cluster's masters each has its part of the entries and one shard of the queue,
+and each passes every message on to every worker. What is not simulated: failures, readers who refresh what a round is
+late with, the network's bandwidth.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.measure import percentile, table
+from benchmarks.measure import percentile, table, verdict
 from examples.demo.trace import keys as trace
 
 _SEED = 1
@@ -35,18 +36,24 @@ _IN_ONE_COMMAND = 500
 # Of those that begin together so many end in one turn of the event loop, on average, and are stored by one request.
 _TOGETHER = 8
 # Requests of a worker in a second, whatever it does: signs of life.
-_BEATS = 2.2
+_BEATS = 1.8
 # Of the server's time for a refreshed group: what its lease, its entry, its task cost.
 _CLAIM, _COMMIT = 0.3, 0.7
+# Looks of an idle consumer at each shard in a second, in case that a message was lost.
+_LOOKS_AGAIN = 0.2
 _EVERY = 60.0
+# Masters of a cluster.
+_MASTERS = 6
 _READS = 10_000
 
 
 class Costs(NamedTuple):
     """What things cost, in seconds: a round trip; a load, waiting; a refreshed group, CPU of worker and of server.
 
-    The last three are for a queue: what a task costs the server besides, and an empty look at it; and, in seconds of
-    the leader, a group that it enqueues.
+    The next three are for a queue: what a task costs the server besides, and an empty look at it; and, in seconds of
+    the leader, a group that it enqueues. Then, in seconds of a worker, what it takes to list a group, with locks to
+    find its place in the worker's order, and to hear of the commit of one. The last two are what the server spends on a
+    message to each worker: one that is sent by itself, and one that is sent with others, as under a backlog.
     """
 
     trip: float
@@ -56,6 +63,11 @@ class Costs(NamedTuple):
     task: float
     look: float
     enqueue: float
+    listed: float = 0.000011
+    ordered: float = 0.0000033
+    heard: float = 0.0000054
+    tell: float = 0.000006
+    tell_more: float = 0.0000006
 
 
 # Of `scripts/bench architectures`, "While nobody reads", 10,000 groups, without what SQLite takes of the worker's; the
@@ -72,16 +84,31 @@ class Simulated(NamedTuple):
 
 
 class Machine:
-    """A server and cores, each of which does one thing at a time."""
+    """Masters and cores, each of which does one thing at a time.
 
-    def __init__(self, cores: int) -> None:
-        self._server = 0.0
+    Parameters:
+        cores: how many.
+        masters: how many.
+        workers: who hear every message.
+        costs: of which those of messages count.
+    """
+
+    def __init__(self, cores: int, masters: int, workers: int, costs: Costs) -> None:
+        self._masters = [0.0] * masters
         self._cores = [0.0] * cores
+        self._told = workers * costs.tell, workers * costs.tell_more
 
-    def serve(self, at: float, seconds: float) -> float:
-        """Return when the server is done with what arrives at a time; arrivals are in order."""
-        self._server = max(self._server, at) + seconds
-        return self._server
+    def serve(self, at: float, seconds: float, master: int | None = None) -> float:
+        """Return when a master is done with what arrives at a time, or all of them with a part each."""
+        of_all = len(self._masters)
+        for one in range(of_all) if master is None else (master,):
+            self._masters[one] = max(self._masters[one], at) + (seconds / of_all if master is None else seconds)
+        return max(self._masters) if master is None else self._masters[master]
+
+    def tell(self, at: float, messages: int) -> None:
+        """Have every master pass messages on, behind what it does already."""
+        for one, until in enumerate(self._masters):
+            self._masters[one] = max(until, at) + messages * self._told[until > at]
 
     def compute(self, at: float, seconds: float) -> float:
         """Return when the first core that is free is done with it."""
@@ -89,22 +116,39 @@ class Machine:
         heapq.heapreplace(self._cores, done)
         return done
 
+    def commands(self, keys: int) -> int:
+        """Return how many commands a batch of keys is: one for each master that has any."""
+        of_all = len(self._masters)
+        return round(of_all * (1 - (1 - 1 / of_all) ** keys)) if of_all > 1 else 1
 
-def locks(groups: int, workers: int, cores: int, costs: Costs) -> Simulated:
+    def hearing(self, workers: int, costs: Costs) -> float:
+        """Return what a worker's share of all groups' commits takes it to hear, for each group that it refreshes."""
+        # What another master has passed on already is only looked up.
+        return workers * costs.heard * (1 + 0.1 * (len(self._masters) - 1))
+
+
+def locks(groups: int, workers: int, cores: int, costs: Costs, masters: int = 1) -> Simulated:
     """One round of sharded locks."""
-    chance, machine = random.Random(_SEED), Machine(cores)
+    chance, machine = random.Random(_SEED), Machine(cores, masters, workers, costs)
     free, busy, requests, took = groups, 0, 0, 0.0
     ended: list[tuple[float, int]] = []
+    hearing = machine.hearing(workers, costs)
     # When what arrives at the server, of which lane; two lanes are a worker: claims (0), or commits of so many.
-    events = [(costs.trip / 2, lane, 0) for lane in range(2 * workers)]
+    events: list[tuple[float, int, int]] = []
+    for worker in range(workers):
+        listed = machine.compute(0.0, groups * (costs.listed + costs.ordered)) + costs.trip / 2
+        events += [(listed, 2 * worker, 0), (listed, 2 * worker + 1, 0)]
+    heapq.heapify(events)
     # Each asks for the server's clock first.
     requests += workers
     while events:
         at, lane, commits = heapq.heappop(events)
         if commits:
             done = machine.serve(at, commits * _COMMIT * costs.server) + costs.trip / 2
+            together = math.ceil(commits / _TOGETHER)
+            machine.tell(at, together * machine.commands(_TOGETHER))
             busy -= commits
-            requests += math.ceil(commits / _TOGETHER)
+            requests += together * machine.commands(min(commits, _TOGETHER))
             ended.append((done, commits))
             took = max(took, done)
             if free or busy:
@@ -113,63 +157,72 @@ def locks(groups: int, workers: int, cores: int, costs: Costs) -> Simulated:
         asked = min(_HALF, free + busy)
         if not asked:
             continue
-        requests += 1
+        requests += machine.commands(asked)
         # What somebody else has is refused, and not asked for again: his commit will be heard.
         won = min(free, sum(chance.random() * (free + busy) < free for _ in range(asked)))
         free, busy = free - won, busy + won
         back = machine.serve(at, asked * _CLAIM * costs.server) + costs.trip / 2
         if won:
-            ready = machine.compute(back, won * costs.worker) + costs.load
+            ready = machine.compute(back, won * (costs.worker + hearing)) + costs.load
             heapq.heappush(events, (ready + costs.trip / 2, lane, won))
         elif free:
             heapq.heappush(events, (back + costs.trip / 2, lane, 0))
     return Simulated(requests, took, ended)
 
 
-def queue(groups: int, workers: int, cores: int, costs: Costs) -> Simulated:
-    """One round of a queue: a leader enqueues, and every command of his wakes all who have nothing to do."""
-    machine = Machine(cores)
-    queued, left, requests, took = 0, groups, 0, 0.0
+def queue(groups: int, workers: int, cores: int, costs: Costs, masters: int = 1) -> Simulated:
+    """One round of a queue: a leader enqueues, and his commands wake as many of the idle as there are tasks for."""
+    chance, machine = random.Random(_SEED), Machine(cores, masters, workers, costs)
+    queued, left, requests, took = [0] * masters, groups, 0, 0.0
     ended: list[tuple[float, int]] = []
+    hearing = machine.hearing(workers, costs)
+    in_one_step = 2 * _IN_ONE_COMMAND if masters > 1 else _IN_ONE_COMMAND
     idle = list(range(2 * workers))
-    # Arrivals at the server: of the leader (-1), or of a lane: a look (0), or so many commits.
-    events: list[tuple[float, int, int]] = [(costs.trip, -1, 0)]
+    # Arrivals at the server: of the leader (-1), or of a lane: a look (0), or so many commits; and at which shard.
+    first_at = machine.compute(0.0, groups * costs.listed) + costs.trip
+    events: list[tuple[float, int, int, int]] = [(first_at, -1, 0, 0)]
     while events:
-        at, lane, commits = heapq.heappop(events)
+        at, lane, commits, shard = heapq.heappop(events)
         if lane < 0:
-            some = min(_IN_ONE_COMMAND, left)
-            left, queued = left - some, queued + some
-            # Every second command renews the lease.
-            requests += 1 if left % (2 * _IN_ONE_COMMAND) else 2
+            some = min(in_one_step, left)
+            left -= some
+            for one in range(masters):
+                queued[one] += some // masters + (one < some % masters)
+            # The lease is renewed with every thousand.
+            requests += masters + (left % (2 * _IN_ONE_COMMAND) == 0)
             told = machine.serve(at, some * costs.task / 2) + costs.trip
             if left:
-                next_at = told + min(_IN_ONE_COMMAND, left) * costs.enqueue
-                heapq.heappush(events, (next_at + costs.trip / 2, -1, 0))
-            # Who is idle looks; those that find something are events, the others only cost.
-            needed = min(len(idle), math.ceil(queued / _HALF))
-            in_vain = max(0, len(idle) // 2 - needed)
-            requests += in_vain
-            machine.serve(told, in_vain * costs.look)
-            for _ in range(needed):
-                heapq.heappush(events, (told, idle.pop(), 0))
+                next_at = told + min(in_one_step, left) * costs.enqueue
+                heapq.heappush(events, (next_at + costs.trip / 2, -1, 0, 0))
+            machine.tell(at, masters if idle else 0)
+            for number in range(min(len(idle), masters * math.ceil(some / masters / _HALF))):
+                heapq.heappush(events, (told, idle.pop(), 0, number % masters))
             continue
         if commits:
             # The entries, and then what became of the tasks.
-            done = machine.serve(at, commits * (costs.server + costs.task / 2)) + costs.trip / 2
-            requests += 2 * math.ceil(commits / _TOGETHER)
+            stored = machine.serve(at, commits * costs.server)
+            done = max(stored, machine.serve(at, commits * costs.task / 2, shard)) + 3 * costs.trip / 2
+            together = math.ceil(commits / _TOGETHER)
+            machine.tell(at, together * machine.commands(_TOGETHER))
+            requests += together * (machine.commands(min(commits, _TOGETHER)) + 1)
             ended.append((done, commits))
             took = max(took, done)
-            heapq.heappush(events, (done + costs.trip / 2, lane, 0))
+            heapq.heappush(events, (done + costs.trip / 2, lane, 0, chance.randrange(masters)))
             continue
-        requests += 1
-        taken = min(_HALF, queued)
-        queued -= taken
-        back = machine.serve(at, costs.look) + costs.trip / 2
+        # It looks at one shard after the other until it has found as much as it can take, and is idle then.
+        taken, from_shard, back = 0, shard, at
+        for other in (*range(shard, masters), *range(shard)):
+            requests += 1
+            back = max(back, machine.serve(at, costs.look, other) + costs.trip / 2)
+            if queued[other]:
+                taken, from_shard = min(_HALF, queued[other]), other
+                queued[other] -= taken
+                break
         if taken:
             # Their leases, in one command.
-            requests += 1
-            ready = machine.compute(back + costs.trip, taken * costs.worker) + costs.load
-            heapq.heappush(events, (ready + costs.trip / 2, lane, taken))
+            requests += machine.commands(taken)
+            ready = machine.compute(back + costs.trip, taken * (costs.worker + hearing)) + costs.load
+            heapq.heappush(events, (ready + costs.trip / 2, lane, taken, from_shard))
         else:
             idle.append(lane)
     return Simulated(requests, took, ended)
@@ -215,10 +268,12 @@ def asked_by(fleet: Fleet, chance: random.Random) -> Iterator[tuple[float, int, 
         yield number / fleet.reads, group, chance.randrange(fleet.workers)
 
 
-def requests_of(strategy: str, one: Simulated, workers: int, every: float) -> int:
+def requests_of(strategy: str, one: Simulated, workers: int, every: float, masters: int = 1) -> int:
     """Return how many requests there are from the beginning of a round to that of the next."""
     # A consumer of a queue says four times in `reclaim_after`, which is a sixth of `every`, that it lives.
-    beats = _BEATS + (4 / max(1, every / 6) if strategy == "queue" else 0)
+    beats = _BEATS * masters
+    if strategy == "queue":
+        beats += (4 / max(1, every / 6) + _LOOKS_AGAIN) * masters
     return one.requests + int(beats * workers * max(every, one.took))
 
 
@@ -306,6 +361,7 @@ def print_sizes(sizes: Sequence[tuple[int, int]], reads: int) -> None:
                     f"{strategy}, {name}",
                     f"{requests:,}",
                     f"{requests / groups:.2f}",
+                    f"{one.requests / groups:.2f}",
                     f"{one.took:,.1f}",
                     f"{percentile(ages_of(one, fleet, strategy == 'queue'), 99):.0f}" if fits else f"> {one.took:,.0f}",
                     f"{groups / lasts:,.0f}",
@@ -318,15 +374,38 @@ def print_sizes(sizes: Sequence[tuple[int, int]], reads: int) -> None:
                 f"read, {name}",
                 f"{lazy.requests * _EVERY:,.0f}",
                 f"{lazy.requests * _EVERY / groups:.2f}",
+                f"{(lazy.requests - _BEATS * workers) * _EVERY / groups:.2f}",
                 "",
                 f"{percentile(lazy.ages, 99):.0f}",
                 f"{lazy.loads:,.0f}",
                 f"{lazy.loads * MEASURED.load:,.1f}",
             ]
         )
-    columns = [f"simulated, every {_EVERY:g} s", "requests a round", "a group", "round s", "age p99 s", "queries/s"]
-    columns.append("queries at once")
+    columns = [f"simulated, every {_EVERY:g} s", "requests a round", "a group", "without signs of life", "round s"]
+    columns += ["age p99 s", "queries/s", "queries at once"]
     table(f"One server of Redis, a core for each worker, {reads:,} reads/s", columns, rows)
+
+
+def print_workers(groups: int, fleets: Sequence[int], masters: int) -> None:
+    """Print what a round of the same groups asks of Redis, by the number of workers."""
+    rows = []
+    for workers in fleets:
+        for strategy, simulate in (("locks", locks), ("queue", queue)):
+            one = simulate(groups, workers, workers, MEASURED, masters)
+            alive = requests_of(strategy, one, workers, _EVERY, masters)
+            rows.append(
+                [
+                    f"{strategy}, {workers:,} workers",
+                    f"{one.requests / groups:.2f}",
+                    verdict(one.requests / groups, at_most=2),
+                    f"{alive / groups:.2f}",
+                    f"{one.took:,.1f}",
+                    verdict(one.took, at_most=_EVERY),
+                ]
+            )
+    where = "one server" if masters == 1 else f"a cluster of {masters} masters, as many shards"
+    columns = [f"{groups:,} groups", "requests a group", "goal", "signs of life included", "round s", "goal (s)"]
+    table(f"Simulated: {where}, a core for each worker", columns, rows)
 
 
 def print_agreement(path: Path) -> None:
@@ -385,6 +464,9 @@ def main() -> None:
         print_agreement(options.measured)
     sizes = [(100_000, 10), (100_000, 100), (1_000_000, 100), (1_000_000, 1_000), (10_000_000, 1_000)]
     sizes += [(10_000_000, 10_000)]
+    for masters in (1, _MASTERS):
+        for groups in (2_000,) if options.quick else (100_000, 1_000_000):
+            print_workers(groups, (4,) if options.quick else (16, 48, 100, 1_000, 10_000), masters)
     print_sizes([(1_000, 4)] if options.quick else sizes, 100 if options.quick else _READS)
 
 

@@ -145,7 +145,9 @@ async def fastapi_cachex(stack: AsyncExitStack, url: str, fresh_for: int, loader
     from fastapi_cachex import CacheManager
     from fastapi_cachex.backends import AsyncRedisCacheBackend
 
-    backend = AsyncRedisCacheBackend(port=int(url.rpartition(":")[2].partition("/")[0]))
+    # Its pool raises at 100 connections, where the others' pools wait.
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    backend = AsyncRedisCacheBackend(port=port, max_connections=10 * CONNECTIONS)
     manager = CacheManager(backend)
 
     async def read() -> Any:

@@ -179,7 +179,7 @@ class Cache(Configured, Loaders, StoredEntries):
                 to its end. Behind dependencies it applies to those who wait for another's run of the endpoint.
 
         Raises:
-            ConfigurationError: whatever of these cannot work.
+            ConfigurationError: one of these cannot work.
         """
         # It takes Starlette, which an app without endpoints does not need.
         from swr.endpoints.decorator import ResponseRule

@@ -1,13 +1,15 @@
 """One stored value with its deadlines (`Entry`), how old it was when served (`State`), and what a reader gets."""
 
 import enum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from swr.policy import Policy
 
 T = TypeVar("T")
+# In place of the version of a mark.
+_DOUBTFUL: Final = -1
 
 
 class State(enum.StrEnum):
@@ -39,7 +41,8 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
         absent: there is no value, as a batch loader has found, until `keep_until`. No reader is answered with it who
             asks for the one key.
         loader: says which loader it is of (`swr.core.keys.loader_digest`); empty for none.
-        marked_at: the version at which it was marked stale last; 0: never. Then it is not fresh, whatever a clock says.
+        marked_at: the version at which it was marked stale last; 0: never; below 0: see `doubtful`. Other than 0 it is
+            not fresh, whatever a clock says.
     """
 
     value: T
@@ -59,8 +62,8 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
 
     @property
     def is_marked(self) -> bool:
-        """Whether it was marked stale."""
-        return self.marked_at > 0
+        """Whether it was marked stale, or is doubtful."""
+        return self.marked_at != 0
 
     @property
     def servable_until(self) -> float:
@@ -118,7 +121,7 @@ def marked_stale(entry: Entry[T], version: int) -> Entry[T]:
     Parameters:
         version: at which it was marked.
     """
-    if entry.is_marked:
+    if entry.marked_at > 0:
         return entry if version <= entry.marked_at else msgspec.structs.replace(entry, marked_at=version)
     # Versions are times of servers, whose clocks need not agree with the one that stamped the entry.
     at = entry.created_at + max(0, version - entry.version) / 1e6 if entry.version else version / 1e6
@@ -133,8 +136,12 @@ def marked_stale(entry: Entry[T], version: int) -> Entry[T]:
 
 
 def doubtful(entry: Entry[T]) -> Entry[T]:
-    """Return `entry` as one that has to be loaded again, and is served only if that fails."""
-    return msgspec.structs.replace(entry, fresh_until=0.0, stale_until=0.0, error_until=entry.servable_until)
+    """Return `entry` as one that has to be loaded again, and is served only if that fails.
+
+    It keeps the beginning of its windows: if it is marked stale meanwhile, they say for how long it may be served.
+    """
+    marked_at = entry.marked_at or _DOUBTFUL
+    return msgspec.structs.replace(entry, stale_until=0.0, error_until=entry.servable_until, marked_at=marked_at)
 
 
 class Outcome(msgspec.Struct, Generic[T], frozen=True):

@@ -115,7 +115,7 @@ class Policy:
     Durations are seconds, a `timedelta`, or text: "90s", "10m", "1d".
 
     Raises:
-        ConfigurationError: a duration, a tag or a number that is none.
+        ConfigurationError: a duration, a tag or a number is malformed.
     """
 
     fresh_for: float
@@ -152,7 +152,7 @@ class Policy:
         put(self, "jitter", _number(jitter, "jitter", 1))
 
     def tagged(self, tags: tuple[str, ...]) -> "Policy":
-        """Return the same policy with other tags, which are taken as they are."""
+        """Return the same policy with other tags, unchecked."""
         return self.replaced(tags=tags)
 
     def replaced(self, **changes: Any) -> "Policy":

@@ -87,11 +87,11 @@ def checked(
         )
     if lease > _LONGEST_LEASE:
         raise ConfigurationError(
-            f"lease_for={lease_for!r} is more than a day: a loader that dies would block its key for that"
+            f"lease_for={lease_for!r} is more than a day: a loader that dies would block its key that long"
         )
     key = secret.encode() if isinstance(secret, str) else secret
     if not isinstance(key, bytes) or len(key) > 64:
-        raise ConfigurationError("secret is not text or bytes, 64 bytes at most")
+        raise ConfigurationError("secret= must be text or bytes, 64 bytes at most")
     return Settings(namespace, l1_max_bytes, lease, drain, silence, connecting, key)
 
 
@@ -111,7 +111,7 @@ def checked_reports(reports: object, release: object) -> tuple[bool, str]:
 def _check_namespace(namespace: object, option: str) -> None:
     if not isinstance(namespace, str) or not namespace or not namespace.isascii() or set(namespace) & set("{}% \r\n"):
         raise ConfigurationError(
-            f"{option}={namespace!r} begins every key in Redis: ASCII without braces, '%' and spaces"
+            f"{option}={namespace!r} begins every key in Redis: give ASCII without braces, '%' and spaces"
         )
 
 

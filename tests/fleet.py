@@ -150,7 +150,7 @@ async def settle() -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def until(condition, seconds=60.0):
+async def until(condition, seconds=120.0):
     """Wait for something to become true."""
     with anyio.fail_after(seconds):
         while not condition():

@@ -15,15 +15,15 @@ _OF_THEIR_TIME = ("websockets==13.1",)
 
 
 def lowest(project: Path = PROJECT) -> list[str]:
-    """Return a constraint for each requirement that names a lowest release."""
+    """Return a constraint for each requirement that names a lowest release, with its condition."""
     read = tomllib.loads(project.read_text())
     requirements = [
         *read["project"]["dependencies"],
         *(name for extra in read["project"]["optional-dependencies"].values() for name in extra),
         *read["dependency-groups"][_BESIDE],
     ]
-    found = (re.match(r"([\w.-]+)(?:\[[\w,]*\])?>=([\d.]+)", requirement) for requirement in requirements)
-    return sorted({*_OF_THEIR_TIME, *(f"{one[1]}=={one[2]}" for one in found if one is not None)})
+    found = (re.match(r"([\w.-]+)(?:\[[\w,]*\])?>=([\w.]+)(;.*)?", requirement) for requirement in requirements)
+    return sorted({*_OF_THEIR_TIME, *(f"{one[1]}=={one[2]}{one[3] or ''}" for one in found if one is not None)})
 
 
 if __name__ == "__main__":

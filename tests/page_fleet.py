@@ -21,10 +21,13 @@ from typing import Any
 import httpx
 
 from examples.demo.servers import exchange, free_port, running
+from swr.dashboard.loopback import link
+from swr.dashboard.own_token import own_token
 from tests.servers import Server, kinds, until
 
 CHROMIUM = "/usr/bin/chromium"
 PROCESSES = 3
+TOKEN = {"Authorization": f"Bearer {own_token()}"}
 GROUPS = ("ATL", "ORD", "LAX", "DFW", "DEN", "SFO")
 
 
@@ -36,16 +39,19 @@ class Fleet:
         faults: a folder; a file in it makes the loader of its name fail.
         ports: of the processes.
         url: of the dashboard in the first of them.
+        link: its address with the token of this user.
     """
 
     def __init__(
-        self, server: Server, faults: Path, ports: list[int], processes: list[subprocess.Popen[bytes]]
+        self, server: Server, faults: Path, ports: list[int], processes: list[subprocess.Popen[bytes]], pause: float
     ) -> None:
         self.server = server
         self.faults = faults
         self.ports = ports
         self.url = f"http://127.0.0.1:{ports[0]}/swr/"
+        self.link = link(self.url, own_token())
         self._processes = processes
+        self._pause = pause
         self._ended = threading.Event()
 
     def kill(self, number: int) -> int:
@@ -63,16 +69,20 @@ class Fleet:
         finally:
             self._processes[number].send_signal(signal.SIGCONT)
 
+    def log(self, number: int) -> str:
+        """Return what a process has logged."""
+        return (self.faults / f"{self.ports[number]}.log").read_text()
+
     def ask(self, path: str, number: int = 0, method: str = "GET", **parameters: Any) -> None:
         """Send a request, whatever becomes of it."""
         with contextlib.suppress(httpx.HTTPError):
             httpx.request(
-                method, f"http://127.0.0.1:{self.ports[number]}{path}", timeout=10, trust_env=False, **parameters
+                method, f"http://127.0.0.1:{self.ports[number]}{path}", timeout=60, trust_env=False, **parameters
             )
 
     def state(self) -> dict[str, Any]:
         """Return what the server knows."""
-        return httpx.get(f"{self.url}state", timeout=10, trust_env=False).json()
+        return httpx.get(f"{self.url}state", headers=TOKEN, timeout=60, trust_env=False).json()
 
     @contextlib.contextmanager
     def under_load(self) -> Iterator[None]:
@@ -93,15 +103,22 @@ class Fleet:
         headers = {"Host": "shop.example"}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10, trust_env=False) as client:
             for number in count():
+                began = time.monotonic()
                 with contextlib.suppress(httpx.HTTPError):
                     client.get(paths[number % len(paths)])
-                if self._ended.wait(0.03 + 0.015 * math.sin(time.monotonic() / 5)):
+                # A slow machine is asked for less, and has time left for the page.
+                took = time.monotonic() - began
+                if self._ended.wait(max(self._pause, min(5 * took, 2.0)) * (1 + math.sin(time.monotonic() / 5) / 2)):
                     return
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Fleet]:
-    """Run a fleet under load."""
+def started(pause: float = 0.03) -> Iterator[Fleet]:
+    """Run a fleet under load.
+
+    Parameters:
+        pause: between two requests to one process, in seconds; longer where answers take their time.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="swr-page-") as name,
         Server(kinds()[0]) as server,
@@ -130,14 +147,15 @@ def started() -> Iterator[Fleet]:
             )
             for port in ports
         ]
-        request = b"GET /swr/state HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        fields = f"Host: localhost\r\nAuthorization: {TOKEN['Authorization']}\r\nConnection: close\r\n\r\n"
+        request = f"GET /swr/state HTTP/1.1\r\n{fields}".encode()
         try:
             for port in ports:
                 until(lambda port=port: exchange(port, request).startswith(b"HTTP/1.1 200"))
         except AssertionError:
             sys.stderr.write("".join((folder / f"{port}.log").read_text() for port in ports))
             raise
-        fleet = Fleet(server, folder, ports, processes)
+        fleet = Fleet(server, folder, ports, processes, pause)
         with fleet.under_load():
             yield fleet
 
@@ -151,6 +169,12 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+def let_in(context: Any) -> None:
+    """Give a browser the cookie that it gets by the link of this user's dashboards."""
+    cookie = {"name": "swr-dashboard", "value": own_token(), "url": "http://127.0.0.1/swr/", "httpOnly": True}
+    context.add_cookies([cookie])
 
 
 def missing() -> str:
@@ -175,7 +199,7 @@ def pictures(folder: Path) -> None:
     wide, narrow = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
     with started() as fleet, browser() as chromium:
         page = chromium.new_page(viewport=wide, color_scheme="light")
-        page.goto(fleet.url)
+        page.goto(fleet.link)
         time.sleep(30)
         fleet.ask("/invalidate", method="POST", params={"tag": "group:ATL"})
         time.sleep(35)
@@ -198,7 +222,7 @@ def pictures(folder: Path) -> None:
             ("dashboard-mobile.png", {"viewport": narrow, "color_scheme": "light"}),
         ):
             other = chromium.new_page(**options)
-            other.goto(fleet.url)
+            other.goto(fleet.link)
             time.sleep(4)
             picture(other, folder / name)
 

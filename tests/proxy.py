@@ -27,6 +27,7 @@ class Proxy:
         lose: what a command must contain for its reply, and all after it, to vanish; the command gets through. Once.
         hang: nothing is forwarded any more, in either direction; connections are accepted.
         delay: seconds by which replies are late, those on subscriptions apart.
+        holds_replies: replies wait until this is over, those on subscriptions apart.
         latency: seconds that everything takes in either direction, connecting too, as on a long line.
         swallow: messages on subscriptions vanish; what answers a command there passes.
         swallowed: how many have vanished.
@@ -48,6 +49,7 @@ class Proxy:
         self.swallowed = 0
         self.refuse = False
         self.delay = 0.0
+        self.holds_replies = False
         self.latency = 0.0
         self.connections = 0
         self.commands = 0
@@ -176,7 +178,11 @@ class Proxy:
                             data += command
                     if self.struck:
                         data, buffer = data + buffer, b""
-                while self.hang or (self.hang_subscriptions and subscribed.is_set()):
+                while (
+                    self.hang
+                    or (self.hang_subscriptions and subscribed.is_set())
+                    or (self.holds_replies and not commands and not subscribed.is_set())
+                ):
                     await asyncio.sleep(0.005)
                 if has_lost:
                     # Nothing on this connection may follow what it has lost: each reply would be that of another command.

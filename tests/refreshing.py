@@ -2,7 +2,7 @@
 
 FILE gets a line for every load: when it began (seconds since 1970), the process, the group. OPTIONS are JSON: those of
 `Refresher`, `groups` (how many), `takes` (seconds a load lasts), and `lease_for`. It ends at SIGTERM, in good order.
-While there is a file FILE.paused, no load ends.
+FILE.held says from how many loads on none ends, in all processes, until the process of the load is told to end.
 """
 
 import asyncio
@@ -11,12 +11,21 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from swr import Cache, Refresher
 
 # Seconds between two rounds, which begin at multiples: no second one comes while a test runs.
 FOR_GOOD = 1e9
+
+
+def is_held(file: str) -> bool:
+    try:
+        most = int(Path(f"{file}.held").read_text())
+    except FileNotFoundError:
+        return False
+    return Path(file).read_bytes().count(b"\n") >= most
 
 
 async def work(url: str, file: str, options: dict[str, Any]) -> None:
@@ -29,7 +38,7 @@ async def work(url: str, file: str, options: dict[str, Any]) -> None:
     async def ranking(group: str) -> str:
         os.write(loads, f"{time.time()} {os.getpid()} {group}\n".encode())
         await asyncio.sleep(takes)
-        while os.path.exists(f"{file}.paused"):
+        while not over.is_set() and is_held(file):
             await asyncio.sleep(0.01)
         return group
 

@@ -17,7 +17,7 @@ from swr.stores.redis import announcements, shared_tag_versions
 from swr.stores.tag_versions import TagVersions, is_announced
 from swr.testing import FakeClock
 from tests.flaky_store import FlakyStore
-from tests.fleet import fleet
+from tests.fleet import fleet, until
 from tests.servers import Server
 from tests.test_losses import restart
 from tests.web import Origin, brief, cache_on, client
@@ -32,12 +32,6 @@ LOSSES = [lost for number in (1, 2, 4) for lost in itertools.combinations(KEYS, 
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
-
-
-async def until(condition) -> None:
-    with anyio.fail_after(60):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 class Rows:

@@ -16,6 +16,12 @@ from tests.fleet import settle
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend():
+    """What decides here is the same on every event loop; test_http and test_guarded run on both."""
+    return "asyncio"
+
+
 class Point(NamedTuple):
     x: int
     tags: list

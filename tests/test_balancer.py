@@ -30,7 +30,7 @@ KINDS = ("values", "responses")
 PATIENCE = 300
 HEARD = b"GET /heard HTTP/1.1\r\nHost: balanced.test\r\nConnection: close\r\n\r\n"
 
-pytestmark = pytest.mark.promise
+pytestmark = [pytest.mark.promise, pytest.mark.uncounted]
 
 
 class Front(asyncio.Protocol):

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ def printed_by(name: str, *, arguments: tuple[str, ...] = (), **environment: str
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -81,6 +82,8 @@ SIDE_BY_SIDE = (
     "architectures",
     "queues",
     "sizes",
+    "starts",
+    "rounds",
     "hostile",
 )
 
@@ -96,6 +99,21 @@ def test_stampede(printed: dict[str, str]) -> None:
     """A crowd on a missing key, then on a stale one, causes one load each."""
     loads_cold, loads_stale, *_ = row(printed["stampede"], "swr")
     assert (loads_cold, loads_stale) == ("1", "1")
+
+
+def test_starts(printed: dict[str, str]) -> None:
+    """Loads of processes that start together are counted, cold and stale."""
+    for name, comes_again in (("2 processes x 10", True), ("2 processes x 1, a round trip of 30 ms", False)):
+        _, cold, stale, *_ = row(printed["starts"], name)
+        assert (int(cold) > 0, stale != "") == (True, comes_again)
+
+
+def test_rounds(printed: dict[str, str]) -> None:
+    """Each group is loaded, and what that asks of Redis is counted."""
+    for name in ("queue, 200 groups, 4 workers", "locks, 200 groups, 2 workers"):
+        loads, requests, *_ = row(printed["rounds"], name)
+        assert float(loads) >= 1
+        assert float(requests) > 0
 
 
 def test_fleet(printed: dict[str, str]) -> None:
@@ -187,7 +205,12 @@ def test_plots(tmp_path: Path) -> None:
     results = [made(strategy, workers, 105) for strategy in STRATEGIES for workers in (1, 8)]
     plot(results, tmp_path)
     for across in ("workers", "groups"):
-        assert (tmp_path / f"architectures-{across}.svg").read_text().count("<svg") == 1
+        drawing = (tmp_path / f"architectures-{across}.svg").read_text()
+        assert drawing.startswith("<svg")
+        assert drawing.count("<svg") == 1
+        # A page shows it in its own font and colours, light or dark, and keeps its own styles.
+        assert "currentColor" in drawing
+        assert not re.search("#fff|#000|<style|font-family: |\n\n", drawing)
     save(results, tmp_path / "saved.json")
     said = printed_by("sizes", arguments=("--measured", str(tmp_path / "saved.json")))
     for strategy in ("read", "locks", "queue"):

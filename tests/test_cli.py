@@ -95,7 +95,8 @@ def test_granian_serves_from_the_cache_until_a_signal_comes(number, code):
 
 def test_half_an_answer_never_looks_like_a_whole_one_under_granian():
     half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
-    with Upstream(half) as upstream, proxying(upstream, "--server", "granian", "--log-level", "error") as (_, port):
+    quiet = ("--server", "granian", "--log-level", "error", "--timeout", "2")
+    with Upstream(half) as upstream, proxying(upstream, *quiet) as (_, port):
         answer = talk(port, GET)
         assert not answer.endswith(b"0\r\n\r\n")
         assert not answer.startswith(b"HTTP/1.1 200 ") or answer.endswith(b"half\r\n")

@@ -125,6 +125,8 @@ def test_a_cursor_leads_on_and_nothing_is_asked_for_with_keys(server: Server, ca
 
     asyncio.run(fill_many())
     where = ("--redis", server.url, "--namespace", "many")
+    # What other tests have sent to this server counts there, too.
+    server.command("CONFIG", "RESETSTAT")
     assert main(["keys", *where, "--limit", "1"]) == 0
     assert re.fullmatch(r"more: --cursor 0\.[1-9]\d*", capsys.readouterr().out.splitlines()[-1])
     found, steps = all_keys(capsys, *where, "--limit", "1")
@@ -206,6 +208,14 @@ def test_what_is_asked_wrongly_is_said_in_one_line(server: Server, capsys, argum
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_where_redis_is_unreachable_it_is_said_in_one_line(capsys):
+    assert main(["keys", "--redis", "redis://127.0.0.1:1/0"]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "127.0.0.1:1" in output.err
+    assert output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_a_worker_tells_of_each_event(warmed, monkeypatch):
     [
         (["tests.warmed"], 2, "swr: 'tests.warmed' is not MODULE:NAME, such as examples.ranking:refresher"),
         (["tests.warmed:"], 2, "is not MODULE:NAME"),
-        (["tests.warmed:nobody"], 2, "'tests.warmed:nobody' is not there: module 'tests.warmed' has no attribute"),
+        (["tests.warmed:nobody"], 2, "cannot find 'tests.warmed:nobody': module 'tests.warmed' has no attribute"),
         (["no.such:refresher"], 2, "there is no module 'no'"),
         (["tests.no_such:refresher"], 2, "there is no module 'tests.no_such'"),
         (["tests.warmed:top"], 2, ", and no swr.Refresher"),

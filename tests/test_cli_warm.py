@@ -235,7 +235,11 @@ def test_unreachable_server_is_one_line_and_a_failure(make, capsys):
         (["made:it.top"], 2, "one of the arguments --keys --keys-from --keys-file is required (swr warm --help)"),
         (["made:it.groups", "--keys", "a"], 2, "and not a loader that @cache.cached or @cache.cached_many made"),
         (["made:it.top", "--keys", "a", "--at-once", "0"], 2, "--at-once 0 is not 1 or more"),
-        (["made:it.two", "--keys", "a"], 2, "the loader of 'two:{group}:{limit}' is not called ('a'): missing a"),
+        (
+            ["made:it.two", "--keys", "a"],
+            2,
+            "the loader of 'two:{group}:{limit}' cannot be called with ('a'): missing a",
+        ),
         (["made:it.top", "--keys-from", "made:it.none"], 2, "has no attribute 'none'"),
         (["made:it.top", "--keys-from", "made:__name__"], 2, "--keys-from='made' is neither a list of groups"),
         (["made:it.top", "--keys-from", "made:it.no_groups"], 1, "gave no keys: LookupError: the database is away"),

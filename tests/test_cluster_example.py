@@ -42,7 +42,7 @@ def at_work_in(folder: Path) -> list[str]:
 
 def test_a_master_is_killed_and_nothing_acknowledged_is_lost(environment: dict[str, str]) -> None:
     done = subprocess.run(
-        COMMAND, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
+        COMMAND, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
     )
     account = dict(re.findall(r"^(\w[\w ,]*?)  +([\d,.]+)(?: s)?$", done.stdout, re.MULTILINE))
     figures = {what: float(figure.replace(",", "")) for what, figure in account.items()}
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_every_child(environment: dict[str, str], tmp_path: Path) ->
             assert len(at_work_in(tmp_path)) == 6
         example.send_signal(signal.SIGINT)
         example.send_signal(signal.SIGINT)
-        assert example.wait(60) == 128 + signal.SIGINT
+        assert example.wait(300) == 128 + signal.SIGINT
 
 
 @pytest.mark.anyio

@@ -374,5 +374,5 @@ async def test_a_generator_is_no_loader(kind):
         yield 1
 
     async with Cache() as cache:
-        with pytest.raises(ConfigurationError, match="is a generator: a loader returns its value whole"):
+        with pytest.raises(ConfigurationError, match="is a generator: a loader returns its whole value"):
             await cache.get_or_load("k", pieces if kind == "async" else plain, Policy(60))

@@ -48,8 +48,8 @@ class TestUrls:
         ("url", "problem"),
         [
             ("localhost:6379", "is not a URL of redis://, rediss://, unix://, redis+sentinel://"),
-            ("redis+sentinel://h1:1,h2:2", "after the sentinels comes the master's name"),
-            ("redis+sentinel://h1:1/mymaster/x", "after the sentinels comes the master's name"),
+            ("redis+sentinel://h1:1,h2:2", "give the master's name and the database"),
+            ("redis+sentinel://h1:1/mymaster/x", "give the master's name and the database"),
             ("redis+sentinel://h1:1,/mymaster", "'' is not a host"),
             ("redis+sentinel://h1:abc/mymaster", "a port is no number"),
             ("redis+cluster://", "'' is not a host"),

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from swr import Cache, ConfigurationError
 from swr.middleware import Content, Rule, SWRMiddleware, is_graphql_query
-from tests.fleet import settle
-from tests.web import Client, client, http_scope
+from tests.fleet import settle, until
+from tests.web import App, Client, client, http_scope
 
 JSON = {"content-type": "application/json"}
 MAX_AGE = "max-age=60, stale-while-revalidate=600"
@@ -156,6 +156,19 @@ class TestQuery:
             assert (answer.status_code, answer.text) == (200, "2 b")
         assert app.runs == 2
 
+    @pytest.mark.parametrize("status", [204, 303, 308, 415, 422])
+    async def test_redirects_and_failures_are_of_their_content_and_what_they_name_is_not_stored(self, cache, status):
+        """RFC 10008 2.3 to 2.5: swr follows no redirect, and a GET of the URL that is named asks the app."""
+        app = App(
+            [(b"cache-control", b"max-age=60"), (b"location", b"/named"), (b"accept-query", b'"a/b"')], status, b""
+        )
+        async with client(SWRMiddleware(app, cache)) as http:
+            for state in ("missing", "fresh"):
+                answer = await http.request("QUERY", "/x", content=b"a", headers=JSON)
+                assert (answer.status_code, answer.headers["swr-state"]) == (status, state)
+                assert (answer.headers["location"], answer.headers["accept-query"]) == ("/named", '"a/b"')
+            assert (await ask(http, "QUERY", b"b"))[0] == (await ask(http, "GET", path="/named"))[0] == "missing"
+
     async def test_what_is_stored_with_a_validator_is_confirmed_with_the_content(self, cache):
         app = Echo("no-cache", etag='"1"')
         async with client(SWRMiddleware(app, cache)) as http:
@@ -298,6 +311,24 @@ class TestQuery:
             with anyio.fail_after(30):
                 while (await found("a"))[1] == "1 a":
                     await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_while_redis_is_unreachable_the_content_selects_and_what_may_change_the_url_counts_here(own_server):
+    app = Echo()
+    rules = [Rule("/x", ["POST"], fresh_for=60, safe=lambda content: content.body != b"change")]
+    async with Cache(own_server.url) as cache, client(SWRMiddleware(app, cache, rules)) as http:
+        for method in ("QUERY", "POST"):
+            await ask(http, method, b"a")
+        own_server.kill()
+        await until(lambda: not cache.engine.is_store_up)
+        for method, runs in (("QUERY", 1), ("POST", 2)):
+            assert await ask(http, method, b"a") == ("fresh", f"{runs} a")
+            assert await ask(http, method, b"b") == ("missing", f"{runs + 2} b")
+        await http.post("/x", content=b"change", headers=JSON)
+        for method in ("QUERY", "POST"):
+            assert (await ask(http, method, b"a"))[0] == "missing"
+        assert not cache.engine.is_store_up
 
 
 GRAPHQL = [Rule("/graphql", ["POST"], fresh_for=60, safe=is_graphql_query)]

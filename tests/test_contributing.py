@@ -24,11 +24,11 @@ def test_every_function_on_the_map_exists(module, name):
         found = getattr(found, part)
 
 
-def test_every_folder_is_on_the_map():
+def test_every_folder_is_on_the_map_once():
     folders = {str(path.parent.relative_to(ROOT)) + "/" for path in (ROOT / "swr").rglob("__init__.py")}
-    described = set(re.findall(r"^\| `(swr/[\w/]*/)`", TEXT, re.MULTILINE))
+    described = re.findall(r"^\| `(swr/[\w/]*/)`", TEXT, re.MULTILINE)
     inside_others = {"swr/", "swr/refreshers/queue/", "swr/refreshers/rounds/"}
-    assert described == folders - inside_others
+    assert sorted(described) == sorted(folders - inside_others)
 
 
 def test_the_map_is_not_empty():

@@ -3,9 +3,11 @@
 import base64
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import httpx
@@ -17,14 +19,17 @@ from starlette.routing import Mount, Route
 import swr
 from swr import Cache, ConfigurationError, Policy
 from swr.dashboard import hub, pages, server, streams
+from swr.dashboard import own_token as own_token_module
 from swr.dashboard.hub import Held
 from swr.dashboard.json import dumps
 from swr.dashboard.keys import Keys, seal, unseal
+from swr.dashboard.own_token import own_token
 from swr.dashboard.pages import address_of, page_of
 from swr.dashboard.streams import Position
 from swr.dashboard.why import explained, why_of
-from swr.middleware import Rule, SWRMiddleware
+from swr.middleware import Rule, SWRMiddleware, guesses
 from tests.fleet import until
+from tests.web import NAMES_ROUTES
 
 pytestmark = pytest.mark.anyio
 
@@ -32,9 +37,17 @@ MARKUP = "<script>alert(1)</script>\u2028\"'&"
 ACT = {"x-swr-action": "1", "sec-fetch-site": "same-origin"}
 
 
+def with_cookie(request):
+    """Add the cookie of this user's dashboards where a browser sends it."""
+    if not request.url.path.startswith("/x/"):
+        request.headers["cookie"] = f"swr-dashboard={own_token()}"
+    return request
+
+
 def browser(app, address="127.0.0.1", base_url="http://localhost:8000", **options):
-    """Return a client at an address."""
+    """Return a client at an address that has the cookie of this user's dashboards."""
     client = None if address is None else (address, 50000)
+    options = {"auth": with_cookie, **options}
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app, client=client, raise_app_exceptions=False), base_url=base_url, **options
     )
@@ -136,7 +149,8 @@ async def test_a_proxy_that_says_nothing_of_the_client_is_told_by_its_version_of
     app, sent = swr.dashboard(cache), []
     scope = {
         "type": "http", "http_version": version, "method": "GET", "path": "/docs/http", "root_path": "",
-        "query_string": b"", "client": ("127.0.0.1", 1), "headers": [(b"host", b"127.0.0.1:8000")],
+        "query_string": b"", "client": ("127.0.0.1", 1),
+        "headers": [(b"host", b"127.0.0.1:8000"), (b"cookie", b"swr-dashboard=" + own_token().encode())],
     }  # fmt: skip
 
     async def send(message):
@@ -219,6 +233,151 @@ def test_what_would_let_everybody_in_is_refused_when_it_is_mounted(options):
         swr.dashboard(Cache(), **options)
     with pytest.raises(ConfigurationError):
         swr.dashboard(object())
+
+
+async def test_who_comes_through_a_proxy_that_adds_no_field_needs_the_token_of_this_machines_user(cache, caplog):
+    """As nginx from 1.29.7 on, a tunnel, or the forwarding of ports does."""
+    app, _, _ = site(cache, actions=True, simulate=True)
+    async with browser(app, auth=None) as http:
+        for path in ("", "/", "/state", "/history", "/stream", "/key?key=x", "/static/app.js", "/docs/http"):
+            answer = await http.get(f"/swr{path}", follow_redirects=True)
+            assert (answer.status_code, answer.headers["cache-control"]) == (403, "no-store")
+        assert (await http.post("/swr/actions/invalidate", json={"all": True}, headers=ACT)).status_code == 403
+        for path in ("/swr/?token=", "/swr/?token=wrong", "/swr/?token=%E2%82%AC", f"/swr/state?token={own_token()}"):
+            assert (await http.get(path)).status_code == 403
+        assert not http.cookies
+        for value in ("", "x", "ä", own_token()[:-1]):
+            fields = {"cookie": f"swr-dashboard={value}".encode("latin-1"), "authorization": f"Bearer {value}".encode()}
+            assert (await http.get("/swr/state", headers=fields)).status_code == 403
+    # Only who started the process reads its log, and a page that is reloaded does not fill it.
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the dashboard has no auth=, so it lets in who knows this address: {LINK}"
+    ]
+
+
+LINK = f"http://localhost:8000/swr/?token={own_token()}"
+
+
+async def test_the_address_in_the_log_lets_one_browser_in_and_nobody_from_elsewhere(cache):
+    app, _, _ = site(cache, actions=True)
+    async with browser(app, auth=None) as http:
+        answer = await http.get(LINK.replace("/?", "?"), follow_redirects=True)
+        # The token stays in no address, and so in no history and no bookmark.
+        assert (answer.status_code, str(answer.url)) == (200, "http://localhost:8000/swr/")
+        (cookie,) = answer.history[1].headers.get_list("set-cookie")
+        name, *attributes = cookie.split("; ")
+        assert name == f"swr-dashboard={own_token()}"
+        assert {"HttpOnly", "SameSite=lax", "Path=/swr/"} < {*attributes}
+        assert "Secure" not in attributes
+        assert (await http.get("/swr/state")).status_code == 200
+        assert (await http.get("/swr/state", headers={"sec-fetch-site": "same-site"})).status_code == 403
+        assert (await http.post("/swr/actions/invalidate", json={"tag": "a"}, headers=ACT)).status_code == 200
+        assert (await http.post("/swr/actions/invalidate", json={"tag": "a"})).status_code == 403
+    program = {"authorization": f"Bearer {own_token()}"}
+    for address, base_url, status in (
+        ("127.0.0.1", "http://localhost", 200),
+        ("10.0.0.1", "http://localhost", 403),
+        # Its own name leads to this machine.
+        ("127.0.0.1", "http://evil.example", 403),
+    ):
+        async with browser(app, address, base_url, auth=None) as http:
+            assert (await http.get("/swr/state", headers=program)).status_code == status
+            assert (await http.get(f"/swr/?token={own_token()}")).is_redirect is (status == 200)
+    async with browser(app, base_url="https://localhost", auth=None) as http:
+        assert "; Secure" in (await http.get(f"/swr/?token={own_token()}")).headers["set-cookie"]
+
+
+def test_all_processes_of_a_user_share_a_token_that_no_other_user_can_read(tmp_path):
+    """Workers that start together, and the next ones after a change of the code."""
+    folder = tmp_path / "new" / "swr"
+    with ThreadPoolExecutor(8) as pool:
+        (token,) = set(pool.map(own_token, [folder] * 50))
+    assert len(token) >= 22
+    (file,) = folder.iterdir()
+    # Another process has made it in the meantime.
+    assert own_token_module._made(file) == token
+    assert [*folder.iterdir()] == [file]
+    assert (file.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
+    code = "from swr.dashboard.own_token import own_token; print(own_token())"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"XDG_STATE_HOME": str(folder.parent)}
+    )
+    assert other.stdout.split() == [token]
+
+
+@pytest.mark.parametrize(
+    "fault", ["readable", "empty", "short", "link", "folder", "pipe", "text", "no home", "no folder"]
+)
+def test_without_a_file_of_its_own_a_process_has_a_token_of_its_own_and_says_so(fault, tmp_path, monkeypatch, caplog):
+    sound, path = own_token(tmp_path / "sound"), tmp_path / "swr" / "dashboard-token"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path.parent.mkdir()
+    path.touch(0o600)
+    if fault == "readable":
+        path.write_text(sound)
+        path.chmod(0o640)
+    elif fault in ("short", "text"):
+        path.write_text({"short": sound[:21], "text": "ä" * 30}[fault])
+    elif fault in ("link", "folder", "pipe"):
+        path.unlink()
+        {"link": lambda: path.symlink_to(tmp_path / "sound" / path.name), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path, 0o600)}[fault]()  # fmt: skip
+    elif fault == "no folder":
+        monkeypatch.setenv("XDG_STATE_HOME", str(path))
+    elif fault == "no home":
+        monkeypatch.delenv("XDG_STATE_HOME")
+        monkeypatch.setattr(own_token_module.Path, "home", _no_home)
+    token = own_token()
+    assert len(token) >= 22
+    assert token != sound
+    assert token == own_token()
+    assert "a token of this process alone" in caplog.text
+    assert sound not in caplog.text
+
+
+def _no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("kind", ["password", "token", "job"])
+async def test_who_guesses_is_refused_after_ten_and_others_are_not(cache, monkeypatch, caplog, kind):
+    now = [1000.0]
+    monkeypatch.setattr(guesses, "_clock", lambda: now[0])
+    app, _, _ = site(cache, auth=("ann", "pw") if kind == "password" else "pw", token="pw")
+
+    async def status(secret, address="10.0.0.9"):
+        field = basic("ann", secret) if kind == "password" else f"Bearer {secret}"
+        async with browser(app, address, auth=None) as http:
+            if kind == "job":
+                answer = await http.post("/swr/invalidate", data={"tag": "a"}, headers={"authorization": field})
+            else:
+                answer = await http.get("/swr/history", headers={"authorization": field})
+        assert ("retry-after" in answer.headers) == (answer.status_code == 429)
+        return answer.status_code
+
+    # A page that goes on with an old password guesses nothing.
+    assert {await status("old") for _ in range(30)} == {401}
+    assert [await status("pw"), await status("none", "")] == [200, 401]
+    assert {await status(f"{number}") for number in range(9)} == {401}
+    assert [await status("pw"), await status("next")] == [429, 429]
+    # Other addresses are none of its own; a client of IPv6 has all of its network.
+    assert await status("pw", "10.0.0.8") == 200
+    assert {await status(f"{number}", f"2001:db8::{number}") for number in range(10)} == {401}
+    assert [await status("pw", "2001:db8::ffff"), await status("pw", "2001:db8:0:1::1")] == [429, 200]
+    now[0] += 60
+    assert [await status("wrong"), await status("pw")] == [401, 200]
+    (line,) = [record.getMessage() for record in caplog.records if "wrong secrets" in record.getMessage()]
+    assert "10.0.0.9 has sent 10 wrong secrets" in line
+    assert "pw" not in line
+
+
+def test_guesses_of_many_addresses_take_little_memory():
+    limit = guesses.Guesses("x")
+    for number in range(3000):
+        limit.note((f"10.0.{number // 256}.{number % 256}", 1), b"wrong")
+    limit.note(None, b"wrong")
+    limit.note(("made\nup" * 100, 1), b"wrong")
+    assert len(limit._wrong) == guesses.MOST_ADDRESSES
+    assert max(map(len, limit._wrong)) < 500
 
 
 # -- what it answers --------------------------------------------------------------------------------------------------
@@ -350,6 +509,7 @@ async def test_markup_arrives_as_data_and_secrets_do_not_arrive(cache):
     assert any(one["row"] == MARKUP for one in happened)
 
 
+@NAMES_ROUTES
 async def test_the_state_says_what_fails_and_how_many_read_without_waiting(cache):
     app, load, _ = site(cache, middleware=True)
     async with browser(app) as http:
@@ -673,7 +833,7 @@ async def test_what_is_not_understood_changes_nothing(cache, target, status):
 async def test_a_client_that_leaves_in_the_middle_changes_nothing(cache):
     app, sent = swr.dashboard(cache, actions=True), []
     messages = [{"type": "http.request", "body": b'{"all"', "more_body": True}, {"type": "http.disconnect"}]
-    fields = {**ACT, "host": "localhost", "content-type": "application/json"}
+    fields = {**ACT, "host": "localhost", "content-type": "application/json", "cookie": f"swr-dashboard={own_token()}"}
     scope = {
         "type": "http", "method": "POST", "path": "/actions/invalidate", "root_path": "", "query_string": b"",
         "client": ("127.0.0.1", 1), "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
@@ -749,6 +909,7 @@ async def test_faults_are_simulated_only_where_that_is_allowed(cache):
     await load("a")
 
 
+@NAMES_ROUTES
 async def test_a_simulated_failure_of_a_response_leaves_the_stored_one(cache):
     clock = [1000.0]
     async with Cache(clock=lambda: clock[0]) as cache:

@@ -2,9 +2,11 @@
 
 import pytest
 
-from swr.core.decision import FALLBACK, FRESH, MISSING, STALE, decide
+from swr.core import decision
+from swr.core.decision import FALLBACK, FRESH, MISSING, STALE, Decision, Revalidate, decide
 from swr.entry import stamp
 from swr.policy import Limits, Policy
+from tests.snippets import ROOT
 
 BEGAN = 1000.0
 TICK = 0.001
@@ -40,6 +42,40 @@ SHORT_ERROR = Policy(60, 600, 30)
 )
 def test_the_table(policy, age, expected):
     assert decide(stamp(1, policy, BEGAN), BEGAN + age) == expected
+
+
+_WAITS = {Revalidate.NO: "no", Revalidate.BACKGROUND: "in the background", Revalidate.WAIT: "the reader waits"}
+_YES = {True: "yes", False: "no"}
+
+
+def drawn() -> list[list[str]]:
+    """Return the rows of the table as `decide` has them, under its heading."""
+    entry = stamp(1, SWR, BEGAN)
+    # Each deadline with the time before which its row holds; each row holds from the deadline before.
+    deadlines = [("fresh_until", BEGAN + 60), ("stale_until", BEGAN + 660), ("error_until", BEGAN + 3660)]
+    assert [getattr(entry, name) for name, _ in deadlines] == [time for _, time in deadlines]
+
+    def row(when: str, *decisions: Decision) -> list[str]:
+        assert len(set(decisions)) == 1, when
+        state, serve, revalidate, fallback = decisions[0]
+        # Without a load there is nothing to fall back from.
+        told = "" if revalidate is Revalidate.NO else _YES[fallback]
+        return [when, state.value, _YES[serve], _WAITS[revalidate], told]
+
+    rows = [["when", "state", "serve", "revalidate", "fallback"]]
+    rows.append(row("no entry, or too old", decide(None, BEGAN), decide(entry, BEGAN + 3660), decide(entry, 1e12)))
+    begin = BEGAN
+    for name, end in deadlines:
+        rows.append(row(f"`now < {name}`", decide(entry, begin), decide(entry, end - TICK)))
+        begin = end
+    return rows
+
+
+def test_the_table_in_the_documentation_is_the_one_that_decide_draws():
+    """docs/design.md shows the docstring of the module, as a page of the reference does."""
+    assert "::: swr.core.decision" in (ROOT / "docs" / "design.md").read_text()
+    lines = [line for line in decision.__doc__.splitlines() if line.startswith("|") and "---" not in line]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == drawn()
 
 
 def test_no_entry_is_missing():

@@ -22,7 +22,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from starlette.websockets import WebSocket
 
-from swr import Cache, CodecError, ConfigurationError, LoadContext, Policy, State
+from swr import Cache, CodecError, ConfigurationError, Fresh, LoadContext, Policy, State
 from swr.core.template import Template
 from swr.loaders import request_parameters
 from tests.fleet import settle, until
@@ -687,3 +687,24 @@ async def test_an_endpoint_of_fastapi_may_depend_on_a_cached_loader():
         return value
 
     assert app.openapi()["paths"]["/{group}"]["get"]["parameters"][0]["name"] == "group"
+
+
+async def numbers():
+    yield 1
+
+
+@pytest.mark.parametrize("made", [lambda: map(str, [1]), lambda: (n for n in [1]), lambda: Fresh(iter([1])), numbers])
+async def test_a_value_that_its_first_reader_would_use_up_is_refused(made):
+    async with Cache() as cache:
+
+        @cache.cached("k", fresh_for=60)
+        async def one():
+            return made()
+
+        @cache.cached_many("m:{n}", fresh_for=60)
+        async def many(ns):
+            return {n: made() for n in ns}
+
+        for call in (one(), many([1]), one.set(made()), cache.get_or_load("g", one.__wrapped__, Policy(fresh_for=60))):
+            with pytest.raises(ConfigurationError, match="its first reader would use up"):
+                await call

@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import threading
+import weakref
 
 import anyio
 import pytest
@@ -137,6 +138,26 @@ class TestAnEndlessBody:
                 await until(lambda: app.runs == 2 and not app.active, PATIENCE)
             assert (await http.get("/x")).headers["swr-state"] == "stale"
         assert "0.2 s, its max_body_time" in caplog.text
+        assert app.runs == 2
+
+    def test_on_the_next_event_loop_passes_through_as_well(self):
+        """Who: a script that calls `run_until_complete` on one event loop after another, each of which it closes."""
+        cache = Cache()
+        app = Stream()
+        ask = shielded(SWRMiddleware(app, cache, RULES, max_body_time=0.2))
+
+        async def read():
+            reader = Client()
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask, reader)
+                await until(lambda: len(chunks(reader)) > 3, PATIENCE)
+                await until(lambda: not cache.engine.flights, PATIENCE)
+                reader.gone.set()
+
+        for _ in range(2):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(read())
+            loop.close()
         assert app.runs == 2
 
     # trio warns of generators that are closed when they are freed.
@@ -444,6 +465,62 @@ async def test_an_app_hears_once_that_a_slow_client_has_left(cache):
         await settle()
         taken.set()
     assert heard == ["", "gone", ""]
+
+
+class TestAMiss:
+    """Who: an app with many more URLs than anybody asks for twice, on each day."""
+
+    async def test_starts_one_task(self, cache, monkeypatch):
+        ask, started = shielded(SWRMiddleware(App(MAX_AGE), cache)), []
+        await ask(Client(), "/first")
+        start = cache.engine.runtime.tasks.start
+        monkeypatch.setattr(
+            cache.engine.runtime.tasks, "start", lambda *args, **more: started.append(args) or start(*args, **more)
+        )
+        for number in range(10):
+            await ask(Client(), f"/{number}")
+        assert len(started) == 10
+
+    async def test_frees_all_that_its_run_held_at_once(self, cache, no_collector):
+        class Held:
+            pass
+
+        ask = shielded(SWRMiddleware(Stream(headers=MAX_AGE, is_unending=False), cache))
+        held = Held()
+        freed = weakref.ref(held)
+        await ask(Client(), extensions={"held": held})
+        del held
+        await until(lambda: freed() is None, PATIENCE)
+
+    async def test_whose_client_takes_nothing_and_leaves_before_the_end_waits_no_longer(self, cache):
+        taking = anyio.Event()
+        app = Stream(headers=MAX_AGE)
+
+        class Stuck(Client):
+            async def send(self, message):
+                taking.set()
+                await anyio.sleep_forever()
+
+        one = Stuck()
+        async with anyio.create_task_group() as group:
+            group.start_soon(shielded(SWRMiddleware(app, cache, max_body_time=None)), one)
+            await taking.wait()
+            one.gone.set()
+        # For others the load goes on.
+        assert app.active == 1
+        app.is_unending = False
+        await until(lambda: not cache.engine.flights, PATIENCE)
+
+    async def test_whose_app_goes_on_sending_after_its_end_tells_it_that_nobody_listens(self, cache):
+        sending = []
+
+        async def app(scope, receive, send):
+            sending.append(send)
+            await App(MAX_AGE)(scope, receive, send)
+
+        await shielded(SWRMiddleware(app, cache))(Client())
+        with pytest.raises(ConnectionError, match="is over"):
+            await sending[0]({"type": "http.response.body", "body": b"more"})
 
 
 class TestAFileThatTheServerSends:

@@ -944,6 +944,22 @@ async def test_flaky_store_hides_messages_while_unreachable(clock):
 class TestRaces:
     """Interleavings that take a stage manager: each holds one operation and lets something happen meanwhile."""
 
+    async def test_a_commit_whose_reply_is_lost_replaces_no_later_one_that_was_served(self, two):
+        """Kept as if the store had refused it, it would take this process's readers back to an older value."""
+        one, other = two
+        served = []
+
+        async def serve_a_later_commit():
+            del one.link.after["commit"]
+            await other.engine.refresh("k", Job(lambda run: "later"))
+            served.append((await one.store.read("k", ANY)).value)
+
+        one.link.after["commit"] = serve_a_later_commit
+        one.link.lost.add("commit")
+        await one.engine.fetch("k", Job(lambda run: "earlier"))
+        assert served == ["later"]
+        assert (await one.engine.fetch("k", Job(lambda run: "loaded again"))).value == "later"
+
     async def test_an_answer_that_was_on_its_way_is_compared_with_the_news(self, two):
         """A GET that was sent before an invalidation does not fill the local cache with what it answers."""
         one, other = two
@@ -1649,3 +1665,10 @@ def test_a_closing_that_another_event_loop_overtakes_takes_nothing_from_it():
     finally:
         first.close()
         second.close()
+
+
+async def test_a_flight_that_was_notified_before_it_waits_goes_on_at_once(cache):
+    flight = Flight(cache.engine.runtime, "k", Job(), None, 0)
+    flight.notify()
+    with anyio.fail_after(60):
+        await flight.notification()

@@ -140,7 +140,7 @@ class Model(RuleBasedStateMachine):
         assert {key for key, slot in self.slots.items() if slot.is_main} == set(self.reference.main)
 
 
-@pytest.mark.parametrize("visits", [3, 500])
+@pytest.mark.parametrize("visits", [3, pytest.param(500, marks=pytest.mark.uncounted)])
 def test_slots_go_as_in_the_reference(visits, monkeypatch):
     monkeypatch.setattr(eviction, "_MOST_VISITS", visits)
 
@@ -159,6 +159,7 @@ def read(local, key):
     return found is not None
 
 
+@pytest.mark.uncounted
 def test_a_crawler_of_a_thousand_pages_takes_nothing_away_that_is_read_again_and_again():
     local = LocalCache(2**30, 100)
     hot = [f"hot {number}" for number in range(50)]
@@ -170,6 +171,7 @@ def test_a_crawler_of_a_thousand_pages_takes_nothing_away_that_is_read_again_and
     assert set(hot) <= set(local.slots)
 
 
+@pytest.mark.uncounted
 def test_on_a_real_trace_more_is_found_than_in_lru():
     trace = array("I")
     trace.frombytes(lzma.decompress(TRACE.read_bytes())[:100_000])
@@ -230,6 +232,7 @@ class TestArguments:
 
     pytestmark = pytest.mark.anyio
 
+    @pytest.mark.uncounted
     async def test_as_many_calls_are_remembered_as_are_held(self):
         async with Cache() as cache:
 

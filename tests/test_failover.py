@@ -368,7 +368,7 @@ async def test_a_link_to_two_different_masters_is_refused(kind, caplog):
         async with Cache(redis=client, namespace=fresh()) as cache:
             await until(lambda: cache.engine.store.is_reachable)
         await client.aclose()
-    assert "the master changed while it was connected to" in caplog.text
+    assert "the master changed while swr connected to it" in caplog.text
 
 
 @pytest.mark.parametrize("process", ["new", "opened again"])

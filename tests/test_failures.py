@@ -17,6 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from swr import Cache, LoadTimeout
+from swr.engine.failure_log import FailureLog
 from swr.engine.failures import another, for_caller, for_later, of_loader, shortened, text_of
 from swr.testing import FakeClock
 from tests.fleet import settle
@@ -622,3 +623,34 @@ async def test_loads_that_have_failed_keep_nothing_alive_once_their_callers_know
         await settle()
         gc.collect()
         assert not sessions
+
+
+async def test_a_loader_that_fails_for_thousands_of_keys_writes_ten_warnings(caplog):
+    clock = FakeClock()
+    async with Cache(clock=clock, drain_for=300) as cache:
+
+        @cache.cached_many("rank:{group}", fresh_for=60, stale_for=600)
+        async def rank(groups: list[int]) -> dict[int, int]:
+            if clock() > began + 60:
+                raise Refused("all")
+            return {group: group for group in groups}
+
+        began = clock()
+        groups = list(range(3000))
+        await rank(groups)
+        clock.advance(61)
+        assert await rank(groups) == {group: group for group in groups}
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(lines) == 10
+    assert "further failures of 'rank:{group}'" in lines[-1]
+
+
+def test_each_loader_has_lines_of_its_own_and_new_ones_in_the_next_minute(caplog):
+    failures = FailureLog()
+    for _ in range(20):
+        failures.write("a", "loader", ValueError("broken"), "then", 1000.0)
+    failures.write("b", "/route", ValueError("broken"), "then", 1001.0)
+    assert len(caplog.records) == 11
+    failures.write("a", "loader", ValueError("broken"), "then", 1060.0)
+    assert len(caplog.records) == 12
+    assert caplog.records[9].getMessage().endswith("no further failures of 'loader' for 60 s")

@@ -13,7 +13,7 @@ from tests.servers import Server, kinds
 from tests.test_redis import until
 from tests.test_topologies import fresh
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.uncounted]
 
 FAULTS = ("unsent", "unanswered", "silent", "swallowed", "late")
 # Trials that wait most of their time, side by side.

@@ -227,6 +227,7 @@ class TestMessages:
             for kind in Kind:
                 if kind.name in ("REACHABLE", "UNREACHABLE", "REPEATED"):
                     server.command("PUBLISH", CHANNEL, f"{kind.value}{'0' * 16}{STRANGER}forged")
+            server.command("PUBLISH", CHANNEL, f"{Kind.QUEUED.value}{'0' * 16}{STRANGER}many")
             server.command("PUBLISH", CHANNEL, f"i{'0' * 16}{STRANGER}last")
             await until(lambda: told)
             assert [(each.kind, each.name) for each in told] == [(Kind.INVALIDATED, "last")]

@@ -104,7 +104,7 @@ async def test_what_is_no_response_is_a_miss_logged_once(server, clock, caplog, 
     texts, logged = await stored_as(server, clock, caplog, frame_of(value, clock))
     assert texts == ["ours"] * 12
     assert len(logged) == 1
-    assert "no response of HTTP" in logged[0]
+    assert "it is not a response that swr has stored" in logged[0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e13])

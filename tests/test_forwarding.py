@@ -19,6 +19,13 @@ from tests.web import client
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend():
+    """What decides here is the same on every event loop; test_http and test_guarded run on both."""
+    return "asyncio"
+
+
 RULE = Rule("/{path:path}", fresh_for=60, stale_for=600)
 OWN = {"cache-control": "max-age=60"}
 

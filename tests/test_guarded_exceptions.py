@@ -144,6 +144,32 @@ async def test_an_exception_that_may_differ_for_another_reader_is_not_stored(cac
     assert gated.runs == 2
 
 
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        (HTTPException(404, "no lifetime"), "status 404"),
+        (missing(401), "status 401"),
+        (missing(headers={"Retry-After": 5}), "status 404"),
+        (missing(headers={"Cache-Control": "private, max-age=5"}), "private"),
+        (missing(detail="x" * 2000), "too large"),
+        (Own(404), "status 404"),
+    ],
+    ids=repr,
+)
+async def test_cache_status_says_why_an_exception_is_not_stored(cache, failure, why):
+    gated = Gated(99)
+    gated.results[1] = failure
+    app = app_with(cache, gated.endpoint)
+
+    @app.exception_handler(HTTPException)
+    async def handle(request: Request, error: HTTPException) -> Response:
+        return PlainTextResponse("", error.status_code)
+
+    async with wrapped(cache, app, max_body_bytes=1000) as http:
+        found = await get(http)
+    assert found.headers["cache-status"].endswith(f'detail="authorization, {why}"')
+
+
 async def test_fields_of_a_dependency_that_make_the_response_private_keep_it_from_others(cache):
     def sets_a_field(response: Response) -> None:
         response.headers["cache-control"] = "private"

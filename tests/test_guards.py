@@ -24,6 +24,12 @@ from tests.test_guarded import TOKENS, app_with, state, states, wrapped
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend():
+    """What decides here is the same on every event loop; test_http and test_guarded run on both."""
+    return "asyncio"
+
+
 @pytest.fixture(autouse=True)
 def tokens():
     """The tokens that are valid, and whose they are."""

@@ -337,7 +337,7 @@ async def here(group: str) -> int:
     assert capsys.readouterr().out == "invalidated 'top:ATL:100'\n"
     for wrong, text in (
         (["shop:top"], "for which calls of 'shop:top'?"),
-        (["shop:top", '["ATL", 1, 2]'], "is not called ('ATL', 1, 2)"),
+        (["shop:top", '["ATL", 1, 2]'], "cannot be called with ('ATL', 1, 2)"),
         (["shop:plain", "ATL"], "not a loader"),
         (["shop:here", "ATL"], "is in the memory of one process"),
     ):

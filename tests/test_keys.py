@@ -63,6 +63,7 @@ def typed(value):
     return (type(value), repr(value))
 
 
+@pytest.mark.uncounted
 @given(nested, nested, nested, nested)
 def test_equal_keys_mean_equal_calls(a, b, c, d):
     for template in ("k:{a}:{b}", "{a}-{b}", "{a}/x/{b}", "{a}.{b}:", None):

@@ -639,6 +639,21 @@ class TestMaxConcurrentLoads:
                 here.gate("a").set()
             assert (answers, here.begun) == (["a", "b"], ["a"])
 
+    async def test_while_redis_is_unreachable_no_more_run_at_once(self, own_server):
+        guarded = Guarded()
+        async with Cache(own_server.url) as cache:
+            load = limited(cache, guarded, 2)
+            own_server.kill()
+            await until(lambda: not cache.engine.is_store_up)
+            async with anyio.create_task_group() as group:
+                for name in "abc":
+                    group.start_soon(load, name)
+                for number in range(3):
+                    await until(lambda number=number: len(guarded.begun) > number)
+                    await settle()
+                    guarded.gate(guarded.begun[number]).set()
+        assert (sorted(guarded.begun), guarded.most) == (["a", "b", "c"], 2)
+
     async def test_a_load_that_waits_for_another_process_has_no_slot(self, any_server):
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as one, Cache(any_server.url) as other:

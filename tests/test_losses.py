@@ -298,16 +298,19 @@ class OlderTrial(Trial):
                 self.versions[key] = max(self.versions.get(key, 0), store._invalidations.version(key))
 
 
+@pytest.mark.uncounted
 async def test_no_trial_goes_back_when_redis_restarts_with_older_data(own_server: Server):
     for seed in range(12 if os.environ.get("SWR_FULL") == "1" else 4):
         await OlderTrial(own_server, seed).run(60)
 
 
+@pytest.mark.uncounted
 async def test_no_trial_answers_what_was_invalidated(server: Server):
     for seed in range(40):
         await Trial(server.url, seed).run(60)
 
 
+@pytest.mark.uncounted
 class TestEviction:
     """The server itself evicts, under ordinary writes."""
 

@@ -914,7 +914,7 @@ class TestArguments:
         ("template", "options", "complaint"),
         [
             (None, {}, "template=None"),
-            ("k", {}, "names nothing else"),
+            ("k", {}, "names no item"),
             ("k:{a}:{b}", {}, "names a, b"),
             ("k:{items}", {}, "leaves out limit"),
             ("k:{item}", {}, "leaves out items, limit"),
@@ -985,7 +985,9 @@ class TestArguments:
         assert kind(dict[str, Row]) is Row
         assert kind(None) is kind(dict[str, object]) or kind(None)
         for wrong in (list[Row], dict, Row, int | None):
-            with pytest.raises(ConfigurationError, match=r"a batch loader returns a dict, and says of what"):
+            with pytest.raises(
+                ConfigurationError, match=r"a batch loader returns a dict, and its annotation says of what"
+            ):
                 kind(wrong)
 
 

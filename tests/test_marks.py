@@ -11,9 +11,10 @@ from fastapi import FastAPI, Response
 
 from swr import NOT_MODIFIED, Cache, ConfigurationError, Fresh, LoadContext, Policy, State
 from swr.core.codec import ANY
+from swr.core.decision import FALLBACK, MISSING, decide
 from swr.core.frames import encode, frame_of, mark_in
 from swr.core.keys import loader_digest
-from swr.entry import marked_stale, stamp
+from swr.entry import doubtful, marked_stale, stamp
 from swr.events import Invalidated
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores.redis.messages import member_of, name_in
@@ -175,6 +176,19 @@ class TestMarks:
             other.store.tag_versions.raise_to(Soft(ALL), int(other.engine.clock() * 1e6) + 10**9)
             job.gate.set()
         assert answers == ["new1"]
+
+    async def test_of_a_tag_ends_the_stale_window_of_a_copy_that_another_process_has_replaced(self, two, clock):
+        one, other = two
+        job = Job(policy=Policy(60, 10, tags=("t",)))
+        await one.engine.fetch("k", job)
+        assert (await other.engine.fetch("k", job)).value == 1
+        clock.advance(50)
+        await one.engine.invalidate_tag(Soft("t"))
+        await one.engine.refresh("k", job)
+        clock.advance(15)
+        # The copy was stale from the mark on, and its window has ended.
+        outcome = await other.engine.fetch("k", job)
+        assert (outcome.value, outcome.state) == (2, State.FRESH)
 
     @pytest.mark.parametrize("stale_if_error", [0, 3600])
     async def test_without_a_stale_window_it_is_gone_but_for_a_load_that_fails(self, cache, stale_if_error):
@@ -659,3 +673,12 @@ class TestNames:
         assert marked_stale(entry, 6) is entry
         assert marked_stale(entry, 9) == msgspec.structs.replace(entry, marked_at=9)
         assert marked_stale(stamp(1, Policy(60, 600), 0.0), 7_000_000).fresh_until == 7
+
+    @pytest.mark.parametrize(("policy", "until"), [(Policy(60), 0), (Policy(60, 600), 610), (Policy(60, 0, 30), 40)])
+    def test_a_doubtful_entry_stands_in_for_a_failed_load_only_as_long_as_its_mark_allows(self, policy, until):
+        entry = doubtful(stamp(1, policy, 0.0, 1))
+        assert decide(entry, 20.0) is FALLBACK
+        marked = marked_stale(entry, 10_000_001)
+        assert [decide(marked, now) for now in (20.0, max(20.0, until - 0.01))] == [FALLBACK if until else MISSING] * 2
+        assert decide(marked, until) is MISSING
+        assert decide(doubtful(marked), until) is MISSING

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.page_fleet import Fleet, browser, missing, started
+from tests.page_fleet import Fleet, browser, let_in, missing, started
 
 STATIC = Path(__file__).parents[1] / "swr" / "dashboard" / "static"
-PATIENCE = 30_000.0
+PATIENCE = 120_000.0
 LACKING = missing()
 in_a_browser = pytest.mark.skipif(bool(LACKING), reason=f"the page is not looked at in a browser: {LACKING}")
 
@@ -68,7 +68,7 @@ def test_no_file_makes_markup_or_code_of_data_or_asks_another_host(path: Path) -
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    with started() as fleet:
+    with started(pause=0.15) as fleet:
         yield fleet
 
 
@@ -90,6 +90,7 @@ def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
         "window.violations = [];"
         "document.addEventListener('securitypolicyviolation', (event) => violations.push(event.violatedDirective));"
     )
+    let_in(context)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     complaints: list[str] = []
@@ -119,6 +120,25 @@ def expect_nothing_wrong(page: Any) -> None:
 
 
 @in_a_browser
+def test_a_browser_needs_the_address_with_the_token_once(fleet: Fleet, chromium: Any) -> None:
+    with opened(chromium, "about:blank") as page:
+        page.context.clear_cookies()
+        assert page.goto(fleet.url).status == 403
+        expect_text(page.locator("main"), "an address that ends in ?token=…")
+        (link,) = set(re.findall(r"http://\S+/swr/\?token=\S+", fleet.log(0)))
+        assert link == fleet.link
+        page.goto(f"{link}#/requests")
+        assert page.url == f"{fleet.url}#/requests"
+        page.locator(".is-live").wait_for()
+        page.locator("swr-calls tbody tr").first.wait_for()
+        # A page of another port is of the same site, but not of the same origin.
+        other = page.context.new_page()
+        other.goto(f"http://127.0.0.1:{fleet.ports[1]}/any?text=other")
+        asked = f"fetch('{fleet.url}state', {{credentials: 'include', mode: 'no-cors'}}).then(() => 'read', () => 'refused')"
+        assert other.evaluate(asked) == "refused"
+
+
+@in_a_browser
 def test_each_panel_shows_the_fleet(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         expect_nothing_wrong(page)
@@ -127,14 +147,20 @@ def test_each_panel_shows_the_fleet(fleet: Fleet, chromium: Any) -> None:
         expect_text(tiles.filter(has_text="Reads"), re.compile(r"[1-9][\d.]* /s"))
         expect_text(tiles.filter(has_text="Processes"), "3")
         rows = page.locator("swr-loaders tbody tr")
-        expect_text(rows.filter(has_text="ranking:{group}").filter(has_text="loader"), re.compile(r"fresh"))
-        expect_text(rows.filter(has_text="/rankings/{group}").filter(has_text="route"), re.compile(r"fresh"))
+        expect_text(
+            rows.filter(has_text="ranking:{group}").filter(has_text="loader"), re.compile(r"\d % (fresh|stale)")
+        )
+        expect_text(
+            rows.filter(has_text="/rankings/{group}").filter(has_text="route"), re.compile(r"\d % (fresh|stale)")
+        )
         expect_text(page.locator("swr-keys ol"), "/rankings/")
         for process in fleet.state()["processes"]:
-            expect_text(page.locator("swr-processes li").filter(has_text=f":{process['pid']}"), "alive")
+            expect_text(
+                page.locator("swr-processes li").filter(has_text=f":{process['pid']}"), re.compile("alive|silent")
+            )
         queue = page.locator("swr-queues section")
         expect_text(queue, re.compile(r"Leader\s*yes"))
-        expect_text(queue, re.compile(r"Round\s*[1-9]"))
+        expect_text(queue, re.compile(r"Last round\s*[\d.]+ s ago"))
         fleet.ask("/invalidate", method="POST", params={"tag": "group:ATL"})
         expect_text(page.locator("swr-events li").first.locator("xpath=.."), "group:ATL")
         assert re.match(
@@ -168,6 +194,8 @@ def test_redis_that_stops_is_told_of_until_it_continues(fleet: Fleet, chromium: 
             expect_text(page.locator(".alarms .since").first, "since")
             expect_text(page.locator(".tile.is-wrong").filter(has_text="Redis"), "unreachable")
             expect_text(page.locator("swr-processes .nodes .is-wrong"), "unreachable")
+            expect_text(page.locator(".tile.is-wrong").filter(has_text="Processes"), "others unseen")
+            expect_text(page.locator("swr-queues .is-wrong:visible"), "This is how it was before")
         finally:
             fleet.server.resume()
         expect_nothing_wrong(page)

@@ -30,7 +30,7 @@ PROCESSES = 32 if FULL else 8
 TIMES = 100 if FULL else 3
 PATIENCE = 60
 
-pytestmark = pytest.mark.promise
+pytestmark = [pytest.mark.promise, pytest.mark.uncounted]
 
 
 class Process:

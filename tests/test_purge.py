@@ -1,6 +1,7 @@
 """`PURGE`: what a CDN's users know, answered by the middleware and the proxy."""
 
 import anyio
+import httpx
 import pytest
 
 from swr import Cache, ConfigurationError
@@ -91,6 +92,22 @@ async def test_what_may_not_or_cannot_be_read_purges_nothing(cache, headers, sta
         assert answer.json()["error"]
         assert "s3cret" not in answer.text
         assert await states(http, "/x") == ["fresh"]
+
+
+async def test_who_guesses_tokens_is_refused_after_ten_and_others_are_not(cache, caplog):
+    app = SWRMiddleware(App([MAX_AGE]), cache, purge_token="s3cret")
+
+    async def status(token, address="10.0.0.9"):
+        transport = httpx.ASGITransport(app, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            answer = await http.request("PURGE", "/x", headers={"authorization": f"Bearer {token}"})
+        assert ("retry-after" in answer.headers) == (answer.status_code == 429)
+        return answer.status_code
+
+    assert [await status(number) for number in range(12)] == [401] * 10 + [429] * 2
+    assert [await status("s3cret"), await status("s3cret", "10.0.0.8")] == [429, 200]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("PURGE: 10.0.0.9 has sent 10 wrong secrets")
 
 
 async def test_without_a_token_the_method_is_one_like_any_other(cache):

@@ -750,3 +750,46 @@ class TestMigrating:
             page.players["bad"] = ("LAX", None)
             outcome = await page.total.outcome()
             assert (outcome.value, outcome.state, type(outcome.error)) == (17, "stale", TypeError)
+
+    async def test_from_aiocache(self, clock, url):
+        page = recipe("migrating", clock, url, number=2)
+        async with page.cache:
+            assert await page.top("ATL") == [page.Row("ann", 3), page.Row("bob", 2)]
+            assert await page.by_name(["ann", "zoe"]) == {"ann": page.Row("ann", 3)}
+            del page.players["ann"]
+            assert await page.by_name(["ann", "bob"]) == {"ann": page.Row("ann", 3), "bob": page.Row("bob", 2)}
+
+    def test_from_dogpile_cache(self, clock, url):
+        page = recipe("migrating", clock, url, number=3)
+        with page.cache.sync:
+            assert page.first("ATL") == "ann"
+            assert page.first("ORD") == "nobody"
+            page.players["eve"] = ("ORD", 5)
+            assert page.first("ORD") == "eve", "nothing was stored of a group without players"
+            del page.players["eve"]
+            page.save("zoe", "ORD", 7)
+            assert page.first("ORD") == "zoe"
+        page.cache.sync.close()
+
+    async def test_from_hishel(self, clock, url):
+        page = recipe("migrating", clock, url, number=4)
+        async with lifespan(page.app), client(page.app) as http:
+            for path, told in (
+                ("/rankings/ATL", "max-age=60, stale-while-revalidate=600"),
+                ("/players/ann", "max-age=5"),
+            ):
+                answers = [await http.get(path) for _ in range(2)]
+                assert [answer.headers["swr-state"] for answer in answers] == ["missing", "fresh"]
+                assert [answer.headers["cache-control"] for answer in answers] == [told] * 2
+
+    @pytest.mark.parametrize(("number", "total"), [(5, "/total"), (6, None)])
+    async def test_from_fastapi_redis_sdk_and_fastapi_cachex(self, clock, url, number, total):
+        page = recipe("migrating", clock, url, number=number)
+        async with lifespan(page.app), client(page.app) as http:
+            assert [(await http.get("/rankings/ATL")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
+            assert (await http.get(total)).json() == 5 if total else await page.total("ATL") == 5
+            page.players["ann"] = 9
+            await http.post("/rankings/ATL")
+            assert (await http.get("/rankings/ATL")).headers["swr-state"] == "missing"
+            # As before: the total of the one has no tag, and holds for its five minutes.
+            assert (await http.get(total)).json() == 5 if total else await page.total("ATL") == 11

@@ -64,7 +64,7 @@ def job_of(cache: Cache, load: Counter) -> Call:
     return Call(Loader(cache.engine, load, False, False), NO_ARGUMENTS, POLICY, codec_for(load))
 
 
-async def until(condition, seconds: float = 60.0) -> None:
+async def until(condition, seconds: float = 120.0) -> None:
     """Wait for something to become true."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -138,17 +138,20 @@ class TestSharing:
         load = Counter()
         async with (
             Proxy(server.port) as proxy,
-            Cache(proxy.url, timeout=2) as one,
+            Cache(proxy.url, timeout=60) as one,
             Cache(server.url, timeout=2) as other,
         ):
             await other.get_or_load("k", load, POLICY)
             await one.engine.ready()
-            proxy.delay = 0.3
+            store, notifications = one.engine.store.store, []
+            one.engine.notifications.subscribe(notifications.append)
+            proxy.holds_replies, sent = True, store.sent
             before = asyncio.ensure_future(one.get_or_load("k", load, POLICY))
-            await asyncio.sleep(0.1)
+            await until(lambda: store.sent > sent)
             await other.invalidate("k")
-            await asyncio.sleep(0.1)
-            assert one.engine.store.store._readings == {}
+            await until(lambda: notifications)
+            assert store._readings == {}
+            proxy.holds_replies = False
             after = await one.get_or_load("k", load, POLICY)
             assert (after.value, (await before).value) == (2, 2)
 
@@ -247,7 +250,11 @@ class TestForeignData:
             await cache.get_or_load("k", Counter(), POLICY)
             for data in (b"", b"hello", b"z" + b"0" * 32 + b"k", b"\xff" * 50, b"mxx", b"m00000001", b"m00000003abc0"):
                 await client.publish("swr:0:messages", data)
-            await asyncio.sleep(0.2)
+            notifications = []
+            cache.engine.notifications.subscribe(notifications.append)
+            async with Cache(server.url, timeout=2) as other:
+                await other.invalidate("after them")
+            await until(lambda: notifications)
             assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
         assert sum("ignored" in record.message for record in caplog.records) == 1
         # Nor is the connection broken on which they came.

@@ -105,3 +105,12 @@ def test_the_links_of_the_readme_work_outside_of_the_repository():
             assert not anchor or anchor in [re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings]
         else:
             assert (ROOT / link.split("/main/")[1]).is_file(), link
+
+
+def test_a_link_to_the_site_shows_a_card_that_there_is():
+    head = (ROOT / "theme" / "main.html").read_text()
+    assert '"og:image" content="{{ config.site_url }}card.png"' in head
+    assert f"site_url: {PROJECT['urls']['Documentation']}\n" in (ROOT / "mkdocs.yml").read_text()
+    card = (ROOT / "docs" / "card.png").read_bytes()
+    for side, at in (("width", 16), ("height", 20)):
+        assert f'"og:image:{side}" content="{int.from_bytes(card[at : at + 4], "big")}"' in head

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ from swr.dashboard import streams
 from swr.dashboard.fleet import GONE_AFTER, Fleet, Seen
 from swr.dashboard.history import REMEMBERED_FOR
 from swr.dashboard.keys import Keys
+from swr.dashboard.own_token import own_token
 from swr.dashboard.sums import WINDOW
 from swr.dashboard.telling import About, call_of, state_of
 from swr.events import CommandRefused, CommitRejected, Invalidated, RenewalRejected, RoundEnded, RoundQueued
@@ -77,7 +79,8 @@ def page_of(cache, **options):
     """Return a client of the dashboard of a cache."""
     app = Starlette(routes=[Mount("/swr", swr.dashboard(cache, **options))])
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-    return httpx.AsyncClient(transport=transport, base_url="http://localhost/swr")
+    cookies = {"swr-dashboard": own_token()}
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost/swr", cookies=cookies)
 
 
 async def state_when(http, is_so):
@@ -148,6 +151,47 @@ def test_counts_are_differences_and_those_of_a_new_process_count_whole():
     assert points[1]["waited"] == 10
 
 
+def test_a_process_that_was_killed_before_anybody_looked_counts_as_gone_at_the_first_look():
+    clock = Clock()
+    fleet = Fleet(clock, clock)
+    digests = {"a": digest_of("a", clock() - 20), "b": digest_of("b", clock() - 1, pid=2)}
+    fleet.look(digests, is_whole=True, ages={"a": 20.0, "b": 1.0})
+    assert [seen.digest.id for seen in fleet.live()] == ["b"]
+    problems = told(fleet, clock)["problems"]
+    assert [(problem["kind"], problem["target"], problem["since"]) for problem in problems] == [
+        ("process", "a", clock() - 20)
+    ]
+    assert fleet.remembered.since(0.0)["marks"] == []
+
+
+def test_loads_of_one_loader_that_hang_are_one_problem():
+    clock = Clock()
+    fleet = Fleet(clock, clock)
+    hanging = [HangingReport(f"x:{n}", "x", clock() - 10 - n, 300.0) for n in range(3)]
+    hanging += [HangingReport(f"{n}", "", clock() - 10 - n, 300.0) for n in range(2)]
+    fleet.look({"a": digest_of("a", clock(), hanging=tuple(hanging))}, is_whole=True)
+    assert sorted(problem["text"] for problem in told(fleet, clock)["problems"]) == [
+        "A load of 1 has run for 11 s, and 1 more of what has no name hangs.",
+        "A load of x:2 has run for 12 s, and 2 more of x hang.",
+    ]
+
+
+def test_a_process_that_reports_late_is_no_peak_in_the_plots():
+    """Redis was unreachable for twenty seconds: what the process did then is not what it does now."""
+    clock = Clock()
+    fleet = Fleet(clock, clock)
+    fleet.look({"a": digest_of("a", clock(), [RowReport("x", False)])}, is_whole=True)
+    for _ in range(19):
+        clock.now += 1
+        fleet.look({}, is_whole=False)
+    clock.now += 1
+    row = RowReport("x", False, fresh=200, loads=21, failed=1, seconds=(20, 1))
+    fleet.look({"a": digest_of("a", clock(), [row])}, is_whole=True)
+    last = fleet.remembered.since(0.0)["points"][-1]
+    assert (last["seconds"], last["fresh"], last["loads"], last["failed"], last["processes"]) == (1, 10, 2, 1, 1)
+    assert told(fleet, clock)["rows"][0]["fresh"] == 200
+
+
 def test_the_plots_mark_deploys_new_and_ended_processes_outages_and_invalidations():
     clock = Clock()
     fleet = Fleet(clock, clock)
@@ -179,6 +223,14 @@ def test_the_plots_mark_deploys_new_and_ended_processes_outages_and_invalidation
         ("invalidation", "2 invalidations"),
         ("reachable", "Redis is reachable again, after 1.0 s."),
     ]
+    # A page that is open gets what a process tells late: it told nobody while Redis was unreachable.
+    late = HappeningReport(10, clock() - 90, "StoreUnreachable", "Redis is unreachable: y")
+    seen, clock.now = clock(), clock() + 1
+    fleet.look({"a": digest_of("a", 4.0, release="1", happenings=(late,))}, is_whole=True)
+    assert [(mark["kind"], mark["t"]) for mark in fleet.remembered.since(seen)["marks"]] == [("outage", late.at)]
+    # One that has missed a digest is shown as silent before it counts as ended.
+    fleet.look({}, is_whole=True, ages={"a": 0.3, "b": 1.8})
+    assert [one["silent"] for one in told(fleet, clock)["processes"]] == [None, 1.8, None]
     # Where Redis cannot be asked nothing is known of the others.
     clock.now += GONE_AFTER + 1
     fleet.look({}, is_whole=False)
@@ -218,7 +270,7 @@ def test_what_is_wrong_is_said_the_worst_first():
     _, _, dropped = fleet.look(digests, is_whole=True)
     assert dropped == 0
     queue = {
-        "name": "q", "strategy": "list", "leader": False, "leads_for": 0.0, "consumers": 0, "round": None, "round_at": None,
+        "name": "q", "strategy": "list", "leader": False, "leads_for": 0.0, "consumers": 0, "round_at": None,
         "backlog": 1, "in_hand": 0, "waiting": 0, "dead": 2, "letters": [],
     }  # fmt: skip
     state = told(fleet, clock, queues=[queue, {**queue, "name": "w", "leader": True, "dead": 1}])
@@ -235,6 +287,7 @@ def test_what_is_wrong_is_said_the_worst_first():
         ("warning", "simulated", "x"),
         ("warning", "simulated", "z"),
     ]
+    assert {problem["remedy"][-1] for problem in state["problems"]} == {"."}
     texts = "\n".join(problem["text"] for problem in state["problems"])
     assert "2 processes cannot reach Redis at r:1: refused" in texts
     assert "Loads of x fail: ValueError: no; 2 keys back off" in texts
@@ -683,6 +736,11 @@ async def test_digests_that_another_has_written_fill_no_memory(server, quick, mo
         with anyio.fail_after(60):
             while not await digests.read():
                 await anyio.sleep(0.01)
+        server.command("HSET", "n:{!}d", "late", "x")
+        server.command("ZADD", "n:{!}dt", str(time.time() - 30), "late")
+        await digests.read()
+        assert digests.ages[cache.report().id] < 29 < digests.ages["late"]
+        server.command("HDEL", "n:{!}d", "late")
         for name, size in (("a", 4000), ("b", 4000), ("c", 4000), ("long", 6000), ("l" * 30, 10)):
             server.command("HSET", "n:{!}d", name, "x" * size)
             server.command("ZADD", "n:{!}dt", "99999999999", name)
@@ -784,6 +842,16 @@ async def test_a_digest_that_cannot_be_made_is_logged_and_the_link_stays(server,
                 await anyio.sleep(0.01)
         assert cache.engine.is_store_up
         assert cache.engine.store.store.digests.reports is None
+
+
+async def test_digests_that_redis_loses_come_back_with_the_next_report(server, quick):
+    async with Cache(server.url, namespace="n", reports=True) as cache, Cache(server.url, namespace="n") as watching:
+        digests = watching.engine.store.store.digests
+        for _ in range(2):
+            with anyio.fail_after(60):
+                while cache.report().id not in await digests.read():
+                    await anyio.sleep(0.01)
+            server.command("DEL", "n:{!}d", "n:{!}dt")
 
 
 async def test_processes_that_have_ended_leave_redis(server, quick, monkeypatch):
@@ -926,7 +994,7 @@ def test_what_cannot_work_is_said_at_once(monkeypatch, capsys, arguments, enviro
     assert said in capsys.readouterr().err
 
 
-def test_a_server_that_ends_by_itself_is_no_failure(server, monkeypatch):
+def test_a_server_that_ends_by_itself_is_no_failure(server, monkeypatch, capsys):
     import uvicorn
 
     async def serve(self, sockets):
@@ -936,6 +1004,7 @@ def test_a_server_that_ends_by_itself_is_no_failure(server, monkeypatch):
     monkeypatch.setattr(uvicorn.Server, "serve", serve)
     monkeypatch.delenv("SWR_DASHBOARD_AUTH", raising=False)
     assert main(["dashboard", "--redis", server.url, "--listen", "127.0.0.1:0"]) == 0
+    assert re.match(rf"swr: http://127\.0\.0\.1:\d+/\?token={own_token()} shows", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("command", "module"), [("dashboard", "uvicorn"), ("top", "rich.console")])
@@ -1011,9 +1080,9 @@ def test_swr_top_says_what_is_wrong_and_obeys_no_name():
         {"a": digest_of("a", 1.0, [RowReport("\x1b[2J", False, failed=1, error=("E", "\x1b]0;x\x07", 1.0, None))])},
         is_whole=True,
     )
-    problem = {"level": "warning", "kind": "x", "text": "t", "since": None, "target": None}
+    problem = {"level": "warning", "kind": "x", "text": "t", "remedy": "mend it", "since": None, "target": None}
     queue = {
-        "name": "q", "strategy": "list", "leader": False, "leads_for": 0.0, "consumers": 0, "round": None, "round_at": None,
+        "name": "q", "strategy": "list", "leader": False, "leads_for": 0.0, "consumers": 0, "round_at": None,
         "backlog": 1, "in_hand": 0, "waiting": 0, "dead": 2, "letters": [],
     }  # fmt: skip
     state = told(fleet, clock, note="alone", queues=[queue])
@@ -1026,7 +1095,15 @@ def test_swr_top_says_what_is_wrong_and_obeys_no_name():
     console.print(top._told(state, 80))
     text = console.export_text()
     assert "\x1b" not in text
-    for words in ("ERROR: t", "warning: t", "and 2 more", "alone", "no leader", "No process reports", "�[2J"):
+    for words in (
+        "ERROR: t. mend it",
+        "warning: t. mend it",
+        "and 2 more",
+        "alone",
+        "no leader",
+        "No process reports",
+        "�[2J",
+    ):
         assert words in text
 
 

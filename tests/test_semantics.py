@@ -20,6 +20,7 @@ from swr.http.caching import (
 )
 from swr.http.fields import parse_directives, vary_of
 from swr.http.request_fields import normalised
+from swr.http.statuses import NEVER_STORED, REFUSALS
 from swr.policy import NO_LIMITS, Limits
 from tests.test_fields import FIELD, hostile
 
@@ -83,12 +84,22 @@ def test_what_is_never_stored(cache_control, more, status, reason, override):
 
 
 @pytest.mark.parametrize(
-    "status", [200, 201, 203, 204, 299, 300, 301, 302, 307, 308, 400, 403, 404, 410, 429, 500, 503]
+    "status", [200, 201, 203, 204, 299, 300, 301, 302, 307, 308, 400, 404, 410, 422, 499, 500, 503]
 )
-def test_an_explicit_lifetime_is_enough_for_any_final_status(status):
+def test_an_explicit_lifetime_is_enough_for_a_status_that_refuses_nobody(status):
     """RFC 9111 3."""
     found = verdict(b"max-age=60", status=status)
     assert (windows(found), found.reason) == ((60, 0, 0), "")
+
+
+@pytest.mark.parametrize("status", sorted(REFUSALS))
+def test_a_refusal_is_stored_only_if_it_says_that_it_is_for_everybody(status):
+    """It speaks of one client; and RFC 6585 lets no cache store some."""
+    for text in (b"max-age=60", b"max-age=60, must-revalidate", b"no-cache", b"max-age=0, stale-if-error=60"):
+        found = verdict(text, (b"etag", b'"a"'), status=status)
+        assert (found.policy, found.reason) == (None, f"status {status}")
+    for text in (b"public, max-age=60", b"s-maxage=60"):
+        assert (verdict(text, status=status).policy is None) == (status in NEVER_STORED)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +317,7 @@ def test_where_a_lifetime_may_be_guessed(status):
     assert windows(verdict(None, *MODIFIED, status=status)) == (600, 0, 0)
 
 
-@pytest.mark.parametrize("status", [201, 202, 302, 303, 307, 400, 401, 403, 418, 429])
+@pytest.mark.parametrize("status", [201, 202, 302, 303, 307, 400, 409, 418])
 def test_where_it_may_be_guessed_only_if_the_response_is_marked_as_public(status):
     """RFC 9111 4.2.2, RFC 9110 15.1."""
     assert verdict(None, *MODIFIED, status=status).reason == "no freshness"
@@ -564,7 +575,7 @@ def test_a_rule_is_for_answers(status):
 
 
 @pytest.mark.parametrize("override", [False, True])
-@pytest.mark.parametrize("status", [201, 302, 307, 400, 403, 404, 410, 429, 501])
+@pytest.mark.parametrize("status", [201, 302, 307, 400, 404, 409, 410, 501])
 def test_a_rule_is_not_for_what_is_not_there(status, override):
     """That something is not there, or is elsewhere for now, is stored only where the response itself says so."""
     terms = RULE._replace(override=override)

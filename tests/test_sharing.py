@@ -31,6 +31,13 @@ from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend():
+    """What decides here is the same on every event loop; test_http and test_guarded run on both."""
+    return "asyncio"
+
+
 RULE = Rule("/{path:path}", fresh_for=60, stale_for=600)
 TOKEN = "right"
 

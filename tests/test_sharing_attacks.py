@@ -1,30 +1,41 @@
 """Ways in which one user could have been given another's answer; each is closed."""
 
+import asyncio
 import contextlib
 import functools
 import sys
 from collections import ChainMap
+from contextvars import Context, ContextVar
+from types import ModuleType
 from typing import Annotated, Any
 
 import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import APIKeyHeader, APIKeyQuery
 from pydantic import AliasChoices, BaseModel, ConfigDict, model_validator
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
+from starlette.datastructures import Headers
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.routing import Host, Mount, Route
 
-from swr import ConfigurationError
+from swr import Cache, ConfigurationError
 from swr.http.request_fields import FieldClass, field_class, selecting_value
 from swr.middleware import Rule, SWRMiddleware
 from tests.fleet import settle
 from tests.web import MAX_AGE, App, brief, client
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    """What decides here is the same on every event loop; test_http and test_guarded run on both."""
+    return "asyncio"
+
 
 RULE = Rule("/{path:path}", fresh_for=60, stale_for=600)
 OWN = {"cache-control": "max-age=60"}
@@ -676,6 +687,62 @@ async def test_a_refusal_with_a_lifetime_replaces_nothing_that_may_still_be_serv
         assert (await http.get("/x")).status_code == 200
 
 
+@pytest.mark.parametrize("status", [401, 402, 403, 407, 429, 451])
+@pytest.mark.parametrize("how", ["returned", "raised", "by middleware"])
+async def test_a_refusal_of_one_client_with_a_lifetime_is_for_nobody_else(cache, status, how):
+    """An address that is not allowed here, say. The field is one of those that select nothing."""
+    app, lasts = FastAPI(), {"cache-control": "max-age=60"}
+
+    def refuses(request: Request) -> bool:
+        return request.headers.get("x-forwarded-for") == "203.0.113.9"
+
+    @app.get("/x")
+    async def answer(request: Request, response: Response) -> Any:
+        response.headers.update(lasts)
+        if how == "raised" and refuses(request):
+            raise HTTPException(status, "no", lasts)
+        return JSONResponse("no", status, lasts) if how == "returned" and refuses(request) else "yes"
+
+    if how == "by middleware":
+
+        @app.middleware("http")
+        async def guard(request: Request, go_on: Any) -> Any:
+            return JSONResponse("no", status, lasts) if refuses(request) else await go_on(request)
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with client(app) as http:
+        found = await http.get("/x", headers={"x-forwarded-for": "203.0.113.9"})
+        assert (found.status_code, found.headers["cache-status"]) == (
+            status,
+            f'swr; fwd=uri-miss; detail="status {status}"',
+        )
+        assert [(await http.get("/x")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
+
+
+async def test_what_a_client_is_refused_for_a_field_of_its_own_is_for_nobody_else(cache):
+    """Where everything has a lifetime, an error that one client causes would be everybody's."""
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def lasts(request: Request, go_on: Any) -> Any:
+        answer = await go_on(request)
+        answer.headers["cache-control"] = "max-age=60"
+        return answer
+
+    @app.get("/x")
+    async def answer(request: Request) -> int:
+        try:
+            return int(request.headers.get("x-page", "1"))
+        except ValueError:
+            raise HTTPException(400, "no number") from None
+
+    app.add_middleware(SWRMiddleware, cache=cache)
+    async with client(app) as http:
+        found = await http.get("/x", headers={"x-page": "abc"})
+        assert (found.status_code, found.headers["cache-status"]) == (400, 'swr; fwd=bypass; detail="field x-page"')
+        assert [(await http.get("/x")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
+
+
 @pytest.mark.parametrize("control", [OWN, {}])
 async def test_an_error_goes_to_nobody_with_other_input(cache, clock, control):
     app, gate, waiting = FastAPI(), anyio.Event(), []
@@ -888,12 +955,17 @@ async def test_an_observer_may_look_at_the_address_and_leave_a_trace(cache):
         assert [(await http.get("/x")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
 
 
-@pytest.mark.parametrize("place", ["state", "scope", "nowhere", "key"])
-async def test_what_middleware_within_keeps_of_an_address_is_shared_with_nobody(cache, place):
+@pytest.mark.parametrize("place", ["state", "scope", "nowhere", "key", "log"])
+async def test_what_middleware_within_makes_of_an_address_is_shared_with_nobody(cache, place):
     app = FastAPI()
 
     @app.middleware("http")
     async def locate(request: Request, call_next: Any) -> Any:
+        if place == "log":
+            answer = await call_next(request)
+            assert request.client.host.startswith("192.0.2")
+            return answer
+        # It may refuse some.
         host = request.client.host
         if place in ("state", "key"):
             request.state.country = f"country of {host}"
@@ -914,7 +986,190 @@ async def test_what_middleware_within_keeps_of_an_address_is_shared_with_nobody(
             transport = httpx.ASGITransport(middleware, client=(host, 1))
             http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
             answer = await http.get("/x")
-            assert answer.json() == ("none" if place == "nowhere" else f"country of {host}")
+            assert answer.json() == ("none" if place in ("nowhere", "log") else f"country of {host}")
         # The last one asks for the second time.
         status = answer.headers["cache-status"]
-        assert status == 'swr; fwd=uri-miss; detail="address"' if place in ("state", "scope") else "hit" in status
+        assert (
+            status == 'swr; fwd=uri-miss; detail="address"'
+            if place in ("state", "scope", "nowhere")
+            else "hit" in status
+        )
+
+
+LOCALE: ContextVar[str] = ContextVar("locale", default="en")
+
+
+@pytest.mark.parametrize("place", ["state", "scope", "variable", "mapping", "unset"])
+@pytest.mark.parametrize("is_keyed", [False, True])
+async def test_what_middleware_around_swr_makes_of_a_request_is_shared_with_nobody_unless_key_names_it(
+    cache, clock, place, is_keyed
+):
+    app = FastAPI()
+
+    @app.get("/x")
+    async def endpoint(request: Request) -> str:
+        if place == "mapping":
+            return dict(request.scope["state"].items())["locale"]
+        return str(request.scope.get("locale") or getattr(request.state, "locale", None) or LOCALE.get())
+
+    def key(scope):
+        return scope.get("locale", scope.get("state", {}).get("locale", LOCALE.get()))
+
+    inner = SWRMiddleware(app, cache, rules=[RULE], key=key if is_keyed else None)
+
+    async def localise(scope, receive, send):
+        language = Headers(scope=scope).get("accept-language", "en")
+        if place == "scope":
+            scope["locale"] = language
+        elif place == "variable":
+            LOCALE.set(language)
+        elif place in ("state", "mapping") or language != "en":
+            scope["state"] = {"locale": language, "request_id": "1"}
+        await inner(scope, receive, send)
+
+    async def ask(http, language):
+        # A server gives each request a context of its own.
+        return await asyncio.create_task(http.get("/x", headers={"accept-language": language}), context=Context())
+
+    async with client(localise) as http:
+        for language in ("de", "en", "fr", "de", "en"):
+            answer = await ask(http, language)
+            assert answer.json() == language
+        detail = {"variable": "context variable locale", "scope": "scope locale"}.get(place, "state locale")
+        assert ("hit" if is_keyed else f'detail="{detail}"') in answer.headers["cache-status"]
+        clock.advance(61)
+        # Background refreshes run in between.
+        for language in ("de", "en", "de", "en"):
+            assert (await ask(http, language)).json() == language
+            await settle()
+
+
+async def test_a_decorated_endpoint_has_responses_for_each_value_of_a_variable_from_around_swr(cache):
+    app, runs = FastAPI(), []
+
+    @app.get("/x")
+    @cache.response(fresh_for=60)
+    async def endpoint() -> str:
+        runs.append(LOCALE.get())
+        return LOCALE.get()
+
+    inner = SWRMiddleware(app, cache)
+
+    async def localise(scope, receive, send):
+        LOCALE.set(Headers(scope=scope)["accept-language"])
+        await inner(scope, receive, send)
+
+    async with client(localise) as http:
+        for language in ("de", "en", "de", "en"):
+            asked = http.get("/x", headers={"accept-language": language})
+            assert (await asyncio.create_task(asked, context=Context())).json() == language
+    assert runs == ["de", "en"]
+
+
+async def test_what_middleware_around_swr_leaves_counts_only_where_the_app_takes_it():
+    left: list[Any] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield {"pool": "pool"}
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/x")
+    async def endpoint(request: Request) -> str:
+        request.state.user = "nobody"
+        del request.state.user
+        request.state.user = "its own"
+        request.scope["note"] = "its own"
+        return f"{request.state.user} {request.scope['note']} {request.state.pool} {request.state.request_id}"
+
+    inner = SWRMiddleware(app, Cache(), rules=[RULE])
+
+    async def outer(scope, receive, send):
+        scope["state"] = {**shared, "user": object(), "locale": "de", "request_id": "1"}
+        scope["note"] = object()
+        await inner(scope, receive, send)
+        left.append((scope["state"]["user"], scope["state"]["locale"], scope["note"]))
+
+    shared: dict[str, Any] = {}
+    answers: list[httpx.Response] = []
+
+    async def receive():
+        if shared:
+            async with client(outer) as http:
+                answers.extend([await http.get("/x") for _ in range(2)])
+        return {"type": "lifespan.shutdown" if shared else "lifespan.startup"}
+
+    async def send(message):
+        pass
+
+    await inner({"type": "lifespan", "asgi": {"version": "3.0"}, "state": shared}, receive, send)
+    assert [answer.headers["swr-state"] for answer in answers] == ["missing", "fresh"]
+    assert left[0] == ("its own", "de", "its own")
+    assert answers[1].json() == "its own its own pool 1"
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        dict,
+        list,
+        lambda state: state.copy(),
+        lambda state: list(state.values()),
+        lambda state: state.get("locale"),
+        lambda state: "locale" in state,
+    ],
+)
+async def test_who_takes_the_whole_state_takes_what_middleware_around_swr_has_put_there(cache, take):
+    app = FastAPI()
+
+    @app.get("/x")
+    async def endpoint(request: Request) -> str:
+        return str(take(request.scope["state"]))
+
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+
+    async def localise(scope, receive, send):
+        scope["state"], scope["note"] = {"locale": "de"}, object()
+        await inner(scope, receive, send)
+
+    async with client(localise) as http:
+        assert "state locale" in (await http.get("/x")).headers["cache-status"]
+
+
+async def test_the_variables_of_a_library_that_observes_requests_select_nothing(cache, monkeypatch):
+    library = ModuleType("ddtrace.somewhere")
+    library.SPAN = ContextVar("span")
+    library.Context = type("Context", (), {"TRANSACTION": ContextVar("transaction")})
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    inner = SWRMiddleware(FastAPI(), cache, rules=[RULE])
+    inner.app.get("/x")(lambda: "x")
+
+    async def trace(scope, receive, send):
+        library.SPAN.set(object())
+        library.Context.TRANSACTION.set(object())
+        await inner(scope, receive, send)
+
+    async with client(trace) as http:
+        for state in ("missing", "fresh"):
+            assert (await asyncio.create_task(http.get("/x"), context=Context())).headers["swr-state"] == state
+
+
+async def test_scopes_of_a_user_who_has_not_logged_in_are_not_shared(cache):
+    app = FastAPI()
+
+    @app.get("/x")
+    async def endpoint(request: Request) -> list[str]:
+        return list(request.auth.scopes)
+
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+
+    async def authenticate(scope, receive, send):
+        scope["user"] = UnauthenticatedUser()
+        scope["auth"] = AuthCredentials(["beta"] if scope["path"] == "/x" and scopes.pop() else [])
+        await inner(scope, receive, send)
+
+    async with client(authenticate) as http:
+        for is_beta in (True, False, True, False):
+            scopes = [is_beta]
+            assert (await http.get("/x")).json() == (["beta"] if is_beta else [])

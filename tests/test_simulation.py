@@ -20,6 +20,7 @@ import pytest
 from swr import StoreUnavailable
 from swr.engine.endings import Endings
 from swr.engine.engine import Engine
+from swr.engine.entries import _Overtaken as Overtaken
 from swr.engine.flights import Flight, Flights
 from swr.engine.lease import Renewals
 from swr.engine.load import Load
@@ -32,16 +33,17 @@ from swr.stores.served import Served
 from swr.stores.tag_versions import TagVersions
 from swr.stores.tiered import TieredStore
 from tests.simulation import simulate as simulation
-from tests.simulation.oracle import HUNG, INVALIDATED, LOST, OLDER, PAUSED, REFUSED, Failed, Oracle
+from tests.simulation.oracle import HUNG, INVALIDATED, LOST, MARKED, OLDER, PAUSED, REFUSED, Failed, Oracle
 from tests.simulation.simulate import SCENARIOS, main, simulate
 from tests.simulation.world import Gate, Link, Server, Weather
 
 FULL = os.environ.get("SWR_FULL") == "1"
 SEEDS = int(os.environ.get("SWR_SIMULATION_SEEDS", 10_000 if FULL else 0))
-REDUCED = {"mixed": 80, "paused-holder": 180, "lost-reply": 180, "invalidation": 120, "loss": 120}
-REDUCED |= {"older-data": 25, "releases": 25, "no-memory": 25, "stalls": 25, "hung-loaders": 25, "failing-crowds": 15}
+REDUCED = {"mixed": 50, "paused-holder": 60, "lost-reply": 60, "invalidation": 60, "loss": 60}
+REDUCED |= {"older-data": 20, "releases": 20, "no-memory": 20, "stalls": 20, "hung-loaders": 20, "failing-crowds": 15}
+REDUCED |= {"fallbacks": 20}
 TRIED = {"paused-holder": PAUSED, "lost-reply": LOST, "invalidation": INVALIDATED}
-TRIED |= {"older-data": OLDER, "no-memory": REFUSED, "hung-loaders": HUNG}
+TRIED |= {"older-data": OLDER, "no-memory": REFUSED, "hung-loaders": HUNG, "fallbacks": MARKED}
 
 
 @pytest.mark.promise
@@ -248,6 +250,28 @@ SABOTAGES = {
         Endings, "fallback", "if entry is None or not (decision.serve or decision.fallback)",
         "if entry is None or entry.is_marked or not (decision.serve or decision.fallback)", "no-memory",
         "could stand in", 5,
+    ),
+    "what flights fall back on is not marked": Sabotage(
+        Flights, "mark_stale", "one.entry = marked_stale(one.entry, version)", "pass", "fallbacks", "which is wrong", 260,
+    ),
+    "what flights fall back on outlives a gap": Sabotage(
+        Flights, "on_gap", "flight.entry = None", "pass", "fallbacks", "before its link came up", 55,
+    ),
+    "a value that is set and not stored outlives a gap": Sabotage(
+        Overtaken, "_note", "self._has_gap = True", "pass", "fallbacks", "that it had heard of", 20,
+    ),
+    "a tag fences no load without a lease": Sabotage(
+        Notifications, "handle", "self._flights.fence += 1", "pass", "fallbacks", "older than its own invalidation", 36,
+    ),
+    "who joins a flight brings it nothing to fall back on": Sabotage(
+        RefreshPath, "join", "flight.entry = entry", "pass", "fallbacks", "older than its answer", 87,
+    ),
+    "what a commit outdates on its way is read": Sabotage(
+        TieredStore, "_on_commit", "own.minimum = max(own.minimum, version)", "pass", "lost-reply",
+        "older than a commit that it had heard of", 29,
+    ),
+    "a local copy is not marked by a soft tag": Sabotage(
+        TieredStore, "_trust", "slot.mark_stale(self.tag_versions.marked_at(entry))", "pass", "mixed", "that it had heard of",
     ),
     "a loader is not invalidated": Sabotage(
         TagVersions, "admits_entry", "entry.loader", "\"\"", "invalidation", "that it had heard of", 10,

@@ -20,7 +20,7 @@ from swr.stats.counts import MOST_NAMES, ROUTE, Counts, Details
 from swr.stores.local import LocalCache
 from swr.testing import FakeClock
 from tests.fleet import Loader, until
-from tests.web import MAX_AGE, App, Origin, client
+from tests.web import MAX_AGE, NAMES_ROUTES, App, Origin, client
 
 pytestmark = pytest.mark.anyio
 
@@ -178,6 +178,7 @@ async def test_a_loader_that_raises_and_has_nothing_stored_is_a_miss_of_its_temp
     assert (counted.missing.load, counted.failed) == (1, 1)
 
 
+@NAMES_ROUTES
 async def test_routes_are_templates_behind_mounts_and_included_routers_and_in_starlette(cache):
     async def answer(request):
         return PlainTextResponse("x", headers={"cache-control": "max-age=60"})
@@ -198,6 +199,7 @@ async def test_routes_are_templates_behind_mounts_and_included_routers_and_in_st
     assert all("7" not in name for name in routes)
 
 
+@NAMES_ROUTES
 async def test_a_client_that_writes_a_parameter_of_a_mount_in_another_way_makes_no_name(cache):
     async def answer(request):
         return PlainTextResponse("x", headers={"cache-control": "max-age=60"})

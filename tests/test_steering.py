@@ -15,6 +15,13 @@ from tests.web import MAX_AGE, App, Client, brief, client, open_later
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend():
+    """What decides here is the same on every event loop; test_http and test_guarded run on both."""
+    return "asyncio"
+
+
 KEPT = {"cache-control": "max-age=60, stale-if-error=3600"}
 
 
@@ -95,6 +102,20 @@ async def test_an_error_for_a_part_is_not_stored_under_the_whole(cache, status):
         app.status = 200
         assert brief(await http.get("/x")) == (200, "2", "missing")
         assert brief(await http.get("/x")) == (200, "2", "fresh")
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_an_error_with_a_lifetime_replaces_no_response_that_may_still_be_served(cache, clock, status):
+    app = App([(b"cache-control", b"max-age=60, stale-if-error=3600")])
+    async with client(SWRMiddleware(app, cache)) as http:
+        await http.get("/x")
+        clock.advance(100)
+        app.status = status
+        answer = await http.get("/x")
+        assert answer.status_code == status
+        assert f'detail="status {status}"' in answer.headers["cache-status"]
+        app.status = 503
+        assert brief(await http.get("/x")) == (200, "1", "stale")
 
 
 @pytest.mark.parametrize("status", [404, 410])

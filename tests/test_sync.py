@@ -12,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import anyio.to_thread
@@ -598,6 +599,36 @@ class TestProcesses:
         # Its lease is given back, and nobody waits for it.
         assert run_script("load.sync.refresh('x')", any_server.url) == "loaded True\n"
 
+    def test_where_gevent_has_replaced_threads_it_is_refused_with_what_to_do(self):
+        output = run_script("""
+import gevent.monkey
+
+gevent.monkey.patch_thread()
+for call in (lambda: load.sync("x"), cache.sync.clear):
+    try:
+        call()
+    except Exception as error:
+        print(type(error).__name__, error)
+""")
+        for line, what in zip(output.splitlines(), ("the .sync of the loader", "cache.sync.clear(...)"), strict=True):
+            assert line.startswith(f"ConfigurationError {what}")
+            assert "needs threads, which gevent has replaced: run this program with threads or processes" in line
+
+    @pytest.mark.parametrize(
+        ("library", "asks"), [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")]
+    )
+    def test_a_library_that_has_replaced_threads_is_named_and_one_that_has_not_changes_nothing(
+        self, library, asks, module, monkeypatch
+    ):
+        for has_replaced in (False, True):
+            monkeypatch.setitem(sys.modules, library, SimpleNamespace(**{asks: lambda _, answer=has_replaced: answer}))
+            if not has_replaced:
+                assert module.one.sync("x") == "x1"
+        with pytest.raises(ConfigurationError, match=f"threads, which {library.partition('.')[0]} has replaced"):
+            module.one.sync("x")
+        monkeypatch.undo()
+        module.cache.sync.close()
+
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.parametrize("where", ["memory", "redis"])
     def test_a_child_has_a_thread_of_its_own(self, where, any_server: Server):
@@ -745,6 +776,20 @@ urlpatterns = [
             [sys.executable, "main.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.stdout == "done\n", done.stderr
+
+
+def test_a_loop_beside_that_of_the_cache_is_told_the_way_and_it_leads_there(module):
+    async def beside() -> str:
+        with pytest.raises(ConfigurationError, match=r"another event loop: .*asyncio\.to_thread"):
+            await module.one("y")
+        return await asyncio.to_thread(module.one.sync, "y")
+
+    async def main() -> None:
+        assert await module.one("x") == "x1"
+        assert await asyncio.to_thread(asyncio.run, beside()) == "y2"
+        await module.cache.aclose()
+
+    asyncio.run(main())
 
 
 def test_a_stale_answer_is_served_and_refreshed_behind_it():

@@ -63,9 +63,10 @@ def test(number, swr_namespace, swr_cache):
         file.write(swr_namespace + chr(10))
     assert swr_cache.namespace == "swr"
 """)
-        assert "16 passed" in run(tmp_path, "-p", "xdist", "-n", "2")
+        # Each worker runs all of them, however slow the other one is.
+        assert "32 passed" in run(tmp_path, "-p", "xdist", "-n", "2", "--dist", "each")
         names = (tmp_path / "names").read_text().split()
-        assert len(names) == len({*names}) == 6
+        assert len(names) == len({*names}) == 12
         assert {name.split("-")[1] for name in names} == {"gw0", "gw1"}
 
     def test_the_plugin_is_in_no_run_that_does_not_name_it(self):
@@ -272,6 +273,26 @@ class TestIsolated:
         from swr import Policy
 
         return Policy(60)
+
+    def test_an_app_that_configures_its_cache_in_the_test_changes_nothing_that_the_test_has_said(self):
+        cache, clock = Cache("redis://redis.internal:6379/0", namespace="shop"), FakeClock()
+
+        def create_app() -> None:
+            cache.configure("redis://redis.internal:6379/1", namespace="app", clock=None, enabled=True, lease_for=5)
+
+        with isolated(cache, clock=clock):
+            create_app()
+            assert repr(cache) == "Cache(namespace='app')"
+            assert cache.engine.clock() == clock()
+            with isolated(cache, "redis://127.0.0.1:1/0", namespace="inner", enabled=False):
+                create_app()
+                assert repr(cache) == "Cache('redis://127.0.0.1:1/0', namespace='inner')"
+                assert not cache.is_shared
+            create_app()
+            assert repr(cache) == "Cache(namespace='app')"
+        assert repr(cache) == "Cache('redis://redis.internal:6379/0', namespace='shop')"
+        create_app()
+        assert repr(cache) == "Cache('redis://redis.internal:6379/1', namespace='app')"
 
 
 class TestServer:

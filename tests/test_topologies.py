@@ -190,6 +190,19 @@ class TestCluster:
             [(Kind.TAG_VERSION, "t"), *((Kind.INVALIDATED, f"k{number}") for number in range(20))], key=str
         )
 
+    async def test_commits_that_come_together_notify_once_each(self, cluster: ClusterOfSix):
+        received = []
+        async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
+            cache.engine.notifications.subscribe(received.append)
+            store = cache.engine.store.store
+            version = await store.now()
+            commits = [b"c%016d%b%b%b" % (version, b"0" * 16, b"f" * 8, name) for name in (b"one", b"two")]
+            together = b"m" + b"".join(b"%08d%b" % (len(commit), commit) for commit in commits)
+            for link in store._servers._links.values():
+                store.on_message(link, together)
+            names = [notification.name for notification in received if notification.kind is Kind.COMMITTED]
+        assert names == ["one", "two"]
+
     async def test_what_other_masters_pass_on_of_tag_versions_leaves_no_gap(self, cluster: ClusterOfSix):
         """Only where they are made do they come in the order of their numbers."""
         namespace = fresh()

@@ -1,5 +1,8 @@
 """Spans of OpenTelemetry, read back through its SDK: what was loaded, for whom, and what its loader did meanwhile."""
 
+import contextlib
+
+import anyio
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -8,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from swr import Cache, ConfigurationError
 from swr.middleware import SWRMiddleware
 from swr.otel import trace_loads
-from tests.fleet import until
+from tests.fleet import Job, settle, until
 from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
@@ -132,6 +135,74 @@ async def test_a_batch_has_one_span_for_each_call_of_its_loader(cache, traced):
     (loaded,), (query,) = traced.named("swr load"), traced.named("query")
     assert query.parent.span_id == loaded.context.span_id
     assert len(traced.named("swr commit")) == 1
+
+
+@pytest.mark.parametrize("is_batch", [True, False])
+async def test_who_waits_for_the_load_of_another_request_has_a_link_to_it(cache, traced, is_batch):
+    gate, begun = anyio.Event(), anyio.Event()
+
+    async def load() -> None:
+        begun.set()
+        await gate.wait()
+
+    @cache.cached("one:{name}", fresh_for=60)
+    async def one(name: str) -> str:
+        await load()
+        return name
+
+    @cache.cached_many("many:{name}", fresh_for=60)
+    async def many(names: list[str]) -> dict[str, str]:
+        await load()
+        return {name: name for name in names}
+
+    async def read(request: str, *names: str) -> None:
+        with traced.tracer.start_as_current_span(request):
+            await (many(list(names)) if is_batch else one(names[-1]))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read, "first", "a", "b")
+        await begun.wait()
+        for _ in range(2):
+            group.start_soon(read, "other", "b")
+        group.start_soon(many, ["b"]) if is_batch else group.start_soon(one, "b")
+        flight = cache.engine.flights.get("many:b" if is_batch else "one:b")
+        await until(lambda: flight.waiters == 4)
+        gate.set()
+    (loaded,), (first,) = traced.named("swr load"), traced.named("first")
+    assert (loaded.parent.span_id, first.links) == (first.context.span_id, ())
+    assert [links_of(span) for span in traced.named("other")] == [[loaded.context.span_id]] * 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_waits_for_another_process_has_a_link_only_if_its_own_then_loads(two, traced, fails):
+    one, other = two
+    cache = Cache()
+    cache.engine = other.engine
+    end = trace_loads(cache, traced.tracer)
+    elsewhere, job = Job(lambda run: RuntimeError("no") if fails else 1), Job(lambda run: 2)
+    elsewhere.gate = anyio.Event()
+
+    async def load() -> None:
+        with pytest.raises(RuntimeError, match="no") if fails else contextlib.nullcontext():
+            await one.engine.fetch("k", elsewhere)
+
+    async def read() -> None:
+        with traced.tracer.start_as_current_span("request"):
+            assert (await other.engine.fetch("k", job)).value == (2 if fails else 1)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(load)
+        await elsewhere.begun.wait()
+        for _ in range(3):
+            group.start_soon(read)
+        await settle()
+        elsewhere.gate.set()
+    end()
+    loads = traced.named("swr load")
+    assert len(loads) == fails
+    ids = [load.context.span_id for load in loads]
+    # The request that began the flight is the parent of its load.
+    assert sorted(links_of(span) for span in traced.named("request")) == ([[], ids, ids] if fails else [[], [], []])
 
 
 async def test_tracing_ends_and_begins_again_and_one_tracer_at_a_time_is_enough(traced):

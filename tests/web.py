@@ -1,5 +1,7 @@
 """What stands for the web in tests: apps that do as they are told, and clients."""
 
+import importlib.metadata
+
 import anyio
 import httpx
 import pytest
@@ -11,6 +13,8 @@ from tests.fleet import settle
 LEFT_OPEN = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <async_generator object Request.stream:pytest.PytestUnraisableExceptionWarning"
 )
+_STARLETTE = tuple(map(int, importlib.metadata.version("starlette").split(".")[:2]))
+NAMES_ROUTES = pytest.mark.skipif(_STARLETTE < (1, 7), reason="Starlette tells the route of a request from 1.7 on")
 
 
 class App:

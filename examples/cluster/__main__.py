@@ -24,7 +24,7 @@ from swr.refreshers import QueueStatus, Refresher
 
 PRODUCERS: Final = 3
 CONSUMERS: Final = 3
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = 300.0
 R = TypeVar("R")
 
 
@@ -122,7 +122,7 @@ async def _kill(master: Server, replica: Server) -> float:
 
 
 async def _status_once(condition: Callable[[QueueStatus], bool], refresher: Refresher) -> QueueStatus:
-    """Return what the queue holds as soon as `condition` is true of it, or what it held after a minute.
+    """Return what the queue holds as soon as `condition` is true of it, or what it held after five minutes.
 
     Raises:
         StartError: it gave no answer.

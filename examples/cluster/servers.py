@@ -128,7 +128,7 @@ def _knows_all(node: Node) -> bool:
 
 
 def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
-    """Make one cluster of empty nodes, a replica to each master; return when any master could be replaced.
+    """Make one cluster of empty nodes, a replica to each master or none; return when any master could be replaced.
 
     Raises:
         StartError: they did not come together.
@@ -141,7 +141,7 @@ def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
     for node in nodes[1:]:
         node.command("CLUSTER", "MEET", "127.0.0.1", str(first.port), str(first.bus))
         first.command("CLUSTER", "MEET", "127.0.0.1", str(node.port), str(node.bus))
-    for master, replica in zip(masters, replicas, strict=True):
+    for master, replica in zip(masters, replicas, strict=bool(replicas)):
         name = master.command("CLUSTER", "MYID").decode().split("\r\n")[1]
         until(partial(_follows, replica, name), "a replica knows its master")
     until(lambda: all(_knows_all(node) for node in nodes), "all are one cluster")

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -14,11 +15,10 @@ from typing import Final
 
 from rich.console import Console
 
+from examples.demo import rounds, tour
 from examples.demo.log import Log
-from examples.demo.rounds import ROUNDS, rounds_tour
 from examples.demo.servers import StartError, redis, redis_binary, workers
 from examples.demo.signals import cancelled_by_signals
-from examples.demo.tour import keep_busy, tour
 from examples.flights import build
 
 WORKERS: Final = 2
@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument(
         "--seconds", type=float, default=20, metavar="N", help="how long the tour takes; 20 by default, 5 at least"
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="requests a second; 250 by default, 100 with a strategy of rounds"
     )
     parser.add_argument(
         "--strategy",
@@ -65,7 +68,7 @@ async def _until_signal(console: Console, options: argparse.Namespace, stays: bo
             if stays:
                 served = True
                 _invite(console, url)
-                await keep_busy(url, WORKERS, airports)
+                await tour.keep_busy(url, WORKERS, airports)
     except asyncio.CancelledError:
         # Ctrl-C is how serving ends.
         return 0 if served and received[0] is signal.SIGINT else 128 + received[0]
@@ -93,11 +96,13 @@ async def _show(
     flights = build(database)
     await asyncio.sleep(0)
     # A fifth of the tour: long enough to be hit often, short enough to be seen going stale, or loaded again.
-    every = seconds / ROUNDS
+    every = seconds / rounds.ROUNDS
     fresh_for = max(2.0, every) if strategy == "read" else 2 * every
     stale_for = 2 * fresh_for
     rounds_log = folder / "rounds.log"
     environment = {"FLIGHTS_DB": str(database), "FRESH_FOR": f"{fresh_for}s", "STALE_FOR": f"{stale_for}s"}
+    environment |= {"XDG_STATE_HOME": str(folder)}
+    board = f"{DASHBOARD}?token={_token(folder / 'swr')}"
     environment |= {"STRATEGY": strategy, "EVERY": f"{every}s", "ROUNDS_LOG": str(rounds_log)}
     if binary is None:
         os.environ.pop("REDIS_URL", None)
@@ -109,11 +114,11 @@ async def _show(
         environment["REDIS_URL"] = stack.enter_context(redis(binary, folder))
         console.print(f"{Path(binary).name}: {environment['REDIS_URL']}")
     url = stack.enter_context(workers("examples.demo.app:app", WORKERS, environment, folder))
-    console.print(f"ranking API: {url}, {WORKERS} worker processes\ndashboard:   {url}{DASHBOARD}")
+    console.print(f"ranking API: {url}, {WORKERS} worker processes\ndashboard:   {url}{board}")
     if binary is not None:
         console.print(f"in a terminal: .venv/bin/swr top --redis {environment['REDIS_URL']}")
     if stays and options.browser and _has_screen():
-        webbrowser.open(url + DASHBOARD)
+        webbrowser.open(url + board)
     await asyncio.sleep(0)
     if strategy == "read":
         console.print(
@@ -121,15 +126,25 @@ async def _show(
             f"all, fresh for {fresh_for:g} s and stale for {stale_for:g} s more, asked for in the order of a real\n"
             f"trace:\n{_TRACE}"
         )
-        await tour(console, url, WORKERS, flights, seconds)
+        await tour.tour(console, url, WORKERS, flights, seconds, options.rate or tour.RATE)
     else:
         console.print(
             f"\n105 rankings, the Top 100 aircraft by delay at 105 airports, loaded every {every:g} s\n"
             f"and fresh for {fresh_for:g} s, {STRATEGIES[strategy]}.\n"
             f"They are asked for in the order of a real trace:\n{_TRACE}"
         )
-        await rounds_tour(console, url, WORKERS, flights, Log(rounds_log), every)
+        log = Log(rounds_log)
+        await rounds.rounds_tour(console, url, WORKERS, flights, log, every, options.rate or rounds.RATE)
     return url, flights.airports()
+
+
+def _token(folder: Path) -> str:
+    """Make the token of the demo's dashboard, which goes when the demo does, and return it."""
+    folder.mkdir()
+    path, token = folder / "dashboard-token", secrets.token_urlsafe(16)
+    path.touch(0o600)
+    path.write_text(token)
+    return token
 
 
 def _has_screen() -> bool:
@@ -141,7 +156,7 @@ def _invite(console: Console, url: str) -> None:
     head = "curl -s -o /dev/null -D -"
     console.print(
         f"\nA few requests a second go on until Ctrl-C, so that there is something to see:\n"
-        f"  {url}{DASHBOARD}   the fleet, requests, the life of a key\n"
+        f"  the dashboard, at the address above: the fleet, requests, the life of a key\n"
         f"  {url}/docs   the API\n"
         f"Look at SWR-State, Cache-Status, Age and Worker. Without the cache:\n"
         f"  {head} {url}/uncached/rankings/ATL\n"

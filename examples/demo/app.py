@@ -21,6 +21,6 @@ def _tell(event: Event) -> None:
         _log.write(int(event.version / 1e6 // refresher.every), event.key.removeprefix("delay:"))
 
 
-# For this machine alone, as there is no `auth`: any button may be tried.
+# For this machine's user alone, as there is no `auth`: any button may be tried.
 app.mount("/swr", dashboard(cache, actions=True, simulate=True))
 cache.subscribe(_tell, Committed, RoundQueued)

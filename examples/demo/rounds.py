@@ -23,12 +23,14 @@ RATE: Final = 100.0
 ROUNDS: Final = 5
 # Nobody asks for the last airports but the tour itself: what it finds there, a round has loaded.
 QUIET: Final = ROUNDS
-_WARM_WITHIN: Final = 20.0
+_WARM_WITHIN: Final = 60.0
 _COLUMNS: Final = ("round", "queued by", "loads", "late flight", "fresh", "p99 ms")
 _LINE: Final = "{:>5}  {:>9}  {:<28}  {:<12}  {:>5}  {:>6}"
 
 
-async def rounds_tour(console: Console, url: str, workers: int, flights: Flights, log: Log, every: float) -> None:
+async def rounds_tour(
+    console: Console, url: str, workers: int, flights: Flights, log: Log, every: float, rate: float
+) -> None:
     """Show a refresher at work, for five rounds.
 
     Parameters:
@@ -38,6 +40,7 @@ async def rounds_tour(console: Console, url: str, workers: int, flights: Flights
         flights: its database, to count the loads and name the airports.
         log: what the workers say.
         every: seconds between the beginnings of two rounds.
+        rate: requests a second.
 
     Raises:
         StartError: the rankings are not loaded.
@@ -49,12 +52,12 @@ async def rounds_tour(console: Console, url: str, workers: int, flights: Flights
         readers = await connect(url, READERS, workers, stack)
         [client] = await connect(url, 1, 1, stack)
         tour = _Tour(console, client, log, every, first, airports)
-        console.print(f"\n{RATE:g} requests a second, round after round:\n")
+        console.print(f"\n{rate:g} requests a second, round after round:\n")
         console.print(_LINE.format(*_COLUMNS))
         paths = [f"/rankings/{airport}" for airport in airports[:-QUIET]]
         seconds = (first + ROUNDS) * every - time.time()
         async with asyncio.TaskGroup() as group:
-            group.create_task(replay(readers, requests(paths), seconds, tour.on_answer, RATE))
+            group.create_task(replay(readers, requests(paths), seconds, tour.on_answer, rate))
             await tour.run()
             loaded = flights.loads
     fresh, stale, missing = (tour.states[state] for state in STATES)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).parents[2]
-_STARTS_WITHIN: Final = 20.0
-_ENDS_WITHIN: Final = 10.0
+_STARTS_WITHIN: Final = 120.0
+_ENDS_WITHIN: Final = 30.0
 
 
 def redis_binary() -> str | None:

@@ -18,7 +18,7 @@ READERS: Final = 48
 RATE: Final = 250.0
 
 
-async def tour(console: Console, url: str, workers: int, flights: Flights, seconds: float) -> None:
+async def tour(console: Console, url: str, workers: int, flights: Flights, seconds: float, rate: float) -> None:
     """Show the ranking API at work.
 
     Parameters:
@@ -27,12 +27,13 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
         workers: the number of its worker processes.
         flights: its database, to count the loads and name the airports.
         seconds: how long; a third of it more goes to the comparison.
+        rate: requests a second.
     """
     airports = flights.airports()
     paths = _paths(airports)
     progress = Progress(console, lambda: flights.loads, live=console.is_terminal and not console.is_dumb_terminal)
-    due = int(seconds / 3 * RATE)
-    before = int(seconds * RATE) - due
+    due = int(seconds / 3 * rate)
+    before = int(seconds * rate) - due
     shown: list[bool] = []
     loads_before: list[int] = []
     uncached: list[float] = []
@@ -44,16 +45,16 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
             shown.append(await add_late_flight(client, airport, progress.on_answer))
 
     async def count_loads() -> None:
-        await asyncio.sleep(before / RATE)
+        await asyncio.sleep(before / rate)
         loads_before.append(flights.loads)
 
     async with AsyncExitStack() as stack:
         readers = await connect(url, READERS, workers, stack)
-        console.print(f"{RATE:g} requests a second, and one late flight added every second, for {seconds:g} s:\n")
+        console.print(f"{rate:g} requests a second, and one late flight added every second, for {seconds:g} s:\n")
         with progress:
             async with asyncio.TaskGroup() as group:
                 beside = [group.create_task(each) for each in (progress.run(), write(), count_loads())]
-                await replay(readers, requests(paths), seconds, progress.on_answer, RATE)
+                await replay(readers, requests(paths), seconds, progress.on_answer, rate)
                 for task in beside:
                     task.cancel()
         # Refreshes that are still under way belong to the tour.
@@ -62,8 +63,8 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
         console.print(states_table(progress))
         console.print(f"\nThe last {due:,} of them once more, at the same rate, without the cache ...\n")
         without = (f"/uncached{path}" for path in islice(requests(paths), before, before + due))
-        await replay(readers, without, seconds / 3, lambda answer: uncached.append(answer.waited), RATE)
-    cached = [answer.waited for state in STATES for answer in progress.answers[state] if before / RATE <= answer.due]
+        await replay(readers, without, seconds / 3, lambda answer: uncached.append(answer.waited), rate)
+    cached = [answer.waited for state in STATES for answer in progress.answers[state] if before / rate <= answer.due]
     sides = [
         Side("with the cache", cached, loads - loads_before[0]),
         Side("without the cache", uncached, flights.loads - loads),

@@ -16,8 +16,9 @@ TOKEN: Final = "SWR_DASHBOARD_TOKEN"
 _EXAMPLES: Final = f"""\
 examples:
   swr dashboard --redis redis://127.0.0.1:6379/0
-      A page on http://127.0.0.1:8010 that shows every process which reports: those
-      with Cache(reports=True), SWR_REPORTS=1, or a dashboard of their own.
+      A page that shows every process which reports: those with Cache(reports=True),
+      SWR_REPORTS=1, or a dashboard of their own. It prints the address to open, with
+      the token that this user's dashboards share.
   {AUTH}=user:password swr dashboard --listen :8010 --actions
       On all interfaces, for who knows these, and with buttons that invalidate.
   {TOKEN}=secret swr dashboard
@@ -57,12 +58,14 @@ def _dashboard(options: argparse.Namespace) -> int:
         return say(f"dashboard needs uvicorn ({error}): pip install 'swr[dashboard]'", FAILURE)
     from swr.dashboard.access import gate_of, secret_of
     from swr.dashboard.keys import Keys
+    from swr.dashboard.loopback import link
+    from swr.dashboard.own_token import own_token
     from swr.dashboard.server import Server
 
     cache = cache_of(options)
     auth, token = os.environ.get(AUTH), os.environ.get(TOKEN)
     if auth is None and not _is_loopback(options.listen[0]):
-        raise ConfigurationError(f"beyond this machine somebody has to say who he is: set {AUTH} to user:password")
+        raise ConfigurationError(f"others than this machine could reach the page: set {AUTH} to user:password")
     user, colon, password = (auth or "").partition(":")
     gate = gate_of((user, secret_of(password, AUTH)) if colon else auth)
     app = Server(
@@ -75,6 +78,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         beside=True,
     )
     listener, shown = listener_at(options.listen)
+    page = f"http://{shown}/" if auth is not None else link(f"http://{shown}/", own_token())
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
         app,
@@ -90,7 +94,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
     async def serve() -> None:
         async with cache:
-            print(f"swr: http://{shown}/ shows the namespace {cache.namespace!r}", flush=True)
+            print(f"swr: {page} shows the namespace {cache.namespace!r}", flush=True)
             await uvicorn.Server(config).serve([listener])
 
     asyncio.run(serve())

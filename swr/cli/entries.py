@@ -131,9 +131,9 @@ def _invalidate(options: argparse.Namespace) -> int:
     empty = [name for name in ("key", "url", "tag", "loader") if getattr(options, name) == ""]
     if "" in options.what and not options.loader:
         # A variable of a shell that is empty, say.
-        raise ConfigurationError("KEY '' is nothing; for everything: --all")
+        raise ConfigurationError("KEY is empty: give a key, or --all for everything")
     if empty:
-        raise ConfigurationError(f"--{empty[0]} '' is nothing; for everything: --all")
+        raise ConfigurationError(f"--{empty[0]} is empty: give it a value, or --all for everything")
     if options.loader and options.all and not options.what:
         del given["all"]
     elif options.what and not {*given} <= {"loader"}:

@@ -138,7 +138,7 @@ async def _page(store: "RedisStore", wanted: _Wanted, number: int, cursor: int, 
 
 
 async def _scan(store: "RedisStore", link: "ServerLink", cursor: int) -> tuple[int, list[bytes]]:
-    """Return the next cursor, and where entries are; a lease is none."""
+    """Return the next cursor, and the names of entries, without those of leases."""
     prefix = "".join(f"\\{char}" if char in "*?[]\\^" else char for char in store.names.prefix.decode())
     step = await link.ask("SCAN", cursor, "MATCH", f"{prefix}:{{*}}", "COUNT", _STEP)
     # A server that moves its keys to another table may say one of them twice.

@@ -12,6 +12,7 @@ import msgspec
 from swr.cli.shared import Commands, Failure, add_store, add_watch, command, key_of, watched, with_store
 from swr.core.keys import one_line
 from swr.errors import ConfigurationError
+from swr.stores.redis.inspection import moment
 
 if TYPE_CHECKING:
     from swr.refreshers.queue.queue import Queue
@@ -87,7 +88,7 @@ def _told(status: "QueueStatus") -> str:
         *((name, f"{getattr(status, name):,}") for name in ("queued", "running", "waiting", "dirty", "dead")),
         ("consumers", ", ".join(consumers) or "none"),
         ("leader", f"for {status.leads_for:.1f} s unless it renews its lease" if status.leads_for else "none"),
-        ("round", "none" if status.round is None else str(status.round)),
+        ("round", "none" if status.round is None else moment(status.round)),
         ("so far", ", ".join(f"{count:,} {name}" for name, count in sorted(status.counts.items())) or "nothing"),
     ]
     return "\n".join(f"{name:<12} {text}" for name, text in lines)

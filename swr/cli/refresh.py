@@ -111,7 +111,7 @@ async def _work(refresher: Refresher, on_event: Callable[[Any], None], stop: asy
 
 @contextlib.contextmanager
 def _until_a_signal(stop: asyncio.Event) -> Iterator[None]:
-    """Have SIGTERM and SIGINT set `stop`, and nothing else."""
+    """Make SIGTERM and SIGINT set `stop`, and do nothing else."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:

@@ -18,10 +18,10 @@ _WAITED_FOR = 2
 
 
 class Lines:
-    """Where lines go.
+    """Writes lines.
 
     Parameters:
-        file: where.
+        file: where to.
         gone: called when nobody reads there any more.
     """
 

@@ -161,8 +161,8 @@ def watched(options: argparse.Namespace, show: Callable[[], int]) -> int:
     """Show something once, or again and again; return the exit code.
 
     Raises:
-        ConfigurationError: the pause is none.
-        Failure: it could not be shown the one time.
+        ConfigurationError: the pause is out of range.
+        Failure: it could not be shown, without --watch.
     """
     if options.watch is None:
         return show()
@@ -254,13 +254,13 @@ def imported(name: str) -> Any:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
             raise ConfigurationError(
-                f"there is no module {error.name!r}: {name!r} is looked for from the current directory"
+                f"there is no module {error.name!r}: swr looks for {name!r} from the current directory"
             ) from None
         raise Failure(f"importing {where!r} failed: {described(error)}") from error
     try:
         return operator.attrgetter(what)(module)
     except AttributeError as error:
-        raise ConfigurationError(f"{name!r} is not there: {error}") from None
+        raise ConfigurationError(f"cannot find {name!r}: {error}") from None
 
 
 def redis_of(engine: "Engine", name: str) -> "RedisStore":
@@ -270,7 +270,7 @@ def redis_of(engine: "Engine", name: str) -> "RedisStore":
         name: what was asked for that uses this cache.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: the cache has no store in Redis.
     """
     from swr.refreshers.queue.queue import store_of
 
@@ -292,7 +292,7 @@ def described(error: BaseException | None) -> str:
 
 
 def duration(text: str) -> Duration:
-    """Return a number as seconds, anything else as it is: what it means is not decided here."""
+    """Return a number as seconds, and anything else unchanged, for swr to check."""
     try:
         return float(text)
     except ValueError:
@@ -336,7 +336,7 @@ def _kinds_of(loader: Any) -> list[Any]:
 
 
 def _as_declared(value: Any, kind: Any) -> Any:
-    """Return text as what it is declared, if that is none; anything else as it is."""
+    """Return text as the type that it is declared with, if that is not text; anything else as it is."""
     is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     kinds = [one for one in (typing.get_args(kind) if is_union else (kind,)) if one is not types.NoneType]
     if isinstance(value, str) and all(isinstance(one, type) and issubclass(one, _NO_TEXT) for one in kinds):
@@ -348,7 +348,7 @@ def loader_of(name: str) -> Any:
     """Return the cached loader MODULE:FUNCTION.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not a cached loader.
         Failure: its module raised something.
     """
     loader = imported(name)
@@ -369,7 +369,9 @@ def key_with(loader: Any, args: tuple[Any, ...]) -> str:
         return cast(str, loader.key(*args))
     except TypeError as error:
         shown = ", ".join(map(repr, args))
-        raise ConfigurationError(f"the loader of {loader.template!r} is not called ({shown}): {error}") from None
+        raise ConfigurationError(
+            f"the loader of {loader.template!r} cannot be called with ({shown}): {error}"
+        ) from None
 
 
 def key_of(text: str) -> str:

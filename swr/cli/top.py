@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
         "What the processes of a namespace do now, and what is wrong.",
         _EXAMPLES,
     )
-    top.add_argument("--once", action="store_true", help="show it once, of two seconds, and end")
+    top.add_argument("--once", action="store_true", help="show two seconds once, and end")
     add_store(top)
 
 
@@ -106,7 +106,8 @@ def _lines(state: State) -> "list[Text]":
         lines.append(_text(state["note"], "yellow"))
     for problem in state["problems"][:_MOST_PROBLEMS]:
         word, style = ("ERROR", "bold red") if problem["level"] == "error" else ("warning", "yellow")
-        lines.append(_text(f"{word}: {problem['text']}", style))
+        text = f"{word}: {problem['text'].removesuffix('.')}. "
+        lines.append(_text(text, style).append(problem["remedy"], "default"))
     more = len(state["problems"]) - _MOST_PROBLEMS
     if more > 0:
         lines.append(_text(f"and {more} more", "yellow"))
@@ -123,7 +124,7 @@ def _queue(queue: Queue) -> "Text":
 
 
 def _text(text: str, style: str = "") -> "Text":
-    """Return text for the terminal, to which nothing in it is a command."""
+    """Return text that the terminal shows as it is: nothing in it is a command to the terminal."""
     from rich.text import Text
 
     return Text("".join(char if char.isprintable() else "\ufffd" for char in text), style)

@@ -206,7 +206,7 @@ class Warming:
         self._limiter.change()
 
     def _show(self) -> None:
-        """Show how far it is, to whoever looks."""
+        """Show the progress, if stderr is a terminal."""
         done = self._done
         share = done * 100 // self.total if self.total else 100
         if share == self._shown or not sys.stderr.isatty():

@@ -73,9 +73,8 @@ class Watch:
         for name, before, now in zip(self._looks, seen, self.look(values), strict=True):
             if before != now:
                 raise ConfigurationError(
-                    f"{name} of {self._where} changed from {before} to {now} between the call and the end "
-                    f"of its load, whose value belongs to neither: do not change what a cached loader was called "
-                    f"with, or pass the attribute itself"
+                    f"{name} of {self._where} changed from {before} to {now} during its load, so the value belongs to "
+                    f"neither: do not change what a cached loader was called with, or pass the attribute itself"
                 )
 
 
@@ -92,7 +91,7 @@ class Arguments:
         self._kwargs = kwargs
 
     def for_load(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return them for one run of the loader, which may change what it is given."""
+        """Return the arguments for one run of the loader, which may change them."""
         return self._args, self._kwargs
 
     def check(self) -> None:

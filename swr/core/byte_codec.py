@@ -46,5 +46,5 @@ class NameCodec(ByteCodec, Protocol):
         """Return the name that `encode_name` was given.
 
         Raises:
-            CodecError: it is none.
+            CodecError: `encode_name` has not made it.
         """

@@ -87,7 +87,7 @@ class Codec:
         except (TypeError, NotImplementedError) as error:
             raise ConfigurationError(
                 f"values of type {name_of(kind)} cannot be stored in Redis: {error}. Of several classes let one object "
-                f"hold the value, a pydantic RootModel for one; a loader whose values need not leave this process may "
+                f"hold the value, such as a pydantic RootModel; a loader whose values need not leave this process may "
                 f"be annotated with Any"
             ) from None
         # Returns the value that a payload was made of.
@@ -138,7 +138,7 @@ class Codec:
             ) from error
 
     def _compared(self, back: Any, value: Any, payload: bytes) -> bytes:
-        """Return the payload, with what it has left out.
+        """Return the payload, completed by what it left out of `value`.
 
         Raises:
             Changed: `back` differs from `value`, and cannot be repaired.
@@ -193,5 +193,5 @@ UNSHARED: Final = _UnsharedCodec()
 @functools.lru_cache(maxsize=1024)
 def _part_codec(kind: Any) -> Codec:
     if kind is None:
-        raise CodecError("nothing says of what type a part is")
+        raise CodecError("no annotation says what type a part has")
     return Codec(kind)

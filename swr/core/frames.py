@@ -261,7 +261,7 @@ def _check_header(header: _Header) -> None:
     """Refuse what no process of swr writes, and what arithmetic would stumble over.
 
     Raises:
-        CodecError: a time is none.
+        CodecError: a time is not a number, or far too large.
     """
     times = abs(header.created_at) + abs(header.fresh_until) + abs(header.stale_until) + abs(header.error_until)
     # False for NaN, too.
@@ -312,7 +312,7 @@ def decode(key: str, frame: bytes, codec: Codec | None, packing: Packing = PLAIN
         read = header.fingerprint
         fingerprint = read if codec is None else codec.fingerprint
         if header.key != name or not shown.decode() == read == fingerprint:
-            raise CodecError(f"it is of key {header.key!r} and type {read}, not {key!r} and {fingerprint}")
+            raise CodecError(f"the frame holds key {header.key!r} of type {read}, not {key!r} of type {fingerprint}")
         if not version.isdigit() or number > _LATEST:
             raise CodecError(f"its version is {version!r}")
         _check_header(header)

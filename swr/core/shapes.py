@@ -125,7 +125,7 @@ def _unwritable_model(kind: Any, path: str, seen: set[Any]) -> tuple[str, str] |
 
 
 def _opaque_fields(kind: Any) -> dict[str, Any]:
-    """The fields of a model that hold a class of which pydantic knows only what its instances are."""
+    """Return the fields of a model that hold a class of which pydantic checks nothing but the type."""
     schema = kind.__pydantic_core_schema__
     while schema["type"] in ("definitions", "model"):
         schema = schema["schema"]

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import inspect
-import ipaddress
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -11,30 +10,18 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
+from starlette.responses import Response
 
+from swr.dashboard.answers import refused
+from swr.dashboard.loopback import Loopback
 from swr.errors import ConfigurationError
+from swr.middleware.guesses import Guesses
 
 log = logging.getLogger("swr")
 
 # What says who may look: a token, a user and a password, or a function of the request.
 Auth = str | tuple[str, str] | Callable[[Request], bool] | Callable[[Request], Awaitable[bool]]
 
-# Proxies write these. The address of a client behind one is that of the proxy.
-_FORWARDING: Final = (
-    "forwarded",
-    "via",
-    "client-ip",
-    "true-client-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-azure-clientip",
-    "x-scheme",
-    "x-url-scheme",
-    "x-nginx-proxy",
-    "x-varnish",
-    "front-end-https",
-)
-_FORWARDING_PREFIXES: Final = ("x-forward", "x-real-", "x-original-", "x-envoy-", "x-amz", "cf-", "fastly-", "fly-")
 # A page of another site cannot send it without asking first, and this app never allows that.
 ACTION_FIELD: Final = "x-swr-action"
 _LONGEST_CREDENTIALS: Final = 4096
@@ -43,29 +30,8 @@ _LONGEST_CREDENTIALS: Final = 4096
 class Gate(Protocol):
     """Lets requests in."""
 
-    async def admit(self, request: Request) -> str | None:
-        """Return who asks, for the log, or None: the request is refused."""
-
-
-class Loopback:
-    """Lets in whoever uses this machine, and nobody by way of a proxy or of another site's name.
-
-    A page of another site can have its own name resolve to the loopback, and would then read what it finds there. So
-    the name that the browser asked for has to be that of the loopback, too.
-    """
-
-    async def admit(self, request: Request) -> str | None:
-        """Return the client's address, or None."""
-        client = request.client
-        names = request.headers.keys()
-        # No browser speaks HTTP/1.0. nginx before 1.29.7 does, and unless it is told to, it says nothing of the client.
-        if request.scope.get("http_version") == "1.0":
-            return None
-        if client is None or not _is_loopback(client.host) or len(request.headers.getlist("host")) != 1:
-            return None
-        if any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES) for name in names):
-            return None
-        return client.host if _is_loopback(_host_of(request.headers["host"])) else None
+    async def admit(self, request: Request) -> str | Response:
+        """Return who asks, for the log, or how the request is answered in place."""
 
 
 class Credentials:
@@ -81,29 +47,45 @@ class Credentials:
     def __init__(self, user: str | None, password: str) -> None:
         self._user = None if user is None else user.encode()
         self._password = password.encode()
+        self._guesses = Guesses("auth= of the dashboard")
 
-    async def admit(self, request: Request) -> str | None:
-        """Return the user, or None."""
-        lines = request.headers.getlist("authorization")
+    async def admit(self, request: Request) -> str | Response:
+        """Return the user, or a refusal."""
+        given = self._given(request.headers.getlist("authorization"))
+        challenge = refused("who are you?", 401, {"www-authenticate": 'Basic realm="swr", charset="UTF-8"'})
+        if given is None:
+            return challenge
+        wait = self._guesses.wait(request.client)
+        if wait:
+            text = f"too many wrong passwords came from your address: wait {wait} s"
+            return refused(text, 429, {"retry-after": str(wait)})
+        user, password = given
+        # Both are compared, so that the time does not tell which was wrong.
+        is_user = _same(user, user if self._user is None else self._user)
+        is_password = _same(password, self._password)
+        if is_user and is_password:
+            return user.decode("utf-8", "replace") or "token"
+        self._guesses.note(request.client, user + b":" + password)
+        return challenge
+
+    def _given(self, lines: list[str]) -> tuple[bytes, bytes] | None:
+        """Return user and password; None: none are given, or it is not clear which."""
         if len(lines) != 1 or len(lines[0]) > _LONGEST_CREDENTIALS:
             return None
         scheme, _, rest = lines[0].partition(" ")
         if scheme.lower() == "bearer" and self._user is None:
-            return "token" if _same(_raw(rest.strip()), self._password) else None
+            return b"", _raw(rest.strip())
         if scheme.lower() != "basic":
             return None
         try:
             user, colon, password = base64.b64decode(rest.strip(), validate=True).partition(b":")
         except (binascii.Error, ValueError):
             return None
-        # Both are compared, so that the time does not tell which was wrong.
-        is_user = _same(user, user if self._user is None else self._user)
-        is_password = _same(password, self._password)
-        return user.decode("utf-8", "replace") or "token" if colon and is_user and is_password else None
+        return (user, password) if colon else None
 
 
 class Function:
-    """Lets in what a function of the application lets in.
+    """Lets in the requests for which a function of the application returns True.
 
     Parameters:
         function: takes the request; only True, or an awaitable of True, lets it in.
@@ -113,8 +95,8 @@ class Function:
         self._function = function
         self._has_warned = False
 
-    async def admit(self, request: Request) -> str | None:
-        """Return the client's address, or None."""
+    async def admit(self, request: Request) -> str | Response:
+        """Return the client's address, or a refusal."""
         answer = self._function(request)
         if inspect.isawaitable(answer):
             answer = await answer
@@ -126,7 +108,7 @@ class Function:
                 "auth= of the dashboard has returned a %s, which lets nobody in: return True or False",
                 type(answer).__name__,
             )
-        return None
+        return refused("auth= of this dashboard does not let you in", 403)
 
 
 def gate_of(auth: Auth | None) -> Gate:
@@ -195,26 +177,6 @@ def _is_own(request: Request, origin: str) -> bool:
     except ValueError:
         return False
     return bool(host) and host.lower() == request.headers.get("host", "").lower()
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
-
-
-def _host_of(authority: str) -> str:
-    """Return the host of a `Host` field."""
-    if authority.startswith("["):
-        host, bracket, port = authority[1:].partition("]")
-        return host if bracket and (not port or port[0] == ":") else ""
-    host, _, port = authority.partition(":")
-    return host if not port or port.isdecimal() else ""
 
 
 def _raw(text: str) -> bytes:

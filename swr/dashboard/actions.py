@@ -94,8 +94,8 @@ class Actions:
             log.warning("dashboard: %r asked for %r and was refused: %s", who, name, _in_one_line(cleaned(str(error))))
             raise Refused(str(error), status) from None
         except StoreUnavailable as error:
-            log.warning("dashboard: %r asked for %r, and Redis did not carry it out: %s", who, name, error)
-            raise Refused(f"Redis did not carry it out: {error}", 503) from None
+            log.warning("dashboard: %r asked for %r, and Redis did not confirm it: %s", who, name, error)
+            raise Refused(f"Redis did not confirm it: {error}", 503) from None
         log.warning("dashboard: %r asked for %r: %s", who, name, _in_one_line(done))
         return done
 
@@ -237,7 +237,7 @@ def _only(target: dict[str, Any], kinds: Collection[str], beside: Collection[str
     (kind,) = named
     if kind == "all":
         if not _is_true(target, "all"):
-            raise Refused("all is not true; name one of " + ", ".join(kinds))
+            raise Refused("all must be true; or name one of  " + ", ".join(kinds))
         return kind, ""
     value = target[kind]
     if not isinstance(value, str) or not value or len(value) > _LONGEST:

@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
+from swr.dashboard import sums
 from swr.dashboard.history import REMEMBERED_FOR, Remembered
-from swr.dashboard.sums import WINDOW, RowName, Sum, Window, difference
+from swr.dashboard.sums import WINDOW, RowName, Sum, Window
 from swr.reports.digest import CallReport, Digest, HappeningReport, shifted
 
-# Seconds. A process that has not reported for so long counts as ended; it reports once a second.
+# Seconds. A process that has not reported for so long counts as ended, or is shown as silent; it reports once a second.
 GONE_AFTER: Final = 4.0
+SILENT_AFTER: Final = 1.7
 _MOST_PROCESSES: Final = 2000
 # With those that have ended.
 _MOST_KNOWN: Final = 4000
@@ -34,6 +37,7 @@ class Seen(msgspec.Struct):
         gone: whether it counts as ended.
         numbers: of its last event and call that were passed on, and of calls that it had dropped by then.
         ahead: how many seconds the clock of this process is ahead of its own; 0: of no matter.
+        age: of its last digest in seconds, by the clock of Redis.
     """
 
     digest: Digest
@@ -43,6 +47,7 @@ class Seen(msgspec.Struct):
     gone: bool = False
     numbers: tuple[int, int, int] = (0, 0, 0)
     ahead: float = 0.0
+    age: float = 0.0
 
 
 class Fleet:
@@ -80,7 +85,7 @@ class Fleet:
         return [one for one in self.processes.values() if not one.gone]
 
     def look(
-        self, digests: Mapping[str, Digest], *, is_whole: bool
+        self, digests: Mapping[str, Digest], *, is_whole: bool, ages: Mapping[str, float] = MappingProxyType({})
     ) -> tuple[list[tuple[str, HappeningReport]], list[tuple[str, CallReport]], int]:
         """Take the digests of the processes; return the events and calls that are new, each with its process.
 
@@ -89,6 +94,7 @@ class Fleet:
         Parameters:
             digests: by process.
             is_whole: whether they are those of all; if not, nothing is known of the others.
+            ages: of the digests in seconds, as far as they are known.
         """
         now, t, dropped = self._monotonic(), self._clock(), 0
         pairs: list[tuple[Digest | None, Digest]] = []
@@ -104,7 +110,9 @@ class Fleet:
             if ahead:
                 digest = shifted(digest, ahead)
             pairs.append((self._before(known, digest), digest))
-            one = self._see(name, known, digest, t, now)
+            # A digest lies in Redis for a minute; its process may have ended since then.
+            age = ages.get(name, 0.0) if known is None else 0.0
+            one = self._see(name, known, digest, t - age, now - age)
             one.ahead = ahead
             happenings += [(name, event) for event in digest.happenings if event.number > one.numbers[0]]
             calls += [(name, call) for call in digest.calls if call.number > one.numbers[1]]
@@ -114,17 +122,22 @@ class Fleet:
                 max([one.numbers[1], *(call.number for call in digest.calls)]),
                 digest.dropped,
             )
+        for name, one in self.processes.items():
+            one.age = ages.get(name, 0.0)
         self._saw = now if is_whole else self._saw
         self._look_for_gone(t, now, is_whole=is_whole)
         seconds = 1.0 if self._looked is None else max(0.001, now - self._looked)
         self._looked = now
-        change = difference(t, seconds, pairs)
-        change.processes = len(self.live())
-        self._add(change)
+        change = sums.difference(t, seconds, pairs)
+        self.window.add(change)
+        is_late = any(sums.is_late(seconds, before, digest) for before, digest in pairs)
+        point = sums.difference(t, seconds, pairs, evenly=True) if is_late else change
+        point.processes = len(self.live())
+        self.remembered.add(point)
         self._note_failing(change)
         happenings.sort(key=lambda pair: pair[1].at)
         calls.sort(key=lambda pair: pair[1].at)
-        self._mark(happenings)
+        self._mark(happenings, t)
         return happenings, calls, dropped
 
     def _before(self, known: Seen | None, digest: Digest) -> Digest | None:
@@ -163,13 +176,11 @@ class Fleet:
                 one.seen = now
             if is_whole and not one.gone and now - one.seen > GONE_AFTER:
                 one.gone = True
+                if self._looked is None:
+                    continue
                 self.remembered.mark(t, "gone", f"process {one.digest.pid} on {one.digest.host} does not report")
             if now - one.seen > REMEMBERED_FOR:
                 del self.processes[name]
-
-    def _add(self, change: Sum) -> None:
-        self.window.add(change)
-        self.remembered.add(change)
 
     def _note_failing(self, change: Sum) -> None:
         for name, row in change.rows.items():
@@ -178,16 +189,16 @@ class Fleet:
                 self.failing[name] = (self.failing.get(name, (first,))[0], change.t)
         self.failing = {name: pair for name, pair in self.failing.items() if pair[1] > change.t - WINDOW}
 
-    def _mark(self, happenings: list[tuple[str, HappeningReport]]) -> None:
+    def _mark(self, happenings: list[tuple[str, HappeningReport]], t: float) -> None:
         invalidations = [event for _, event in happenings if event.kind == "Invalidated"]
         if invalidations:
             first = invalidations[0]
             named = "" if first.row is None and first.key is None else f" ({first.row or 'one key'})"
             text = f"{first.text}{named}" if len(invalidations) == 1 else f"{len(invalidations)} invalidations"
-            self.remembered.mark(first.at, "invalidation", text)
+            self.remembered.mark(t, "invalidation", text, first.at)
         for _, event in happenings:
             if event.kind in _REACHABLE:
-                self.remembered.mark(event.at, _REACHABLE[event.kind], event.text)
+                self.remembered.mark(t, _REACHABLE[event.kind], event.text, event.at)
 
 
 def _ahead(ahead: float, oldest: float) -> float:

@@ -21,7 +21,8 @@ class Remembered:
         # A thread adds what the event loop asks for.
         self._lock = threading.Lock()
         self._points: deque[Point] = deque(maxlen=_MOST_POINTS)
-        self._marks: deque[Mark] = deque(maxlen=_MOST_MARKS)
+        # Each with when it was added: a process tells of the loss of Redis when it has Redis again.
+        self._marks: deque[tuple[float, Mark]] = deque(maxlen=_MOST_MARKS)
 
     def add(self, one: Sum) -> None:
         """Add a point."""
@@ -44,18 +45,24 @@ class Remembered:
         with self._lock:
             self._points.append(point)
 
-    def mark(self, t: float, kind: str, text: str) -> None:
-        """Add a mark."""
+    def mark(self, now: float, kind: str, text: str, at: float | None = None) -> None:
+        """Add a mark.
+
+        Parameters:
+            now: the moment, in seconds since 1970.
+            kind, text: see `Mark`.
+            at: when it happened, if that was earlier.
+        """
         with self._lock:
-            self._marks.append({"t": t, "kind": kind, "text": text})
+            self._marks.append((now, {"t": now if at is None else at, "kind": kind, "text": text}))
 
     def since(self, t: float) -> History:
-        """Return what came after a moment."""
+        """Return what was added after a moment."""
         with self._lock:
             points, marks = list(self._points), list(self._marks)
         return {
             "points": [point for point in points if point["t"] > t],
-            "marks": [mark for mark in marks if mark["t"] > t],
+            "marks": [mark for added, mark in marks if added > t],
         }
 
 

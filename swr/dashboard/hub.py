@@ -167,7 +167,8 @@ class Hub:
         own = self._reporter.digest()
         digests, is_whole = await self._digests(own)
         shown = {name: digest for name, digest in digests.items() if not (self._beside and name == own.id)}
-        look = functools.partial(self.fleet.look, is_whole=is_whole)
+        ages = self.store.digests.ages if is_whole and self.store is not None else {}
+        look = functools.partial(self.fleet.look, is_whole=is_whole, ages={**ages, own.id: 0.0})
         happenings, calls, dropped = await _apart(len(shown), look, shown)
         others = [(process, event) for process, event in happenings if process != own.id]
         self.happenings.skip(max(0, len(others) - _MOST_SHOWN))

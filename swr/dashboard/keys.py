@@ -112,9 +112,15 @@ _MOST_PARAMETERS: Final = 50
 
 
 def seal(text: str, secret: bytes) -> str:
-    """Return a text as nobody without the secret can read it; the same text is always sealed in the same way.
+    """Return a text as nobody without the secret can read or make it; the same text is always sealed in the same way.
 
-    The digest of the text serves as its tag, and as the beginning of the key stream, as in SIV mode (RFC 5297).
+    The id of a key has to hold the key. Another worker may answer the next request, and a link may be older than the
+    process, so a table of what was shown would not find it. Python has no cipher, and a page that one mounts in the
+    first hour should need no package that has one.
+
+    This is SIV (Rogaway and Shrimpton, 2006; RFC 5297): the tag is a keyed function of the text, and the key stream one
+    of the tag. BLAKE2b with a key is such a function, and `person` makes two independent ones of it. An id tells how
+    long the key is, and whether two are the same. A guess is as good as one in 2**128.
     """
     data = text.encode("utf-8", "surrogatepass")
     tag = hashlib.blake2b(data, digest_size=_TAG_BYTES, key=secret, person=b"tag").digest()

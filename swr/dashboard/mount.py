@@ -35,7 +35,7 @@ def dashboard(
         cache: of this process. Those that share its namespace in Redis and report are shown with it.
         auth: who may look. A token: `Authorization: Bearer`, or the password of any user where a browser asks. A tuple:
             user and password. A function, `def` or `async def`, of the request: True lets it in. None: only a browser
-            on this machine that asks for localhost, and not through a proxy.
+            on this machine that asks for localhost, and has opened the address with the token that the process logs.
         actions: whether who may look may also invalidate, mark stale, and retry or purge dead letters. Each action is
             logged.
         simulate: whether who may act may also have loads fail and hang, for demonstrations.

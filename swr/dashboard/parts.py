@@ -26,6 +26,7 @@ class Problem(TypedDict):
         kind: "redis", "process", "failing", "hanging", "queue", "dead", "version", "clock", "fleet",
             "unreadable" or "simulated".
         text: a sentence that says what happened and to which thing.
+        remedy: what to do about it.
         since: when it began; null if that is not known.
         target: the name of the row, node, process or queue that it concerns; null: all.
     """
@@ -33,6 +34,7 @@ class Problem(TypedDict):
     level: Literal["error", "warning"]
     kind: str
     text: str
+    remedy: str
     since: float | None
     target: str | None
 
@@ -66,6 +68,7 @@ class Process(TypedDict):
         started: when its cache opened.
         seen: when its last digest arrived.
         gone: whether that is so long ago that it counts as ended.
+        silent: for how many seconds it has not reported, if that is longer than usual; None: it has, or it is gone.
         reachable: whether it reaches every node.
         unreachable_since: since when not; null if it does.
         reason: why not; "" if it does.
@@ -84,6 +87,7 @@ class Process(TypedDict):
     started: float
     seen: float
     gone: bool
+    silent: float | None
     reachable: bool
     unreachable_since: float | None
     reason: str
@@ -264,7 +268,6 @@ class Queue(TypedDict):
         leader: whether some process leads.
         leads_for: seconds until its lease ends unless it is renewed.
         consumers: how many processes take tasks.
-        round: the number of rounds that leaders have begun, or null.
         round_at: when the last round began that is enqueued whole; null: none yet.
         backlog: tasks that a process may take now.
         in_hand: tasks that a process has taken.
@@ -278,7 +281,6 @@ class Queue(TypedDict):
     leader: bool
     leads_for: float
     consumers: int
-    round: int | None
     round_at: float | None
     backlog: int
     in_hand: int

@@ -3,12 +3,25 @@
 from typing import Final, Literal
 
 from swr.dashboard.fleet import Fleet
-from swr.dashboard.parts import Problem
+from swr.dashboard.parts import Hanging, Problem
 from swr.dashboard.state import State
 
 # Seconds for which a process that has ended without a successor is a problem.
 _GONE_FOR: Final = 60.0
 _MOST: Final = 30
+_REMEDIES: Final = {
+    "redis": "Look at the server and the network. Meanwhile memory and the loaders answer.",
+    "fleet": "Mend what Redis refuses; what the processes cache goes on.",
+    "failing": "Look at what it loads from; swr tries again by itself.",
+    "queue": "Start a process that runs its refresher.",
+    "hanging": "Look at what its loader waits for; hard_timeout= bounds it.",
+    "dead": "Mend what their errors say, then retry them: swr queue retry.",
+    "process": "If no deploy or restart explains it, read its log.",
+    "unreadable": "Give all processes one release of swr and one secret.",
+    "version": "A deploy explains it; afterwards restart those that were left behind.",
+    "clock": "Synchronise it, by NTP for example.",
+    "simulated": "It ends by itself.",
+}
 
 
 def problems_of(state: State, fleet: Fleet) -> list[Problem]:
@@ -35,7 +48,8 @@ def problems_of(state: State, fleet: Fleet) -> list[Problem]:
 def _problem(
     level: Literal["error", "warning"], kind: str, text: str, since: float | None = None, target: str | None = None
 ) -> Problem:
-    return {"level": level, "kind": kind, "text": text, "since": since, "target": target}
+    remedy = _REMEDIES[kind]
+    return {"level": level, "kind": kind, "text": text, "remedy": remedy, "since": since, "target": target}
 
 
 def _unreachable(state: State) -> list[Problem]:
@@ -87,16 +101,18 @@ def _without_leader(state: State) -> list[Problem]:
 
 
 def _hanging(state: State) -> list[Problem]:
-    return [
-        _problem(
-            "warning",
-            "hanging",
-            f"A load of {load['key']['text']} has run for {load['seconds']:.0f} s.",
-            load["since"],
-            load["row"],
-        )
-        for load in state["hanging"]
-    ]
+    """Return one for each loader: a service that hangs holds up the loads of many keys."""
+    loads: dict[str, list[Hanging]] = {}
+    for load in state["hanging"]:
+        loads.setdefault(load["row"], []).append(load)
+    found = []
+    for row, those in loads.items():
+        longest = max(those, key=lambda load: load["seconds"])
+        text = f"A load of {longest['key']['text']} has run for {longest['seconds']:.0f} s"
+        more = f", and {len(those) - 1} more of {row or 'what has no name'} hang{'s' * (len(those) == 2)}"
+        whole = f"{text}{more if len(those) > 1 else ''}."
+        found.append(_problem("warning", "hanging", whole, longest["since"], row))
+    return found
 
 
 def _dead(state: State) -> list[Problem]:

@@ -38,7 +38,6 @@ def _queue(status: QueueStatus, letters: list[Letter], keys: Keys) -> Queue:
         "leader": status.leads_for > 0,
         "leads_for": status.leads_for,
         "consumers": len(status.consumers),
-        "round": status.epoch or None,
         "round_at": status.round,
         "backlog": status.queued,
         "in_hand": status.running,

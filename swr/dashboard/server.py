@@ -15,15 +15,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from swr.cache import Cache
-from swr.dashboard.access import Credentials, Gate, is_from_elsewhere, why_not_acting
+from swr.dashboard.access import Gate, is_from_elsewhere, why_not_acting
 from swr.dashboard.actions import Actions, Refused
+from swr.dashboard.answers import JSON, SECURITY, as_json, refused
 from swr.dashboard.hub import Hub
-from swr.dashboard.json import dumps
 from swr.dashboard.keys import Keys
 from swr.dashboard.lives import life_of
 from swr.dashboard.pages import address_of, page_of
 from swr.dashboard.streams import Position, stream
-from swr.dashboard.targets import Done, Refusal
+from swr.dashboard.targets import Done
+from swr.middleware.guesses import Bearer
 
 log = logging.getLogger("swr")
 
@@ -41,22 +42,8 @@ _TYPES: Final = {
 _FILE: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _MOST_BYTES: Final = 65_536
 _MOST_FIELDS: Final = 20
-_JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"
 _EVENTS: Final = "text/event-stream"
-_SECURITY: Final = {
-    # No cache, swr's own included, keeps what it answers.
-    "cache-control": "no-store",
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
-    ),
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
 # Where it is mounted may be up to clients, as in /{tenant}/swr.
 _MOST_MOUNTS: Final = 20
 _SECONDS: Final = 900.0
@@ -82,7 +69,7 @@ class Server:
         self._gate = gate
         self._keys = keys
         self._acts = actions
-        self._programs = None if token is None else Credentials(None, token)
+        self._programs = None if token is None else Bearer(token.encode(), "POST invalidate of the dashboard")
         self._hub = Hub(cache, keys, actions=actions, simulate=simulate and actions, beside=beside)
         self._actions = Actions(cache, self._hub, keys, simulates=simulate and actions)
         self._app = Starlette(
@@ -112,7 +99,8 @@ class Server:
         if scope["path"].removeprefix(scope.get("root_path", "")) == "":
             # The last part of the path may be up to clients: quoted it is no URL of its own.
             last = quote(scope.get("root_path", "").rpartition("/")[2], safe="")
-            await RedirectResponse(f"./{last}/", 307, _SECURITY)(scope, receive, send)
+            query = f"?{request.url.query}" if request.url.query else ""
+            await RedirectResponse(f"./{last}/{query}", 307, SECURITY)(scope, receive, send)
             return
         refusal = await self._refusal(request)
         if refusal is not None:
@@ -128,18 +116,12 @@ class Server:
         if self._is_for_programs(request):
             return None
         if is_from_elsewhere(request):
-            return _refused("a page of another site asks for this", 403)
+            return refused("a page of another site asks for this", 403)
         who = await self._gate.admit(request)
-        if who is not None:
-            request.state.who = who
-            return None
-        if isinstance(self._gate, Credentials):
-            return _refused("who are you?", 401, {"www-authenticate": 'Basic realm="swr", charset="UTF-8"'})
-        return _refused(
-            "this dashboard answers nobody but you: without auth= only a browser on this machine, under the name "
-            "localhost, and not through a proxy",
-            403,
-        )
+        if isinstance(who, Response):
+            return who
+        request.state.who = who
+        return None
 
     def _is_for_programs(self, request: Request) -> bool:
         path: str = request.scope["path"]
@@ -159,20 +141,20 @@ class Server:
         if text is not None:
             return Response(text, media_type=_TYPES[".html"])
         # An installed swr has no pages of its own.
-        return RedirectResponse(address_of(name), 307) if name.isalnum() else _refused("there is no such page", 404)
+        return RedirectResponse(address_of(name), 307) if name.isalnum() else refused("there is no such page", 404)
 
     # -- what is known ----------------------------------------------------------------------------------------
 
     async def _state(self, request: Request) -> Response:
         await self._hub.watch()
-        return _json(self._hub.state)
+        return as_json(self._hub.state)
 
     async def _history(self, request: Request) -> Response:
         await self._hub.watch()
         asked = request.query_params.get("seconds", "")
         seconds = min(_SECONDS, float(asked)) if asked.isdecimal() and len(asked) < 10 else _SECONDS
         state = self._hub.state
-        return _json(self._hub.fleet.remembered.since(0.0 if state is None else state["now"] - seconds))
+        return as_json(self._hub.fleet.remembered.since(0.0 if state is None else state["now"] - seconds))
 
     async def _stream(self, request: Request) -> Response:
         await self._hub.watch()
@@ -187,17 +169,17 @@ class Server:
         name, text = request.query_params.get("id"), request.query_params.get("key")
         key = text if name is None else self._keys.key_of(name)
         if not key:
-            return _refused("name a key: ?id= of one that was shown, or ?key= with its text", 404 if name else 400)
-        return _json(await life_of(key, self._cache.engine, self._cache.report(), self._hub, self._keys))
+            return refused("name a key: ?id= of one that was shown, or ?key= with its text", 404 if name else 400)
+        return as_json(await life_of(key, self._cache.engine, self._cache.report(), self._hub, self._keys))
 
     # -- what is done -----------------------------------------------------------------------------------------
 
     async def _action(self, request: Request) -> Response:
         if not self._acts:
-            return _refused("this dashboard only shows: swr.dashboard(..., actions=True) lets it act", 403)
+            return refused("this dashboard only shows: swr.dashboard(..., actions=True) lets it act", 403)
         why = why_not_acting(request)
         if why is not None:
-            return _refused(why, 403)
+            return refused(why, 403)
         name, client = request.path_params["name"], _client(request)
         return await self._done(
             request, lambda target: self._actions.run(name, target, f"{request.state.who} {client}")
@@ -205,14 +187,12 @@ class Server:
 
     async def _invalidate(self, request: Request) -> Response:
         if self._programs is None:
-            return _refused("nobody may invalidate here: swr.dashboard(..., token=...) lets programs do it", 404)
-        if not request.headers.get("authorization", "").lower().startswith("bearer "):
-            return _refused(
-                "send Authorization: Bearer with the token", 401, {"www-authenticate": 'Bearer realm="swr"'}
-            )
-        if await self._programs.admit(request) is None:
-            return _refused(
-                "the token is wrong", 401, {"www-authenticate": 'Bearer realm="swr", error="invalid_token"'}
+            return refused("nobody may invalidate here: swr.dashboard(..., token=...) lets programs do it", 404)
+        why = self._programs.refuse(request.scope)
+        if why is not None:
+            fields = {"www-authenticate": why.challenge.decode()} if why.challenge else {}
+            return refused(
+                why.error, why.status, fields | ({"retry-after": str(why.retry_after)} if why.retry_after else {})
             )
         who = f"a program {_client(request)}"
         return await self._done(
@@ -222,9 +202,9 @@ class Server:
     async def _done(self, request: Request, run: Callable[[dict[str, Any]], Awaitable[str]]) -> Response:
         try:
             done: Done = {"done": await run(await _target(request))}
-            return _json(done)
+            return as_json(done)
         except Refused as error:
-            return _refused(str(error), error.status)
+            return refused(str(error), error.status)
 
 
 def _client(request: Request) -> str:
@@ -247,12 +227,12 @@ async def _target(request: Request) -> dict[str, Any]:
         raise Refused("the client has left") from None
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        if kind == _JSON:
+        if kind == JSON:
             target = json.loads(body, object_pairs_hook=_once)
         elif kind == _FORM:
             target = _once(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
         else:
-            raise Refused(f"send a form or {_JSON}", 415)
+            raise Refused(f"send a form or {JSON}", 415)
     except (ValueError, RecursionError):
         raise Refused(f"the request is no {kind}") from None
     if not isinstance(target, dict):
@@ -276,25 +256,16 @@ def _file(name: str) -> Response:
     path = STATIC / name
     kind = _TYPES.get(path.suffix)
     if kind is None or not _FILE.fullmatch(name) or not path.is_file():
-        return _refused("there is no such file", 404)
+        return refused("there is no such file", 404)
     return Response(path.read_bytes(), media_type=kind)
-
-
-def _json(message: Any) -> Response:
-    return Response(dumps(message), media_type=_JSON)
-
-
-def _refused(why: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    refusal: Refusal = {"error": why}
-    return Response(dumps(refusal), status, {**_SECURITY, **(headers or {})}, _JSON)
 
 
 def _secured(send: Send) -> Send:
     async def send_secured(message: Any) -> None:
         if message["type"] == "http.response.start":
             # In place of what a route, or Starlette for it, has written.
-            own = [(name, value) for name, value in message["headers"] if name.decode() not in _SECURITY]
-            added = [(name.encode(), value.encode()) for name, value in _SECURITY.items()]
+            own = [(name, value) for name, value in message["headers"] if name.decode() not in SECURITY]
+            added = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
             message = {**message, "headers": [*own, *added]}
         await send(message)
 

@@ -1,6 +1,7 @@
 """The sums of a fleet over some seconds: differences of its processes' digests, added up. Pure."""
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -13,6 +14,7 @@ from swr.stats.snapshot import Distribution
 
 # Seconds.
 WINDOW: Final = 15.0
+_USUAL_DELAY: Final = 2.0
 
 # A loader or a route.
 RowName = tuple[bool, str]
@@ -42,18 +44,24 @@ class Sum(msgspec.Struct):
     processes: int = 0
 
 
-def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest | None, Digest]]) -> Sum:
-    """Return what happened between two digests of each process; None: it began after the last look."""
+def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest | None, Digest]], *, evenly: bool = False) -> Sum:
+    """Return what happened between two digests of each process; None: it began after the last look.
+
+    Parameters:
+        evenly: of what a process did while nothing was heard of it, count only the part of these `seconds`. Else
+            minutes without Redis look like one second with all of their reads.
+    """
     rows: dict[RowName, RowReport] = {}
     commands: tuple[int, ...] = ()
     uncached: dict[str, int] = {}
     invalidations = processes = 0
     for before, now in pairs:
         processes += 1
+        share = _share(seconds, before, now) if evenly else 1.0
         known = {} if before is None else {(row.is_route, row.name): row for row in before.rows}
         for row in now.rows:
             name = (row.is_route, row.name)
-            change = _change(known.get(name), row)
+            change = _change(known.get(name), row, share)
             rows[name] = change if name not in rows else added(rows[name], change)
         commands = _plus(commands, _minus(now.commands, () if before is None else before.commands))
         invalidations += max(0, now.invalidations - (0 if before is None else before.invalidations))
@@ -93,7 +101,7 @@ class Window:
             self._sums.popleft()
 
     def whole(self) -> Sum:
-        """Return all of it as one."""
+        """Return the total of all sums."""
         return together(self._sums)
 
 
@@ -104,11 +112,26 @@ def quantile(counts: tuple[int, ...], share: float, *, of_commands: bool = False
     return Distribution(bounds, whole, 0.0).quantile(share)
 
 
-def _change(before: RowReport | None, now: RowReport) -> RowReport:
+def is_late(seconds: float, before: Digest | None, now: Digest) -> bool:
+    """Return whether a process has been silent for longer than `seconds` and the usual delays."""
+    return before is not None and now.at - before.at > seconds + _USUAL_DELAY
+
+
+def _share(seconds: float, before: Digest | None, now: Digest) -> float:
+    return seconds / (now.at - before.at) if before is not None and is_late(seconds, before, now) else 1.0
+
+
+def _change(before: RowReport | None, now: RowReport, share: float) -> RowReport:
     if before is None:
         return now
-    numbers = {name: max(0, getattr(now, name) - getattr(before, name)) for name in _GROWING}
-    return msgspec.structs.replace(now, **numbers, seconds=_minus(now.seconds, before.seconds))
+    numbers = {name: _part(max(0, getattr(now, name) - getattr(before, name)), share) for name in _GROWING}
+    seconds = tuple(_part(count, share) for count in _minus(now.seconds, before.seconds))
+    return msgspec.structs.replace(now, **numbers, seconds=seconds)
+
+
+def _part(count: int, share: float) -> int:
+    # What happened at all is shown: a single failure, for example.
+    return math.ceil(count * share)
 
 
 def _plus(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

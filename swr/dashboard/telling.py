@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from swr.dashboard.fleet import Fleet, Seen
+from swr.dashboard.fleet import SILENT_AFTER, Fleet, Seen
 from swr.dashboard.history import together_seconds
 from swr.dashboard.keys import Keys
 from swr.dashboard.moments import CallSeen, Happening
@@ -120,6 +120,7 @@ def _process(name: str, one: Seen) -> Process:
         "started": digest.started,
         "seen": one.at,
         "gone": one.gone,
+        "silent": one.age if one.age > SILENT_AFTER and not one.gone else None,
         "reachable": not lost,
         "unreachable_since": min((node.lost_at for node in lost if node.lost_at is not None), default=None),
         "reason": lost[0].reason if lost else "",

@@ -35,6 +35,13 @@ _REASONS: Final = (
         "http#what-has-a-limit",
     ),
     ("content", "The request has a body.", "http#what-is-never-shared"),
+    ("state", "Middleware around swr has set what the app answers by.", "http#what-middleware-around-swr-has-set"),
+    ("scope", "Middleware around swr has set what the app answers by.", "http#what-middleware-around-swr-has-set"),
+    (
+        "context variable",
+        "Middleware around swr or the app has set what may select the response.",
+        "http#what-middleware-around-swr-has-set",
+    ),
     ("address", "Middleware in the app keeps something of the client's address.", "http#who-gets-whose-answer"),
     (
         "path",

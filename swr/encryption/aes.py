@@ -44,7 +44,7 @@ class Encryption:
 
     def __init__(self, keys: Mapping[str, str | bytes], secret: str | bytes) -> None:
         if not isinstance(keys, Mapping) or not keys:
-            raise ConfigurationError('keys are none: give them by id, {"2026-11": key}')
+            raise ConfigurationError('there are no keys: give them by id, {"2026-11": key}')
         self._ciphers = {
             _id_of(name, number): AESGCM(_key_of(key, number))
             for number, (name, key) in enumerate(keys.items(), start=1)
@@ -116,7 +116,7 @@ class Encryption:
         """Return the name that something stands for.
 
         Raises:
-            CodecError: it is none, or was made with another secret or for another namespace.
+            CodecError: it does not stand for one, or was made with another secret or for another namespace.
         """
         try:
             name = self._names.decrypt(data, [context])

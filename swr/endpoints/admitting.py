@@ -122,9 +122,7 @@ class Admitting:
             self._words.explain(self._name, f"{scope['method']} {path}", str(refused), is_fastapi=route.is_fastapi)
             return None
         admission.is_admitted = True
-        return Reader(
-            self._owner, admission, key, terms, where, own, knows_user=self._words.are_given, tags_of=collected.tags_of
-        )
+        return Reader(self._owner, admission, key, terms, where, own, collected.tags_of)
 
     def _is_kept_out(self, admission: Admission, terms: Terms, request: Request, route: Route) -> bool:
         """Whether the cache in front of the app does not store the response of this request for everybody."""

@@ -9,6 +9,7 @@ from swr.entry import Entry, State
 from swr.http.caching import control
 from swr.http.clients import Told, own_etag, told_fields
 from swr.http.fields import Headers, etag_of, values_of
+from swr.http.statuses import REFUSALS
 from swr.http.stored_response import StoredResponse, messages_of
 
 # They answer conditions and ranges of one request.
@@ -53,7 +54,7 @@ def without_cookies(fields: Headers) -> Headers:
 
 def why_of_one(status: int, headers: Headers) -> str:
     """Return why an answer is for one reader alone, whatever its terms; or nothing."""
-    if status in _OF_ONE_REQUEST:
+    if status in _OF_ONE_REQUEST or status in REFUSALS:
         return f"status {status}"
     for name in (b"set-cookie", b"vary"):
         if values_of(headers, name):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +37,7 @@ class Declared(NamedTuple):
 
 _NOTHING = Declared()
 _OUT_OF_SIGHT = Declared(is_complete=False)
+_UNSEEN = Declared(looking="route not seen")
 _LOOKING = Declared(looking="argument request")
 # Among the fields that guards ask for: they ask for parameters of the query, of which a key may be revoked.
 QUERY: Final = "?"
@@ -60,8 +62,9 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
         if getattr(where, "dependant", None) is not None and not any(where is known for known in wheres):
             wheres.append(where)
     if getattr(scope, "is_copied", False):
-        # Another app may have got the copy, from the endpoint or from what the endpoint has returned.
-        return _OUT_OF_SIGHT
+        # Another app may have got the copy, from the endpoint or from what the endpoint has returned. Only those of
+        # FastAPI declare anything.
+        return _OUT_OF_SIGHT if "fastapi" in sys.modules else _UNSEEN
     if not wheres:
         if _hides_a_route(scope):
             return _OUT_OF_SIGHT
@@ -116,7 +119,9 @@ def calls(scope: MutableMapping[str, Any], function: Any) -> bool:
 def _called(scope: MutableMapping[str, Any]) -> list[Any]:
     """Return what the visible route may call: an HTTPEndpoint calls one of its methods."""
     called = scope.get("endpoint")
-    return [*vars(called).values()] if inspect.isclass(called) else [called]
+    if not inspect.isclass(called):
+        return [called]
+    return [*{name: value for kind in reversed(called.__mro__) for name, value in vars(kind).items()}.values()]
 
 
 def _hides_a_route(scope: MutableMapping[str, Any]) -> bool:

@@ -184,7 +184,7 @@ class ResponseRule:
                 if not self._warned:
                     self._warned = True
                     log.warning(
-                        "@cache.response on %s does nothing: its cache's SWRMiddleware is not in place; "
+                        "@cache.response on %s does nothing, because its cache's SWRMiddleware is not in place: call "
                         "app.add_middleware(SWRMiddleware, cache=cache)",
                         name,
                     )

@@ -19,9 +19,10 @@ from swr.endpoints.turns import Turns
 from swr.engine.engine import AGAIN
 from swr.engine.flights import Flight
 from swr.entry import Entry, State, stamp
-from swr.http.caching import ABOUT_THE_CLIENT, ERRORS, GONE, Terms, cache_status
+from swr.http.caching import Terms, cache_status
 from swr.http.failures import ErrorResponse, has_timed_out
 from swr.http.fields import Headers
+from swr.http.statuses import ABOUT_THE_CLIENT, ERRORS, GONE
 from swr.http.stored_response import RESPONSES, age_of, is_response, marks_of
 from swr.policy import Policy
 from swr.stats.counts import Layer
@@ -41,7 +42,6 @@ class Reader:
         terms: of the endpoint.
         where: FastAPI's route; None: Starlette calls the endpoint.
         own: the response on which the dependencies set fields; None: there is none.
-        knows_user: whether something of the user may reach the endpoint.
         tags_of: returns the tags of what the endpoint returns; see `EndpointTerms`.
     """
 
@@ -65,8 +65,6 @@ class Reader:
         terms: Terms,
         where: Any,
         own: Response | None,
-        *,
-        knows_user: bool,
         tags_of: Callable[[Any], tuple[str, ...] | None] | None = None,
     ) -> None:
         self._engine = owner.engine
@@ -75,7 +73,7 @@ class Reader:
         self._terms = terms
         # Fields that the dependencies have set for this reader.
         self._fields: Headers = [] if own is None else list(own.raw_headers)
-        self._taking = Taking(admission.asked, terms, where, own, self._fields, knows_user=knows_user, tags_of=tags_of)
+        self._taking = Taking(admission.asked, terms, where, own, self._fields, tags_of)
         self._why = b"uri-miss"
         # Set while this reader runs the endpoint for all.
         self.turns: Turns | None = None
@@ -158,6 +156,7 @@ class Reader:
                 continue
             if flight.has_no_value:
                 if turns.refusal is not None:
+                    self._mark(0, f"status {turns.refusal.status_code}")
                     raise copied(turns.refusal)
                 self._mark(0, self._admission.asked.why_not(self.key))
                 return None
@@ -255,6 +254,7 @@ class Reader:
             return True
         if status >= 500:
             return False
+        self._mark(0, answer.reason or f"status {status}")
         if not is_own:
             turns.refusal = error
         await turns.skip(drop=status in GONE and self.flight.entry is not None)

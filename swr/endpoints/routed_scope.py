@@ -1,11 +1,19 @@
-"""The scope that a run of the app gets: it notes which routes were chosen, and whether it was copied."""
+"""The scope that a run of the app gets: which routes it has chosen, what it has looked at, whether it was copied."""
 
+import functools
 import sys
 from collections.abc import Iterator, MutableMapping
-from types import FrameType
+from types import FrameType, FunctionType, MethodType
 from typing import Any, Final
 
+from starlette.routing import Router
+
+from swr.endpoints.outer import OuterState
+from swr.endpoints.reads import ADDRESS, NO_READS, Reads, watched
+
 _MIXIN: Final = MutableMapping[str, Any]
+# Apps that wrap apps are looked into so deep.
+_DEEPEST: Final = 20
 # What copies a scope and hands it to no app: links of Starlette, and routers that look for a path with another slash.
 _HARMLESS: Final = frozenset(
     {
@@ -15,13 +23,6 @@ _HARMLESS: Final = frozenset(
         ("fastapi.routing", "app"),
     }
 )
-
-
-# They note an address without answering by it.
-_OBSERVERS: Final = (
-    "swr.", "uvicorn.", "opentelemetry.", "sentry_sdk.", "elasticapm.", "ddtrace.", "newrelic.", "logfire."
-)  # fmt: skip
-_FRAMEWORKS: Final = ("starlette.", "fastapi.", "swr.", "collections.abc", "_collections_abc")
 
 
 class RoutedScope(dict[str, Any]):
@@ -41,37 +42,35 @@ class RoutedScope(dict[str, Any]):
         # Whether the scope was copied or wrapped since the last route was chosen: an app that gets that chooses its
         # routes out of sight.
         self.is_copied = False
-        # The names that the app found in `request.state`, and whether it has written names of its own into the scope.
-        self._state = dict(scope.get("state") or {})
-        self._has_own_names = False
-        self._has_read_address = False
+        self.reads = Reads()
+        # What middleware around swr has left, and the app has not overwritten.
+        self._outer: set[str] = set()
+        # The step of the code that copies the scope now.
+        self._copying: tuple[int, int] | None = None
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
         self._client_scope[name] = value
-        if not _module_of(sys._getframe(1)).startswith(_FRAMEWORKS):
-            self._has_own_names = True
+        self._outer.discard(f"scope {name}")
         if name == "route":
             self.routes.append((value, self.get("fastapi", {}).get("effective_route_context")))
         if name in ("route", "endpoint"):
             self.is_copied = False
+        if name == "endpoint":
+            # An app behind a mount has middleware and routes of its own.
+            self.reads.is_routed = isinstance(value, (FunctionType, MethodType, type, functools.partial))
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         self._client_scope.pop(name, None)
 
-    @property
-    def keeps_address(self) -> bool:
-        """Whether something has looked at the client's address, and something was kept for the rest of the request.
-
-        Middleware does so that turns an address into a country, say. Of two requests with one URL the endpoint may then
-        answer each in its own way.
-        """
-        if not self._has_read_address:
-            return False
-        state = super().get("state") or {}
-        has_new = any(name not in self._state or self._state[name] is not value for name, value in state.items())
-        return has_new or self._has_own_names
+    def watch(self, headers: list[tuple[bytes, bytes]], outer: set[str]) -> None:
+        """Give these fields to the app, and note which of them it looks for, and what it takes of `outer`."""
+        self["headers"] = watched(headers, self.reads)
+        self._outer = outer
+        if outer:
+            # Middleware around swr keeps its own.
+            dict.__setitem__(self, "state", OuterState(self._client_scope.setdefault("state", {}), self.reads, outer))
 
     # A wrapper of a scope that does not copy it, such as a ChainMap, reads it where it is read itself. Its writes need
     # not come here.
@@ -88,12 +87,8 @@ class RoutedScope(dict[str, Any]):
     def _note_read(self, name: str, frame: FrameType) -> None:
         if frame.f_code.co_name == "__getitem__":
             self._note_copy(frame)
-        if name == "client":
-            reader: FrameType | None = frame
-            while reader is not None and _module_of(reader) == "starlette.requests":
-                reader = reader.f_back
-            if reader is not None and not _module_of(reader).startswith(_OBSERVERS):
-                self._has_read_address = True
+        if (name == ADDRESS or f"scope {name}" in self._outer) and (id(frame), frame.f_lasti) != self._copying:
+            self.reads.note(name if name == ADDRESS else f"scope {name}", frame)
 
     # Whatever copies a scope asks for its names in one of these ways.
 
@@ -103,7 +98,9 @@ class RoutedScope(dict[str, Any]):
 
     def keys(self) -> Any:
         """Return the names."""
-        self._note_copy(sys._getframe(1))
+        frame = sys._getframe(1)
+        self._note_copy(frame)
+        self._copying = id(frame), frame.f_lasti
         return super().keys()
 
     def items(self) -> Any:
@@ -136,14 +133,47 @@ class RoutedScope(dict[str, Any]):
         return self
 
 
-def _module_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
+def routed(scope: MutableMapping[str, Any], app: Any = None) -> MutableMapping[str, Any]:
+    """Return a scope for one run of the app: a `RoutedScope` where the app may be one of Starlette or FastAPI.
+
+    Parameters:
+        scope: of the client.
+        app: the app, as far as it is known.
+    """
+    # Other frameworks may insist on a plain dict. An outer swr notes for an inner one.
+    if isinstance(scope, RoutedScope) or not ("fastapi" in sys.modules or "app" in scope or _may_route(app)):
+        return scope
+    return RoutedScope(scope)
 
 
-def routed(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Return a scope for one run of the app: a `RoutedScope` where a route may declare what its answers depend on."""
-    # Only FastAPI's routes do, and other frameworks may insist on a plain dict. An outer swr notes for an inner one.
-    return scope if "fastapi" not in sys.modules or isinstance(scope, RoutedScope) else RoutedScope(scope)
+def _may_route(app: Any) -> bool:
+    """Whether an app may have a router of Starlette, or may wrap an app that has one."""
+    for _ in range(_DEEPEST):
+        if isinstance(app, Router) or isinstance(getattr(app, "router", None), Router):
+            return True
+        if isinstance(app, FunctionType):
+            # Whatever it wraps is out of sight.
+            return "starlette.applications" in sys.modules
+        # Middleware keeps the app that it wraps under this name. A method is an app, too.
+        app = getattr(app, "app", None) or getattr(app, "__self__", None)
+    return False
+
+
+def give_headers(scope: MutableMapping[str, Any], headers: list[tuple[bytes, bytes]], outer: set[str]) -> None:
+    """Put these fields into a scope for one run of the app.
+
+    Parameters:
+        outer: what middleware around swr leaves in it; see `outer_names`.
+    """
+    if isinstance(scope, RoutedScope):
+        scope.watch(headers, outer)
+    else:
+        scope["headers"] = headers
+
+
+def reads_of(scope: MutableMapping[str, Any]) -> Reads:
+    """Return what the app's own code has looked at that selects nothing."""
+    return scope.reads if isinstance(scope, RoutedScope) else NO_READS
 
 
 def unnoticed(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -17,8 +17,6 @@ from swr.policy import Policy
 
 # RFC 9875 2 lets a cache limit the number of groups of a response.
 _MOST_GROUPS: Final = 128
-# They may be about who asks, where something of the user reaches the endpoint.
-_ABOUT_THE_USER: Final = frozenset({401, 403, 407, 429})
 
 
 class Answer(NamedTuple):
@@ -44,11 +42,11 @@ class Taking:
 
     Parameters:
         asked: what the middleware says about the request.
-        terms, where, own, knows_user, tags_of: see `swr.endpoints.reader.Reader`.
+        terms, where, own, tags_of: see `swr.endpoints.reader.Reader`.
         fields: that the dependencies have set for this reader.
     """
 
-    __slots__ = ("_asked", "_fields", "_knows_user", "_own", "_tags_of", "_terms", "_where")
+    __slots__ = ("_asked", "_fields", "_own", "_tags_of", "_terms", "_where")
 
     def __init__(
         self,
@@ -57,13 +55,11 @@ class Taking:
         where: Any,
         own: Response | None,
         fields: Headers,
-        *,
-        knows_user: bool,
         tags_of: Callable[[Any], tuple[str, ...] | None] | None,
     ) -> None:
         self._asked, self._terms, self._where = asked, terms, where
         self._own, self._fields = own, fields
-        self._knows_user, self._tags_of = knows_user, tags_of
+        self._tags_of = tags_of
 
     def take(self, value: Any, began: float) -> Answer:
         """Return what becomes of a value that the endpoint has returned; it may be called in any thread.
@@ -113,15 +109,19 @@ class Taking:
         """
         status, headers = error.status_code, headers_of(error)
         own = without_cookies(self._fields)
-        if headers is None or why_of_one(status, headers):
-            return Answer(error, status), True
-        if status in _ABOUT_THE_USER or why_of_one(status, own):
-            return Answer(error, status), self._knows_user and status in _ABOUT_THE_USER
+        reason = f"status {status}" if headers is None else why_of_one(status, headers)
+        if headers is None or reason:
+            return Answer(error, status, reason=reason), True
+        reason = why_of_one(status, own)
+        if reason:
+            return Answer(error, status, reason=reason), False
         # Only the exception itself says how long.
         verdict = self._judge(status, headers, self._terms._replace(timed=False), began, ())
         stored = None if verdict.validate or verdict.policy is None else stored_exception(error, headers, verdict)
-        if stored is None or len(stored.body) > self._asked.max_body_bytes:
-            return Answer(error, status), False
+        if stored is None:
+            return Answer(error, status, reason=f"status {status}"), False
+        if len(stored.body) > self._asked.max_body_bytes:
+            return Answer(error, status, reason="too large"), False
         return Answer(error, status, stored, verdict.policy), False
 
     def _judge(self, status: int, headers: Headers, terms: Terms, began: float, tags: tuple[str, ...]) -> Verdict:

@@ -83,6 +83,8 @@ class Asked(Protocol):
         limits: what the client accepts.
         sharing: the operator's choices.
         max_body_bytes: longer responses are not stored.
+        outer_variable: what middleware around swr has set for this request, as "context variable tenant"; empty:
+            nothing, or the user says what selects.
     """
 
     key: str
@@ -93,6 +95,7 @@ class Asked(Protocol):
     limits: Limits
     sharing: SharingRules
     max_body_bytes: int
+    outer_variable: str
 
     @property
     def hard_timeout(self) -> Timeout:

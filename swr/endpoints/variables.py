@@ -1,13 +1,15 @@
-"""Context variables that an endpoint can read: which may a shared response disregard, and which not."""
+"""The context variables that an endpoint can read, and which of them a shared response may disregard."""
 
 import datetime
 import decimal
+import functools
 import sys
 import uuid
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
 from swr.core.canonical import canonical
+from swr.endpoints.reads import IDENTIFIERS, NOT_OF_THE_APP, OBSERVERS
 from swr.endpoints.terms import endpoint_terms
 from swr.engine import deadlocks, switch
 
@@ -35,8 +37,8 @@ _OF_LIBRARIES: Final = {
     "_GENERIC_TYPES_CACHE": ("pydantic._internal._generics", "_GENERIC_TYPES_CACHE"),
     "_generic_recursion_cache": ("pydantic._internal._generics", "_generic_recursion_cache"),
 }
-# Each request has its own, as with the request fields of these names; `structlog` puts its name in front.
-_IDENTIFIERS: Final = frozenset({"request_id", "correlation_id", "trace_id", "span_id"})
+# Django keeps what belongs to its own requests there. It never stands around swr.
+_OF_DJANGO: Final = "asgiref.local"
 _MISSING: Final = object()
 
 
@@ -67,15 +69,31 @@ def text_of_variables(before: Context) -> str:
     return repr(sorted(texts))
 
 
-def carried(before: Context) -> Context:
+def outer_variable(before: Context, ambient: Context) -> str:
+    """Return what middleware around swr may have set for one request, as "context variable tenant"; empty: nothing.
+
+    Parameters:
+        before: what the app finds set when it begins.
+        ambient: what is set for all requests.
+    """
+    for variable, value in before.items():
+        is_ambient = ambient.get(variable, _MISSING) is value or variable.name == _OF_DJANGO
+        if variable in _OWN or is_ambient or _is_harmless(variable, value) or _is_defined_in(variable, NOT_OF_THE_APP):
+            continue
+        return f"context variable {variable.name}"
+    return ""
+
+
+def carried(before: Context, *, is_keyed: bool = False) -> Context:
     """Return a context with the variables that a background run gets: those whose values cannot be changed.
 
     Parameters:
         before: what the app found set when it began.
+        is_keyed: whether `key=` says what selects, so that it may get all.
     """
     context = Context()
     for variable, value in before.items():
-        if variable not in _OWN and _is_fixed(value):
+        if variable not in _OWN and (is_keyed or _is_fixed(value)):
             context.run(variable.set, value)
     return context
 
@@ -89,7 +107,8 @@ def _is_harmless(variable: ContextVar[Any], value: Any) -> bool:
     module, attribute = _OF_LIBRARIES.get(variable.name, ("", ""))
     if variable is getattr(sys.modules.get(module), attribute, None):
         return True
-    if variable.name.removeprefix("structlog_") in _IDENTIFIERS:
+    if variable.name.removeprefix("structlog_") in IDENTIFIERS:
+        # `structlog` puts its name in front.
         return _is_fixed(value) or value is ...
     if variable.name == "decimal_context" and type(value) is decimal.Context:
         # Any calculation leaves one. Its flags and traps do not change a result.
@@ -97,7 +116,21 @@ def _is_harmless(variable: ContextVar[Any], value: Any) -> bool:
     if variable.name == "current_context" and type(value).__module__ == "opentelemetry.context.context":
         # Each request has a span of its own. Anything else in it may say who asks.
         return all(name.startswith("current-span-") for name in value)
-    return False
+    return _is_defined_in(variable, OBSERVERS)
+
+
+@functools.lru_cache(256)
+def _is_defined_in(variable: ContextVar[Any], beginnings: tuple[str, ...]) -> bool:
+    """Whether a library has defined a variable, in a module or in a class.
+
+    Parameters:
+        beginnings: of the names of its modules.
+    """
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith(beginnings)]
+    defined = [value for module in modules for value in [*vars(module).values()]]
+    # `isinstance` would ask objects that are made at their first use.
+    inner = [value for kind in defined if issubclass(type(kind), type) for value in [*vars(kind).values()]]
+    return any(value is variable for value in (*defined, *inner))
 
 
 def _terms_of(context: decimal.Context) -> tuple[Any, ...]:

@@ -37,11 +37,11 @@ class _Draining:
         self._idle = anyio.Event()
 
     def add(self) -> None:
-        """Wait for one more."""
+        """Count one more task to wait for."""
         self._busy += 1
 
     def remove(self) -> None:
-        """Wait for one less."""
+        """Count one task less to wait for."""
         self._busy -= 1
         if not self._busy:
             self._idle.set()
@@ -141,7 +141,8 @@ class BackgroundTasks:
             await self._over.wait()
         if self._loop not in (None, loop) and self._pid == pid and not _is_over(self._loop):
             raise ConfigurationError(
-                "the cache is in use on another event loop: give each loop (each thread) a Cache of its own"
+                "the cache is in use on another event loop: give each loop (each thread) a Cache of its own, or call "
+                "`.sync` in a thread: await asyncio.to_thread(loader.sync, ...)"
             )
         # Whatever the last event loop left behind when it ended without a word.
         self._group = self._last = None
@@ -191,6 +192,10 @@ class BackgroundTasks:
                 self._loop = None
                 self._ended()
             over.set()
+
+    def new_scope(self) -> anyio.CancelScope:
+        """Return a cancel scope, without looking up which event loop this is; it must be open here."""
+        return self._scope()
 
     def start(
         self,

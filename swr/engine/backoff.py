@@ -47,7 +47,7 @@ class Backoffs:
         self._backoffs: LRUCache[str, _Backoff] = LRUCache(_MOST_KEYS)
 
     def begin(self, key: str, seconds: float, error: BaseException | None, origin: str = "") -> None:
-        """Have `key` back off for `seconds` from now.
+        """Begin a backoff of `key` that ends in `seconds`.
 
         Parameters:
             origin: of its loads, see `Entry.loader`.

@@ -1,7 +1,8 @@
 """Waiting for flights; a loader that waits for itself, directly or through others, is refused in place of hanging."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+import functools
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Final
 
@@ -21,7 +22,7 @@ def chain() -> Chain:
 
 
 def begin(flights: Chain) -> None:
-    """Say that these wait for all that runs here from now on."""
+    """Note that these flights wait for everything that runs in this context from now on."""
     CHAIN.set(flights)
 
 
@@ -99,14 +100,23 @@ async def wait(flights: Collection[Flight], patience: float | None = None) -> No
     Raises:
         ConfigurationError: they wait for what is loaded here.
     """
+    await wait_by(flights, functools.partial(_wait, flights, patience))
+
+
+async def wait_by(flights: Collection[Flight], function: Callable[[], Awaitable[None]]) -> None:
+    """Call `function`, which waits for `flights`: without a slot of the loader that waits.
+
+    Raises:
+        ConfigurationError: they wait for what is loaded here.
+    """
     with waiting_for(flights):
         loaders = CHAIN.get()
         seat = loaders[-1].seat if loaders else None
         if seat is None:
-            await _wait(flights, patience)
+            await function()
         else:
             async with seat.place.lent():
-                await _wait(flights, patience)
+                await function()
 
 
 async def _wait(flights: Collection[Flight], patience: float | None) -> None:

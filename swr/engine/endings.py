@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any, Final
 
 from swr.core.decision import decide
 from swr.engine.backoff import Backoffs, backoff_after
+from swr.engine.failure_log import FailureLog
 from swr.engine.failures import of_loader, shortened, text_of
 from swr.engine.flights import Finished, Flight, Flights
 from swr.engine.results import Failed, HeldElsewhere, LocalOnly, NoValue, Result, Stored, Unstored
@@ -39,6 +41,7 @@ class Endings:
         self.runtime = runtime
         self.flights = flights
         self.backoffs = backoffs
+        self._failure_log = FailureLog()
 
     def fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
         """Return the entry that may be served if `flight` fails, or None.
@@ -119,14 +122,10 @@ class Endings:
         if fallback is not None or flight.newer_than is not None:
             failures = self.backoffs.failures(flight.key) if lease is None else lease.failures
             pause = backoff_after(failures, runtime.uniform)
-            log.warning(
-                "the load of %r failed (%s); %sthe next try comes in %.1f s",
-                flight.key,
-                text_of(error),
-                "swr serves the stored value, " if fallback is not None else "",
-                pause,
-                exc_info=None if isinstance(error, SWRError) else error,
-            )
+            tally = runtime.counts.of(flight.job.loader)
+            then = "swr serves the stored value, " if fallback is not None else ""
+            then += f"the next try comes in {pause:.1f} s"
+            self._failure_log.write(flight.key, tally.loader or tally.route, error, then, time.monotonic())
         if lease is not None:
             await runtime.store.release(lease, pause)
         if pause:

@@ -12,8 +12,9 @@ from swr.core.decision import FRESH, MISSING, Revalidate, decide, is_due_early
 from swr.engine import deadlocks, direct, repeats
 from swr.engine.background import BackgroundTasks, running_loop
 from swr.engine.backoff import Backoffs
+from swr.engine.carrying_on import carry_on
 from swr.engine.endings import Endings
-from swr.engine.entries import Entries
+from swr.engine.entries import Entries, in_steps
 from swr.engine.flights import Finished, Flight, Flights
 from swr.engine.lease import Renewals
 from swr.engine.load import Job, Snapshot
@@ -26,7 +27,7 @@ from swr.engine.runtime import Runtime
 from swr.engine.switch import Switch
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
-from swr.events import Hit, Invalidated, Miss, Stale
+from swr.events import Hit, Miss, Stale
 from swr.policy import NO_LIMITS, Limits, Policy, Timeout
 from swr.stats.counts import Counts, Layer
 from swr.stores.base import NEWEST, LeasingStore
@@ -51,7 +52,7 @@ class Engine:
         clock: wall clock, seconds.
         uniform: random number between two.
         switch: whether callers use the cache; the decorators and the middleware ask it.
-        counts: what is counted; None: in numbers of its own.
+        counts: the numbers to count in; None: new ones.
     """
 
     def __init__(
@@ -270,19 +271,21 @@ class Engine:
     def publish_read(
         self, key: str, entry: Entry[Any], state: State, error: BaseException | None, layer: Layer
     ) -> None:
-        """Publish the event of an entry that a reader gets; see `tell`."""
+        """Publish the event of an entry that a reader gets, if anybody listens; see `tell`."""
+        kind = Miss if state is State.MISSING else Hit if state is State.FRESH else Stale
+        if not self.events.has_subscriber(kind):
+            return
         events, tally, now = self.events, self.counts.of(entry.loader), self.clock()
         age, loader, route = max(0.0, now - entry.created_at), tally.loader, tally.route
-        if state is State.MISSING:
+        if kind is Miss:
             events.publish(Miss, key, loader, route)
-        elif state is State.FRESH:
+        elif kind is Hit:
             events.publish(Hit, key, age, layer.value, loader, route)
         else:
-            staleness = max(0.0, now - entry.fresh_until)
-            events.publish(Stale, key, age, staleness, error, layer.value, loader, route)
+            events.publish(Stale, key, age, max(0.0, now - entry.fresh_until), error, layer.value, loader, route)
 
     def outcome(self, entry: Entry[Any], state: State, error: BaseException | None = None) -> Outcome[Any]:
-        """Return `entry` as a reader gets it."""
+        """Return what a reader gets of `entry`."""
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
 
     def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> Flight | None:
@@ -325,9 +328,8 @@ class Engine:
                     flight.done.set()
                     return flight
             flight = self._path.launch(key, job, entry, forced=forced, newer_than=newer_than, chain=chain)
-        elif entry is not None and (flight.entry is None or flight.entry.version < entry.version):
-            # The flight began without this entry, and may fall back on it all the same.
-            flight.entry = entry
+        else:
+            self._path.join(flight, entry)
         return flight
 
     async def refresh(self, key: str, job: Job) -> Outcome[Any]:
@@ -370,17 +372,13 @@ class Engine:
         """See `Store.invalidate`."""
         await self.ready()
         repeats.note(self, self.invalidate, *keys)
-        for key in keys:
-            await self.store.invalidate(key)
-            self.events.publish(Invalidated, key, None, False)
+        await carry_on(self.entries.invalidate, keys)
 
     async def invalidate_tag(self, *names: Name) -> None:
         """See `Store.invalidate_tag`."""
         await self.ready()
         repeats.note(self, self.invalidate_tag, *names)
-        await self.store.invalidate_tag(*names)
-        for name in names:
-            publish_named(self.events, name, elsewhere=False)
+        await carry_on(self.entries.invalidate_named, in_steps(names))
 
     async def invalidate_announced(self, *tags: str) -> None:
         """See `Store.invalidate_announced`."""

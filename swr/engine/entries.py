@@ -1,16 +1,18 @@
 """Operations on stored entries without a load: store a value, and look at an entry."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import anyio
 
 from swr.core.codec import Codec
 from swr.core.decision import FRESH, decide
 from swr.engine import repeats
+from swr.engine.carrying_on import carry_on
 from swr.engine.flights import Flights
-from swr.engine.notifications import Notifications
+from swr.engine.notifications import Notifications, publish_named
 from swr.engine.runtime import RELEASED_WITHIN, Runtime
 from swr.engine.switch import Switch
 from swr.entry import Entry, Outcome, absence, stamp
@@ -18,6 +20,10 @@ from swr.errors import LeaseLost, StoreUnavailable
 from swr.events import CommitRejected, Committed, Invalidated
 from swr.policy import Policy
 from swr.stores.base import Kind, Lease, Notification
+from swr.stores.tag_versions import Name
+
+# Tags that are invalidated in one turn of the event loop, and by one command.
+IN_ONE_STEP: Final = 1000
 
 
 class Engine(Protocol):
@@ -118,6 +124,10 @@ class Entries:
             if not overtaken.is_true:
                 store.keep(key, self._stamped(value, began, lease, took), codec)
             return None
+        except asyncio.CancelledError:
+            # The store may have the value, and does not notify this process of it.
+            await self.invalidate(key)
+            raise
         except BaseException:
             with anyio.move_on_after(RELEASED_WITHIN):
                 await store.release(lease)
@@ -125,10 +135,26 @@ class Entries:
         publish(Committed, key, lease.version)
         return lease.version
 
-    async def mark_stale(self, key: str) -> None:
+    async def invalidate(self, key: str) -> None:
+        """See `Store.invalidate`."""
+        await self._runtime.store.invalidate(key)
+        self._runtime.events.publish(Invalidated, key, None, False)
+
+    async def invalidate_named(self, names: Sequence[Name]) -> None:
+        """See `Store.invalidate_tag`. Then let the event loop turn."""
+        await self._runtime.store.invalidate_tag(*names)
+        for name in names:
+            publish_named(self._runtime.events, name, elsewhere=False)
+        if len(names) == IN_ONE_STEP:
+            await anyio.lowlevel.checkpoint()
+
+    async def mark_stale(self, *keys: str) -> None:
         """See `Store.mark_stale`."""
         await self._engine.ready()
-        repeats.note(self._engine, self.mark_stale, key)
+        repeats.note(self._engine, self.mark_stale, *keys)
+        await carry_on(self._mark_stale, keys)
+
+    async def _mark_stale(self, key: str) -> None:
         await self._runtime.store.mark_stale(key)
         self._runtime.events.publish(Invalidated, key, None, False, None, True)
 
@@ -145,6 +171,12 @@ class Entries:
         store = self._runtime.store
         entry = store.peek(key) or await store.read(key, codec)
         return entry is not None and entry.version == version
+
+
+def in_steps(names: Sequence[Name]) -> Iterator[Sequence[Name]]:
+    """Yield parts of `names` that hold the event loop for some milliseconds each."""
+    for first in range(0, len(names), IN_ONE_STEP):
+        yield names[first : first + IN_ONE_STEP]
 
 
 class _Overtaken:

@@ -48,6 +48,16 @@ class Asking(msgspec.Struct, frozen=True):
     """The flight asks for the lease, and the store has not refused it yet."""
 
 
+class WaitingForSlot(msgspec.Struct, frozen=True):
+    """As many loads of the loader run as may run at once, and the flight has not asked for the lease yet.
+
+    Parameters:
+        since: when it began to wait, in seconds of the event loop's clock.
+    """
+
+    since: float
+
+
 class WaitingForLease(msgspec.Struct, frozen=True):
     """Another load holds the lease, and the flight waits for it.
 
@@ -92,7 +102,7 @@ class Finished(msgspec.Struct, frozen=True):
     load: Loading | None = None
 
 
-State = Asking | WaitingForLease | Loading | Finished
+State = Asking | WaitingForSlot | WaitingForLease | Loading | Finished
 
 ASKING: Final = Asking()
 
@@ -192,9 +202,9 @@ class Flight:
         return state if type(state) is Loading else state.load if type(state) is Finished else None
 
     def under_way_since(self, now: float) -> float:
-        """Return when the load began, or the wait for another's load; else `now`. In the event loop's seconds."""
+        """Return when the load began, or the wait for a slot or for another load; else `now`. In the loop's seconds."""
         state = self.state
-        if type(state) is WaitingForLease:
+        if isinstance(state, (WaitingForSlot, WaitingForLease)):
             return state.since
         return now if self.load is None else self.load.began
 
@@ -228,7 +238,7 @@ class Flight:
         return isinstance(result, HeldElsewhere) or (isinstance(result, Failed) and result.is_earlier)
 
     def failure(self) -> BaseException:
-        """Return what one more of those who waited raises, if the flight failed."""
+        """Return the exception for one more waiting caller, if the flight failed."""
         result = self.result
         assert isinstance(result, Failed)
         if self.waiters and result.short is not None:
@@ -278,7 +288,7 @@ class Flights:
         return self._joinable.get(key)
 
     def add(self, flight: Flight) -> None:
-        """Have callers join `flight` from now on, and detach the flight that they joined so far."""
+        """Let callers join `flight` from now on, and detach the flight that they joined so far."""
         before = self._joinable.get(flight.key)
         if before is not None:
             self._detach(before)

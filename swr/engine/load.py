@@ -121,7 +121,7 @@ class Load:
             self._runtime.tasks.start(self._expire, load.began + seconds, self._timer, seconds)
 
     def warn_timed_out(self, error: BaseException) -> None:
-        """Log a time-out for which no stored response is a fallback, because a 504 does not say what it was."""
+        """Log a time-out that ends in a 504, because the client is not told the reason."""
         if isinstance(error, LoadTimeout) and self._endings.fallback(self.flight, error) is None:
             log.warning("%s, and no stored response is a fallback", error)
 
@@ -223,6 +223,8 @@ class Load:
         """Stop the timer and the renewals: the job has ended."""
         self._renewals.end(self.flight)
         self._stop_timer()
+        # It may lead to the job, which leads here: in a circle neither would be freed soon.
+        self._given_up = None
 
     def _returns(self) -> bool:
         """Note that the loader has returned; return whether that counts, which it does unless the load was given up."""

@@ -208,7 +208,7 @@ class Seat:
 
 
 async def move(flights: Iterable[Seated]) -> None:
-    """Have flights that share a place with others share one of their own, and wait for a slot in it."""
+    """Move flights from a place that they share with others to one of their own, and wait for a slot there."""
     moved = [(flight, flight.seat) for flight in flights if flight.seat is not None]
     place = Place(moved[0][1].place.slots)
     for flight, seat in moved:

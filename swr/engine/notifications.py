@@ -41,7 +41,7 @@ class Notifications:
         return self._unreachable_since is None
 
     def forget_outage(self) -> None:
-        """Take the store for reachable: it is another one."""
+        """Count the store as reachable, because another one has taken its place."""
         self._unreachable_since = self.changed_at = None
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:

@@ -26,6 +26,11 @@ _ENDS_WITHIN: Final = 5.0
 _LOOKS: Final = 500
 # An event loop may end between the look at it and the call.
 _TRIES: Final = 2
+# Libraries that replace threads by greenlets, and the question of whether they have.
+_REPLACERS: Final = (
+    ("gevent.monkey", "is_module_patched", "threading"),
+    ("eventlet.patcher", "is_monkey_patched", "thread"),
+)
 
 
 class Portal:
@@ -53,10 +58,16 @@ class Portal:
             what: names the call for who must await it.
 
         Raises:
-            ConfigurationError: this is the thread of an event loop, which must not be blocked.
+            ConfigurationError: this thread must not be blocked, because an event loop runs in it or greenlets do.
             SWRError: the event loop has ended meanwhile, or the interpreter is ending.
             Exception: whatever `function` raised.
         """
+        greenlets = _greenlets()
+        if greenlets:
+            raise ConfigurationError(
+                f"{what} needs threads, which {greenlets} has replaced: run this program with threads or processes, "
+                "such as gunicorn's gthread or Celery's prefork"
+            )
         if is_in_loop():
             raise ConfigurationError(
                 f"{what} would block the event loop that runs here: await the call without .sync, or use a thread"
@@ -107,12 +118,24 @@ class Portal:
             return self._own.loop
 
     def forget(self) -> None:
-        """Have no thread: this process is a child, in which that of its parent does not run."""
+        """Forget the thread: this process is a child, in which its parent's thread does not run."""
         self._lock = threading.Lock()
         if self._own is not None:
             # The parent's event loop and tasks would complain if they were thrown away.
             _INHERITED.append((self._own, self._tasks.keep_all()))
             self._own = None
+
+
+def _greenlets() -> str:
+    """Return the name of the library that has replaced threads; empty: none has.
+
+    All run in one thread then, and who waited there for an event loop would keep it from running.
+    """
+    for name, asks, module in _REPLACERS:
+        patcher = sys.modules.get(name)
+        if patcher is not None and getattr(patcher, asks)(module):
+            return name.partition(".")[0]
+    return ""
 
 
 class _OwnLoop:

@@ -59,7 +59,7 @@ class Publisher:
                     )
 
     def has_subscriber(self, kind: type[Event]) -> bool:
-        """Return whether anybody listens to events of a kind, which costs something to find out about."""
+        """Return whether anybody listens to events of a kind. Ask before making one that is expensive."""
         return kind in self._subscriptions
 
     def subscribe(self, subscriber: Subscriber, kinds: Collection[type[Event]]) -> Callable[[], None]:

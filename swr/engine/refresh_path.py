@@ -15,7 +15,7 @@ import anyio
 
 from swr.engine import deadlocks
 from swr.engine.endings import Endings
-from swr.engine.flights import ASKING, Flight, WaitingForLease
+from swr.engine.flights import ASKING, Flight, WaitingForLease, WaitingForSlot
 from swr.engine.lease import Renewals
 from swr.engine.load import Job, Load
 from swr.engine.next_step import AskAgain, Asker, BackOff, GiveUp, LoadNow, Step, Take, Wait, next_step
@@ -91,6 +91,13 @@ class RefreshPath:
         flight.scope = tasks.start(self._fly, flight, job, chain, traced, drained=True, context=job.context)
         return flight
 
+    def join(self, flight: Flight, entry: Entry[Any] | None) -> None:
+        """Have one more caller wait for `flight`, which began without the `entry` that this one has found."""
+        if entry is not None and (flight.entry is None or flight.entry.version < entry.version):
+            flight.entry = entry
+        if self._runtime.tracing is not None:
+            self._runtime.tracing.join(flight)
+
     def give_way(self, flights: Iterable[Flight]) -> None:
         """Give the leases of superseded flights back at once: a load that counts need not wait for theirs."""
         for flight in flights:
@@ -112,11 +119,13 @@ class RefreshPath:
         if seat is None:
             await self._ask_and_load(flight, job, chain, traced)
             return
+        flight.state = WaitingForSlot(self._runtime.time())
         try:
             await seat.take(flight)
         except BaseException:
             self._endings.finish(flight, _closed(flight))
             raise
+        flight.state = ASKING
         try:
             await self._ask_and_load(flight, job, chain, traced)
         finally:
@@ -142,7 +151,7 @@ class RefreshPath:
             if failure is None:
                 raise
             if flight.is_finished:
-                log.exception("what ran on after %r was stored or given up failed", flight.key)
+                log.exception("%r was stored or given up; the code of its load that ran on has failed", flight.key)
             else:
                 if load is not None and load.ended is None:
                     load.ended = self._runtime.time()

@@ -8,6 +8,7 @@ from typing import Self
 
 import anyio
 
+from swr.engine.carrying_on import carry_on
 from swr.stores.tag_versions import Name
 
 # Invalidates keys or tags.
@@ -48,7 +49,7 @@ class Repeats:
         await self.repeat()
 
     def begin(self) -> None:
-        """Begin to note the invalidations of whoever has this task's or thread's context variables."""
+        """Begin to note the invalidations that are made in this task's or thread's context."""
         self._outer = _block.get()
         self._token = _block.set(self)
 
@@ -70,11 +71,10 @@ class Repeats:
             names: dict[Invalidate, list[Name]] = {}
             for invalidate, name in self._invalidations:
                 names.setdefault(invalidate, []).append(name)
-            for invalidate, some in names.items():
-                await invalidate(*some)
+            await carry_on(lambda invalidate: invalidate(*names[invalidate]), names)
 
     def fail(self) -> None:
-        """Have the block end as one that raises: what was stored in it does not count."""
+        """End the block as if it had raised: values stored in it do not count."""
         self._has_failed = True
 
     def forget(self, names: Collection[Name]) -> None:
@@ -104,14 +104,14 @@ class Repeats:
 
 
 def note(owner: object, invalidate: Invalidate, *names: Name) -> None:
-    """Have `invalidate(*names)` called once more at the end of the block that the caller is in, if any."""
+    """Call `invalidate(*names)` once more at the end of the block that the caller is in, if any."""
     block = _block.get()
     if block is not None:
         block.note(owner, invalidate, *names)
 
 
 def note_value(owner: object, invalidate: Invalidate, key: str, has_value: Callable[[], Awaitable[bool]]) -> None:
-    """Have the block that the caller is in, if any, invalidate `key` at its end unless it still has the value."""
+    """Invalidate `key` at the end of the block that the caller is in, if any, unless it still has the value."""
     block = _block.get()
     if block is not None:
         block.note_value(owner, invalidate, key, has_value)

@@ -51,7 +51,7 @@ class Switch:
             self._set_clock()
 
     def tell_reads(self, is_wanted: bool) -> None:
-        """Have the decorators go the long way, which publishes an event of each read, as long as that is wanted."""
+        """Make the decorators publish an event of each read, which takes longer, as long as somebody listens."""
         with self._lock:
             self._tells_reads = is_wanted
             self._set_clock()

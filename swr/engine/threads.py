@@ -103,7 +103,7 @@ class Threads:
             turn.set()
 
     def _remove(self, loader: str, turn: OneShotEvent) -> None:
-        """Let one wait no longer; of loaders that hold as many threads, this one is then the last."""
+        """Remove a waiting call, and put its loader behind others that hold as many threads."""
         waiting = self._waiting.pop(loader)
         waiting.remove(turn)
         if waiting:

@@ -21,5 +21,8 @@ class Tracing(Protocol):
             is_behind: nobody waits for it: it is a refresh in the background.
         """
 
+    def join(self, flight: Flight) -> None:
+        """Note that the caller, which the context variables name, waits for a load that another one has caused."""
+
     def commit(self, flight: Flight) -> AbstractContextManager[None]:
         """Return what surrounds the commit of what was loaded."""

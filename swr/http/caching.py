@@ -4,6 +4,7 @@ RFC 9111 with RFC 5861 (stale), RFC 9213 (targeted fields) and RFC 9211 (`Cache-
 what a request's conditions and ranges mean, `swr.http.fields` how fields are written.
 """
 
+import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
@@ -25,25 +26,10 @@ from swr.http.fields import (
     vary_of,
 )
 from swr.http.lifetimes import age_of, date_of, guessed_lifetime, lifetime_of
+from swr.http.statuses import BY_RULE, ERRORS, GUESSABLE, NEVER_STORED, REFUSALS, UNDERSTOOD
 from swr.http.tag_fields import MOST_TAGS, tags_in
 from swr.policy import NO_LIMITS, Limits, Policy, Timeout
 
-# A rule is for answers. That something is not there (404) is stored only if the response itself says so.
-_BY_RULE: Final = frozenset({200, 203, 204, 300, 301, 308})
-# RFC 9110 15.1: a lifetime may be guessed. (206 has a way of its own.)
-_GUESSABLE: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
-# RFC 9111 5.2.2.3: status codes whose caching requirements this module knows and meets.
-_UNDERSTOOD: Final = _GUESSABLE | {206, 201, 202, 205, 302, 303, 307, 400, 401, 402, 403, *range(406, 410)} | {
-    *range(411, 414), 415, 416, 417, 421, 422, 424, 425, 426, 428, 429, 431, 451, 500, 502, 503, 504, 505, 511,
-}  # fmt: skip
-# RFC 5861 4: errors for which a stale response is an allowed fallback.
-ERRORS: Final = frozenset({500, 502, 503, 504})
-# RFC 9111 4.2.4: a gateway that got no answer itself sends these; the cache is disconnected from the origin.
-UNREACHABLE: Final = frozenset({502, 504})
-# The resource is not there (any more), whoever asks.
-GONE: Final = frozenset({404, 410})
-# These may be about the request alone, not about the resource: nothing for others follows from them.
-ABOUT_THE_CLIENT: Final = frozenset({304, *range(400, 500)}) - GONE
 # RFC 9110 9.2.1 and the registry of methods: these change nothing; any other may.
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"})
 # RFC 9111 3.1 and RFC 9110 7.6.1: what belongs to one connection or one moment, not to the response.
@@ -63,6 +49,11 @@ _NOT_STORED: Final = frozenset(
         b"upgrade",
     }
 )
+# The policy where no rule applies.
+_NOTHING: Final = Policy(0)
+# swr keeps the parsed form of directives of at most this many bytes.
+_LONGEST_KEPT: Final = 200
+_NO_NAMES: Final[frozenset[bytes]] = frozenset()
 # A lookup compares each of them.
 MOST_VARY: Final = 64
 
@@ -168,6 +159,11 @@ class Terms(NamedTuple):
     tags_of: TagsOfContent | None = None
 
 
+@functools.lru_cache(256)
+def _parsed(*values: bytes) -> Directives:
+    return parse_directives(values)
+
+
 def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
     """Return the directives that a response's storing goes by, and whether they come from a targeted field.
 
@@ -182,7 +178,9 @@ def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, 
             forbid(directives, words)
             return directives, True
         words |= forbidding_words(b",".join(values).decode("latin-1"))
-    directives = parse_directives(values_of(headers, b"cache-control"))
+    values = values_of(headers, b"cache-control")
+    # Most responses of an app say the same. A copy, because more is added to it.
+    directives = dict(_parsed(*values)) if sum(map(len, values)) <= _LONGEST_KEPT else parse_directives(values)
     forbid(directives, words)
     return directives, False
 
@@ -224,6 +222,8 @@ def judge(
     per_credential = terms is not None and terms.per_credential
     if authorized and not shared and not per_credential:
         return Verdict(None, "authorization")
+    if status in REFUSALS and {"public", "s-maxage"}.isdisjoint(directives):
+        return Verdict(None, f"status {status}")
     if declared or (terms is not None and terms.vary):
         vary = tuple(sorted({*vary, *declared, *(terms.vary if terms is not None else ())}))
     if len(vary) > MOST_VARY:
@@ -264,12 +264,12 @@ def _why_forbidden(
     status: int, headers: Headers, directives: Directives, hidden: frozenset[bytes], sharing: SharingRules
 ) -> str:
     """Return why a response must not be stored, whatever its lifetime and whoever asks; empty: it may be."""
-    if not 200 <= status <= 999 or status == 304:
+    if not 200 <= status <= 999 or status == 304 or status in NEVER_STORED:
         return f"status {status}"
     if not are_well_formed(headers):
         return "malformed field"
     if "must-understand" in directives:
-        if status not in _UNDERSTOOD:
+        if status not in UNDERSTOOD:
             return "must-understand"
     elif "no-store" in directives:
         return "no-store"
@@ -296,22 +296,22 @@ def _timed(
     """Return `verdict` with the times of RFC 9111 4.2 and RFC 5861, and how long a store keeps the response."""
     validate = "no-cache" in directives and not _named(directives["no-cache"])
     explicit = 0 if validate else lifetime_of(headers, directives, targeted, date)
-    ruled = terms if terms is not None and terms.timed and status in _BY_RULE and not validate else None
+    ruled = terms if terms is not None and terms.timed and status in BY_RULE and not validate else None
     overrides = ruled is not None and ruled.override
     overdue = 0
     if ruled is not None and (explicit is None or overrides):
         fresh_for: float = ruled.policy.fresh_for
     else:
         lifetime = explicit
-        if lifetime is None and status not in ERRORS and (status in _GUESSABLE or "public" in directives):
+        if lifetime is None and status not in ERRORS and (status in GUESSABLE or "public" in directives):
             lifetime = guessed_lifetime(headers, date, sharing.heuristic)
         if lifetime is None or (status in ERRORS and lifetime <= verdict.initial_age):
-            left_out = terms is not None and terms.timed and status not in _BY_RULE
+            left_out = terms is not None and terms.timed and status not in BY_RULE
             return verdict._replace(reason=f"status {status}") if left_out else verdict
         fresh_for = max(0, lifetime - verdict.initial_age)
         # A response that has run out on the way here has used up some of these times, too.
         overdue = max(0, verdict.initial_age - lifetime)
-    by_rule = ruled.policy if ruled is not None else Policy(0)
+    by_rule = ruled.policy if ruled is not None else _NOTHING
     stale_for = max(0.0, _seconds(directives, "stale-while-revalidate", by_rule.stale_for, overrides) - overdue)
     stale_if_error = max(0.0, _seconds(directives, "stale-if-error", by_rule.stale_if_error, overrides) - overdue)
     # RFC 9111 4.2.4: these forbid serving stale. So does s-maxage (5.2.2.10), unless the same field asks for stale
@@ -327,18 +327,18 @@ def _timed(
     if strict:
         stale_for = stale_if_error = 0.0
     unreachable_for = 0.0 if strict or status in ERRORS else max(0.0, sharing.unreachable_for - overdue)
-    shown = [(name, value) for name, value in headers if name.lower() not in verdict.hidden]
+    shown = [pair for pair in headers if pair[0].lower() not in verdict.hidden] if verdict.hidden else headers
     validated = etag_of(shown) is not None or bool(values_of(shown, b"last-modified"))
     if fresh_for == stale_for == stale_if_error == 0 and not validated:
         return verdict._replace(reason="no-cache") if validate else verdict
     return verdict._replace(
         reason="",
-        policy=Policy(
-            fresh_for,
-            stale_for,
-            max(stale_if_error, unreachable_for),
-            tuple(dict.fromkeys((*tags, *(terms.policy.tags if terms is not None else ())))),
-            keep_for=sharing.unreachable_for if validated or not strict else 0,
+        policy=_NOTHING.replaced(
+            fresh_for=float(fresh_for),
+            stale_for=stale_for,
+            stale_if_error=max(stale_if_error, unreachable_for),
+            tags=tuple(dict.fromkeys((*tags, *(terms.policy.tags if terms is not None else ())))),
+            keep_for=sharing.unreachable_for if validated or not strict else 0.0,
         ),
         strict=strict,
         validate=validate or fresh_for == stale_for == 0,
@@ -350,7 +350,9 @@ def _timed(
 
 def _named(argument: str | None) -> frozenset[bytes]:
     """The fields that the argument of `private` or `no-cache` names (RFC 9111 5.2.2.4 and 5.2.2.7)."""
-    return frozenset(name.strip().lower().encode("latin-1") for name in (argument or "").split(",")) - {b""}
+    if not argument:
+        return _NO_NAMES
+    return frozenset(name.strip().lower().encode("latin-1") for name in argument.split(",")) - {b""}
 
 
 def _seconds(directives: Directives, name: str, ruled: float, overrides: bool) -> float:

@@ -67,7 +67,7 @@ class Action(enum.Enum):
 
 
 class Reason(enum.Enum):
-    """Why; the value is the text of the log."""
+    """A reason for a decision about a request; its value is the text in the log."""
 
     UNSAFE_METHOD = "the method may change something"
     SAFE_METHOD = "swr does not cache the method"

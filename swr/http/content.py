@@ -85,7 +85,7 @@ class Content(msgspec.Struct, frozen=True):
         )
 
     def text(self, *, canonical: bool) -> bytes:
-        """Return what only equal content has, to be digested for a key.
+        """Return text that only equal contents share, for the digest in a key.
 
         Parameters:
             canonical: two ways to write one JSON value are equal.

@@ -4,7 +4,7 @@ from typing import Any
 
 from swr.entry import Entry
 from swr.errors import LoadTimeout, SWRError
-from swr.http.caching import UNREACHABLE
+from swr.http.statuses import UNREACHABLE
 from swr.http.stored_response import StoredResponse, is_response
 
 

@@ -80,8 +80,10 @@ def is_too_long(headers: Headers, path: str = "", query: bytes = b"") -> bool:
     """Return whether a header is too long to be read, or the path and the query that come with it are."""
     if len(headers) > _MOST_LINES or len(path) + len(query) + _PER_MEMBER * query.count(b"&") > _LONGEST_TARGET:
         return True
-    lengths = (len(name) + len(value) + _PER_MEMBER * value.count(b",") for name, value in headers)
-    return sum(lengths) > _MOST_BYTES
+    length = 0
+    for name, value in headers:
+        length += len(name) + len(value) + _PER_MEMBER * value.count(b",")
+    return length > _MOST_BYTES
 
 
 def are_well_formed(headers: Headers) -> bool:
@@ -213,7 +215,7 @@ def strings(values: Iterable[bytes]) -> list[str]:
 
 
 def _parameters(text: str, at: int) -> int | None:
-    """Return where the parameters of RFC 9651 3.1.2 that begin at `at` end; None if they are none."""
+    """Return where the parameters of RFC 9651 3.1.2 that begin at `at` end; None if they are malformed."""
     while text[at : at + 1] == ";":
         at += 1
         while text[at : at + 1] == " ":
@@ -231,7 +233,7 @@ def _parameters(text: str, at: int) -> int | None:
 
 
 def _inner_list(text: str, at: int) -> int | None:
-    """Return where the inner list of RFC 9651 3.1.1 that begins at `at` ends; None if it is none."""
+    """Return where the inner list of RFC 9651 3.1.1 that begins at `at` ends; None if it is malformed."""
     if text[at : at + 1] != "(":
         return None
     at += 1
@@ -376,7 +378,7 @@ def field_names(names: Sequence[str], parameter: str = "vary") -> tuple[str, ...
     """Return the names of fields in lower case.
 
     Raises:
-        ConfigurationError: one that is none, or a credential that responses shall vary by.
+        ConfigurationError: not the name of a field, or of a credential, which responses cannot vary by.
     """
     if isinstance(names, str):
         raise ConfigurationError(f"{parameter}={names!r} is one string: give ({names!r},)")

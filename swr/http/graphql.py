@@ -24,8 +24,8 @@ def is_graphql_query(content: Content) -> bool:
     """Return whether a request is a GraphQL query for certain, so that it changes nothing: for `Rule(safe=...)`.
 
     The request is JSON, or a batch in a list, of which every document holds queries and fragments alone. A document
-    that also holds a mutation is none, whatever `operationName` says. Neither is a persisted query without its text,
-    nor a request whose URL has a query, because some servers read the document from there.
+    that also holds a mutation is no query, whatever `operationName` says. Neither is a persisted query without its
+    text, nor a request whose URL has a query, because some servers read the document from there.
     """
     if content.query:
         return False

@@ -44,7 +44,7 @@ def digest_with(secret: bytes) -> Digest:
 
 
 def shortened(text: str) -> str:
-    """Return a key or a tag; of a long one the beginning and a digest of all of it."""
+    """Return a key or a tag, a long one as its beginning and a digest."""
     if len(text) <= _LONGEST_NAME:
         return text
     return f"{text[:_LONGEST_NAME]}... {hashlib.blake2b(text.encode('utf-8', 'surrogatepass')).hexdigest()}"

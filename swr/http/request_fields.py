@@ -45,23 +45,36 @@ INTERPRETED: Final = frozenset(
     }
 )
 
-IGNORED: Final = frozenset(
+# Preferences of a client.
+PREFERENCES: Final = frozenset(
     {
-        # About the client and its preferences.
-        b"user-agent", b"accept", b"accept-charset", b"accept-encoding", b"accept-language", b"accept-datetime",
-        b"accept-ranges", b"referer", b"dnt", b"priority", b"purpose", b"x-purpose", b"x-moz", b"from",
+        b"user-agent", b"accept", b"accept-charset", b"accept-language", b"accept-datetime", b"referer", b"dnt",
+        b"from", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-gpc",
+    }
+)  # fmt: skip
+# Ignored fields that say something of the client: its preferences and its address. Where the app's own code turns one
+# into something that an endpoint sees, it is no longer ignored.
+TELLING: Final = PREFERENCES | frozenset(
+    {
+        b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip",
+        b"fastly-client-ip", b"x-original-forwarded-for", b"cf-connecting-ip", b"cf-connecting-ipv6",
+        b"x-azure-clientip", b"x-envoy-external-address",
+    }
+)  # fmt: skip
+
+IGNORED: Final = TELLING | frozenset(
+    {
+        # About the client's navigation, and what it can read.
+        b"accept-encoding", b"accept-ranges", b"priority", b"purpose", b"x-purpose", b"x-moz",
         b"upgrade-insecure-requests",
         # Browsers send these with every request. Others that begin with `sec-` are ignored by their prefix.
-        b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-fetch-dest", b"sec-fetch-mode",
-        b"sec-fetch-site", b"sec-fetch-user", b"sec-gpc", b"sec-purpose",
+        b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user", b"sec-purpose",
         # About the connection.
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"http2-settings", b"expect",
         b"content-type", b"max-forwards", b"alt-used", b"early-data", b"cdn-loop",
         # About the way of the request.
-        b"via", b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip",
-        b"fastly-client-ip", b"x-original-forwarded-for", b"cf-ray", b"cf-connecting-ip", b"cf-connecting-ipv6",
-        b"cf-ew-via", b"x-varnish", b"x-amz-cf-id", b"x-azure-ref", b"x-azure-clientip",
-        b"x-envoy-attempt-count", b"x-envoy-expected-rq-timeout-ms", b"x-envoy-external-address",
+        b"via", b"cf-ray", b"cf-ew-via", b"x-varnish", b"x-amz-cf-id", b"x-azure-ref",
+        b"x-envoy-attempt-count", b"x-envoy-expected-rq-timeout-ms",
         # Identifiers of requests, and tracing.
         b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id", b"x-request-start", b"x-queue-start",
         b"traceparent", b"tracestate", b"baggage", b"b3", b"x-amzn-trace-id", b"x-cloud-trace-context",

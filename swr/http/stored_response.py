@@ -146,7 +146,7 @@ def check(value: StoredResponse | Varies) -> None:
         names += value.ignores
         is_sound = _is_sendable(value) and _has_numbers(value) and _has_detail(value)
     if not is_sound or len(value.names) > MOST_VARY or not all(name.isascii() and name.isprintable() for name in names):
-        raise CodecError("no response of HTTP that swr has stored")
+        raise CodecError("it is not a response that swr has stored")
 
 
 def _is_sendable(stored: StoredResponse) -> bool:
@@ -322,7 +322,7 @@ def span_of(one: StoredResponse, other: StoredResponse) -> int:
 
 
 def are_of_one(one: StoredResponse, other: StoredResponse) -> bool:
-    """Whether two parts are of the same bytes, for certain (RFC 9111 3.4)."""
+    """Return whether two parts certainly belong to the same body (RFC 9111 3.4)."""
     tag = strong_etag(one.headers)
     return tag is not None and tag == strong_etag(other.headers) and one.complete == other.complete
 

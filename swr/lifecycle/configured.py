@@ -51,6 +51,8 @@ class Configured:
         # Where dashboards are mounted, whose requests are no concern of the cache.
         self.mounted: set[str] = set()
         self._opened = 0
+        # What `configure` must not change in a test, as its arguments; an ellipsis: it may change all.
+        self._fixed: tuple[str | EllipsisType | None, Options] = (..., {})
         self._apply(url, options)
 
     def configure(self, url: str | EllipsisType | None = ..., **options: Unpack[Options]) -> None:
@@ -66,6 +68,30 @@ class Configured:
         Raises:
             ConfigurationError: the cache is open; or an option cannot work, and then nothing has changed.
         """
+        fixed_url, fixed = self._fixed
+        self._change(url if fixed_url is ... else fixed_url, {**options, **fixed})
+
+    def fix_options(self, url: str | None, options: Options) -> Callable[[], None]:
+        """Change options, and keep `configure` from changing them; return a function that gives back those of before.
+
+        Parameters:
+            url: see `Cache`; None: in memory, unless `options` has `redis`.
+            options: those of `Cache`; `configure` may change the others.
+
+        Raises:
+            ConfigurationError: the cache is open; or an option cannot work, and then nothing has changed.
+        """
+        restore, fixed = functools.partial(self._apply, self._url, self._options), self._fixed
+
+        def give_back() -> None:
+            restore()
+            self._fixed = fixed
+
+        self._change(url, options)
+        self._fixed = url, options
+        return give_back
+
+    def _change(self, url: str | EllipsisType | None, options: Options) -> None:
         unknown = sorted(options.keys() - self._options.keys())
         if unknown:
             raise TypeError(f"configure() got an unexpected keyword argument {unknown[0]!r}")
@@ -133,10 +159,6 @@ class Configured:
             reporter = self.report()
             reporter.faults.is_allowed = before is not None and before.faults.is_allowed
 
-    def keep_options(self) -> Callable[[], None]:
-        """Return a function that gives the cache, once it is closed, the options that it has now."""
-        return functools.partial(self._apply, self._url, self._options)
-
     def stats(self) -> Stats:
         """Return what has happened in this process since the cache was made, by loader and by route.
 
@@ -154,7 +176,7 @@ class Configured:
         )
 
     def report(self, *, publishes: bool = True) -> "Reporter":
-        """Have this process report to dashboards from now on; return what makes its digests.
+        """Begin to report to dashboards; return the reporter, which makes the digests.
 
         Parameters:
             publishes: whether it reports to other processes, too, if it does not report already.
@@ -195,7 +217,7 @@ class Configured:
         return Disabled(self.engine.switch)
 
     async def __aenter__(self) -> Self:
-        """Open; what is opened several times is closed by the last exit."""
+        """Open the cache. If it was opened several times, the last exit closes it."""
         self._opened += 1
         try:
             await self.engine.ready()

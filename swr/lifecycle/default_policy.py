@@ -35,7 +35,7 @@ class DefaultPolicy:
                 "policy=None: something of this cache has no fresh_for of its own, and goes by the policy of the cache"
             )
         if not isinstance(policy, Policy | None):
-            raise ConfigurationError(f"policy={policy!r} is not a Policy: Policy(fresh_for=60, stale_for=600)")
+            raise ConfigurationError(f"policy={policy!r} is not a Policy: give Policy(fresh_for=60, stale_for=600)")
         if policy is not None and policy.tags:
             raise ConfigurationError(
                 f"the policy of a cache has the tags {policy.tags!r}: give them to loaders; cache.clear() outdates all"
@@ -43,10 +43,10 @@ class DefaultPolicy:
         return policy
 
     def need(self, who: str) -> Policy:
-        """Return the policy; from now on there has to be one.
+        """Return the policy, which must exist from now on.
 
         Parameters:
-            who: says nothing of its own.
+            who: named in the error; it has no policy of its own.
 
         Raises:
             ConfigurationError: there is none.
@@ -68,7 +68,7 @@ class DefaultPolicy:
         if policy is None:
             return self.need("a call without a policy")
         if not isinstance(policy, Policy):
-            raise ConfigurationError(f"policy={policy!r} is not a Policy: Policy(fresh_for=60, stale_for=600)")
+            raise ConfigurationError(f"policy={policy!r} is not a Policy: give Policy(fresh_for=60, stale_for=600)")
         return policy
 
 
@@ -105,7 +105,7 @@ class DecoratorPolicy:
         return self._now
 
     def change(self, **said: Any) -> None:
-        """Have the decorator say these arguments of `Policy`, which are taken as they are."""
+        """Give the decorator these arguments of `Policy`, unchecked."""
         self._changes |= said
         self._now = self._over(self._default_then)
 

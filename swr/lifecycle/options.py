@@ -71,7 +71,7 @@ def codec_in(found: Environment) -> ByteCodec | None:
     if found.keys is None:
         return None
     if found.secret is None:
-        raise ConfigurationError(f"{KEYS} is there and {SECRET} is not: encryption needs it to hide names")
+        raise ConfigurationError(f"{KEYS} is set and {SECRET} is not: encryption needs both, the secret to hide names")
     try:
         from swr.encryption import Encryption
     except ImportError as error:

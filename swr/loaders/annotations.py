@@ -106,8 +106,8 @@ def _find_codec(function: Callable[..., Any], many: bool) -> Codec:
         origin = typing.get_origin(kind)
         if not (isinstance(origin, type) and issubclass(origin, Mapping) and len(kinds) == 2):
             raise ConfigurationError(
-                f"{_where(function)} returns {kind}: a batch loader returns a dict, and says of "
-                f"what, dict[str, Ranking]"
+                f"{_where(function)} returns {kind}: a batch loader returns a dict, and its "
+                f"annotation says of what: dict[str, Ranking]"
             )
         kind = kinds[-1]
     try:

@@ -46,14 +46,14 @@ class _Round:
         self._ends: list[OneShotEvent] = []
 
     async def join(self, item: Any, load: Load) -> None:
-        """Have `item` loaded with the others, and wait until that has ended."""
+        """Load `item` with the others, and wait until that has ended."""
         if len(self.loads) // _ENDED_AT_ONCE >= len(self._ends):
             self._ends.append(OneShotEvent())
         self.loads[item] = load
         await self._ends[-1].wait()
 
     async def end(self, error: BaseException | None = None) -> None:
-        """Have the loads go on, some in each turn of the event loop."""
+        """Wake the loads, some in each turn of the event loop."""
         self.error = error
         if error is not None:
             self.traceback = error.__traceback__
@@ -78,7 +78,7 @@ class Batch:
         store_if: returns whether a value is stored; None: each is.
         new_seat: returns what one call takes of the loader's slots; None: it needs none.
 
-    What calls the loader is the first load that has its lease. It waits until the store has answered for every flight
+    The first load that gets its lease calls the loader. It waits until the store has answered for every flight
     of this batch that is asking; leases that come later are another call.
     """
 
@@ -134,7 +134,7 @@ class Batch:
     def refresh_soon(
         self, entries: Mapping[Any, Entry[Any]], keys: Mapping[Any, str], policy: Callable[[Any], Policy]
     ) -> None:
-        """Refresh what is stored of some items in the background, in this batch, unless somebody does already.
+        """Refresh the entries of some items in the background, in this batch, unless a refresh runs already.
 
         Parameters:
             entries: what is stored, by item.
@@ -154,7 +154,7 @@ class Batch:
         self._first[item] = flight.answered
 
     async def value(self, item: Any, load: Load) -> Any:
-        """Return what the loader says of `item`, called once for all whose lease is won."""
+        """Return the loader's value of `item`; one call loads all items whose leases were won."""
         gathering = self._gathering
         if gathering is None:
             gathering = self._gathering = _Round()

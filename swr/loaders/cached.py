@@ -255,7 +255,7 @@ class Cached(Generic[P, R]):
         return None if outcome is None else await self._copied(outcome)
 
     async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Have what is stored for these arguments be stale, here and in every process.
+        """Mark the entry of these arguments as stale, here and in every process.
 
         The next reader gets it at once, and it is refreshed. A load that is under way is not enough: it is not stored.
         An entry without `stale_for` is then an answer only if its load fails (`stale_if_error`).
@@ -270,7 +270,7 @@ class Cached(Generic[P, R]):
         await self._engine.invalidate_tag(OfLoader(self.template))
 
     async def mark_stale_all(self) -> None:
-        """Have what is stored for all arguments be stale, in one step; else as `mark_stale`."""
+        """Mark the entries of all arguments as stale, in one step; otherwise as `mark_stale`."""
         await self._engine.invalidate_tag(Soft(OfLoader(self.template)))
 
     async def _copied(self, outcome: Outcome[Any]) -> Outcome[R]:

@@ -259,7 +259,7 @@ class CachedMany(Generic[P, K, V]):
         await Items(self._engine, *self._bind(args, kwargs), self._copies).invalidate()
 
     async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Have what is stored for these items be stale, here and in every process; see `Cached.mark_stale`."""
+        """Mark the entries of these items as stale, here and in every process; see `Cached.mark_stale`."""
         await Items(self._engine, *self._bind(args, kwargs), self._copies).mark_stale()
 
     async def invalidate_all(self) -> None:
@@ -267,7 +267,7 @@ class CachedMany(Generic[P, K, V]):
         await self._engine.invalidate_tag(OfLoader(self.template))
 
     async def mark_stale_all(self) -> None:
-        """Have what is stored for all items and arguments be stale, in one step; see `Cached.mark_stale`."""
+        """Mark the entries of all items and arguments as stale, in one step; see `Cached.mark_stale`."""
         await self._engine.invalidate_tag(Soft(OfLoader(self.template)))
 
     async def set(self, values: Mapping[K, V | Fresh[V]], /, *args: P.args, **kwargs: P.kwargs) -> bool:

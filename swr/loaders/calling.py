@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import anyio
@@ -101,7 +101,7 @@ async def call_loader(engine: Engine, function: Callable[[], Any], runs_in_threa
     else:
         answer = function()
     if isinstance(answer, (types.GeneratorType, types.AsyncGeneratorType)):
-        raise ConfigurationError(f"{function!r} is a generator: a loader returns its value whole, a list for one")
+        raise ConfigurationError(f"{function!r} is a generator: a loader returns its whole value, such as a list")
     return await answer if inspect.isawaitable(answer) else answer
 
 
@@ -233,13 +233,18 @@ def value_of(
     """
     if answer is NOT_MODIFIED or inspect.isawaitable(answer):
         raise ConfigurationError(f"{answer!r} is no value for {where}: give what the loader would return, awaited")
-    return _value_of(answer, policy, tags, store_if)
+    return _value_of(answer, policy, where, tags, store_if)
 
 
 def _value_of(
-    answer: Any, policy: Policy, tags: Callable[[Any], tuple[str, ...]] | None, store_if: StoreIf | None
+    answer: Any, policy: Policy, where: str, tags: Callable[[Any], tuple[str, ...]] | None, store_if: StoreIf | None
 ) -> Value:
     value = answer.value if isinstance(answer, Fresh) else answer
+    if isinstance(value, (Iterator, AsyncIterator)):
+        kind = type(value).__qualname__
+        raise ConfigurationError(
+            f"the value for {where} is a {kind}, which its first reader would use up: give a list, say"
+        )
     if not is_stored(store_if, value):
         return Value(value, policy, is_stored=False)
     if tags is not None and not (isinstance(answer, Fresh) and answer.has_tags):
@@ -266,7 +271,7 @@ async def store_answer(
         store_if: returns whether a value is stored, other than the last one; None: each is.
 
     Raises:
-        ConfigurationError: NOT_MODIFIED, and there is no last value; or the tags are none.
+        ConfigurationError: NOT_MODIFIED, and there is no last value; or the tags are malformed.
         CodecError: the value cannot be stored.
     """
     if answer is NOT_MODIFIED:
@@ -274,12 +279,12 @@ async def store_answer(
             raise _has_no_last(load.flight.key)
         await load.store(last.value, policy.tagged(last.tags), last.validator)
     else:
-        value = _value_of(answer, policy, tags, store_if)
+        value = _value_of(answer, policy, repr(load.flight.key), tags, store_if)
         await load.store(value.value, value.policy, value.validator, is_stored=value.is_stored)
 
 
 def tags_or_function(tags: Sequence[str] | TagsOf) -> tuple[Sequence[str], TagsOf | None]:
-    """Return the tag templates of a decorator, and what makes tags of a value; one of them is none.
+    """Return the tag templates of a decorator, or no templates and the function that makes tags of a value.
 
     Raises:
         ConfigurationError: it is a function that would have to be awaited.

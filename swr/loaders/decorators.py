@@ -92,7 +92,7 @@ class CachedManyDecorator(Protocol):
 
 
 def with_options(method: Callable[P, R]) -> Callable[P, R]:
-    """Have a method of `Cache` that returns a decorator say what is wrong if it stands on a function itself.
+    """Make a method that returns a decorator explain itself if it stands on a function without its brackets.
 
     Raises:
         ConfigurationError: `@cache.cached` without parentheses, or an option without its name.

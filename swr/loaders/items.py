@@ -92,7 +92,7 @@ class Items:
         await self._each(invalidate)
 
     async def mark_stale(self) -> None:
-        """Have what is stored of each item be stale."""
+        """Mark the entry of each item as stale."""
 
         async def mark(item: Any) -> None:
             await self._engine.entries.mark_stale(self._call.keys[item])
@@ -144,7 +144,7 @@ async def all_at_once(function: Callable[[Any], Coroutine[Any, Any, None]], argu
 
 
 async def copied_values(values: dict[Any, V]) -> dict[Any, V]:
-    """Have each value be a copy, and return the dict."""
+    """Replace each value by a copy, and return the dict."""
     for number, some in parts(list(values)):
         if number:
             await anyio.lowlevel.checkpoint()

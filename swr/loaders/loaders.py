@@ -96,7 +96,7 @@ class Loaders:
         stale. Objects that live only as long as a request, such as a database session, must not be among them.
 
         Raises:
-            ConfigurationError: at decoration, for whatever of these cannot work.
+            ConfigurationError: at decoration, if one of these cannot work.
         """
         tags, of_value = tags_or_function(tags)
         given = {
@@ -177,7 +177,7 @@ class Loaders:
         swr calls the loader once for each 1,000 missing items that no other load brings already.
 
         Raises:
-            ConfigurationError: at decoration, for whatever of these cannot work.
+            ConfigurationError: at decoration, if one of these cannot work.
         """
         tags, of_value = tags_or_function(tags)
         given = {
@@ -201,7 +201,7 @@ class Loaders:
             keys = ManyKeys(function, template, policies.now.tags, ignore, key)
             if asking(function) is not None:
                 raise ConfigurationError(
-                    f"{keys.where} asks for a LoadContext; that is about one value, and it loads many"
+                    f"{keys.where} asks for a LoadContext, which is about one value: a batch loader loads several"
                 )
             self._templates.claim(keys.template, function, is_default=key is not None, many=True)
             if not local:

@@ -52,9 +52,9 @@ class ManyKeys:
         lists = [name for name in parameters if name not in named and name not in ignored]
         if len(items) != 1 or len(lists) != 1:
             raise ConfigurationError(
-                f"the key {template or key!r} of {where}({', '.join(parameters)}) must leave out one parameter, the "
-                f"list of items, and name one thing that is no parameter, an item of it; it leaves out "
-                f"{', '.join(lists) or 'nothing'} and names {', '.join(items) or 'nothing else'}"
+                f"the key {template or key!r} of {where}({', '.join(parameters)}) must name one item of the list by a "
+                f"name that is no parameter, and leave out the list itself, as 'player:{{name}}' does for names; it "
+                f"leaves out {', '.join(lists) or 'nothing'} and names {', '.join(items) or 'no item'}"
             )
         (self._item,), (self.list_name,) = items, lists
         if parameters[self.list_name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
@@ -161,7 +161,7 @@ def _key_of_item(
             raise ConfigurationError(f"{where} has the key template {template!r} and key={key!r}: give one of them")
         return KeyFunction(key, parameters, ignored, where)
     if not isinstance(template, str):
-        raise ConfigurationError(f'template={template!r} of {where} is not a string, "ranking:{{group}}" for one')
+        raise ConfigurationError(f'template={template!r} of {where} is not a string such as "ranking:{{group}}"')
     return Template(template, "key", where)
 
 

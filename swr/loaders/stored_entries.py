@@ -2,6 +2,8 @@
 
 from typing import Any, TypeVar, overload
 
+import anyio
+
 from swr.engine.engine import Engine
 from swr.engine.repeats import Repeats
 from swr.entry import Outcome
@@ -11,6 +13,7 @@ from swr.lifecycle.default_policy import DefaultPolicy
 from swr.loaders.annotations import codec_of
 from swr.loaders.calling import value_of
 from swr.loaders.context import Fresh
+from swr.loaders.turns import parts
 from swr.policy import Policy
 from swr.stores.tag_versions import ALL, Soft
 
@@ -74,14 +77,14 @@ class StoredEntries:
         await self.engine.invalidate(key)
 
     async def mark_stale(self, key: str) -> None:
-        """Have what is stored under `key` be stale, here and in every process; see `Cached.mark_stale`."""
+        """Mark the entry of `key` as stale, here and in every process; see `Cached.mark_stale`."""
         _check_key(key)
         await self.engine.entries.mark_stale(key)
 
     # -- many at once -----------------------------------------------------------------------------------------
 
     async def invalidate_tag(self, tag: str) -> None:
-        """Outdate every entry that carries `tag`, in one step however many there are; else as `invalidate`."""
+        """Outdate every entry that carries `tag`, in one step however many there are; otherwise as `invalidate`."""
         await self.engine.invalidate_tag(*_checked_tags((tag,)))
 
     async def invalidate_tags(self, *tags: str) -> None:
@@ -89,7 +92,7 @@ class StoredEntries:
         await self.engine.invalidate_tag(*_checked_tags(tags))
 
     async def mark_stale_tags(self, *tags: str) -> None:
-        """Have every entry that carries one of `tags` be stale, in one step for all; see `Cached.mark_stale`."""
+        """Mark every entry that carries one of `tags` as stale, in one step for all; see `Cached.mark_stale`."""
         await self.engine.invalidate_tag(*map(Soft, _checked_tags(tags)))
 
     async def invalidate_url(self, url: str) -> None:
@@ -106,22 +109,22 @@ class StoredEntries:
         Raises:
             ConfigurationError: one is no URL or path; then nothing is outdated.
         """
-        await self.engine.invalidate_tag(*dict.fromkeys(map(tag_of_url, urls)))
+        await self.engine.invalidate_tag(*await _tags_of(urls))
 
     async def mark_stale_urls(self, *urls: str) -> None:
-        """Have the responses to URLs be stale, in one step for all; see `Cached.mark_stale`.
+        """Mark the responses to URLs as stale, in one step for all; see `Cached.mark_stale`.
 
         Raises:
             ConfigurationError: one is no URL or path; then nothing is marked.
         """
-        await self.engine.invalidate_tag(*dict.fromkeys(Soft(tag_of_url(url)) for url in urls))
+        await self.engine.invalidate_tag(*map(Soft, await _tags_of(urls)))
 
     async def clear(self) -> None:
         """Outdate everything in this cache's namespace."""
         await self.engine.invalidate_tag(ALL)
 
     async def mark_stale_all(self) -> None:
-        """Have everything in this cache's namespace be stale, in one step; see `Cached.mark_stale`."""
+        """Mark everything in this cache's namespace as stale, in one step; see `Cached.mark_stale`."""
         await self.engine.invalidate_tag(Soft(ALL))
 
     def until_committed(self) -> Repeats:
@@ -131,6 +134,16 @@ class StoredEntries:
         the second invalidation outdates that. `SWRMiddleware` does so for each request with an unsafe method.
         """
         return Repeats(self.engine)
+
+
+async def _tags_of(urls: tuple[str, ...]) -> dict[str, None]:
+    """Return the tags of URLs, each once. The event loop turns in between."""
+    tags: dict[str, None] = {}
+    for number, some in parts(list(urls)):
+        if number:
+            await anyio.lowlevel.checkpoint()
+        tags.update(dict.fromkeys(map(tag_of_url, some)))
+    return tags
 
 
 def _checked_tags(tags: tuple[str, ...]) -> tuple[str, ...]:

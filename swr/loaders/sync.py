@@ -94,7 +94,7 @@ class SyncLoader(Generic[P, R_co, O_co, V_contra, F_co]):
         self._call(self._loader.invalidate, args, kwargs)
 
     def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Have what is stored for these arguments be stale, here and in every process; see `Cached.mark_stale`."""
+        """Mark the entry of these arguments as stale, here and in every process; see `Cached.mark_stale`."""
         self._call(self._loader.mark_stale, args, kwargs)
 
     def invalidate_all(self) -> None:
@@ -102,7 +102,7 @@ class SyncLoader(Generic[P, R_co, O_co, V_contra, F_co]):
         self._call(self._loader.invalidate_all, (), {})
 
     def mark_stale_all(self) -> None:
-        """Have what is stored for all arguments be stale, in one step; see `Cached.mark_stale`."""
+        """Mark the entries of all arguments as stale, in one step; see `Cached.mark_stale`."""
         self._call(self._loader.mark_stale_all, (), {})
 
 
@@ -217,7 +217,7 @@ class SyncCache:
         self._call("invalidate", self._cache.invalidate, key)
 
     def mark_stale(self, key: str) -> None:
-        """Have what is stored under `key` be stale; see `Cached.mark_stale`."""
+        """Mark the entry of `key` as stale; see `Cached.mark_stale`."""
         self._call("mark_stale", self._cache.mark_stale, key)
 
     def invalidate_tag(self, tag: str) -> None:
@@ -229,7 +229,7 @@ class SyncCache:
         self._call("invalidate_tags", self._cache.invalidate_tags, *tags)
 
     def mark_stale_tags(self, *tags: str) -> None:
-        """Have every entry that carries one of `tags` be stale, in one step; see `Cached.mark_stale`."""
+        """Mark every entry that carries one of `tags` as stale, in one step; see `Cached.mark_stale`."""
         self._call("mark_stale_tags", self._cache.mark_stale_tags, *tags)
 
     def invalidate_url(self, url: str) -> None:
@@ -241,7 +241,7 @@ class SyncCache:
         self._call("invalidate_urls", self._cache.invalidate_urls, *urls)
 
     def mark_stale_urls(self, *urls: str) -> None:
-        """Have the responses to URLs be stale, in one step; see `Cached.mark_stale`."""
+        """Mark the responses to URLs as stale, in one step; see `Cached.mark_stale`."""
         self._call("mark_stale_urls", self._cache.mark_stale_urls, *urls)
 
     def clear(self) -> None:
@@ -249,7 +249,7 @@ class SyncCache:
         self._call("clear", self._cache.clear)
 
     def mark_stale_all(self) -> None:
-        """Have everything in the cache's namespace be stale, in one step; see `Cached.mark_stale`."""
+        """Mark everything in the cache's namespace as stale, in one step; see `Cached.mark_stale`."""
         self._call("mark_stale_all", self._cache.mark_stale_all)
 
     def until_committed(self) -> "SyncRepeats":

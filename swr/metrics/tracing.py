@@ -33,14 +33,17 @@ class _Spans:
         self._tracer = tracer
         # By flight; and by batch, of which one call of the loader has one.
         self._open: dict[object, Span] = {}
+        # The spans of those who wait for a flight whose load has not begun.
+        self._joined: dict[Flight, list[Span]] = {}
 
     def cause(self) -> Context:
         return context.get_current()
 
     @contextlib.contextmanager
     def load(self, flight: Flight, cause: Context, *, is_behind: bool) -> Iterator[None]:
-        batch = flight.job.batch if isinstance(flight.job, Part) else flight
+        batch = _loaded_by(flight)
         if batch in self._open:
+            self._link(flight, self._open[batch])
             yield
             return
         # The request does not wait for a refresh, which may end long after it: its own trace, with a link.
@@ -49,6 +52,7 @@ class _Spans:
         name = "swr refresh" if is_behind else "swr load"
         span = self._tracer.start_span(name, around, attributes=self._attributes(flight), links=links)
         self._open[flight] = self._open[batch] = span
+        self._link(flight, span)
         token = context.attach(trace.set_span_in_context(span, around))
         try:
             yield
@@ -60,6 +64,28 @@ class _Spans:
             self._end(flight, span)
             self._open.pop(flight, None)
             self._open.pop(batch, None)
+
+    def join(self, flight: Flight) -> None:
+        waiting = trace.get_current_span()
+        if not waiting.is_recording():
+            return
+        span = self._open.get(_loaded_by(flight))
+        if span is not None:
+            waiting.add_link(span.get_span_context())
+        elif flight in self._joined:
+            self._joined[flight].append(waiting)
+        else:
+            self._joined[flight] = [waiting]
+            # Another process may load in place of this one.
+            flight.then = (*flight.then, self._forget)
+
+    def _forget(self, flight: Flight) -> None:
+        self._joined.pop(flight, None)
+
+    def _link(self, flight: Flight, span: Span) -> None:
+        """Link those who have waited so far to the load that now begins."""
+        for waiting in self._joined.pop(flight, ()):
+            waiting.add_link(span.get_span_context())
 
     @contextlib.contextmanager
     def commit(self, flight: Flight) -> Iterator[None]:
@@ -84,6 +110,11 @@ class _Spans:
         return {name: value for name, value in found.items() if value}
 
 
+def _loaded_by(flight: Flight) -> object:
+    """Return what one call of a loader is for: a flight, or a batch of several."""
+    return flight.job.batch if isinstance(flight.job, Part) else flight
+
+
 def _fail(span: Span, error: BaseException) -> None:
     span.record_exception(error)
     span.set_status(Status(StatusCode.ERROR, type(error).__name__))
@@ -93,7 +124,8 @@ def trace_loads(cache: Cache, tracer: Tracer = _TRACER) -> Callable[[], None]:
     """Make spans for OpenTelemetry of what `cache` loads from now on: `swr load`, `swr refresh` and `swr commit`.
 
     A load belongs to the trace of the request that waits for it, and what its loader does to the load's span. A refresh
-    in the background is a trace of its own, with a link to the request that caused it. A batch loader has one span for
+    in the background is a trace of its own, with a link to the request that caused it. A request that waits for a load
+    of another one's has a link from its own span to that of the load. A batch loader has one span for
     each call. No span has a key; where a load belongs is in `swr.cache`, `swr.loader` and `swr.route`.
 
     Parameters:

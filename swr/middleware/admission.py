@@ -3,13 +3,14 @@
 import contextlib
 import logging
 from collections.abc import Collection, Iterator, Mapping
+from contextvars import copy_context
 from typing import Any
 
 import anyio
 from starlette.types import Message, Scope
 
 from swr.endpoints.terms import ADMISSION, Admission, EndpointTerms, endpoint_terms
-from swr.endpoints.variables import carried
+from swr.endpoints.variables import carried, outer_variable
 from swr.engine.failures import text_of
 from swr.http.classify import RequestFacts
 from swr.http.stored_response import is_response, marked, with_marks
@@ -44,6 +45,7 @@ class AskedByClient:
         "max_body_bytes",
         "may_load",
         "method",
+        "outer_variable",
         "query",
         "sharing",
     )
@@ -56,6 +58,8 @@ class AskedByClient:
         self._is_bypassed = is_bypassed
         self.may_load = may_load
         self.limits = limits
+        # It keeps responses from being stored by their URL, unless `key=` says what selects.
+        self.outer_variable = "" if request.has_key else outer_variable(copy_context(), config.ambient)
         self.key = request.key
         self.method = request.method
         self.fields: Mapping[bytes, bytes] = request.fields if request.takes_conditions else {}
@@ -83,6 +87,7 @@ class AskedByClient:
         request = self._request
         return (
             self._is_bypassed
+            or bool(self.outer_variable)
             or request.authorized
             or request.unknown_beyond(known) is not None
             or is_personal(scope)
@@ -126,7 +131,7 @@ def admission_of(
 
 @contextlib.contextmanager
 def admitted(scope: Scope, admission: Admission | None) -> Iterator[None]:
-    """Have the endpoint that answers within find the admission in the scope."""
+    """Put the admission into the scope, where the endpoint that answers within finds it."""
     scope[ADMISSION] = admission
     try:
         yield
@@ -164,6 +169,14 @@ def marked_after(admission: Admission | None, message: Message, status: bytes) -
         return marked(message, status)
     detail = status[:-1] + b", " + reason if b'; detail="' in status else b'%b; detail="%b' % (status, reason)
     return marked(message, detail + b'"')
+
+
+def why_outer(config: Config, admission: Admission | None) -> str:
+    """Return what middleware around swr has set, by which the app may answer, though no `key=` says that it selects."""
+    name = "" if admission is None else admission.asked.outer_variable
+    if name:
+        config.warn_outer(name)
+    return name
 
 
 def settle(config: Config, request: Request, admission: Admission | None) -> None:

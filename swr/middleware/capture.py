@@ -1,21 +1,20 @@
 """The job that runs the app to fill the cache: for a waiting client, or in the background."""
 
 import logging
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any, Final, Literal
 
 import anyio
 from starlette.types import Message, Receive
 
 from swr.endpoints.decorator import warn_if_above
-from swr.endpoints.origin import origin_of
-from swr.endpoints.routed_scope import routed
 from swr.endpoints.terms import EndpointTerms, endpoint_terms
+from swr.endpoints.variables import carried
 from swr.engine.load import Load
 from swr.entry import Entry, State, stamp
 from swr.errors import LoadTimeout, SWRError
-from swr.http.caching import ABOUT_THE_CLIENT, ERRORS
 from swr.http.failures import ErrorResponse, is_fallback
+from swr.http.statuses import ABOUT_THE_CLIENT, ERRORS
 from swr.http.stored_response import RESPONSES, Varies, headers_for, is_response, messages_of, part_of, validated
 from swr.middleware.admission import admission_of, admitted, settle
 from swr.middleware.captured import CapturedResponse, Kind
@@ -24,7 +23,6 @@ from swr.middleware.lookup import NO_VARIES
 from swr.middleware.messages import begin_with
 from swr.middleware.outbox import Outbox
 from swr.middleware.request import Request
-from swr.middleware.selection import is_personal
 from swr.middleware.storing import store_response
 from swr.middleware.telling import beginning, told_to
 from swr.policy import Policy
@@ -47,7 +45,7 @@ class Capture:
     """
 
     new_seat = None
-    _load: Load  # Of the run, once it has begun.
+    _load: Load  # Of the run, as long as that lasts.
 
     def __init__(
         self,
@@ -57,7 +55,10 @@ class Capture:
         varies: Varies = NO_VARIES,
         why: bytes = b"stale",
     ) -> None:
-        self.codec, self.context = RESPONSES, Context() if outbox is None else None
+        self.codec, self.context = RESPONSES, None
+        if outbox is None:
+            # What `key=` looks at may be a variable.
+            self.context = carried(copy_context(), is_keyed=True) if request.has_key else Context()
         self.outbox = Outbox() if outbox is None else outbox
         admission = None if outbox is None else admission_of(config, request)
         self._terms = EndpointTerms(config.cache, self._limit, admission)
@@ -71,10 +72,11 @@ class Capture:
         self.sender = None if outbox is None else request.sender
         self._varies = varies
         self._why = why
-        self._scope = anyio.CancelScope()
+        self._scope = config.engine.runtime.tasks.new_scope()
         # Whether the app was asked: another request's flight, or a backoff, may answer in its place.
         self.is_begun = False
-        self._finished = anyio.Event()
+        # Whether the run has ended, or was given up.
+        self.is_over = False
         # Whether a time limit has ended the run.
         self._is_given_up = False
         # Set when another task than the run's own has ended the load; None: none does.
@@ -85,7 +87,7 @@ class Capture:
     @property
     def loader(self) -> str:
         """The route's name as entries carry it, which is known once the app has chosen it."""
-        return origin_of(self.response.scope)
+        return self.response.origin
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -95,12 +97,6 @@ class Capture:
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Whether a stored response may answer for a failure; see `is_fallback`."""
         return is_fallback(entry, error, now)
-
-    async def wait(self) -> None:
-        """Wait until the run, if it has begun, has ended and the client has all of the response."""
-        if self.is_begun:
-            await self._finished.wait()
-            await self.outbox.drain()
 
     def detach(self) -> None:
         """The client is gone: go on for the store, or end if nothing will be stored."""
@@ -149,8 +145,12 @@ class Capture:
                 log.exception("the app failed after its response to %r was stored", self._request.key)
         finally:
             settle(self._config, self._request, self._terms.admission)
-            self._finished.set()
             self._config.slow_bodies.end(self)
+            self.is_over = True
+            self.outbox.wake()
+            # Both lead here: in a circle nothing of the run would be freed soon.
+            self._terms.limit = None
+            del self._load
             if response.is_replay and log.isEnabledFor(logging.DEBUG):
                 log.debug("%s %r: background refresh: %s", self._request.method, self._request.url, self.outcome)
 
@@ -163,12 +163,16 @@ class Capture:
         self.error = error
         self._load.warn_timed_out(error)
         self.detach()
-        self._finished.set()
+        self.is_over = True
+        self.outbox.wake()
 
-    async def give_up_storing(self, seconds: float) -> None:
-        """Let go of those who wait, because the response has not ended in time; see `SlowBodies`."""
+    def on_due(self, seconds: float) -> None:
+        """Store nothing, and let go of those who wait: the response has not ended in time."""
+        self._config.engine.start(self._give_up_storing, seconds)
+
+    async def _give_up_storing(self, seconds: float) -> None:
         response = self.response
-        if self.outbox.is_passing or response.is_ended or self._is_given_up:
+        if self.outbox.is_passing or response.is_ended or self.is_over:
             return
         self._settled = anyio.Event()
         try:
@@ -187,19 +191,15 @@ class Capture:
             self._settled.set()
 
     async def _ask(self, receive: Receive) -> None:
-        app = self._config.app
         if self.response.is_replay:
-            scope = self.response.scope = routed(self._request.replay(self._varies.names, self._config.app_state()))
-            scope["headers"] = self.response.conditional(scope["headers"])
-            await app(scope, begin_with(self._request.content_message, receive), self._on_message)
+            scope = self.response.scope_for(self._request.replay(self._varies.names, self._config.app_state()))
+            await self._config.app(scope, begin_with(self._request.content_message, receive), self._on_message)
             return
         # The app may leave something in the client's own scope for the middleware around swr.
-        scope = self.response.scope = routed(self._request.scope)
-        asked = scope["headers"]
-        scope["headers"] = self.response.conditional(asked)
+        asked, scope = self._request.scope["headers"], self.response.scope_for(self._request.scope)
         try:
             with admitted(scope, self._terms.admission):
-                await app(scope, receive, self._on_message)
+                await self._config.app(scope, receive, self._on_message)
         finally:
             scope["headers"] = asked
 
@@ -207,16 +207,16 @@ class Capture:
 
     async def _on_message(self, message: Message) -> None:
         """The app's `send`."""
-        if self._is_given_up:
-            raise ConnectionError("this request was given up: it took longer than its hard_timeout")
+        if self.is_over:
+            why = "was given up: it took longer than its hard_timeout" if self._is_given_up else "is over"
+            raise ConnectionError(f"this request {why}")
         kind = message["type"]
         if kind == "http.response.start":
             self._config.slow_bodies.begin(self)
             await self._on_start(message)
             return
         # Files sent by path: swr does not see the content, so it cannot store it.
-        is_unseen = kind in _UNSEEN
-        if is_unseen and not self.outbox.is_passing:
+        if kind in _UNSEEN and not self.outbox.is_passing:
             await self._pass_through("not seen")
         start, self._start = self._start, None
         if start is not None and self.outbox.is_attached:
@@ -356,9 +356,8 @@ class Capture:
         """Store the response under the key that it selects, and end the load."""
         verdict, stored = self.response.verdict, self.response.to_stored()
         assert verdict.policy is not None
-        if not self.response.authorized and not verdict.shared and is_personal(self.response.scope):
-            # The session was used while the body was sent.
-            await self._pass_through("session")
+        if reason := self.response.why_late():
+            await self._pass_through(reason)
             return
         if stored.status == 206:
             part = part_of(stored)
@@ -372,7 +371,7 @@ class Capture:
             self._load,
             stored,
             verdict,
-            is_apart=self.response.is_range or self._load.flight.key == self._request.private_key,
+            is_apart=self.response.is_range or self._request.is_private(self._load.flight.key),
         )
 
     async def _pass_through(self, reason: str) -> None:

@@ -1,14 +1,19 @@
 """The response of one run of the app, as far as it has come, and whether it may be stored."""
 
 import enum
+from collections.abc import Collection
 from typing import Any, Final
 
 from starlette.types import Message, Scope
 
 from swr.endpoints.declared import Declared, answers, calls, declared
+from swr.endpoints.origin import origin_of
+from swr.endpoints.outer import outer_names
+from swr.endpoints.reads import ADDRESS
+from swr.endpoints.routed_scope import give_headers, reads_of, routed, unnoticed
 from swr.endpoints.terms import EndpointTerms
 from swr.entry import Entry
-from swr.http.caching import ABOUT_THE_CLIENT, GONE, Terms, Verdict, control, judge
+from swr.http.caching import Terms, Verdict, control, judge
 from swr.http.conditional import CONDITIONS, selects, updated, validators
 from swr.http.fields import (
     Headers,
@@ -19,8 +24,9 @@ from swr.http.fields import (
     vary_of,
 )
 from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY
+from swr.http.statuses import ABOUT_THE_CLIENT, GONE
 from swr.http.stored_response import StoredResponse, Varies, add_names, as_stored, is_response
-from swr.middleware.admission import marked_after
+from swr.middleware.admission import marked_after, why_outer
 from swr.middleware.config import Config
 from swr.middleware.lookup import may_use
 from swr.middleware.request import Request
@@ -61,6 +67,7 @@ class CapturedResponse:
         "_base_tags",
         "_body",
         "_config",
+        "_origin",
         "_request",
         "_terms",
         "_varies",
@@ -103,6 +110,18 @@ class CapturedResponse:
         # What `Content-Length` says.
         self.length: int | None = None
         self._body: list[bytes] = []
+        # Once the response has begun.
+        self._origin: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """The route that answers, as entries carry it; see `origin_of`."""
+        if self._origin is not None:
+            return self._origin
+        origin = origin_of(self.scope)
+        if self.status:
+            self._origin = origin
+        return origin
 
     @property
     def is_about_all(self) -> bool:
@@ -171,6 +190,13 @@ class CapturedResponse:
             return headers
         plain = [(name, value) for name, value in headers if name not in CONDITIONS]
         return plain if self.base is None else plain + validators(self.base.headers)
+
+    def scope_for(self, scope: Scope) -> Scope:
+        """Return the scope that the app gets, with the cache's own conditions; it notes where the app looks."""
+        self.scope = routed(scope, self._config.app)
+        outer = self._config.outer_names(outer_names(unnoticed(scope), self._config.app_state()))
+        give_headers(self.scope, self.conditional(scope["headers"]), outer)
+        return self.scope
 
     def begin(self, message: Message, began: float) -> None:
         """Take the header of the response, and judge it.
@@ -243,11 +269,13 @@ class CapturedResponse:
         if verdict.policy is not None and is_hidden:
             # A middleware inside the app works on a copy, so the route's declarations are out of sight.
             return Verdict(None, "route not seen")
-        if verdict.policy is not None and not verdict.own_terms:
-            field = request.unknown_beyond({*verdict.vary, *verdict.ignores})
-            if field is not None:
-                self._config.warn_unknown(field)
-                return Verdict(None, f"field {field}")
+        field = None if verdict.policy is None else request.unknown_beyond({*verdict.vary, *verdict.ignores})
+        if field is not None and not verdict.own_terms:
+            self._config.warn_unknown(field)
+            return Verdict(None, f"field {field}")
+        if field is not None and status in ABOUT_THE_CLIENT:
+            # The field may be what the app has refused: for a client without it the answer is another one.
+            return Verdict(None, f"field {field}")
         behind = self._why_behind(verdict, terms, asked)
         if behind:
             return Verdict(None, behind)
@@ -288,16 +316,41 @@ class CapturedResponse:
         if self._terms.terms is not None and not calls(self.scope, self._terms.wrapper):
             # What stands between them may look at anything, as a guard may.
             return "" if request.has_key else "route"
-        if getattr(self.scope, "keeps_address", False) and not request.has_key:
-            return "address"
+        if reason := why_outer(self._config, admission):
+            return reason
+        if reason := self._why_seen(verdict, reads_of(self.scope).by_middleware):
+            return reason
         if asked.guard_fields is None or asked.looking:
             return "" if request.has_key else asked.looking or "guard"
+        if reason := self._why_seen(verdict, reads_of(self.scope).by_route):
+            return reason
         # Under a rule the fields of guards select.
         return "guard" if self._terms.terms is not None and request.has_any(asked.guard_fields) else ""
 
+    def _why_seen(self, verdict: Verdict, names: Collection[str]) -> str:
+        """Return at which part of the request that selects nothing the app has looked; or nothing.
+
+        Parameters:
+            verdict: on the response.
+            names: where the app has looked; see `Reads`.
+        """
+        if verdict.own_terms or self._request.has_key or (verdict.per_credential and self._request.credentials):
+            return ""
+        known = {*verdict.vary, *verdict.ignores}
+        for name in sorted(names):
+            if name == ADDRESS or not self._request.knows(name, known):
+                return self._config.why_read(name, self.scope["path"])
+        return ""
+
+    def why_late(self) -> str:
+        """Return why the response must not be stored, if the app has shown that while it sent the body; or nothing."""
+        if not self.authorized and not self.verdict.shared and is_personal(self.scope):
+            return "session"
+        return self._why_seen(self.verdict, reads_of(self.scope).names)
+
     def forget_unrelated(self) -> None:
         """Begin again, without a stored response to confirm."""
-        self.base, self.kind = None, Kind.NONE
+        self.base, self.kind, self._origin = None, Kind.NONE, None
 
     def take_as_error(self) -> None:
         """Reject an error: it will not be stored, whatever its own directives say."""
@@ -319,7 +372,14 @@ class CapturedResponse:
         directives, _ = control(self.headers, self._config.sharing.targeted)
         asked = declared(self.scope)
         is_open = asked.is_complete and asked.guard_fields is not None and not asked.fields and not asked.looking
-        if not is_open or values_of(self.headers, b"vary") or self._request.unknown:
+        if (
+            not is_open
+            # An error in another client's language is better than a run of a failing app for each.
+            or reads_of(self.scope).tell_who_asks
+            or why_outer(self._config, self._terms.admission)
+            or values_of(self.headers, b"vary")
+            or self._request.unknown
+        ):
             # Those who wait may have sent something else.
             return False
         return directives.keys().isdisjoint(("private", "no-store")) and not (

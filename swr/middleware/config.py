@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -12,15 +13,17 @@ from cachetools import TTLCache
 from starlette.types import ASGIApp, Scope
 
 from swr.cache import Cache
+from swr.endpoints.reads import ADDRESS
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
 from swr.http.fields import field_names
 from swr.http.stored_response import MOST_VARIANTS
+from swr.middleware.deadlines import Deadlines
+from swr.middleware.guesses import Bearer
 from swr.middleware.request import Request
 from swr.middleware.rules import Rule, RuleSet
 from swr.middleware.selection import Selection
-from swr.middleware.slow_bodies import SlowBodies
 from swr.middleware.variants import Variants
 from swr.policy import Duration, seconds, timeout
 
@@ -30,6 +33,8 @@ log = logging.getLogger("swr")
 _UNCACHEABLE_FOR: Final = 120.0
 # Seconds after which a background refresh that has not come to the endpoint is tried again.
 _NEXT_REFRESH_AFTER: Final = 5.0
+# Seconds after which swr looks whether a client that waits is still there.
+_UNWATCHED_FOR: Final = 1.0
 # Clients choose the URLs, so their number has a limit.
 _MOST_UNCACHEABLE: Final = 10_000
 _MOST_WARNINGS: Final = 50
@@ -65,15 +70,18 @@ class Config:
         max_body_bytes: longer responses are not stored.
         max_content_bytes, max_content_time: the content of a request that is longer, or takes more seconds to come, is
             no part of a key.
-        slow_bodies: has runs give up storing a response that takes too long.
+        slow_bodies: runs whose response has begun; those that take too long store none.
+        unwatched: clients that wait for a load; swr looks whether those who wait long are still there.
         variants: which variants of a URL are stored.
         uncacheable: responses that could not be stored lately; see `note_uncacheable` and `why_uncacheable`.
         guarded: keys of URLs whose endpoint was lately answered from the cache after its dependencies.
         refreshing: keys of responses behind dependencies of which a background refresh has lately begun.
         app_state: returns the state of the app's lifespan, which background runs get.
         selection: what selects responses.
-        purge_token: what a `PURGE` has to know; empty: swr knows no such method.
+        purge_token: what a `PURGE` has to know; None: swr knows no such method.
         warned: the warnings that were logged, each with the name that it is about.
+        ambient: the context variables that are set for all requests.
+        outer: names of what middleware around swr has left in scopes; see `swr.endpoints.outer`.
     """
 
     app: ASGIApp
@@ -86,15 +94,24 @@ class Config:
     max_body_bytes: int
     max_content_bytes: int
     max_content_time: float | None
-    slow_bodies: SlowBodies
+    slow_bodies: Deadlines
+    unwatched: Deadlines
     variants: Variants
     uncacheable: TTLCache[str, Uncacheable]
     guarded: TTLCache[str, bool]
     refreshing: TTLCache[str, bool]
     app_state: Callable[[], dict[str, Any]]
     selection: Selection
-    purge_token: bytes
+    purge_token: Bearer | None
     warned: set[tuple[str, str]]
+    ambient: Context
+    outer: set[str]
+
+    def outer_names(self, found: set[str]) -> set[str]:
+        """Return the names of what middleware around swr leaves in the scope of this request or of others."""
+        if found and len(self.outer) < _MOST_WARNINGS:
+            self.outer.update(found)
+        return found | self.outer
 
     def warn_unknown(self, field: str) -> None:
         """Log once for a request field that it keeps requests away from the cache, and what to do."""
@@ -112,9 +129,44 @@ class Config:
             parameter,
         )
 
-    def _warn_once(self, text: str, name: str) -> None:
-        if (text, name) not in self.warned and len(self.warned) < _MOST_WARNINGS:
-            self.warned.add((text, name))
+    def warn_address(self, path: str) -> None:
+        """Log for the first path that the app looks at the client's address on the way to its response."""
+        self._warn_once(
+            "the app's own code looks at the client's address before it answers %r, so swr shares no such response "
+            "under its own terms: put middleware that only writes a log around swr, or say in key= what selects",
+            path,
+            once="",
+        )
+
+    def warn_outer(self, name: str) -> None:
+        """Log once for what middleware around swr has left that swr shares nothing made of it, and what to do."""
+        self._warn_once(
+            "middleware around swr sets the %s, and the app may answer by it, so swr shares no such response under its "
+            "own terms: put that middleware inside, or say in key= what selects",
+            name,
+        )
+
+    def why_read(self, name: str, path: str) -> str:
+        """Return why nothing is shared that is made of what the app has looked at, and log what to do.
+
+        Parameters:
+            name: as `Reads` has it.
+            path: of the request.
+        """
+        if name == ADDRESS:
+            self.warn_address(path)
+            return "address"
+        if " " in name:
+            self.warn_outer(name)
+            return name
+        self.warn_unknown(name)
+        return f"field {name}"
+
+    def _warn_once(self, text: str, name: str, once: str | None = None) -> None:
+        """Log a text about a name, the first time; `once`: what stands for the name where only one is logged."""
+        warning = text, name if once is None else once
+        if warning not in self.warned and len(self.warned) < _MOST_WARNINGS:
+            self.warned.add(warning)
             log.warning(text, name)
 
     def miss_status(self, key: str, request: Request, why: bytes) -> bytes:
@@ -130,7 +182,8 @@ class Config:
 
     def why_uncacheable(self, key: str, request: Request) -> str:
         """Return why the responses of `key` could not be stored lately; empty: swr may try to store them."""
-        found = self.uncacheable.get(key)
+        # To ask for a key that is not there costs a TTLCache more.
+        found = self.uncacheable.get(key) if key in self.uncacheable else None
         if found is not None and found.names:
             found = self.uncacheable.get(f"{key}\n{request.variant(found.names)}")
         if found is None or not self.engine.store.tag_versions.admits(found.tag_version, found.tags):
@@ -154,8 +207,8 @@ def warn_if_one_of_several(cache: Cache) -> None:
         )
 
 
-def _checked_token(token: str | bytes) -> bytes:
-    """Return the token of `PURGE`.
+def _checked_token(token: str | bytes) -> Bearer | None:
+    """Return the token of `PURGE`; None: there is none.
 
     Raises:
         ConfigurationError: no field could hold it. The text does not show it.
@@ -165,7 +218,7 @@ def _checked_token(token: str | bytes) -> bytes:
     text = token if isinstance(token, str) else token.decode("latin-1")
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigurationError("purge_token has characters that stand in no field: give letters, digits and - or _")
-    return text.encode()
+    return Bearer(text.encode(), "PURGE") if text else None
 
 
 def make_config(
@@ -238,7 +291,8 @@ def make_config(
         max_body_bytes,
         max_content_bytes,
         timeout(max_body_time, "max_body_time"),
-        SlowBodies(engine.runtime, timeout(max_body_time, "max_body_time")),
+        Deadlines(engine.runtime, timeout(max_body_time, "max_body_time")),
+        Deadlines(engine.runtime, _UNWATCHED_FOR),
         Variants(max_variants),
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
@@ -246,5 +300,7 @@ def make_config(
         app_state,
         Selection(ignored, cache.digest, key, version),
         _checked_token(purge_token),
+        set(),
+        copy_context(),
         set(),
     )

@@ -1,25 +1,25 @@
 """Waiting for a load on behalf of one client, which gets what its own run of the app brings while that comes."""
 
 from collections.abc import Callable
-from typing import Final
+from contextvars import copy_context
+from functools import partial
 
 import anyio
+import anyio.lowlevel
 from starlette.types import Send
 
-from swr.engine.engine import Engine
+from swr.engine import deadlocks
 from swr.engine.flights import Flight
 from swr.middleware.capture import Capture
+from swr.middleware.config import Config
 from swr.policy import Timeout
-
-# Seconds after which swr looks whether a client that waits is still there. Most loads end earlier.
-_UNWATCHED_FOR: Final = 1.0
 
 
 class Delivery:
     """One client that waits for a load.
 
     Parameters:
-        engine: what loads.
+        config: of the middleware.
         flight: of the load.
         job: the client's own run of the app, if that is the load's.
         soft_timeout: how long the client waits if there is an entry to fall back on; see `Policy`.
@@ -27,48 +27,80 @@ class Delivery:
     """
 
     def __init__(
-        self, engine: Engine, flight: Flight, job: Capture, soft_timeout: Timeout, has_fallback: Callable[[], bool]
+        self, config: Config, flight: Flight, job: Capture, soft_timeout: Timeout, has_fallback: Callable[[], bool]
     ) -> None:
-        self._engine = engine
+        self._engine = engine = config.engine
+        self._unwatched = config.unwatched
         self._flight = flight
         self._job = job
         self._has_fallback = has_fallback
         patience = engine.patience_for((flight,), soft_timeout)
         # By the event loop's clock.
         self._patient_until = None if patience is None else engine.runtime.time() + patience
+        # Cancelled when the client leaves.
+        self._scope = engine.runtime.tasks.new_scope()
+        # What looks whether the client is still there, and its end.
+        self._watching: tuple[anyio.CancelScope, anyio.Event] | None = None
+        self._context = copy_context()
 
     async def deliver(self, send: Send) -> bool:
         """Send what the run brings, until the load and the run are over; False: the client has left.
 
         A client that leaves ends no load, and neither does one whose patience ends. The latter gets nothing here.
         """
-        job, failure = self._job, None
+        self._unwatched.begin(self)
         try:
-            with anyio.CancelScope() as scope:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(job.outbox.deliver, send)
-                    try:
-                        with anyio.move_on_after(_UNWATCHED_FOR) as unwatched:
-                            await self._wait()
-                        if unwatched.cancelled_caught:
-                            group.start_soon(job.outbox.watch, scope)
-                            await self._wait()
-                    except Exception as error:
-                        # The group would wrap it in an ExceptionGroup.
-                        failure = error
-                    group.cancel_scope.cancel()
+            with self._scope:
+                await self._deliver(send)
         finally:
-            job.detach()
-        if failure is not None:
-            raise failure
-        return not scope.cancelled_caught
+            self._unwatched.end(self)
+            self._job.detach()
+            if self._watching is not None:
+                watching, ended = self._watching
+                watching.cancel()
+                with anyio.CancelScope(shield=True):
+                    # Servers allow one call of `receive` at a time.
+                    await ended.wait()
+        return not self._scope.cancelled_caught
 
-    async def _wait(self) -> None:
+    def on_due(self, seconds: float) -> None:
+        """Look from now on whether the client is still there. Most loads end earlier."""
+        ended = anyio.Event()
+        self._watching = self._engine.runtime.tasks.start(self._watch, ended, context=self._context), ended
+
+    async def _watch(self, ended: anyio.Event) -> None:
+        try:
+            await self._job.outbox.watch(self._scope)
+        finally:
+            ended.set()
+
+    async def _deliver(self, send: Send) -> None:
         engine, flight, job = self._engine, self._flight, self._job
+        is_own = flight.job is job
+        if is_own:
+            flight.then += (job.outbox.wake,)
         if self._patient_until is not None:
-            await engine.wait(flight, max(0.0, self._patient_until - engine.runtime.time()))
+            patience = max(0.0, self._patient_until - engine.runtime.time())
+            if is_own:
+                await deadlocks.wait_by((flight,), partial(self._wait_for_beginning, patience))
+            else:
+                await engine.wait(flight, patience)
             if not flight.done.is_set() and not job.outbox.is_begun and self._has_fallback():
                 job.outbox.hold_back()
                 return
-        await engine.wait(flight)
-        await job.wait()
+        if is_own:
+            await deadlocks.wait_by((flight,), partial(job.outbox.deliver, send, flight.done.is_set))
+        else:
+            await engine.wait(flight)
+        if flight.error is not None and flight.waiters:
+            # The others are woken as well. Once none waits, the failure itself is raised, and no copy.
+            await anyio.lowlevel.checkpoint()
+        if job.is_begun:
+            await job.outbox.deliver(send, lambda: job.is_over)
+
+    async def _wait_for_beginning(self, patience: float) -> None:
+        """Wait until the client's own run has begun to answer or is over, for `patience` seconds at most."""
+        flight, outbox = self._flight, self._job.outbox
+        with anyio.move_on_after(patience):
+            while not (flight.done.is_set() or outbox.is_begun):
+                await outbox.wait()

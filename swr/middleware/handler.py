@@ -226,13 +226,8 @@ class RequestHandler:
         outbox = Outbox(self._receive)
         job = Capture(self._config, request, outbox, found.varies, why)
         flight = self._engine.begin(key, job, entry)
-        delivery = Delivery(
-            self._engine,
-            flight,
-            job,
-            self._soft_timeout(flight.entry),
-            lambda: self._usable_fallback(flight) is not None,
-        )
+        soft_timeout = self._soft_timeout(flight.entry)
+        delivery = Delivery(self._config, flight, job, soft_timeout, lambda: self._usable_fallback(flight) is not None)
         is_answered = await delivery.deliver(self._send)
         request.result.origin = flight.job.loader
         if not is_answered:
@@ -341,7 +336,7 @@ class RequestHandler:
         return "another request's load was of no use; the app answered"
 
     def _blames_client(self, flight: Flight, error: BaseException) -> bool:
-        """Whether a run of the app failed for what may be about the client that caused it.
+        """Whether a run of the app failed for a reason that may lie in the client that caused it.
 
         A time-out costs those who wait so much that only a request that differs from the client's is worth another run.
         """

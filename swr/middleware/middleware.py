@@ -181,8 +181,9 @@ class SWRMiddleware:
         """Answer a request for which no answer is ready."""
         if self.config.sharing.strips_tags:
             send = without_fields(send, self.config.sharing.tag_fields)
-        if scope["method"] == "PURGE" and self.config.purge_token:
-            await purge(self.config, scope, send)
+        token = self.config.purge_token
+        if scope["method"] == "PURGE" and token is not None:
+            await purge(self.config, token, scope, send)
             return
         handling = classify(RequestFacts(scope["method"]))
         if handling.action is Action.PASS_THROUGH:
@@ -226,7 +227,7 @@ class SWRMiddleware:
         return None
 
     def _told(self, url: URL, stored: StoredResponse) -> Told | None:
-        """Return what clients are told about a response; a URL that is plain has nothing beside it that selects."""
+        """Return the fields that tell clients about a response to a plain URL, which has no `key=`."""
         rule, _ = first_match(self._rules, url[3], url[2])
         return told_of(stored, rule, has_key=False)
 

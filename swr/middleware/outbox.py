@@ -1,11 +1,13 @@
 """The client's side of a run of the app: the messages for one client, and whether it still reads them."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import anyio
 from starlette.types import Message, Receive, Send
 
+from swr.engine.one_shot_event import OneShotEvent
 from swr.middleware.messages import begin_with
 
 _LEFT: Final[Message] = {"type": "http.disconnect"}
@@ -24,7 +26,6 @@ class Outbox:
     """
 
     __slots__ = (
-        "_added",
         "_is_closed",
         "_is_listening",
         "_lock",
@@ -34,6 +35,7 @@ class Outbox:
         "_send",
         "_taken",
         "_unread",
+        "_woken",
         "error",
         "has_left",
         "is_attached",
@@ -49,9 +51,9 @@ class Outbox:
         # Servers allow one call of `receive` at a time.
         self._lock: anyio.Lock | None = None
         self._messages: deque[Message] = deque()
-        self._added, self._taken = anyio.Event(), anyio.Event()
+        self._woken, self._taken = OneShotEvent(), OneShotEvent()
         # Set when nothing will be stored: then the client alone needs the run.
-        self._passes = anyio.Event()
+        self._passes = OneShotEvent()
         self._is_closed = False
         # Whether the app waits for a message, or has got the last one.
         self._is_listening = False
@@ -91,8 +93,12 @@ class Outbox:
         self.is_attached = False
         self._taken.set()
 
-    async def deliver(self, send: Send) -> None:
-        """Send the messages in the client's own task, so that a slow client delays no other."""
+    async def deliver(self, send: Send, is_over: Callable[[], bool]) -> None:
+        """Send the messages in the client's own task, so that a slow client delays no other.
+
+        Parameters:
+            is_over: whether no more messages come; whatever changes that calls `wake`.
+        """
         self._send = send
         while True:
             while self._messages:
@@ -103,12 +109,21 @@ class Outbox:
                     self.has_left = True
                     self.is_attached = self.is_passing
                     self._messages.clear()
-                    self._taken.set()
-                    return
-                self._messages.popleft()
+                else:
+                    self._messages.popleft()
                 self._taken.set()
-            self._added = anyio.Event()
-            await self._added.wait()
+            if is_over():
+                return
+            await self.wait()
+
+    async def wait(self) -> None:
+        """Wait until a message is added, or something else happens that the client's task has to look at."""
+        self._woken = OneShotEvent()
+        await self._woken.wait()
+
+    def wake(self, _flight: object = None) -> None:
+        """Have the client's task look again."""
+        self._woken.set()
 
     async def put(self, message: Message, *, wait: bool = False) -> None:
         """Add a message.
@@ -126,7 +141,7 @@ class Outbox:
                 await self._send_now(self._send, message)
                 return
             self._messages.append(message)
-            self._added.set()
+            self._woken.set()
             if wait or self.is_passing:
                 await self.drain()
         if self.is_passing and self.error is not None:
@@ -149,7 +164,7 @@ class Outbox:
     async def drain(self) -> None:
         """Wait until the client has taken all messages, or is gone."""
         while self._messages and self.is_attached:
-            self._taken = anyio.Event()
+            self._taken = OneShotEvent()
             await self._taken.wait()
 
     async def receive(self) -> Message:
@@ -190,7 +205,7 @@ class Outbox:
         """Return the client's next message.
 
         Parameters:
-            for_app: otherwise it remains the next one for the app.
+            for_app: whether the app gets it; otherwise it stays the app's next message.
         """
         assert self._receive is not None
         if for_app and self._unread:

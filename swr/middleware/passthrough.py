@@ -224,7 +224,7 @@ class Unsafe:
         return {**message, "headers": [*headers, (b"cache-status", b"swr; fwd=method")]}
 
     async def _invalidate(self) -> None:
-        """Invalidate what the request may have changed: of URLs, those that anything is stored or loaded for."""
+        """Invalidate what the request may have changed; of URLs, only those for which something is stored or loaded."""
         engine, certain = self._config.engine, [tag for tag in self._tags if not is_announced(tag)]
         if self._verdict.policy is not None:
             # It will be stored, if nobody else has invalidated it since this request began.

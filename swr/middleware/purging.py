@@ -7,23 +7,25 @@ from starlette.types import Scope, Send
 
 from swr.http.purge import Refused, read_purge
 from swr.middleware.config import Config
+from swr.middleware.guesses import Bearer
 from swr.middleware.request import Request
 from swr.stores.tag_versions import Soft
 
 log = logging.getLogger("swr")
 
 
-async def purge(config: Config, scope: Scope, send: Send) -> None:
+async def purge(config: Config, token: Bearer, scope: Scope, send: Send) -> None:
     """Invalidate what a request names, if it knows the token, and answer it.
 
     202: Redis is unreachable or refuses. Then it counts in this process now, and in the others when Redis has it.
     """
-    asked = read_purge(scope["headers"], config.purge_token, config.sharing.tag_fields)
+    asked = token.refuse(scope) or read_purge(scope["headers"], config.sharing.tag_fields)
     of_get = config.rules.of_get
     request = Request(scope, of_get, config.selection, others=config.rules.others(of_get))
     if isinstance(asked, Refused):
-        challenge = [(b"www-authenticate", asked.challenge)] if asked.challenge else []
-        await _answer(send, asked.status, {"error": asked.error}, challenge)
+        fields = [(b"www-authenticate", asked.challenge)] if asked.challenge else []
+        fields += [(b"retry-after", b"%d" % asked.retry_after)] if asked.retry_after else []
+        await _answer(send, asked.status, {"error": asked.error}, fields)
         return
     if request.is_too_long:
         await _answer(send, 400, {"error": "the request is too long: purge by tags"})

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from starlette.types import Message, Scope
 
 from swr.endpoints.declared import QUERY
+from swr.endpoints.outer import names_left_in
 from swr.endpoints.routed_scope import unnoticed
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits
 from swr.http.classify import RequestFacts
@@ -113,6 +114,8 @@ class Request(Tagged):
         self.unknown: dict[str, list[bytes]] = {}
         # Whether the request says who asks.
         self.credentials: set[str] = set()
+        self._tags = None
+        self._has_long_target = is_too_long([], self._asked["path"], self._asked["query_string"])
         self._read_fields()
         query = self._asked["query_string"]
         rule = self.find_rule() if self._reads_query and query and not self._has_long_target else None
@@ -168,12 +171,14 @@ class Request(Tagged):
 
     def unknown_beyond(self, known: Collection[str]) -> str | None:
         """Return a field of the request that swr does not know and that is not among `known`, or None."""
-        if self.unknown:
-            rule = self.find_rule()
-            for name in self.unknown:
-                if name not in known and (rule is None or not rule.knows(name)):
-                    return name
-        return None
+        return next((name for name in self.unknown if not self.knows(name, known)), None)
+
+    def knows(self, name: str, known: Collection[str]) -> bool:
+        """Return whether a field is among `known`, or the operator has said what it means."""
+        if name in known or name.encode("latin-1") in self._selection.ignored:
+            return True
+        rule = self.find_rule()
+        return rule is not None and rule.knows(name)
 
     @property
     def has_key(self) -> bool:
@@ -190,6 +195,10 @@ class Request(Tagged):
         """A key for a run of this request that only equal requests share."""
         pairs = (f"{name}: {value!r}" for name, values in sorted(self.unknown.items()) for value in values)
         return f"{self.key}\nfields: {self._selection.digest(chr(10).join(pairs).encode())}"
+
+    def is_private(self, key: str) -> bool:
+        """Return whether a key is the `private_key`."""
+        return key != self.key and key == self.private_key
 
     def range_key(self, key: str) -> str:
         """Return a key for a run that only requests for the same part of what `key` names share."""
@@ -355,7 +364,8 @@ class Request(Tagged):
 
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
         """Return a scope for a background run, with nothing in it that the key does not account for."""
-        scope: Scope = {name: self._asked[name] for name in _REPLAYED if name in self._asked}
+        left = names_left_in(self._asked) if self.has_key else ()
+        scope: Scope = {name: self._asked[name] for name in (*_REPLAYED, *left) if name in self._asked}
         wanted = {b"host", *(name.encode("latin-1") for name in (*names, *self.credentials_in(names)))}
         headers = [(name, value) for name, value in self._asked["headers"] if name in wanted]
         if self.content is not None:
@@ -364,9 +374,8 @@ class Request(Tagged):
         headers += [(name, value) for name, value in self._selecting_fields if name not in wanted]
         if self._cookies and b"cookie" not in wanted:
             headers.append((b"cookie", self._cookies.encode("latin-1")))
-        client = None
-        if self._replayed_state is not None:
-            client, state = self._asked.get("client"), self._replayed_state
+        client = self._asked.get("client") if self.has_key else None
+        state = state if self._replayed_state is None else self._replayed_state
         method = "GET" if self.content is None else self.method
         scope.update(
             method=method, query_string=self._query, headers=headers, client=client, state=dict(state), extensions={}

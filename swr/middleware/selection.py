@@ -15,7 +15,7 @@ class Selection(NamedTuple):
         ignored: names of fields that no response depends on, lower case.
         digest: turns a value that selects into text that does not show it.
         key: returns what selects beside the request itself, from the scope; None: nothing does.
-        version: of the app; another version's responses are none of its own.
+        version: of the app; swr keeps the responses of each version apart.
     """
 
     ignored: frozenset[bytes] = frozenset()
@@ -34,5 +34,6 @@ def is_personal(scope: Scope) -> bool:
     if user is not None and getattr(user, "is_authenticated", True) is not False:
         return True
     certificate = scope.get("extensions", {}).get("tls", {})
-    is_known = "authenticated" in getattr(scope.get("auth"), "scopes", ())
-    return is_known or bool(certificate.get("client_cert_name") or certificate.get("client_cert_chain"))
+    # Scopes may be for some of those who have not logged in, too.
+    has_scopes = bool(getattr(scope.get("auth"), "scopes", ()))
+    return has_scopes or bool(certificate.get("client_cert_name") or certificate.get("client_cert_chain"))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from swr.http.fields import is_too_long
 from swr.http.request import host_tag, path_of, shortened, url_tag
 from swr.middleware.rules import Rule, first_match
 
@@ -12,7 +11,7 @@ from swr.middleware.rules import Rule, first_match
 class Tagged:
     """A request by its URL."""
 
-    __slots__ = ("_asked", "_others", "_query", "_rules", "fields")
+    __slots__ = ("_asked", "_has_long_target", "_others", "_query", "_rules", "_tags", "fields")
 
     fields: dict[bytes, bytes]
     # The scope, as it was when the request came.
@@ -21,11 +20,10 @@ class Tagged:
     _query: bytes
     _rules: list[Rule]
     _others: Sequence[list[Rule]]
-
-    @property
-    def _has_long_target(self) -> bool:
-        """Whether its path and query alone are too long to be read."""
-        return is_too_long([], self._asked["path"], self._asked["query_string"])
+    # Whether its path and query alone are too long to be read.
+    _has_long_target: bool
+    # Its tags, once they are known.
+    _tags: tuple[str, ...] | None
 
     @property
     def _reads_query(self) -> bool:
@@ -38,12 +36,14 @@ class Tagged:
 
         Nothing is stored for a target that is too long, but it may name what a rule stores for a shorter query.
         """
-        host = self.fields.get(b"host", b"")
-        path = host_tag(host, f"path:{url_tag(self._asked['path'], '')}")
-        if self._has_long_target:
-            return path, path
-        tags = [tag for query in self._queries for tag in self._tags_of(host, query)]
-        return tuple(tags + [path] * (self._reads_query or any(map(_read_query, self._others))))
+        if self._tags is None:
+            host = self.fields.get(b"host", b"")
+            tags = () if self._has_long_target else [t for query in self._queries for t in self._tags_of(host, query)]
+            if not tags or self._reads_query or any(map(_read_query, self._others)):
+                path = host_tag(host, f"path:{url_tag(self._asked['path'], '')}")
+                tags = [*(tags or (path,)), path]
+            self._tags = tuple(tags)
+        return self._tags
 
     @property
     def url_tags(self) -> list[str]:

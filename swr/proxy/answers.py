@@ -65,8 +65,8 @@ async def say(scope: Scope, send: Send, status: int, text: str, *, is_last: bool
     Parameters:
         is_last: whether the connection ends with it.
 
-    Without `Cache-Control`, because no cache stores a 502 or 504 of its own accord. A cache in front of this proxy may
-    give it to all who wait for the same answer.
+    The answer has no `Cache-Control`, because no cache stores a 502 or 504 of its own accord. A cache in front of
+    this proxy may give it to all who wait for the same answer.
     """
     if log.isEnabledFor(logging.DEBUG):
         log.debug("%s %r: answered %d here (%s)", scope["method"], scope["path"], status, text or "Max-Forwards is 0")

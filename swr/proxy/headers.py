@@ -201,7 +201,7 @@ def _is_about_the_client(name: bytes) -> bool:
 
 
 def _address(scope: Scope) -> bytes | None:
-    """The client's address, if it has one that is an address (RFC 7239 6)."""
+    """Return the client's IP address, or None if the server names none (RFC 7239 6)."""
     client = scope.get("client")
     try:
         return str(ipaddress.ip_address(client[0].partition("%")[0])).encode() if client else None

@@ -165,7 +165,7 @@ class Slots:
         exchange.end_asking()
 
     def _make_room(self) -> None:
-        """Have one request give way for each that waits: first of all those whose clients are furthest behind."""
+        """Make one request give way for each that waits, first those whose clients are furthest behind."""
         now = anyio.current_time()
         if now < self._next_search:
             return

@@ -29,7 +29,7 @@ class Locks:
     Parameters:
         loader: what is refreshed.
         groups: the arguments of every call, by key.
-        rounds: when.
+        rounds: when they begin.
         limiter: runs the loads.
         report: publishes the end of each round.
         worker: this one's name.

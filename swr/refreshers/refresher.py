@@ -1,4 +1,4 @@
-"""Rankings that are warm before anyone asks: groups that are refreshed on a schedule."""
+"""Groups that are refreshed on a schedule, so that a ranking is warm before anyone asks."""
 
 import logging
 import os
@@ -189,7 +189,7 @@ class Refresher:
         return key
 
     async def mark_dirty(self, *groups: Any) -> None:
-        """Have groups refreshed in the next round; once, however often they are marked until then.
+        """Mark groups to be refreshed in the next round: once, however often they are marked until then.
 
         One that is marked while it is being loaded is loaded again. Without a queue there is nothing to be marked:
         "locks" refreshes every group each round, "read" what is asked for.

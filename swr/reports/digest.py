@@ -132,7 +132,7 @@ class HappeningReport(msgspec.Struct, array_like=True, frozen=True):
         number: later ones of the same process are greater.
         at: when, in seconds since 1970.
         kind: the name of its class.
-        text: a sentence that says it.
+        text: the event in a sentence.
         key: what it is about, if it is a key.
         row: the name of a loader, a route, a tag or a queue that it is about.
         bad: whether something is wrong.
@@ -282,7 +282,7 @@ def cut(text: str, most: int) -> str:
 
 
 def decode(data: bytes) -> Digest | None:
-    """Return a digest, or None: another has written it, or another release of swr."""
+    """Return a digest, or None if another program or another release of swr has written it."""
     if len(data) > LONGEST:
         return None
     try:

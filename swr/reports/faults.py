@@ -89,7 +89,7 @@ class Faults:
         return [fault for fault in self.orders if fault.until > now and fault.id not in self._done]
 
     async def _strike(self, load: Load) -> None:
-        """Have a load fail, or hang first, if that is to be simulated."""
+        """Fail a load, or hang it first, if a dashboard simulates that."""
         row = self._row_of(load.flight)
         for fault in self.pending():
             if fault.row != row:

@@ -213,10 +213,10 @@ class Watching:
             case CommitRejected():
                 return "A value was not stored, because something superseded it.", event.key, None, False
             case RoundQueued():
-                text = f"Round {event.number} was enqueued: {event.new} new, {event.merged} still there."
+                text = f"A round was enqueued: {event.new} new, {event.merged} still there."
                 return text, None, event.name, event.missed > 0
             case _:
-                text = f"Round {event.number} took {event.seconds:.1f} s: {event.loaded} loaded, {event.failed} failed."
+                text = f"A round took {event.seconds:.1f} s: {event.loaded} loaded, {event.failed} failed."
                 return text, None, event.name, event.failed > 0
 
     def _invalidated(self, event: Invalidated) -> tuple[str, str | None, str | None, bool] | None:

@@ -172,7 +172,7 @@ class Details:
         self.counts: dict[str, int] = {}
 
     def add(self, reason: str) -> str:
-        """Count one, and return under which name."""
+        """Count one, and return the name that it counts under."""
         word, _, rest = reason.partition(" ")
         if word in _NAMING and rest:
             reason = word

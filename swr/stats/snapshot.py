@@ -167,6 +167,6 @@ class Stats(msgspec.Struct, frozen=True):
     leases: Distribution
 
     def as_dict(self) -> dict[str, Any]:
-        """Return them as what `json.dumps` takes."""
+        """Return the numbers as a dict that `json.dumps` takes."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain

@@ -29,7 +29,7 @@ class Kind(enum.Enum):
     TAG_VERSION = "b"
     # A tag version that was known before its message came.
     REPEATED = "r!"
-    # Tasks were put into the queue of a refresher, whose name it is.
+    # There are tasks in the queue of a refresher, in the shard whose name it is.
     QUEUED = "q"
     # Another process has invalidated a key, or a tag and the like, or marked one of them, and the server refused it.
     PENDING_KEY = "k"
@@ -49,10 +49,11 @@ class Notification(NamedTuple):
         kind: what.
         name: the key, or what a tag version is of (empty for all); for UNREACHABLE and REFUSED the reason; for
             REACHABLE which servers these are: another name after each restart and promotion.
-        version: of the commit, the tombstone or the mark, or the tag version; for REACHABLE the servers' clock; 0 for
-            the others.
+        version: of the commit, the tombstone or the mark, or the tag version; for REACHABLE and QUEUED the server's
+            clock; 0 for the others.
         elsewhere: another process did it, just now.
-        fingerprint: of a commit, that of its value's type; a commit of one type concerns no value of another.
+        fingerprint: of a commit, that of its value's type; a commit of one type concerns no value of another. For
+            QUEUED, the tags of the consumers that are to look, one behind the other.
     """
 
     kind: Kind
@@ -158,13 +159,13 @@ class Store(Protocol):
         """Remove the entry and the lease, so that a load in flight cannot commit. Raises StoreUnavailable."""
 
     async def mark_stale(self, key: str) -> None:
-        """Have the entry not be fresh any more, and remove the lease, so that a load in flight cannot commit.
+        """Mark the entry as stale, and remove the lease, so that a load in flight cannot commit.
 
         Raises StoreUnavailable.
         """
 
     async def invalidate_tag(self, *names: Name) -> None:
-        """Make every entry with one of these tags whose load began before now count for nothing; ALL means all entries.
+        """Outdate every entry that has one of these tags and whose load began before now; ALL means all entries.
 
         In one step, as far as possible. A loader has all its entries; what is `Soft` is marked stale.
         Raises StoreUnavailable.

@@ -44,7 +44,7 @@ class Hearing:
         self.lose()
 
     async def keep(self) -> None:
-        """Have entries trusted as long as this runs, and no other call."""
+        """Trust local entries while this call runs; a later call takes over from it."""
         turning = self._turning = object()
         while self._turning is turning:
             self.resume()

@@ -1,7 +1,8 @@
 """Invalidating what many processes share; what the store does not take counts here at once, and is replayed."""
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import anyio
@@ -65,45 +66,58 @@ class SharedInvalidations:
 
     async def invalidate(self, key: str) -> None:
         """Invalidate `key` everywhere; while the store is unreachable, here at once and elsewhere later."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._store.invalidate(key)
-            except StoreUnavailable as error:
-                self._invalidate_later(Kind.PENDING_KEY, key, error)
+        with self._made(Kind.PENDING_KEY, key):
+            await self._store.invalidate(key)
 
     async def mark_stale(self, key: str) -> None:
         """Mark what is stored for `key` everywhere, as `invalidate` does."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._store.mark_stale(key)
-            except StoreUnavailable as error:
-                self._invalidate_later(Kind.PENDING_TAG, Soft(OfKey(key)), error)
+        with self._made(Kind.PENDING_TAG, Soft(OfKey(key))):
+            await self._store.mark_stale(key)
 
     async def invalidate_tag(self, *names: Name) -> None:
         """Invalidate or mark every entry that is concerned everywhere, as `invalidate` does."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._store.invalidate_tag(*names)
-            except StoreUnavailable as error:
-                for name in names:
-                    self._invalidate_later(Kind.PENDING_TAG, name, error)
+        with self._made(Kind.PENDING_TAG, *names):
+            await self._store.invalidate_tag(*names)
+
+    @contextlib.contextmanager
+    def _made(self, kind: Kind, *names: Name) -> Iterator[None]:
+        """Keep these invalidations pending if the store does not take them, or the caller is cancelled meanwhile."""
+        try:
+            with self._even_if_cancelled(kind, *names):
+                yield
+        except StoreUnavailable as error:
+            for name in names:
+                self._invalidate_later(kind, name, error)
 
     def _invalidate_later(self, kind: Kind, name: Name, error: StoreUnavailable) -> None:
         self.pending.note_refusal(error)
         self.keep_pending(kind, name)
         self._store.tell_pending(kind, name)
 
+    @contextlib.contextmanager
+    def _even_if_cancelled(self, kind: Kind, *names: Name) -> Iterator[None]:
+        """Keep these invalidations pending if the caller is cancelled meanwhile."""
+        try:
+            with anyio.CancelScope(shield=True):
+                yield
+        except asyncio.CancelledError:
+            # `asyncio.timeout` and `Task.cancel` reach behind the shield. The store may have done it, and does not
+            # notify the process that has asked.
+            for name in names:
+                self.keep_pending(kind, name)
+            raise
+
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
         """Invalidate those of `tags` that anything carries, as `invalidate_tag` does."""
         # Of what is loaded here without its knowledge the store cannot say whether it carries them.
         if not self.pending.unannounced:
-            with anyio.CancelScope(shield=True), contextlib.suppress(StoreUnavailable):
+            with contextlib.suppress(StoreUnavailable), self._even_if_cancelled(Kind.PENDING_TAG, *tags):
                 await self._store.invalidate_announced(tags)
                 return
         await self.invalidate_tag(*tags)
 
     def keep_pending(self, kind: Kind, name: Name, *, elsewhere: bool = False) -> None:
-        """Have an invalidation count here at once, and replay it until the store has it."""
+        """Apply an invalidation here at once, and replay it until the store has it."""
         # An operation under way may still bring the entry; while this is pending it is refused.
         if isinstance(name, str) and kind is Kind.PENDING_KEY:
             self.pending.add_key(name)

@@ -101,7 +101,7 @@ class Slot(Evictable):
         self.ready_until = 0.0
 
     def mark_stale(self, version: int) -> None:
-        """Have the entry not be fresh any more; 0: it was not marked."""
+        """Mark the entry as stale; 0: it was not marked."""
         if version > self.entry.marked_at:
             self.entry = entry = marked_stale(self.entry, version)
             self.fresh_until, self.stale_until = 0.0, entry.stale_until
@@ -332,7 +332,7 @@ class LocalCache:
             self.recheck_all()
 
     def _suspects(self) -> int:
-        """Return a number that all slots have or stay below, but none from now on."""
+        """Return the highest number that a slot has had so far; later slots have higher ones."""
         self._suspect = self._number
         self._number += 1
         return self._suspect

@@ -113,7 +113,7 @@ class MemoryStore:
         """Nothing: what lies here is the truth, with or without subscribers."""
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
-        """Nothing: a commit that this store did not confirm did not happen."""
+        """Do nothing: a commit that this store did not confirm did not happen."""
 
     def _warn(self, key: str) -> None:
         """Say once for each of some keys that its value is kept nowhere."""
@@ -172,7 +172,8 @@ class MemoryStore:
             return entry
         now = self._clock()
         before = await self.now()
-        hold = self._holds.get(key)
+        # To ask for a key that is not there costs a TLRUCache more.
+        hold = self._holds.get(key) if key in self._holds else None
         failures = 0
         if hold is not None and hold.token is None:
             if now < hold.until and not force:

@@ -16,6 +16,8 @@ _SHARED: Final = (
     types.FrameType,
 )
 _FLAT: Final = (bytes, str, int, float, bool, type(None))
+_NESTED: Final = frozenset({tuple, list, dict})
+_PLAIN: Final = _NESTED | {*_FLAT}
 _MOST_OBJECTS: Final = 1_000_000
 # So many objects are counted between two looks at the limit, and by one call that keeps other threads waiting.
 _AT_ONCE: Final = 1000
@@ -41,22 +43,21 @@ def measure(value: Any, most: int) -> tuple[int, bool]:
     seen: set[int] = set()
     pending = [value]
     while pending and len(seen) < most:
-        found = []
-        keys: list[Any] = []
-        batch = pending[-_AT_ONCE:]
+        batch = {
+            id(item): item
+            for item in pending[-_AT_ONCE:]
+            # To compare a class with all of `_SHARED` takes longer than the rest.
+            if id(item) not in seen and (type(item) in _PLAIN or not isinstance(item, _SHARED))
+        }
         del pending[-_AT_ONCE:]
-        for item in batch:
-            if id(item) in seen or isinstance(item, _SHARED):
-                continue
-            seen.add(id(item))
-            total += sys.getsizeof(item)
-            if not isinstance(item, _FLAT):
-                found.append(item)
-                if isinstance(item, dict):
-                    # The collector passes over keys that are strings.
-                    keys.extend(item)
+        seen.update(batch)
+        total += sum(map(sys.getsizeof, batch.values()))
+        found = [item for item in batch.values() if type(item) in _NESTED or not isinstance(item, _FLAT)]
         pending += gc.get_referents(*found)
-        pending += keys
+        for item in found:
+            if isinstance(item, dict):
+                # The collector passes over keys that are strings.
+                pending += item
     if not pending:
         return total, True
     return total + len(pending) * total // len(seen), False

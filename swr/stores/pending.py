@@ -103,7 +103,7 @@ class Pending:
         )
 
     async def replay_before_load(self, key: str) -> None:
-        """Have the store get what would outdate a load of `key` that begins now.
+        """Send the store the invalidations that would outdate a load of `key` that begins now.
 
         Raises:
             StoreUnavailable: no answer, or a refusal.

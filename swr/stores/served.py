@@ -6,7 +6,7 @@ from typing import Any, Final
 from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.stores.base import NEWEST
-from swr.stores.local import LocalCache, Slot
+from swr.stores.local import LocalCache, Replaced, Slot
 
 _MOST: Final = 10_000
 
@@ -63,6 +63,12 @@ class Served:
         """Return whether nothing has changed in the store since this process loaded something newer, in vain."""
         return slot.replaced is not None and slot.replaced[:2] == (self.servers, entry.version)
 
+    def replaced_by_keeping(self, slot: Slot | None) -> Replaced | None:
+        """Return what the store has in the place of an entry that takes a slot and that the store did not take."""
+        if slot is None:
+            return None
+        return slot.replaced or (self.servers, slot.entry.version, slot.entry.marked_at)
+
     def was_marked(self, slot: Slot, entry: Entry[Any]) -> bool:
         """Return whether the store's entry was marked stale since the slot's entry took its place here."""
         return slot.replaced is not None and slot.replaced[2] != entry.marked_at
@@ -71,6 +77,11 @@ class Served:
         """Return whether the store's entry may be older than what this process has served last."""
         served = self.version(key, codec.fingerprint)
         return served is not None and self._may_be_older(entry, served)
+
+    def is_overtaken(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
+        """Return whether this process has served a later commit than that of an entry whose reply was lost."""
+        served = self.version(key, codec.fingerprint)
+        return served is not None and 0 < entry.version < served < NEWEST
 
     def knows_newer(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
         """Return whether the store's entry may be older than what this process holds, or has served last."""

@@ -152,7 +152,7 @@ class TagVersions:
         return self.admits(entry.tag_version, entry.tags, entry.loader)
 
     def admits(self, tag_version: int, tags: tuple[str, ...], loader: str = "") -> bool:
-        """Whether something with these tags, of a loader, that was loaded when `tag_version` was the newest counts."""
+        """Return whether a value with these tags counts whose load began when `tag_version` was the newest."""
         if tag_version < self._hard.all:
             return False
         if tag_version >= self.newest or not (tags or loader):

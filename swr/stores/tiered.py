@@ -202,13 +202,13 @@ class TieredStore:
             return False
         if self._hearing.is_lost:
             return False
+        slot.mark_stale(self.tag_versions.marked_at(entry))
         # While its server is unreachable this will do; every entry is checked again once a server can be reached.
         if self.is_reachable or not self.store.is_unreachable(key):
             if slot.epoch != self._epoch:
                 return False
             if slot.superseded:
                 return not is_fresh(entry, self._clock()) and not entry.absent
-        slot.mark_stale(self.tag_versions.marked_at(entry))
         slot.trust = self.local.trust
         return True
 
@@ -288,9 +288,9 @@ class TieredStore:
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Hold an entry that the store did not take; it is checked as soon as the store is reachable again."""
-        slot, replaced = self.local.get(key), None
-        if slot is not None:
-            replaced = slot.replaced or (self._served.servers, slot.entry.version, slot.entry.marked_at)
+        if self._served.is_overtaken(key, entry, codec):
+            return
+        replaced = self._served.replaced_by_keeping(self.local.get(key))
         # If the store is reachable and refused the entry, notifications about it arrive as for any other.
         epoch, version = (self._epoch, NEWEST) if self.is_reachable else (_NEVER, 0)
         if not codec.stays_here:
@@ -339,7 +339,7 @@ class TieredStore:
     ) -> Lease | Held | Entry[Any]:
         """Take the shared store's lease; an entry that it returns instead goes into the local cache."""
         if codec.stays_here:
-            raise StoreUnavailable(f"what is loaded for {key!r} stays in this process")
+            raise StoreUnavailable(f"the value of {key!r} stays in this process, as shared=False says")
         if self.store.is_unreachable(key):
             # Nothing was sent: no lease has to be given back.
             self._pending.add_unannounced(key, tags)
@@ -369,7 +369,7 @@ class TieredStore:
         """Invalidate `key` as `invalidate` does, and take the shared store's lease if it is reachable."""
         if codec.stays_here:
             await self.invalidate(key)
-            raise StoreUnavailable(f"what is set for {key!r} stays in this process")
+            raise StoreUnavailable(f"the value of {key!r} stays in this process, as shared=False says")
         return await self._invalidations.seize(key, token, ttl, codec)
 
     async def renew(self, lease: Lease, ttl: float) -> None:

@@ -20,21 +20,21 @@ class Isolate(Protocol):
 def isolated(cache: Cache, url: str | None = None, **options: Unpack[Options]) -> Iterator[Cache]:
     """Return a `with` block in which `cache` is empty and has other options; it ends with those that it had.
 
-    The cache is closed at both ends, in whatever event loop it is open. Give it to tests that use an app one after the
+    The cache is closed at both ends, in whatever event loop it is open. An app that the test makes may configure it:
+    what you give here stays as it is. Give it to tests that use an app one after the
     other, each in a loop of its own.
 
     Parameters:
         cache: of the app, made at import or otherwise.
         url: where it is; None: in memory.
-        options: those of `Cache`; what you leave out stays as it was.
+        options: those of `Cache`; what you leave out stays as it was, or becomes what `cache.configure` says.
 
     Raises:
         ConfigurationError: an option cannot work; or this is a coroutine of the loop in which the cache is open.
     """
     close(cache)
-    restore = cache.keep_options()
     options.setdefault("redis", None)
-    cache.configure(url, **options)
+    restore = cache.fix_options(url, options)
     try:
         yield cache
     finally:

@@ -56,7 +56,8 @@ def swr_isolate(request: pytest.FixtureRequest, swr_namespace: str) -> Iterator[
     """A function that makes an app's own cache empty, with other options, until the end of the test.
 
     `swr_isolate(cache)` has it in memory, `swr_isolate(cache, swr_redis_url)` on a real server, in a namespace of the
-    test's own. It takes the options of `Cache`.
+    test's own. It takes the options of `Cache`. An app that the test makes may call `cache.configure`; it changes
+    neither the place of the cache, nor its namespace, nor an option that is given here.
     """
     clock = _clock_of(request)
     with contextlib.ExitStack() as stack:

@@ -317,7 +317,10 @@ class Oracle:
     ) -> None:
         self.counts["errors"] += 1
         hung = [at for number in numbers for at in self._hung[name, number]]
-        if text.startswith("LoadTimeout") and any(at + HARD_TIMEOUT > began - LATE and at < ended for at in hung):
+        # A loader's time goes on while its process is stopped.
+        stopped = any(span[0] < ended and span[1] > began - LATE for span in self.story.stops.get(name, []))
+        late = any(at + HARD_TIMEOUT > began - LATE and at < ended for at in hung)
+        if text.startswith("LoadTimeout") and (stopped or late):
             return
         loads = [self._loads[load, number] for number in numbers if (load, number) in self._loads]
         if not any(one.failed and one.worker == name and one.ended > began - LATE for one in loads):

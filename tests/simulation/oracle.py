@@ -73,6 +73,8 @@ class Reading:
     loaded: float = math.inf
     hangs: bool = False
     is_set: bool = False
+    # Of the entry that the store took; 0: it has taken none.
+    version: int = 0
 
 
 @dataclass(eq=False)
@@ -198,11 +200,15 @@ class Oracle:
             return frozenset({name})
         return frozenset(key for key, policy in self._policies.items() if concerns(name, policy.tags, loader_of(key)))
 
+    def _marks_of(self, key: str) -> list[Effect]:
+        """Return the marks of a key, in their order."""
+        return [effect for effect in self._effects if effect.is_soft and key in effect.keys]
+
     def _marked_since(self, key: str, moment: float) -> bool:
         """Whether a mark has taken effect since, or one that nobody confirmed may have."""
         # A load may begin later than its lease was granted.
         moment -= _ON_THE_WAY
-        return any(effect.is_soft and key in effect.keys and effect.at >= moment for effect in self._effects) or any(
+        return any(effect.at >= moment for effect in self._marks_of(key)) or any(
             call.is_soft and key in call.keys and call.returned >= moment for call in self._calls
         )
 
@@ -211,18 +217,19 @@ class Oracle:
 
         Where nobody has confirmed a mark, it may be made at any time.
         """
-        marks = [effect.at for effect in self._effects if effect.is_soft and reading.key in effect.keys]
+        marks = [effect.at for effect in self._marks_of(reading.key)]
         marks += [
             moment
             for call in self._calls
             if call.is_soft and reading.key in call.keys
             for moment in (call.called, call.returned)
         ]
-        # What was loaded without a lease has no version: its marks are at the time of the server.
+        # What was loaded without a lease has no version: its marks are at the time of the server, and those of the copy
+        # in the store count for it, because nothing says which of the two was first.
         return [
             moment
             for mark in marks
-            if mark >= reading.began - _ON_THE_WAY
+            if mark >= reading.began - _ON_THE_WAY or not reading.version
             for moment in (reading.created + mark - reading.began, START + mark)
         ]
 
@@ -357,6 +364,7 @@ class Oracle:
                 self.blame(f"load {value} of {name} was stored after an invalidation that it does not know")
             self._newest[name, release] = (version, reading.read_at)
             self._committed[name, version] = reading.read_at
+            reading.version = version
             self._stored[name, release] = value
 
     def heard(self, worker: str, message: Notification) -> None:
@@ -511,12 +519,49 @@ class Oracle:
             else:
                 windows = max(policy.stale_for, policy.stale_if_error) if waited else policy.stale_for
                 until = max(self._marked_at(reading), default=-math.inf) + windows + _ON_THE_WAY
-                right = windows > 0 and wall < until
+                # A mark that is pending counts by the worker's own clock, which may have been set.
+                right = windows > 0 and (wall < until or self._has_pending_mark(request, reading))
             right = right or (waited and wall < last and request.key in self._workers[request.worker].unsure)
+            right = right and wall < self._marked_until(request, reading, is_fallback=waited)
         else:
-            right = wall < max(stale_until, error_until)
+            right = wall < min(max(stale_until, error_until), self._marked_until(request, reading, is_fallback=True))
         if not right or (outcome.error is not None and outcome.state is not State.STALE):
             self.blame(f"{said} as {outcome.state} ({outcome.error!r}), which is wrong: fresh until {fresh_until:.6f}")
+
+    def _has_pending_mark(self, request: Request, reading: Reading) -> bool:
+        """Return whether the worker has marked the key itself, and the store has not confirmed it."""
+        marks = [effect for effect in self._marks_of(request.key) if effect.at > reading.read_at]
+        return any(
+            call.is_soft
+            and request.key in call.keys
+            and call.returned >= reading.began
+            and not any(call.called <= effect.at <= call.returned for effect in marks)
+            for call in self._calls_of(request.worker)
+        )
+
+    def _marked_until(self, request: Request, reading: Reading, *, is_fallback: bool) -> float:
+        """Return until when a worker may serve what a load has made, going by the marks that it has heard of.
+
+        Parameters:
+            is_fallback: in place of a load that failed, or lasts too long.
+        """
+        now, policy = self._now(), self._policies[request.key]
+        marks = [effect for effect in self._marks_of(request.key) if effect.at > reading.read_at]
+        # It has heard of a mark, or was connected after it; what is given in place of a load is looked at only then.
+        learned = self._workers[request.worker].up_since if is_fallback else -math.inf
+        if not any(
+            effect.heard.get(request.worker, math.inf) < now or effect.since < learned < now for effect in marks
+        ):
+            return math.inf
+        windows = max(policy.stale_for, policy.stale_if_error) if is_fallback else policy.stale_for
+        if not windows:
+            return -math.inf
+        if self._has_pending_mark(request, reading) or not reading.version:
+            # It counts before the store has it, by the worker's own clock; or the store does not have the value.
+            return math.inf
+        # Of a tag only the last mark is known.
+        last = max(effect.version for effect in marks)
+        return reading.created + max(0, last - reading.version) / 1e6 + windows
 
     def _judge_age(self, said: str, request: Request, reading: Reading, outcome: Outcome[int]) -> None:
         now, worker = self._now(), self._workers[request.worker]
@@ -536,7 +581,11 @@ class Oracle:
                 continue
             if mine and call.returned < now and reading.read_at < call.called:
                 self.blame(f"{said}, older than its own invalidation of {call.called:.6f}")
-        connected = self._connected(request)
+        # What is given in place of a load is looked at when it fails, or lasts too long.
+        in_place = outcome.error is not None or (
+            outcome.state is State.STALE and now >= request.began + request.patience
+        )
+        connected = self._connected(request) or (in_place and worker.up_since < now)
         for effect in self._effects:
             if request.key not in effect.keys or reading.read_at >= effect.at:
                 continue
@@ -584,14 +633,13 @@ class Oracle:
         said = f"{request.worker}: {request.key} asked at {request.began:.6f}, raised {error!r}"
         self.note(request.worker, f"answers {request.key}: {error!r}")
         self._judge_raised(said, error)
-        if isinstance(error, LoadTimeout) and self._hung_for(request):
-            return
-        if not isinstance(error, Failed):
+        if isinstance(error, Failed):
+            reading = error.reading
+            is_own = (reading.worker, reading.key) == (request.worker, request.key)
+            if not is_own or not self._waited(request, reading.ended):
+                self.blame(f"{said}, which is another's")
+        elif not isinstance(error, LoadTimeout) or not self._hung_for(request):
             self.blame(said)
-            return
-        reading = error.reading
-        if (reading.worker, reading.key) != (request.worker, request.key) or not self._waited(request, reading.ended):
-            self.blame(f"{said}, which is another's")
         if not request.forced and self._could_stand_in(request, wall):
             self.blame(f"{said}, although load {request.stored} could stand in")
 
@@ -609,15 +657,19 @@ class Oracle:
         policy = self._policies[request.key]
         until = self.readings[stored].created + policy.fresh_for + max(policy.stale_for, policy.stale_if_error)
         # What was invalidated over a link that then broke may have to be told once more, and is nothing till then.
-        pending = any(
-            call.worker == request.worker and request.key in call.keys and call.called < known.up_since
-            for call in self._calls
+        told_again = max(known.up_since, known.paused_until) + _LOST_NEWS + _ON_THE_WAY
+        pending = request.began < told_again and any(
+            request.key in call.keys and call.called < known.up_since for call in self._calls_of(request.worker)
         )
         # What was marked may be served from then on for as long, and not at all if that is not long.
         windows = max(policy.stale_for, policy.stale_if_error)
         for mark in self._marked_at(self.readings[stored]):
             until = min(until, mark + windows - _ON_THE_WAY) if windows > 0 else -math.inf
         return self._connected(request) and not pending and wall < until
+
+    def _calls_of(self, worker: str) -> list[Invalidation]:
+        """Return the invalidations that a worker was asked for."""
+        return [call for call in self._calls if call.worker == worker]
 
     def _own(self, request: Request) -> list[Reading]:
         """Return the loads of the key by the worker that is asked."""

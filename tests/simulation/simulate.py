@@ -57,9 +57,10 @@ class Scenario:
         soft: the share of invalidations that mark stale.
         cancelled: the share of reads whose client leaves before it has an answer.
         loads: the most seconds that a load takes.
-        failing: the share of loads that fail, at most.
+        failing, least_failing: the share of loads that fail, at most and at least.
         leases: of which one is chosen, seconds.
         fresh: of which one is the most that values are fresh for, seconds.
+        stale, stale_if_error: the most seconds that values are served for after that.
         latency, lost: see `Weather`, at most.
         skew: the most seconds by which a worker's clock is wrong.
         holds: the share of loads during which their worker is paused.
@@ -82,8 +83,11 @@ class Scenario:
     cancelled: float = 0.1
     loads: float = 1.5
     failing: float = 0.5
+    least_failing: float = 0.0
     leases: tuple[float, ...] = (1.0, 3.0)
     fresh: tuple[float, ...] = (1.0, 6.0, 20.0)
+    stale: float = 3.0
+    stale_if_error: float = 6.0
     latency: float = 0.08
     lost: float = 0.05
     skew: float = 2.0
@@ -138,6 +142,11 @@ SCENARIOS: Final = {
     "failing-crowds": Scenario(
         workers=3, keys=2, horizon=4, reads=6, refreshes=2, invalidations=2, loads=0.5, failing=1.0, leases=(3.0,),
         fresh=(1.0, 2.0), lost=0.02, faults=2, kinds=("cut", "crash"), crowd=30,
+    ),
+    "fallbacks": Scenario(
+        workers=3, keys=1, horizon=3, reads=80, refreshes=10, invalidations=16, soft=0.6, loads=1.0, least_failing=0.4,
+        leases=(3.0,), fresh=(1.0, 20.0), stale=0.0, stale_if_error=4.0, lost=0.02, faults=6,
+        kinds=("cut", "cut", "silence", "crash"),
     ),
 }  # fmt: skip
 
@@ -252,8 +261,8 @@ class World:
         self.policies = {
             f"k{number}": Policy(
                 random.uniform(0.2, random.choice(scenario.fresh)),
-                random.choice((0, random.uniform(0, 3))),
-                random.choice((0, random.uniform(0, 6))),
+                random.choice((0, random.uniform(0, scenario.stale))),
+                random.choice((0, random.uniform(0, scenario.stale_if_error))),
                 tags=random.sample(_TAGS, random.randrange(3)),
             )
             for number in range(random.randint(1, scenario.keys))
@@ -263,7 +272,7 @@ class World:
         self.lease_for = random.choice(scenario.leases)
         self.oracle = Oracle(self.policies, self.lease_for, anyio.current_time)
         self.longest = random.uniform(0, scenario.loads)
-        self.failing = random.choice((0, 0, random.uniform(0, scenario.failing)))
+        self.failing = max(scenario.least_failing, random.choice((0, 0, random.uniform(0, scenario.failing))))
         self.weather = Weather(
             random.uniform(0, scenario.latency), random.choice((0, random.uniform(0, scenario.lost)))
         )

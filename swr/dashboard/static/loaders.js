@@ -63,7 +63,7 @@ class Loaders extends Panel {
         { name: "loads", label: "Loads", value: (row) => row.loads, cell: (cell, row) => say(cell, count(row.loads)) },
         { name: "p50", label: "p50", value: (row) => row.p50, cell: (cell, row) => say(cell, duration(row.p50)) },
         { name: "p99", label: "p99", value: (row) => row.p99, cell: (cell, row) => say(cell, duration(row.p99)) },
-        { name: "trouble", label: "Failing", value: (row) => row.failed * 1e9 + row.backoff_keys * 1e6 + row.reads_per_s, cell: (cell, row) => say(cell, isFailing(row) ? `${count(row.failed)} failed` : "no") },
+        { name: "trouble", label: "Failing", value: (row) => row.failed * 1e9 + row.backoff_keys * 1e6 + row.reads_per_s, cell: (cell, row) => say(cell, row.failed ? `${count(row.failed)} failed` : isFailing(row) ? number(row.backoff_keys, "waits", "wait") : "no") },
         { name: "bytes", label: "Bytes", value: (row) => row.bytes, cell: (cell, row) => say(cell, bytes(row.bytes)) },
       ],
     });

@@ -7,7 +7,7 @@ const OLD = "What you see below is old.";
 
 /** Return what keeps the page itself from knowing. */
 function own() {
-  const told = { level: "error", kind: "page", since: null, target: null };
+  const told = { level: "error", kind: "page", remedy: "", since: null, target: null };
   if (source.refused) return [{ ...told, text: `The page cannot read the dashboard: ${source.refused}. It asks again by itself. ${source.state ? OLD : ""}` }];
   if (source.silent) return [{ ...told, text: `The page no longer hears from the server. It connects again by itself. ${OLD}` }];
   return [];
@@ -29,12 +29,14 @@ class Problems extends HTMLElement {
     const { state } = source;
     const problems = [...own(), ...(state?.problems ?? [])];
     keep(this.list, problems, ({ kind, target }) => `${kind} ${target}`,
-      () => h("li", null, h("b", { class: "level" }), h("span"), h("span", { class: "since" })),
+      () => h("li", null, h("b", { class: "level" }), h("span", { class: "told" }, h("span"), " ", h("small")), h("span", { class: "since" })),
       (item, problem) => {
-        const [level, text, since] = item.children;
+        const [level, told, since] = item.children;
+        const [text, remedy] = told.children;
         set(item, "class", `is-${problem.level}`);
         say(level, problem.level === "error" ? "Error" : "Warning");
         say(text, problem.text);
+        say(remedy, problem.remedy);
         say(since, problem.since === null ? "" : `since ${clock(problem.since)}, ${lasting(state.now - problem.since)} ago`);
       });
     this.wrong.hidden = !problems.length;
@@ -46,7 +48,7 @@ class Problems extends HTMLElement {
     const wrong = problems.map(({ kind, target }) => `${kind} ${target}`).join();
     if ((state || problems.length) && wrong !== this.wrongBefore) {
       this.wrongBefore = wrong;
-      say(this.said, problems.map(({ text }) => text).join(" ") || "Nothing is wrong.");
+      say(this.said, problems.map(({ text, remedy }) => `${text} ${remedy}`).join(" ") || "Nothing is wrong.");
     }
     document.title = `${problems.length ? `(${problems.length}) ` : ""}swr${state?.namespace ? ` · ${state.namespace}` : ""}`;
   }

@@ -5,6 +5,7 @@ import { Panel } from "./source.js";
 
 function wordsOf(process, now, missed) {
   if (process.gone) return `${missed ? "gone" : "ended"}, last heard ${clock(process.seen)}`;
+  if (process.silent !== null) return `silent for ${lasting(process.silent)}`;
   if (!process.reachable) return `no Redis since ${clock(process.unreachable_since)}, ${lasting(now - process.unreachable_since)} ago`;
   return "alive";
 }
@@ -13,7 +14,7 @@ class Processes extends Panel {
   build() {
     this.nodes = h("ul", { class: "rows nodes" });
     this.list = h("ul", { class: "rows procs-list" });
-    this.none = empty("No process reports.", "Give the caches of the fleet a digest: Cache(url, digest=True).");
+    this.none = empty("No process reports.", "Give the caches of the fleet Cache(reports=True), or set SWR_REPORTS=1 for Cache.from_env().");
     this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": "t-procs" },
       h("h3", { class: "unseen" }, "Nodes of Redis"), this.nodes, h("h3", { class: "unseen" }, "Processes"), this.none, this.list);
     this.append(heading("t-procs", "Processes and Redis"), this.scroll);
@@ -30,7 +31,7 @@ class Processes extends Panel {
     });
     this.none.hidden = processes.length > 0;
     const missed = new Set(problems.filter(({ kind }) => kind === "process").map(({ target }) => target));
-    const classOf = (process) => (process.gone ? (missed.has(process.id) ? "is-gone" : "is-ended") : process.reachable ? "is-fine" : "is-wrong");
+    const classOf = (process) => (process.gone ? (missed.has(process.id) ? "is-gone" : "is-ended") : process.reachable && process.silent === null ? "is-fine" : "is-wrong");
     const ORDER = ["is-gone", "is-wrong", "is-fine", "is-ended"];
     const order = (process) => `${ORDER.indexOf(classOf(process))} ${process.host}:${process.pid}`;
     const sorted = [...processes].sort((one, other) => order(one).localeCompare(order(other), "en", { numeric: true }));

@@ -9,12 +9,14 @@ class Queues extends Panel {
     this.list = h("div", { class: "queues" });
     this.line = outcome();
     this.none = empty("No queue.", "A Refresher with strategy=\"queue\" loads groups in rounds before anyone asks; its queue shows here.");
-    this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": "t-queue" }, this.none, this.line, this.list);
+    this.old = h("p", { class: "small is-wrong" }, "Redis cannot be asked. This is how it was before.");
+    this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": "t-queue" }, this.none, this.line, this.old, this.list);
     this.append(heading("t-queue", "Queue"), this.scroll);
   }
 
   show(state) {
     this.none.hidden = state.queues.length > 0;
+    this.old.hidden = state.fleet || !state.queues.length;
     keep(this.list, state.queues, ({ name }) => name, (queue) => this.make(queue, state.actions), (section, queue) => this.update(section, queue, state));
   }
 
@@ -36,7 +38,7 @@ class Queues extends Panel {
     const fact = (name, value, wrong) => h("div", { class: wrong && "is-wrong" }, h("dt", null, name), h("dd", null, value));
     fill(facts,
       fact("Leader", queue.leader ? "yes" : "none", !queue.leader),
-      fact("Round", queue.round === null ? "none yet" : `${queue.round}${queue.round_at === null ? "" : `, ${lasting(state.now - queue.round_at)} ago`}`),
+      fact("Last round", queue.round_at === null ? "none yet" : `${lasting(state.now - queue.round_at)} ago`),
       fact("Backlog", count(queue.backlog)), fact("In hand", count(queue.in_hand)), fact("Tried again later", count(queue.waiting)),
       fact("Consumers", count(queue.consumers), queue.consumers === 0));
     letters.hidden = !queue.dead;

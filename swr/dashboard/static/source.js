@@ -3,7 +3,7 @@
 export const RANGES = [60, 300, 900];
 const KEPT = 900;
 const MOST_EVENTS = 200;
-const SILENT_AFTER = 5000;
+const SILENT_AFTER = 2400;
 
 const COUNTS = ["fresh", "stale", "missing", "waited", "loads", "failed"];
 
@@ -35,7 +35,7 @@ class Source extends EventTarget {
 
   start() {
     this.open();
-    setInterval(() => this.watch(), 1000);
+    setInterval(() => this.watch(), 500);
   }
 
   async open() {

@@ -44,7 +44,8 @@ class Tiles extends Panel {
     this.put(2, `${rate(now.loads)} /s`, `${count(totals.in_flight)} under way`);
     this.put(3, duration(totals.p50), `p99 ${duration(totals.p99)}`);
     this.put(4, count(failing), failing ? number(totals.backoffs, "key waits", "keys wait") : "nothing fails", failing > 0);
-    this.put(5, count(alive.length), lost ? `${lost} gone` : "all alive", processes.some(({ gone }) => gone && state.problems.some(({ kind }) => kind === "process")));
+    const missed = processes.some(({ gone }) => gone) && state.problems.some(({ kind }) => kind === "process");
+    this.put(5, count(alive.length), !state.fleet ? "others unseen" : lost ? `${lost} gone` : "all alive", missed || !state.fleet);
     this.put(6, ...this.redis(nodes, totals));
     this.put(7, bytes(sum("l1_bytes")), number(sum("l1_entries"), "entry", "entries"));
   }

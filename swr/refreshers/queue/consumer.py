@@ -9,20 +9,22 @@ import anyio
 from swr.engine.engine import Engine
 from swr.engine.failures import text_of
 from swr.errors import StoreUnavailable
+from swr.refreshers.queue.looks import Looks
 from swr.refreshers.queue.queue import Queue
 from swr.refreshers.queue.tasks import Delivery, Settlement
+from swr.refreshers.queue.wakes import tag_of
 from swr.refreshers.rounds.load_limiter import Ended, LoadLimiter, Result, Task
 from swr.refreshers.rounds.report import Report
 from swr.refreshers.rounds.schedule import Rounds
 from swr.stores.base import Kind, Notification
 
-# Seconds after which a consumer looks at the queue without a notification, because one may be lost.
-_LOOKED_AT_EVERY = 5.0
 _AGAIN_IN = 1.0
 _LONGEST_PAUSE = 60.0
 _SETTLED_AT_ONCE = 200
 # Seconds after which a task is taken again whose group another process is loading.
 _HELD_FOR = 1.0
+# Seconds by which the clocks of a consumer and of Redis may part while a task waits.
+_LATER = 0.01
 # Seconds that closing waits for an unreachable server when it has no task in hand.
 _LEAVING = 3.0
 
@@ -57,6 +59,8 @@ class Consumer:
         self._report = report
         self._name = name
         self._reclaim_after = reclaim_after
+        self._looks = Looks(queue.shards, anyio.current_time)
+        self._shards = {name: shard for shard, name in enumerate(queue.shard_names)}
         self._deliveries: dict[tuple[str, int], Delivery] = {}
         self._settlements: list[Settlement] = []
         self._settling = False
@@ -85,25 +89,35 @@ class Consumer:
 
     async def _take(self) -> float:
         """Take tasks for the free slots; return the seconds to wait before the next look, unless something changes."""
-        longest = _LOOKED_AT_EVERY
-        shards = list(self._queue.shards)
-        random.shuffle(shards)
-        for shard in shards:
-            free_slots = self._limiter.free_slots
-            if not free_slots or self._working.cancel_called:
-                return longest
-            # Closing waits for the answer, because the tasks in it must be handed back.
-            with anyio.CancelScope(shield=True):
+        for shard in self._looks.due():
+            if self._working.cancel_called:
+                return _AGAIN_IN
+            if self._limiter.free_slots:
+                await self._look(shard)
+        if not self._limiter.free_slots:
+            for shard in self._looks.passed_on():
+                await self._queue.pass_on(shard, self._name, self._limiter.half)
+        elif self._looks.due():
+            return 0.0
+        return self._looks.next_in()
+
+    async def _look(self, shard: int) -> None:
+        most = self._limiter.free_slots
+        is_idle = False
+        self._looks.begin(shard)
+        # Closing waits for the answer, because the tasks in it must be handed back.
+        with anyio.CancelScope(shield=True):
+            try:
                 async with self._taking:
-                    next_in, deliveries = await self._queue.take(shard, self._name, free_slots)
+                    spare = self._limiter.at_once - self._limiter.running - most
+                    is_idle, deliveries = await self._queue.take(shard, self._name, most, spare)
                     for delivery in deliveries:
                         self._deliveries[delivery.key, delivery.number] = delivery
-            longest = min(longest, _LOOKED_AT_EVERY if next_in is None else max(0.01, next_in))
-            if deliveries and not self._working.cancel_called:
-                self._begin(deliveries)
-                if len(deliveries) == free_slots:
-                    longest = 0.0
-        return longest
+            finally:
+                if not is_idle:
+                    self._looks.again(shard)
+        if deliveries and not self._working.cancel_called:
+            self._begin(deliveries)
 
     def _begin(self, deliveries: list[Delivery]) -> None:
         by_task = {(delivery.key, delivery.newer_than): delivery for delivery in deliveries}
@@ -152,9 +166,16 @@ class Consumer:
                     await anyio.sleep(_AGAIN_IN)
                     continue
                 del self._settlements[: len(some)]
+                self._wait_for(some)
         finally:
             self._settling = False
             self._limiter.change()
+
+    def _wait_for(self, settlements: list[Settlement]) -> None:
+        """Look when tasks may be taken again that this consumer has made wait: all others need not."""
+        for settlement in settlements:
+            if settlement.delay > 0:
+                self._looks.wake_in(settlement.delivery.shard, settlement.delay + _LATER)
 
     async def _tend(self) -> None:
         """Say again and again that this one lives, and take back from those who do not."""
@@ -176,8 +197,15 @@ class Consumer:
             self._report.begin(this._replace(missed=0))
 
     def _on_message(self, message: Notification) -> None:
-        if message.kind is Kind.REACHABLE or (message.kind is Kind.QUEUED and message.name == self._queue.name):
+        if message.kind in (Kind.REACHABLE, Kind.GAP):
+            # It may have missed what woke it.
+            self._looks.wake_all()
             self._limiter.change()
+        elif message.kind is Kind.QUEUED and tag_of(self._name) in message.fingerprint:
+            shard = self._shards.get(message.text)
+            if shard is not None:
+                self._looks.wake(shard)
+                self._limiter.change()
 
     async def begin(self) -> None:
         """Take and load, until `end`."""
@@ -208,7 +236,10 @@ class Consumer:
         async with self._taking:
             left = [Settlement(delivery, "back") for delivery in self._deliveries.values()]
             if left or self._settlements:
+                for shard in self._queue.shards:
+                    # Others are woken for what is handed back.
+                    await self._queue.pass_on(shard, self._name, self._limiter.half)
                 await self._queue.settle(self._name, [*self._settlements, *left])
             self._deliveries.clear()
             self._settlements.clear()
-            await self._queue.leave(self._name)
+            await self._queue.leave(self._name, self._limiter.half)

@@ -188,7 +188,7 @@ class Leader:
 
 
 async def _digest(groups: Iterable[str], key: bytes) -> str:
-    """Return what tells lists of groups apart, their order included; with a key, only to those who have it."""
+    """Return a digest of a list of groups in their order; with a key, only those who have it can make one."""
     digest = hashlib.blake2b(digest_size=8, key=key)
     async for group in in_turns(groups):
         digest.update(group.encode("utf-8", "surrogatepass") + b"\0")

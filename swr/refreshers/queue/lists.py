@@ -6,8 +6,14 @@ See `scripts` for what each function does. A receipt is the key of a task.
 from typing import Final
 
 FUNCTIONS: Final = """
-local function push(id) redis.call('LPUSH', ready, id) end
-local function requeue(id) redis.call('RPUSH', ready, id) end
+local function push(id)
+  pushed = pushed + 1
+  redis.call('LPUSH', ready, id)
+end
+local function requeue(id)
+  pushed = pushed + 1
+  redis.call('RPUSH', ready, id)
+end
 local function drop(receipt, consumer) redis.call('LREM', ready .. ':' .. consumer, 1, receipt) end
 local function pull(consumer, most)
   local pulled = {}

@@ -11,13 +11,14 @@ from typing import Any, Final
 import msgspec
 
 from swr.engine.engine import Engine
-from swr.errors import CodecError, ConfigurationError, StoreUnavailable
+from swr.errors import CodecError, ConfigurationError
 from swr.refreshers.queue import scripts
+from swr.refreshers.queue.lease_scripts import ABDICATE, ENQUEUED, LEAD
 from swr.refreshers.queue.sealing import Sealing
 from swr.refreshers.queue.status import QueueStatus
 from swr.refreshers.queue.tasks import DeadLetter, Delivery, Led, Settlement, Superseded
 from swr.refreshers.rounds.groups import in_turns, travelling
-from swr.stores.base import NEWEST, Kind
+from swr.stores.base import NEWEST
 from swr.stores.redis.names import ForeignName
 from swr.stores.redis.scripts import digits
 from swr.stores.redis.store import RedisStore
@@ -62,6 +63,7 @@ class Queue:
     ) -> None:
         self.name = name
         self.shards = range(shards)
+        self.shard_names = [f"{name}:{shard}" for shard in self.shards]
         self.store = store
         self._backend = backend
         self._deliveries = deliveries
@@ -69,23 +71,22 @@ class Queue:
         self._names = names = store.names
         self._sealing = Sealing(store.packing, name)
         safe = names.storage_name(name)
-        parts = ("t", "s" if backend == "streams" else "l", "z", "m", "d", "c", "h")
+        parts = ("t", "s" if backend == "streams" else "l", "z", "m", "d", "c", "h", "i")
         self._keys = [tuple(names.named(f"{{{safe}:{shard}}}{part}") for part in parts) for shard in self.shards]
         self._lease, self._rounds = (names.named(f"{{{safe}:0}}{part}") for part in ("L", "r"))
 
     async def _run(self, shard: int, body: str, *args: bytes | str | int, replicas: int = 0) -> Any:
-        script = scripts.of(self._backend, body)
-        return await self.store.commands.replicated(replicas, script, self._keys[shard], *args)
+        script, told = scripts.of(self._backend, body), self.store.around_consumers(self.shard_names[shard])
+        return await self.store.commands.replicated(replicas, script, self._keys[shard], *args, *told)
 
     def _shard(self, key: str) -> int:
         return zlib.crc32(self._names.hidden(key)) % len(self.shards)
 
     async def register(self) -> None:
-        """Have the queue known to `swr queue`."""
+        """Make the queue known to `swr queue`."""
         registry = self.store.names.named(_REGISTRY)
-        await self.store.commands.ask(
-            registry, "HSET", registry, self._names.hidden(self.name), f"{self._backend}:{len(self.shards)}"
-        )
+        entry = f"{self._backend}:{len(self.shards)}"
+        await self.store.commands.ask(registry, "HSET", registry, self._names.hidden(self.name), entry)
 
     # -- tasks ------------------------------------------------------------------------------------------------
 
@@ -113,28 +114,28 @@ class Queue:
         return await self._in_each(enqueue)
 
     async def _in_each(self, enqueue: Callable[[int], AsyncIterator[list[Any]]]) -> tuple[int, int]:
-        """Enqueue in every shard, whether or not others fail; return how many tasks are new, and how many were there.
+        """Enqueue in all shards at once, whether or not some fail; return how many tasks are new, and were there.
 
         Raises:
+            Superseded: there is a newer leader.
             StoreUnavailable: one has failed.
         """
-        new = merged = 0
-        failed: StoreUnavailable | None = None
-        for shard in self.shards:
-            try:
-                async for answer in enqueue(shard):
-                    new, merged = new + answer[0], merged + answer[1]
-            except StoreUnavailable as error:
-                failed = error
-        if failed is not None:
-            raise failed
-        return new, merged
+
+        async def counted(shard: int) -> tuple[int, int]:
+            answers = [answer async for answer in enqueue(shard)]
+            return sum(answer[0] for answer in answers), sum(answer[1] for answer in answers)
+
+        counts = await asyncio.gather(*map(counted, self.shards), return_exceptions=True)
+        failed = [error for error in counts if isinstance(error, BaseException)]
+        if failed:
+            raise next((error for error in failed if isinstance(error, Superseded)), failed[0])
+        new, merged = zip(*counts, strict=True)
+        return sum(new), sum(merged)
 
     async def _enqueue(self, shard: int, body: str, epoch: str, *args: bytes | str | int) -> list[Any]:
-        told = self.store.notification(Kind.QUEUED, self.name)
         # Without tasks it says who leads, and no more.
         replicas = self._replicas if args else 0
-        answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *told, *args, replicas=replicas)
+        answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *args, replicas=replicas)
         if answer[0] == -1:
             raise Superseded
         return answer
@@ -175,12 +176,18 @@ class Queue:
 
         return await self._in_each(drain)
 
-    async def take(self, shard: int, consumer: str, most: int) -> tuple[float | None, list[Delivery]]:
-        """Take tasks; return how many seconds from now a task that waits may be taken, and the tasks.
+    async def take(self, shard: int, consumer: str, most: int, spare: int = 0) -> tuple[bool, list[Delivery]]:
+        """Take tasks; return whether the consumer is idle, and the tasks.
 
-        A task that cannot be read is thrown away.
+        One that is idle is woken when there are tasks. One that is not looks again. A task that cannot be read is
+        thrown away.
+
+        Parameters:
+            most: how many tasks it takes; no more than 500 at once.
+            spare: how many tasks it can take and still have a place for `most` others.
         """
-        wait, taken = await self._run(shard, scripts.TAKE, consumer, min(most, _AT_ONCE), self._deliveries)
+        args = consumer, min(most, _AT_ONCE), self._deliveries, spare
+        is_idle, taken = await self._run(shard, scripts.TAKE, *args)
         deliveries = []
         for receipt, key, newer_than, number, tries, args in taken:
             try:
@@ -190,7 +197,7 @@ class Queue:
                 await self._throw_away(shard, consumer, receipt, key, number, error)
             else:
                 deliveries.append(Delivery(shard, receipt, *task))
-        return (None if wait < 0 else wait / _MICROSECONDS), deliveries
+        return bool(is_idle), deliveries
 
     async def _throw_away(
         self, shard: int, consumer: str, receipt: bytes, key: bytes, number: bytes, error: Exception
@@ -233,24 +240,28 @@ class Queue:
         back: int = await self._run(shard, scripts.TEND, consumer, int(silent_for * _MICROSECONDS), *receipts)
         return back
 
-    async def leave(self, consumer: str) -> None:
-        """Have the consumer, who has nothing any more, forgotten."""
+    async def pass_on(self, shard: int, consumer: str, most: int) -> None:
+        """Have another consumer woken in the place of this one, which can take no task now."""
+        await self._run(shard, scripts.PASS_ON, consumer, min(most, _AT_ONCE))
+
+    async def leave(self, consumer: str, most: int = 1) -> None:
+        """Remove the consumer, which holds no task any more; see `take`."""
         for shard in self.shards:
-            await self._run(shard, scripts.LEAVE, consumer)
+            await self._run(shard, scripts.LEAVE, consumer, min(most, _AT_ONCE))
 
     # -- the leader -------------------------------------------------------------------------------------------
 
     async def lead(self, token: str, ttl: float, part: str = "") -> Led:
         """Take or renew the leader's lease, and say what part of a round is enqueued."""
         keys = (self._lease, self._rounds, self._keys[0][5])
-        epoch, rest, now, part_now = await self.store.commands.script(scripts.LEAD, keys, token, int(ttl * 1000), part)
+        epoch, rest, now, part_now = await self.store.commands.script(LEAD, keys, token, int(ttl * 1000), part)
         if epoch:
             return Led(epoch.decode(), 0.0, _number(rest), int(now), part_now.decode("utf-8", "replace"))
         return Led("", max(0, rest) / 1000, None, int(now))
 
     async def enqueued(self, token: str, begins_at: int) -> bool:
         """Say that the round that began then was enqueued whole; False: somebody else leads."""
-        return bool(await self.store.commands.script(scripts.ENQUEUED, (self._lease, self._rounds), token, begins_at))
+        return bool(await self.store.commands.script(ENQUEUED, (self._lease, self._rounds), token, begins_at))
 
     async def heal(self) -> None:
         """Queue again what nobody would ever come to, for somebody has deleted a part of the queue."""
@@ -263,7 +274,7 @@ class Queue:
 
     async def abdicate(self, token: str) -> None:
         """Give the leader's lease back."""
-        await self.store.commands.script(scripts.ABDICATE, (self._lease,), token)
+        await self.store.commands.script(ABDICATE, (self._lease,), token)
 
     # -- for those who look after it --------------------------------------------------------------------------
 
@@ -323,8 +334,7 @@ class Queue:
         return await self._of_letters(keys, self._retry)
 
     async def _retry(self, shard: int, keys: list[bytes]) -> int:
-        told = self.store.notification(Kind.QUEUED, self.name)
-        back: int = await self._run(shard, scripts.RETRY, *told, *keys)
+        back: int = await self._run(shard, scripts.RETRY, *keys)
         return back
 
     async def purge(self, keys: Iterable[str] = ()) -> int:
@@ -350,10 +360,10 @@ def store_of(engine: Engine, otherwise: str = _NO_REDIS) -> RedisStore:
     """Return the store in Redis behind a cache.
 
     Parameters:
-        otherwise: what is wrong if there is none.
+        otherwise: the message of the error.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: the cache has no store in Redis.
     """
     if isinstance(engine.store, TieredStore) and isinstance(engine.store.store, RedisStore):
         return engine.store.store

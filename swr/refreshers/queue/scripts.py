@@ -11,6 +11,7 @@ stands behind it, as it does in the keys of entries and leases:
 - `ns:{r:i}d` a hash, the dead letters: by key the record and why
 - `ns:{r:i}c` a hash of counters, and the highest epoch of a leader so far
 - `ns:{r:i}h` a sorted set, when each consumer was last seen (microseconds)
+- `ns:{r:i}i` a sorted set, the idle consumers: how many tasks each takes at once, in three digits, and its tag
 - `ns:{r:0}L` the leader's lease: 16 digits of epoch and its token
 - `ns:{r:0}r` a hash: when the last round began that was enqueued whole (microseconds), and what part of another is
 
@@ -29,16 +30,20 @@ settles nothing any more.
 - abandon(consumer, give_back): call give_back with what a consumer has that leaves
 - forget(consumer): remove a consumer that has nothing
 - lengths(): return how many keys are to be taken, and how many have been taken
+
+Scripts count in `pushed` the keys that consumers are to take. `wakes` decides which consumers hear of them.
 """
 
 from typing import Final
 
-from swr.refreshers.queue import lists, streams
+from swr.refreshers.queue import lists, streams, wakes
 
 _COMMON: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local tasks, ready, delayed, marks, dead, counts, seen = unpack(KEYS)
+local tasks, ready, delayed, marks, dead, counts, seen, idle_ones = unpack(KEYS)
+-- How many task keys this script has pushed.
+local pushed = 0
 local function digits(number) return string.format('%016.0f', number) end
 local function count(what, by)
   local reply = redis.pcall('HINCRBY', counts, what, by or 1)
@@ -112,22 +117,22 @@ end
 _ENQUEUED: Final = """
 count('enqueued', new)
 count('merged', merged)
-if new > 0 then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+wake(pushed)
 """
 
-# epoch, most deliveries, channel, message, (id, newer_than, args)… -> {new, merged}; {-1, epoch}: one is newer
+# epoch, most deliveries, (id, newer_than, args)… -> {new, merged}; {-1, epoch}: one is newer
 ENQUEUE: Final = (
     _ENQUEUE
-    + "for i = 5, #ARGV, 3 do enqueue(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end"
+    + "for i = 3, #ARGV, 3 do enqueue(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end"
     + _ENQUEUED
     + "return {new, merged}"
 )
 
-# epoch, most deliveries, channel, message, cursor, about how many: enqueue what is dirty -> {new, merged, cursor}
+# epoch, most deliveries, cursor, about how many: enqueue what is dirty -> {new, merged, cursor}
 DRAIN: Final = (
     _ENQUEUE
     + """
-local reply = redis.call('HSCAN', marks, ARGV[5], 'COUNT', ARGV[6])
+local reply = redis.call('HSCAN', marks, ARGV[3], 'COUNT', ARGV[4])
 local found = reply[2]
 for i = 1, #found, 2 do
   local newer_than, args = string.match(found[i + 1], '^(' .. time_digits .. ')(%[.*%])$')
@@ -144,11 +149,11 @@ end
 DRAIN_DEAD: Final = (
     _ENQUEUE
     + """
-local reply = redis.call('HSCAN', dead, ARGV[5], 'COUNT', ARGV[6])
+local reply = redis.call('HSCAN', dead, ARGV[3], 'COUNT', ARGV[4])
 local letters = reply[2]
 for i = 1, #letters, 2 do
   local task = unburied(letters[i], letters[i + 1])
-  if task and task.delivered < ARGV[7] and not get(letters[i]) then
+  if task and task.delivered < ARGV[5] and not get(letters[i]) then
     enqueue(letters[i], task.newer_than, task.args)
   end
 end
@@ -169,9 +174,10 @@ count('marked', #ARGV / 3)
 return 1
 """
 
-# consumer, most, most deliveries -> {us to the next retry or -1, {{receipt, id, newer_than, delivery, tries, args}…}}
+# consumer, most, most deliveries, spare -> {1: it is idle, and woken when there are tasks, or 0, {{receipt, id,
+# newer_than, delivery, tries, args}…}}. It is idle if it has found fewer than it can take, and `spare` at most.
 TAKE: Final = """
-local consumer, most = ARGV[1], tonumber(ARGV[3])
+local consumer, at_once, most, spare = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 redis.call('ZADD', seen, now, consumer)
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 100)) do
   redis.call('ZREM', delayed, id)
@@ -182,9 +188,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0
     push(id)
   end
 end
-local taken = {}
-for _, pulled in ipairs(pull(consumer, tonumber(ARGV[2]))) do
-  local receipt, id = pulled[1], pulled[2]
+local pulled, taken = pull(consumer, at_once), {}
+for _, pair in ipairs(pulled) do
+  local receipt, id = pair[1], pair[2]
   local task = get(id)
   if not task or task.state ~= 'q' then
     drop(receipt, consumer)
@@ -197,8 +203,10 @@ for _, pulled in ipairs(pull(consumer, tonumber(ARGV[2]))) do
     taken[#taken + 1] = {receipt, id, task.newer_than, task.delivered, task.tries, task.args}
   end
 end
-local next = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
-return {next and math.max(0, math.floor(next - now)) or -1, taken}
+local is_idle = #pulled < at_once and #pulled <= spare
+note(consumer, at_once, is_idle)
+wake(pushed - #pulled)
+return {is_idle and 1 or 0, taken}
 """
 
 # consumer, most deliveries, (what, receipt, id, delivery, delay (us), why)… -> how many had been given to others
@@ -240,6 +248,7 @@ for i = 3, #ARGV, 6 do
   end
 end
 if late > 0 then count('late', late) end
+wake(pushed)
 return late
 """
 
@@ -270,20 +279,30 @@ for _, other in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - 60 * idle
   redis.call('ZREM', seen, other)
   forget(other)
 end
+wake(pushed)
 return back
 """
 )
 
-# consumer: it takes nothing any more -> how many tasks it had that it did not know of
+# consumer, most: it takes nothing any more -> how many tasks it had that it did not know of
 LEAVE: Final = (
     _GIVE_BACK
     + """
 redis.call('ZREM', seen, ARGV[1])
+note(ARGV[1], tonumber(ARGV[2]), false)
 abandon(ARGV[1], give_back)
 forget(ARGV[1])
+wake(pushed)
 return back
 """
 )
+
+# consumer, most: it has no place for the tasks that it was woken for, so that another one is woken -> 1
+PASS_ON: Final = """
+note(ARGV[1], tonumber(ARGV[2]), false)
+wake(1)
+return 1
+"""
 
 # flags ('' at first), cursor -> {flags, cursor}: queue again what nobody would ever come to, for somebody has deleted
 # the stream, a list, or the times of waiting tasks. The flags are the states in which no task can be that is there
@@ -307,6 +326,7 @@ for i = 1, #found, 2 do
     push(id)
   end
 end
+wake(pushed)
 return {flags, reply[1]}
 """
 
@@ -317,10 +337,10 @@ return {queued, taken, redis.call('ZCARD', delayed), redis.call('HLEN', marks), 
   redis.call('ZRANGE', seen, 0, -1, 'WITHSCORES'), redis.call('HGETALL', counts), digits(now)}
 """
 
-# channel, message, id… -> how many dead letters are tasks again
+# id… -> how many dead letters are tasks again
 RETRY: Final = """
 local back = 0
-for i = 3, #ARGV do
+for i = 1, #ARGV do
   local id = ARGV[i]
   local letter = redis.call('HGET', dead, id)
   local task = letter and unburied(id, letter)
@@ -334,44 +354,8 @@ for i = 3, #ARGV do
     end
   end
 end
-if back > 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
+wake(pushed)
 return back
-"""
-
-# lease, rounds, counters of shard 0 | token, ttl (ms), what part of a round is enqueued ('': says nothing of it)
-# -> {epoch, beginning of the last round, now, part}, or {'', ms until it ends, now, ''}
-LEAD: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local function digits(number) return string.format('%016.0f', number) end
-local time_digits = string.rep('%d', 16)
-local held, left = redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1])
-local epoch = string.match(held, '^' .. time_digits)
--- One without an end is not of this queue's making, and would keep everybody from leading.
-if not epoch or left < 0 then held = '' end
-if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', left, digits(now), ''} end
-if held == '' then
-  local before = string.match(redis.call('HGET', KEYS[3], 'epoch') or '', '^' .. time_digits .. '$') or 0
-  epoch = digits(math.max(now, tonumber(before) + 1))
-  redis.call('HSET', KEYS[3], 'epoch', epoch)
-end
-redis.call('SET', KEYS[1], epoch .. ARGV[1], 'PX', ARGV[2])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'part', ARGV[3]) end
-return {epoch, redis.call('HGET', KEYS[2], 'round') or '', digits(now), redis.call('HGET', KEYS[2], 'part') or ''}
-"""
-
-# lease, rounds | token, beginning of a round -> 1, or 0: somebody else leads
-ENQUEUED: Final = """
-if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[2], 'round', ARGV[2])
-redis.call('HDEL', KEYS[2], 'part')
-return 1
-"""
-
-# lease | token -> 1, or 0
-ABDICATE: Final = """
-if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
 """
 
 
@@ -380,4 +364,4 @@ _FUNCTIONS: Final = {"streams": streams.FUNCTIONS, "list": lists.FUNCTIONS}
 
 def of(backend: str, body: str) -> str:
     """Return a script over a stream or a list."""
-    return _COMMON + _FUNCTIONS[backend] + body
+    return _COMMON + wakes.FUNCTIONS + _FUNCTIONS[backend] + body

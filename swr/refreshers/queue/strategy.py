@@ -27,7 +27,7 @@ class QueueStrategy:
         await self._consumer.begin()
 
     async def end(self, seconds: float) -> None:
-        """Lead no more, take nothing more, and after some seconds hand back the tasks that are not done."""
+        """Stop leading and taking tasks, and after some seconds hand back those that are not done."""
         try:
             try:
                 await self._leader.end()

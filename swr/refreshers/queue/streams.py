@@ -6,7 +6,10 @@ See `scripts` for what each function does. A receipt is the id of an entry of th
 from typing import Final
 
 FUNCTIONS: Final = """
-local function push(id) redis.call('XADD', ready, '*', 'k', id) end
+local function push(id)
+  pushed = pushed + 1
+  redis.call('XADD', ready, '*', 'k', id)
+end
 local function group() redis.pcall('XGROUP', 'CREATE', ready, 'swr', '0', 'MKSTREAM') end
 local function drop(receipt, consumer)
   redis.call('XACK', ready, 'swr', receipt)

@@ -45,7 +45,7 @@ async def groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise SWRError("the function of the groups was cancelled from within") from error
+        raise SWRError("the function that lists the groups was cancelled from within") from error
 
 
 async def _groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
@@ -95,5 +95,5 @@ def travelling(key: str, args: tuple[Any, ...]) -> bytes:
 def _cannot(key: str, args: tuple[Any, ...], why: str) -> str:
     return (
         f"the group {args!r} of {key!r} cannot travel through a queue ({why}): name groups by strings, numbers and "
-        f"booleans, an id for one"
+        f"booleans, an id for example"
     )

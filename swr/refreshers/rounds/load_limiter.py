@@ -105,13 +105,17 @@ class LoadLimiter:
         self._changed = OneShotEvent()
 
     @property
+    def half(self) -> int:
+        """Return how many tasks begin in one call, at most."""
+        return max(1, self.at_once // 2)
+
+    @property
     def free_slots(self) -> int:
         """Return how many tasks may begin now: half of `at_once`, or 0 while fewer than that are free.
 
         The tasks that begin in one call share commands to Redis. One half loads while the other waits for Redis.
         """
-        half = max(1, self.at_once // 2)
-        return half if self.at_once - self.running >= half else 0
+        return self.half if self.at_once - self.running >= self.half else 0
 
     def begin(self, tasks: Sequence[Task], ended: Callable[[Task, Ended], None]) -> None:
         """Begin to load; `ended` is called for each when it is over."""
@@ -130,7 +134,7 @@ class LoadLimiter:
         """Wait until a load has ended or somebody has said `change`, for some seconds at most.
 
         Parameters:
-            changes: how many there had been when it was found that there is something to wait for; None: just now.
+            changes: how many there had been when the caller decided to wait; None: as many as now.
         """
         if changes in (None, self.changes):
             with anyio.move_on_after(seconds):

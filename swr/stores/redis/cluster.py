@@ -128,7 +128,7 @@ class Cluster:
                 self._map_outdated.set()
                 link, asking = self._link(_address(moved, link)), False
             except AskError as asked:
-                # The slot is on its way there, and this key was first, or is none.
+                # The slot is on its way there, and this key has moved already, or does not exist.
                 link, asking = self._link(_address(asked, link)), True
             except TryAgainError:
                 # Of several keys some are there already.
@@ -198,7 +198,7 @@ class Cluster:
             return cast(list[Any], await connection.read_response(disable_decoding=True))
 
     def _draw(self, answer: tuple[str, list[Any]]) -> None:
-        """Make the map anew, with links to masters that are new, and without those that are none any more."""
+        """Make the map anew, with links to new masters, and without those to servers that are no masters any more."""
         asked, rows = answer
         by_slot: list[ServerLink | None] = [None] * _SLOTS
         links: dict[Address, ServerLink] = {}

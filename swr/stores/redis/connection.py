@@ -122,7 +122,7 @@ class Connection(asyncio.BufferedProtocol):
     def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
         """Send a command; `on_reply` is called with its reply, or with the exception that it came to.
 
-        If it raises one itself, the reply is not what such a command is answered with, and it is called with that.
+        If `on_reply` raises an exception, the reply does not fit the command. It is called again with the exception.
         """
         if self.broken is not None:
             self._refuse(on_reply)

@@ -34,7 +34,8 @@ _REMOVED_AT_ONCE: Final = 20
 # KEYS: the digests, their times, whether a dashboard is open, the faults.
 # ARGV: the process, its digest, seconds, how many are removed.
 REPORT: Final = """
-local now = tonumber(redis.call('TIME')[1])
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 local gone = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3], 'LIMIT', 0, ARGV[4])
@@ -57,6 +58,8 @@ if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[1]) then
 else
   names = redis.call('HKEYS', KEYS[1])
 end
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
 local found, left = {}, tonumber(ARGV[4])
 for _, name in ipairs(names) do
   local size = redis.call('HSTRLEN', KEYS[1], name)
@@ -64,6 +67,7 @@ for _, name in ipairs(names) do
     left = left - size
     found[#found + 1] = name
     found[#found + 1] = redis.call('HGET', KEYS[1], name)
+    found[#found + 1] = (now - (redis.call('ZSCORE', KEYS[2], name) or now)) * 1000
   end
 end
 return found
@@ -110,11 +114,13 @@ class Digests:
     Attributes:
         reports: what this process reports; None: nothing.
         unreadable: how many digests were read last that another codec has written.
+        ages: how many seconds before that the processes had written them, by the clock of the server.
     """
 
     def __init__(self, servers: Servers, names: Names, commands: Commands, packing: Packing) -> None:
         self.reports: Reports | None = None
         self.unreadable = 0
+        self.ages: dict[str, float] = {}
         self._servers = servers
         self._names = names
         self._commands = commands
@@ -174,10 +180,12 @@ class Digests:
             StoreUnavailable: no answer.
         """
         found = await self._commands.script(READ, self._keys[:2], *_LIMITS)
-        pairs = zip(found[::2], found[1::2], strict=True)
+        pairs = zip(found[::3], found[1::3], strict=True)
         decoded = ((name, self._decoded(data, _DIGEST, name)) for name, data in pairs)
         sound = {name.decode("utf-8", "replace"): data for name, data in decoded if 0 < len(data) <= _LIMITS[2]}
-        self.unreadable = len(found) // 2 - len(sound)
+        self.unreadable = len(found) // 3 - len(sound)
+        ages = zip(found[::3], found[2::3], strict=True)
+        self.ages = {name.decode("utf-8", "replace"): age / 1000 for name, age in ages}
         return sound
 
     async def watch(self, seconds: float) -> None:

@@ -21,7 +21,7 @@ class Inspection(msgspec.Struct, frozen=True):
     Parameters:
         key: which was asked for.
         state: what a reader without anything in memory would be given now.
-        why: why that is nothing, if there is something.
+        why: the reason why a reader would be given nothing, although something is stored.
         age: seconds since its load began.
         created_at, fresh_until, stale_until, error_until, keep_until: see `Entry`; seconds since 1970.
         version: its fencing number, or that of its invalidation.
@@ -29,7 +29,7 @@ class Inspection(msgspec.Struct, frozen=True):
         tags, validator, took: see `Entry`.
         loader: what it carries of its loader or route; see `Entry`.
         marked_at: when it was marked stale, in seconds since 1970; None: never.
-        lease: who loads, or since how many failures nobody does, and for how long.
+        lease: who loads, or how many loads have failed, and how long the lease or the backoff lasts.
         fingerprint: of the type of the value.
         others: the same for values of other types, which other versions of the application read.
     """
@@ -96,7 +96,7 @@ def _who(found: Inspection) -> dict[str, Any]:
 def _inspection(
     key: str, frame: bytes, lease: dict[str, Any] | None, fingerprint: str, store: RedisStore, mark: int
 ) -> Inspection:
-    """Return what one type has there.
+    """Return the inspection of the entry of one type.
 
     Parameters:
         mark: the version at which all of it was marked stale; 0: never.
@@ -170,10 +170,10 @@ def told(found: Inspection) -> str:
         lines += [
             ("age", f"{found.age:.1f} s, loaded in {found.took:.3f} s"),
             *(
-                (name.replace("_", " "), _moment(getattr(found, name)))
+                (name.replace("_", " "), moment(getattr(found, name)))
                 for name in ("created_at", "fresh_until", "stale_until", "error_until", "keep_until")
             ),
-            *([("marked stale", _moment(found.marked_at))] if found.marked_at is not None else []),
+            *([("marked stale", moment(found.marked_at))] if found.marked_at is not None else []),
             ("bytes", f"{found.bytes:,}"),
             ("tags", ", ".join(found.tags) or "none"),
             ("validator", found.validator or "none"),
@@ -193,8 +193,8 @@ def told(found: Inspection) -> str:
     return "\n\n".join([shown, *map(told, found.others)])
 
 
-def _moment(at: float) -> str:
-    """Return a time as text, with the seconds until it or since it; of 0, that there is none."""
+def moment(at: float) -> str:
+    """Return a time as text, with the seconds until it or since it; "never" of 0."""
     if not at:
         return "never"
     seconds = at - time.time()

@@ -2,7 +2,8 @@
 
 A message is its kind, 16 digits of version, 16 characters that name its sender, and the key or tag. That of a commit
 has the 8 characters of its type's fingerprint before the key, and that of a tag version 16 digits of the newest one
-before it. Several may come as one: "m", and each behind its length in eight digits.
+before it. One that wakes consumers has four digits of their number, and eight characters for each, before what has
+tasks. Several may come as one: "m", and each behind its length in eight digits.
 """
 
 import secrets
@@ -17,6 +18,8 @@ from swr.stores.tag_versions import ALL, Name, OfKey, OfLoader, Soft
 
 _INSTANCE: Final = 16
 _FINGERPRINT: Final = 8
+# The digits of how many consumers a message wakes.
+_NUMBER: Final = 4
 PENDING: Final = (Kind.PENDING_KEY, Kind.PENDING_TAG)
 # What processes tell each other. Notes of a process for itself, such as an outage, are foreign in a message.
 _KINDS: Final = {
@@ -66,6 +69,13 @@ class Messages:
         whole = self.write(kind, name)
         return whole[:1], whole[17:]
 
+    def around_consumers(self, name: str) -> tuple[bytes, bytes]:
+        """Return a message that wakes consumers in two parts, between which a script puts their number and names.
+
+        The script puts the kind and the time before them.
+        """
+        return self.instance.encode(), self._names.hidden(name)
+
     def reminders(self, invalidations: list[LastInvalidation]) -> list[bytes | int | str]:
         """Return the arguments with which a script invalidates keys again, each at its version."""
         arguments: list[bytes | int | str] = [self.channel, TOMBSTONE_FOR]
@@ -85,9 +95,14 @@ class Messages:
         if kind is None or not message[1:17].isdigit():
             return None
         if kind is Kind.COMMITTED:
-            fingerprint, name = name[:_FINGERPRINT], name[_FINGERPRINT:]
+            fingerprint, name = _cut(name, _FINGERPRINT)
         elif kind is Kind.TAG_VERSION:
             name = name[VERSION_DIGITS:]
+        elif kind is Kind.QUEUED:
+            number = name[:_NUMBER]
+            if not number.isdigit():
+                return None
+            fingerprint, name = _cut(name[_NUMBER:], int(number) * _FINGERPRINT)
         version = int(message[1:17])
         named: Name
         try:
@@ -102,6 +117,10 @@ class Messages:
         if version > self.latest:
             return None
         return Notification(kind, named, version, instance != self.instance.encode(), fingerprint.decode("latin-1"))
+
+
+def _cut(text: bytes, at: int) -> tuple[bytes, bytes]:
+    return text[:at], text[at:]
 
 
 def invalidated_in(message: bytes) -> int | None:

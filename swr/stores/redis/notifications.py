@@ -57,8 +57,11 @@ class Notifications:
         if messages is None:
             self._ignore(data)
             return
-        for message in messages:
-            self._on_message(link, message)
+        # Only commits come together. That they have come is noted once for all of them.
+        is_batch = len(messages) > 1
+        if not (is_batch and self._came_before(data)):
+            for message in messages:
+                self._on_message(link, message, is_batch)
 
     def _ignore(self, data: bytes) -> None:
         self._commands.warn_once(
@@ -77,7 +80,7 @@ class Notifications:
         if version is not None:
             self._start(self._shared.clear_after, version)
 
-    def _on_message(self, link: ServerLink, data: bytes) -> None:
+    def _on_message(self, link: ServerLink, data: bytes, is_known: bool) -> None:
         try:
             notification = self._messages.read(data)
         except ForeignName:
@@ -88,17 +91,19 @@ class Notifications:
             return
         kind, name, version, elsewhere, _ = notification
         if kind is Kind.TAG_VERSION:
-            again = not self._servers.is_single and self._came_before(data)
+            again = self._came_before(data)
             is_theirs = link.connection is not None and self._commands.is_at(self._names.newest_tag_version, link)
             if self._shared.on_message(name, version, before_in(data) if is_theirs else b""):
                 self._subscriber(notification)
             elif elsewhere and not again:
                 self._subscriber(notification._replace(kind=Kind.REPEATED))
             return
+        # A leader wakes consumers of its own process, too.
+        is_meant = elsewhere or kind is Kind.QUEUED
+        if not is_meant or (version and not is_known and self._came_before(data)):
+            return
         if kind is Kind.QUEUED:
             self._subscriber(notification)
-            return
-        if not elsewhere or (not self._servers.is_single and version and self._came_before(data)):
             return
         if kind in (Kind.INVALIDATED, Kind.MARKED):
             self._invalidations.remember(notification.text, version, is_mark=kind is Kind.MARKED)
@@ -109,6 +114,8 @@ class Notifications:
 
     def _came_before(self, data: bytes) -> bool:
         """Return whether another of a cluster's masters has passed on this message already."""
+        if self._servers.is_single:
+            return False
         known = data in self._received
         self._received[data] = None
         return known

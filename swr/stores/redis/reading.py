@@ -50,7 +50,7 @@ class Reading:
     def decoded(
         self, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
     ) -> Entry[Any] | Awaitable[Entry[Any] | None] | None:
-        """Return the entry of a codec's type, or what waits for a thread that decodes it; all readers share that."""
+        """Return the entry of a codec's type, or await the thread that decodes a large one for all readers."""
         if self.codec is codec:
             return self.entry
         frame = frame_of(self.frame, codec)
@@ -118,7 +118,7 @@ def _is_large(frame: bytes | None) -> bool:
 async def decode_soon(
     key: str, data: bytes, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
 ) -> Entry[Any] | None:
-    """See `decode`; in a thread, if that takes long."""
+    """Return what `decode` returns, from a thread if that takes long."""
     frame = frame_of(data, codec)
     if _is_large(frame):
         return await in_thread(decode, key, data, frame, codec, packing, warn_once)

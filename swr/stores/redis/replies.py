@@ -1,4 +1,4 @@
-"""From the text of an error reply to an exception of redis-py, in the same way for each of its releases."""
+"""Makes exceptions of redis-py from the texts of error replies, in the same way for each of its releases."""
 
 from collections.abc import Callable
 from typing import Final

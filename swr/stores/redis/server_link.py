@@ -68,7 +68,7 @@ class LinkOwner(Protocol):
         """Note that the user may not publish: no other process is notified of anything."""
 
     def on_link_changed(self) -> None:
-        """Note that a link was connected or broken, or that the links are others."""
+        """Note that a link was connected or broken, or that there are other links now."""
 
 
 class ServerLink:
@@ -173,7 +173,7 @@ class ServerLink:
                     await channel.get_message(timeout=None)
                 raw = await connection_of(pool)
             if _address(raw) != _address(channel.connection):
-                raise StoreUnavailable("the master changed while it was connected to")
+                raise StoreUnavailable("the master changed while swr connected to it")
             connection = Connection(raw, self._timeouts.reply, self._owner.on_answer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(connection.run())

@@ -177,10 +177,10 @@ class RedisStore:
         return self._servers.sent
 
     def forget(self) -> None:
-        """Nothing: this store holds no entry in the process."""
+        """Do nothing: this store holds no entry in the process."""
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
-        """Nothing: this store holds no entry in the process."""
+        """Do nothing: this store holds no entry in the process."""
 
     def peek(self, key: str) -> Entry[Any] | None:
         """Return None: this store holds no entry in the process."""
@@ -360,9 +360,13 @@ class RedisStore:
         """Announce loads of what carries `tags`."""
         await self._shared.announce(tags)
 
-    def notification(self, kind: Kind, name: str) -> tuple[bytes, bytes]:
-        """Return the channel and the message with which a script notifies every process."""
-        return self._messages.channel, self._messages.write(kind, name)
+    def around_consumers(self, name: str) -> tuple[bytes, bytes, bytes]:
+        """Return the channel, and what stands in a message that wakes consumers around their names.
+
+        Parameters:
+            name: that of what has tasks.
+        """
+        return self._messages.channel, *self._messages.around_consumers(name)
 
     # -- leases -----------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ def _sentinel(url: str, timeout: float, connect_timeout: float) -> Callable[[], 
     master, _, database = path.strip("/").partition("/")
     database = database or str(kwargs.get("db") or "")
     if not master or (database and not database.isdigit()):
-        raise ValueError("after the sentinels comes the master's name, and the database: …/mymaster/0")
+        raise ValueError("give the master's name and the database after the sentinels: …/mymaster/0")
     kwargs = {**PLAIN, **kwargs, **_options(), "db": int(database or 0)}
     # The sentinels have accounts of their own, and one that hangs must leave time to ask the next.
     each = min(timeout, connect_timeout / len(hosts))
@@ -140,7 +140,7 @@ def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
 
 
 def _verified(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes TLS compare the server's name with its certificate, which redis-py does by itself since 6."""
+    """Return the options by which TLS compares the server's name with its certificate, the default of redis-py 6."""
     is_verified = kwargs.get("connection_class") is SSLConnection and kwargs.get("ssl_cert_reqs") != "none"
     return {"ssl_check_hostname": True} if is_verified else {}
 

@@ -1,0 +1,164 @@
+"""Who may look without `auth=`: a browser on this machine that has been given the token of its user."""
+
+import functools
+import ipaddress
+import logging
+import math
+import secrets
+import time
+from typing import Final
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from swr.dashboard.answers import SECURITY, refused
+from swr.dashboard.own_token import own_token
+from swr.http.fields import values_of
+from swr.http.purge import bearer_of
+
+log = logging.getLogger("swr")
+
+# Proxies write these. The address of a client behind one is that of the proxy.
+_FORWARDING: Final = (
+    "forwarded",
+    "via",
+    "client-ip",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-azure-clientip",
+    "x-scheme",
+    "x-url-scheme",
+    "x-nginx-proxy",
+    "x-varnish",
+    "front-end-https",
+)
+_FORWARDING_PREFIXES: Final = ("x-forward", "x-real-", "x-original-", "x-envoy-", "x-amz", "cf-", "fastly-", "fly-")
+_COOKIE: Final = "swr-dashboard"
+# Seconds.
+_COOKIE_LASTS: Final = 30 * 86_400
+_TOLD_EVERY: Final = 60.0
+_NOT_FROM_HERE: Final = (
+    "without auth= only a browser on this machine is let in, under the name localhost, and not through a proxy"
+)
+_NO_TOKEN: Final = (
+    "the token of this machine's user is missing: open the page, and the log of its process says with which address; "
+    "a program sends Authorization: Bearer with the token"
+)
+_PAGE: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>swr</title><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark"></head><body><main>
+<h1>Open the address in the log</h1>
+<p>The process that serves this dashboard has just logged an address that ends in <code>?token=…</code>. Open it once.
+This browser remembers it for 30 days.</p>
+<p>To let others in, give <code>auth=</code> to <code>swr.dashboard</code>.</p>
+</main></body></html>
+"""
+
+
+class Loopback:
+    """Lets in who uses this machine and knows the token of its user.
+
+    A tunnel or a proxy on this machine may say nothing of the client behind it, and other users may work on it. So the
+    address is not enough. A page of another site can have its own name resolve to the loopback. So the name that the
+    browser asked for has to be that of the loopback.
+    """
+
+    def __init__(self) -> None:
+        self._told_at = -math.inf
+
+    @functools.cached_property
+    def _token(self) -> bytes:
+        return own_token().encode()
+
+    async def admit(self, request: Request) -> str | Response:
+        """Return the client's address, or a refusal. A link with the token gets a cookie that lets the browser in."""
+        client = request.client
+        if client is None or not _is_from_here(request, client.host):
+            return refused(_NOT_FROM_HERE, 403)
+        is_page = request.method == "GET" and request.scope["path"].removeprefix(_place(request)) == "/"
+        if is_page and self._is_token(request.query_params.get("token", "").encode()):
+            return self._with_cookie(request)
+        bearer = bearer_of(values_of(request.scope["headers"], b"authorization")) or b""
+        if any(map(self._is_token, (bearer, request.cookies.get(_COOKIE, "").encode()))):
+            return client.host
+        if not is_page:
+            return refused(_NO_TOKEN, 403)
+        self._tell(request)
+        return HTMLResponse(_PAGE, 403, SECURITY)
+
+    def _is_token(self, given: bytes) -> bool:
+        return secrets.compare_digest(given, self._token)
+
+    def _with_cookie(self, request: Request) -> Response:
+        answer = RedirectResponse("./", 303, SECURITY)
+        answer.set_cookie(
+            _COOKIE,
+            self._token.decode(),
+            max_age=_COOKIE_LASTS,
+            path=f"{quote(_place(request))}/",
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="lax",
+        )
+        return answer
+
+    def _tell(self, request: Request) -> None:
+        """Log the address with the token, which only who started the app reads."""
+        now = time.monotonic()
+        if now - self._told_at >= _TOLD_EVERY:
+            self._told_at = now
+            host = quote(request.headers["host"], safe="[]:.")
+            log.warning(
+                "the dashboard has no auth=, so it lets in who knows this address: %s",
+                link(f"{request.url.scheme}://{host}{quote(_place(request))}/", self._token.decode()),
+            )
+
+
+def link(page: str, token: str) -> str:
+    """Return the address that lets a browser in.
+
+    Parameters:
+        page: where the dashboard is, with the slash at its end.
+        token: of this user, see `own_token`.
+    """
+    return f"{page}?token={token}"
+
+
+def _place(request: Request) -> str:
+    """Return the path under which the dashboard is mounted, without the slash at its end."""
+    place: str = request.scope.get("root_path", "")
+    return place
+
+
+def _is_from_here(request: Request, client: str) -> bool:
+    """Return whether a request comes from this machine, as far as it says so itself."""
+    names = request.headers.keys()
+    # No browser speaks HTTP/1.0. nginx before 1.29.7 does, and unless it is told to, it says nothing of the client.
+    if request.scope.get("http_version") == "1.0" or not _is_loopback(client):
+        return False
+    if any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES) for name in names):
+        return False
+    hosts = request.headers.getlist("host")
+    return len(hosts) == 1 and _is_loopback(_host_of(hosts[0]))
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _host_of(authority: str) -> str:
+    """Return the host of a `Host` field."""
+    if authority.startswith("["):
+        host, bracket, port = authority[1:].partition("]")
+        return host if bracket and (not port or port[0] == ":") else ""
+    host, _, port = authority.partition(":")
+    return host if not port or port.isdecimal() else ""

@@ -1,0 +1,383 @@
+"""An answer at whose making the app has looked at an address or a language is shared with nobody."""
+
+import contextvars
+import functools
+import sys
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route, Router
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from swr import Cache
+from swr.endpoints.routed_scope import RoutedScope, routed
+from swr.middleware import Rule, SWRMiddleware
+from tests.web import App, http_scope
+
+pytestmark = pytest.mark.anyio
+
+RULE = Rule("/{path:path}", fresh_for=60)
+FIELD = "x-forwarded-for"
+HERE: contextvars.ContextVar[str] = contextvars.ContextVar("here", default="none")
+
+
+def field_of(scope) -> str:
+    return Headers(scope=scope).get(FIELD, "none")
+
+
+def host_of(request) -> str:
+    return request.client.host
+
+
+def api(endpoint, **options):
+    app = FastAPI(**options)
+    app.get("/x")(endpoint)
+    return app
+
+
+def asgi(app, change):
+    """Return middleware that changes the scope, or gives another one to the app."""
+
+    async def middleware(scope, receive, send):
+        await app(change(scope) or scope, receive, send)
+
+    return middleware
+
+
+def http(app, dispatch):
+    app.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
+    return app
+
+
+async def from_state(request: Request) -> str:
+    return getattr(request.state, "here", "none")
+
+
+async def from_variable() -> str:
+    return HERE.get()
+
+
+async def from_header(x_country: Annotated[str, Header()] = "none") -> str:
+    return x_country
+
+
+async def from_query(country: str = "none") -> str:
+    return country
+
+
+async def helped(request: Request) -> str:
+    return host_of(request)
+
+
+def helped_in_a_thread(request: Request) -> str:
+    return host_of(request)
+
+
+TEMPLATE = "{request.client.host}"
+
+
+async def templated(request: Request) -> str:
+    return TEMPLATE.format(request=request)
+
+
+async def direct(request: Request) -> str:
+    return request.headers.get(FIELD, "none")
+
+
+async def streamed(request: Request) -> StreamingResponse:
+    async def content():
+        yield host_of(request)
+
+    return StreamingResponse(content())
+
+
+def decorated(endpoint):
+    @functools.wraps(endpoint)
+    async def wrapper(*args: Any, **kwargs: Any) -> str:
+        return host_of(kwargs["request"])
+
+    return wrapper
+
+
+def nothing(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("")
+
+
+class Inherited(HTTPEndpoint):
+    async def get(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.client.host)
+
+
+class Class(Inherited):
+    pass
+
+
+class OfScope(HTTPEndpoint):
+    async def get(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse(self.scope["client"][0])
+
+
+async def plain(scope, receive, send):
+    await PlainTextResponse(scope["client"][0])(scope, receive, send)
+
+
+def into_state(look):
+    async def dispatch(request, go_on):
+        request.state.here = look(request)
+        return await go_on(request)
+
+    return dispatch
+
+
+def into_variable(look):
+    def change(scope):
+        HERE.set(look(scope))
+
+    return change
+
+
+async def gate(request, go_on):
+    return await go_on(request) if host_of(request).endswith("1") else PlainTextResponse("not you")
+
+
+def in_a_loop(scope):
+    for name, value in scope["headers"]:
+        if name.lower() == FIELD.encode():
+            HERE.set(value.decode())
+
+
+def other_path(scope):
+    if field_of(scope).endswith("2"):
+        scope["path"], scope["raw_path"] = "/", b"/"
+
+
+def appended(scope):
+    value = field_of(scope)
+    MutableHeaders(scope=scope).append("x-country", value)
+
+
+def other_query(scope):
+    scope["query_string"] = b"country=" + field_of(scope).encode()
+
+
+def failing(status: int = 200):
+    app = FastAPI()
+
+    @app.exception_handler(KeyError)
+    async def handle(request: Request, error: KeyError) -> PlainTextResponse:
+        return PlainTextResponse(host_of(request), status)
+
+    @app.get("/x")
+    async def endpoint() -> str:
+        raise KeyError
+
+    return app
+
+
+def in_state_of_field(request):
+    return request.headers.get(FIELD, "none")
+
+
+def in_dict(scope):
+    return dict(scope["headers"]).get(FIELD.encode(), b"none").decode()
+
+
+def in_text(scope):
+    return {name.decode().title(): value.decode() for name, value in scope["headers"]}.get(FIELD.title(), "none")
+
+
+def gated_below():
+    below = http(http(api(from_variable), gate), into_state(lambda request: ""))
+    app = FastAPI()
+    app.mount("/", below)
+    return app
+
+
+def gated_route():
+    return Starlette(routes=[Route("/x", nothing, middleware=[Middleware(BaseHTTPMiddleware, dispatch=gate)])])
+
+
+# Each with the reason that `Cache-Status` gives.
+LOOKING = {
+    "address into a variable": (lambda: asgi(api(from_variable), into_variable(lambda s: s["client"][0])), "address"),
+    "address into the state": (lambda: http(api(from_state), into_state(host_of)), "address"),
+    "address by a gate": (lambda: http(api(from_variable), gate), "address"),
+    "address by a gate of an app below": (gated_below, "address"),
+    "address by a gate of a route": (gated_route, "address"),
+    "field into a variable": (lambda: asgi(api(from_variable), into_variable(field_of)), "field"),
+    "field into the state": (lambda: http(api(from_state), into_state(in_state_of_field)), "field"),
+    "field in a loop": (lambda: asgi(api(from_variable), in_a_loop), "field"),
+    "field of a dict": (lambda: asgi(api(from_variable), into_variable(in_dict)), "field"),
+    "field of a dict of text": (lambda: asgi(api(from_variable), into_variable(in_text)), "field"),
+    "field into another field": (lambda: asgi(api(from_header), appended), "field"),
+    "field into the path": (lambda: asgi(api(from_variable), other_path), "field"),
+    "field into the query": (lambda: asgi(api(from_query), other_query), "field"),
+    "field in the endpoint": (lambda: api(direct), "field"),
+    "address in what the endpoint calls": (lambda: api(helped), "address"),
+    "address in a thread": (lambda: api(helped_in_a_thread), "address"),
+    "address in a template": (lambda: api(templated), "address"),
+    "address in the body": (lambda: api(streamed), "address"),
+    "address in a decorator": (lambda: api(decorated(helped)), "address"),
+    "address in a handler": (failing, "address"),
+    "address by a proxy's field": (lambda: ProxyHeadersMiddleware(api(helped), trusted_hosts="*"), "address"),
+    "Starlette": (lambda: Starlette(routes=[Route("/x", lambda request: PlainTextResponse(host_of(request)))]), ""),
+    "class": (lambda: Starlette(routes=[Route("/x", OfScope)]), "address"),
+    "class that inherits": (lambda: Starlette(routes=[Route("/x", Class)]), "argument request"),
+    "app below": (lambda: Starlette(routes=[Mount("/", plain)]), "address"),
+    "app": (lambda: plain, "address"),
+    "copied scope": (lambda: asgi(Starlette(routes=[Route("/x", Class)]), dict), "route not seen"),
+    "swr within": (lambda: SWRMiddleware(api(helped), Cache(), [RULE]), "address"),
+}
+
+
+async def ask(middleware, number, fields=None):
+    transport = httpx.ASGITransport(middleware, client=(f"192.0.2.{number}", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.get("/x", headers=fields or {FIELD: f"192.0.2.{number}"})
+
+
+async def answers(middleware):
+    """Return what two clients get, the first one once more."""
+    return [await ask(middleware, number) for number in (1, 2, 1)]
+
+
+async def are_shared(middleware):
+    return [found.headers["swr-state"] for found in await answers(middleware)] == ["missing", "fresh", "fresh"]
+
+
+@pytest.mark.parametrize("has_fastapi", [True, False])
+@pytest.mark.parametrize("name", LOOKING)
+async def test_what_the_app_looks_at_is_not_shared(cache, monkeypatch, name, has_fastapi):
+    make, reason = LOOKING[name]
+    app = make()
+    if not has_fastapi:
+        # Where nothing has imported it.
+        monkeypatch.delitem(sys.modules, "fastapi")
+    found = await answers(SWRMiddleware(app, cache, [RULE]))
+    assert {answer.headers["swr-state"] for answer in found} == {"missing"}
+    assert f'detail="{reason}' in found[-1].headers["cache-status"]
+    texts = [answer.text for answer in found]
+    assert texts[0] == texts[2]
+    assert texts[0] != texts[1] or name == "field into another field"
+
+
+async def test_middleware_that_logs_an_address_first_is_told_once_where_to_stand(cache, caplog):
+    middleware = SWRMiddleware(asgi(api(from_variable), into_variable(lambda scope: scope["client"][0])), cache, [RULE])
+    await answers(middleware)
+    [said] = [record.getMessage() for record in caplog.records if "address" in record.getMessage()]
+    assert said.startswith("the app's own code looks at the client's address before it answers '/x', so swr shares")
+    assert "around swr" in said
+
+
+async def test_an_address_in_a_dependency_is_not_shared(cache):
+    def here(request: Request) -> str:
+        return host_of(request)
+
+    async def endpoint(who: Annotated[str, Depends(here, use_cache=False)]) -> str:
+        return who
+
+    assert not await are_shared(SWRMiddleware(api(endpoint), cache, [RULE]))
+
+
+async def test_a_field_that_only_other_clients_send_counts(cache):
+    middleware = SWRMiddleware(http(api(from_state), into_state(in_state_of_field)), cache, [RULE])
+    assert (await ask(middleware, 1, {"x-request-id": "1"})).json() == "none"
+    assert (await ask(middleware, 2)).json() == "192.0.2.2"
+
+
+async def test_a_log_on_the_way_back_may_look(cache):
+    seen = []
+
+    async def log(request, go_on):
+        answer = await go_on(request)
+        seen.append((host_of(request), request.headers.get("user-agent")))
+        return answer
+
+    assert await are_shared(SWRMiddleware(http(api(from_variable), log), cache, [RULE]))
+    assert len(seen) == 1
+
+
+async def test_what_identifies_a_request_may_be_kept(cache):
+    def identify(request):
+        assert all(name.islower() for name in request.headers)
+        return request.headers.get("x-request-id", "none") + request.headers["host"]
+
+    assert await are_shared(SWRMiddleware(http(api(from_variable), into_state(identify)), cache, [RULE]))
+
+
+@pytest.mark.parametrize("options", [{"ignore_fields": (FIELD,)}, {"key": lambda scope: scope["path"]}])
+async def test_the_operator_may_say_that_it_selects_nothing(cache, options):
+    middleware = SWRMiddleware(http(api(from_variable), into_state(in_state_of_field)), cache, [RULE], **options)
+    assert await are_shared(middleware)
+
+
+@pytest.mark.parametrize("where", ["rule", "Vary"])
+async def test_a_field_that_is_named_selects(cache, where):
+    app = http(api(from_state), into_state(in_state_of_field))
+    if where == "Vary":
+
+        async def say(request, go_on):
+            answer = await go_on(request)
+            answer.headers["vary"] = FIELD
+            return answer
+
+        http(app, say)
+    rule = Rule("/x", fresh_for=60, vary=(FIELD,) if where == "rule" else ())
+    found = await answers(SWRMiddleware(app, cache, [rule]))
+    assert [(answer.json(), answer.headers["swr-state"]) for answer in found] == [
+        ("192.0.2.1", "missing"),
+        ("192.0.2.2", "missing"),
+        ("192.0.2.1", "fresh"),
+    ]
+
+
+async def test_the_apps_own_lifetime_is_believed(cache):
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(host_of(request)[:5], headers={"cache-control": "max-age=60"})
+
+    assert await are_shared(SWRMiddleware(api(endpoint), cache))
+
+
+async def test_a_failure_of_an_app_that_looks_is_for_nobody_who_waits(cache):
+    """A 503 for one network, say."""
+
+    async def endpoint(request: Request) -> str:
+        if host_of(request).endswith("1"):
+            raise HTTPException(503)
+        return "yes"
+
+    found = await answers(SWRMiddleware(api(endpoint), cache, [RULE]))
+    assert [answer.status_code for answer in found] == [503, 200, 503]
+
+
+async def test_an_app_that_only_takes_all_fields_down_is_shared(cache):
+    seen = []
+
+    async def app(scope, receive, send):
+        fields = {name.decode().lower(): value for name, value in scope["headers"]}
+        seen.append(fields)
+        assert fields["host"] == dict(scope["headers"])[b"host"] == b"test"
+        assert b"host" in [name for name, _ in scope["headers"] if name != b"origin"]
+        assert "host" in [name.decode() for name, _ in scope["headers"] if name.decode() != "origin"]
+        await PlainTextResponse("x")(scope, receive, send)
+
+    assert await are_shared(SWRMiddleware(app, cache, [RULE]))
+
+
+@pytest.mark.parametrize(
+    ("app", "notes"), [(Router(), True), (SWRMiddleware(Starlette(), Cache()), True), (plain, True), (App(), False)]
+)
+def test_only_what_may_be_an_app_of_starlette_gets_a_scope_that_notes(monkeypatch, app, notes):
+    monkeypatch.delitem(sys.modules, "fastapi")
+    assert isinstance(routed(http_scope("/x"), app), RoutedScope) == notes
+    assert isinstance(routed(http_scope("/x", app=app)), RoutedScope)
+    monkeypatch.delitem(sys.modules, "starlette.applications")
+    assert isinstance(routed(http_scope("/x"), app), RoutedScope) == (notes and app is not plain)
