@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -508,7 +509,6 @@ async def test_rare_events_are_told_in_sentences():
 
 
 async def test_a_load_that_runs_long_hangs(monkeypatch):
-    monkeypatch.setattr("swr.reports.reporter._HANGS_AFTER", 0.0)
     async with Cache(reports=True, lease_for=7) as cache:
         gate, begun = asyncio.Event(), asyncio.Event()
 
@@ -524,6 +524,9 @@ async def test_a_load_that_runs_long_hangs(monkeypatch):
         tasks = [asyncio.create_task(slow(1)), asyncio.create_task(cache.get_or_load("k", plain, Policy(60)))]
         await begun.wait()
         await asyncio.sleep(0)
+        monkeypatch.setattr("swr.reports.reporter._HANGS_AFTER", math.inf)
+        assert cache.report().digest().hanging == ()
+        monkeypatch.setattr("swr.reports.reporter._HANGS_AFTER", 0.0)
         hanging = cache.report().digest().hanging
         gate.set()
         await asyncio.gather(*tasks)
