@@ -5,7 +5,7 @@
 The rankings are those of `examples/data/flights2013.csv.gz`, the flights of New York in 2013: a Top 100 of aircraft by
 delay as JSON (7 kB), as the rows that an API sends, as an HTML page, and its first rows for smaller values. A part of
 the file itself, which is gzip, stands for images and whatever else is compressed already. Each contestant writes and
-reads all of them; the figures are medians, in one process, the contestants in turn.
+reads all of them; the figures are medians, in one process, the contestants in turn. The last table is of encryption.
 """
 
 import argparse
@@ -104,6 +104,22 @@ def microseconds(call: Callable[[bytes], bytes], data: bytes, rounds: int) -> fl
     return statistics.median(taken) * 1e6
 
 
+def encryption(data: bytes, rounds: int) -> None:
+    """Print what `swr.encryption.Encryption` costs, if cryptography is installed."""
+    if not installed("cryptography"):
+        return
+    codec = importlib.import_module("swr.encryption").Encryption({"2026-11": bytes(32)}, secret=bytes(32))
+    name, context = b"ranking:ATL:100", b"a place"
+    sealed = codec.encode(data, context)
+    calls: dict[str, tuple[Callable[[bytes], bytes], bytes]] = {
+        "encrypting": (lambda plain: codec.encode(plain, context), data),
+        "decrypting": (lambda encrypted: codec.decode(encrypted, context), sealed),
+        "hiding a name": (lambda plain: codec.encode_name(plain, context), name),
+    }
+    rows = [[what, f"{microseconds(call, given, rounds):.1f}"] for what, (call, given) in calls.items()]
+    table("Encryption", [f"a value of {len(data):,} bytes", "µs"], rows)
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,6 +142,7 @@ def main() -> None:
                 ]
             )
         table(name, [f"{name}: {len(data):,} bytes", "bytes", "of them", "µs to write", "µs to read"], rows)
+    encryption(bytes(5000), rounds)
 
 
 if __name__ == "__main__":

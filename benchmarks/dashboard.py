@@ -108,7 +108,8 @@ async def digests(calls: int) -> None:
 
 async def measure(quick: bool) -> None:
     """Print all tables."""
-    processes, seconds = (5, 0.5) if quick else (100, 10.0)
+    # Longer than between two heartbeats.
+    processes, seconds = (5, 1.5) if quick else (100, 10.0)
     rows = []
     with Server(kinds()[0]) as server:
         for name, reports, page in (

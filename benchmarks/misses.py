@@ -4,7 +4,8 @@
 
 First one request after another, each for a path of its own, to a Starlette route that returns JSON, without and with
 the middleware in memory; no server. Then one loader's misses through a proxy on the loopback that delays what goes to
-Redis and back, with the time before the load and after it counted in round trips.
+Redis and back, with the time before the load and after it counted in round trips. At the end a process that starts
+there: until its cache is open, for its first miss, and for an invalidation.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 from benchmarks.measure import Run, interleave, print_machine, ratio, table, verdict
 from benchmarks.middleware import FIELDS, _scope
 from benchmarks.peers import misses as misses_of_peers
-from swr import Cache
+from swr import Cache, Policy
 from swr.middleware import SWRMiddleware
 from tests.proxy import ProxyElsewhere
 from tests.servers import Server, kinds
@@ -26,6 +27,7 @@ ROUTE, OURS = "Starlette JSON route", "swr middleware, miss"
 # What a route answers that makes its answer at each request.
 ROWS = [{"rank": rank, "tailnum": f"N{rank:05}", "minutes": rank / 7} for rank in range(100)]
 ROUND_TRIPS = (0.001, 0.002)
+LONG_ROUND_TRIPS = (0.001, 0.03, 0.1)
 
 
 def route() -> Any:
@@ -114,6 +116,43 @@ async def long_line(misses: int) -> None:
     table(f"One miss after another (median of {misses})", columns, rows)
 
 
+async def openings(round_trips: tuple[float, ...], tags: int, invalidations: int) -> None:
+    """Print how long a process waits until its cache is open, for its first miss, and for an invalidation."""
+    rows = []
+    with Server(kinds()[-1]) as server:
+        async with ProxyElsewhere(server.port) as proxy:
+            for round_trip in round_trips:
+                await proxy.tell(latency=round_trip / 2)
+                times = [await _opening(proxy.url, "few", invalidations)]
+                await proxy.tell(latency=0.0)
+                async with Cache(server.url, namespace="many") as cache:
+                    for first in range(0, tags, 1000):
+                        await cache.invalidate_tags(*(f"tag {number}" for number in range(first, first + 1000)))
+                await proxy.tell(latency=round_trip / 2)
+                times.append(await _opening(proxy.url, "many", invalidations))
+                (few, miss, invalidation), (many, _, _) = times
+                rows.append(
+                    [f"{1e3 * round_trip:.0f} ms", *(f"{seconds:.3f}" for seconds in (few, many, miss, invalidation))]
+                )
+    columns = ["a round trip to Redis", "opening, s", f"opening, {tags:,} tags, s", "first miss, s", "invalidate, s"]
+    table("A process that starts", columns, rows)
+
+
+async def _opening(url: str, namespace: str, invalidations: int) -> tuple[float, float, float]:
+    """Return the seconds of an opening, of the first miss after it, and the median of invalidations."""
+    began = time.perf_counter()
+    async with Cache(url, namespace=namespace, connect_timeout=30, timeout=30) as cache:
+        opened = time.perf_counter()
+        await cache.get_or_load("first", lambda: 1, Policy(fresh_for=60))
+        loaded = time.perf_counter()
+        taken = []
+        for _ in range(invalidations):
+            before = time.perf_counter()
+            await cache.invalidate("first")
+            taken.append(time.perf_counter() - before)
+    return opened - began, loaded - opened, statistics.median(taken)
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,6 +162,9 @@ def main() -> None:
     asyncio.run(middleware(2 if quick else 25, 20 if quick else 300))
     asyncio.run(misses_of_peers(2 if quick else 15, 10 if quick else 100))
     asyncio.run(long_line(10 if quick else 200))
+    asyncio.run(
+        openings(LONG_ROUND_TRIPS[:1] if quick else LONG_ROUND_TRIPS, 1000 if quick else 100_000, 3 if quick else 30)
+    )
 
 
 if __name__ == "__main__":

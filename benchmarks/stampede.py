@@ -169,7 +169,7 @@ async def fastapi_redis_sdk(stack: AsyncExitStack, url: str, fresh_for: int, loa
     FastAPIRedis(app).lifespan().caching()
 
     @app.get("/", dependencies=[Depends(cache(ttl=fresh_for))])
-    async def ranking():  # type: ignore[no-untyped-def]
+    async def ranking():  # type: ignore[no-untyped-def]  # FastAPI would take an annotation for a response model
         return await loader.load()
 
     await stack.enter_async_context(app.router.lifespan_context(app))

@@ -62,7 +62,7 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
 
     @property
     def is_marked(self) -> bool:
-        """Whether it was marked stale, or is doubtful."""
+        """Return whether it was marked stale, or is doubtful."""
         return self.marked_at != 0
 
     @property

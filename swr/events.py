@@ -315,7 +315,7 @@ class RoundQueued(Event):
         number: of the round: its start, in seconds since 1970, divided by `every`.
         new: how many tasks there are now that were not there before.
         merged: how many groups were in the queue already, since an earlier round.
-        missed: rounds that nobody has enqueued since the last one.
+        missed: rounds that no leader has enqueued since the last one.
     """
 
     name: str
@@ -336,9 +336,9 @@ class RoundEnded(Event):
         groups: how many it has looked at; with a queue, how many tasks have ended.
         loaded: how many it has loaded.
         current: how many had been loaded already.
-        held: how many somebody else was loading, or all kept off.
+        held: how many groups another process was loading, or all processes left alone after failures.
         failed: how many loads have failed.
-        missed: rounds that nobody has done since the last one.
+        missed: rounds that no process has done since the last one.
         commands: how many commands this process sent to Redis in that time, whoever caused them.
     """
 

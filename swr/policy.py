@@ -1,4 +1,4 @@
-"""How long a value may be served and loaded, as its author says (`Policy`), and what one reader accepts (`Limits`)."""
+"""`Policy`: for how long a value may be served and loaded, as its author says. `Limits`: what one reader accepts."""
 
 import math
 import re
@@ -75,7 +75,8 @@ def timeout_or_auto(duration: Duration | None, name: str) -> Timeout:
 
 def _number(value: float, name: str, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-        raise ConfigurationError(f"{name}={value!r} is not a number between 0 and {most:g}")
+        limits = "0 or more" if most == sys.float_info.max else f"between 0 and {most:g}"
+        raise ConfigurationError(f"{name}={value!r} is not a number, {limits}")
     return float(value)
 
 
@@ -92,7 +93,7 @@ def tag_names(tags: Iterable[str], name: str = "tags") -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Policy:
-    """How long a value may be served after the moment its load began, and what a load may cost. Attributes are seconds.
+    """Says for how long a value may be served after its load began, and what a load may cost. Attributes are seconds.
 
     Parameters:
         fresh_for: how long it is served without a question.

@@ -111,7 +111,7 @@ def checked_reports(reports: object, release: object) -> tuple[bool, str]:
 def _check_namespace(namespace: object, option: str) -> None:
     if not isinstance(namespace, str) or not namespace or not namespace.isascii() or set(namespace) & set("{}% \r\n"):
         raise ConfigurationError(
-            f"{option}={namespace!r} begins every key in Redis: give ASCII without braces, '%' and spaces"
+            f"{option}={namespace!r} begins every key in Redis: give a word of ASCII without braces, '%' and spaces"
         )
 
 
@@ -183,6 +183,14 @@ def _switch(variables: Mapping[str, str], name: str) -> bool | None:
     return None if text is None else text.lower() in _YES
 
 
+def refusal_of(url: object) -> str:
+    """Return why `url` cannot be the URL of Redis or Valkey, and what to give in its place."""
+    if not isinstance(url, str):
+        kind = f"{type(url).__module__}.{type(url).__qualname__}"
+        return f"a {kind} is not a URL, which is text: give str(...) of a URL object, or a client as redis="
+    return f"{redacted(url)} is not a URL of {', '.join(SCHEMES)}"
+
+
 def redacted(url: object) -> str:
     """A URL without its passwords, for errors and logs."""
     scheme, slashes, rest = str(url).partition("://")
@@ -197,5 +205,5 @@ def redacted(url: object) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text in which no URL has an account, and none of Redis a query."""
+    """Return a text whose URLs have no account, and those of Redis no query."""
     return _QUERY.sub(r"\1…", _ACCOUNT.sub(r"\1…@", text))

@@ -73,6 +73,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return (yield)
     finally:
         if _paused is not None and (nextitem is None or not is_uncounted(nextitem)):
+            # Or it would look through all modules again, which takes longer than most tests.
+            _paused._warn_preimported_source = False
             _paused.start()
             _paused = None
 

@@ -180,7 +180,7 @@ def let_in(context: Any) -> None:
 def missing() -> str:
     """Return what this machine lacks to look at the page in a browser, or nothing."""
     try:
-        import playwright.sync_api  # noqa: F401
+        import playwright.sync_api  # noqa: F401  # imported to see whether it is there
     except ImportError:
         return "playwright is not installed"
     return "" if os.access(CHROMIUM, os.X_OK) else f"there is no Chromium at {CHROMIUM}"

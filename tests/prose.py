@@ -29,7 +29,8 @@ PHRASES = {
     r", for (it|they|he|she|there|nobody|what) (is|are|has|have|was|were|can|may|does|do)\b": "because",
 }
 # What begins the first line of a docstring that says what is done by nobody.
-_BAD_FIRST = re.compile(r"^(That|What|Whoever|How it|Where it|When it|If|It|This)\b")
+_BAD_FIRST = re.compile(r"^(That|What|Whether|Who|Whoever|How|Where|When|If|It|This)\b")
+_LOGGING = {"debug", "info", "warning", "error", "exception"}
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z`\"'(\[*]|swr\b)")
 _WORD = re.compile(r"[A-Za-z0-9][\w'./:-]*")
 
@@ -93,6 +94,13 @@ def paragraphs_of_page(text: str) -> Iterator[tuple[int, str]]:
             held.append(stripped[item.end() :] if item else stripped)
 
 
+def _text_of(node: ast.expr) -> str:
+    """Return the text of a string, with "x" for what is filled in; empty if it is none."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
 def texts_of_module(path: Path) -> Iterator[tuple[int, str, bool]]:
     """Yield what a module says: its line, the text, and whether that is a docstring."""
     source = path.read_text()
@@ -102,6 +110,12 @@ def texts_of_module(path: Path) -> Iterator[tuple[int, str, bool]]:
             docstring = ast.get_docstring(node)
             if docstring:
                 yield node.body[0].lineno, docstring, True
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            yield from ((node.lineno, text, False) for text in map(_text_of, node.exc.args) if text)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _LOGGING:
+            yield from ((node.lineno, text, False) for text in map(_text_of, node.args[:1]) if text)
+        elif isinstance(node, ast.keyword) and node.arg == "help":
+            yield node.value.lineno, _text_of(node.value), False
     with path.open("rb") as file:
         held: list[str] = []
         begun = last = 0

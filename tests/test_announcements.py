@@ -92,6 +92,7 @@ class TestNeverCached:
             assert slot.trust is other.local.trust
         await redis.aclose()
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("in_redis", [False, True])
     async def test_more_than_are_remembered_outdate_nothing_else(self, server: Server, monkeypatch, in_redis):
         monkeypatch.setattr(shared_tag_versions, "_MOST_TAGS", 20)
@@ -194,6 +195,7 @@ class TestCached:
                 rows.gate.set()
             assert await answers(http) == "2"
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("lost", LOSSES, ids=" ".join)
     @pytest.mark.parametrize("since", ["nothing", "another load"])
     async def test_what_redis_has_lost_keeps_nothing_from_being_outdated(self, server: Server, lost, since):

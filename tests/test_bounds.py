@@ -1,4 +1,6 @@
-"""What clients make swr store has bounds: parts of responses that are joined, and variants."""
+"""What clients and apps make swr hold and store has bounds: bodies in many pieces, joined parts, and variants."""
+
+import random
 
 import anyio
 import pytest
@@ -8,13 +10,15 @@ from swr import Cache
 from swr.errors import ConfigurationError
 from swr.http.stored_response import RESPONSES
 from swr.middleware import SWRMiddleware
+from swr.middleware.pieces import LONGEST, add_piece
 from swr.middleware.variants import Variants
 from tests.fleet import gather
-from tests.web import App, client
+from tests.web import MAX_AGE, App, Client, client, http_scope
 
 pytestmark = pytest.mark.anyio
 
-WHOLE = bytes(range(256)) * 4096 * 4
+# Nothing of it can be compressed: what is written is as long.
+WHOLE = random.Random(0).randbytes(2**22)
 KEY = "GET http://test\n/x?"
 FRESH = [(b"cache-control", b"max-age=60"), (b"vary", b"accept-language")]
 
@@ -159,6 +163,7 @@ class TestVariants:
         assert None not in stored
         assert await whole_entries(server) == 6
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("is_used", [True, False])
     @pytest.mark.parametrize("times", [1, 3])
     async def test_foreign_values_do_not_displace_a_good_one(self, clock, is_used, times):
@@ -172,6 +177,7 @@ class TestVariants:
                     assert await self.ask(http, "en") == "swr; hit"
             assert await self.ask(http, "en") == "swr; hit"
 
+    @pytest.mark.uncounted
     async def test_a_new_good_one_finds_its_place_among_foreign_ones(self, clock):
         async with Cache(clock=clock) as cache, client(SWRMiddleware(App(FRESH), cache, max_variants=8)) as http:
             for number in range(100):
@@ -257,3 +263,70 @@ class TestVariants:
     def test_a_number_that_is_none_is_refused(self, number):
         with pytest.raises(ConfigurationError, match="max_variants"):
             SWRMiddleware(App(), Cache(), max_variants=number)
+
+
+class TestABodyInManyPieces:
+    """Who: an endpoint that streams a CSV file row by row, and one that streams text by the character, any day."""
+
+    async def test_is_held_in_few_messages_until_its_client_takes_them(self):
+        rows = [b"%d,\n" % number for number in range(30_000)]
+        taking, ended = anyio.Event(), anyio.Event()
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+            for row in rows:
+                await send({"type": "http.response.body", "body": row, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+            ended.set()
+
+        class Slow(Client):
+            async def send(self, message):
+                await taking.wait()
+                await super().send(message)
+
+        one = Slow()
+        async with Cache() as cache:
+            middleware = SWRMiddleware(app, cache)
+            async with anyio.create_task_group() as group:
+                group.start_soon(middleware, http_scope("/x"), one.receive, one.send)
+                await ended.wait()
+                taking.set()
+            pieces = [message["body"] for message in one.sent[1:]]
+            assert b"".join(pieces) == b"".join(rows)
+            assert len(pieces) < 30
+            assert {type(piece) for piece in pieces} == {bytes}
+            assert [message["more_body"] for message in one.sent[1:-1]] == [True] * (len(pieces) - 1)
+            assert not one.sent[-1].get("more_body", False)
+            async with client(middleware) as http:
+                assert (await http.get("/x")).content == b"".join(rows)
+
+    async def test_that_are_empty_is_held_in_one_message(self):
+        taking, ended = anyio.Event(), anyio.Event()
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
+            for _ in range(1_000):
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
+            await send({"type": "http.response.body", "body": b"the end"})
+            ended.set()
+
+        class Slow(Client):
+            async def send(self, message):
+                await taking.wait()
+                await super().send(message)
+
+        one = Slow()
+        async with Cache() as cache, anyio.create_task_group() as group:
+            group.start_soon(SWRMiddleware(app, cache), http_scope("/x"), one.receive, one.send)
+            await ended.wait()
+            taking.set()
+        assert [message["body"] for message in one.sent[1:]] == [b"the end"]
+
+    def test_is_kept_in_long_ones(self):
+        pieces = []
+        for _ in range(LONGEST):
+            add_piece(pieces, b"ab")
+        assert [len(piece) for piece in pieces] == [LONGEST, LONGEST]
+        add_piece(pieces, b"c" * LONGEST)
+        add_piece(pieces, b"d")
+        assert [len(piece) for piece in pieces] == [LONGEST, LONGEST, LONGEST, 1]

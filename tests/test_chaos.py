@@ -45,7 +45,7 @@ def judged(
     tmp_path: Path, *lines: list[object], others: list[list[object]] | None = None, **known: object
 ) -> list[str]:
     """What the oracle says of lines of one process, and of another's."""
-    story = Story(**{"lives": {"w1": Life(0, 0.0), "w2": Life(1, 0.0)}, "writes": {3: [1.0, 12.0]}, **known})  # type: ignore[arg-type]
+    story = Story(**{"lives": {"w1": Life(0, 0.0), "w2": Life(1, 0.0)}, "writes": {3: [1.0, 12.0]}, **known})  # type: ignore[arg-type]  # fields of several types
     for name, of in (("w1", lines), ("w2", others or [])):
         (tmp_path / f"{name}.log").write_bytes(b"\n".join(msgspec.json.encode(line) for line in of) + b"\n")
     oracle = Oracle(story, tmp_path)

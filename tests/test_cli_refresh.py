@@ -191,7 +191,7 @@ def test_workers_do_not_outlive_who_started_them(warmed):
     process.kill()
     # The pipe is theirs, too, and ends with them.
     _, error = process.communicate(timeout=PATIENCE)
-    assert error.count(b"swr: nobody reads the lines of the rounds any more\n") == 2
+    assert error.count(b"swr: the reader of the lines of the rounds has gone\n") == 2
 
 
 def test_without_a_reader_it_ends(warmed, monkeypatch, capsys):
@@ -201,7 +201,7 @@ def test_without_a_reader_it_ends(warmed, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", file)
         assert main(["refresh", "tests.warmed:Refreshers.locks"]) == 1
         monkeypatch.undo()
-    assert capsys.readouterr().err.endswith("swr: nobody reads the lines of the rounds any more\n")
+    assert capsys.readouterr().err.endswith("swr: the reader of the lines of the rounds has gone\n")
 
 
 def test_a_worker_tells_of_each_event(warmed, monkeypatch):

@@ -218,8 +218,8 @@ class TestContext:
                 Cache().cached(fresh_for=1)(wrong)
 
     def test_what_asks_and_what_does_not(self):
-        async def unresolved(context: LoadContext[OnlyForCheckers]): ...  # noqa: F821
-        async def other(context: OnlyForCheckers): ...  # noqa: F821
+        async def unresolved(context: LoadContext[OnlyForCheckers]): ...  # noqa: F821  # the name is missing on purpose
+        async def other(context: OnlyForCheckers): ...  # noqa: F821  # the name is missing on purpose
         async def plain(a: int): ...
 
         assert asking(unresolved) is not None
@@ -311,7 +311,7 @@ def test_the_codec_is_that_of_the_values():
     for annotation in (Ranking | Fresh[Ranking] | NotModified, Ranking | NotModified, Fresh[Ranking], Fresh | Ranking):
         assert kind(annotation) is Ranking
     assert kind(Ranking | None | Fresh[Ranking | None] | NotModified) == Ranking | None
-    assert kind(typing.Optional[Ranking]) == typing.Optional[Ranking]  # noqa: UP045
+    assert kind(typing.Optional[Ranking]) == typing.Optional[Ranking]  # noqa: UP045  # the old spelling is what is tested
     assert kind(Fresh) is T
     assert kind(list[Ranking]) == list[Ranking]
 
@@ -340,7 +340,7 @@ class TestThroughRedis:
             assert await define(one)("ATL") == Ranking([1])
             load = define(other)
             assert await load.refresh("ATL") == Ranking([1])
-            entry = await other.engine.store.store.read("ranking:ATL", codec_for(load))
+            entry = await other.engine.store.store.read("ranking:ATL", codec_for(load, tags=("group:{group}",)))
             assert (entry.value, entry.validator, entry.tags) == (Ranking([1]), '"é1"', ("own",))
             await one.invalidate_tag("own")
             await define(one)("ATL")

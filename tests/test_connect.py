@@ -164,6 +164,34 @@ class TestTls:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "certificate verify failed" in caplog.text
 
+    async def test_certificates_that_are_renewed_on_disk_are_used_from_the_next_connection_on(
+        self, server: Server, tmp_path
+    ):
+        """Who: cert-manager, or Vault, which renew the files of a pod every day; the process runs for weeks."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        def renew():
+            authority = trustme.CA()
+            authority.configure_trust(context)
+            authority.issue_cert("127.0.0.1").configure_cert(context)
+            authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+            authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+
+        renew()
+        files = (
+            f"ssl_ca_certs={tmp_path / 'ca.pem'}&ssl_certfile={tmp_path / 'own.pem'}&ssl_keyfile={tmp_path / 'own.pem'}"
+        )
+        async with (
+            Proxy(server.port, context) as proxy,
+            Cache(f"rediss://127.0.0.1:{proxy.port}/0?{files}", timeout=10) as cache,
+        ):
+            (link,) = cache.engine.store.store._servers.links
+            first = link.connection
+            renew()
+            proxy.cut()
+            await until(lambda: link.connection not in (None, first))
+
     @pytest.mark.parametrize("is_checked", [True, False])
     async def test_a_certificate_of_another_host_is_refused_unless_the_url_says_otherwise(
         self, server: Server, tmp_path, caplog, is_checked

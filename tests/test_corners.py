@@ -85,7 +85,7 @@ async def test_readers_of_a_batch_that_was_outdated_get_what_another_load_has_st
         gate, begun, calls = anyio.Event(), anyio.Event(), []
 
         @cache.cached_many("top:{n}", fresh_for=60, tags=("t",))
-        async def top(numbers: "list[int]") -> "dict[int, Later]":  # noqa: F821
+        async def top(numbers: "list[int]") -> "dict[int, Later]":  # noqa: F821  # the name is missing on purpose
             calls.append(numbers)
             if len(calls) == 1:
                 begun.set()

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import anyio
 import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
@@ -251,7 +252,7 @@ async def test_who_comes_through_a_proxy_that_adds_no_field_needs_the_token_of_t
             assert (await http.get("/swr/state", headers=fields)).status_code == 403
     # Only who started the process reads its log, and a page that is reloaded does not fill it.
     assert [record.getMessage() for record in caplog.records] == [
-        f"the dashboard has no auth=, so it lets in who knows this address: {LINK}"
+        f"the dashboard has no auth=, so it lets in everybody who knows this address: {LINK}"
     ]
 
 
@@ -444,6 +445,30 @@ async def test_a_path_without_its_slash_leads_to_the_page_and_a_websocket_is_ref
     assert dict(sent[-2]["headers"])[b"location"] == b"./https%3Aevil.example/"
     await app({"type": "websocket", "path": "/"}, None, send)
     assert sent[-1] == {"type": "websocket.close", "code": 1008}
+
+
+async def test_behind_a_proxy_that_takes_a_prefix_from_the_path_the_page_is_found(cache):
+    """As nginx with `proxy_pass http://app/;` under `/api/`, in front of `FastAPI(root_path="/api")`."""
+    app = FastAPI()
+    app.add_middleware(SWRMiddleware, cache=cache)
+    app.mount("/swr", swr.dashboard(cache, token="of a program"))
+    bearer = {"authorization": f"Bearer {own_token()}"}
+    for prefix, paths in (("/api", ""), ("/api", "/api"), ("", "")):
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1), root_path=prefix)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://localhost{paths}") as http:
+            page = await http.get("/swr/", params={"token": own_token()})
+            assert page.status_code == 303
+            assert f"Path={prefix}/swr/;" in page.headers["set-cookie"]
+            assert (await http.get("/swr/static/app.js", headers=bearer)).status_code == 200
+            state = await http.get("/swr/state", headers=bearer)
+            assert state.status_code == 200
+            assert "cache-status" not in state.headers
+            http.cookies.clear()
+            assert (await http.get("/swr/state")).status_code == 403
+            given = {"authorization": "Bearer of a program"}
+            assert (await http.post("/swr/invalidate", headers=given, data={"tag": "x"})).status_code == 200
+            assert (await http.post("/swr/invalidate", headers=bearer, data={"tag": "x"})).status_code == 401
+    assert cache.mounted == {"/swr", "/api/swr"}
 
 
 async def test_an_app_of_its_own_has_a_lifespan(cache):

@@ -332,7 +332,7 @@ class TestDecoration:
                 Cache().cached(fresh_for=1)(loader)
 
     def test_what_makes_sessions_is_no_session(self):
-        def with_maker(db: async_sessionmaker[AsyncSession], name: "Unknown"): ...  # noqa: F821
+        def with_maker(db: async_sessionmaker[AsyncSession], name: "Unknown"): ...  # noqa: F821  # the name is missing on purpose
         def with_engine(db: sqlalchemy.Engine, session: int): ...
 
         for loader in (with_maker, with_engine):

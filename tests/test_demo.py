@@ -23,7 +23,7 @@ from examples.demo.trace import keys, requests
 from tests.servers import until
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "examples.demo", "--seconds", "5"]
+COMMAND = [sys.executable, "-m", "examples.demo", "--seconds", "5", "--rate", "50"]
 
 
 @pytest.fixture

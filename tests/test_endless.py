@@ -265,12 +265,15 @@ class TestAnEndlessBody:
             await app(scope, receive, send)
             await done.wait()
 
-        ask = shielded(SWRMiddleware(background, cache, max_body_time=0.1))
+        middleware = SWRMiddleware(background, cache, max_body_time=3600)
         async with anyio.create_task_group() as group:
             one = Client()
-            group.start_soon(ask, one)
+            group.start_soon(shielded(middleware), one)
             await until(lambda: len(one.sent) == 2)
-            await anyio.sleep(0.3)
+            # The time is up while the app goes on in the background.
+            (capture,) = middleware.config.slow_bodies._table.due
+            capture.on_due(3600.0)
+            await settle()
             done.set()
         async with client(SWRMiddleware(background, cache)) as http:
             assert (await http.get("/x")).headers["swr-state"] == "fresh"

@@ -140,6 +140,7 @@ SUMMARIES = (
 
 
 class TestTagVersions:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("text", SUMMARIES, ids=lambda text: text[:20] + str(len(text)))
     async def test_a_foreign_newest_version_outdates_everything_and_invalidations_go_on(
         self, server: Server, caplog, text
@@ -284,6 +285,7 @@ INTERNAL = ("*", "!", "t", "b", "h", "t*", "\0")
 class TestInternalNames:
     """A tag is what a user says it is, whatever swr calls its own."""
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("tag", INTERNAL)
     async def test_a_group_with_an_internal_name_is_a_tag_like_others(self, place_url: str | None, tag, server: Server):
         load = Counter()

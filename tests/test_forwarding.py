@@ -68,7 +68,7 @@ COPIES = {
     "union": lambda scope: scope | {"path": "/y"},
     "items": lambda scope: dict(scope.items()),
     "names": lambda scope: {name: scope[name] for name in scope},
-    "keys": lambda scope: {name: scope[name] for name in scope.keys()},  # noqa: SIM118
+    "keys": lambda scope: {name: scope[name] for name in scope.keys()},  # noqa: SIM118  # `keys()` is what is tested
     "values": lambda scope: dict(zip(list(scope), scope.values(), strict=True)),
 }
 

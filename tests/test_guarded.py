@@ -1078,6 +1078,7 @@ async def test_endpoints_of_a_factory_do_not_answer_for_one_another(cache):
         assert (await why(http, token="b")).endswith("another app")
 
 
+@pytest.mark.uncounted
 async def test_an_app_that_is_gone_leaves_its_place():
     async with Cache(lease_for=0.1) as cache:
         decorated = cache.response(fresh_for=600)(Counted().endpoint)

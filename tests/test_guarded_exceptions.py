@@ -15,7 +15,7 @@ from swr.http.stored_response import StoredResponse, check
 from swr.middleware import SWRMiddleware
 
 # `tokens` is a fixture of every test here, too.
-from tests.test_guarded import DETAIL, app_with, client, get, state, tokens, wrapped  # noqa: F401
+from tests.test_guarded import DETAIL, app_with, client, get, state, tokens, wrapped  # noqa: F401  # fixtures
 from tests.test_guarded_loads import Gated, readers_of, until
 
 pytestmark = pytest.mark.anyio

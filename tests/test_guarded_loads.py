@@ -24,7 +24,7 @@ from swr.middleware import Rule, SWRMiddleware
 from tests.fleet import settle, until
 
 # `tokens` is a fixture of every test here, too.
-from tests.test_guarded import DETAIL, TOKENS, User, app_with, bearer, client, get, state, tokens, wrapped  # noqa: F401
+from tests.test_guarded import DETAIL, TOKENS, User, app_with, bearer, client, get, state, tokens, wrapped  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.anyio
 

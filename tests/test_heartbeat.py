@@ -3,14 +3,15 @@
 import asyncio
 
 import pytest
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, MovedError, ReadOnlyError
 
-from swr import Cache
+from swr import Cache, Policy, StoreUnavailable
 from swr.stores.redis.digests import REPORT
 from swr.stores.redis.failover import Failover
 from swr.stores.redis.heartbeat import Heartbeat, OtherHistory, Part, Report
 from tests.fleet import until
 from tests.servers import Server
+from tests.test_redis import Counter
 
 pytestmark = pytest.mark.anyio
 
@@ -118,3 +119,47 @@ async def test_where_the_keys_have_gone_the_probe_is_sent_without_them(connectio
     assert heartbeat.info
     assert replies == []
     assert len(moved.sent) == 2
+
+
+async def test_a_server_that_was_a_replica_since_the_last_heartbeat_is_told_again(
+    own_server: Server, no_heartbeats, monkeypatch
+):
+    monkeypatch.setattr("swr.stores.redis.failover._MARGIN", 3_600_000_000)
+    async with Cache(own_server.url, timeout=30) as cache:
+        await cache.get_or_load("k", Counter(), Policy(60, 600))
+        store = cache.engine.store.store
+        entry = store.names.entry("k").decode()
+        own_server.command("COPY", entry, "before")
+        await cache.invalidate("k")
+        own_server.command("COPY", "before", entry, "REPLACE")
+        link = store._servers.link_to(b"k")
+        own_server.command("REPLICAOF", "127.0.0.1", "1")
+        own_server.command("REPLICAOF", "NO", "ONE")
+        assert await store._failover.heartbeat(link, link.connection, (b"probe", 1), None) is None
+        assert own_server.command("GET", entry) != own_server.command("GET", "before")
+
+
+async def test_a_probe_that_comes_too_early_says_that_messages_were_lost(link):
+    with pytest.raises(StoreUnavailable, match="messages were lost"):
+        link._on_probe(b"%d" % (link._returned + 2))
+
+
+class Demoted:
+    """A connection to a server that has become a replica."""
+
+    def __init__(self, connection):
+        self.connection = connection
+
+    async def ask(self, *command):
+        raise ReadOnlyError("You can't write against a read only replica.")
+
+    def abandon(self, reason):
+        self.connection.abandon(reason)
+
+
+async def test_a_command_that_a_replica_refuses_is_sent_again_over_the_next_connection(server: Server, no_heartbeats):
+    async with Cache(server.url, timeout=30) as cache:
+        await cache.engine.ready()
+        link = cache.engine.store.store._servers.link_to(b"k")
+        link.connection = Demoted(link.connection)
+        assert await link.ask("ECHO", "again") == b"again"

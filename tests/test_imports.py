@@ -67,7 +67,7 @@ def test_every_public_name_is_there_and_no_other():
         assert callable(found) or name == "NOT_MODIFIED"
     assert set(swr.__all__) <= set(dir(swr))
     with pytest.raises(AttributeError, match="module 'swr' has no attribute 'Cahce'"):
-        swr.Cahce  # noqa: B018
+        swr.Cahce  # noqa: B018  # looking it up is the test
 
 
 def test_a_public_name_is_the_same_whichever_module_is_imported_first():

@@ -180,6 +180,7 @@ def test_the_key_of_a_response_has_a_line_break(server: Server, capsys):
     assert done["invalidated"] == {"key": "GET http://x\n/top?"}
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("start", [ClusterOfSix, Sentinels])
 def test_any_topology(start, capsys):
     with start(kinds()[0]) as group:

@@ -181,7 +181,7 @@ def test_times_of_different_zones_differ_for_later_dates_are_different_times():
 
 
 def test_wrong_arguments_are_the_functions_own_error():
-    with pytest.raises(TypeError, match="missing a required argument: 'a'"):
+    with pytest.raises(TypeError, match=r"^tests\.test_keys\.two\(\) missing a required argument: 'a'"):
         CallKeys(two, "k:{a}:{b}").key((), {})
     with pytest.raises(TypeError, match="unexpected keyword"):
         CallKeys(two, "k:{a}:{b}").key((1,), {"c": 1})
@@ -240,6 +240,7 @@ def test_a_storage_name_fits_a_hash_tag_and_is_short(key):
     assert len(name.encode()) <= 200
 
 
+@pytest.mark.uncounted
 @given(st.text(), st.text())
 def test_storage_names_of_different_keys_differ(a, b):
     assert (storage_name(a) == storage_name(b)) == (a == b)

@@ -562,7 +562,7 @@ class TestDefaultPolicy:
         cache.configure(policy=None)
         cache.configure(policy=Policy(60))
         cache.cached("a")
-        with pytest.raises(ConfigurationError, match="goes by the policy of the cache"):
+        with pytest.raises(ConfigurationError, match="needs the policy of the cache"):
             cache.configure(policy=None, namespace="other")
         assert cache.namespace == "swr"
 
@@ -617,6 +617,25 @@ class TestMaxConcurrentLoads:
                 guarded.gate(guarded.begun[number]).set()
         assert sorted(answers) == list("abcde")
         assert guarded.most == 2
+
+    async def test_a_load_that_waits_ends_with_the_cache(self, place_url, clock):
+        guarded, failures = Guarded(), []
+        cache = Cache(place_url, clock=clock, drain_for=0)
+        load = limited(cache, guarded, 1)
+
+        async def ask(name):
+            try:
+                await load(name)
+            except SWRError as error:
+                failures.append(str(error))
+
+        async with anyio.create_task_group() as group, cache:
+            group.start_soon(ask, "a")
+            await until(lambda: guarded.begun)
+            group.start_soon(ask, "b")
+            await settle()
+        assert sorted(failures) == [f"the cache was closed while 'g:{name}' was loaded" for name in "ab"]
+        assert guarded.begun == ["a"]
 
     async def test_a_load_that_waits_holds_no_lease(self, any_server):
         """Another process has a slot for it."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 
-from swr import Cache, Policy
+from swr import Cache, Policy, State
 from swr.engine.load import Load
 from swr.loaders.annotations import codec_for
 from swr.stores.local import LocalCache
@@ -48,6 +48,7 @@ def policy_for(how: str) -> Policy:
 
 
 class TestEvictedKeys:
+    @pytest.mark.uncounted
     @named
     @invalidated
     @pytest.mark.parametrize("remains", [True, False])
@@ -75,6 +76,7 @@ class TestEvictedKeys:
         async with Cache(server.url, timeout=2) as other:
             assert (await other.get_or_load("k", load, TAGGED)).value == 2
 
+    @pytest.mark.uncounted
     @named
     @pytest.mark.parametrize("how", ["tag", "clear", "url"])
     async def test_nor_does_a_process_that_missed_the_message(self, server: Server, how, lost):
@@ -86,6 +88,7 @@ class TestEvictedKeys:
             server.command("DEL", *lost)
             assert (await deaf.get_or_load("k", load, policy)).value == 2
 
+    @pytest.mark.uncounted
     @named
     async def test_what_was_loaded_before_the_first_tag_was_invalidated_is_outdated_too(self, server: Server, lost):
         load = Counter()
@@ -121,6 +124,22 @@ class TestEvictedKeys:
         assert caplog.text.count("has lost tag versions") == 1
 
 
+@pytest.mark.parametrize("command", ["FLUSHALL", "DEL"])
+@pytest.mark.parametrize("finder", ["invalidation", "announcement"])
+async def test_whatever_finds_a_loss_first_logs_it(server: Server, no_heartbeats, caplog, finder: str, command: str):
+    """In a busy fleet that is seldom a heartbeat. What the finder repairs no other process finds."""
+    load = Counter()
+    async with Cache(server.url, timeout=2) as cache:
+        await cache.get_or_load("k", load, LONG)
+        server.command(command, *(KEYS[2:] if command == "DEL" else ()))
+        if finder == "invalidation":
+            await cache.invalidate_tag("t")
+        else:
+            await cache.get_or_load("r", load, Policy(600, tags=("url:/new",)))
+        assert caplog.text.count("Redis has lost tag versions") == 1
+        assert (await cache.get_or_load("k", load, LONG)).state is State.MISSING
+
+
 @pytest.mark.parametrize("key", KEYS[2:])
 async def test_an_older_copy_of_one_key_outdates_everything(server: Server, key: str):
     """As somebody leaves behind who copies or restores keys one by one."""
@@ -131,6 +150,34 @@ async def test_an_older_copy_of_one_key_outdates_everything(server: Server, key:
         server.command("COPY", key, "older")
         await one.invalidate_tag("t")
     server.command("RENAME", "older", key)
+    async with Cache(server.url, timeout=2) as late:
+        assert (await late.get_or_load("k", load, TAGGED)).value == 2
+
+
+@pytest.mark.parametrize("how", ["key", "mark"])
+async def test_copies_of_before_the_servers_clock_was_put_back_are_outdated_all_the_same(server: Server, how):
+    """Redis has lost what it stored then, so what it does now gets lower versions."""
+    load, ahead = Counter(), f"{(time.time() + 7200) * 1e6:.0f}"
+    async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
+        server.command("SET", "swr:{k}", f"{ahead}t")
+        for cache in (one, other):
+            assert (await cache.get_or_load("k", load, TAGGED)).value == 1
+        assert one.engine.store.peek("k").version > int(ahead)
+        server.command("DEL", "swr:{k}")
+        await (one.mark_stale if how == "mark" else one.invalidate)("k")
+        assert (await one.get_or_load("k", load, TAGGED)).value == 2
+        await until(lambda: other.engine.store.peek("k") is None)
+        assert (await other.get_or_load("k", load, TAGGED)).value > 1
+
+
+async def test_entries_of_before_the_servers_clock_was_put_back_are_lost_with_the_tag_versions(server: Server):
+    load = Counter()
+    async with Cache(server.url, timeout=2) as one:
+        # What a process knows, its server has to know.
+        one.engine.store.tag_versions.raise_to("u", int((time.time() + 7200) * 1e6))
+        await until(lambda: one.engine.store.tag_versions.cleared > time.time() * 1e6)
+        await one.get_or_load("k", load, TAGGED)
+    server.command("DEL", *KEYS[2:])
     async with Cache(server.url, timeout=2) as late:
         assert (await late.get_or_load("k", load, TAGGED)).value == 2
 
@@ -460,6 +507,38 @@ class TestOlderData:
         async with Cache(own_server.url) as late:
             assert (await late.get_or_load("k", load, LONG)).value == loads + 1
 
+    @pytest.mark.parametrize("how", ["another database is swapped in", "a backup is restored key by key"])
+    async def test_older_data_in_a_server_that_runs_on_outdate_everything(self, own_server: Server, how):
+        """No connection breaks, and nothing but the stamp says that the data are older: a key has no tag version."""
+        load = Counter()
+        redis, aside = Redis(port=own_server.port), Redis(port=own_server.port, db=1)
+        async with redis, aside, Cache(own_server.url) as one:
+            await one.get_or_load("k", load, LONG)
+            names = await redis.keys("swr:*")
+            backup = {name: await redis.dump(name) for name in names}
+            # As if the server had run on for ten seconds since.
+            await redis.zincrby("swr:{!}b", -1e7, stamp_of(one))
+            shared = one.engine.store.store._shared
+            stamped = shared._stamped[2]
+            await until(lambda: shared._stamped[2] > stamped)
+            await one.invalidate("k")
+            cleared = one.engine.store.tag_versions.cleared
+            is_swapped = how == "another database is swapped in"
+            async with (aside if is_swapped else redis).pipeline(transaction=True) as restored:
+                restored.delete(*names)
+                for name, data in backup.items():
+                    restored.restore(name, 0, data)
+                await restored.execute()
+            if is_swapped:
+                await redis.swapdb(0, 1)
+            await until(lambda: one.engine.store.tag_versions.cleared > cleared)
+            async with Cache(own_server.url) as late:
+                assert (await late.get_or_load("k", load, LONG)).value == 2
+            # Once, and not again and again.
+            cleared, lessons = one.engine.store.tag_versions.cleared, shared._succeeded
+            await until(lambda: shared._succeeded > lessons + 1)
+            assert one.engine.store.tag_versions.cleared == cleared
+
     async def test_of_many_runs_the_last_are_stamped(self, own_server: Server):
         for number in range(12):
             own_server.command("ZADD", "swr:{!}b", f"-{number + 1}", f"@run{number}")
@@ -537,6 +616,55 @@ class TestOlderData:
             await until(lambda: other.engine.store.peek("k") is None)
             assert (await other.get_or_load("k", load, LONG)).value == 4
             assert load.runs == 4
+
+    @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
+    async def test_nor_to_what_another_process_has_read_before_it(self, own_server: Server, l1_max_bytes):
+        """Its load had a lease, which another process took away during the outage: versions are those of leases."""
+        load, gate = Counter(), asyncio.Event()
+
+        async def slow() -> int:
+            await gate.wait()
+            return await load()
+
+        async with (
+            Proxy(own_server.port) as proxy,
+            Cache(proxy.url, l1_max_bytes=l1_max_bytes) as one,
+            Cache(own_server.url) as other,
+        ):
+            reader = asyncio.create_task(one.get_or_load("k", slow, LONG))
+            await until(lambda: own_server.command("EXISTS", "swr:{k}:l") == b":1\r\n")
+            proxy.refuse = True
+            proxy.cut()
+            await until(lambda: not one.engine.store.is_reachable)
+            assert await other.set("k", await load(), LONG, returns=int)
+            gate.set()
+            assert (await reader).value == 2
+            proxy.refuse = False
+            await until(lambda: one.engine.store.is_reachable)
+            assert (await one.get_or_load("k", load, LONG)).value == 3
+
+    async def test_nor_to_what_it_has_read_itself_before_an_outage(self, own_server: Server):
+        """The load began before, ends afterwards, and still has its lease."""
+        load, gate = Counter(), asyncio.Event()
+
+        async def slow() -> int:
+            value = await load()
+            await gate.wait()
+            return value
+
+        async with Proxy(own_server.port) as proxy, Cache(proxy.url, lease_for=600) as one:
+            reader = asyncio.create_task(one.get_or_load("k", slow, LONG))
+            await until(lambda: load.runs == 1)
+            proxy.refuse = True
+            proxy.cut()
+            await until(lambda: not one.engine.store.is_reachable)
+            await refresh(one, "k", load)
+            assert (await one.get_or_load("k", load, LONG)).value == 2
+            proxy.refuse = False
+            await until(lambda: one.engine.store.is_reachable)
+            gate.set()
+            assert (await reader).value == 1
+            assert (await one.get_or_load("k", load, LONG)).value == 3
 
     async def test_what_was_loaded_during_an_outage_counts_if_nothing_has_changed_in_redis(self, own_server: Server):
         load = Counter()

@@ -1206,7 +1206,7 @@ class TestStreams:
         middleware = SWRMiddleware(app, cache)
         with anyio.fail_after(60):
             async with client(middleware) as http:
-                with pytest.raises(ConfigurationError, match="it is itself to load"):
+                with pytest.raises(ConfigurationError, match="while it answers the same request"):
                     await http.get("/x")
 
     async def test_the_entry_is_stored_before_the_last_byte_goes_out(self, cache):

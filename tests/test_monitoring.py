@@ -172,12 +172,12 @@ def test_every_panel_has_a_place_of_its_own_and_says_what_it_shows():
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, which comes with Prometheus, is not installed")
-def test_promtool_takes_the_alerts_and_what_they_say_of_made_up_numbers():  # pragma: no cover
+def test_promtool_takes_the_alerts_and_what_they_say_of_made_up_numbers():  # pragma: no cover  # needs promtool
     subprocess.run(["promtool", "test", "rules", "alerts_test.yml"], cwd=MONITORING, check=True)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, which comes with Prometheus, is not installed")
-def test_promtool_takes_each_expression_of_the_board(tmp_path):  # pragma: no cover
+def test_promtool_takes_each_expression_of_the_board(tmp_path):  # pragma: no cover  # needs promtool
     """As a rule that records it, with what Grafana puts in the place of its variables."""
     board = json.loads((MONITORING / "grafana.json").read_text())
     texts = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]

@@ -19,6 +19,7 @@ from typing import Self
 from unittest.mock import Mock
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 import uvicorn
@@ -818,6 +819,35 @@ async def test_an_answer_is_passed_on_as_it_comes():
         assert client.answer.values("transfer-encoding") == client.answer.values("content-length") == []
 
 
+async def test_others_take_turns_while_an_answer_comes_in_many_pieces():
+    """A service that streams rows sends a piece for each. Thousands of them may come at once."""
+    turns = 0
+    at_piece = []
+
+    class Counting(Client):
+        async def send(self, message):
+            at_piece.append(turns)
+            await super().send(message)
+
+    async def take_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with proxied(head + b"1\r\na\r\n" * 500 + b"0\r\n\r\n") as (proxy, _):
+        client = Counting()
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(take_turns)
+                await proxy(http_scope(), client.receive, client.send)
+                group.cancel_scope.cancel()
+        assert client.answer.body == b"a" * 500
+    # trio lets a task run twice in a row.
+    assert len(set(at_piece)) > 200
+
+
 async def test_a_coded_body_is_not_touched():
     """RFC 9110 8.4: the coding is the client's to take off."""
     import gzip
@@ -1158,6 +1188,27 @@ async def test_a_connection_that_was_closed_meanwhile_is_no_failure():
         assert (await ask(proxy)).status == 200
         assert (await ask(proxy)).status == 200
         assert [asked.connection for asked in upstream.asked] == [1, 1, 2]
+
+
+async def test_many_connections_that_were_closed_meanwhile_are_no_failure():
+    """A busy service closes all that were idle: the request tries them until it gets a new one."""
+
+    def answer(upstream: Upstream, connection: socket.socket) -> None:
+        upstream.release.wait(PATIENCE)
+        connection.sendall(OK)
+
+    async with proxied(answer, answer, answer, then_close(b""), then_close(b""), then_close(b""), OK) as (
+        proxy,
+        upstream,
+    ):
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(ask, proxy)
+            for _ in range(3):
+                assert await anyio.to_thread.run_sync(upstream.got.acquire, True, PATIENCE)
+            upstream.release.set()
+        assert (await ask(proxy)).status == 200
+        assert sorted(asked.connection for asked in upstream.asked) == [1, 1, 2, 2, 3, 3, 4]
 
 
 async def test_what_may_change_something_is_sent_once():
@@ -1926,6 +1977,7 @@ def test_a_caching_proxy_that_cannot_work_is_refused(options, said):
         caching_proxy("http://127.0.0.1:9000", **options)
 
 
+@pytest.mark.uncounted
 async def test_a_service_that_does_not_come_to_an_end_is_given_up():
     """It is never silent for long, so `timeout` does not end it; those who wait would wait for ever."""
     with Upstream(pour, pour, OK) as upstream:

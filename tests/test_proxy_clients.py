@@ -57,17 +57,19 @@ class Site:
                 if message["type"] == "http.disconnect":
                     return
                 self.bodies.append(body)
-            while scope["path"] == "/wait" and not self.release.is_set():
+            while scope["path"].startswith("/wait") and not self.release.is_set():
                 await anyio.sleep(0.01)
             if scope["path"] == "/left":
                 while (await receive())["type"] != "http.disconnect":
                     pass
                 return
             body = b"x" * BIG if scope["path"] == "/big" else b"ok"
-            headers = [(b"content-length", b"%d" % len(body))]
+            headers = [] if "stream" in scope["path"] else [(b"content-length", b"%d" % len(body))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             for at in range(0, len(body), 2**16):
                 await send({"type": "http.response.body", "body": body[at : at + 2**16], "more_body": True})
+            if scope["path"] == "/broken-stream":
+                return
             await send({"type": "http.response.body"})
         finally:
             self.running -= 1
@@ -443,3 +445,44 @@ def test_a_request_that_asks_for_another_protocol_and_has_no_valid_body_is_answe
             assert answer.startswith(b"HTTP/1.1 400 ") or answer == b""
             app.wait_until_empty()
             assert app.bodies == []
+
+
+# -- HTTP/1.0 -------------------------------------------------------------------------------------------------
+
+OLD = b"%b %b HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "length"),
+    [
+        (b"GET", b"/stream", b"ok", False),
+        (b"POST", b"/stream", b"ok", False),
+        (b"HEAD", b"/stream", b"", False),
+        (b"GET", b"/", b"ok", True),
+        (b"POST", b"/", b"ok", True),
+    ],
+)
+def test_a_client_of_http_1_0_gets_no_chunks_and_no_interim_answer(loop, method, path, body, length):
+    """RFC 9112 6.1, RFC 9110 10.1.1: such a client would take chunks, and a second head, for a part of the body."""
+    with site(loop) as app:
+        head, _, content = talk(app.port, OLD % (method, path)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert (b"transfer-encoding" in head, b"content-length" in head, content) == (False, length, body)
+        assert b"transfer-encoding: chunked" in talk(app.port, CLOSING.replace(b"/ ", b"/stream "))
+
+
+def test_an_answer_without_a_length_that_breaks_off_does_not_look_whole_to_a_client_of_http_1_0(loop):
+    with site(loop) as app, pytest.raises(ConnectionResetError):
+        talk(app.port, OLD % (b"GET", b"/broken-stream"))
+
+
+def test_a_client_of_http_1_0_that_leaves_before_an_answer_without_a_length_harms_nothing(loop, caplog):
+    caplog.set_level("WARNING")
+    with site(loop) as app:
+        with client(app, OLD % (b"GET", b"/wait-stream")):
+            wait_until(lambda: app.running)
+        wait_until(lambda: not app.connections)
+        app.release.set()
+        app.wait_until_empty()
+        assert talk(app.port, OLD % (b"GET", b"/stream")).endswith(b"\r\n\r\nok")
+    assert caplog.records == []

@@ -1,7 +1,9 @@
 """An answer at whose making the app has looked at an address or a language is shared with nobody."""
 
 import contextvars
+import copy
 import functools
+import json
 import sys
 from typing import Annotated, Any
 
@@ -194,6 +196,18 @@ def in_text(scope):
     return {name.decode().title(): value.decode() for name, value in scope["headers"]}.get(FIELD.title(), "none")
 
 
+async def all_fields(request: Request):
+    return request.headers
+
+
+def all_but_one(request):
+    return str([pair for pair in request.headers.items() if pair[0] != "host"])
+
+
+def copied(scope):
+    return str(dict(copy.deepcopy(scope["headers"])).get(FIELD.encode()))
+
+
 def gated_below():
     below = http(http(api(from_variable), gate), into_state(lambda request: ""))
     app = FastAPI()
@@ -217,6 +231,9 @@ LOOKING = {
     "field in a loop": (lambda: asgi(api(from_variable), in_a_loop), "field"),
     "field of a dict": (lambda: asgi(api(from_variable), into_variable(in_dict)), "field"),
     "field of a dict of text": (lambda: asgi(api(from_variable), into_variable(in_text)), "field"),
+    "field of a copy": (lambda: asgi(api(from_variable), into_variable(copied)), "field"),
+    "all fields": (lambda: api(all_fields), "all fields"),
+    "all fields into the state": (lambda: http(api(from_state), into_state(all_but_one)), "all fields"),
     "field into another field": (lambda: asgi(api(from_header), appended), "field"),
     "field into the path": (lambda: asgi(api(from_variable), other_path), "field"),
     "field into the query": (lambda: asgi(api(from_query), other_query), "field"),
@@ -293,12 +310,37 @@ async def test_a_field_that_only_other_clients_send_counts(cache):
     assert (await ask(middleware, 2)).json() == "192.0.2.2"
 
 
+@pytest.mark.parametrize(
+    "take",
+    [
+        in_state_of_field,
+        lambda request: dict(request.headers).get(FIELD, "none"),
+        lambda request: {**request.headers}.get(FIELD, "none"),
+        lambda request: {name.lower(): value for name, value in request.headers.items()}.get(FIELD, "none"),
+        lambda request: json.dumps(list(request.headers.items())),
+        lambda request: f"{request.headers}",
+        lambda request: Headers(raw=[(k.encode(), v.encode()) for k, v in request.headers.items()]).get(FIELD, "none"),
+    ],
+)
+@pytest.mark.parametrize("place", ["middleware", "endpoint"])
+async def test_who_takes_all_fields_may_look_at_one_that_only_other_clients_send(cache, place, take):
+    async def endpoint(request: Request) -> str:
+        return take(request)
+
+    app = api(endpoint) if place == "endpoint" else http(api(from_state), into_state(take))
+    middleware = SWRMiddleware(app, cache, [RULE])
+    await ask(middleware, 1, {"x-request-id": "1"})
+    alone = await ask(app, 2)
+    found = await ask(middleware, 2)
+    assert (found.json(), found.headers["swr-state"]) == (alone.json(), "missing")
+
+
 async def test_a_log_on_the_way_back_may_look(cache):
     seen = []
 
     async def log(request, go_on):
         answer = await go_on(request)
-        seen.append((host_of(request), request.headers.get("user-agent")))
+        seen.append((host_of(request), request.headers.get("user-agent"), dict(request.headers)))
         return answer
 
     assert await are_shared(SWRMiddleware(http(api(from_variable), log), cache, [RULE]))
@@ -307,7 +349,7 @@ async def test_a_log_on_the_way_back_may_look(cache):
 
 async def test_what_identifies_a_request_may_be_kept(cache):
     def identify(request):
-        assert all(name.islower() for name in request.headers)
+        assert [value for name, value in request.scope["headers"] if name.decode() == "x-request-id"] == []
         return request.headers.get("x-request-id", "none") + request.headers["host"]
 
     assert await are_shared(SWRMiddleware(http(api(from_variable), into_state(identify)), cache, [RULE]))
@@ -358,7 +400,7 @@ async def test_a_failure_of_an_app_that_looks_is_for_nobody_who_waits(cache):
     assert [answer.status_code for answer in found] == [503, 200, 503]
 
 
-async def test_an_app_that_only_takes_all_fields_down_is_shared(cache):
+async def test_an_app_that_makes_a_dict_of_the_scopes_fields_is_shared(cache):
     seen = []
 
     async def app(scope, receive, send):
@@ -370,6 +412,16 @@ async def test_an_app_that_only_takes_all_fields_down_is_shared(cache):
         await PlainTextResponse("x")(scope, receive, send)
 
     assert await are_shared(SWRMiddleware(app, cache, [RULE]))
+
+
+async def test_an_app_that_takes_all_fields_is_told_once_what_to_do(cache, caplog):
+    async def endpoint(request: Request) -> str:
+        return request.headers.items()[0][0]
+
+    assert not await are_shared(SWRMiddleware(api(endpoint), cache, [RULE]))
+    [said] = [record.getMessage() for record in caplog.records if "all fields" in record.getMessage()]
+    assert said.startswith("the app's own code takes all fields of the request before it answers '/x'")
+    assert await are_shared(SWRMiddleware(api(endpoint), cache, [Rule("/x", fresh_for=60, key=lambda scope: "one")]))
 
 
 @pytest.mark.parametrize(

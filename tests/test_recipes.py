@@ -362,6 +362,7 @@ class TestSQLModel:
 class TestGraphQL:
     page_name = "graphql"
 
+    @pytest.mark.uncounted
     async def test_one_load_for_all_resolvers_and_none_for_the_next_query(self, page):
         async with client(page.app) as http:
             for _ in range(2):

@@ -9,11 +9,15 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
+from swr.stores.redis.reasons import CLOSED, reason_of
 from swr.stores.redis.releases import arguments_of, close_sentinels, connection_of, plain_options
 from swr.stores.redis.replies import error_of
 from swr.stores.redis.urls import servers_of
 from tests.lowest import lowest
 from tests.servers import Server
+
+_CALLED = "ERR Error running script (call to f_0a9f75e9): @user_script:56: "
+_NO_RIGHT = "The user executing the script can't run this command or subcommand"
 
 
 @pytest.mark.parametrize(
@@ -34,11 +38,23 @@ from tests.servers import Server
         ("NOAUTH Authentication required.", exceptions.AuthenticationError, "Authentication required."),
         ("WRONGPASS invalid", exceptions.AuthenticationError, "invalid"),
         ("", exceptions.ResponseError, ""),
+        # Of a command in a script, as Redis 6.2 says it.
+        (f"{_CALLED}@user_script: 56: -OOM command not allowed", exceptions.OutOfMemoryError, "command not allowed"),
+        (f"{_CALLED}@user_script: 56: -READONLY You can't write", exceptions.ReadOnlyError, "You can't write"),
+        (f"{_CALLED}WRONGTYPE Operation", exceptions.ResponseError, "WRONGTYPE Operation"),
+        ("@user_script: 83: -OOM command not allowed\r\n", exceptions.OutOfMemoryError, "command not allowed"),
+        (f"{_CALLED}@user_script: 56: {_NO_RIGHT}", exceptions.NoPermissionError, _NO_RIGHT),
+        # And as later servers do.
+        ("ERR ACL failure in script: No right", exceptions.NoPermissionError, "ACL failure in script: No right"),
     ],
 )
 def test_an_error_reply_is_the_same_exception_with_every_release(reply, kind, text):
     error = error_of(reply)
     assert (type(error), str(error)) == (kind, text)
+
+
+def test_a_connection_that_the_server_closes_has_one_reason_whoever_reads_from_it():
+    assert str(reason_of(exceptions.ConnectionError("Connection closed by server."))) == CLOSED
 
 
 def test_a_redirect_has_the_address_that_it_leads_to():

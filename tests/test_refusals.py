@@ -126,12 +126,16 @@ async def test_what_a_process_has_loaded_while_redis_had_no_memory_it_does_not_g
 
 
 @contextlib.contextmanager
-def without_a_right(server: Server) -> Iterator[None]:
-    server.command("ACL", "SETUSER", "default", "-eval")
+def without_a_right(server: Server, right: str = "eval") -> Iterator[None]:
+    server.command("ACL", "SETUSER", "default", f"-{right}")
     try:
         yield
     finally:
-        server.command("ACL", "SETUSER", "default", "+eval")
+        server.command("ACL", "SETUSER", "default", f"+{right}")
+
+
+def without_a_right_of_a_script(server: Server) -> contextlib.AbstractContextManager[None]:
+    return without_a_right(server, "set")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,7 @@ def without_a_right(server: Server) -> Iterator[None]:
     [
         (without_memory, "raise maxmemory, or set maxmemory-policy to volatile-lru"),
         (without_a_right, "give its user the rights that docs/redis.md lists"),
+        (without_a_right_of_a_script, "give its user the rights that docs/redis.md lists"),
         (without_replicas, "from memory and from the loaders"),
     ],
 )
@@ -154,6 +159,26 @@ async def test_a_refused_command_is_logged_with_what_follows_and_the_remedy(
     lines = [record.getMessage() for record in caplog.records if "refused a command" in record.getMessage()]
     assert lines
     assert all(line.endswith(remedy) for line in lines)
+
+
+async def test_a_missing_right_that_cuts_a_process_off_is_logged_with_the_remedy(own_server: Server, caplog):
+    with without_a_right(own_server):
+        async with Cache(own_server.url):
+            await until(lambda: "cannot reach Redis" in caplog.text)
+    [line] = [text for text in caplog.messages if "cannot reach Redis" in text]
+    assert ": give its user the rights that docs/redis.md lists); serving from memory" in line
+
+
+async def test_a_demoted_master_is_logged_as_a_replica_from_the_first_line_on(own_server: Server, caplog):
+    async with Cache(own_server.url, timeout=5) as cache:
+        await cache.invalidate("k")
+        own_server.command("REPLICAOF", "127.0.0.1", "1")
+        try:
+            await cache.invalidate("k")
+            await until(lambda: "the server is a replica" in caplog.text)
+        finally:
+            own_server.command("REPLICAOF", "NO", "ONE")
+    assert "(You can't write" not in caplog.text
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:

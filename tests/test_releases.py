@@ -28,7 +28,7 @@ from swr.stores.tiered import TieredStore
 from tests.flaky_store import FlakyStore
 from tests.releases import CHANGES, SCHEMALESS, SCHEMALESS_AFTER, Unresolvable
 from tests.servers import ClusterOfSix, Server, kinds
-from tests.test_processes import Loads, loads, start  # noqa: F401
+from tests.test_processes import Loads, loads, start  # noqa: F401  # fixtures
 from tests.test_redis import until
 from tests.test_stores import opened, redis_store
 from tests.web import MAX_AGE, App, client
@@ -165,8 +165,8 @@ async def test_releases_of_swr_with_two_formats_of_frames_load_once_each_and_inv
 
 @pytest.mark.parametrize("first", ["old", "new"])
 def test_two_processes_of_a_deploy_load_once_each_for_every_window(
-    start: Any,  # noqa: F811
-    loads: Loads,  # noqa: F811
+    start: Any,  # noqa: F811  # a fixture
+    loads: Loads,  # noqa: F811  # a fixture
     first: str,
 ):
     """In either direction: what was there first stays, and a refresh of one takes nothing from the other."""
@@ -292,6 +292,39 @@ async def test_batches_of_two_versions_share_a_template(server: Server):
                 cache.local.clear()
         assert loads_of == ["old", "new"]
         assert await new_row(1) == New(1, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("many", [False, True], ids=["cached", "cached_many"])
+@pytest.mark.parametrize("tags", [("group:{group}",), ("all", "group:{group}")], ids=["adds", "adds and keeps"])
+async def test_a_release_that_adds_a_tag_is_given_nothing_that_lacks_it(server: Server, many: bool, tags: Any):
+    """What the release before has stored would survive the invalidation of the tag, for as long as it is fresh."""
+    one, other = Cache(server.url, timeout=2), Cache(server.url, timeout=2)
+    truth = 1
+
+    def decorated(cache: Cache, *tags: str) -> Any:
+        async def score(group: str) -> int:
+            return truth
+
+        async def scores(groups: list[str]) -> dict[str, int]:
+            return dict.fromkeys(groups, truth)
+
+        if many:
+            of_many = cache.cached_many("score:{group}", fresh_for=60, tags=tags)(scores)
+            return lambda group: of_many([group])
+        return cache.cached("score:{group}", fresh_for=60, tags=tags)(score)
+
+    before, after = decorated(one, *tags[:-1]), decorated(other, *reversed(tags))
+    async with one, other:
+        for score in (before, after):
+            await score("ATL")
+        truth = 2
+        await other.invalidate_tag("group:ATL")
+        assert await after("ATL") == ({"ATL": 2} if many else 2)
+    async with Cache(server.url, timeout=2) as late:
+        # In whatever order they are declared, tags are the same: there is nothing to load.
+        truth = 3
+        assert await decorated(late, *tags)("ATL") == ({"ATL": 2} if many else 2)
 
 
 # -- invalidations ------------------------------------------------------------------------------------------------

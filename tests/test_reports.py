@@ -52,6 +52,7 @@ from swr.reports.digest import (
 )
 from swr.reports.reporter import cleaned
 from swr.stores.redis import digests as digests_module
+from swr.stores.redis.replies import error_of
 from tests.servers import kinds
 from tests.test_topologies import ClusterOfSix
 
@@ -177,20 +178,32 @@ def test_loads_of_one_loader_that_hang_are_one_problem():
     ]
 
 
-def test_a_process_that_reports_late_is_no_peak_in_the_plots():
-    """Redis was unreachable for twenty seconds: what the process did then is not what it does now."""
+def test_a_process_that_reports_late_is_no_peak_in_the_plots_and_in_the_figures():
+    """Redis was unreachable for thirty seconds: what the process did then is not what it does now."""
     clock = Clock()
     fleet = Fleet(clock, clock)
     fleet.look({"a": digest_of("a", clock(), [RowReport("x", False)])}, is_whole=True)
-    for _ in range(19):
+    for _ in range(29):
         clock.now += 1
         fleet.look({}, is_whole=False)
     clock.now += 1
-    row = RowReport("x", False, fresh=200, loads=21, failed=1, seconds=(20, 1))
-    fleet.look({"a": digest_of("a", clock(), [row])}, is_whole=True)
+    row = RowReport("x", False, fresh=300, loads=31, failed=1, seconds=(30, 1))
+    new = RowReport("y", False, fresh=300)
+    digests = {
+        "a": digest_of("a", clock(), [row, new], invalidations=60, uncached={"cookie": 90}),
+        # It began during the outage. Its clock is wrong.
+        "b": digest_of("b", clock() + 3600, [row], started=clock() + 3580),
+    }
+    fleet.look(digests, is_whole=True)
     last = fleet.remembered.since(0.0)["points"][-1]
-    assert (last["seconds"], last["fresh"], last["loads"], last["failed"], last["processes"]) == (1, 10, 2, 1, 1)
-    assert told(fleet, clock)["rows"][0]["fresh"] == 200
+    assert (last["seconds"], last["fresh"], last["loads"], last["failed"], last["processes"]) == (1, 35, 4, 2, 2)
+    state = told(fleet, clock)
+    assert {row["name"]: row["reads_per_s"] for row in state["rows"]} == {"x": 25.0, "y": 10.0}
+    assert state["totals"]["reads_per_s"] == 35.0
+    assert state["totals"]["invalidations_per_s"] == 2.0
+    assert [reason["count"] for reason in state["uncached"]] == [45]
+    # A failure is shown, however long the outage was.
+    assert state["rows"][0]["failed"] == 2
 
 
 def test_the_plots_mark_deploys_new_and_ended_processes_outages_and_invalidations():
@@ -828,6 +841,21 @@ async def test_a_digest_that_redis_refuses_is_logged_once_and_nothing_else_suffe
     assert caplog.text.count("refuses the digest") == 1
 
 
+@pytest.mark.parametrize(
+    ("reply", "remedy"),
+    [
+        ("OOM command not allowed", "raise maxmemory, or set maxmemory-policy to volatile-lru"),
+        ("NOPERM no permissions", "give its user the rights that docs/redis.md lists"),
+        ("WRONGTYPE Operation against", "another program writes to these keys, so give swr a namespace of its own"),
+        ("NOREPLICAS Not enough good replicas to write.", "no dashboard shows it"),
+    ],
+)
+async def test_a_digest_that_redis_refuses_is_logged_with_the_remedy(server, caplog, reply, remedy):
+    async with Cache(server.url, reports=True) as cache:
+        cache.engine.store.store.digests._on_reply(error_of(reply))
+    assert caplog.messages[0].endswith(remedy)
+
+
 async def test_a_reply_that_was_lost_says_nothing(server, caplog):
     async with Cache(server.url, reports=True) as cache:
         digests = cache.engine.store.store.digests
@@ -1063,6 +1091,16 @@ def test_swr_top_shows_the_fleet_once_and_again(server, quick, monkeypatch, caps
     finally:
         done.set()
         thread.join()
+
+
+def test_swr_top_tells_how_many_processes_are_silent():
+    clock = Clock()
+    fleet = Fleet(clock, clock)
+    digests = {"a": digest_of("a", clock()), "b": digest_of("b", clock(), pid=2)}
+    fleet.look(digests, is_whole=True, ages={"a": 0.3, "b": 1.8})
+    assert "2 processes (1 silent), 0 reads/s" in top._lines(told(fleet, clock))[0].plain
+    fleet.look({}, is_whole=True, ages={"a": 0.3, "b": 0.2})
+    assert "2 processes, 0 reads/s" in top._lines(told(fleet, clock))[0].plain
 
 
 def test_swr_top_once_fails_where_redis_is_unreachable(capsys):

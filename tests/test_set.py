@@ -342,6 +342,20 @@ class TestAnOutage:
         assert await one.engine.entries.set("k", job.codec, value(7, Policy(60, tags=("t",)))) is False
         assert (await one.engine.fetch("k", job)).value == 11
 
+    async def test_nor_is_what_is_older_than_a_load_that_was_served_meanwhile(self, two):
+        one, _ = two
+        job = Job(lambda run: run + 10)
+
+        async def meanwhile():
+            one.link.before.clear()
+            assert (await one.engine.refresh("k", job)).value == 12
+            one.link.set_down(True)
+
+        await one.engine.fetch("k", job)
+        one.link.before["seize"] = meanwhile
+        assert await one.engine.entries.set("k", job.codec, value(7)) is False
+        assert (await one.engine.fetch("k", job)).value == 13
+
     async def test_redis_is_unreachable_and_reachable_again(self, own_server: Server):
         url = own_server.url
         async with Cache(url, timeout=0.2) as one, Cache(url, timeout=0.2) as other:

@@ -279,7 +279,7 @@ async def test_a_type_that_is_defined_further_down_is_found_at_the_first_call():
 
 async def test_a_model_whose_parts_are_defined_further_down_is_found_at_the_first_call():
     class Forward(pydantic.BaseModel):
-        part: "Part | None" = None  # noqa: F821
+        part: "Part | None" = None  # noqa: F821  # the name is missing on purpose
 
     async with Cache() as cache:
 
@@ -297,7 +297,7 @@ async def test_an_annotation_that_nobody_defines_is_an_error_at_the_first_call_w
     async with Cache() as cache:
 
         @cache.cached("k", fresh_for=60)
-        async def load() -> "Nowhere":  # noqa: F821
+        async def load() -> "Nowhere":  # noqa: F821  # the name is missing on purpose
             return 5
 
         with pytest.raises(ConfigurationError, match=r"load cannot be resolved: .*Nowhere.*TYPE_CHECKING"):
@@ -307,7 +307,7 @@ async def test_an_annotation_that_nobody_defines_is_an_error_at_the_first_call_w
 
 
 class Unfinished(msgspec.Struct):
-    part: "Nowhere"  # noqa: F821
+    part: "Nowhere"  # noqa: F821  # the name is missing on purpose
 
 
 def test_an_annotation_that_is_no_type_is_an_error_at_decoration(cache):

@@ -153,6 +153,7 @@ async def test_a_guard_answers_whoever_it_does_not_admit(cache, place, dependenc
     assert [status == 200 for status in found] == [True, True, False, False, True]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "scheme",
     [
@@ -331,6 +332,7 @@ class TestSelectingFields:
 
 
 class TestCredentials:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         "name",
         [

@@ -128,7 +128,7 @@ SABOTAGES = {
         "invalidation", "older than", 14,
     ),
     "an invalidation supersedes no flight": Sabotage(
-        Notifications, "handle", "outdate(key, version or NEWEST)", "pass", "mixed", "older than", 50,
+        Notifications, "_on_key", "outdate(key, notification.version or NEWEST)", "pass", "mixed", "older than", 50,
     ),
     "a superseded load falls back on what an invalidation has outdated": Sabotage(
         Flights, "invalidate", "one.entry = None", "pass", "hung-loaders", "that it had heard of", 92,
@@ -156,7 +156,7 @@ SABOTAGES = {
         "lost-reply", "as stale (Failed('load", 26,
     ),
     "closing gives no lease back": Sabotage(
-        RefreshPath, "_ask_and_load", "await self._runtime.store.release(lease)", "pass", "paused-holder", "a lease is left over",
+        RefreshPath, "_ask_and_load", "await self.runtime.store.release(lease)", "pass", "paused-holder", "a lease is left over",
     ),
     "suspects are served": Sabotage(
         TieredStore, "_trust", "if slot.epoch != self._epoch", "if False", "invalidation", "before its link came up",
@@ -206,7 +206,7 @@ SABOTAGES = {
         "own = next(iter(self._watches.get(key, {}).values()), None)", "releases", "is fresh", 23,
     ),
     "what was loaded without a lease is not noted": Sabotage(
-        TieredStore, "keep", "self._served.note(key, codec.fingerprint, entry.version or version)", "pass", "no-memory",
+        TieredStore, "keep", "self._served.note(key, codec.fingerprint, version)", "pass", "no-memory",
         "older than what it has served", 215,
     ),
     "a lease whose grant did not arrive is kept": Sabotage(
@@ -264,7 +264,7 @@ SABOTAGES = {
         Notifications, "handle", "self._flights.fence += 1", "pass", "fallbacks", "older than its own invalidation", 36,
     ),
     "who joins a flight brings it nothing to fall back on": Sabotage(
-        RefreshPath, "join", "flight.entry = entry", "pass", "fallbacks", "older than its answer", 87,
+        RefreshPath, "join", "self._flights.fall_back(flight, entry)", "pass", "fallbacks", "older than its answer", 87,
     ),
     "what a commit outdates on its way is read": Sabotage(
         TieredStore, "_on_commit", "own.minimum = max(own.minimum, version)", "pass", "lost-reply",

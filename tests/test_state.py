@@ -141,7 +141,7 @@ class Fleet(RuleBasedStateMachine):
 
     async def close(self) -> None:
         for process in self.processes:
-            asyncio.ensure_future(process.engine.aclose())  # noqa: RUF006
+            asyncio.ensure_future(process.engine.aclose())  # noqa: RUF006  # the loop of the process keeps it
 
     def do(self, function: Callable[..., Awaitable[object]], *arguments: Any) -> None:
         """Do something, and let all that can run do so."""

@@ -217,6 +217,7 @@ class Choosy:
 
 @pytest.mark.parametrize("failure", [500, 502, 503, 504, 501, 400, 422, 431, RuntimeError("boom")], ids=str)
 class TestTheOneThatFails:
+    @pytest.mark.uncounted
     async def test_of_those_who_waited_one_tries_again_and_answers_the_rest(self, cache, failure):
         choosy = Choosy(cache, failure)
         async with client(choosy.app) as http:
@@ -815,6 +816,7 @@ class TestAmbiguousPaths:
             found.append(dict(http.sent[0]["headers"])[b"swr-state"].decode())
         return found
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("has_raw_path", [True, False])
     @pytest.mark.parametrize("url", AMBIGUOUS)
     async def test_no_rule_applies_to_one(self, cache, url, has_raw_path):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError
 
 from swr import Cache, Policy, StoreUnavailable
 from swr.core.codec import ANY
@@ -317,6 +318,49 @@ class TestCluster:
             async with Cache(f"redis+cluster://127.0.0.1:{silent.getsockname()[1]}", connect_timeout=0.2) as cache:
                 assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "no connection within 0.2 s" in caplog.text
+
+    async def test_a_map_that_nobody_gives_leaves_the_links_as_they_are(self, cluster: ClusterOfSix, monkeypatch):
+        asked = []
+
+        async def unanswered():
+            asked.append(1)
+            raise StoreUnavailable("no node answers")
+
+        async with Cache(cluster.url, namespace=fresh(), timeout=30) as cache:
+            await cache.engine.ready()
+            servers = cache.engine.store.store._servers
+            links = dict(servers._links)
+            monkeypatch.setattr(servers, "_ask_for_map", unanswered)
+            # By the second time the first is dealt with.
+            await until(lambda: servers.refresh_map() or len(asked) >= 2)
+            assert servers._links == links
+            assert servers.is_reachable
+
+    async def test_a_server_that_says_the_cluster_is_down_is_an_outage_and_the_map_is_asked_for(
+        self, cluster: ClusterOfSix, monkeypatch
+    ):
+        async def down(*command):
+            raise ClusterDownError("Hash slot not served")
+
+        async with Cache(cluster.url, namespace=fresh(), timeout=30) as cache:
+            await cache.engine.ready()
+            servers = cache.engine.store.store._servers
+            monkeypatch.setattr(servers.link_to(b"k"), "ask", down)
+            with pytest.raises(StoreUnavailable, match="Hash slot not served"):
+                await servers.ask(b"k", "GET", "k")
+            assert servers._map_outdated.is_set()
+
+    async def test_tag_versions_that_are_on_their_way_at_a_heartbeat_break_no_link(self, cluster: ClusterOfSix):
+        async def moving(*command):
+            raise AskError("5 127.0.0.1:7000")
+
+        async with Cache(cluster.url, namespace=fresh(), timeout=30) as cache:
+            await cache.engine.ready()
+            store = cache.engine.store.store
+            link = store._servers.link_to(store.names.newest_tag_version)
+            await store._failover._learn_at(link, moving, link.run_id)
+            assert store._servers._map_outdated.is_set()
+            assert store._servers.is_reachable
 
     async def test_a_slot_on_its_way_to_another_master_causes_no_error(self, cluster: ClusterOfSix):
         """Reads follow it; what needs two keys at once has to wait, and nobody gets an error."""

@@ -173,6 +173,33 @@ async def test_who_waits_for_the_load_of_another_request_has_a_link_to_it(cache,
     assert [links_of(span) for span in traced.named("other")] == [[loaded.context.span_id]] * 2
 
 
+@pytest.mark.parametrize("is_batch", [True, False])
+async def test_a_request_has_no_link_to_a_load_of_its_own_however_often_it_waits_for_it(cache, traced, is_batch):
+    @cache.cached("one:{n}", fresh_for=60)
+    async def one(n: int) -> int:
+        return n
+
+    @cache.cached_many("many:{n}", fresh_for=60)
+    async def many(numbers: list[int]) -> dict[int, int]:
+        return {n: n for n in numbers}
+
+    async def read(n: int) -> None:
+        await (many([n]) if is_batch else one(n))
+
+    # From now on a miss probably begins its load before it knows that it is one.
+    for n in range(12):
+        await read(n)
+    with traced.tracer.start_as_current_span("request") as request:
+        await read(12)
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(read, 13)
+    await until(lambda: len(traced.named("swr load")) == 14)
+    loads = traced.named("swr load")[-2:]
+    assert [load.parent.span_id for load in loads] == [request.get_span_context().span_id] * 2
+    assert traced.named("request")[0].links == ()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_who_waits_for_another_process_has_a_link_only_if_its_own_then_loads(two, traced, fails):
     one, other = two

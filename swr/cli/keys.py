@@ -38,7 +38,7 @@ examples:
 It goes through the keys of each server with SCAN, some at a time: it holds up
 nobody. What comes or goes meanwhile may be missing, or be there twice.
 """
-# Keys that a server looks at in one step, and entries that one trip reads.
+# Keys that a server looks at in one step, at most, and entries that one trip reads.
 _STEP: Final = 250
 _AT_ONCE: Final = 25
 _DIGEST: Final = "it cannot be read: the name is a digest of a long key, and the key itself is encrypted"
@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
     add = keys.add_argument
     add("--loader", metavar="TEMPLATE", help="those of the loader with this key template, ranking:{group}")
     add("--route", metavar="PATH", help="responses of the route with this path template, /rankings/{group}")
-    add("--limit", type=int, default=100, metavar="N", help="end after so many (%(default)s), or a few more")
+    add("--limit", type=int, default=100, metavar="N", help="end after N keys (%(default)s), or a few more")
     add("--cursor", default="0.0", metavar="CURSOR", help="go on where the last answer ended")
     add("--tags", action="store_true", help="show the tags of each, too")
     add_store(keys)
@@ -126,21 +126,25 @@ async def _page(store: "RedisStore", wanted: _Wanted, number: int, cursor: int, 
     await store.learn_tag_versions()
     links = sorted(store.links, key=lambda link: link.name)
     found: list[Inspection] = []
+    # As many keys as are missing: a step finds few more. Where it finds none, the next one is longer.
+    step = limit
     if number >= len(links):
         raise ConfigurationError(f"--cursor {number}.{cursor} is of a server that is not there any more: begin anew")
     while number < len(links):
-        cursor, names = await _scan(store, links[number], cursor)
-        found += await _inspected(store, links[number], names, wanted)
+        cursor, names = await _scan(store, links[number], cursor, min(step, _STEP))
+        more = await _inspected(store, links[number], names, wanted)
+        found += more
         number += not cursor
         if len(found) >= limit:
             break
+        step = limit - len(found) if more else step * 2
     return _Page(found, f"{number}.{cursor}" if number < len(links) else None)
 
 
-async def _scan(store: "RedisStore", link: "ServerLink", cursor: int) -> tuple[int, list[bytes]]:
-    """Return the next cursor, and the names of entries, without those of leases."""
+async def _scan(store: "RedisStore", link: "ServerLink", cursor: int, count: int) -> tuple[int, list[bytes]]:
+    """Return the next cursor, and the names of entries, without those of leases. The server looks at `count` keys."""
     prefix = "".join(f"\\{char}" if char in "*?[]\\^" else char for char in store.names.prefix.decode())
-    step = await link.ask("SCAN", cursor, "MATCH", f"{prefix}:{{*}}", "COUNT", _STEP)
+    step = await link.ask("SCAN", cursor, "MATCH", f"{prefix}:{{*}}", "COUNT", count)
     # A server that moves its keys to another table may say one of them twice.
     return int(step[0]), list(dict.fromkeys(step[1]))
 

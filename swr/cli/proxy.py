@@ -129,9 +129,9 @@ def _proxy(options: argparse.Namespace) -> int:
     """Serve a caching proxy until a signal comes."""
     try:
         # Before anything is opened: what the proxy needs may be missing.
-        import uvicorn  # noqa: F401
+        import uvicorn  # noqa: F401  # imported to see whether it is there
 
-        import swr.proxy.server  # noqa: F401
+        import swr.proxy.server  # noqa: F401  # imported to see whether it is there
         from swr.proxy import caching_proxy
     except ImportError as error:
         return say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", FAILURE)

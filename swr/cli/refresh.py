@@ -31,7 +31,7 @@ examples:
       The same; a JSON object a line for each round.
 
 Each round is one line: how many groups there were (with a queue: were taken from it), how many were loaded, were
-current already, were held by somebody else, or failed; how long the slowest worker took; how many commands went to
+current already, were held by another process, or failed; how long the slowest worker took; how many commands went to
 Redis; how many workers have reported. Loads that are under way at the end get the refresher's `drain_for`.
 """
 
@@ -94,7 +94,7 @@ async def _run(options: argparse.Namespace, refresher: Refresher, out: TextIO) -
             rounds.begin(0)
             await _work(refresher, partial(rounds.on_event, 0), stop)
     if not lines.are_read:
-        return say("nobody reads the lines of the rounds any more", FAILURE)
+        return say("the reader of the lines of the rounds has gone", FAILURE)
     return FAILURE if failed else 0
 
 

@@ -22,7 +22,7 @@ class Lines:
 
     Parameters:
         file: where to.
-        gone: called when nobody reads there any more.
+        gone: called when the reader there has gone.
     """
 
     def __init__(self, file: TextIO, gone: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ class Totals(msgspec.Struct):
         groups, loaded, current, held, failed, commands: see `RoundEnded`; over all workers.
         seconds: of the slowest one.
         queued, merged: `new` and `merged` of `RoundQueued`; 0 without a queue.
-        missed: rounds that nobody has done before this one.
+        missed: rounds before this one that no process has done.
     """
 
     name: str

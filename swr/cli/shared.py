@@ -153,7 +153,7 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
         type=float,
         const=2.0,
         metavar="SECONDS",
-        help="show it again every so many seconds (2), until Ctrl-C",
+        help="show it again every SECONDS (2), until Ctrl-C",
     )
 
 
@@ -220,7 +220,7 @@ def cache_of(options: argparse.Namespace) -> Cache:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Log nothing meanwhile: what is said is said in one line, by whoever asked."""
+    """Log nothing meanwhile: the caller says in one line what there is to say."""
     log = logging.getLogger("swr")
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -276,13 +276,13 @@ def redis_of(engine: "Engine", name: str) -> "RedisStore":
 
     if not engine.switch.is_enabled:
         raise ConfigurationError(
-            f"the cache of {name!r} is off: nothing is stored, and nobody hears of an invalidation; see enabled= and "
-            f"{ENABLED}"
+            f"the cache of {name!r} is off: nothing is stored, and no process hears of an invalidation; see enabled= "
+            f"and {ENABLED}"
         )
     return store_of(
         engine,
-        f"the cache of {name!r} is in the memory of one process, and what is loaded here nobody reads: give it a URL, "
-        f'Cache("redis://…")',
+        f"the cache of {name!r} is in the memory of one process, and no other process reads what is loaded here: give "
+        f'it a URL, Cache("redis://…")',
     )
 
 

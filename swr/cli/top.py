@@ -94,9 +94,9 @@ def _told(state: State, width: int) -> "Group":
 
 def _lines(state: State) -> "list[Text]":
     totals, alive = state["totals"], [one for one in state["processes"] if not one["gone"]]
-    waited = totals["without_waiting"]
+    waited, silent = totals["without_waiting"], sum(one["silent"] is not None for one in alive)
     numbers = [
-        f"{len(alive)} process{'es' * (len(alive) != 1)}",
+        f"{len(alive)} process{'es' * (len(alive) != 1)}{f' ({silent} silent)' if silent else ''}",
         f"{totals['reads_per_s']:,.0f} reads/s",
         f"{totals['loads_per_s']:,.1f} loads/s",
         *([] if waited is None else [f"{waited:.1%} waited for nothing"]),

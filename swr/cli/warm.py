@@ -120,7 +120,7 @@ class Warming:
 
     Parameters:
         loader: by which.
-        name: what it was called by whoever asked.
+        name: its name as the user gave it.
         at_once: how many loads run at a time.
         force: whether what is fresh is loaded, too.
 

@@ -38,7 +38,7 @@ class Watch:
             self._looks["the key of a call"] = key.fill
 
     def __bool__(self) -> bool:
-        """Whether there is anything to compare."""
+        """Return whether there is anything to compare."""
         return bool(self._looks)
 
     def keep(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Watch:
             if before != now:
                 raise ConfigurationError(
                     f"{name} of {self._where} changed from {before} to {now} during its load, so the value belongs to "
-                    f"neither: do not change what a cached loader was called with, or pass the attribute itself"
+                    f"neither. Do not change what a cached loader was called with, or pass the attribute itself"
                 )
 
 

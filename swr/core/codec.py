@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from swr.core.fidelity import Changed, Comparison, Repairs, repair
-from swr.core.fingerprint import fingerprint
+from swr.core.fingerprint import fingerprint, tagged
 from swr.core.pages import Paged, fill, kind_of, large_part, pages_of, without
 from swr.core.shapes import is_model, is_plain, name_of
 from swr.errors import CodecError, ConfigurationError
@@ -57,6 +57,7 @@ class Codec:
         check: called with a value that was read; it raises `CodecError` for one that is of the type and yet cannot
             be used.
         may_shrink: whether compressing a value is worth a try; None: always.
+        tags: see `tagged`.
 
     Every value is read back once when it is written. What does not come back the same is refused then, in the
     process that loaded it, rather than served changed in all the others.
@@ -78,6 +79,7 @@ class Codec:
         kind: Any = Any,
         check: Callable[[Any], None] | None = None,
         may_shrink: Callable[[Any], bool] | None = None,
+        tags: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.may_shrink = may_shrink or _always
@@ -94,7 +96,15 @@ class Codec:
         self.decode_value: Callable[[bytes], Any] = bytes if kind is bytes else self._decode_marked
         if check is not None:
             self.decode_value = _checked(self.decode_value, check)
-        self.fingerprint = fingerprint(kind, _schema_custom)
+        of_kind = fingerprint(kind, _schema_custom)
+        self.fingerprint = tagged(of_kind, tags) if tags else of_kind
+
+    def tagged(self, templates: Sequence[str]) -> "Codec":
+        """Return the codec for values that carry the tags of these templates.
+
+        Those of a release that has declared other tags are of another type. Invalidating a tag would not reach them.
+        """
+        return Codec(self.kind, tags=templates) if templates else self
 
     def encode_value(self, value: Any) -> bytes:
         """Return `value` as bytes.

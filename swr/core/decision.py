@@ -23,7 +23,7 @@ from swr.policy import NO_LIMITS, Limits
 
 
 class Revalidate(enum.Enum):
-    """Whether the loader is asked, and whether the reader waits for it."""
+    """Says whether the loader is asked, and whether the reader waits for it."""
 
     NO = "no"
     BACKGROUND = "background"
@@ -46,17 +46,17 @@ MISSING: Final = Decision(State.MISSING, False, Revalidate.WAIT, False)
 
 
 def is_fresh(entry: Entry[Any], now: float) -> bool:
-    """Whether an entry is fresh for a reader who accepts what its policy allows."""
+    """Return whether an entry is fresh for a reader who accepts what its policy allows."""
     return now < entry.fresh_until and not entry.is_marked
 
 
 def is_absent(entry: Entry[Any] | None, now: float) -> bool:
-    """Whether a batch loader has found that there is no value, and that still counts."""
+    """Return whether a batch loader has found that there is no value, and that still counts."""
     return entry is not None and entry.absent and now < entry.keep_until
 
 
 def is_due_early(entry: Entry[Any], now: float, early: float, draw: float) -> bool:
-    """Whether one reader of a fresh entry has it refreshed before its time (XFetch).
+    """Return whether one reader of a fresh entry has it refreshed before its time (XFetch).
 
     Parameters:
         early: see `Policy`.

@@ -1,4 +1,4 @@
-"""Whether a value came back from its bytes as it was, part by part; and what has to be put back into it.
+"""Finds out whether a value came back from its bytes as it was, and what has to be put back into it.
 
 `==` is not enough: it passes over time zones, over fields that an author left out of it, and over what a model holds
 beside its fields.
@@ -52,7 +52,7 @@ class Changed(Exception):
         self.path: list[str] = []
 
     def __str__(self) -> str:
-        """Where, and what."""
+        """Return where the change is, and what it is."""
         return f"{''.join(reversed(self.path)) or 'it'} {self.reason}"
 
 

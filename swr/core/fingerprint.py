@@ -4,7 +4,7 @@ import enum
 import hashlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +31,12 @@ def fingerprint(kind: Any, schema_of_custom: Callable[[Any], dict[str, Any]]) ->
     shapes = _Shapes()
     parts = [FORMAT, _schema(kind, schema_of_custom), shapes.name(kind), shapes.lines]
     return hashlib.blake2b(msgspec.json.encode(parts, order="deterministic"), digest_size=4).hexdigest()
+
+
+def tagged(of_type: str, templates: Iterable[str]) -> str:
+    """Return the fingerprint of values that carry the tags of these templates, in whatever order."""
+    text = msgspec.json.encode([of_type, sorted(templates)])
+    return hashlib.blake2b(text, digest_size=4).hexdigest()
 
 
 def _schema(kind: Any, schema_of_custom: Callable[[Any], dict[str, Any]]) -> Any:
@@ -141,7 +147,7 @@ def _hints(kind: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(kind)
     except Exception:
-        # A class whose annotations nobody can resolve.
+        # A class whose annotations cannot be resolved.
         return dict(getattr(kind, "__annotations__", {}))
 
 

@@ -230,12 +230,12 @@ def frame_of(data: bytes, fingerprint: str) -> bytes | None:
 
 
 def is_entry(frame: bytes) -> bool:
-    """Whether `frame` is an entry's, not a tombstone's."""
+    """Return whether `frame` is an entry's, not a tombstone's."""
     return frame[VERSION_DIGITS : VERSION_DIGITS + 1] == _KIND
 
 
 def is_tombstone(frame: bytes) -> bool:
-    """Whether `frame` is what an invalidation leaves behind."""
+    """Return whether `frame` is what an invalidation leaves behind."""
     return len(frame) == VERSION_DIGITS + 1 and frame.endswith(b"t")
 
 

@@ -167,7 +167,7 @@ def _functions_in(function: Any) -> list[types.FunctionType]:
 
 
 def _is_pure(function: Callable[..., Any], where: str) -> bool:
-    """Whether a function visibly depends on its arguments alone: it reads no variable that is not its own.
+    """Return whether a function visibly depends on its arguments alone: it reads no variable that is not its own.
 
     Raises:
         ConfigurationError: it depends on this process.

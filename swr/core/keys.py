@@ -23,13 +23,32 @@ _REMEMBERED: Final = 4096
 _LONGEST_REMEMBERED: Final = 512
 
 
+def bound_to(
+    where: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> inspect.BoundArguments:
+    """Return the arguments of a call by name, defaults filled in.
+
+    Parameters:
+        where: names the function in errors, as those of Python do.
+
+    Raises:
+        TypeError: the function does not take these arguments.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{where}() {error}") from None
+    bound.apply_defaults()
+    return bound
+
+
 def _where(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
 @functools.lru_cache(maxsize=1024)
 def _shared(types: tuple[type, ...]) -> tuple[type, ...]:
-    """Return the same object for equal types: very many calls may be remembered with them."""
+    """Return one object for equal types, because very many remembered calls may hold it."""
     return types
 
 
@@ -141,6 +160,11 @@ class CallKeys:
             return None
         return () if set(types) <= {str} else _shared(types)
 
+    @property
+    def tag_templates(self) -> list[str]:
+        """The tag templates, as text."""
+        return [tag.text for tag in self._tags]
+
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags of a call, filled as f-strings would be."""
         if self.fixed_tags is not None:
@@ -162,9 +186,7 @@ class CallKeys:
         """Return every parameter's value for a call, defaults filled in."""
         if not kwargs and self._positional is not None and len(args) == len(self._positional):
             return dict(zip(self._positional, args, strict=True))
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return bound.arguments
+        return bound_to(self._where, self._signature, args, kwargs).arguments
 
 
 _KEYWORDS: Final = object()

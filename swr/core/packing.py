@@ -33,7 +33,7 @@ class Unreadable(CodecError):
 
 
 class Packing:
-    """How bytes lie in Redis.
+    """The form of bytes in Redis.
 
     Parameters:
         namespace: of the cache.

@@ -73,7 +73,7 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def is_large(value: Any) -> bool:
-    """Whether a thread should write a value, because its parts are many or long; a guess from some of them."""
+    """Return whether a thread should write a value, because its parts are many or long; a guess from some of them."""
     return _size(value, 6) > LARGE
 
 

@@ -22,7 +22,7 @@ _COMPARED: Final = (
 
 
 def is_model(kind: Any) -> bool:
-    """Whether `kind` is a pydantic model class, told without importing pydantic."""
+    """Return whether `kind` is a pydantic model class, told without importing pydantic."""
     return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate_json")
 
 
@@ -86,7 +86,7 @@ def _unwritable(part: Any) -> tuple[str, str] | None:
 
 
 def _has_own_equality(part: Any) -> bool:
-    """Whether a Struct may be equal to another that differs."""
+    """Return whether a Struct may be equal to another that differs."""
     if not isinstance(part, shapes.StructType):
         return False
     kind: Any = part.cls

@@ -15,8 +15,8 @@ def _keyable(value: Any, name: str, where: str) -> str:
         return canonical(value)
     except Unkeyable as error:
         raise ConfigurationError(
-            f"argument {name!r} of {where} holds a {error}, which cannot be part of a key: pass a string, "
-            f"number, date, UUID, Enum or a list, tuple, set or dict of these, name an attribute of it in the key "
+            f"argument {name!r} of {where} holds a {error}, which cannot be part of a key. Pass a string, "
+            f"number, date, UUID, Enum or a list, tuple, set or dict of these. Or name an attribute of it in the key "
             f'template ("{{{name}.id}}"), or leave it out with ignore=("{name}",)'
         ) from None
     except RecursionError:
@@ -39,8 +39,11 @@ class Slot:
     def of(self, values: Mapping[str, Any]) -> Any:
         """Return what fills the slot."""
         value = values[self.name]
-        for attribute in self.attributes:
-            value = getattr(value, attribute)
+        try:
+            for attribute in self.attributes:
+                value = getattr(value, attribute)
+        except AttributeError as error:
+            raise ConfigurationError(f"the slot {{{self.text}}} of a template cannot be filled: {error}") from error
         return value
 
 
@@ -52,7 +55,7 @@ class _Chars(NamedTuple):
     repeats: bool
 
     def meets(self, other: "_Chars") -> bool:
-        """Whether a character may be both."""
+        """Return whether a character may be both."""
         if self.only and other.only:
             return self.only == other.only
         return not (self.only in other.but or other.only in self.but)
@@ -114,7 +117,7 @@ class Template:
         return [slot.name for slot in self.slots]
 
     def overlaps(self, other: "Template") -> bool:
-        """Whether a key of this template may be a key of the other."""
+        """Return whether a key of this template may be a key of the other."""
         begins, begin = self._literals[0], other._literals[0]
         if not begins.startswith(begin) and not begin.startswith(begins):
             return False

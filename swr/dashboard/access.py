@@ -1,4 +1,4 @@
-"""Who may look at the dashboard, and who may act. Closed by default."""
+"""Decides who may look at the dashboard, and who may act. Closed by default."""
 
 import base64
 import binascii
@@ -105,7 +105,7 @@ class Function:
         if answer is not False and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "auth= of the dashboard has returned a %s, which lets nobody in: return True or False",
+                "auth= of the dashboard has returned a %s, so every request is refused: return True or False",
                 type(answer).__name__,
             )
         return refused("auth= of this dashboard does not let you in", 403)

@@ -141,7 +141,7 @@ class Actions:
     def _key(self, kind: str, value: str) -> str:
         key = self._keys.key_of(value) if kind == "id" else value
         if key is None:
-            raise Refused("nobody knows the key with this id: reload the page")
+            raise Refused("there is no key with this id any more: reload the page")
         return key
 
     def _shown_url(self, url: str) -> str:

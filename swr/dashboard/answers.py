@@ -1,4 +1,4 @@
-"""How the dashboard answers: what each answer carries, and refusals."""
+"""Answers of the dashboard: what each carries, and refusals."""
 
 from typing import Any, Final
 

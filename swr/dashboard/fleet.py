@@ -10,7 +10,7 @@ import msgspec
 from swr.dashboard import sums
 from swr.dashboard.history import REMEMBERED_FOR, Remembered
 from swr.dashboard.sums import WINDOW, RowName, Sum, Window
-from swr.reports.digest import CallReport, Digest, HappeningReport, shifted
+from swr.reports.digest import FORMAT, CallReport, Digest, HappeningReport, shifted
 
 # Seconds. A process that has not reported for so long counts as ended, or is shown as silent; it reports once a second.
 GONE_AFTER: Final = 4.0
@@ -36,7 +36,7 @@ class Seen(msgspec.Struct):
         reads_per_s: between its last two digests.
         gone: whether it counts as ended.
         numbers: of its last event and call that were passed on, and of calls that it had dropped by then.
-        ahead: how many seconds the clock of this process is ahead of its own; 0: of no matter.
+        ahead: seconds by which its clock is behind that of this process; 0: too few to matter.
         age: of its last digest in seconds, by the clock of Redis.
     """
 
@@ -97,7 +97,7 @@ class Fleet:
             ages: of the digests in seconds, as far as they are known.
         """
         now, t, dropped = self._monotonic(), self._clock(), 0
-        pairs: list[tuple[Digest | None, Digest]] = []
+        pairs: list[tuple[Digest, Digest]] = []
         happenings: list[tuple[str, HappeningReport]] = []
         calls: list[tuple[str, CallReport]] = []
         for name, digest in sorted(digests.items())[:_MOST_PROCESSES]:
@@ -106,10 +106,11 @@ class Fleet:
                 continue
             if known is not None and known.digest.at == digest.at:
                 continue
+            at_start = digest.started
             ahead = _ahead(t - digest.at, _OLDEST if known is None else _ALIKE + now - self._saw)
             if ahead:
                 digest = shifted(digest, ahead)
-            pairs.append((self._before(known, digest), digest))
+            pairs.append((self._before(known, digest, at_start), digest))
             # A digest lies in Redis for a minute; its process may have ended since then.
             age = ages.get(name, 0.0) if known is None else 0.0
             one = self._see(name, known, digest, t - age, now - age)
@@ -128,10 +129,10 @@ class Fleet:
         self._look_for_gone(t, now, is_whole=is_whole)
         seconds = 1.0 if self._looked is None else max(0.001, now - self._looked)
         self._looked = now
-        change = sums.difference(t, seconds, pairs)
+        change = sums.difference(t, seconds, pairs, within=self.window.seconds(t) + seconds)
         self.window.add(change)
         is_late = any(sums.is_late(seconds, before, digest) for before, digest in pairs)
-        point = sums.difference(t, seconds, pairs, evenly=True) if is_late else change
+        point = sums.difference(t, seconds, pairs, within=seconds) if is_late else change
         point.processes = len(self.live())
         self.remembered.add(point)
         self._note_failing(change)
@@ -140,12 +141,16 @@ class Fleet:
         self._mark(happenings, t)
         return happenings, calls, dropped
 
-    def _before(self, known: Seen | None, digest: Digest) -> Digest | None:
-        """Return what a digest is compared with: that before, nothing for a process that is new, itself for an old."""
+    def _before(self, known: Seen | None, digest: Digest, started: float) -> Digest:
+        """Return what a digest is compared with: that before, an empty one if its process is new, itself for an old.
+
+        Parameters:
+            started: when the process began, by its own clock.
+        """
         if known is not None:
             return known.digest
         is_new = self._looked is not None and digest.started >= self._began
-        return None if is_new else digest
+        return Digest(FORMAT, digest.id, "", 0, "", "", started, started) if is_new else digest
 
     def _see(self, name: str, known: Seen | None, digest: Digest, t: float, now: float) -> Seen:
         if known is None:

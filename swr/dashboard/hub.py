@@ -31,7 +31,7 @@ Ts = TypeVarTuple("Ts")
 
 log = logging.getLogger("swr")
 
-# Seconds between two looks, while somebody watches and while nobody does.
+# Seconds between two looks, while a page is open and while none is.
 _WATCHED_EVERY: Final = 1.0
 _UNWATCHED_EVERY: Final = 10.0
 # Seconds after the last request for which somebody counts as watching: streams are made anew all the time.
@@ -68,7 +68,7 @@ class Held:
 class Hub:
     """Collects what the fleet does.
 
-    While nobody watches it looks at the fleet every ten seconds, so that the plots have a past when somebody comes.
+    While no page is open it looks at the fleet every ten seconds, so that the plots have a past when one is opened.
 
     Parameters:
         cache: of the process that answers.
@@ -77,7 +77,7 @@ class Hub:
         beside: whether this process is no part of the fleet that it shows.
 
     Attributes:
-        state: what is known now; None: nobody has looked yet.
+        state: what is known now; None: there was no look yet.
         happenings, calls: as they came.
         fleet: the processes.
     """

@@ -78,7 +78,7 @@ class Keys:
         return parts
 
     def _query(self, query: str) -> Parts:
-        """Return a query with its mark: names, and what stands for their values."""
+        """Return a query with its mark: the names, with a substitute for each value."""
         if not query:
             return []
         if self._shows_queries:
@@ -112,7 +112,7 @@ _MOST_PARAMETERS: Final = 50
 
 
 def seal(text: str, secret: bytes) -> str:
-    """Return a text as nobody without the secret can read or make it; the same text is always sealed in the same way.
+    """Return a text that only the secret can open or make; the same text is always sealed in the same way.
 
     The id of a key has to hold the key. Another worker may answer the next request, and a link may be older than the
     process, so a table of what was shown would not find it. Python has no cipher, and a page that one mounts in the

@@ -1,4 +1,4 @@
-"""Who may look without `auth=`: a browser on this machine that has been given the token of its user."""
+"""Lets in one browser without `auth=`: one on this machine that has been given the token of its user."""
 
 import functools
 import ipaddress
@@ -111,7 +111,7 @@ class Loopback:
             self._told_at = now
             host = quote(request.headers["host"], safe="[]:.")
             log.warning(
-                "the dashboard has no auth=, so it lets in who knows this address: %s",
+                "the dashboard has no auth=, so it lets in everybody who knows this address: %s",
                 link(f"{request.url.scheme}://{host}{quote(_place(request))}/", self._token.decode()),
             )
 

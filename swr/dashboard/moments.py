@@ -110,7 +110,7 @@ class EntryLife(TypedDict):
 
 
 class LeaseLife(TypedDict):
-    """Who may load a key.
+    """The lease of a key: who may load it.
 
     Attributes:
         kind: "loading", or "backoff" after failures.
@@ -145,7 +145,7 @@ class KeyLife(TypedDict):
         key: which.
         row: the name of its loader or route; null if that is not known.
         entry: what is stored; null: nothing.
-        lease: null: nobody loads it, and it does not back off.
+        lease: null: no process loads it, and it does not back off.
         moments: the last 50, the oldest first; only those that happened while somebody watched.
         note: what could not be found out, and why; or "".
     """

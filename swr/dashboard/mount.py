@@ -56,7 +56,7 @@ def dashboard(
         if not isinstance(value, bool):
             raise ConfigurationError(f"{name}={value!r} is neither True nor False")
     if simulate and not actions:
-        raise ConfigurationError("simulate=True needs actions=True: who may not act can simulate nothing")
+        raise ConfigurationError("simulate=True needs actions=True, because a simulated fault is an action")
     secret = None if token is None else secret_of(token, "token")
     gate = gate_of(auth)
     keys = Keys(shows_queries=show_queries)

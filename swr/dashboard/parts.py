@@ -162,7 +162,7 @@ class Totals(TypedDict):
         fresh, stale, missing: shares of the reads, 0 to 1; null without reads.
         without_waiting: the share of reads that waited for no load.
         p50, p99: how long loads took; null without loads.
-        redis_p50, redis_p99: how long Redis took to answer; null if nobody asked.
+        redis_p50, redis_p99: how long Redis took to answer; null if it was not asked.
         in_flight, backoffs: now.
         invalidations_per_s: by the second.
     """
@@ -232,7 +232,7 @@ class Why(TypedDict):
 
 
 class Uncached(TypedDict):
-    """How often something was not cached, over the last `State.window` seconds.
+    """A count of what was not cached over the last `State.window` seconds.
 
     Attributes:
         why: the reason.

@@ -94,6 +94,7 @@ class Server:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        scope, place = _whole(scope)
         request = Request(scope, receive)
         # The whole path, less where the app is mounted.
         if scope["path"].removeprefix(scope.get("root_path", "")) == "":
@@ -108,7 +109,7 @@ class Server:
             return
         # The middleware leaves what is below this alone from now on. A stranger who knows no token adds no place.
         if len(self._cache.mounted) < _MOST_MOUNTS and not self._is_for_programs(request):
-            self._cache.mounted.add(scope.get("root_path", ""))
+            self._cache.mounted.add(place)
         await self._app(scope, receive, _secured(send))
 
     async def _refusal(self, request: Request) -> Response | None:
@@ -187,7 +188,7 @@ class Server:
 
     async def _invalidate(self, request: Request) -> Response:
         if self._programs is None:
-            return refused("nobody may invalidate here: swr.dashboard(..., token=...) lets programs do it", 404)
+            return refused("this dashboard does not invalidate: swr.dashboard(..., token=...) lets programs do it", 404)
         why = self._programs.refuse(request.scope)
         if why is not None:
             fields = {"www-authenticate": why.challenge.decode()} if why.challenge else {}
@@ -205,6 +206,18 @@ class Server:
             return as_json(done)
         except Refused as error:
             return refused(str(error), error.status)
+
+
+def _whole(scope: Scope) -> tuple[Scope, str]:
+    """Return a scope with its whole path, and where in the path as it came the dashboard is mounted.
+
+    A proxy may have taken a prefix from the path. Then only `root_path` still has it, and Starlette finds no route.
+    """
+    path, root, prefix = scope["path"], scope.get("root_path", ""), scope.get("app_root_path", "")
+    place = root.removeprefix(prefix)
+    if f"{path}/".startswith(f"{root}/") or not f"{path}/".startswith(f"{place}/"):
+        return scope, root
+    return {**scope, "path": prefix + path}, place
 
 
 def _client(request: Request) -> str:

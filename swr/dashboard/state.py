@@ -100,7 +100,7 @@ class History(TypedDict):
     """The memory of the process that answers: 15 minutes at most.
 
     Attributes:
-        points: the oldest first; times in which nobody counted are missing.
+        points: the oldest first; times in which no process counted are missing.
         marks: the oldest first.
     """
 

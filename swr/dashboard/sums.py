@@ -44,12 +44,12 @@ class Sum(msgspec.Struct):
     processes: int = 0
 
 
-def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest | None, Digest]], *, evenly: bool = False) -> Sum:
-    """Return what happened between two digests of each process; None: it began after the last look.
+def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest, Digest]], *, within: float) -> Sum:
+    """Return what happened between two digests of each process.
 
     Parameters:
-        evenly: of what a process did while nothing was heard of it, count only the part of these `seconds`. Else
-            minutes without Redis look like one second with all of their reads.
+        within: of what a process did while nothing was heard of it, count the part of the last seconds. Else minutes
+            without Redis look like one second with all of their reads.
     """
     rows: dict[RowName, RowReport] = {}
     commands: tuple[int, ...] = ()
@@ -57,17 +57,17 @@ def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest | None, Di
     invalidations = processes = 0
     for before, now in pairs:
         processes += 1
-        share = _share(seconds, before, now) if evenly else 1.0
-        known = {} if before is None else {(row.is_route, row.name): row for row in before.rows}
+        share = within / (now.at - before.at) if is_late(within, before, now) else 1.0
+        known = {(row.is_route, row.name): row for row in before.rows}
         for row in now.rows:
             name = (row.is_route, row.name)
-            change = _change(known.get(name), row, share)
+            change = _change(known.get(name, RowReport(row.name, row.is_route)), row, share)
             rows[name] = change if name not in rows else added(rows[name], change)
-        commands = _plus(commands, _minus(now.commands, () if before is None else before.commands))
-        invalidations += max(0, now.invalidations - (0 if before is None else before.invalidations))
+        commands = _plus(commands, tuple(_part(count, share) for count in _minus(now.commands, before.commands)))
+        invalidations += _part(max(0, now.invalidations - before.invalidations), share)
         for reason, count in now.uncached.items():
-            more = max(0, count - (0 if before is None else before.uncached.get(reason, 0)))
-            uncached[reason] = uncached.get(reason, 0) + more
+            more = max(0, count - before.uncached.get(reason, 0))
+            uncached[reason] = uncached.get(reason, 0) + _part(more, share)
     return Sum(t, seconds, rows, commands, invalidations, uncached, processes)
 
 
@@ -100,6 +100,10 @@ class Window:
         while self._sums[0].t <= one.t - WINDOW:
             self._sums.popleft()
 
+    def seconds(self, t: float) -> float:
+        """Return how many seconds the sums hold that are not too old at a moment."""
+        return sum(one.seconds for one in self._sums if one.t > t - WINDOW)
+
     def whole(self) -> Sum:
         """Return the total of all sums."""
         return together(self._sums)
@@ -112,18 +116,12 @@ def quantile(counts: tuple[int, ...], share: float, *, of_commands: bool = False
     return Distribution(bounds, whole, 0.0).quantile(share)
 
 
-def is_late(seconds: float, before: Digest | None, now: Digest) -> bool:
+def is_late(seconds: float, before: Digest, now: Digest) -> bool:
     """Return whether a process has been silent for longer than `seconds` and the usual delays."""
-    return before is not None and now.at - before.at > seconds + _USUAL_DELAY
+    return now.at - before.at > seconds + _USUAL_DELAY
 
 
-def _share(seconds: float, before: Digest | None, now: Digest) -> float:
-    return seconds / (now.at - before.at) if before is not None and is_late(seconds, before, now) else 1.0
-
-
-def _change(before: RowReport | None, now: RowReport, share: float) -> RowReport:
-    if before is None:
-        return now
+def _change(before: RowReport, now: RowReport, share: float) -> RowReport:
     numbers = {name: _part(max(0, getattr(now, name) - getattr(before, name)), share) for name in _GROWING}
     seconds = tuple(_part(count, share) for count in _minus(now.seconds, before.seconds))
     return msgspec.structs.replace(now, **numbers, seconds=seconds)

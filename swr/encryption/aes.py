@@ -30,7 +30,7 @@ class Encryption:
 
     Parameters:
         keys: by their ids, 16, 24 or 32 bytes each, or these as base64. The first one encrypts; the others decrypt what
-            they have encrypted. Ids stand in Redis in clear.
+            they have encrypted. Ids are in Redis in clear.
         secret: hides names. It is at least 16 bytes long, the same for all processes, and stays as it is when keys are
             rotated.
 
@@ -131,7 +131,7 @@ class Encryption:
 def _id_of(name: object, number: int) -> bytes:
     if not isinstance(name, str) or not name.isascii() or not name.isprintable() or not 0 < len(name) <= _LONGEST_ID:
         raise ConfigurationError(
-            f"the id of key {number} is not printable ASCII of 1 to {_LONGEST_ID} characters: 2026-11, say"
+            f"the id of key {number} is not printable ASCII of 1 to {_LONGEST_ID} characters, such as 2026-11"
         )
     return name.encode()
 

@@ -2,14 +2,14 @@
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from swr.core.canonical import PLAIN, canonical
-from swr.endpoints.declared import answers, calls
+from swr.endpoints.declared import answers, calls, declared
 from swr.endpoints.looking import function_of, reads_address
 from swr.endpoints.reader import Reader
 from swr.endpoints.route import Route, overrides_of, places_of, route_of
@@ -117,6 +117,8 @@ class Admitting:
             self._check(route, request, own)
             key = self._key(admission, terms, route, request, call)
         except Refused as refused:
+            if self._is_kept_apart(admission, terms, request, route):
+                return None
             admission.reason = str(refused)
             path = getattr(where, "path_format", scope["path"])
             self._words.explain(self._name, f"{scope['method']} {path}", str(refused), is_fastapi=route.is_fastapi)
@@ -124,14 +126,29 @@ class Admitting:
         admission.is_admitted = True
         return Reader(self._owner, admission, key, terms, where, own, collected.tags_of)
 
-    def _is_kept_out(self, admission: Admission, terms: Terms, request: Request, route: Route) -> bool:
-        """Whether the cache in front of the app does not store the response of this request for everybody."""
+    def _is_kept_out(
+        self, admission: Admission, terms: Terms, request: Request, route: Route, declares: Collection[str] = ()
+    ) -> bool:
+        """Return whether the cache in front of the app does not store the response of this request for everybody.
+
+        Parameters:
+            declares: request fields that it knows from the route.
+        """
         if self._words.key is not None or self._reads_address or not calls(request.scope, self.wrapper):
             return True
         if terms.per_credential:
             # It stores one for each credential.
             return False
-        return admission.asked.is_kept_out(request.scope, route.guard_fields, (*terms.vary, *terms.ignores))
+        known = (*terms.vary, *terms.ignores, *declares)
+        return admission.asked.is_kept_out(request.scope, route.guard_fields, known)
+
+    def _is_kept_apart(self, admission: Admission, terms: Terms, request: Request, route: Route) -> bool:
+        """Return whether the cache in front stores this response, one for each value of the fields of the route.
+
+        It knows these only after the first response. So the first request asks the endpoint's own cache, in vain.
+        """
+        asked = declared(request.scope)
+        return asked.is_complete and not self._is_kept_out(admission, terms, request, route, asked.fields)
 
     def _check(self, route: Route, request: Request, own: Response | None) -> None:
         """Raise `Refused` if the response may depend on more than can be known."""
@@ -171,7 +188,7 @@ class Admitting:
         return known[0], where
 
     def _is_of_another(self, identity: str, app: Any) -> bool:
-        """Whether another endpoint or app of this process has the same identity, so that nothing tells them apart."""
+        """Return whether another endpoint or app of this process has the same identity."""
         known, first = self._owner.first, self._owner.first.get(identity)
         mine = self.wrapper, app or self
         found = None if first is None else (first[0](), first[1]())
@@ -258,7 +275,7 @@ def parameter_of(endpoint: Callable[..., Any], kind: type) -> str | None:
 
 
 def _has_requires(endpoint: Any) -> bool:
-    """Whether `@requires` of Starlette stands on an endpoint."""
+    """Return whether `@requires` of Starlette stands on an endpoint."""
     while endpoint is not None:
         if getattr(endpoint, "__globals__", {}).get("__name__") == "starlette.authentication":
             return True

@@ -245,7 +245,7 @@ def fields_of_guards(guards: list[Any]) -> frozenset[str] | None:
 
 
 def _is_of_fastapi(scheme: Any) -> bool:
-    """Whether a security scheme is FastAPI's own, and not a subclass that may look at more."""
+    """Return whether a security scheme is FastAPI's own, and not a subclass that may look at more."""
     return getattr(type(scheme).__call__, "__module__", "").startswith("fastapi.security.")
 
 
@@ -260,7 +260,10 @@ def names_of(parameter: Any) -> set[str] | None:
             continue
         validators = getattr(getattr(model, "__pydantic_decorators__", None), "model_validators", {})
         reads_all = any(validator.info.mode != "after" for validator in validators.values())
-        if reads_all or getattr(model, "model_config", {}).get("extra") == "allow":
+        extra = getattr(model, "model_config", {}).get("extra")
+        # A field that the model forbids is one that it looks for.
+        is_of_fields = getattr(getattr(info, "in_", None), "value", "") == "header"
+        if reads_all or extra == "allow" or (extra == "forbid" and is_of_fields):
             return None
         for name, field in model_fields.items():
             aliases += [name, field.alias, field.validation_alias]

@@ -32,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Placement:
-    """Whether the wrapper of an endpoint is what the route calls.
+    """Notes whether the route calls the wrapper of an endpoint.
 
     Parameters:
         name: of the endpoint.

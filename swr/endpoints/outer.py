@@ -5,9 +5,11 @@ The state of the app's lifespan is the same for all requests.
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextvars import Context, copy_context
 from typing import Any, Final
 
 from swr.endpoints.reads import IDENTIFIERS, Reads
+from swr.endpoints.variables import outer_variables
 
 _MIXIN: Final = MutableMapping[str, Any]
 # Parts of a scope that the key accounts for, or that swr looks at by itself.
@@ -24,18 +26,21 @@ _OF_FRAMEWORKS: Final = ("fastapi", "starlette.", "litestar", "_ls_", "swr_", "h
 _MISSING: Final = object()
 
 
-def outer_names(scope: Mapping[str, Any], shared: Mapping[str, Any]) -> set[str]:
-    """Return what middleware around swr has left: names of the scope, and of its state as "state tenant".
+def outer_names(scope: Mapping[str, Any], shared: Mapping[str, Any], ambient: Context) -> tuple[str, ...]:
+    """Return what middleware around swr has set for one request, sorted.
+
+    These are names of the scope, of its state as "state tenant", and of context variables.
 
     Parameters:
         scope: of the client.
         shared: the state of the app's lifespan.
+        ambient: the context variables that are set for all requests.
     """
     names = {f"scope {name}" for name in names_left_in(scope)}
     for name, value in (scope.get("state") or {}).items():
         if name not in IDENTIFIERS and shared.get(name, _MISSING) is not value:
             names.add(f"state {name}")
-    return names
+    return tuple(sorted((*names, *outer_variables(copy_context(), ambient))))
 
 
 def names_left_in(scope: Iterable[str]) -> list[str]:

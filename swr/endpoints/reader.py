@@ -122,7 +122,7 @@ class Reader:
         return await self._wait(entry)
 
     async def _refresh(self, key: str) -> Response | None:
-        """Return None if the endpoint has to run to refresh `key`; nobody gets another answer."""
+        """Return None if the endpoint has to run to refresh `key`; no client gets another answer."""
         if self.key == key and not self._engine.backs_off(key):
             await self._wait(self._engine.store.peek(key))
         return Response(status_code=204) if self.turns is None else None
@@ -187,7 +187,7 @@ class Reader:
         return self._taking.take(value, self.turns.load.began)
 
     def _may_replace(self, status: int) -> bool:
-        """Whether a response with a lifetime of its own may take the place of what is stored."""
+        """Return whether a response with a lifetime of its own may take the place of what is stored."""
         entry = self._engine.fallback(self.flight)
         if entry is None or not is_response(entry) or status not in ABOUT_THE_CLIENT:
             return True
@@ -261,7 +261,7 @@ class Reader:
         return True
 
     def _handles(self, error: Exception) -> bool:
-        """Whether the app has a handler for the class of an exception, but for one of all exceptions."""
+        """Return whether the app has a handler for the class of an exception, but for one of all exceptions."""
         handlers, _ = self._admission.scope.get("starlette.exception_handlers", ({}, {}))
         return any(kind in handlers for kind in type(error).__mro__)
 

@@ -1,6 +1,6 @@
 """Notes of where the app's own code looks in a request beyond what selects.
 
-That is the address, ignored fields, and what middleware around swr has put into the scope or its state.
+That is the address, ignored fields, and what middleware around swr puts into the scope or its state.
 
 The names of fields in a run's scope tell who compares them with what, so a field counts that is missing, too.
 """
@@ -12,6 +12,8 @@ from typing import Any, Final
 from swr.http.request_fields import PREFERENCES, TELLING
 
 ADDRESS: Final = "client"
+# A copy of the fields, as `dict(request.headers)`, may be asked for any of them.
+ALL_FIELDS: Final = "all fields"
 # Each request has its own, as with the request fields of these names.
 IDENTIFIERS: Final = frozenset({"request_id", "correlation_id", "trace_id", "span_id"})
 
@@ -22,12 +24,15 @@ _TELLING_TEXTS: Final = frozenset(form for name in TELLING for form in (name.dec
 _ACCESSORS: Final = frozenset({"starlette.requests", "starlette.datastructures", "_collections_abc", "collections.abc"})
 # These note an address or a field without answering by it.
 OBSERVERS: Final = (
-    "swr.", "uvicorn.", "opentelemetry.", "sentry_sdk.", "elasticapm.", "ddtrace.", "newrelic.", "logfire.",
+    "swr.", "uvicorn.", "hypercorn.", "granian.", "opentelemetry.", "opencensus.", "sentry_sdk.", "elasticapm.",
+    "ddtrace.", "newrelic.", "logfire.", "rollbar.", "bugsnag.", "honeybadger.", "scout_apm.", "aws_xray_sdk.",
 )  # fmt: skip
 # These take all of a scope into a request of their own, whether the app looks at it or not.
 _CARRIERS: Final = ("django.", "channels.", "asgiref.", "a2wsgi.", "litestar.", "quart.")
 FRAMEWORKS: Final = ("starlette.", "fastapi.", "swr.", "collections.abc", "_collections_abc")
 NOT_OF_THE_APP: Final = (*FRAMEWORKS, *OBSERVERS, *_CARRIERS)
+# This makes a response of what an endpoint has returned, such as the fields of its request.
+_OF_RESPONSES: Final = "fastapi.encoders"
 # What calls middleware, and what calls a route.
 _CALL_MIDDLEWARE: Final = ("starlette.middleware.", "starlette.applications", "fastapi.applications", "swr.middleware.")
 _CALL_ROUTES: Final = frozenset({"starlette.routing", "fastapi.routing"})
@@ -36,7 +41,8 @@ _CALL_ROUTES: Final = frozenset({"starlette.routing", "fastapi.routing"})
 class Reads:
     """Notes for one run where the app's own code has looked.
 
-    They are names of fields in lower case, `ADDRESS`, and names of what comes from around swr: "state tenant".
+    They are names of fields in lower case, `ALL_FIELDS`, `ADDRESS`, and names of what comes from around swr:
+    "state tenant".
     """
 
     __slots__ = ("by_middleware", "by_route", "is_routed")
@@ -56,14 +62,14 @@ class Reads:
 
     @property
     def tell_who_asks(self) -> bool:
-        """Whether the app has looked at more than what the client prefers."""
+        """Return whether the app has looked at more than what the client prefers."""
         return not self.names <= _PREFERENCES
 
     def note(self, name: str, frame: FrameType | None) -> None:
         """Note that the code of a frame looks at a part of the request, if it is the app's."""
         while frame is not None and module_of(frame) in _ACCESSORS:
             frame = frame.f_back
-        if frame is None or module_of(frame).startswith(NOT_OF_THE_APP):
+        if frame is None or (module_of(frame).startswith(NOT_OF_THE_APP) and module_of(frame) != _OF_RESPONSES):
             return
         if not _is_of_middleware(frame):
             self.by_route.add(name)
@@ -75,7 +81,7 @@ NO_READS: Final = Reads()
 
 
 def _is_of_middleware(frame: FrameType | None) -> bool:
-    """Whether the code of a frame belongs to middleware around all routes."""
+    """Return whether the code of a frame belongs to middleware around all routes."""
     while frame is not None and not module_of(frame).startswith(FRAMEWORKS):
         frame = frame.f_back
     if frame is None or not module_of(frame).startswith(_CALL_MIDDLEWARE):
@@ -86,7 +92,10 @@ def _is_of_middleware(frame: FrameType | None) -> bool:
 
 
 class _Name(bytes):
-    """The name of a field, which notes what it is compared with, also as a key of a dict."""
+    """The name of a field, which notes what it is compared with, also as a key of a dict.
+
+    Starlette makes text of it for who takes all fields: a dict of that answers for a field that is missing.
+    """
 
     reads: Reads
 
@@ -100,12 +109,18 @@ class _Name(bytes):
 
     __hash__ = bytes.__hash__
 
+    def __deepcopy__(self, memo: object) -> "_Name":
+        """Return the name itself, so that copied fields note the same."""
+        return self
+
     def lower(self) -> bytes:
         """Return the name in lower case, which notes the same."""
         return _noting(bytes.lower(self), self.reads)
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
         """Return the name as text, which notes the same."""
+        if module_of(frame := sys._getframe(1)) in _ACCESSORS:
+            self.reads.note(ALL_FIELDS, frame)
         return _noting_text(bytes.decode(self, *args, **kwargs), self.reads)
 
 

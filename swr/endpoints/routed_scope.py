@@ -147,7 +147,7 @@ def routed(scope: MutableMapping[str, Any], app: Any = None) -> MutableMapping[s
 
 
 def _may_route(app: Any) -> bool:
-    """Whether an app may have a router of Starlette, or may wrap an app that has one."""
+    """Return whether an app may have a router of Starlette, or may wrap an app that has one."""
     for _ in range(_DEEPEST):
         if isinstance(app, Router) or isinstance(getattr(app, "router", None), Router):
             return True

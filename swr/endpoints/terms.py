@@ -99,7 +99,7 @@ class Asked(Protocol):
 
     @property
     def hard_timeout(self) -> Timeout:
-        """How long a load may take; see `Policy`."""
+        """Return how long a load may take; see `Policy`."""
 
     @property
     def tags(self) -> tuple[str, ...]:

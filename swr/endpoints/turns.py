@@ -58,7 +58,7 @@ class Turns:
         self._is_over = OneShotEvent()
 
     def may_fall_back(self, entry: Entry[StoredResponse], error: BaseException, now: float) -> bool:
-        """Whether a stored response may answer for a failure; see `is_fallback`."""
+        """Return whether a stored response may answer for a failure; see `is_fallback`."""
         failure = ErrorResponse(error.status_code, None) if isinstance(error, HTTPException) else error
         return is_fallback(entry, failure, now)
 

@@ -40,6 +40,8 @@ _OF_LIBRARIES: Final = {
 # Django keeps what belongs to its own requests there. It never stands around swr.
 _OF_DJANGO: Final = "asgiref.local"
 _MISSING: Final = object()
+# So the names of variables begin among those of what middleware around swr has set.
+OF_VARIABLES: Final = "context variable "
 
 
 class Unknown(Exception):
@@ -69,19 +71,20 @@ def text_of_variables(before: Context) -> str:
     return repr(sorted(texts))
 
 
-def outer_variable(before: Context, ambient: Context) -> str:
-    """Return what middleware around swr may have set for one request, as "context variable tenant"; empty: nothing.
+def outer_variables(before: Context, ambient: Context) -> list[str]:
+    """Return the variables that middleware around swr may have set for one request, as "context variable tenant".
 
     Parameters:
         before: what the app finds set when it begins.
         ambient: what is set for all requests.
     """
+    names = []
     for variable, value in before.items():
         is_ambient = ambient.get(variable, _MISSING) is value or variable.name == _OF_DJANGO
         if variable in _OWN or is_ambient or _is_harmless(variable, value) or _is_defined_in(variable, NOT_OF_THE_APP):
             continue
-        return f"context variable {variable.name}"
-    return ""
+        names.append(f"{OF_VARIABLES}{variable.name}")
+    return names
 
 
 def carried(before: Context, *, is_keyed: bool = False) -> Context:
@@ -103,7 +106,7 @@ def _is_fixed(value: Any) -> bool:
 
 
 def _is_harmless(variable: ContextVar[Any], value: Any) -> bool:
-    """Whether a variable is one of those that libraries set and that say nothing about who asks."""
+    """Return whether a variable is one of those that libraries set and that say nothing about who asks."""
     module, attribute = _OF_LIBRARIES.get(variable.name, ("", ""))
     if variable is getattr(sys.modules.get(module), attribute, None):
         return True
@@ -121,7 +124,7 @@ def _is_harmless(variable: ContextVar[Any], value: Any) -> bool:
 
 @functools.lru_cache(256)
 def _is_defined_in(variable: ContextVar[Any], beginnings: tuple[str, ...]) -> bool:
-    """Whether a library has defined a variable, in a module or in a class.
+    """Return whether a library has defined a variable, in a module or in a class.
 
     Parameters:
         beginnings: of the names of its modules.

@@ -41,7 +41,7 @@ class Words:
 
     @property
     def are_given(self) -> bool:
-        """Whether the user says what selects the response, so that swr need not find out."""
+        """Return whether the user says what selects the response, so that swr need not find out."""
         return self.shared or self.key is not None
 
     def names_for(self, name: str, parameters: Mapping[str, inspect.Parameter]) -> list[str]:

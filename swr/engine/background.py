@@ -112,17 +112,17 @@ class BackgroundTasks:
 
     @property
     def is_open(self) -> bool:
-        """Whether tasks can be started here and now."""
+        """Return whether tasks can be started here and now."""
         return self._group is not None and self._loop is running_loop()
 
     @property
     def is_here(self) -> bool:
-        """Whether it is open on the event loop that runs now, or in the last steps of being closed there."""
+        """Return whether it is open on the event loop that runs now, or in the last steps of being closed there."""
         return self._loop is running_loop()
 
     @property
     def is_closing(self) -> bool:
-        """Whether tasks are being cancelled because of closing, or because the event loop ends."""
+        """Return whether tasks are being cancelled because of closing, or because the event loop ends."""
         return self._group is None or self._draining.is_over
 
     async def open(self) -> None:
@@ -152,7 +152,7 @@ class BackgroundTasks:
         self._scope = type(anyio.CancelScope())
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
         self._draining = _Draining()
-        # In an empty context: whoever happens to be first must not lend its context variables to all.
+        # In an empty context: the first caller must not lend its context variables to all.
         context = contextvars.Context()
         if isinstance(loop, asyncio.AbstractEventLoop):
             self._root = context.run(asyncio.Task, self._run(Tasks(), Tasks(), self._draining), loop=loop)
@@ -262,5 +262,5 @@ def _is_over(loop: object) -> bool:
 
 
 def _is_closed(loop: object) -> bool:
-    """Whether an event loop will never run again, rather than has stopped for a while."""
+    """Return whether an event loop will never run again, rather than has stopped for a while."""
     return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()

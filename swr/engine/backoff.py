@@ -104,5 +104,5 @@ class Backoffs:
         return None if backoff is None or backoff.error is None else for_later(backoff.error)
 
     def error(self, key: str) -> BaseException | None:
-        """Return the error that `key` backs off for, or None: it does not, or not for an error."""
+        """Return the error for which `key` backs off; None if it does not, or not for an error."""
         return self.last_error(key) if self.left(key) > 0 else None

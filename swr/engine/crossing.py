@@ -23,7 +23,7 @@ class LoopEnded(SWRError):
 
 
 def is_in_loop() -> bool:
-    """Whether this thread runs an event loop right now."""
+    """Return whether this thread runs an event loop right now."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -11,60 +11,93 @@ import anyio
 from swr.engine.flights import Flight
 from swr.errors import ConfigurationError
 
-# The flights that wait for the code that runs here: it is not over before this code is.
-Chain = tuple[Flight, ...]
+
+class Code:
+    """The code of a loader that runs: it is not over before the flights that it loads for are.
+
+    Parameters:
+        flight: the first of these.
+    """
+
+    __slots__ = ("flights", "waits_for")
+
+    def __init__(self, flight: Flight) -> None:
+        self.flights = {flight.key: flight}
+        # All of these flights share it, so that a wait costs the same however many a batch loads.
+        self.waits_for = flight.waits_for
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Return whether a flight that it loads for is not over yet."""
+        return any(not flight.done.is_set() for flight in self.flights.values())
+
+
+# The code that runs here, last, and the code that waits for it, which is not over before this is.
+Chain = tuple[Code, ...]
 CHAIN: Final[ContextVar[Chain]] = ContextVar("swr_chain", default=())
 
 
 def chain() -> Chain:
-    """Return the flights that wait for the code that runs here."""
+    """Return the code of loaders that runs here, and that which waits for it."""
     return CHAIN.get()
 
 
-def begin(flights: Chain) -> None:
-    """Note that these flights wait for everything that runs in this context from now on."""
-    CHAIN.set(flights)
+def begin(codes: Chain, flight: Flight) -> None:
+    """Note that what runs in this context from now on loads for `flight`, and that these wait for it."""
+    CHAIN.set((*codes, Code(flight)))
 
 
 def loads_also(flights: Iterable[Flight]) -> None:
     """Say that the code that runs here loads for these, too: it must not wait for them."""
-    CHAIN.set((*CHAIN.get(), *flights))
+    code = CHAIN.get()[-1]
+    for flight in flights:
+        code.flights[flight.key] = flight
+        flight.waits_for = code.waits_for
 
 
-def refuse_oneself(owner: object, key: str, flights: Chain) -> None:
-    """Refuse to load `key` if one of `flights`, a chain, is such a load.
+def loads_already(owner: object, key: str, codes: Chain) -> bool:
+    """Return whether code of this chain loads `key`: a load that begins now would wait for itself."""
+    flights = (code.flights.get(key) for code in codes)
+    return any(flight is not None and flight.owner is owner and not flight.done.is_set() for flight in flights)
+
+
+def refuse_oneself(owner: object, key: str, codes: Chain) -> None:
+    """Refuse to load `key` if code of this chain loads it.
 
     Raises:
-        ConfigurationError: one is.
+        ConfigurationError: it does.
     """
-    if any(flight.owner is owner and flight.key == key and not flight.done.is_set() for flight in flights):
-        keys = " -> ".join(repr(flight.key) for flight in flights)
+    if loads_already(owner, key, codes):
+        keys = " -> ".join(repr(next(iter(code.flights))) for code in codes)
         raise ConfigurationError(
             f"a loader asks for what it is itself to load, and would wait forever: {keys} -> {key!r}"
         )
 
 
-def refuse_circles(blocked: Collection[Flight], flights: Iterable[Flight]) -> None:
+def refuse_circles(blocked: Iterable[Code], flights: Iterable[Flight]) -> None:
     """Refuse to wait for `flights` if one of them waits, directly or through others, for one that is `blocked`.
 
     Raises:
         ConfigurationError: one does.
     """
+    ends = {id(code.waits_for) for code in blocked}
     todo: list[tuple[Flight, tuple[str, ...]]] = [(flight, (flight.key,)) for flight in flights]
-    seen: set[Flight] = set()
+    seen: set[int] = set()
     while todo:
         flight, path = todo.pop()
-        if flight in blocked:
+        waits_for = flight.waits_for
+        if flight.done.is_set() or id(waits_for) in seen:
+            continue
+        if id(waits_for) in ends:
             raise ConfigurationError(f"loaders wait for each other, and would do so forever: {' -> '.join(path)}")
-        if flight not in seen:
-            seen.add(flight)
-            todo.extend((other, (*path, other.key)) for other in flight.waits_for if not other.done.is_set())
+        seen.add(id(waits_for))
+        todo.extend((other, (*path, other.key)) for other in waits_for)
 
 
 @contextlib.contextmanager
 def loading(flight: Flight) -> Iterator[None]:
     """Say that the code within loads for `flight`, which another task has begun: it must not wait for it."""
-    token = CHAIN.set((*CHAIN.get(), flight))
+    token = CHAIN.set((*CHAIN.get(), Code(flight)))
     try:
         yield
     finally:
@@ -78,20 +111,24 @@ def waiting_for(flights: Collection[Flight]) -> Iterator[None]:
     Raises:
         ConfigurationError: they wait for what is loaded here.
     """
-    blocked = [flight for flight in CHAIN.get() if not flight.done.is_set()]
+    blocked = [code for code in CHAIN.get() if code.is_waited_for]
     if blocked:
         refuse_circles(blocked, flights)
     for flight in flights:
         flight.waiters += 1
-    for flight in blocked:
-        flight.waits_for = (*flight.waits_for, *flights)
+    for code in blocked:
+        for flight in flights:
+            code.waits_for[flight] = code.waits_for.get(flight, 0) + 1
     try:
         yield
     finally:
         for flight in flights:
             flight.waiters -= 1
-        for flight in blocked:
-            flight.waits_for = tuple(other for other in flight.waits_for if other not in flights)
+        for code in blocked:
+            for flight in flights:
+                code.waits_for[flight] -= 1
+                if not code.waits_for[flight]:
+                    del code.waits_for[flight]
 
 
 async def wait(flights: Collection[Flight], patience: float | None = None) -> None:
@@ -110,8 +147,9 @@ async def wait_by(flights: Collection[Flight], function: Callable[[], Awaitable[
         ConfigurationError: they wait for what is loaded here.
     """
     with waiting_for(flights):
-        loaders = CHAIN.get()
-        seat = loaders[-1].seat if loaders else None
+        codes = CHAIN.get()
+        # Loads of a batch share their slot.
+        seat = next(reversed(codes[-1].flights.values())).seat if codes else None
         if seat is None:
             await function()
         else:

@@ -1,4 +1,4 @@
-"""How a flight ends: what can be served if it fails, the backoff after a failure, and the wake-up of its waiters."""
+"""The end of a flight: what can be served if it fails, the backoff after a failure, and the wake-up of its waiters."""
 
 import contextlib
 import logging
@@ -117,7 +117,9 @@ class Endings:
         if flight.entry is None and flight.fence != self.flights.fence:
             # Notifications may have been missed, and with them what the flight could fall back on was let go of.
             with contextlib.suppress(StoreUnavailable):
-                flight.entry = await runtime.store.read(flight.key, flight.job.codec)
+                found = await runtime.store.read(flight.key, flight.job.codec)
+                if found is not None:
+                    self.flights.fall_back(flight, found)
         fallback = self.fallback(flight, error)
         if fallback is not None or flight.newer_than is not None:
             failures = self.backoffs.failures(flight.key) if lease is None else lease.failures

@@ -24,6 +24,7 @@ from swr.engine.read_log import log_read
 from swr.engine.refresh_path import RefreshPath
 from swr.engine.results import Failed
 from swr.engine.runtime import Runtime
+from swr.engine.store_reads import StoreReads
 from swr.engine.switch import Switch
 from swr.entry import Entry, Outcome, State
 from swr.errors import ConfigurationError
@@ -79,6 +80,7 @@ class Engine:
         self._renewals = Renewals(self.runtime)
         self._endings = Endings(self.runtime, self.flights, self.backoffs)
         self._path = RefreshPath(self._endings, self._renewals)
+        self._reads = StoreReads(self._path, self.flights, self.backoffs)
         self.notifications = Notifications(self.events, self.flights, self.backoffs, self._path.give_way)
         self.entries = Entries(self)
         # Called at every opening, when tasks can be started.
@@ -133,7 +135,7 @@ class Engine:
         Raises:
             ConfigurationError: a loader closes the cache that waits for it.
         """
-        for flight in deadlocks.chain():
+        for flight in (flight for code in deadlocks.chain() for flight in code.flights.values()):
             if flight.owner is self.runtime and not flight.done.is_set():
                 raise ConfigurationError(
                     f"the loader of {flight.key!r} closes the cache that waits for it: close it where it was opened"
@@ -144,12 +146,12 @@ class Engine:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is open on the event loop that runs now."""
+        """Return whether it is open on the event loop that runs now."""
         return self._opened and self._tasks.is_open
 
     @property
     def is_store_up(self) -> bool:
-        """Whether the store is reachable and no invalidation is pending, as far as is known."""
+        """Return whether the store is reachable and no invalidation is pending, as far as is known."""
         return self.notifications.is_store_reachable and not self.store.has_pending
 
     def start(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
@@ -192,7 +194,7 @@ class Engine:
                 await self.ready()
             asked = not decision.serve
             if asked:
-                entry = await self.store.read(key, job.codec)
+                entry = await self._reads.read(key, job, entry)
                 decision = decide(entry, self.clock(), limits)
             if entry is not None and decision.serve:
                 state = decision.state
@@ -295,7 +297,7 @@ class Engine:
         return self._path.launch(key, job, entry, is_behind=True) if may_refresh else None
 
     def backs_off(self, key: str) -> bool:
-        """Whether somebody refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
+        """Return whether a process refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
         return key in self.flights or self.backoffs.left(key) > 0
 
     async def wait(self, flight: Flight, patience: Timeout = None) -> None:
@@ -361,7 +363,7 @@ class Engine:
         return fallback, State.FRESH if is_fresh else State.STALE, error
 
     def is_loading(self, key: str) -> bool:
-        """Whether a load of `key` is under way in this process."""
+        """Return whether a load of `key` is under way in this process."""
         return key in self.flights
 
     def snapshot(self) -> Snapshot:

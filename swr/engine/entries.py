@@ -196,7 +196,7 @@ class _Overtaken:
 
     @property
     def is_true(self) -> bool:
-        """Whether anything came that may outdate the value, beside the invalidation that comes with it."""
+        """Return whether anything came that may outdate the value, beside the invalidation that comes with it."""
         return self._has_gap or self._invalidations > 1
 
     def __enter__(self) -> Self:

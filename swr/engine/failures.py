@@ -135,7 +135,7 @@ def _read(part: Any, error: BaseException) -> Any:
 
 
 def _put(error: BaseException, name: str, value: object) -> None:
-    """Set an attribute, even if the class lets nobody do so, as a frozen dataclass does."""
+    """Set an attribute, even if the class forbids it, as a frozen dataclass does."""
     BaseException.__setattr__(error, name, value)
 
 

@@ -1,7 +1,6 @@
 """A flight: one load of one key in this process, its states, and the table of the flights under way."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final, Protocol
 
@@ -9,13 +8,14 @@ import anyio
 import msgspec
 
 from swr.core.codec import Codec
+from swr.engine.by_tag import ByTag
 from swr.engine.failures import for_caller
 from swr.engine.load_slots import Seat
 from swr.engine.one_shot_event import OneShotEvent
 from swr.engine.results import Failed, HeldElsewhere, LocalOnly, NoValue, Result, Stored, Unstored
 from swr.entry import Entry, marked_stale
 from swr.stores.base import NEWEST, Lease
-from swr.stores.tag_versions import Name, Soft, concerns
+from swr.stores.tag_versions import ALL, Name, Soft, concerns
 
 
 class LoadTerms(Protocol):
@@ -180,12 +180,12 @@ class Flight:
         # Called at the end, in the task of the load.
         self.then: tuple[Callable[[Flight], None], ...] = ()
         self.seat = None if job.new_seat is None else job.new_seat()
-        # The flights that this flight's loader waits for.
-        self.waits_for: tuple[Flight, ...] = ()
+        # The flights that its loader waits for, and in how many places. Flights of one call of a loader share it.
+        self.waits_for: dict[Flight, int] = {}
 
     @property
     def is_finished(self) -> bool:
-        """Whether the result stands."""
+        """Return whether the result stands."""
         return type(self.state) is Finished
 
     @property
@@ -218,7 +218,7 @@ class Flight:
 
     @property
     def has_no_value(self) -> bool:
-        """Whether the flight found that there is no value to give to readers."""
+        """Return whether the flight found that there is no value to give to readers."""
         result = self.result
         return isinstance(result, NoValue) or (isinstance(result, (Stored, LocalOnly)) and result.entry.absent)
 
@@ -230,7 +230,7 @@ class Flight:
 
     @property
     def must_be_repeated(self) -> bool:
-        """Whether a reader who has nothing to fall back on needs another flight.
+        """Return whether a reader who has nothing to fall back on needs another flight.
 
         This one backed off because something could be served, which an invalidation has outdated since.
         """
@@ -247,7 +247,7 @@ class Flight:
 
     @property
     def is_unasked(self) -> bool:
-        """Whether a refresher began the flight and no reader waits for it."""
+        """Return whether a refresher began the flight and no reader waits for it."""
         return self.newer_than is not None and not self.waiters
 
     def notify(self) -> None:
@@ -272,6 +272,8 @@ class Flights:
         self.fence = 0
         self._joinable: dict[str, Flight] = {}
         self._detached: dict[str, set[Flight]] = {}
+        # By the tags of what they load, and of what they fall back on.
+        self._tagged: ByTag[Flight] = ByTag()
 
     def __len__(self) -> int:
         return len(self._joinable) + sum(map(len, self._detached.values()))
@@ -293,9 +295,18 @@ class Flights:
         if before is not None:
             self._detach(before)
         self._joinable[flight.key] = flight
+        self._tagged.add(flight, flight.job.tags)
+        if flight.entry is not None:
+            self.fall_back(flight, flight.entry)
+
+    def fall_back(self, flight: Flight, entry: Entry[Any]) -> None:
+        """Have `flight` fall back on `entry` from now on."""
+        flight.entry = entry
+        self._tagged.add(flight, entry.tags)
 
     def remove(self, flight: Flight) -> None:
         """Forget a flight that is over."""
+        self._tagged.remove(flight)
         if self.is_current(flight):
             del self._joinable[flight.key]
         elif (detached := self._detached.get(flight.key)) is not None:
@@ -340,34 +351,29 @@ class Flights:
             name: of what it is a version.
             version: the new one; 0: the store could not say one.
         """
-        version = version or NEWEST
-        for flight in self._all():
-            entry = flight.entry
-            if entry is None or entry.tag_version >= version:
-                continue
-            if concerns(name, entry.tags, entry.loader):
+        version, outdated = version or NEWEST, []
+        for flight in self._named(name):
+            entry, load, job = flight.entry, flight.load, flight.job
+            if entry is not None and entry.tag_version < version and concerns(name, entry.tags, entry.loader):
                 # An entry that is marked stale may still be a fallback.
                 flight.entry = marked_stale(entry, version) if isinstance(name, Soft) else None
-        outdated = [
-            flight
-            for flight in self._joinable.values()
-            if flight.load is not None
-            and flight.load.tag_version < version
-            and concerns(name, flight.job.tags, flight.job.loader)
-        ]
-        for flight in outdated:
-            self._detach(flight)
-            flight.superseded = True
+            is_older = load is not None and load.tag_version < version
+            if is_older and self.is_current(flight) and concerns(name, job.tags, job.loader):
+                self._detach(flight)
+                flight.superseded = True
+                outdated.append(flight)
         return outdated
+
+    def _named(self, name: Name) -> list[Flight]:
+        """Return the flights that a version of `name` may concern."""
+        of = name.of if isinstance(name, Soft) else name
+        return self._tagged.of(of) if isinstance(of, str) and of != ALL else self.all()
 
     def on_gap(self) -> None:
         """Note that notifications may have been missed: what flights fall back on is to be read again."""
         self.fence += 1
-        for flight in self._all():
+        for flight in self.all():
             flight.entry = None
-
-    def _all(self) -> Iterator[Flight]:
-        return itertools.chain(self._joinable.values(), *self._detached.values())
 
     def wake(self, key: str) -> None:
         """Notify every flight of `key`."""
@@ -383,6 +389,7 @@ class Flights:
         """Forget all flights: their event loop has ended."""
         self._joinable.clear()
         self._detached.clear()
+        self._tagged.clear()
 
     def _detach(self, flight: Flight) -> None:
         del self._joinable[flight.key]

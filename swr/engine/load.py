@@ -95,7 +95,7 @@ class Load:
 
     @property
     def may_replace(self) -> bool:
-        """Whether older values may be stored, which go if there is none to store, or refreshers wait for word."""
+        """Return whether a load without a value has to say so: for older values to remove, or refreshers that wait."""
         flight = self.flight
         # After a gap in the notifications the flight knows of no entry, and there may be one.
         is_known = flight.entry is not None or flight.fence != self._endings.flights.fence

@@ -1,6 +1,6 @@
-"""How many loads of one loader run at once in this process: each takes a slot before it asks for the lease.
+"""A limit of the loads of one loader that run at once in this process: each takes a slot before it asks for the lease.
 
-A load that waits for other loads gives its slot to others meanwhile. So whoever has a slot waits for nothing that needs
+A load that waits for other loads gives its slot to others meanwhile. So a load with a slot waits for nothing that needs
 one, and loaders that ask for each other cannot wait forever.
 """
 
@@ -103,7 +103,7 @@ class Place:
 
     @property
     def has_readers(self) -> bool:
-        """Whether readers wait for what is loaded."""
+        """Return whether readers wait for what is loaded."""
         return any(flight.waiters for flight in self._flights)
 
     def get(self) -> None:

@@ -37,7 +37,7 @@ class Notifications:
 
     @property
     def is_store_reachable(self) -> bool:
-        """Whether the store is reachable, as far as is known."""
+        """Return whether the store is reachable, as far as is known."""
         return self._unreachable_since is None
 
     def forget_outage(self) -> None:
@@ -73,15 +73,28 @@ class Notifications:
                 if elsewhere:
                     publish_named(self._events, name, elsewhere=True)
             case _:
-                key = notification.text
-                if kind in (Kind.INVALIDATED, Kind.MARKED):
-                    is_mark = kind is Kind.MARKED
-                    outdate = self._flights.mark_stale if is_mark else self._flights.invalidate
-                    outdate(key, version or NEWEST)
-                    if elsewhere:
-                        self._events.publish(Invalidated, key, None, True, None, is_mark)
-                self._backoffs.end(key)
-                self._flights.wake(key)
+                self._on_key(notification)
+
+    def _on_key(self, notification: Notification) -> None:
+        kind, key = notification.kind, notification.text
+        if kind in (Kind.INVALIDATED, Kind.MARKED):
+            is_mark = kind is Kind.MARKED
+            outdate = self._flights.mark_stale if is_mark else self._flights.invalidate
+            outdate(key, notification.version or NEWEST)
+            if notification.elsewhere:
+                self._events.publish(Invalidated, key, None, True, None, is_mark)
+        elif kind is Kind.COMMITTED:
+            self._on_commit(key, notification.fingerprint)
+        self._backoffs.end(key)
+        self._flights.wake(key)
+
+    def _on_commit(self, key: str, fingerprint: str) -> None:
+        """Count what is being loaded without a lease as superseded: nothing says which of the two is newer."""
+        flight = self._flights.get(key)
+        if flight is None or flight.load is None or flight.load.lease is not None:
+            return
+        if flight.job.codec.fingerprint == fingerprint:
+            flight.superseded = True
 
     def _on_reachable(self) -> None:
         self._flights.on_gap()

@@ -16,7 +16,7 @@ class OneShotEvent:
         self._event: asyncio.Event | anyio.Event | None = None
 
     def is_set(self) -> bool:
-        """Whether it has happened."""
+        """Return whether it has happened."""
         return self._is_set
 
     def set(self) -> None:

@@ -55,7 +55,7 @@ class Portal:
         """Return what `function` returns, called and awaited in the event loop.
 
         Parameters:
-            what: names the call for who must await it.
+            what: names the call in errors.
 
         Raises:
             ConfigurationError: this thread must not be blocked, because an event loop runs in it or greenlets do.

@@ -30,7 +30,7 @@ class Publisher:
         on_reads: called with `reads` whenever it may have changed.
 
     Attributes:
-        reads: whether anybody listens to `Hit` or `Answered`.
+        reads: whether a subscriber listens to `Hit` or `Answered`.
     """
 
     __slots__ = ("_on_reads", "_subscriptions", "reads")
@@ -59,7 +59,7 @@ class Publisher:
                     )
 
     def has_subscriber(self, kind: type[Event]) -> bool:
-        """Return whether anybody listens to events of a kind. Ask before making one that is expensive."""
+        """Return whether a subscriber listens to events of a kind. Ask before making one that is expensive."""
         return kind in self._subscriptions
 
     def subscribe(self, subscriber: Subscriber, kinds: Collection[type[Event]]) -> Callable[[], None]:

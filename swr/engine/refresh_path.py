@@ -47,7 +47,7 @@ class RefreshPath:
     """
 
     def __init__(self, endings: Endings, renewals: Renewals) -> None:
-        self._runtime = endings.runtime
+        self.runtime = endings.runtime
         self._flights = endings.flights
         self._endings = endings
         self._renewals = renewals
@@ -71,18 +71,18 @@ class RefreshPath:
             entry: what is stored so far, or None.
             forced: see `Flight`.
             newer_than: see `Flight`.
-            chain: the flights whose loaders wait for this one.
-            is_behind: whether nobody waits for it.
+            chain: the code of loaders that waits for this one.
+            is_behind: whether it runs in the background, without readers that wait.
 
         Raises:
             SWRError: the cache is closed.
         """
-        tasks = self._runtime.tasks
+        tasks = self.runtime.tasks
         if not tasks.is_open:
             raise SWRError(f"the cache was closed while {key!r} was asked for")
-        flight = Flight(self._runtime, key, job, entry, self._flights.fence, forced=forced, newer_than=newer_than)
+        flight = Flight(self.runtime, key, job, entry, self._flights.fence, forced=forced, newer_than=newer_than)
         self._flights.add(flight)
-        tracing = self._runtime.tracing
+        tracing = self.runtime.tracing
         traced = (
             None
             if tracing is None
@@ -94,16 +94,16 @@ class RefreshPath:
     def join(self, flight: Flight, entry: Entry[Any] | None) -> None:
         """Have one more caller wait for `flight`, which began without the `entry` that this one has found."""
         if entry is not None and (flight.entry is None or flight.entry.version < entry.version):
-            flight.entry = entry
-        if self._runtime.tracing is not None:
-            self._runtime.tracing.join(flight)
+            self._flights.fall_back(flight, entry)
+        if self.runtime.tracing is not None:
+            self.runtime.tracing.join(flight)
 
     def give_way(self, flights: Iterable[Flight]) -> None:
         """Give the leases of superseded flights back at once: a load that counts need not wait for theirs."""
         for flight in flights:
             lease = self._renewals.let_go(flight)
-            if lease is not None and self._runtime.tasks.is_open:
-                self._runtime.tasks.start(self._runtime.store.release, lease)
+            if lease is not None and self.runtime.tasks.is_open:
+                self.runtime.tasks.start(self.runtime.store.release, lease)
 
     async def leave_behind(self) -> None:
         """End the flights whose loaders disregard that they are cancelled, and give their leases back."""
@@ -112,14 +112,14 @@ class RefreshPath:
             if not flight.is_finished:
                 self._endings.finish(flight, _closed(flight))
             if lease is not None:
-                await self._runtime.store.release(lease)
+                await self.runtime.store.release(lease)
 
     async def _fly(self, flight: Flight, job: Job, chain: deadlocks.Chain, traced: _Traced | None) -> None:
         seat = flight.seat
         if seat is None:
             await self._ask_and_load(flight, job, chain, traced)
             return
-        flight.state = WaitingForSlot(self._runtime.time())
+        flight.state = WaitingForSlot(self.runtime.time())
         try:
             await seat.take(flight)
         except BaseException:
@@ -132,7 +132,7 @@ class RefreshPath:
             seat.leave(flight)
 
     async def _ask_and_load(self, flight: Flight, job: Job, chain: deadlocks.Chain, traced: _Traced | None) -> None:
-        asked, token = self._runtime.time(), self._runtime.new_token()
+        asked, token = self.runtime.time(), self.runtime.new_token()
         # Until the store has answered, a lease with this token may exist.
         lease: Lease | None = Lease(flight.key, token, 0, 0)
         load: Load | None = None
@@ -142,8 +142,8 @@ class RefreshPath:
                 return
             lease = step.lease
             load = Load(self._endings, self._renewals, flight, lease)
-            loader = self._runtime.counts.of(job.loader).loader
-            self._runtime.events.publish(LoadBegun, flight.key, self._runtime.time() - asked, loader)
+            loader = self.runtime.counts.of(job.loader).loader
+            self.runtime.events.publish(LoadBegun, flight.key, self.runtime.time() - asked, loader)
             with UNTRACED if traced is None else traced():
                 await self._run(load, job, chain)
         except BaseException as error:
@@ -154,21 +154,21 @@ class RefreshPath:
                 log.exception("%r was stored or given up; the code of its load that ran on has failed", flight.key)
             else:
                 if load is not None and load.ended is None:
-                    load.ended = self._runtime.time()
+                    load.ended = self.runtime.time()
                 await self._endings.fail(flight, lease, failure, None if load is None else load.ended)
         finally:
             if not flight.is_finished:
                 self._endings.finish(flight, _closed(flight), None if load is None else load.ended)
                 if lease is not None:
                     with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASED_WITHIN):
-                        await self._runtime.store.release(lease)
+                        await self.runtime.store.release(lease)
 
     async def _run(self, load: Load, job: Job, chain: deadlocks.Chain) -> None:
         flight = load.flight
-        deadlocks.begin((*chain, flight))
+        deadlocks.begin(chain, flight)
         try:
-            if self._runtime.strike is not None:
-                await self._runtime.strike(load)
+            if self.runtime.strike is not None:
+                await self.runtime.strike(load)
             await job.run(load)
         finally:
             load.close()
@@ -180,7 +180,7 @@ class RefreshPath:
         if not isinstance(error, anyio.get_cancelled_exc_class()):
             # A loader's SystemExit is its callers' to raise. In this task it would end every other load.
             return error
-        if flight.is_finished or self._runtime.tasks.is_closing or not isinstance(error, asyncio.CancelledError):
+        if flight.is_finished or self.runtime.tasks.is_closing or not isinstance(error, asyncio.CancelledError):
             return None
         # Something inside the loader was cancelled. That fails this load, and no other.
         return SWRError(f"the loader of {flight.key!r} was cancelled from within")
@@ -199,28 +199,28 @@ class RefreshPath:
                 # A notification that comes while the answer is on its way must not be missed.
                 flight.is_notified = False
                 answer = await self._ask(flight, token, known)
-                step = next_step(answer, self._asker(flight, answer), self._runtime.clock())
+                step = next_step(answer, self._asker(flight, answer), self.runtime.clock())
                 if log.isEnabledFor(logging.DEBUG):
                     log.debug("lease of %r: %s", flight.key, _description(step))
                 if isinstance(step, LoadNow):
                     return step
                 if isinstance(step, (AskAgain, Wait, BackOff)) and step.held is not None and not is_published:
                     is_published = True
-                    self._runtime.events.publish(LeaseHeld, flight.key, step.held.retry_after, step.held.failures)
+                    self.runtime.events.publish(LeaseHeld, flight.key, step.held.retry_after, step.held.failures)
                 if isinstance(step, AskAgain):
                     known = known if step.known is None else step.known
                 elif isinstance(step, Wait):
                     if known == NEWEST:
                         known = step.held.now
                     if waiting is None:
-                        flight.state = waiting = WaitingForLease(self._runtime.time())
+                        flight.state = waiting = WaitingForLease(self.runtime.time())
                     await self._wait(flight, step.held)
                 else:
                     self._finish(flight, step)
                     return None
         finally:
             if waiting is not None:
-                self._runtime.events.publish(LeaseWaited, flight.key, self._runtime.time() - waiting.since)
+                self.runtime.events.publish(LeaseWaited, flight.key, self.runtime.time() - waiting.since)
 
     async def _wait(self, flight: Flight, held: Held) -> None:
         """Wait for what may have given the lease back, without a slot of the loader."""
@@ -235,10 +235,10 @@ class RefreshPath:
         if flight.answered.is_set():
             flight.answered = OneShotEvent()
         try:
-            answer = await self._runtime.store.acquire(
+            answer = await self.runtime.store.acquire(
                 flight.key,
                 token,
-                self._runtime.lease_for,
+                self.runtime.lease_for,
                 known,
                 flight.job.codec,
                 # Readers with nothing to fall back on get their own loader's answer, whatever the backoff.
@@ -250,7 +250,7 @@ class RefreshPath:
         finally:
             flight.answered.set()
         if isinstance(answer, Entry):
-            flight.entry = answer
+            self._flights.fall_back(flight, answer)
         return answer
 
     def _asker(self, flight: Flight, answer: object) -> Asker:

@@ -53,7 +53,7 @@ class Runtime:
         self.counts = counts
         self.events = Publisher(on_reads)
         count_events(self.events, counts)
-        # None: nobody traces loads.
+        # None: loads are not traced.
         self.tracing: Tracing | None = None
         # The event loop's clock. anyio would look up the running loop at each call.
         self.time: Callable[[], float] = anyio.current_time
@@ -82,6 +82,6 @@ class Runtime:
         return threads
 
     def new_token(self) -> str:
-        """Return a lease token that nobody else uses."""
+        """Return a lease token that no other load uses."""
         self._tokens += 1
         return f"{self._instance}{self._tokens:x}"

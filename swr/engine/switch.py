@@ -1,4 +1,4 @@
-"""Whether the cache is used: never, by all, or by all but those inside a `disabled` block."""
+"""Says whether a caller uses the cache: never, always, or unless it runs inside a `disabled` block."""
 
 import threading
 from contextvars import ContextVar
@@ -38,7 +38,7 @@ class Switch:
 
     @property
     def is_off(self) -> bool:
-        """Whether whoever asks is neither answered from the cache nor leaves anything in it."""
+        """Return whether the caller gets nothing from the cache and leaves nothing in it."""
         if not self.is_enabled:
             return True
         return self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get())

@@ -69,7 +69,7 @@ class Tasks:
                     )
                     break
             except asyncio.CancelledError as again:
-                # They are not left behind, whoever is in a hurry.
+                # They are not left behind, however short the time is.
                 self.cancel()
                 cancelled = again
         if cancelled is not None:

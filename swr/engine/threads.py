@@ -61,7 +61,7 @@ class Threads:
 
     @property
     def taken(self) -> int:
-        """How many threads run functions now."""
+        """Return how many threads run functions now."""
         return _THREADS - self._free
 
     async def take(self, loader: str) -> None:
@@ -164,7 +164,7 @@ class _Call:
         self._is_abandoned = False
 
     def run(self) -> tuple[Any]:
-        """Call the function, unless nobody waits for it any more."""
+        """Call the function, unless its caller has stopped waiting."""
         with self._lock:
             if self._is_abandoned:
                 return (None,)
@@ -178,13 +178,13 @@ class _Call:
                 self.threads.soon(self.place.give_back)
 
     def _ends_abandoned(self) -> bool:
-        """Note that the function has returned; return whether nobody waits for it any more."""
+        """Note that the function has returned; return whether its caller has stopped waiting."""
         with self._lock:
             self._is_running = False
             return self._is_abandoned
 
     def abandon(self) -> bool:
-        """Say that nobody waits; return whether the function does not run, and will not."""
+        """Say that the caller has stopped waiting; return whether the function does not run, and will not."""
         with self._lock:
             self._is_abandoned = True
             return not self._is_running

@@ -18,7 +18,7 @@ class Tracing(Protocol):
         """Return what surrounds the run of a load.
 
         Parameters:
-            is_behind: nobody waits for it: it is a refresh in the background.
+            is_behind: it is a refresh in the background, without readers that wait.
         """
 
     def join(self, flight: Flight) -> None:

@@ -92,7 +92,7 @@ class SharingRules(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a response may be stored.
+    """A verdict: whether a response may be stored.
 
     Parameters:
         policy: how long it may be served and stored; None: it must not be stored.
@@ -263,7 +263,7 @@ def judge(
 def _why_forbidden(
     status: int, headers: Headers, directives: Directives, hidden: frozenset[bytes], sharing: SharingRules
 ) -> str:
-    """Return why a response must not be stored, whatever its lifetime and whoever asks; empty: it may be."""
+    """Return why a response must not be stored, for any lifetime and any client; empty: it may be."""
     if not 200 <= status <= 999 or status == 304 or status in NEVER_STORED:
         return f"status {status}"
     if not are_well_formed(headers):

@@ -45,7 +45,7 @@ from swr.http.caching import SAFE
 
 
 class Action(enum.Enum):
-    """How the middleware handles a request."""
+    """The way in which the middleware handles a request."""
 
     # The app answers, and swr invalidates what the request may have changed.
     INVALIDATE = "invalidate"

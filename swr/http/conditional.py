@@ -25,7 +25,7 @@ def headers_of_304(headers: Headers) -> Headers:
 
 
 def not_modified(asked: Mapping[bytes, bytes], headers: Headers, received: float) -> bool:
-    """Whether a request's conditions make a stored 200 a 304 (RFC 9111 4.3.2).
+    """Return whether a request's conditions make a stored 200 a 304 (RFC 9111 4.3.2).
 
     Parameters:
         asked: the request's fields, lower case.
@@ -59,7 +59,7 @@ def validators(headers: Headers) -> Headers:
 
 
 def selects(new: Headers, stored: Headers) -> bool:
-    """Whether a 304 with the fields `new` is about the stored response (RFC 9111 4.3.4)."""
+    """Return whether a 304 with the fields `new` is about the stored response (RFC 9111 4.3.4)."""
     tag, known = etag_of(new), etag_of(stored)
     if tag is not None and known is not None:
         weak = tag.startswith(b"W/")

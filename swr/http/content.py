@@ -17,7 +17,7 @@ _LENGTH: Final = b"content-length"
 
 
 def describes(name: bytes) -> bool:
-    """Whether a request field says what the content is: its type, its coding, its language.
+    """Return whether a request field says what the content is: its type, its coding, its language.
 
     Parameters:
         name: in lower case.

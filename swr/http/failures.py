@@ -23,7 +23,7 @@ class ErrorResponse(SWRError):
 
 
 def is_fallback(entry: Entry[Any], error: BaseException, now: float) -> bool:
-    """Whether a stored response may answer after a failure (RFC 5861 4; RFC 9111 4.2.4 and 4.3.3).
+    """Return whether a stored response may answer after a failure (RFC 5861 4; RFC 9111 4.2.4 and 4.3.3).
 
     Its own directives say how long for any failure; for an app that gives no answer at all it may do so longer.
     """
@@ -37,7 +37,7 @@ def is_fallback(entry: Entry[Any], error: BaseException, now: float) -> bool:
 
 
 def has_timed_out(key: str, error: BaseException | None) -> bool:
-    """Whether the load of a response was given up because it ran too long.
+    """Return whether the load of a response was given up because it ran too long.
 
     A loader that the app itself has called may run too long, too. That is an exception of the app.
 

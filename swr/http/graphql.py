@@ -1,4 +1,4 @@
-"""Whether the content of a POST is a GraphQL query, which changes nothing. Pure: a look at the text, no schema."""
+"""Tells GraphQL queries, which change nothing, from other content of a POST. Pure: a look at the text, no schema."""
 
 import re
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""When a response was made, how old it is, and how long it lasts by its own account (RFC 9111 4.2). Pure."""
+"""The date, age and lifetime of a response by its own account (RFC 9111 4.2). Pure."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ _LONGEST_GUESS: Final = 86400
 
 
 def date_of(headers: Headers, began: float) -> float:
-    """When the response was made; without a `Date` that can be read, when it came (RFC 9110 6.6.1)."""
+    """Return when the response was made; without a `Date` that can be read, when it came (RFC 9110 6.6.1)."""
     dates = values_of(headers, b"date")
     date = http_date(dates[0], began) if dates else None
     return began if date is None else date

@@ -3,7 +3,8 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, MutableMapping
-from typing import Any, Final
+from contextvars import Context, copy_context
+from typing import Any, Final, Protocol
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 from swr.core.keys import URL_ON_HOST
@@ -15,6 +16,9 @@ Scope = MutableMapping[str, Any]
 
 # A request that has a selecting field, and more fields than this, is not plain.
 _MOST_FIELDS: Final = 64
+
+# Stands for what middleware around swr has set among the fields that select; no field has this name.
+_OUTER: Final = b":outer"
 
 # A longer key or tag ends with a digest: clients choose the URLs, and swr remembers the keys and tags of thousands.
 _LONGEST_NAME: Final = 512
@@ -86,8 +90,13 @@ def chained(pairs: Iterable[tuple[bytes, bytes]]) -> Fields:
     return fields
 
 
+def with_outer(fields: Fields, names: tuple[str, ...]) -> Fields:
+    """Return what selects the response to a URL, with the names of what middleware around swr has set for a request."""
+    return (fields, _OUTER, "\n".join(names).encode("utf-8", "surrogatepass")) if names else fields
+
+
 def is_long(url: URL) -> bool:
-    """Whether a URL takes more memory than its key tells, because that is shortened or holds digests."""
+    """Return whether a URL takes more memory than its key tells, because that is shortened or holds digests."""
     _, host, raw_path, path, _, query, fields = url
     size = len(host) + len(raw_path) + len(path) + len(query)
     while fields:
@@ -125,7 +134,7 @@ def path_of(scope: Scope) -> bytes:
 
 
 def is_ambiguous(path: str, raw_path: bytes) -> bool:
-    """Whether an app may take a path for another one than a rule does, as `/static/..%2faccount`.
+    """Return whether an app may take a path for another one than a rule does, as `/static/..%2faccount`.
 
     Parameters:
         path: decoded.
@@ -134,10 +143,29 @@ def is_ambiguous(path: str, raw_path: bytes) -> bool:
     return _AMBIGUOUS.search(path) is not None or _ENCODED_SEPARATOR.search(raw_path.partition(b"?")[0]) is not None
 
 
-def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
+class Usual(Protocol):
+    """The look of a request for which middleware around the cache has set nothing.
+
+    Attributes:
+        size: the number of names in its scope, with a state.
+        size_without_state: the same for a scope that has none.
+        state: of its scope.
+        context: its context variables.
+    """
+
+    size: int
+    size_without_state: int
+    state: dict[str, Any]
+    context: Context
+
+    def names_beside(self, scope: Scope) -> tuple[str, ...]:
+        """Return what middleware around the cache has set."""
+
+
+def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
     """Return the URL of a plain request, and its `If-None-Match`; None for each that there is not.
 
-    A plain request has no other field that decides how the cache answers, and nobody has logged in.
+    A plain request has no other field that decides how the cache answers, and no user has logged in.
     """
     host = condition = None
     fields: Fields = ()
@@ -153,9 +181,19 @@ def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
             condition = value
         else:
             return None, None
-    if "session" in scope or "user" in scope or (fields and len(headers) > _MOST_FIELDS):
+    if fields and len(headers) > _MOST_FIELDS:
         return None, None
     try:
+        state = scope.get("state")
+        if (
+            # A scope without a state is of another kind than a server's: as large, it has another name in its place.
+            (len(scope) != usual.size_without_state)
+            if state is None
+            else (len(scope) != usual.size or state != usual.state)
+        ) or copy_context() != usual.context:
+            if "session" in scope or "user" in scope or "auth" in scope:
+                return None, None
+            fields = with_outer(fields, usual.names_beside(scope))
         if scope["http_version"] > "1.1":
             # In HTTP/2 and 3 no field has to announce content.
             return None, None
@@ -168,8 +206,8 @@ def plain_url(scope: Scope) -> tuple[URL | None, bytes | None]:
             scope["query_string"],
             fields,
         ), condition
-    except KeyError:
-        # ASGI lets a server leave some of them out.
+    except Exception:
+        # ASGI lets a server leave some of them out. Values of a state may be of a kind that cannot be compared.
         return None, None
 
 

@@ -127,7 +127,7 @@ CREDENTIAL_PREFIXES: Final = (
     b"tailscale-user-",
 )
 
-# Stands for all credentials of a request among the names of fields that select a response; no field has this name.
+# Means all credentials of a request among the names of fields that select a response; no field has this name.
 ALL_CREDENTIALS: Final = ":credentials"
 
 # Before the name of a field: it selects a response as it was sent, to the byte and line by line. `Vary` compares fields

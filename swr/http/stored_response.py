@@ -296,7 +296,7 @@ def _less_length(headers: Headers) -> Headers:
 
 
 def answers_range(fields: Mapping[bytes, bytes], stored: StoredResponse, received: float) -> bool:
-    """Whether a stored part holds all of what a request asks for, or shows that there is no such thing."""
+    """Return whether a stored part holds all of what a request asks for, or shows that there is no such thing."""
     if stored.complete is None:
         return False
     wanted = wanted_range(fields, stored.headers, stored.complete, received)
@@ -360,5 +360,5 @@ def validated(entry: Entry[StoredResponse], now: float, status: bytes) -> Header
 
 
 def is_response(entry: Entry[Any] | None) -> bool:
-    """Whether `entry` holds a response, and not nothing or the fields that the URL varies by."""
+    """Return whether `entry` holds a response, and not nothing or the fields that the URL varies by."""
     return entry is not None and type(entry.value) is StoredResponse

@@ -132,7 +132,7 @@ class Configured:
         self.engine.switch.configure(clock_of(own_clock), enabled)
         store: LeasingStore
         if servers is None or not enabled:
-            # Switched off, it stays empty, and nobody connects to anything.
+            # Switched off, it stays empty and connects to nothing.
             store = MemoryStore(settings.l1_max_bytes, _ENTRIES, clock, self.local)
         else:
             shared = RedisStore(
@@ -162,7 +162,7 @@ class Configured:
     def stats(self) -> Stats:
         """Return what has happened in this process since the cache was made, by loader and by route.
 
-        It costs some microseconds for each loader and route, and asks nobody.
+        It costs some microseconds for each loader and route, and asks no server.
         """
         engine, slots = self.engine, self.local.slots
         return stats_of(
@@ -200,7 +200,7 @@ class Configured:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes share what is stored: with Redis or Valkey they may."""
+        """Return whether other processes share what is stored: with Redis or Valkey they may."""
         return self._options["enabled"] and (self._url is not None or self._options["redis"] is not None)
 
     def digest(self, value: bytes) -> str:

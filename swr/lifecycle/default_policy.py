@@ -32,7 +32,8 @@ class DefaultPolicy:
         """
         if policy is None and self._is_needed:
             raise ConfigurationError(
-                "policy=None: something of this cache has no fresh_for of its own, and goes by the policy of the cache"
+                "policy=None: a loader or endpoint of this cache has no fresh_for of its own, and needs the policy of "
+                "the cache"
             )
         if not isinstance(policy, Policy | None):
             raise ConfigurationError(f"policy={policy!r} is not a Policy: give Policy(fresh_for=60, stale_for=600)")

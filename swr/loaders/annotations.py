@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,32 +37,34 @@ def codec_of(kind: Any) -> Codec:
         raise ConfigurationError(f"returns={kind!r} cannot be resolved: {error}") from None
 
 
-def codec_if_defined(function: Callable[..., Any], *, many: bool = False) -> Codec | None:
+def codec_if_defined(function: Callable[..., Any], *, many: bool = False, tags: Sequence[str] = ()) -> Codec | None:
     """Return the codec for the values that `function` returns; None: a type of its annotation is not defined yet.
 
     Parameters:
         many: it returns a dict of values.
+        tags: the templates of the tags that they carry.
 
     Raises:
         ConfigurationError: values of the annotated type cannot be stored.
     """
     try:
-        return _find_codec(function, many)
+        return _find_codec(function, many).tagged(tags)
     except NameError:
         return None
 
 
-def codec_for(function: Callable[..., Any], *, many: bool = False) -> Codec:
+def codec_for(function: Callable[..., Any], *, many: bool = False, tags: Sequence[str] = ()) -> Codec:
     """Return the codec for the values that `function` returns, by its annotation; without one, `Any`.
 
     Parameters:
         many: it returns a dict of values.
+        tags: the templates of the tags that they carry.
 
     Raises:
         ConfigurationError: the annotation cannot be resolved, or its type cannot be stored.
     """
     try:
-        return _find_codec(function, many)
+        return _find_codec(function, many).tagged(tags)
     except NameError as error:
         raise ConfigurationError(
             f"the return annotation of {_where(function)} cannot be resolved: {error}. "
@@ -129,4 +131,4 @@ def _of_values(kind: Any) -> Any:
     # A bare Fresh says nothing that the others do not.
     kept = [_of_values(member) for member in members if member is not NotModified and member is not Fresh]
     # As many members as are left; `|` takes two.
-    return kind if kept == list(members) else typing.Union[tuple(kept)]  # noqa: UP007
+    return kind if kept == list(members) else typing.Union[tuple(kept)]  # noqa: UP007  # `|` takes two members

@@ -72,7 +72,7 @@ class Batch:
         engine: whose flights they are.
         call: calls the loader with a list of items; returns values by item.
         codec: how values are written.
-        absent_for: seconds for which it is remembered that there is no value; 0: not at all.
+        absent_for: seconds for which swr remembers that an item has no value; 0: not at all.
         loader: see `Entry`.
         tags: returns, for an item, what makes tags of its value.
         store_if: returns whether a value is stored; None: each is.
@@ -263,7 +263,7 @@ class Part:
 
 
 def _is_known_absent(flight: Flight, now: float) -> bool:
-    """Whether there is no value, as somebody has found out; for readers as long as that is remembered."""
+    """Return whether there is no value, as somebody has found out; for readers as long as that is remembered."""
     entry, newer_than = flight.entry, flight.newer_than
     if entry is None or newer_than is None:
         return is_absent(entry, now)

@@ -72,7 +72,7 @@ class Cached(Generic[P, R]):
         # By positional arguments.
         self._held: dict[tuple[Any, ...], Slot] = local.aliases_of(keys)
         # With any store, so that a type that Redis cannot hold is found in tests without Redis.
-        self._codec = UNSHARED if terms.stays_here else codec_if_defined(function)
+        self._codec = UNSHARED if terms.stays_here else codec_if_defined(function, tags=keys.tag_templates)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return what the loader returns for these arguments, from the cache where it may.
@@ -166,14 +166,14 @@ class Cached(Generic[P, R]):
 
     @property
     def stays_here(self) -> bool:
-        """Whether its values are not shared with other processes."""
+        """Return whether its values are not shared with other processes."""
         return self._terms.stays_here
 
     @property
     def codec(self) -> Codec:
-        """How its values are written."""
+        """The codec of its values."""
         if self._codec is None:
-            self._codec = codec_for(self._function)
+            self._codec = codec_for(self._function, tags=self._keys.tag_templates)
         return self._codec
 
     def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
@@ -340,7 +340,7 @@ class BoundCached(Generic[P, R]):
 
     @property
     def codec(self) -> Codec:
-        """How its values are written."""
+        """The codec of its values."""
         return self._cached.codec
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -372,7 +372,7 @@ class BoundCached(Generic[P, R]):
         await self._cached.mark_stale(self._instance, *args, **kwargs)
 
     async def invalidate_all(self) -> None:
-        """See `Cached.invalidate_all`: for all objects, too."""
+        """Outdate the values for all objects; see `Cached.invalidate_all`."""
         await self._cached.invalidate_all()
 
     async def mark_stale_all(self) -> None:

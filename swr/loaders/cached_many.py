@@ -61,7 +61,7 @@ class CachedMany(Generic[P, K, V]):
         self._absent_for = absent_for
         self._digest = loader_digest(keys.template.text)
         engine.counts.add_loader(self._digest, keys.template.text)
-        self._codec = UNSHARED if terms.stays_here else codec_if_defined(function, many=True)
+        self._codec = UNSHARED if terms.stays_here else codec_if_defined(function, many=True, tags=keys.tag_templates)
         # The object whose method this is, if it is one.
         self._bound_to: tuple[Any, ...] = ()
 
@@ -350,14 +350,14 @@ class CachedMany(Generic[P, K, V]):
 
     @property
     def stays_here(self) -> bool:
-        """Whether its values are not shared with other processes."""
+        """Return whether its values are not shared with other processes."""
         return self._terms.stays_here
 
     @property
     def codec(self) -> Codec:
-        """How the values of its items are written."""
+        """The codec of the values of its items."""
         if self._codec is None:
-            self._codec = codec_for(self._function, many=True)
+            self._codec = codec_for(self._function, many=True, tags=self._keys.tag_templates)
         return self._codec
 
     # As those of `Cached`.

@@ -29,7 +29,7 @@ from swr.policy import Policy, Timeout
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling `function` gives an awaitable, wrapped and partial functions included."""
+    """Return whether calling `function` gives an awaitable, wrapped and partial functions included."""
     while isinstance(function, functools.partial):
         function = function.func
     # Not whether it can be called, but the method, which may be a coroutine function.

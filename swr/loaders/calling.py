@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import anyio
@@ -15,6 +15,7 @@ from swr.engine.load import Load
 from swr.entry import Entry
 from swr.errors import ConfigurationError, LoadTimeout
 from swr.loaders.context import NOT_MODIFIED, Fresh, LoadContext
+from swr.loaders.values import refuse_unshareable
 from swr.policy import Policy, Timeout, tag_names
 from swr.stores.threads import deep_copy
 
@@ -64,7 +65,7 @@ def asking(function: Callable[..., Any]) -> Asking | None:
         target = target.func
     if not inspect.isroutine(target):
         # Not whether it can be called, but the method, for its annotations.
-        target = getattr(type(target), "__call__", None)  # noqa: B004
+        target = getattr(type(target), "__call__", None)  # noqa: B004  # the method itself is wanted
     # Most loaders that are made where they are used have no annotations, and are not looked at more closely.
     if not set(getattr(target, "__annotations__", ())) - {"return"}:
         return None
@@ -122,7 +123,7 @@ async def call_past(
 
     Parameters:
         where: names the loader.
-        hard_timeout: "auto" is no limit: nobody waits for a lease of this call.
+        hard_timeout: "auto" is no limit: the call has no lease for which others wait.
 
     Raises:
         Exception: whatever the loader raised.
@@ -240,11 +241,7 @@ def _value_of(
     answer: Any, policy: Policy, where: str, tags: Callable[[Any], tuple[str, ...]] | None, store_if: StoreIf | None
 ) -> Value:
     value = answer.value if isinstance(answer, Fresh) else answer
-    if isinstance(value, (Iterator, AsyncIterator)):
-        kind = type(value).__qualname__
-        raise ConfigurationError(
-            f"the value for {where} is a {kind}, which its first reader would use up: give a list, say"
-        )
+    refuse_unshareable(value, where)
     if not is_stored(store_if, value):
         return Value(value, policy, is_stored=False)
     if tags is not None and not (isinstance(answer, Fresh) and answer.has_tags):

@@ -7,6 +7,7 @@ from typing import Any
 
 from swr.errors import ConfigurationError
 from swr.loaders.request_parameters import refuse_parameters
+from swr.loaders.values import USE_RESPONSE, is_response
 
 
 def check_loader(function: Callable[..., Any]) -> None:
@@ -22,5 +23,7 @@ def check_loader(function: Callable[..., Any]) -> None:
         )
     name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigurationError(f"{name} is a generator: a cached loader returns its value whole, a list for one")
+        raise ConfigurationError(f"{name} is a generator: a cached loader returns its whole value, such as a list")
     refuse_parameters(function, name)
+    if is_response(inspect.signature(function).return_annotation):
+        raise ConfigurationError(f"{name} returns a response, which belongs to one request: {USE_RESPONSE}")

@@ -81,7 +81,7 @@ class Fresh(Generic[T]):
 
     @property
     def has_tags(self) -> bool:
-        """Whether it says which tags count."""
+        """Return whether it says which tags count."""
         return "tags" in self._changes
 
     def over(self, policy: Policy) -> Policy:

@@ -47,7 +47,7 @@ class Items:
         loader: str,
         terms: LoaderTerms,
     ) -> bool:
-        """Store `answer`, and that there is none of the items that it leaves out; see `CachedMany.set`."""
+        """Store `answer`, and for each item that it leaves out that there is no value; see `CachedMany.set`."""
         values: dict[str, Value] = {}
         # All of them first: what is no value is refused before anything is stored.
         for number, some in parts(self._items):

@@ -21,6 +21,7 @@ from swr.loaders.checks import check_loader
 from swr.loaders.context import Fresh, LoadContext, NotModified
 from swr.loaders.decorators import CachedDecorator, CachedManyDecorator, on_methods, with_options
 from swr.loaders.many_keys import ManyKeys
+from swr.loaders.stored_entries import warn_of_slot
 from swr.loaders.templates import Templates
 from swr.loaders.terms import LoaderTerms, checked_store_if, seats_of, stays_here
 from swr.policy import Duration, Policy, seconds
@@ -262,6 +263,9 @@ class Loaders:
         """
         if not isinstance(key, str):
             raise ConfigurationError(f"key={key!r} is not a string")
+        warn_of_slot(key)
+        if not callable(loader):
+            raise ConfigurationError(f"loader={loader!r} is no function: give one, or store the value with cache.set")
         policy = self.default_policy.of(policy)
         codec = codec_for(loader) if returns is None else codec_of(returns)
         asks = asking(loader)

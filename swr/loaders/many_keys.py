@@ -7,6 +7,7 @@ from typing import Any
 
 from swr.core.arguments import Watch
 from swr.core.key_functions import KeyFunction
+from swr.core.keys import bound_to
 from swr.core.template import Template
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
@@ -53,8 +54,8 @@ class ManyKeys:
         if len(items) != 1 or len(lists) != 1:
             raise ConfigurationError(
                 f"the key {template or key!r} of {where}({', '.join(parameters)}) must name one item of the list by a "
-                f"name that is no parameter, and leave out the list itself, as 'player:{{name}}' does for names; it "
-                f"leaves out {', '.join(lists) or 'nothing'} and names {', '.join(items) or 'no item'}"
+                f"name that is no parameter, as 'player:{{name}}' does for names, and not the list. It leaves out "
+                f"{', '.join(lists) or 'nothing'} and names {', '.join(items) or 'no item'}"
             )
         (self._item,), (self.list_name,) = items, lists
         if parameters[self.list_name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
@@ -79,8 +80,7 @@ class ManyKeys:
         Raises:
             TypeError: the function does not take these arguments, or they hold no list of hashable items.
         """
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
+        bound = bound_to(self.where, self._signature, args, kwargs)
         asked = bound.arguments[self.list_name]
         if isinstance(asked, (str, bytes)) or not isinstance(asked, Iterable):
             raise TypeError(f"{self.list_name}={asked!r} of {self.where} is not a list of items: give [{asked!r}]")
@@ -100,8 +100,7 @@ class ManyKeys:
         Raises:
             TypeError: the function does not take these arguments, or the item is not hashable.
         """
-        bound = self._signature.bind(*args)
-        bound.apply_defaults()
+        bound = bound_to(self.where, self._signature, args, {})
         item = bound.arguments.pop(self.list_name)
         hash(item)
         return item, bound.arguments
@@ -117,6 +116,11 @@ class ManyKeys:
             ConfigurationError: an argument, or the item, cannot be part of a key.
         """
         return self._key.fill(self.with_item(values, item))
+
+    @property
+    def tag_templates(self) -> list[str]:
+        """The tag templates, as text."""
+        return [tag.text for tag in self._tags]
 
     def tags(self, values: Mapping[str, Any], item: Any) -> tuple[str, ...]:
         """Return the tags of `item`."""
@@ -200,7 +204,7 @@ class ManyCall:
         return key
 
     def has(self, values: Mapping[str, Any], item: Any) -> bool:
-        """Whether a call with these other arguments is the same: `1` and `True` are equal, and are not."""
+        """Return whether a call with these other arguments is the same: `1` and `True` are equal, and are not."""
         return self._values == values and self._keys.key(self._values, item) == self._keys.key(values, item)
 
     def tags_of(self, item: Any, tags: TagsOf | None) -> Callable[[Any], tuple[str, ...]] | None:

@@ -6,12 +6,13 @@ import logging
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from swr.errors import ConfigurationError
 from swr.loaders.calling import name_of
+from swr.loaders.values import is_a
 
 log = logging.getLogger("swr")
 
@@ -61,13 +62,13 @@ def warn_of_sessions(function: Callable[..., Any], args: Iterable[Any], kwargs: 
     if "sqlalchemy" not in sys.modules:
         return
     for argument in (*args, *kwargs.values()):
-        if _is_a(type(argument), "sqlalchemy.", _OF_SQLALCHEMY):
+        if is_a(type(argument), "sqlalchemy.", _OF_SQLALCHEMY):
             _warn(name_of(function), type(argument).__name__)
             continue
         # Not every object has attributes of its own, and a proxy may raise anything if it is asked for them.
         with suppress(Exception):
             for name, value in list(vars(argument).items()):
-                if _is_a(type(value), "sqlalchemy.", _OF_SQLALCHEMY):
+                if is_a(type(value), "sqlalchemy.", _OF_SQLALCHEMY):
                     _warn(name_of(function), f"{type(argument).__name__}.{name}")
 
 
@@ -82,7 +83,7 @@ def _warn(name: str, place: str) -> None:
 
 
 def _is_of_a_request(parameter: inspect.Parameter) -> bool:
-    """Whether a parameter is a Request, a Response, a WebSocket, or filled in by FastAPI's Depends."""
+    """Return whether a parameter is a Request, a Response, a WebSocket, or filled in by FastAPI's Depends."""
     marks = [parameter.default, *getattr(parameter.annotation, "__metadata__", ())]
     if any(
         type(mark).__module__.startswith("fastapi") and type(mark).__name__ in ("Depends", "Security") for mark in marks
@@ -92,11 +93,11 @@ def _is_of_a_request(parameter: inspect.Parameter) -> bool:
     if isinstance(annotation, str):
         return annotation.split(".")[-1] in ("Request", "Response", "WebSocket") or "Depends(" in annotation
     kinds = getattr(annotation, "__args__", (annotation,))
-    return any(_is_a(kind, "starlette.", _OF_STARLETTE) for kind in kinds)
+    return any(is_a(kind, "starlette.", _OF_STARLETTE) for kind in kinds)
 
 
 def _is_a_session(annotation: Any, names: dict[str, Any]) -> bool:
-    """Whether a parameter is a session, alone or optional, and no factory of sessions."""
+    """Return whether a parameter is a session, alone or optional, and no factory of sessions."""
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, names)
@@ -104,9 +105,4 @@ def _is_a_session(annotation: Any, names: dict[str, Any]) -> bool:
             # A type that is imported for type checkers alone, or defined further down.
             return False
     inner = typing.get_args(annotation) if typing.get_origin(annotation) in _WRAPPED else (annotation,)
-    return any(_is_a(typing.get_origin(kind) or kind, "sqlalchemy.", _OF_SQLALCHEMY) for kind in inner)
-
-
-def _is_a(kind: Any, package: str, names: Collection[str]) -> bool:
-    bases = kind.__mro__ if isinstance(kind, type) else ()
-    return any(base.__module__.startswith(package) and base.__name__ in names for base in bases)
+    return any(is_a(typing.get_origin(kind) or kind, "sqlalchemy.", _OF_SQLALCHEMY) for kind in inner)

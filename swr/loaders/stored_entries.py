@@ -1,6 +1,9 @@
 """Operations of a cache on stored entries: set, look at, invalidate. `Cache` inherits them."""
 
-from typing import Any, TypeVar, overload
+import functools
+import logging
+import re
+from typing import Any, Final, TypeVar, overload
 
 import anyio
 
@@ -19,6 +22,10 @@ from swr.stores.tag_versions import ALL, Soft
 
 R = TypeVar("R")
 
+log = logging.getLogger("swr")
+
+_SLOT: Final = re.compile(r"\{[A-Za-z_][\w.]*\}")
+
 
 class StoredEntries:
     """The stored entries of a cache, by key, by tag, by URL, and all of them."""
@@ -36,6 +43,7 @@ class StoredEntries:
             value: what is stored.
             policy: how long it may be served; None: as the policy of the cache says.
             returns: the type of the value, for Redis; that of the loader's return annotation, if it has one.
+                A decorated loader with `tags=` has entries of its own: store by its own `set`.
 
         Returns:
             Whether every process gets the value from now on.
@@ -59,6 +67,7 @@ class StoredEntries:
         Parameters:
             key: any text.
             returns: the type of the value, for Redis; that of the loader's return annotation, if it has one.
+                A decorated loader with `tags=` has entries of its own: look by its own `peek`.
 
         Raises:
             ConfigurationError: arguments that cannot work.
@@ -101,7 +110,7 @@ class StoredEntries:
         Raises:
             ConfigurationError: it is no URL or path.
         """
-        await self.engine.invalidate_tag(tag_of_url(url))
+        await self.engine.invalidate_tag(*await _tags_of((url,)))
 
     async def invalidate_urls(self, *urls: str) -> None:
         """Outdate the responses to several URLs, in one step for all; else as `invalidate_url`.
@@ -142,17 +151,41 @@ async def _tags_of(urls: tuple[str, ...]) -> dict[str, None]:
     for number, some in parts(list(urls)):
         if number:
             await anyio.lowlevel.checkpoint()
-        tags.update(dict.fromkeys(map(tag_of_url, some)))
+        for url in some:
+            tags[tag_of_url(url)] = None
+            warn_of_slot(url)
     return tags
 
 
-def _checked_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+def _checked_tags(tags: tuple[object, ...]) -> tuple[str, ...]:
+    names: dict[str, None] = {}
     for tag in tags:
+        if isinstance(tag, (list, tuple, set, frozenset)):
+            raise ConfigurationError(f"tag={tag!r} holds several tags: write invalidate_tags(*tags), with an asterisk")
         if not isinstance(tag, str) or not tag:
             raise ConfigurationError(f"tag={tag!r} is not a non-empty string")
-    return tuple(dict.fromkeys(tags))
+        warn_of_slot(tag)
+        names[tag] = None
+    return tuple(names)
 
 
 def _check_key(key: str) -> None:
     if not isinstance(key, str):
         raise ConfigurationError(f"key={key!r} is not a string; a decorated function has methods of its own")
+    warn_of_slot(key)
+
+
+def warn_of_slot(text: str) -> None:
+    """Warn, once for each text, of a key, tag or URL with a slot such as {group}: only a decorator fills it."""
+    if "{" in text and _SLOT.search(text):
+        _warn_once(text)
+
+
+@functools.lru_cache(100)
+def _warn_once(text: str) -> None:
+    log.warning(
+        "%r is taken as it is, with its braces: to fill in a value write an f-string, f%r, or use .key(...) and "
+        ".invalidate(...) of the loader",
+        text,
+        text,
+    )

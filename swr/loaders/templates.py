@@ -53,8 +53,8 @@ class Templates:
         for variable in captured.keys() & before:
             if captured[variable] != before[variable]:
                 raise ConfigurationError(
-                    f"{name} is defined again with another {variable}, which the key template {text!r} leaves out, and "
-                    f"the two would share their answers: make {variable} a parameter, or give each a template of its "
+                    f"{name} is defined again with another {variable}, which the key template {text!r} leaves out: "
+                    f"the two would share their answers. Make {variable} a parameter, or give each a template of its "
                     f"own"
                 )
         self._owners[text, many] = name, template

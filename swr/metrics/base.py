@@ -173,7 +173,7 @@ class Exporter(ABC):
     Caches of one namespace are counted as one: the sum of what they do and hold, and no store is up unless all are.
 
     Parameters:
-        adds_reads: whether reads are added one by one, because nobody can ask this process for what it has counted.
+        adds_reads: whether reads are added one by one, because no exporter can ask this process for its counts.
     """
 
     def __init__(self, *, adds_reads: bool = False) -> None:
@@ -184,7 +184,7 @@ class Exporter(ABC):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no cache."""
+        """Return whether it has no cache."""
         return not self._caches
 
     @abstractmethod

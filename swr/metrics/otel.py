@@ -16,7 +16,7 @@ except ImportError as error:
 
 __all__ = ["export"]
 
-# Before the program has set up its SDK this one stands in, and passes on what it is given afterwards.
+# The meter until the program has set up its SDK; then it passes on what it is given.
 _METER: Final = get_meter("swr")
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from swr.cache import Cache
 from swr.engine.flights import Flight
@@ -12,12 +12,29 @@ from swr.loaders.batch import Part
 try:
     from opentelemetry import context, trace
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer
+    from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, Tracer
 except ImportError as error:
     raise ImportError("swr.otel needs opentelemetry-api: pip install 'swr[otel]'") from error
 
-# Before the program has set up its SDK this one stands in, and passes on what it is given afterwards.
+# The tracer until the program has set up its SDK; then it passes on what it is given.
 _TRACER: Final = trace.get_tracer("swr")
+
+
+class _Open(NamedTuple):
+    """The span of a load that runs.
+
+    Parameters:
+        span: that of the load.
+        parent: the span of the request to whose trace it belongs; invalid, or None, if there is none.
+    """
+
+    span: Span
+    parent: SpanContext | None
+
+    def link(self, waiting: Span) -> None:
+        """Link the span of a request that waits for this load to it, unless the load is its own."""
+        if waiting.get_span_context() != self.parent:
+            waiting.add_link(self.span.get_span_context())
 
 
 class _Spans:
@@ -32,7 +49,7 @@ class _Spans:
         self._cache = cache
         self._tracer = tracer
         # By flight; and by batch, of which one call of the loader has one.
-        self._open: dict[object, Span] = {}
+        self._open: dict[object, _Open] = {}
         # The spans of those who wait for a flight whose load has not begun.
         self._joined: dict[Flight, list[Span]] = {}
 
@@ -51,8 +68,9 @@ class _Spans:
         around, links = (Context(), [Link(caused_by)] if caused_by.is_valid else []) if is_behind else (cause, [])
         name = "swr refresh" if is_behind else "swr load"
         span = self._tracer.start_span(name, around, attributes=self._attributes(flight), links=links)
-        self._open[flight] = self._open[batch] = span
-        self._link(flight, span)
+        opened = _Open(span, None if is_behind else caused_by)
+        self._open[flight] = self._open[batch] = opened
+        self._link(flight, opened)
         token = context.attach(trace.set_span_in_context(span, around))
         try:
             yield
@@ -69,9 +87,9 @@ class _Spans:
         waiting = trace.get_current_span()
         if not waiting.is_recording():
             return
-        span = self._open.get(_loaded_by(flight))
-        if span is not None:
-            waiting.add_link(span.get_span_context())
+        opened = self._open.get(_loaded_by(flight))
+        if opened is not None:
+            opened.link(waiting)
         elif flight in self._joined:
             self._joined[flight].append(waiting)
         else:
@@ -82,18 +100,18 @@ class _Spans:
     def _forget(self, flight: Flight) -> None:
         self._joined.pop(flight, None)
 
-    def _link(self, flight: Flight, span: Span) -> None:
+    def _link(self, flight: Flight, opened: _Open) -> None:
         """Link those who have waited so far to the load that now begins."""
         for waiting in self._joined.pop(flight, ()):
-            waiting.add_link(span.get_span_context())
+            opened.link(waiting)
 
     @contextlib.contextmanager
     def commit(self, flight: Flight) -> Iterator[None]:
-        span = self._open.get(flight)
-        if span is None:
+        opened = self._open.get(flight)
+        if opened is None:
             yield
             return
-        of_load = trace.set_span_in_context(span, context.get_current())
+        of_load = trace.set_span_in_context(opened.span, context.get_current())
         with self._tracer.start_as_current_span("swr commit", of_load, attributes=self._attributes(flight)):
             yield
 

@@ -3,21 +3,21 @@
 import contextlib
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from contextvars import copy_context
 from typing import Any
 
 import anyio
 from starlette.types import Message, Scope
 
 from swr.endpoints.terms import ADMISSION, Admission, EndpointTerms, endpoint_terms
-from swr.endpoints.variables import carried, outer_variable
+from swr.endpoints.variables import OF_VARIABLES, carried
 from swr.engine.failures import text_of
 from swr.http.classify import RequestFacts
 from swr.http.stored_response import is_response, marked, with_marks
 from swr.middleware.config import Config, Uncacheable
 from swr.middleware.lookup import Found, may_use
 from swr.middleware.messages import begin_with
-from swr.middleware.request import Problem, Request
+from swr.middleware.request import Request
+from swr.middleware.result import Problem
 from swr.middleware.selection import is_personal
 from swr.policy import NO_LIMITS, Limits, Timeout
 
@@ -59,8 +59,8 @@ class AskedByClient:
         self.may_load = may_load
         self.limits = limits
         # It keeps responses from being stored by their URL, unless `key=` says what selects.
-        self.outer_variable = "" if request.has_key else outer_variable(copy_context(), config.ambient)
-        self.key = request.key
+        self.outer_variable = next((name for name in request.outer if name.startswith(OF_VARIABLES)), "")
+        self.key = request.key_behind
         self.method = request.method
         self.fields: Mapping[bytes, bytes] = request.fields if request.takes_conditions else {}
         self.query: bytes = request.scope.get("query_string", b"")
@@ -115,7 +115,7 @@ def admission_of(
     """Return what lets an endpoint be answered from the cache after its dependencies; None: it runs in any case.
 
     Parameters:
-        facts: of a request whose response will not be stored by its URL, whatever it is; None: it may be.
+        facts: of a request whose response is not stored by its URL; None: it may be.
         limits: what the client accepts.
     """
     if request.method == "HEAD" or request.content_problem is not Problem.NONE:
@@ -140,12 +140,12 @@ def admitted(scope: Scope, admission: Admission | None) -> Iterator[None]:
 
 
 def is_guarded(config: Config, request: Request, found: Found) -> bool:
-    """Whether no response that is stored by its URL is for a request, but one behind dependencies may be.
+    """Return whether no response that is stored by its URL is for a request, but one behind dependencies may be.
 
     Parameters:
         found: what is stored by the URL.
     """
-    if request.key not in config.guarded or not (request.authorized or request.unknown):
+    if request.key_behind not in config.guarded or not (request.authorized or request.unknown):
         return False
     return found.entry is None or not is_response(found.entry) or not may_use(request, found.entry)
 
@@ -219,4 +219,4 @@ async def _receive_nothing() -> Message:
 
 
 async def _discard(message: Message) -> None:
-    """Take a message that nobody gets."""
+    """Take a message that goes to no client."""

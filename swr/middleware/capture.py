@@ -14,16 +14,18 @@ from swr.engine.load import Load
 from swr.entry import Entry, State, stamp
 from swr.errors import LoadTimeout, SWRError
 from swr.http.failures import ErrorResponse, is_fallback
-from swr.http.statuses import ABOUT_THE_CLIENT, ERRORS
-from swr.http.stored_response import RESPONSES, Varies, headers_for, is_response, messages_of, part_of, validated
+from swr.http.statuses import ABOUT_THE_CLIENT
+from swr.http.stored_response import RESPONSES, Varies, headers_for, messages_of, part_of, validated
 from swr.middleware.admission import admission_of, admitted, settle
-from swr.middleware.captured import CapturedResponse, Kind
+from swr.middleware.captured import CapturedResponse
 from swr.middleware.config import Config, Uncacheable
+from swr.middleware.failures import has_entry, has_fallback, is_failure
+from swr.middleware.kind import Kind
 from swr.middleware.lookup import NO_VARIES
 from swr.middleware.messages import begin_with
 from swr.middleware.outbox import Outbox
 from swr.middleware.request import Request
-from swr.middleware.storing import store_response
+from swr.middleware.storing import store_response, withdraw
 from swr.middleware.telling import beginning, told_to
 from swr.policy import Policy
 
@@ -83,6 +85,10 @@ class Capture:
         self._settled: anyio.Event | None = None
         # The beginning of the response, until the message after it comes.
         self._start: Message | None = None
+        # The beginning of a 304 that is all of the client's answer, until it is sent.
+        self._short: Message | None = None
+        # Whether the app has said that its response is over, and whether that came with content or a known length.
+        self._has_last = self._is_sure = False
 
     @property
     def loader(self) -> str:
@@ -95,7 +101,7 @@ class Capture:
         return self._request.tags
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
-        """Whether a stored response may answer for a failure; see `is_fallback`."""
+        """Return whether a stored response may answer for a failure; see `is_fallback`."""
         return is_fallback(entry, error, now)
 
     def detach(self) -> None:
@@ -133,12 +139,16 @@ class Capture:
             if self._settled is not None:
                 with anyio.CancelScope(shield=True):
                     await self._settled.wait()
-            if not response.is_ended and not self.outbox.is_passing:
+            # An app that hears that its client has left may end before its response does.
+            if not (self._has_last or self.outbox.is_passing or (response.is_ended and self.outbox.has_left)):
                 raise SWRError(f"the app ended before its response to {self._request.key!r} did")
         except Exception as error:
             if self._is_given_up:
                 return
             self.error = error
+            if response.is_ended and response.kind is Kind.RESPONSE and not self._is_sure:
+                # `BaseHTTPMiddleware` ends what is cut short, too, and raises the failure afterwards.
+                await withdraw(self._config, self._request, response.verdict)
             if not load.flight.done.is_set():
                 raise
             if not self.outbox.is_attached and not self.outbox.is_passing:
@@ -227,6 +237,8 @@ class Capture:
             await self._send(dict(message))
 
     async def _send(self, message: Message) -> None:
+        if self.response.is_ended:
+            self.outbox.let_hear()
         # A response that is too long for the store must not pile up in memory behind a slow client.
         await self.outbox.put(message, wait=not self.response.fits)
 
@@ -243,13 +255,14 @@ class Capture:
             if response.verdict.policy is None:
                 await self._pass_through(response.verdict.reason)
             return
-        if self._is_failure(status):
+        engine, flight = self._config.engine, self._load.flight
+        if is_failure(response, engine, flight):
             response.take_as_error()
-            if self._has_fallback(status):
+            if has_fallback(engine, flight, status):
                 self.outbox.hold_back()
             await self._send(self.response.marked(message, b"swr; fwd=%b" % self._why))
             return
-        if status in ABOUT_THE_CLIENT and response.verdict.policy is not None and self._has_entry():
+        if status in ABOUT_THE_CLIENT and response.verdict.policy is not None and has_entry(engine, flight):
             # Another client may still get what is stored.
             response.reject(f"status {status}")
         if response.verdict.policy is None:
@@ -267,29 +280,9 @@ class Capture:
             return
         first = beginning(self._request, start, following, response.verdict, self._config.engine.clock())
         if first["status"] != start["status"]:
-            await self._send(response.marked(first, b"swr; fwd=%b; fwd-status=200; stored" % self._why))
-            await self._send({"type": "http.response.body", "body": b""})
-            self.outbox.close()
+            self._short = response.marked(first, b"swr; fwd=%b; fwd-status=200; stored" % self._why)
             return
         await self._send(response.marked(first, b"swr; fwd=%b; stored" % self._why))
-
-    def _is_failure(self, status: int) -> bool:
-        """Whether the response is an error that swr does not store."""
-        if self.response.is_replay and (status in ABOUT_THE_CLIENT or status >= 500):
-            # A replay has no credentials; a refusal says nothing about what is stored.
-            return True
-        if status not in ERRORS:
-            return False
-        # An error is stored only if its author says for how long, and only if there is no fallback.
-        return self.response.is_replay or self.response.verdict.policy is None or self._has_fallback(status)
-
-    def _has_fallback(self, status: int) -> bool:
-        return self._config.engine.fallback(self._load.flight, ErrorResponse(status, None)) is not None
-
-    def _has_entry(self) -> bool:
-        """Whether a response to others is stored that has not run out for good."""
-        entry = self._config.engine.fallback(self._load.flight)
-        return entry is not None and is_response(entry) and entry.value.status < 400
 
     async def _on_body(self, message: Message) -> None:
         response = self.response
@@ -299,30 +292,38 @@ class Capture:
         if response.kind is Kind.CONFIRMATION:
             # A 304 has no content, whatever its app sends.
             if not response.is_ended:
+                self._has_last = True
                 await self._end_confirmation()
             elif more:
                 self._scope.cancel()
             return
         # A copy, because an app may use its buffer again.
         chunk = bytes(message.get("body", b""))
-        if not self.outbox.is_passing and not response.is_ended:
+        if not self.outbox.is_passing:
             await self._take(chunk, more=more)
+        if not more and not self._has_last:
+            self._has_last, self._is_sure = True, bool(chunk) or response.is_whole
+        short, self._short = self._short, None
+        if short is not None:
+            await self.outbox.put_whole(short)
         await self._send({**message, "body": chunk})
 
     async def _take(self, chunk: bytes, *, more: bool) -> None:
         """Take a piece of the body; store the response, or fail, before the client gets the last piece.
 
-        The client's next request must find the response, and must not join a load that has failed.
+        The next request must find the response, and must not join a load that has failed. Middleware inside the app may
+        announce more where no more comes, so the last piece for a client is the one with which it holds the whole.
         """
         response = self.response
+        if self._has_last:
+            return
         response.add(chunk)
         is_error = response.kind is Kind.ERROR
-        if not more and response.has_wrong_length and not is_error:
-            # RFC 9111 3.3: incomplete, and so is the client's copy.
-            raise SWRError(
-                f"the response to {self._request.key!r} has {response.size} bytes, "
-                f"and its Content-Length says {response.length}"
-            )
+        more = more and not (self.outbox.is_attached and response.is_whole)
+        if not is_error and (response.is_ended or not more):
+            response.check_length()
+        if response.is_ended:
+            return
         response.is_ended = not more
         if is_error:
             if not more:

@@ -1,6 +1,5 @@
 """The response of one run of the app, as far as it has come, and whether it may be stored."""
 
-import enum
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -8,27 +7,22 @@ from starlette.types import Message, Scope
 
 from swr.endpoints.declared import Declared, answers, calls, declared
 from swr.endpoints.origin import origin_of
-from swr.endpoints.outer import outer_names
-from swr.endpoints.reads import ADDRESS
-from swr.endpoints.routed_scope import give_headers, reads_of, routed, unnoticed
+from swr.endpoints.reads import ADDRESS, ALL_FIELDS
+from swr.endpoints.routed_scope import give_headers, reads_of, routed
 from swr.endpoints.terms import EndpointTerms
 from swr.entry import Entry
+from swr.errors import SWRError
 from swr.http.caching import Terms, Verdict, control, judge
 from swr.http.conditional import CONDITIONS, selects, updated, validators
-from swr.http.fields import (
-    Headers,
-    content_length,
-    content_range,
-    strings,
-    values_of,
-    vary_of,
-)
+from swr.http.fields import Headers, content_length, content_range, strings, values_of, vary_of
 from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY
 from swr.http.statuses import ABOUT_THE_CLIENT, GONE
 from swr.http.stored_response import StoredResponse, Varies, add_names, as_stored, is_response
 from swr.middleware.admission import marked_after, why_outer
 from swr.middleware.config import Config
+from swr.middleware.kind import Kind
 from swr.middleware.lookup import may_use
+from swr.middleware.pieces import add_piece
 from swr.middleware.request import Request
 from swr.middleware.selection import is_personal
 
@@ -36,20 +30,6 @@ from swr.middleware.selection import is_personal
 _PARTIAL: Final = CONDITIONS | {b"range"}
 # RFC 9875 2 lets a cache limit the number of groups of a response.
 MOST_GROUPS: Final = 128
-
-
-class Kind(enum.Enum):
-    """The answer of the app."""
-
-    # Nothing, so far.
-    NONE = "none"
-    RESPONSE = "response"
-    # A 304 that confirms the stored response.
-    CONFIRMATION = "confirmation"
-    # A 304 to something else than the stored response.
-    UNRELATED = "unrelated 304"
-    # An error for which a stale response may be a fallback; it is not stored.
-    ERROR = "error"
 
 
 class CapturedResponse:
@@ -109,7 +89,7 @@ class CapturedResponse:
         self.scope: Scope = request.scope
         # What `Content-Length` says.
         self.length: int | None = None
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         # Once the response has begun.
         self._origin: str | None = None
 
@@ -125,7 +105,7 @@ class CapturedResponse:
 
     @property
     def is_about_all(self) -> bool:
-        """Whether it says something about the resource, and not just about this request."""
+        """Return whether it says something about the resource, and not just about this request."""
         if self.status in GONE and not self.is_replay and not self._request.fields.keys().isdisjoint(_PARTIAL):
             return False
         if self.authorized or self._request.unknown_beyond(self._varies.names) is not None:
@@ -138,24 +118,36 @@ class CapturedResponse:
         return tuple(name for name in vary_of(self.headers) or () if name not in self._varies.names)
 
     def is_about(self, request: Request) -> bool:
-        """Whether it says something about what another request for the same URL would get."""
+        """Return whether it says something about what another request for the same URL would get."""
         names = self.varies_by
         return self.is_about_all and request.variant(names) == self._request.variant(names)
 
     @property
     def is_in_place_of_stored(self) -> bool:
-        """Whether the app no longer answers with what is stored: unless that is for requests with other fields."""
+        """Return whether the response replaces the stored one, unless that is for requests with other fields."""
         return self.is_about_all and (self.is_replay or not self.varies_by)
 
     @property
     def fits(self) -> bool:
-        """Whether it is short enough to be stored, so far."""
+        """Return whether it is short enough to be stored, so far."""
         return self.size <= self._config.max_body_bytes
 
     @property
-    def has_wrong_length(self) -> bool:
-        """Whether its size is not what its `Content-Length` says; ask at its end."""
-        return self.length is not None and self.length != self.size
+    def is_whole(self) -> bool:
+        """Return whether a client holds all of it by `Content-Length` or status, whatever the app still announces."""
+        return self.size == (0 if self.status == 204 else self.length)
+
+    def check_length(self) -> None:
+        """Refuse a size that is not what its `Content-Length` says; call this at its end.
+
+        Raises:
+            SWRError: it is incomplete (RFC 9111 3.3), and so is the client's copy.
+        """
+        if self.length is not None and self.length != self.size:
+            raise SWRError(
+                f"the response to {self._request.key!r} has {self.size} bytes, "
+                f"and its Content-Length says {self.length}"
+            )
 
     def marked(self, message: Message, status: bytes) -> Message:
         """Return the beginning of the response with the fields that say where it comes from; see `marked_after`."""
@@ -194,8 +186,7 @@ class CapturedResponse:
     def scope_for(self, scope: Scope) -> Scope:
         """Return the scope that the app gets, with the cache's own conditions; it notes where the app looks."""
         self.scope = routed(scope, self._config.app)
-        outer = self._config.outer_names(outer_names(unnoticed(scope), self._config.app_state()))
-        give_headers(self.scope, self.conditional(scope["headers"]), outer)
+        give_headers(self.scope, self.conditional(scope["headers"]), set(self._request.outer))
         return self.scope
 
     def begin(self, message: Message, began: float) -> None:
@@ -304,7 +295,7 @@ class CapturedResponse:
         if verdict.policy is not None and not self._terms.has_tags:
             return "tags"
         if verdict.policy is not None and self._terms.is_keyed:
-            # By its URL nobody can tell whose it is.
+            # Its URL does not tell whose it is.
             return "key"
         if verdict.policy is None or verdict.own_terms:
             return ""
@@ -316,9 +307,9 @@ class CapturedResponse:
         if self._terms.terms is not None and not calls(self.scope, self._terms.wrapper):
             # What stands between them may look at anything, as a guard may.
             return "" if request.has_key else "route"
-        if reason := why_outer(self._config, admission):
-            return reason
         if reason := self._why_seen(verdict, reads_of(self.scope).by_middleware):
+            return reason
+        if reason := why_outer(self._config, admission):
             return reason
         if asked.guard_fields is None or asked.looking:
             return "" if request.has_key else asked.looking or "guard"
@@ -337,8 +328,8 @@ class CapturedResponse:
         if verdict.own_terms or self._request.has_key or (verdict.per_credential and self._request.credentials):
             return ""
         known = {*verdict.vary, *verdict.ignores}
-        for name in sorted(names):
-            if name == ADDRESS or not self._request.knows(name, known):
+        for name in sorted(names, key=lambda name: (name != ALL_FIELDS, name)):
+            if name in (ADDRESS, ALL_FIELDS) or not self._request.knows(name, known):
                 return self._config.why_read(name, self.scope["path"])
         return ""
 
@@ -360,7 +351,7 @@ class CapturedResponse:
         """Take a piece of the body; one that does not fit is counted, but not held."""
         self.size += len(chunk)
         if self.fits:
-            self._body.append(chunk)
+            add_piece(self._body, chunk)
 
     def reject(self, reason: str) -> None:
         """Free the memory of the body: for this reason it will not be stored."""
@@ -368,7 +359,7 @@ class CapturedResponse:
         self.verdict = self.verdict._replace(policy=None, reason=reason)
 
     def is_for_others(self) -> bool:
-        """Whether waiting requests may be answered with this error."""
+        """Return whether waiting requests may be answered with this error."""
         directives, _ = control(self.headers, self._config.sharing.targeted)
         asked = declared(self.scope)
         is_open = asked.is_complete and asked.guard_fields is not None and not asked.fields and not asked.looking

@@ -13,7 +13,9 @@ from cachetools import TTLCache
 from starlette.types import ASGIApp, Scope
 
 from swr.cache import Cache
-from swr.endpoints.reads import ADDRESS
+from swr.endpoints.outer import outer_names
+from swr.endpoints.reads import ADDRESS, ALL_FIELDS
+from swr.engine.deadlocks import chain, loads_already
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
@@ -81,7 +83,6 @@ class Config:
         purge_token: what a `PURGE` has to know; None: swr knows no such method.
         warned: the warnings that were logged, each with the name that it is about.
         ambient: the context variables that are set for all requests.
-        outer: names of what middleware around swr has left in scopes; see `swr.endpoints.outer`.
     """
 
     app: ASGIApp
@@ -105,13 +106,6 @@ class Config:
     purge_token: Bearer | None
     warned: set[tuple[str, str]]
     ambient: Context
-    outer: set[str]
-
-    def outer_names(self, found: set[str]) -> set[str]:
-        """Return the names of what middleware around swr leaves in the scope of this request or of others."""
-        if found and len(self.outer) < _MOST_WARNINGS:
-            self.outer.update(found)
-        return found | self.outer
 
     def warn_unknown(self, field: str) -> None:
         """Log once for a request field that it keeps requests away from the cache, and what to do."""
@@ -156,6 +150,15 @@ class Config:
         if name == ADDRESS:
             self.warn_address(path)
             return "address"
+        if name == ALL_FIELDS:
+            self._warn_once(
+                "the app's own code takes all fields of the request before it answers %r, and one may be an address or "
+                "a language, so swr shares no such response under its own terms: ask for single fields, put middleware "
+                "that only writes a log around swr, or say in key= what selects",
+                path,
+                once="",
+            )
+            return name
         if " " in name:
             self.warn_outer(name)
             return name
@@ -189,6 +192,22 @@ class Config:
         if found is None or not self.engine.store.tag_versions.admits(found.tag_version, found.tags):
             return ""
         return found.reason
+
+
+def refuse_second(cache: Cache, key: str, url: str) -> None:
+    """Refuse to run the app for `key` inside a run of the app for the same key: each would wait for the other.
+
+    Parameters:
+        url: names the request in the error.
+
+    Raises:
+        ConfigurationError: it would be so.
+    """
+    if loads_already(cache.engine.runtime, key, chain()):
+        raise ConfigurationError(
+            f"the app was asked for {url!r} while it answers the same request: add SWRMiddleware once for the cache "
+            f"{cache.namespace!r}, with the rules of both. No endpoint may ask for its own URL"
+        )
 
 
 def warn_if_one_of_several(cache: Cache) -> None:
@@ -253,6 +272,8 @@ def make_config(
         raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
     if cookies not in ("private", "rfc9111"):
         raise ConfigurationError(f'cookies={cookies!r}: give "private" or "rfc9111"')
+    if isinstance(rules, Rule):
+        raise ConfigurationError("rules= is one Rule: give a list of rules, [Rule(...)]")
     for rule in rules:
         if not isinstance(rule, Rule):
             raise ConfigurationError(f"rules holds {rule!r}: every rule is a swr.middleware.Rule")
@@ -272,7 +293,11 @@ def make_config(
     if not isinstance(version, str) or not version.isprintable():
         raise ConfigurationError(f"version={version!r} is not text without line breaks, such as the name of a release")
     ignored = frozenset(name.encode() for name in field_names(ignore_fields, "ignore_fields"))
-    engine = cache.engine
+    engine, ambient = cache.engine, copy_context()
+
+    def outer(scope: Scope) -> tuple[str, ...]:
+        return outer_names(scope, app_state(), ambient)
+
     return Config(
         app,
         cache,
@@ -298,9 +323,8 @@ def make_config(
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
         TTLCache(_MOST_UNCACHEABLE, _NEXT_REFRESH_AFTER, timer=engine.clock),
         app_state,
-        Selection(ignored, cache.digest, key, version),
+        Selection(ignored, cache.digest, key, version, outer),
         _checked_token(purge_token),
         set(),
-        copy_context(),
-        set(),
+        ambient,
     )

@@ -12,7 +12,8 @@ from swr.http.fields import content_length
 from swr.http.request_fields import names_method
 from swr.middleware.config import Config
 from swr.middleware.messages import begin_with
-from swr.middleware.request import Problem, Request
+from swr.middleware.request import Request
+from swr.middleware.result import Problem
 
 _OVERRIDE: Final = b"_method"
 # As a whole name: a search may be about a `payment_method`.
@@ -56,24 +57,24 @@ def _by_content(config: Config, scope: Scope) -> Request:
 
 
 def _may_override(scope: Scope) -> bool:
-    """Whether an app may take the request for one of another method."""
+    """Return whether an app may take the request for one of another method."""
     fields = any(names_method(name.decode("latin-1")) for name, _ in scope["headers"])
     return fields or _names_method(scope.get("query_string", b""))
 
 
 def _names_method(form: bytes) -> bool:
-    """Whether a form or a query names another method."""
+    """Return whether a form or a query names another method."""
     return _OVERRIDE in unquote_to_bytes(form)
 
 
 def _is_form(scope: Scope) -> bool:
-    """Whether a request says in any of its lines that its content is a form."""
+    """Return whether a request says in any of its lines that its content is a form."""
     types = [value for name, value in scope["headers"] if name == b"content-type"]
     return any(value.partition(b";")[0].strip().lower() in _FORMS for value in types)
 
 
 def _content_names_method(content: Content, is_form: bool) -> bool:
-    """Whether content names another method: a form, JSON, or what an app may take for a form without being told."""
+    """Return whether content names another method: a form, JSON, or content that an app may take for a form."""
     if is_form:
         return _names_method(content.body)
     try:

@@ -20,7 +20,7 @@ class Due(Protocol):
 
 
 class _Table:
-    """When each object is due.
+    """The moments at which objects are due.
 
     Parameters:
         loop: the event loop on which a task looks at it, as long as that task runs.

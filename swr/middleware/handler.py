@@ -15,7 +15,7 @@ from swr.http.failures import ErrorResponse, has_timed_out
 from swr.http.stored_response import Varies, answers_range, is_response
 from swr.middleware.admission import admission_of, is_guarded
 from swr.middleware.capture import Capture
-from swr.middleware.config import Config
+from swr.middleware.config import Config, refuse_second
 from swr.middleware.delivery import Delivery
 from swr.middleware.lookup import PART, Found, find_unknown, limits_for, look_up, look_up_local, may_use, read_entry
 from swr.middleware.messages import REFRESHES_ALREADY, look_ahead, send_empty, send_error, send_stored
@@ -97,7 +97,7 @@ class RequestHandler:
         await self._bypass(handling, handling.cache_status)
 
     async def _has_unannounced_content(self) -> bool:
-        """Whether a body comes that no field has announced, as HTTP/2 and 3 allow."""
+        """Return whether a body comes that no field has announced, as HTTP/2 and 3 allow."""
         if self._request.by_content:
             return False
         has_content, self._receive = await look_ahead(self._receive)
@@ -225,6 +225,7 @@ class RequestHandler:
         await self._engine.ready()
         outbox = Outbox(self._receive)
         job = Capture(self._config, request, outbox, found.varies, why)
+        refuse_second(self._config.cache, key, request.url)
         flight = self._engine.begin(key, job, entry)
         soft_timeout = self._soft_timeout(flight.entry)
         delivery = Delivery(self._config, flight, job, soft_timeout, lambda: self._usable_fallback(flight) is not None)
@@ -289,7 +290,7 @@ class RequestHandler:
                 self._engine.begin(flight.key, job, fallback, forced=True)
 
     def _may_retry(self) -> bool:
-        """Whether to look the request up again, because a load failed that another client caused; once."""
+        """Return whether to look the request up again, because a load failed that another client caused; once."""
         may_retry, self._has_retried = not self._has_retried, True
         return may_retry
 
@@ -336,7 +337,7 @@ class RequestHandler:
         return "another request's load was of no use; the app answered"
 
     def _blames_client(self, flight: Flight, error: BaseException) -> bool:
-        """Whether a run of the app failed for a reason that may lie in the client that caused it.
+        """Return whether a run of the app failed for a reason that may lie in the client that caused it.
 
         A time-out costs those who wait so much that only a request that differs from the client's is worth another run.
         """

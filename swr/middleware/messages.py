@@ -25,7 +25,7 @@ def begin_with(first: Message, receive: Receive) -> Receive:
 
 
 def without_fields(send: Send, names: Collection[bytes]) -> Send:
-    """Return a `send` that takes fields from the beginning of a response.
+    """Return a `send` that removes fields from the head of a response.
 
     Parameters:
         names: of the fields, lower case.

@@ -24,6 +24,7 @@ from swr.middleware.purging import purge
 from swr.middleware.request import Request
 from swr.middleware.rules import Rule, first_match
 from swr.middleware.telling import told_of
+from swr.middleware.usual import Usual
 from swr.policy import Duration
 from swr.stats.counts import Layer
 from swr.stores.local import Slot
@@ -105,8 +106,6 @@ class SWRMiddleware:
         purge_token: str | bytes = "",
         show_key: bool = False,
     ) -> None:
-        # The lifespan's state: background runs get it, and nothing that other middleware wrote for one client.
-        self._app_state: dict[str, Any] = {}
         self.config = make_config(
             self._run_app,
             cache,
@@ -127,8 +126,10 @@ class SWRMiddleware:
             tag_fields=tag_fields,
             strip_tag_fields=strip_tag_fields,
             purge_token=purge_token,
-            app_state=lambda: self._app_state,
+            app_state=lambda: self._usual.state,
         )
+        # Its state is the lifespan's: background runs get it, and nothing that other middleware wrote for one client.
+        self._usual = Usual(self.config.selection.outer, self.config.ambient)
         self.app = app
         self.cache = cache
         self._engine = cache.engine
@@ -149,7 +150,7 @@ class SWRMiddleware:
         if scope["type"] == "http" and scope["method"] == "GET" and self._plain:
             # The hit, spelled out: lookup, `decide` and `messages_of` in the fewest steps. While the ready messages
             # hold, a second at most, the URL as it was sent leads to them, without a key.
-            url, condition = plain_url(scope)
+            url, condition = plain_url(scope, self._usual)
             slot = self._aliases.get(url)
             if slot is None or (now := self._local.clock.time()) >= slot.ready_until or now >= slot.trust.until:
                 slot = self._ready(url, condition) if url is not None else None
@@ -244,7 +245,7 @@ class SWRMiddleware:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open the cache before the app starts, drain it after the app has stopped."""
-        self._app_state = scope.get("state", {})
+        self._usual.state = scope.get("state", {})
         opened = False
 
         async def open_cache() -> Message:

@@ -9,10 +9,14 @@ from starlette.types import Message, Receive, Send
 
 from swr.engine.one_shot_event import OneShotEvent
 from swr.middleware.messages import begin_with
+from swr.middleware.pieces import joined
 
 _LEFT: Final[Message] = {"type": "http.disconnect"}
+_BODY: Final = "http.response.body"
+# A longer piece of a body takes more memory than its message, so it goes out as it came.
+_SHORT: Final = 256
 # The last message of a response has one of these types.
-_LAST: Final = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
+_LAST: Final = frozenset({_BODY, "http.response.pathsend", "http.response.zerocopysend"})
 
 
 class Outbox:
@@ -29,8 +33,8 @@ class Outbox:
         "_is_closed",
         "_is_listening",
         "_lock",
+        "_may_hear",
         "_messages",
-        "_passes",
         "_receive",
         "_send",
         "_taken",
@@ -41,6 +45,7 @@ class Outbox:
         "is_attached",
         "is_begun",
         "is_complete",
+        "is_passing",
     )
 
     def __init__(self, receive: Receive | None = None) -> None:
@@ -52,8 +57,10 @@ class Outbox:
         self._lock: anyio.Lock | None = None
         self._messages: deque[Message] = deque()
         self._woken, self._taken = OneShotEvent(), OneShotEvent()
-        # Set when nothing will be stored: then the client alone needs the run.
-        self._passes = OneShotEvent()
+        # Set when the app may hear that its client has left: nobody else waits for the run.
+        self._may_hear = OneShotEvent()
+        # Whether the response only passes through, and nothing of it will be stored.
+        self.is_passing = False
         self._is_closed = False
         # Whether the app waits for a message, or has got the last one.
         self._is_listening = False
@@ -67,21 +74,23 @@ class Outbox:
         self.error: Exception | None = None
 
     @property
-    def is_passing(self) -> bool:
-        """Whether the response only passes through, and nothing of it will be stored."""
-        return self._passes.is_set()
-
-    @property
     def is_needed(self) -> bool:
-        """Whether the client still waits for messages of the run."""
+        """Return whether the client still waits for messages of the run."""
         return self.is_attached and not self._is_closed
 
     def pass_through(self) -> None:
         """From now on the response is for this client only."""
-        self._passes.set()
+        self.is_passing = True
+        self.let_hear()
 
-    def close(self) -> None:
-        """Take no more messages: the client has its answer, and the rest is for the store."""
+    def let_hear(self) -> None:
+        """The others have what they wait for: the app may hear that its client has left, or that all is sent."""
+        self._may_hear.set()
+
+    async def put_whole(self, start: Message) -> None:
+        """Add an answer without a body, and take no more messages: the rest is for the store."""
+        await self.put(start)
+        await self.put({"type": "http.response.body", "body": b""})
         self._is_closed = True
 
     def hold_back(self) -> None:
@@ -103,7 +112,7 @@ class Outbox:
         while True:
             while self._messages:
                 try:
-                    await send(self._messages[0])
+                    await send(_as_sent(self._messages[0]))
                 except Exception as error:
                     self.error = error
                     self.has_left = True
@@ -140,7 +149,8 @@ class Outbox:
             if self.is_passing and not self._messages and self._send is not None:
                 await self._send_now(self._send, message)
                 return
-            self._messages.append(message)
+            if not self._join(message):
+                self._messages.append(message)
             self._woken.set()
             if wait or self.is_passing:
                 await self.drain()
@@ -153,8 +163,20 @@ class Outbox:
                 # Its traceback leads to this frame, and to all that the run uses. In a circle none would be freed soon.
                 del error
 
+    def _join(self, message: Message) -> bool:
+        """Add a short piece of the body to the one before it, and return True, unless that may be on its way."""
+        if message["type"] != _BODY or len(self._messages) < 2 or self._messages[-1]["type"] != _BODY:
+            return False
+        if len(message["body"]) > _SHORT:
+            return False
+        whole = joined(self._messages[-1]["body"], message["body"])
+        if whole is None:
+            return False
+        self._messages[-1] = {**message, "body": whole}
+        return True
+
     async def _send_now(self, send: Send, message: Message) -> None:
-        """Send a message in the app's task: nobody else waits for the run, and the app is as near as without swr."""
+        """Send a message in the app's task: no other client waits for the run. It costs the same without swr."""
         try:
             await send(message)
         except Exception:
@@ -170,18 +192,22 @@ class Outbox:
     async def receive(self) -> Message:
         """Return the client's next message, as the app's `receive`.
 
-        The client's disconnect is held back until the response passes through: an app that hears of it would stop,
-        and others wait for the response.
+        The client's disconnect is held back until the response is stored or passes through: an app that hears of it
+        would stop, and others wait for the response.
         """
-        while self._receive is None or not self.is_attached:
+        if self._receive is not None and self.is_attached:
+            self._is_listening = True
+            message = await self._next()
+            if message["type"] != "http.disconnect":
+                self._is_listening = False
+                return message
+        elif self.is_passing:
+            # The run is being cancelled.
             await anyio.sleep_forever()
-        self._is_listening = True
-        message = await self._next()
-        if message["type"] == "http.disconnect":
-            await self._passes.wait()
-        else:
-            self._is_listening = False
-        return message
+        # `Request.is_disconnected` of Starlette takes only what comes without waiting.
+        if not self._may_hear.is_set():
+            await self._may_hear.wait()
+        return _LEFT
 
     async def watch(self, scope: anyio.CancelScope) -> None:
         """Cancel `scope` when the client leaves before it has all of its answer.
@@ -211,11 +237,25 @@ class Outbox:
         if for_app and self._unread:
             # All that came before the client's disconnect: the handler has waited for the end of the request.
             return self._unread.popleft()
-        self._lock = self._lock or anyio.Lock(fast_acquire=True)
-        async with self._lock:
+        if self.has_left:
+            return _LEFT
+        lock = self._lock = self._lock or anyio.Lock(fast_acquire=True)
+        try:
+            lock.acquire_nowait()
+        except anyio.WouldBlock:
+            await lock.acquire()
+        try:
             message = _LEFT if self.has_left else await self._receive()
             if message["type"] == "http.disconnect":
                 self.has_left = True
             elif not for_app:
                 self._unread.append(message)
             return message
+        finally:
+            lock.release()
+
+
+def _as_sent(message: Message) -> Message:
+    """Return a message as servers take it."""
+    body = message.get("body")
+    return {**message, "body": bytes(body)} if isinstance(body, bytearray) else message

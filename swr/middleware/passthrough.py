@@ -184,6 +184,8 @@ class Unsafe:
         self._headers: Headers = []
         self._status = 0
         self._body = bytearray()
+        # None: swr has not tried.
+        self._is_stored: bool | None = None
 
     async def answer(self, receive: Receive, send: Send) -> None:
         """Let the app answer."""
@@ -264,15 +266,21 @@ class Unsafe:
 
     async def _on_body(self, message: Message) -> None:
         self._body += message.get("body", b"")
-        verdict, engine = self._verdict, self._config.engine
         if len(self._body) > self._config.max_body_bytes:
             self._verdict = Verdict(None, "too large")
-        elif not message.get("more_body", False) and verdict.policy is not None:
-            self._verdict = Verdict(None)
-            if content_length(self._headers) not in (None, len(self._body)):
-                return
-            response = as_stored(self._status, self._headers, bytes(self._body), verdict)
-            snapshot = self._snapshot._replace(origin=origin_of(self._scope))
-            if await engine.put(self._request.key, RESPONSES, response, verdict.policy, snapshot):
-                # The second invalidation would drop it.
-                self._repeats.forget(self._tags)
+            return
+        length, is_last = content_length(self._headers), not message.get("more_body", False)
+        if length == len(self._body) or (length is None and is_last):
+            # The client holds all of it, even if the app announces more.
+            await self._store()
+        if is_last and self._is_stored and length in (None, len(self._body)):
+            # The second invalidation would drop it.
+            self._repeats.forget(self._tags)
+
+    async def _store(self) -> None:
+        verdict, engine = self._verdict, self._config.engine
+        if self._is_stored is not None or verdict.policy is None:
+            return
+        response = as_stored(self._status, self._headers, bytes(self._body), verdict)
+        snapshot = self._snapshot._replace(origin=origin_of(self._scope))
+        self._is_stored = await engine.put(self._request.key, RESPONSES, response, verdict.policy, snapshot)

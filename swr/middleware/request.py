@@ -1,6 +1,5 @@
 """One HTTP request as the middleware sees it: its key, the fields that matter, and how it is asked again."""
 
-import enum
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 from urllib.parse import quote
@@ -14,7 +13,7 @@ from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits
 from swr.http.classify import RequestFacts
 from swr.http.content import Content, describes
 from swr.http.fields import Directives, Headers, is_too_long, parse_directives, values_of
-from swr.http.request import chained, path_of, shortened, url_key
+from swr.http.request import chained, path_of, shortened, url_key, with_outer
 from swr.http.request_fields import (
     ALL_CREDENTIALS,
     EXACTLY,
@@ -24,7 +23,7 @@ from swr.http.request_fields import (
     names_method,
     normalised,
 )
-from swr.middleware.result import Result
+from swr.middleware.result import Problem, Result
 from swr.middleware.rules import Rule, first_match, text_of_key
 from swr.middleware.selection import Selection, is_personal
 from swr.middleware.tagged import Tagged
@@ -37,14 +36,6 @@ _OF_THE_KEY: Final = ("type", "asgi", "http_version", "scheme", "path", "raw_pat
 _REPLAYED: Final = (*_OF_THE_KEY, *_ROUTED, "server", "app")
 # Parts of the scope that a background run as the same client gets, too.
 _REPEATED: Final = ("method", "query_string", "client", "user", "auth")
-
-
-class Problem(enum.Enum):
-    """Why the content of a request is not part of its key."""
-
-    NONE = "none"
-    TOO_LARGE = "too large"
-    INCOMPLETE = "incomplete"
 
 
 # What stands in a key as it is.
@@ -69,6 +60,7 @@ class Request(Tagged):
         "_replayed_state",
         "_selecting_fields",
         "_selection",
+        "_url_keys",
         "authorized",
         "by_content",
         "content",
@@ -78,10 +70,10 @@ class Request(Tagged):
         "is_too_long",
         "key",
         "method",
+        "outer",
         "result",
         "scope",
         "unknown",
-        "url_key",
     )
 
     def __init__(
@@ -117,31 +109,30 @@ class Request(Tagged):
         self._tags = None
         self._has_long_target = is_too_long([], self._asked["path"], self._asked["query_string"])
         self._read_fields()
+        rule = self.find_rule() if any(rule.key is not None for rule in rules) else None
+        keys = [key for key in (selection.key, None if rule is None else rule.key) if key is not None]
+        # What middleware around swr has set for the request: the user says what selects, or it does.
+        self.outer = () if keys else selection.outer(self._asked)
         query = self._asked["query_string"]
         rule = self.find_rule() if self._reads_query and query and not self._has_long_target else None
         self._query: bytes = query if rule is None else rule.keyed_query(query)
-        # The key grows by the cookies that a rule names; logs show the URL's alone.
-        self.url_key = url_key(
-            (
-                self._asked["scheme"],
-                self.fields.get(b"host", b""),
-                scope.get("raw_path") or b"",
-                scope["path"],
-                scope.get("root_path", ""),
-                self._query,
-                chained(self._selecting_fields),
-            ),
-            selection.digest,
-            selection.version,
+        url = (
+            self._asked["scheme"],
+            self.fields.get(b"host", b""),
+            scope.get("raw_path") or b"",
+            scope["path"],
+            scope.get("root_path", ""),
+            self._query,
         )
-        self.key = self.url_key
-        rule = self.find_rule() if any(rule.key is not None for rule in rules) else None
+        fields = chained(self._selecting_fields)
+        # The key grows by the cookies that a rule names.
+        self.key = url_key((*url, with_outer(fields, self.outer)), selection.digest, selection.version)
+        without = url_key((*url, fields), selection.digest, selection.version) if self.outer else self.key
+        self._url_keys = self.key, without
         # A background run must see the parts of the key, too.
-        self._replayed_state: dict[str, Any] | None = None
-        for function in (selection.key, None if rule is None else rule.key):
-            if function is not None:
-                self.key = f"{self.key}\nkey: {selection.digest(text_of_key(function, scope))}"
-                self._replayed_state = dict(scope.get("state", {}))
+        self._replayed_state: dict[str, Any] | None = dict(scope.get("state", {})) if keys else None
+        for function in keys:
+            self.key = f"{self.key}\nkey: {selection.digest(text_of_key(function, scope))}"
 
     def _read_fields(self) -> None:
         """Sort the fields by their classes."""
@@ -182,7 +173,7 @@ class Request(Tagged):
 
     @property
     def has_key(self) -> bool:
-        """Whether the user says what selects a response beside the request itself."""
+        """Return whether the user says what selects a response beside the request itself."""
         return self._replayed_state is not None
 
     @property
@@ -195,6 +186,12 @@ class Request(Tagged):
         """A key for a run of this request that only equal requests share."""
         pairs = (f"{name}: {value!r}" for name, values in sorted(self.unknown.items()) for value in values)
         return f"{self.key}\nfields: {self._selection.digest(chr(10).join(pairs).encode())}"
+
+    @property
+    def key_behind(self) -> str:
+        """The key for responses behind dependencies: there the endpoint's arguments say what selects."""
+        with_names, without = self._url_keys
+        return without + self.key[len(with_names) :]
 
     def is_private(self, key: str) -> bool:
         """Return whether a key is the `private_key`."""
@@ -246,17 +243,17 @@ class Request(Tagged):
 
     @property
     def takes_conditions(self) -> bool:
-        """Whether conditions and ranges mean anything for its method (RFC 9110 13 and 14.2, RFC 10008 2.6)."""
+        """Return whether conditions and ranges mean anything for its method (RFC 9110 13 and 14.2, RFC 10008 2.6)."""
         return self.method != "POST"
 
     @property
     def has_range(self) -> bool:
-        """Whether it asks for a part of the response."""
+        """Return whether it asks for a part of the response."""
         return self.method in ("GET", "QUERY") and b"range" in self.fields
 
     @property
     def has_content(self) -> bool:
-        """Whether its fields say that a body comes with it (RFC 9112 6)."""
+        """Return whether its fields say that a body comes with it (RFC 9112 6)."""
         return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
     def read_facts(self, sharing: SharingRules, honoured: frozenset[str]) -> tuple[RequestFacts, Limits]:
@@ -315,7 +312,7 @@ class Request(Tagged):
 
     @property
     def is_apart(self) -> bool:
-        """Whether a rule that keeps responses apart does not apply for the path alone, so that none may be shared."""
+        """Return whether a rule that keeps responses apart matches the path alone: then none may be shared."""
         path = self._asked["path"]
         return self.find_rule() is None and any(rule.separates and rule.matches(path) for rule in self._rules)
 

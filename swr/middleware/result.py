@@ -1,8 +1,18 @@
 """The result of a request: whether it counts as a read, or why the cache could not answer it."""
 
+import enum
+
 from swr.http.classify import Reason
 
 _DETAIL = b'; detail="'
+
+
+class Problem(enum.Enum):
+    """Why the content of a request is not part of its key."""
+
+    NONE = "none"
+    TOO_LARGE = "too large"
+    INCOMPLETE = "incomplete"
 
 
 class Result:

@@ -110,6 +110,10 @@ class Rule:
     ) -> None:
         if not isinstance(path, str) or not path.startswith("/"):
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
+        if {"*", "**"} & {*path.split("/")}:
+            raise ConfigurationError(
+                f"Rule({path!r}): '*' is no wildcard; write {{name}} for a part, {{name:path}} for all"
+            )
         try:
             self._pattern, form, self._converters = compile_path(path)
         except (ValueError, AssertionError, re.error) as error:
@@ -197,11 +201,11 @@ class Rule:
 
     @property
     def is_always_safe(self) -> bool:
-        """Whether no POST to its path changes anything, whatever its content."""
+        """Return whether no POST to its path changes anything, whatever its content."""
         return self._safe is True
 
     def says_safe(self, content: Content) -> bool:
-        """Whether a POST with this content changes nothing."""
+        """Return whether a POST with this content changes nothing."""
         if not callable(self._safe):
             return self._safe
         try:
@@ -215,7 +219,7 @@ class Rule:
 
     @property
     def separates(self) -> bool:
-        """Whether the rule keeps responses to one URL apart."""
+        """Return whether the rule keeps responses to one URL apart."""
         return self.key is not None or bool(self._vary) or self._per_credential
 
     def matches(self, path: str) -> bool:
@@ -251,7 +255,7 @@ def _checked_methods(path: str, methods: Iterable[str], safe: bool | Callable[[C
         raise ConfigurationError(f"Rule({path!r}): methods={methods!r}: give some of GET, HEAD with GET, QUERY, POST")
     if ("POST" in names) != bool(safe) or not (isinstance(safe, bool) or callable(safe)):
         raise ConfigurationError(
-            f"Rule({path!r}): methods={methods!r}, safe={safe!r}: a POST may change something; with POST give "
+            f"Rule({path!r}): methods={methods!r}, safe={safe!r}: a POST may change something. With POST give "
             f"safe=True if none to this path does, or a function that says which, such as safe=is_graphql_query"
         )
     return names

@@ -16,12 +16,14 @@ class Selection(NamedTuple):
         digest: turns a value that selects into text that does not show it.
         key: returns what selects beside the request itself, from the scope; None: nothing does.
         version: of the app; swr keeps the responses of each version apart.
+        outer: returns what middleware around swr has set for a request, as `outer_names` does.
     """
 
     ignored: frozenset[bytes] = frozenset()
     digest: Digest = digest_with(b"")
     key: Callable[[Scope], object] | None = None
     version: str = ""
+    outer: Callable[[Scope], tuple[str, ...]] = lambda scope: ()
 
 
 def is_personal(scope: Scope) -> bool:
@@ -34,6 +36,7 @@ def is_personal(scope: Scope) -> bool:
     if user is not None and getattr(user, "is_authenticated", True) is not False:
         return True
     certificate = scope.get("extensions", {}).get("tls", {})
-    # Scopes may be for some of those who have not logged in, too.
-    has_scopes = bool(getattr(scope.get("auth"), "scopes", ()))
+    # Scopes may be for some who have not logged in, too. `auth` of another kind, such as claims, tells who asks.
+    auth = scope.get("auth")
+    has_scopes = bool(getattr(auth, "scopes", auth))
     return has_scopes or bool(certificate.get("client_cert_name") or certificate.get("client_cert_chain"))

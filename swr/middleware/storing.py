@@ -72,6 +72,12 @@ async def store_response(
     return True
 
 
+async def withdraw(config: Config, request: Request, verdict: Verdict) -> None:
+    """Invalidate what `store_response` has stored."""
+    key = request.variant(verdict.vary)
+    await config.engine.invalidate(key, key + PART)
+
+
 async def _with_known_parts(config: Config, key: str, part: StoredResponse) -> tuple[str, StoredResponse | None]:
     """Return a part combined with the stored part of the same response, and the key of the result.
 

@@ -27,7 +27,7 @@ class Tagged:
 
     @property
     def _reads_query(self) -> bool:
-        """Whether a rule says what of a query selects a response."""
+        """Return whether a rule says what of a query selects a response."""
         return _read_query(self._rules)
 
     @property

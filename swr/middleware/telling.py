@@ -41,8 +41,9 @@ def beginning(request: Request, start: Message, following: Message, verdict: Ver
     told = _told_first(request, verdict)
     if told is not None:
         status, headers = start["status"], start["headers"]
-        body = b"" if following.get("more_body", False) else bytes(following.get("body", b""))
-        is_whole = not following.get("more_body", False) and content_length(headers) in (None, len(body))
+        is_last = following["type"] == "http.response.body" and not following.get("more_body", False)
+        body = bytes(following.get("body", b"")) if is_last else b""
+        is_whole = is_last and content_length(headers) in (None, len(body))
         tag = None
         if is_whole and status != 206 and etag_of(headers) is None:
             tag = tag_of(status, stored_headers(headers, verdict.hidden), body)

@@ -6,7 +6,7 @@ and httpx, which `pip install 'swr[proxy]'` brings.
 
 try:
     # Only to say what is missing, before another module fails for it.
-    import httpx  # noqa: F401
+    import httpx  # noqa: F401  # imported to see whether it is there
 except ImportError as error:
     raise ImportError("swr.proxy needs httpx: pip install 'swr[proxy]'") from error
 

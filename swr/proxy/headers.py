@@ -75,7 +75,7 @@ class FieldRules(NamedTuple):
 
 
 def _is_known(name: bytes) -> bool:
-    """Whether a request field is one by which the cache decides; those that it does not know it lets nobody share."""
+    """Return whether swr knows a request field: where it does not, nothing is shared."""
     return name in INTERPRETED or field_class(name) is not FieldClass.UNKNOWN
 
 
@@ -133,7 +133,7 @@ def response_fields(status: int, received: Fields, version: bytes, rules: FieldR
 
 
 def _is_for_all(name: bytes) -> bool:
-    """Whether a field of an answer is for every recipient."""
+    """Return whether a field of an answer is for every recipient."""
     return _FOR_ALL.fullmatch(name) is not None
 
 
@@ -195,7 +195,7 @@ def appended(fields: Fields, field: bytes, member: bytes) -> Fields:
 
 
 def _is_about_the_client(name: bytes) -> bool:
-    """Whether a field is one that proxies speak of the client by; for CGI `_` is the same as `-`."""
+    """Return whether a field is one that proxies speak of the client by; for CGI `_` is the same as `-`."""
     name = name.replace(b"_", b"-")
     return name in (b"forwarded", b"x-real-ip") or name.startswith(b"x-forwarded-")
 

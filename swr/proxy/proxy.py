@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 import anyio
+import anyio.lowlevel
 import httpx
 from starlette.types import Receive, Scope, Send
 
@@ -203,6 +204,8 @@ class Proxy:
             async for chunk in chunks:
                 message = {"type": "http.response.body", "body": chunk, "more_body": True}
                 await exchange.wait(send(message), len(chunk))
+                # Thousands of short pieces may have come at once. The others take turns.
+                await anyio.lowlevel.checkpoint()
             await close_if_overrun(response)
         except httpx.TimeoutException as error:
             # An exception makes the server break the connection, so the client never takes half an answer for a whole.

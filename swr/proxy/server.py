@@ -1,4 +1,4 @@
-"""The client's connection under uvicorn: whoever keeps the server waiting is let go.
+"""The client's connection under uvicorn: a client that keeps the server waiting is let go.
 
 uvicorn limits how long a connection may be idle between two requests, and nothing else. This protocol adds the rest:
 
@@ -16,12 +16,11 @@ import asyncio
 import enum
 import logging
 import socket
-import struct
-import sys
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from swr.proxy.old_clients import AT_ONCE, UnchunkedSend
 from swr.proxy.parser import RequestParser
 from swr.proxy.slots import LEAST_RATE
 from swr.proxy.targets import split_absolute, with_host
@@ -33,8 +32,6 @@ MOST_HEAD_BYTES: Final = 2**16
 # So many requests may wait on one connection for the answer to the one before them.
 _MOST_PIPELINED: Final = 64
 _TOO_LARGE: Final = b"431 Request Header Fields Too Large"
-# Linger, for 0 seconds: the connection is reset.
-_AT_ONCE: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class _Refused(Exception):
@@ -42,7 +39,7 @@ class _Refused(Exception):
 
 
 class _Stage(enum.Enum):
-    """How far the client has come with its request."""
+    """The part of its request at which the client is."""
 
     BETWEEN = "between requests"
     HEAD = "in the head"
@@ -60,7 +57,7 @@ class _Wait(enum.Enum):
 
 
 class _Progress:
-    """How far a client is behind with what the server waits for.
+    """Notes how far a client is behind with what the server waits for.
 
     Parameters:
         now: seconds of the event loop's clock.
@@ -178,7 +175,12 @@ class ClientProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= _MOST_PIPELINED:
             raise _Refused
         self._read_line()
+        is_old = self.parser.get_http_version() == "1.0"
+        if is_old:
+            self.expect_100_continue = False  # RFC 9110 10.1.1
         super().on_headers_complete()
+        if is_old:
+            self.cycle.send = UnchunkedSend(self.cycle)  # type: ignore[method-assign]  # uvicorn takes it of the cycle
         self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
 
     def _read_line(self) -> None:
@@ -251,7 +253,7 @@ class ClientProtocol(HttpToolsProtocol):
             return
         if wait is _Wait.TAKE:
             # Otherwise the kernel would go on offering what it holds for minutes.
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         self.transport.abort()
 
     def _refuse(self, status: bytes) -> None:

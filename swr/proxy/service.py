@@ -64,7 +64,7 @@ class Service:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request has a connection, or waits for one."""
+        """Return whether a request has a connection, or waits for one."""
         return self._slots.are_taken
 
     def release(self, exchange: Exchange) -> None:
@@ -83,8 +83,8 @@ class Service:
         """Send the request when a connection is free, and return the answer as far as its header.
 
         The connection is the exchange's until `release`, to be called in any case. A server may close an idle
-        connection while a request is on its way to it. One that changes nothing is then asked once more (RFC 9110
-        9.2.2, RFC 9112 9.3.1).
+        connection while a request is on its way to it. One that changes nothing is then asked again, on the next
+        kept connection or at last on a new one (RFC 9110 9.2.2, RFC 9112 9.3.1).
 
         Raises:
             httpx.TransportError: there is no answer.
@@ -111,15 +111,19 @@ class Service:
             extensions={"target": target, "timeout": self._timeout, "trace": trace},
         )
         with anyio.CancelScope() as scope:
-            try:
-                response = await transport.handle_async_request(request)
-            except (httpx.ReadError, httpx.RemoteProtocolError):
-                if connected or body is not None or method not in _SAFE:
-                    raise
-                response = await transport.handle_async_request(request)
+            # A busy service may have closed all of them. After these comes a new one.
+            idle = self._max_connections
+            while True:
+                try:
+                    response = await transport.handle_async_request(request)
+                    break
+                except (httpx.ReadError, httpx.RemoteProtocolError):
+                    if connected or body is not None or method not in _SAFE or not idle:
+                        raise
+                    idle -= 1
             self._slots.answered(exchange)
             return response
-        raise httpx.ReadTimeout("the head of the answer did not come to an end in time")
+        raise httpx.ReadTimeout("the service did not end the head of its answer in time")
 
 
 async def close_if_overrun(response: httpx.Response) -> None:

@@ -127,7 +127,7 @@ class Slots:
 
     @property
     def are_taken(self) -> bool:
-        """Whether a request has a place, and one perhaps waits."""
+        """Return whether a request has a place, and one perhaps waits."""
         return bool(self._taken)
 
     async def take(self, exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""Where a request is going, and whether it may go there: its host, its target, and the proxies it has passed."""
+"""The destination of a request, and whether it may go there: its host, its target, and the proxies it has passed."""
 
 import re
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ STRATEGIES: Final = ("read", "locks", "queue")
 
 
 class Strategy(Protocol):
-    """How groups are refreshed, in this process."""
+    """The port of a strategy: refreshes groups, in this process."""
 
     async def begin(self) -> None:
         """Begin, in tasks of the cache's. Raises StoreUnavailable."""

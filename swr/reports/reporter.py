@@ -1,4 +1,4 @@
-"""The digest of one cache in this process: made once a second, whether or not somebody reads it."""
+"""The digest of one cache in this process: made once a second, read or not."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Where the other parts of swr count what happens. The number of names is bounded, whoever chooses them."""
+"""Counters that the other parts of swr add to. The number of names is bounded, even if clients choose them."""
 
 import enum
 import time
@@ -18,6 +18,9 @@ MOST_NAMES: Final = 200
 _MOST_DETAILS: Final = 64
 _LONGEST_NAME: Final = 200
 _LONGEST_TEXT: Final = 200
+# How much the last read of the store weighs in the share of those that found nothing, and what share is most of them.
+_WEIGHT: Final = 0.125
+_MOST_READS: Final = 0.75
 
 # Seconds.
 OF_LOADS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -33,7 +36,7 @@ class Layer(enum.StrEnum):
 
 
 class Reads:
-    """How many reads of one state each layer has answered; a fresh hit adds to `l1` itself."""
+    """Counters of the reads of one state by the layer that answered; a fresh hit adds to `l1` itself."""
 
     __slots__ = ("l1", "load", "redis")
 
@@ -55,7 +58,7 @@ class Reads:
 
 
 class Histogram:
-    """How long something took.
+    """A histogram of durations.
 
     Parameters:
         bounds: upper bounds of the buckets, in seconds.
@@ -93,6 +96,7 @@ class Tally:
     """
 
     __slots__ = (
+        "_absent",
         "bytes",
         "error",
         "failed",
@@ -116,10 +120,20 @@ class Tally:
         self.loads = self.failed = self.bytes = 0
         self.seconds, self.failures = Histogram(OF_LOADS), Histogram(OF_LOADS)
         self.error: LastError | None = None
+        self._absent = 0.0
 
     def reads(self, state: str) -> Reads:
         """Return the reads of a state by its name."""
         return self.fresh if state == "fresh" else self.stale if state == "stale" else self.missing
+
+    def note_read(self, *, found: bool) -> None:
+        """Note whether a read of the store, for what this process does not hold, has found anything."""
+        self._absent += _WEIGHT * ((not found) - self._absent)
+
+    @property
+    def is_mostly_absent(self) -> bool:
+        """Return whether most of the last such reads have found nothing."""
+        return self._absent > _MOST_READS
 
     def end_load(self, key: str, seconds: float, error: BaseException | None, now: float) -> None:
         """Count a load that has ended.
@@ -163,7 +177,7 @@ def _text_of(error: BaseException) -> str:
 
 
 class Details:
-    """How often something happened, by the reason.
+    """Counters of something that happened, by its reason.
 
     A reason may name a field or a parameter, which clients choose; only what kind of a name it is counts.
     """

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Layers(msgspec.Struct, frozen=True):
-    """How many reads each layer has answered.
+    """Numbers of reads by the layer that answered.
 
     Attributes:
         l1: answered at once from this process's memory.
@@ -25,7 +25,7 @@ class Layers(msgspec.Struct, frozen=True):
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """How long something took: a histogram.
+    """A histogram of durations.
 
     Attributes:
         bounds: upper bounds of the buckets, in seconds; one more bucket has what is longer than the last.
@@ -39,7 +39,7 @@ class Distribution(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """Return how many there were."""
         return sum(self.counts)
 
     def since(self, earlier: "Distribution") -> "Distribution":

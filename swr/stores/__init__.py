@@ -1,4 +1,4 @@
-"""Where entries and leases live: in this process (L1), in Redis, or in both. Private.
+"""The places of entries and leases: this process (L1), Redis, or both. Private.
 
 `base` holds the two ports that the engine runs on; every store passes one conformance suite in `tests/`. Imports:
 `swr.core` and the modules beside the folders. Offers: `MemoryStore`, `TieredStore` (the local cache in front of a

@@ -111,7 +111,7 @@ class Start(Protocol):
 
 
 class Store(Protocol):
-    """Where entries lie."""
+    """The port of a place where entries lie."""
 
     @property
     def tag_versions(self) -> TagVersions:
@@ -131,7 +131,7 @@ class Store(Protocol):
 
     @property
     def has_pending(self) -> bool:
-        """Whether invalidations are pending: the store is unreachable, or refuses them."""
+        """Return whether invalidations are pending: the store is unreachable, or refuses them."""
 
     async def now(self) -> int:
         """Return the clock that versions come from: microseconds since 1970, older than every version to come.
@@ -141,7 +141,7 @@ class Store(Protocol):
 
     @property
     def sent(self) -> int:
-        """How many commands have been sent to servers since the store was opened."""
+        """Return how many commands have been sent to servers since the store was opened."""
 
     def forget(self) -> None:
         """Let go of what is only true while notifications arrive: the event loop has ended."""
@@ -189,7 +189,7 @@ class Store(Protocol):
 
 
 class Leases(Protocol):
-    """Who may load, and whether what was loaded may be stored.
+    """The port of leases: says who may load, and whether a loaded value may be stored.
 
     Each type of value, as the codec's fingerprint tells it, has leases, backoffs and entries of its own under a key.
     Two versions of an application share invalidations, and nothing else.

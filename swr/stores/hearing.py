@@ -1,4 +1,4 @@
-"""Whether this process reads notifications, which it does only while its event loop runs.
+"""Notes whether this process reads notifications, which it does only while its event loop runs.
 
 The loop of a script may run during calls alone, and be left for another one without closing; a process may be stopped,
 or hold its loop for long. Local entries are then trusted for no longer than `HEARD_FOR`. Most often not even for that:
@@ -53,7 +53,7 @@ class Hearing:
 
     @property
     def is_lost(self) -> bool:
-        """Whether notifications may lie unread, so that no local entry can be trusted."""
+        """Return whether notifications may lie unread, so that no local entry can be trusted."""
         # While a whole machine sleeps only its wall clock goes on.
         (wall, monotonic), (turned, turned_monotonic) = machine_clocks(), self._turned_at
         return wall - turned >= HEARD_FOR or monotonic - turned_monotonic >= HEARD_FOR

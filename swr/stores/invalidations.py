@@ -52,7 +52,7 @@ class SharedInvalidations:
     async def settled(self) -> None:
         """Wait until nothing is pending."""
         # Only closing waits for it: not worth an event at every invalidation.
-        while not self.pending.is_empty:  # noqa: ASYNC110
+        while not self.pending.is_empty:  # noqa: ASYNC110  # an event would cost at every invalidation
             await anyio.sleep(_LOOKED_AFTER)
 
     def give_back_later(self, lease: Lease) -> None:
@@ -108,7 +108,7 @@ class SharedInvalidations:
             raise
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
-        """Invalidate those of `tags` that anything carries, as `invalidate_tag` does."""
+        """Invalidate those of `tags` that an entry carries, as `invalidate_tag` does."""
         # Of what is loaded here without its knowledge the store cannot say whether it carries them.
         if not self.pending.unannounced:
             with contextlib.suppress(StoreUnavailable), self._even_if_cancelled(Kind.PENDING_TAG, *tags):

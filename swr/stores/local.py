@@ -107,6 +107,11 @@ class Slot(Evictable):
             self.fresh_until, self.stale_until = 0.0, entry.stale_until
             self.ready, self.ready_until = None, 0.0
 
+    def supersede(self) -> None:
+        """Have the entry compared with the store before it is served as fresh."""
+        self.superseded = True
+        self.trust = UNTRUSTED
+
     def weighing(self, weight: int) -> "Slot":
         """Return a slot for the same entry, in the same state, of another weight."""
         slot = Slot(self.key, self.entry, self.epoch, weight, self.fingerprint, self.number, self.tally)

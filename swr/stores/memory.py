@@ -120,7 +120,7 @@ class MemoryStore:
         if key not in self._refused and len(self._refused) < _MOST_WARNINGS:
             self._refused.add(key)
             log.warning(
-                "swr: the value of %r is larger than l1_max_bytes=%d and is not kept, so each call loads it again: "
+                "the value of %r is larger than l1_max_bytes=%d and is not kept, so each call loads it again: "
                 "give the cache more memory, or Redis",
                 key,
                 self.local.slots.maxsize,
@@ -187,7 +187,7 @@ class MemoryStore:
         return Lease(key, token, version, self.tag_versions.newest, failures)
 
     async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
-        """Remove the entry of `key`, and take the lease from whoever has it."""
+        """Remove the entry of `key`, and take the lease from its holder."""
         self.local.drop(key)
         version = self._next()
         self._holds[key] = _Hold(token, version, self._clock() + ttl, 0)

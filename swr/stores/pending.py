@@ -39,23 +39,23 @@ class Pending:
 
     @property
     def invalidations(self) -> int:
-        """How many invalidations are pending."""
+        """Return how many invalidations are pending."""
         return len(self._keys) + len(self._tags)
 
     @property
     def is_empty(self) -> bool:
-        """Whether the store has everything."""
+        """Return whether no invalidation is pending."""
         return not (self._keys or self._tags or self._releases or self.unannounced)
 
     def add_key(self, key: str) -> None:
-        """Add the invalidation of a key; past the most that are remembered, of everything."""
+        """Add the invalidation of a key; if too many are pending, one of everything."""
         if len(self._keys) >= _MOST:
             self._tags[ALL] = object()
         else:
             self._keys[key] = object()
 
     def add_tag(self, name: Name) -> None:
-        """Add the invalidation of a tag or the like, or a mark; past the most that are remembered, of everything."""
+        """Add an invalidation or a mark of a tag or the like; if too many are pending, one of everything."""
         if len(self._tags) >= _MOST:
             name = ALL
         self._tags[name] = object()
@@ -81,6 +81,15 @@ class Pending:
             self._is_refused = True
             log.warning(
                 "Redis refuses invalidations (%s): they count in the processes that run, which replay them to it", error
+            )
+
+    def on_close(self) -> None:
+        """Log how many invalidations this process takes with it, because the store has not taken them."""
+        if self.invalidations:
+            log.warning(
+                "closed before Redis had taken %d invalidations: other processes may go on with older values; "
+                "run `swr invalidate --all` once Redis can be reached",
+                self.invalidations,
             )
 
     def outdates(self, key: str, entry: Entry[Any]) -> bool:

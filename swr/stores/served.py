@@ -35,7 +35,7 @@ class Served:
         """Note the version that was served last.
 
         An entry that was loaded without a lease has none. Then it is 0 if the store was unreachable, and `NEWEST` if
-        it refused the lease.
+        it refused the lease. The version of a commit whose fate is unknown is negative.
         """
         versions = self._versions
         versions.pop((key, fingerprint), None)
@@ -83,13 +83,24 @@ class Served:
         served = self.version(key, codec.fingerprint)
         return served is not None and 0 < entry.version < served < NEWEST
 
+    def began_later(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
+        """Return whether a load that this process has served, and that the store has not, may be later than this one.
+
+        It began while the store was unreachable, and this one had its lease from before.
+        """
+        served = self.version(key, codec.fingerprint)
+        return served is not None and served <= 0 and self._may_be_older(entry, served)
+
     def knows_newer(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
         """Return whether the store's entry may be older than what this process holds, or has served last."""
         return self.is_older(key, entry, codec) or self.newer(key, entry, codec) is not None
 
     def _may_be_older(self, entry: Entry[Any], version: int) -> bool:
-        # An entry without a lease was loaded before the servers were reached again.
-        return entry.version < (version or self.reached_at + 1)
+        if version > 0:
+            return entry.version < version
+        # It was loaded before the servers were reached again, without a lease or with one that may have been lost.
+        # Another load that took the lease then may have read before it.
+        return entry.version != -version and entry.version <= self.reached_at
 
 
 def is_newest(held: Entry[Any], entry: Entry[Any] | None) -> bool:

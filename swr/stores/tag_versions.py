@@ -47,7 +47,7 @@ Name = str | OfLoader | Soft
 
 
 def concerns(name: Name, tags: tuple[str, ...], loader: str) -> bool:
-    """Whether invalidating or marking `name` concerns an entry with these tags, of a loader; see `Entry`."""
+    """Return whether invalidating or marking `name` concerns an entry with these tags, of a loader; see `Entry`."""
     of = name.of if isinstance(name, Soft) else name
     if isinstance(of, OfLoader):
         return loader == loader_digest(of.template)
@@ -148,8 +148,15 @@ class TagVersions:
         return number > known
 
     def admits_entry(self, entry: Entry[Any]) -> bool:
-        """Whether an entry still counts: nothing that concerns it was invalidated since its load began."""
+        """Return whether an entry still counts: nothing that concerns it was invalidated since its load began."""
         return self.admits(entry.tag_version, entry.tags, entry.loader)
+
+    def admits_stored(self, entry: Entry[Any]) -> bool:
+        """Return whether an entry of the store counts, whose newest version is known.
+
+        One that knew a newer version is of a time before the store lost its versions, and its clock was put back.
+        """
+        return entry.tag_version <= self.newest and self.admits_entry(entry)
 
     def admits(self, tag_version: int, tags: tuple[str, ...], loader: str = "") -> bool:
         """Return whether a value with these tags counts whose load began when `tag_version` was the newest."""

@@ -3,8 +3,7 @@
 A local entry is *confirmed* if notifications arrived ever since it came, and *superseded* if another process
 committed a newer one. It is *suspect* if notifications may have been missed, or its commit was never confirmed. A
 confirmed entry is served. The others are checked against the store first; but a stale entry that is only superseded
-is served at once, as stale entries are. While the store is unreachable nothing can be checked, and local entries are
-served within their deadlines.
+is served at once, as stale entries are. While the store is unreachable, all are served within their deadlines.
 
 The store may have lost what this process has served: it has restarted with older data, or a replica has taken over
 that was behind. An entry of the store that is older than the local one, or may be, is therefore no answer. Its key is
@@ -15,7 +14,6 @@ A notification may overtake an answer of the store that is on its way. Every ope
 has a `Watch`, and the local cache never takes an entry that a notification has already outdated.
 """
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
@@ -27,14 +25,12 @@ from swr.stores.base import NEWEST, Held, Kind, Lease, Notification, SharedStore
 from swr.stores.clocks import wall_clock
 from swr.stores.hearing import Hearing
 from swr.stores.invalidations import SharedInvalidations
-from swr.stores.local import UNTRUSTED, LocalCache, Replaced, Slot
+from swr.stores.local import LocalCache, Replaced, Slot
 from swr.stores.served import Served, is_newest
 from swr.stores.tag_versions import Name, TagVersions
 from swr.stores.watch import Watch
 
 _NEVER: Final = -1
-
-log = logging.getLogger("swr")
 
 
 class TieredStore:
@@ -89,7 +85,7 @@ class TieredStore:
 
     @property
     def has_pending(self) -> bool:
-        """Whether the shared store has to get an invalidation yet."""
+        """Return whether the shared store has to get an invalidation yet."""
         return self._pending.invalidations > 0
 
     async def settled(self) -> None:
@@ -107,9 +103,7 @@ class TieredStore:
 
     async def aclose(self, subscriber: Subscriber) -> None:
         """Close the shared store."""
-        pending = self._pending.invalidations
-        if pending:
-            log.warning("closed while Redis is unreachable: %d invalidations have reached this process alone", pending)
+        self._pending.on_close()
         await self.store.aclose(self._on_notification)
 
     def forget(self) -> None:
@@ -143,9 +137,8 @@ class TieredStore:
             key = notification.text
             for watch in self._watches.get(key, {}).values():
                 watch.minimum = max(watch.minimum, version)
-            slot = self.local.get(key)
-            if slot is not None and slot.entry.version < version:
-                self.local.drop(key)
+            # A copy that has a higher version may be older all the same: the server's clock was put back.
+            self.local.drop(key)
         elif kind is Kind.MARKED:
             self._on_mark(notification.text, version)
         elif kind is Kind.COMMITTED:
@@ -166,6 +159,8 @@ class TieredStore:
         slot = self.local.get(key)
         if slot is not None and slot.entry.version < version:
             slot.mark_stale(version)
+        elif slot is not None:
+            slot.supersede()
 
     def _on_commit(self, key: str, version: int, fingerprint: str) -> None:
         """Outdate older copies, unless their values are of another type: another version of the application's."""
@@ -175,8 +170,7 @@ class TieredStore:
             own.minimum = max(own.minimum, version)
         slot = self.local.get(key)
         if slot is not None and slot.fingerprint == fingerprint and slot.entry.version < version:
-            slot.superseded = True
-            slot.trust = UNTRUSTED
+            slot.supersede()
 
     def _watching(self, key: str, codec: Codec) -> Watch:
         of_key = self._watches.setdefault(key, {})
@@ -292,9 +286,9 @@ class TieredStore:
             return
         replaced = self._served.replaced_by_keeping(self.local.get(key))
         # If the store is reachable and refused the entry, notifications about it arrive as for any other.
-        epoch, version = (self._epoch, NEWEST) if self.is_reachable else (_NEVER, 0)
+        epoch, version = (self._epoch, entry.version or NEWEST) if self.is_reachable else (_NEVER, -entry.version)
         if not codec.stays_here:
-            self._served.note(key, codec.fingerprint, entry.version or version)
+            self._served.note(key, codec.fingerprint, version)
         self._hold(key, entry, epoch, codec, replaced)
 
     # -- invalidating -----------------------------------------------------------------------------------------
@@ -370,7 +364,12 @@ class TieredStore:
         if codec.stays_here:
             await self.invalidate(key)
             raise StoreUnavailable(f"the value of {key!r} stays in this process, as shared=False says")
-        return await self._invalidations.seize(key, token, ttl, codec)
+        served = self._served.version(key, codec.fingerprint)
+        try:
+            return await self._invalidations.seize(key, token, ttl, codec)
+        except StoreUnavailable as error:
+            is_later = self._served.version(key, codec.fingerprint) != served
+            raise LeaseLost(f"{key!r} was loaded before the lease was asked for") if is_later else error from None
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the shared store's lease."""
@@ -390,7 +389,8 @@ class TieredStore:
                 raise
             if entry.version < watch.minimum or not self._admits(entry) or self._pending.outdates(lease.key, entry):
                 raise LeaseLost(f"{lease.key!r} was invalidated while it was committed")
-            self._put(lease.key, self._marked(lease.key, entry, watch), epoch, codec)
+            if not self._served.began_later(lease.key, entry, codec):
+                self._put(lease.key, self._marked(lease.key, entry, watch), epoch, codec)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the shared store's lease back; if the store is unreachable, later."""

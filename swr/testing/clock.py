@@ -2,6 +2,9 @@
 
 from typing import Final
 
+from swr.policy import Duration
+from swr.policy import seconds as seconds_of
+
 START: Final = 1_700_000_000.0
 
 
@@ -19,6 +22,6 @@ class FakeClock:
         """Return the time."""
         return self.now
 
-    def advance(self, seconds: float) -> None:
-        """Move the clock; backwards too."""
-        self.now += seconds
+    def advance(self, seconds: Duration) -> None:
+        """Move the clock by seconds, a timedelta or text such as "10m"; back, if the seconds are negative."""
+        self.now += seconds if isinstance(seconds, (int, float)) else seconds_of(seconds, "seconds")

@@ -32,6 +32,8 @@ def isolated(cache: Cache, url: str | None = None, **options: Unpack[Options]) -
     Raises:
         ConfigurationError: an option cannot work; or this is a coroutine of the loop in which the cache is open.
     """
+    if not isinstance(cache, Cache):
+        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
     close(cache)
     options.setdefault("redis", None)
     restore = cache.fix_options(url, options)

@@ -180,10 +180,10 @@ class Worker:
             self.note("invalidated", what, name, began, time.monotonic())
 
     def start(self, coroutine: object) -> "asyncio.Task[None]":
-        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
+        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]  # a coroutine, as all callers give
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return task  # type: ignore[no-any-return]
+        return task  # type: ignore[no-any-return]  # as above
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -224,12 +224,14 @@ class Oracle:
             if call.is_soft and reading.key in call.keys
             for moment in (call.called, call.returned)
         ]
+        # A worker may be paused between its lease, which the version is of, and the load.
+        since = min(reading.began, reading.version / 1e6 - START) - _ON_THE_WAY
         # What was loaded without a lease has no version: its marks are at the time of the server, and those of the copy
         # in the store count for it, because nothing says which of the two was first.
         return [
             moment
             for mark in marks
-            if mark >= reading.began - _ON_THE_WAY or not reading.version
+            if mark >= since
             for moment in (reading.created + mark - reading.began, START + mark)
         ]
 
@@ -265,7 +267,8 @@ class Oracle:
                 effect.since = self._now()
 
     def breaks(self, worker: str) -> None:
-        """The link of a worker is broken, which it is yet to find out."""
+        """The link of a worker is broken, which it is yet to find out. What it asks for at that moment fails."""
+        self._disturbed = self._now()
         known = self._workers[worker]
         known.up_since = math.inf
         known.said.clear()

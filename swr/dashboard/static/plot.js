@@ -239,7 +239,7 @@ export class Plot {
     if (begun !== null) shade(begun, this.range[1]);
   }
 
-  drawMarks({ pen, color, height, x }) {
+  drawMarks({ pen, color, width, height, x }) {
     if (this.compact) return;
     let labelled = -Infinity;
     for (const mark of this.marks) {
@@ -257,11 +257,14 @@ export class Plot {
       pen.setLineDash([]);
       pen.globalAlpha = 1;
       const words = { deploy: "deploy", process: "process", gone: "process gone", outage: "outage", reachable: "reachable", invalidation: "invalidated" }[mark.kind] ?? mark.kind;
-      if (at > labelled) {
+      const taken = pen.measureText(words).width;
+      // At the right edge a name stands before its mark.
+      const start = at + 3 + taken > width ? at - 3 - taken : at + 3;
+      if (start > labelled) {
         pen.textAlign = "left";
         pen.textBaseline = "top";
-        pen.fillText(words, at + 3, 1);
-        labelled = at + pen.measureText(words).width + 8;
+        pen.fillText(words, start, 1);
+        labelled = Math.max(at, start + taken) + 5;
       }
     }
   }

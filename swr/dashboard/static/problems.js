@@ -1,8 +1,10 @@
 // What is wrong, at the top, in words.
-import { h, keep, say, set } from "./dom.js";
+import { fill, h, keep, say, set } from "./dom.js";
 import { clock, lasting, number } from "./format.js";
 import { source } from "./source.js";
 
+// Characters of a problem. One with the whole statement of a database in it would hide the others.
+const LONGEST = 240;
 const OLD = "What you see below is old.";
 
 /** Return what keeps the page itself from knowing. */
@@ -35,13 +37,17 @@ class Problems extends HTMLElement {
         const [text, remedy] = told.children;
         set(item, "class", `is-${problem.level}`);
         say(level, problem.level === "error" ? "Error" : "Warning");
-        say(text, problem.text);
+        const isLong = problem.text.length > LONGEST;
+        say(text, isLong ? `${problem.text.slice(0, LONGEST)}…` : problem.text);
+        set(text, "title", isLong && problem.text);
         say(remedy, problem.remedy);
         say(since, problem.since === null ? "" : `since ${clock(problem.since)}, ${lasting(state.now - problem.since)} ago`);
       });
     this.wrong.hidden = !problems.length;
     set(this.wrong, "class", `alarms${problems.some(({ level }) => level === "error") ? " is-error" : ""}`);
-    say(this.count, problems.length === 1 ? "1 thing is wrong" : `${problems.length} things are wrong`);
+    const things = problems.length === 1 ? "1 thing is wrong" : `${problems.length} things are wrong`;
+    // Some systems show no scroll bar before one scrolls.
+    fill(this.count, things, this.wrong.scrollHeight > this.wrong.clientHeight + 1 && h("small", null, "scroll to see all"));
     this.fine.hidden = problems.length > 0;
     say(this.fine, state ? `Nothing is wrong. ${this.summary(state)}` : "Connecting to the server …");
     // A screen reader hears what is wrong when it changes, and not the seconds that count up.
@@ -54,9 +60,10 @@ class Problems extends HTMLElement {
   }
 
   summary({ processes, nodes, fleet, note }) {
-    const alive = processes.filter(({ gone }) => !gone).length;
+    const heard = processes.filter(({ gone, silent }) => !gone && silent === null).length;
+    const silent = processes.filter(({ gone }) => !gone).length - heard;
     const store = nodes.length ? `Redis answers at ${nodes.map(({ name }) => name).join(", ")}` : "there is no Redis";
-    return fleet || !note ? `${number(alive, "process", "processes")} alive; ${store}.` : `This page shows one process: ${note}.`;
+    return fleet || !note ? `${number(heard, "process", "processes")} alive${silent ? `, ${silent} silent` : ""}; ${store}.` : `This page shows one process: ${note}.`;
   }
 }
 

@@ -78,6 +78,7 @@ class Source extends EventTarget {
     this.heard = performance.now();
     this.silent = false;
     this.live = state;
+    for (const { id, host, pid } of state.processes) names.set(id, `${host}:${pid}`);
     const last = this.points.at(-1) ?? null;
     this.points = [...this.points, ...rates(points.filter(({ t }) => !last || t > last.t), last)].slice(-KEPT);
     const known = new Set(this.marks.map((mark) => `${mark.t} ${mark.text}`));
@@ -150,8 +151,10 @@ export class Panel extends HTMLElement {
   }
 }
 
+// While Redis is unreachable the state has one process, and the events those of all.
+const names = new Map();
+
 /** Return the name of a process as people know it: host and process id, or the id of its cache. */
 export function processName(id) {
-  const process = source.state?.processes.find((other) => other.id === id);
-  return process ? `${process.host}:${process.pid}` : id ?? "";
+  return names.get(id) ?? id ?? "";
 }

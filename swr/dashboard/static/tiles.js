@@ -1,7 +1,7 @@
 // The figures of the moment.
 import { h, say, set } from "./dom.js";
 import { bytes, count, duration, number, rate, share } from "./format.js";
-import { Panel, source } from "./source.js";
+import { Panel } from "./source.js";
 
 const TILES = ["Waited for nothing", "Reads", "Loads", "Load time", "Failing", "Processes", "Redis", "Local cache"];
 const MEAN_OVER = 10;
@@ -33,19 +33,19 @@ class Tiles extends Panel {
 
   show(state) {
     const { totals, processes, nodes, rows } = state;
-    const now = recent(source.shown.points);
-    const reads = now.fresh + now.stale + now.missing;
-    const alive = processes.filter(({ gone }) => !gone);
-    const lost = processes.length - alive.length;
+    const { reads_per_s: reads, loads_per_s: loads, without_waiting: free, stale } = totals;
+    const alive = processes.filter(({ gone, silent }) => !gone && silent === null);
+    const lost = processes.filter(({ gone }) => gone).length;
+    const unheard = processes.length - lost - alive.length;
     const failing = rows.filter(isFailing).length;
     const sum = (name) => alive.reduce((all, process) => all + process[name], 0);
-    this.put(0, share(reads - now.waited, reads), reads ? `${share(now.waited, reads)} waited` : "no reads yet");
-    this.put(1, `${rate(reads)} /s`, reads ? `${share(now.stale, reads)} stale` : "");
-    this.put(2, `${rate(now.loads)} /s`, `${count(totals.in_flight)} under way`);
+    this.put(0, share(free, reads ? 1 : 0), reads ? `${share(1 - free, 1)} waited` : "no reads yet");
+    this.put(1, `${rate(reads)} /s`, reads ? `${share(stale, 1)} stale` : "");
+    this.put(2, `${rate(loads)} /s`, `${count(totals.in_flight)} under way`);
     this.put(3, duration(totals.p50), `p99 ${duration(totals.p99)}`);
     this.put(4, count(failing), failing ? number(totals.backoffs, "key waits", "keys wait") : "nothing fails", failing > 0);
     const missed = processes.some(({ gone }) => gone) && state.problems.some(({ kind }) => kind === "process");
-    this.put(5, count(alive.length), !state.fleet ? "others unseen" : lost ? `${lost} gone` : "all alive", missed || !state.fleet);
+    this.put(5, count(alive.length), !state.fleet ? "others unseen" : [unheard && `${unheard} silent`, lost && `${lost} gone`].filter(Boolean).join(", ") || "all alive", missed || !state.fleet);
     this.put(6, ...this.redis(nodes, totals));
     this.put(7, bytes(sum("l1_bytes")), number(sum("l1_entries"), "entry", "entries"));
   }

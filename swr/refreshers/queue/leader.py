@@ -1,4 +1,4 @@
-"""Who fills the queue: one of the workers, by a lease with an epoch."""
+"""The leader fills the queue. It is one of the workers, by a lease with an epoch."""
 
 import hashlib
 import logging
@@ -69,7 +69,7 @@ class Leader:
         return self._loader.engine
 
     async def begin(self) -> None:
-        """Lead when nobody else does, until `end`."""
+        """Lead when no other process does, until `end`."""
         self._engine.start(self._run)
 
     async def end(self) -> None:
@@ -141,8 +141,8 @@ class Leader:
                 await self._keep(f"{these}{first + _AT_ONCE}")
             if merged:
                 log.warning(
-                    "round %d of the refresher %r: %d of %d groups are still in the queue since the last one: loads "
-                    "fail (`swr queue status` counts them), or it wants more workers, or a longer `every`",
+                    "round %d of the refresher %r: %d of %d groups are still in the queue since the last one. Loads "
+                    "fail (`swr queue status` counts them), or it wants more workers or a longer `every`",
                     number,
                     self._queue.name,
                     merged,

@@ -15,6 +15,7 @@ from swr.errors import CodecError, ConfigurationError
 from swr.refreshers.queue import scripts
 from swr.refreshers.queue.lease_scripts import ABDICATE, ENQUEUED, LEAD
 from swr.refreshers.queue.sealing import Sealing
+from swr.refreshers.queue.spreading import hash_tags
 from swr.refreshers.queue.status import QueueStatus
 from swr.refreshers.queue.tasks import DeadLetter, Delivery, Led, Settlement, Superseded
 from swr.refreshers.rounds.groups import in_turns, travelling
@@ -70,10 +71,10 @@ class Queue:
         self._replicas = replicas
         self._names = names = store.names
         self._sealing = Sealing(store.packing, name)
-        safe = names.storage_name(name)
+        tags = hash_tags(names.storage_name(name), shards, lambda tag: names.named(f"{{{tag}}}"))
         parts = ("t", "s" if backend == "streams" else "l", "z", "m", "d", "c", "h", "i")
-        self._keys = [tuple(names.named(f"{{{safe}:{shard}}}{part}") for part in parts) for shard in self.shards]
-        self._lease, self._rounds = (names.named(f"{{{safe}:0}}{part}") for part in ("L", "r"))
+        self._keys = [tuple(names.named(f"{{{tag}}}{part}") for part in parts) for tag in tags]
+        self._lease, self._rounds = (names.named(f"{{{tags[0]}}}{part}") for part in ("L", "r"))
 
     async def _run(self, shard: int, body: str, *args: bytes | str | int, replicas: int = 0) -> Any:
         script, told = scripts.of(self._backend, body), self.store.around_consumers(self.shard_names[shard])
@@ -264,7 +265,7 @@ class Queue:
         return bool(await self.store.commands.script(ENQUEUED, (self._lease, self._rounds), token, begins_at))
 
     async def heal(self) -> None:
-        """Queue again what nobody would ever come to, for somebody has deleted a part of the queue."""
+        """Queue again the tasks that no consumer would come to, because a part of the queue was deleted."""
         for shard in self.shards:
             flags, cursor = b"", b"0"
             while True:

@@ -1,7 +1,8 @@
 """Scripts of the server for queues, each atomic there.
 
-Keys, for the refresher `r` of the namespace `ns` and its shard `i`. They stand under one hash tag `{r:i}`. No colon
-stands behind it, as it does in the keys of entries and leases:
+Keys, for the refresher `r` of the namespace `ns` and its shard `i`. They stand under one hash tag `{r:i}`, or `{r:i.n}`
+where `spreading` has found that one for the shard. No colon stands behind it, as it does in the keys of entries and
+leases:
 
 - `ns:{r:i}t` a hash, the tasks that are not done: by the key of the group's entry a *record*
 - `ns:{r:i}s` what is to be done, of task keys: a stream with the consumer group `swr`; or a list, `ns:{r:i}l`
@@ -304,9 +305,9 @@ wake(1)
 return 1
 """
 
-# flags ('' at first), cursor -> {flags, cursor}: queue again what nobody would ever come to, for somebody has deleted
-# the stream, a list, or the times of waiting tasks. The flags are the states in which no task can be that is there
-# still. One that is queued twice is taken once.
+# flags ('' at first), cursor -> {flags, cursor}: queue again what no consumer would come to, because somebody
+# has deleted the stream, a list, or the times of waiting tasks. The flags are the states in which no task can be that
+# is there still. One that is queued twice is taken once.
 HEAL: Final = """
 local flags = ARGV[1]
 if flags == '' then

@@ -18,7 +18,7 @@ class QueueStatus(msgspec.Struct, frozen=True):
         counts: tasks so far, by what became of them: `enqueued`, `merged` (with one that was queued already),
             `marked`, `done`, `current`, `failed`, `reclaimed`, `late`, `buried`.
         epoch: of the newest leader; 0: there was none yet.
-        leads_for: seconds until the leader's lease ends unless it is renewed; 0: nobody leads.
+        leads_for: seconds until the leader's lease ends unless it is renewed; 0: there is no leader.
         round: when the last round began that is enqueued whole, in seconds since 1970; None: there was none yet.
     """
 

@@ -13,7 +13,7 @@ class QueueStrategy:
     """One worker, who consumes and may lead.
 
     Parameters:
-        leader: fills the queue, if nobody else does.
+        leader: fills the queue, unless another process does.
         consumer: takes from it.
     """
 

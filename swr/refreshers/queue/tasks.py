@@ -68,7 +68,7 @@ class Superseded(Exception):
 
 
 class Led(NamedTuple):
-    """Who leads.
+    """The state of leadership.
 
     Parameters:
         epoch: one's own; "": somebody else leads.

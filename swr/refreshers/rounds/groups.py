@@ -37,7 +37,7 @@ async def groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
 
     Raises:
         Exception: whatever the function raised.
-        SWRError: something inside it was cancelled, which is nobody else's end.
+        SWRError: something inside it was cancelled, which ends nothing else.
     """
     try:
         return await _groups_of(keys, *args)

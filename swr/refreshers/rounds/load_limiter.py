@@ -31,11 +31,11 @@ class Loader(Protocol):
 
     @property
     def stays_here(self) -> bool:
-        """Whether its values are not shared with other processes."""
+        """Return whether its values are not shared with other processes."""
 
     @property
     def codec(self) -> Codec:
-        """How its values are written."""
+        """The codec of its values."""
 
     def key(self, *args: Any, **kwargs: Any) -> str:
         """Return the key of a group. Raises ConfigurationError."""
@@ -72,7 +72,7 @@ class Result(enum.Enum):
 
 
 class Ended(NamedTuple):
-    """How a task ended.
+    """The end of a task.
 
     Parameters:
         result: what came of it.

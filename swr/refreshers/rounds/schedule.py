@@ -1,4 +1,4 @@
-"""When rounds begin: at multiples of `every`, by the clock of the server, which all workers share."""
+"""The beginnings of rounds: multiples of `every`, by the clock of the server, which all workers share."""
 
 from typing import Final, NamedTuple
 
@@ -17,7 +17,7 @@ class Round(NamedTuple):
     Parameters:
         number: which.
         begins_at: its beginning, in the unit of versions.
-        missed: how many rounds nobody has done before it; they are made up for by this one.
+        missed: how many rounds before it no process has done; this one makes up for them.
         left: seconds until the next one, when this one was begun.
     """
 

@@ -16,7 +16,7 @@ class Room:
         most: bytes. Something larger waits until there is any room, and then goes, too.
 
     Attributes:
-        turn: whoever holds it may wait for room, and take what it needs.
+        turn: its holder may wait for room, and take what it needs.
     """
 
     def __init__(self, most: int) -> None:

@@ -72,7 +72,7 @@ class Cluster:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether every slot has a master that can be reached."""
+        """Return whether every slot has a master that can be reached."""
         return self._unmapped is None and all(link.connection is not None for link in self._links.values())
 
     @property
@@ -84,7 +84,7 @@ class Cluster:
 
     @property
     def sent(self) -> int:
-        """How many commands have been sent to those who are masters now."""
+        """Return how many commands have been sent to those who are masters now."""
         return sum(link.sent for link in self._links.values())
 
     @property

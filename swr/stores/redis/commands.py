@@ -83,10 +83,12 @@ class Commands:
             connection = self._servers.link_to(keys[0]).connection
             # WAIT only counts the writes of its own connection.
             if connection is None or connection is not before:
-                raise StoreUnavailable("the connection broke before replicas had said that they have it")
+                raise StoreUnavailable("the connection broke before the replicas had confirmed the write")
             had = await connection.ask("WAIT", replicas, milliseconds(self._timeout / 2))
             if had < replicas:
-                raise StoreUnavailable(f"{had} of {replicas} replicas have it after {self._timeout / 2:g} s")
+                raise StoreUnavailable(
+                    f"only {had} of {replicas} replicas have the write after {self._timeout / 2:g} s"
+                )
         return answer
 
     def is_at(self, name: bytes, link: ServerLink) -> bool:

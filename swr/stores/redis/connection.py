@@ -16,6 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, InvalidResponse
 
 from swr.errors import ConfigurationError, StoreUnavailable
+from swr.stores.redis.reasons import CLOSED
 from swr.stores.redis.replies import error_of
 
 # A silence is noticed late by two of them at most.
@@ -208,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         """See `asyncio.BaseProtocol`."""
         # Closing redis-py's end of the connection waits for this.
         self._before.connection_lost(exc)
-        self.abandon(str(exc or "the server closed the connection"))
+        self.abandon(str(exc or CLOSED))
 
     # -- the end ----------------------------------------------------------------------------------------------
 

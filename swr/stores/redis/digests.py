@@ -15,6 +15,7 @@ from swr.errors import CodecError, StoreUnavailable
 from swr.stores.redis.commands import Commands
 from swr.stores.redis.heartbeat import Part, Report
 from swr.stores.redis.names import Names
+from swr.stores.redis.reasons import with_remedy
 from swr.stores.redis.server_link import ServerLink
 from swr.stores.redis.topology import Servers
 
@@ -113,8 +114,8 @@ class Digests:
 
     Attributes:
         reports: what this process reports; None: nothing.
-        unreadable: how many digests were read last that another codec has written.
-        ages: how many seconds before that the processes had written them, by the clock of the server.
+        unreadable: how many digests of the last read another codec has written.
+        ages: how old they were then, in seconds by the clock of the server.
     """
 
     def __init__(self, servers: Servers, names: Names, commands: Commands, packing: Packing) -> None:
@@ -157,11 +158,8 @@ class Digests:
         if reports is None or isinstance(reply, StoreUnavailable):
             return
         if isinstance(reply, Exception):
-            self._commands.warn_once(
-                "digest",
-                f"Redis refuses the digest of this process ({reply}): no dashboard shows it; give the user the "
-                f"keys {self._names.prefix.decode()}:* and the commands of docs/redis.md",
-            )
+            text = f"Redis refuses the digest of this process ({reply}); no dashboard shows it"
+            self._commands.warn_once("digest", with_remedy(text, reply))
             return
         is_open, faults = reply
         reports.on_wanted(bool(is_open), self._decoded(faults, _FAULTS))

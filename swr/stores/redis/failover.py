@@ -143,7 +143,7 @@ class Failover:
         await asyncio.gather(*(connection.ask(*command) for command in commands))
 
     async def _horizon(self, link: ServerLink, connection: Connection, *, has_restarted: bool) -> int:
-        """Return a version; of what was written before it the server has lost nothing."""
+        """Return a version before which the server has lost nothing."""
         seconds, microseconds = await connection.ask("TIME")
         now = int(seconds) * 1_000_000 + int(microseconds)
         if self._commands.is_at(self._names.newest_tag_version, link):

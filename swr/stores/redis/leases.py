@@ -138,7 +138,7 @@ class RedisLeases:
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
             frame: bytes = answer[1]
             entry = await decode_soon(key, frame, codec, self._packing, self._commands.warn_once)
-            if entry is not None and self._shared.known.admits_entry(entry):
+            if entry is not None and self._shared.known.admits_stored(entry):
                 if not self._invalidations.outdates(key, entry):
                     return self._invalidations.marked(key, entry)
                 # A server that took another's place does not know of that yet.

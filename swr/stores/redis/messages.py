@@ -58,7 +58,7 @@ class Messages:
         self.channel = b"%b:%d:messages" % (self._names.prefix, number)
 
     def write(self, kind: Kind, name: Name, version: int = 0, fingerprint: str = "") -> bytes:
-        """Return a message; that of a commit has a fingerprint. Those about tag versions are written by scripts."""
+        """Return a message; that of a commit has a fingerprint. Scripts write those about tag versions."""
         begin = f"{kind.value}{digits(version)}{self.instance}{fingerprint}".encode()
         if kind is Kind.PENDING_TAG or not isinstance(name, str):
             return begin + member_of(name, self._names)

@@ -1,4 +1,4 @@
-"""Whether Redis can be reached: one log line each time that this or its reason changes, and a notification."""
+"""Notes whether Redis can be reached: it logs and publishes each change of that, and of its reason."""
 
 import logging
 from typing import Final

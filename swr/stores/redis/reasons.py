@@ -14,8 +14,12 @@ from redis.exceptions import (
 
 from swr.errors import ConfigurationError, StoreUnavailable
 
+# Why a connection ended, if its end is all that is known.
+CLOSED: Final = "the server closed the connection"
 # The first server that has every command of the scripts.
 _OLDEST: Final = (6, 2)
+# redis-py's words -> swr's, so that the log does not take them for another reason.
+_SAID_OTHERWISE: Final = {"Connection closed by server.": CLOSED}
 # Whether one server is asked for, and which kind of server it is -> what to do.
 _REMEDIES: Final = {
     (True, b"cluster"): "the server is a node of a cluster: give a URL redis+cluster://…",
@@ -30,7 +34,7 @@ def reason_of(error: BaseException) -> StoreUnavailable | ConfigurationError:
         error = error.exceptions[0]
     if isinstance(error, (StoreUnavailable, ConfigurationError)):
         return error
-    text = str(error) or type(error).__name__
+    text = _SAID_OTHERWISE.get(str(error), str(error)) or type(error).__name__
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OSError) and cause.strerror and cause.strerror not in text:
         # redis-py before 7 names the number alone.
@@ -43,7 +47,7 @@ def reason_of(error: BaseException) -> StoreUnavailable | ConfigurationError:
         return StoreUnavailable(f"the server refuses HELLO ({text}): give the client protocol=2")
     if isinstance(error, ResponseError) and "cluster support disabled" in text:
         return StoreUnavailable(f"the server is no node of a cluster ({text}): give a URL redis://…")
-    return StoreUnavailable(text)
+    return StoreUnavailable(with_remedy(text, error))
 
 
 def check_kind(info: dict[bytes, bytes], *, is_single: bool) -> None:
@@ -71,8 +75,15 @@ def explain_redirect(error: AskError) -> str:
 def explain_refusal(error: RedisError) -> str:
     """Return what a refused command leads to and, where that is known, what to do about it."""
     text = f"Redis refused a command ({error}); swr serves what it cannot store from memory and from the loaders"
+    return with_remedy(text, error)
+
+
+def with_remedy(text: str, error: BaseException) -> str:
+    """Return `text` and what to do about a refused command, where the kind of the error says it."""
     if isinstance(error, OutOfMemoryError):
         return f"{text}: raise maxmemory, or set maxmemory-policy to volatile-lru"
     if isinstance(error, NoPermissionError):
         return f"{text}: give its user the rights that docs/redis.md lists"
+    if str(error).startswith("WRONGTYPE"):
+        return f"{text}: another program writes to these keys, so give swr a namespace of its own"
     return text

@@ -17,7 +17,7 @@ _WITHIN: Final = 3600.0
 
 
 class Refusals:
-    """Whether the servers of one store refuse commands."""
+    """Notes whether the servers of one store refuse commands."""
 
     def __init__(self) -> None:
         # The kind of refusal that was logged last; None: that there is none any more.

@@ -35,8 +35,12 @@ async def connection_of(pool: Any) -> AbstractConnection:
     return cast(AbstractConnection, await pool.get_connection(*_ARGUMENTS))
 
 
+def has_sentinels(pool: Any) -> bool:
+    """Return whether a pool asks sentinels for the master."""
+    return hasattr(pool, "sentinel_manager")
+
+
 async def close_sentinels(pool: Any) -> None:
     """Close the clients of the sentinels that a pool asks for the master, if it does."""
-    manager = getattr(pool, "sentinel_manager", None)
-    if manager is not None:
-        await asyncio.gather(*(sentinel.aclose() for sentinel in manager.sentinels))
+    if has_sentinels(pool):
+        await asyncio.gather(*(sentinel.aclose() for sentinel in pool.sentinel_manager.sentinels))

@@ -1,5 +1,6 @@
 """Makes exceptions of redis-py from the texts of error replies, in the same way for each of its releases."""
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -33,6 +34,12 @@ _KINDS: Final[dict[str, Callable[[str], RedisError]]] = {
     "TRYAGAIN": TryAgainError,
     "WRONGPASS": AuthenticationError,
 }
+# How Redis 6.2 says that a command of a script was refused. The code of the refusal, if it has one, comes afterwards.
+_IN_A_SCRIPT: Final = re.compile(
+    r"(ERR Error running script \(call to \w+\): @user_script:\d+: )?(@user_script: \d+: -?)?"
+)
+# How Redis 6.2 and later servers say, without a code, that a command of a script needs a right.
+_NEEDS_A_RIGHT: Final = ("The user executing the script can't ", "ERR ACL failure in script: ")
 
 
 def error_of(reply: str) -> RedisError:
@@ -41,6 +48,9 @@ def error_of(reply: str) -> RedisError:
     Raises:
         ValueError: a redirect to no address.
     """
+    reply = _IN_A_SCRIPT.sub("", reply, count=1).rstrip()
+    if reply.startswith(_NEEDS_A_RIGHT):
+        return NoPermissionError(reply.removeprefix("ERR "))
     code, _, text = reply.partition(" ")
     if text == "max number of clients reached":
         return ConnectionError(text)

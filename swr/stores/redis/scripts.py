@@ -125,7 +125,7 @@ local function newest_in(leases)
   for _, one in ipairs(leases) do newest = math.max(newest, one.version) end
   return newest
 end
--- The lease that a token holds; version '' stands for whichever.
+-- The lease that a token holds; version '' means any.
 local function held_by(lease, token, version)
   for _, one in ipairs(leases_in(lease)) do
     if one.token == token and (version == '' or digits(one.version) == version) then return one end

@@ -16,7 +16,7 @@ from swr.errors import StoreUnavailable
 from swr.stores.redis.connection import Closed, Connection, Silent
 from swr.stores.redis.patience import patience
 from swr.stores.redis.reasons import reason_of
-from swr.stores.redis.releases import close_sentinels, connection_of
+from swr.stores.redis.releases import close_sentinels, connection_of, has_sentinels
 
 # Seconds: swr notices within 2 s that a subscription has died silently.
 _HEARTBEAT: Final = 0.55
@@ -30,7 +30,7 @@ CONNECT_TIMEOUT: Final = 3.0
 
 
 class Timeouts(NamedTuple):
-    """How long to wait for a server, in seconds.
+    """Limits of waiting for a server, in seconds.
 
     Parameters:
         reply: how long it may be silent while commands wait for replies.
@@ -146,7 +146,7 @@ class ServerLink:
 
     @property
     def sent(self) -> int:
-        """How many commands went over this link."""
+        """Return how many commands went over this link."""
         return self._sent + (0 if self.connection is None else self.connection.sent)
 
     @property
@@ -166,11 +166,12 @@ class ServerLink:
         # The probe that is published there comes back over this subscription, if messages do.
         self._probe = b"%b:%b" % (self._owner.channel, secrets.token_hex(8).encode())
         try:
-            # One after the other: redis-py loses sentinels if two connections look for the master at once.
-            async with patience(self._timeouts.connect, "no connection"):
-                await channel.subscribe(self._owner.channel, self._probe)
-                for _ in range(2):
-                    await channel.get_message(timeout=None)
+            async with patience(self._timeouts.connect, "no connection"), asyncio.TaskGroup() as group:
+                subscribing = group.create_task(self._subscribe(channel))
+                if has_sentinels(pool):
+                    # One after the other: redis-py loses sentinels if two connections look for the master at once.
+                    await subscribing
+                # At once: a name server, a handshake of TLS and a server far away make each take long.
                 raw = await connection_of(pool)
             if _address(raw) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while swr connected to it")
@@ -187,6 +188,20 @@ class ServerLink:
                     await raw.disconnect(nowait=True)
                     await pool.release(raw)
                 await channel.aclose()
+                await self._forget_connections()
+
+    async def _subscribe(self, channel: PubSub) -> None:
+        await channel.subscribe(self._owner.channel, self._probe)
+        for _ in range(2):
+            await channel.get_message(timeout=None)
+
+    async def _forget_connections(self) -> None:
+        """Have the next connections read the files of certificates again, which may have been renewed."""
+        if self._owned:
+            pool = self.client.connection_pool
+            with contextlib.suppress(RedisError):
+                await pool.disconnect()
+            pool.reset()
 
     async def _receive_messages(self, channel: PubSub) -> None:
         """Pass on every message of the subscription but the probes, which say that it works."""
@@ -267,7 +282,7 @@ class ServerLink:
 
     @property
     def is_unreachable(self) -> bool:
-        """Whether the link is broken, and no connection is to be expected at once."""
+        """Return whether the link is broken, and no connection is to be expected at once."""
         return self.connection is None and self._waits_until <= time.monotonic()
 
     def _unreachable(self) -> StoreUnavailable:
@@ -287,8 +302,9 @@ class ServerLink:
             self.lose(error, connection)
         except ReadOnlyError as error:
             # The master was demoted: the next connection leads to its successor.
-            connection.abandon(f"the server is a replica now: {error}")
-            self.lose(StoreUnavailable(str(error)), connection)
+            reason = f"the server is a replica now: {error}"
+            connection.abandon(reason)
+            self.lose(StoreUnavailable(reason), connection)
         return await (await self.ready()).ask(*command)
 
 

@@ -66,6 +66,8 @@ class SharedTagVersions:
         self._foreign = 0
         # Up to where a lesson has come that broke off: on a slow line the next one goes on from there.
         self._learned_to = 0
+        # The stamp of the last lesson, the clear that it came after, and its time.
+        self._stamped = (b"", 0, 0)
         # The number of the last lesson that began, and of the last that succeeded.
         self._begun = self._succeeded = 0
 
@@ -117,9 +119,12 @@ class SharedTagVersions:
     async def raise_again(self, ask: Ask, after: int) -> None:
         """Raise the tag versions after a number that the server has lost, over one connection to it.
 
+        From now on the server may lack an earlier stamp: that is no reason any more to outdate everything.
+
         Raises:
             StoreUnavailable, RedisError: no answer.
         """
+        self._stamped = (b"", 0, 0)
         tags = self.known.since(after)
         for first in range(0, len(tags), _RAISED_AT_ONCE):
             some = [(tag, number, "") for tag, number in tags[first : first + _RAISED_AT_ONCE]]
@@ -129,7 +134,8 @@ class SharedTagVersions:
         arguments: list[bytes | int | str] = [*self._announcing, _MOST_TAGS, known, least, int(_KEPT_FOR * 1e6)]
         for tag, number, bits in tags:
             arguments += (member_of(tag, self._names), number, bits)
-        now, *raised = await self._run(ask, tag_scripts.RAISE_TAG_VERSIONS, arguments)
+        now, lost, *raised = await self._run(ask, tag_scripts.RAISE_TAG_VERSIONS, arguments)
+        self._note_loss(lost, known)
         self.time = max(self.time, int(now))
         for name, number in zip(raised[::2], raised[1::2], strict=True):
             self._raise_to(name_in(name, self._names), int(number))
@@ -163,8 +169,10 @@ class SharedTagVersions:
         Raises:
             StoreUnavailable: no answer.
         """
-        arguments: list[bytes | int | str] = [*self._announcing, self.known.newest, *map(self._bits_of, tags)]
-        now, cleared = await self._run(ask or self._ask, tag_scripts.ANNOUNCE, arguments)
+        known = self.known.newest
+        arguments: list[bytes | int | str] = [*self._announcing, known, *map(self._bits_of, tags)]
+        now, cleared, lost = await self._run(ask or self._ask, tag_scripts.ANNOUNCE, arguments)
+        self._note_loss(lost, known)
         self._raise_to(ALL, int(cleared))
         self._announcements.remember(tags, int(now), int(cleared))
 
@@ -276,21 +284,17 @@ class SharedTagVersions:
         after = max(self._learned_to, int(self.learned[:16] or 0))
         is_all = False
         while not is_all:
-            arguments = (*self._announcing, known, clear, after, _LEARNED_AT_ONCE)
-            lost, now, learned, found = await self._run(ask, tag_scripts.LEARN, arguments)
+            stamped = self._stamped[2] if self._stamped[:2] == (self.stamp, clear) else 0
+            arguments = (*self._announcing, known, clear, after, stamped, _LEARNED_AT_ONCE)
+            lost, now, learned, found, stamped = await self._run(ask, tag_scripts.LEARN, arguments)
             self.time = int(now)
             self._messages.latest = self.time + _LATEST
-            if lost > (not known):
-                self._commands.warn_once(
-                    "lost tag versions",
-                    f"Redis has lost tag versions of the namespace {self._names.prefix.decode()!r}, so that everything "
-                    f"in it is outdated: it has evicted them (set maxmemory-policy to volatile-lru), or somebody has "
-                    f"deleted them or put older data in their place",
-                )
+            self._note_loss(lost, known or lost > 1)
             numbers = await self._learn_some(found)
             # The others come with the next answer, whatever is raised meanwhile.
             is_all = len(numbers) < _LEARNED_AT_ONCE
             clear, after = int(learned[16:]), max(numbers, default=0)
+            self._stamped = self.stamp, clear, int(stamped)
             # A number beyond the newest is foreign.
             self._learned_to = min(after, int(learned[:16]))
         # The newest may have been trimmed away; the minimum then covers it.
@@ -298,6 +302,16 @@ class SharedTagVersions:
         self.learned = learned
         if self.known.cleared < self._foreign <= int(learned[:16]):
             await self.invalidate(ALL, ask=ask)
+
+    def _note_loss(self, is_lost: int, known: int) -> None:
+        """Log that the server has lost tag versions, unless everything is new to this process, too."""
+        if is_lost and known:
+            self._commands.warn_once(
+                "lost tag versions",
+                f"Redis has lost tag versions of the namespace {self._names.prefix.decode()!r}, so that everything "
+                f"in it is outdated: it has evicted them (set maxmemory-policy to volatile-lru), or somebody has "
+                f"deleted them or put older data in their place",
+            )
 
     async def _learn_some(self, found: list[bytes]) -> list[int]:
         """Learn of members, each followed by its number; return the numbers."""

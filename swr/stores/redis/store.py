@@ -214,7 +214,7 @@ class RedisStore:
             await self._shared.learn_from(newest)
         decoded = reading.decoded(codec, self.packing, self.commands.warn_once)
         entry = decoded if decoded is None or isinstance(decoded, Entry) else await decoded
-        if entry is None or not self.tag_versions.admits_entry(entry):
+        if entry is None or not self.tag_versions.admits_stored(entry):
             return None
         # A server that took another's place may not know of the invalidation yet.
         return None if self._invalidations.outdates(key, entry) else self._invalidations.marked(key, entry)
@@ -307,7 +307,7 @@ class RedisStore:
         return version, self.tag_versions.cleared
 
     async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
-        """Invalidate `key`, and take its lease from whoever has it."""
+        """Invalidate `key`, and take its lease from its holder."""
         beside = self._shared.newest_soon()
         version, cleared = await self._invalidate(key, codec.fingerprint, token, scripts.milliseconds(ttl))
         # A tag version that is raised after this was read outdates what is stored.
@@ -357,7 +357,7 @@ class RedisStore:
         return self._shared.unannounced(tags)
 
     async def announce(self, tags: tuple[str, ...]) -> None:
-        """Announce loads of what carries `tags`."""
+        """Announce loads of entries that carry `tags`."""
         await self._shared.announce(tags)
 
     def around_consumers(self, name: str) -> tuple[bytes, bytes, bytes]:

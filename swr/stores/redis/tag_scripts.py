@@ -59,30 +59,32 @@ end
 )
 
 # tag versions, newest tag version, announcements, what was passed over
-# | channel, message before the number, message after it, stamp, what the caller knows: newest, last clear, all up to;
-#   most tags to return
+# | channel, message before the number, message after it, stamp, what the caller knows: newest, last clear, all up to,
+#   time of the stamp since that clear; most tags to return
 # -> {0, or 2: something was lost, or 1: everything, or it is new; time, newest tag version and last clear,
-#     {member, number, …}}
+#     {member, number, …}, time of the stamp}
 LEARN: Final = (
     _TAG_VERSIONS
     + """
 local known, known_clear, since = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local newest, cleared = agreed()
 local lost = 0
-if not newest or newest < known or cleared < known_clear then
+local function stamped_at() return plausible(-tonumber(redis.pcall('ZSCORE', set, stamp) or 0)) end
+-- In one run of a server a stamp only goes back if older data have taken the place of all.
+local function is_older() return cleared == known_clear and stamped_at() < tonumber(ARGV[8]) end
+if not newest or newest < known or cleared < known_clear or is_older() then
   lost = read(last) == '' and 1 or 2
   newest = clear(known)
   cleared = newest
 end
 if cleared ~= known_clear then since = '0' end
 -- Without memory there is no stamp, and a server that loses data then seems to have lost more.
-local stamped = plausible(-tonumber(redis.call('ZSCORE', set, stamp) or 0))
-if now > stamped + 5000000 then redis.pcall('ZADD', set, -now, stamp) end
+if now > stamped_at() + 5000000 then redis.pcall('ZADD', set, -now, stamp) end
 -- Those of earlier runs come last: to miss one is to count everything as lost.
 local stamps = redis.call('ZCOUNT', set, '-inf', '(0')
 if stamps > 8 then redis.call('ZREMRANGEBYRANK', set, 8, stamps - 1) end
-local found = redis.call('ZRANGEBYSCORE', set, '(' .. since, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[8])
-return {lost, now, digits(newest) .. digits(cleared), found}
+local found = redis.call('ZRANGEBYSCORE', set, '(' .. since, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[9])
+return {lost, now, digits(newest) .. digits(cleared), found, digits(stamped_at())}
 """
 )
 
@@ -90,7 +92,7 @@ return {lost, now, digits(newest) .. digits(cleared), found}
 # | channel, message before the number, message after it, stamp, most tags, newest that the caller knows, and must find,
 #   how long tags are kept (µs), (member, number, bits)…: raise each that is older than that number, and announced, if
 #   bits are named
-# -> {time, member, number, …}: what was raised; everything, if something was lost
+# -> {time, 1 if something was lost, member, number, …}: what was raised; everything, if something was lost
 RAISE_TAG_VERSIONS: Final = (
     _TAG_VERSIONS
     + f"local groups = {_GROUPS}"
@@ -103,8 +105,8 @@ local function is_announced(bits)
 end
 local most, known = tonumber(ARGV[5]), tonumber(ARGV[6])
 local newest, cleared = agreed()
-if not newest or newest < tonumber(ARGV[7]) then return {digits(now), '*', digits(clear(known))} end
-local number, before, raised = math.max(now, known + 1, newest + 1), newest, {digits(now)}
+if not newest or newest < tonumber(ARGV[7]) then return {digits(now), 1, '*', digits(clear(known))} end
+local number, before, raised = math.max(now, known + 1, newest + 1), newest, {digits(now), 0}
 -- Nothing, for a server without memory: see `clear`. And one that takes no writes refuses what it would pass over.
 redis.call('ZREM', set, '')
 for i = 9, #ARGV, 3 do
@@ -112,7 +114,7 @@ for i = 9, #ARGV, 3 do
   if not is_announced(ARGV[i + 2]) then
     redis.call('HSET', passed, string.match(ARGV[i + 2], '%d+') % groups, digits(now))
   elseif math.max(cleared, tonumber(redis.call('ZSCORE', set, member) or 0)) < tonumber(ARGV[i + 1]) then
-    if member == '*' then return {digits(now), '*', digits(clear(known))} end
+    if member == '*' then return {digits(now), 0, '*', digits(clear(known))} end
     redis.call('ZADD', set, number, member)
     announce(member, number, before)
     raised[#raised + 1] = member
@@ -120,7 +122,7 @@ for i = 9, #ARGV, 3 do
     number, before = number + 1, number
   end
 end
-if #raised == 1 then return raised end
+if #raised == 2 then return raised end
 redis.call('SET', last, digits(before) .. digits(cleared))
 -- Only tags become the minimum, which is that of tagged entries. What concerns others too is not much: it stays.
 local function is_tag(member) return string.find(member, '^s?t') end
@@ -153,13 +155,14 @@ return raised
 # The same keys
 # | channel, message before the number, message after it, stamp, newest that the caller knows, bits…: note that loads of
 #   what carries these tags begin
-# -> {time, the last clear}: they are noted until the next one
+# -> {time, the last clear, 1 if something was lost}: they are noted until the next clear
 ANNOUNCE: Final = (
     _TAG_VERSIONS
     + """
 local known = tonumber(ARGV[5])
 local newest, cleared = agreed()
-if not newest or newest < known then cleared = clear(known) end
+local lost = (not newest or newest < known) and 1 or 0
+if lost == 1 then cleared = clear(known) end
 -- Nothing, for a server without memory: see `clear`.
 redis.call('ZREM', set, '')
 -- Counted in both keys, so that an older copy of one is found.
@@ -169,7 +172,7 @@ redis.call('SETRANGE', announced, 16, count)
 for i = 6, #ARGV do
   for bit in string.gmatch(ARGV[i], '%d+') do redis.call('SETBIT', announced, bit, 1) end
 end
-return {digits(now), digits(cleared)}
+return {digits(now), digits(cleared), lost}
 """
 )
 

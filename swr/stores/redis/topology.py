@@ -27,7 +27,7 @@ class Servers(Protocol):
 
     @property
     def is_reachable(self) -> bool:
-        """Whether every key can be reached."""
+        """Return whether every key can be reached."""
 
     @property
     def error(self) -> Exception | None:
@@ -35,7 +35,7 @@ class Servers(Protocol):
 
     @property
     def sent(self) -> int:
-        """How many commands have been sent."""
+        """Return how many commands have been sent."""
 
     @property
     def runs(self) -> str:
@@ -98,7 +98,7 @@ class Single:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the server can be reached."""
+        """Return whether the server can be reached."""
         return self._link.connection is not None
 
     @property
@@ -108,7 +108,7 @@ class Single:
 
     @property
     def sent(self) -> int:
-        """How many commands have been sent."""
+        """Return how many commands have been sent."""
         return self._link.sent
 
     @property

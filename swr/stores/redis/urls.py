@@ -12,7 +12,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from swr.errors import ConfigurationError
-from swr.settings import SCHEMES, redacted
+from swr.settings import SCHEMES, redacted, refusal_of
 from swr.stores.redis.cluster import Address, Cluster
 from swr.stores.redis.releases import PLAIN
 from swr.stores.redis.server_link import CONNECT_TIMEOUT
@@ -39,7 +39,7 @@ def servers_of(url: str | None, redis: object, timeout: float, connect_timeout: 
             raise ConfigurationError(f"both a URL ({redacted(url)}) and redis= were given: give one")
         return _of_client(redis, timeout, connect_timeout)
     if not isinstance(url, str) or not url.startswith(SCHEMES):
-        raise ConfigurationError(f"{redacted(url)} is not a URL of {', '.join(SCHEMES)}")
+        raise ConfigurationError(refusal_of(url))
     try:
         if "+cluster://" in url:
             return _cluster(url, timeout, connect_timeout)

@@ -1,0 +1,39 @@
+"""The look of a request for which middleware around swr has set nothing: a hit compares each request with that."""
+
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from starlette.types import Scope
+
+from swr.endpoints.outer import names_left_in
+from swr.endpoints.reads import IDENTIFIERS
+from swr.endpoints.routed_scope import unnoticed
+
+
+class Usual:
+    """The look of such a request, as far as requests have shown it; see `swr.http.request.Usual`.
+
+    Parameters:
+        outer: returns what middleware around swr has set for a request.
+        context: the context variables that are set for all requests.
+    """
+
+    __slots__ = ("_outer", "context", "size", "size_without_state", "state")
+
+    def __init__(self, outer: Callable[[Scope], tuple[str, ...]], context: Context) -> None:
+        self._outer = outer
+        self.context = context
+        self.size = self.size_without_state = 0
+        # Of the app's lifespan.
+        self.state: dict[str, Any] = {}
+
+    def names_beside(self, scope: Scope) -> tuple[str, ...]:
+        """Return what middleware around swr has set for a request, and learn how large a scope is otherwise."""
+        plain = unnoticed(scope)
+        if IDENTIFIERS.isdisjoint(plain) and not names_left_in(plain):
+            if "state" in plain:
+                self.size = len(plain)
+            else:
+                self.size_without_state = len(plain)
+        return self._outer(plain)

@@ -1,0 +1,37 @@
+"""Hash tags by which the shards of a queue lie evenly on the masters of a cluster."""
+
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+from redis.crc import key_slot
+
+# Of a cluster.
+_SLOTS: Final = 16_384
+# Each takes as many tries as there are ranges.
+_MOST_RANGES: Final = 64
+
+
+def hash_tags(name: str, shards: int, key_of: Callable[[str], bytes]) -> list[str]:
+    """Return the hash tag of each shard: as many masters that share the slots evenly have one shard each.
+
+    The slots of a cluster are divided into as many equal ranges as there are shards, 64 at most, and the shards take
+    turns. The first shard is where its name leads, so that the queues of many refreshers begin on different masters.
+
+    Parameters:
+        name: of the refresher, as it may stand in a key.
+        shards: how many.
+        key_of: returns a key with a hash tag.
+    """
+
+    ranges = min(shards, _MOST_RANGES)
+
+    def range_of(tag: str) -> int:
+        return key_slot(key_of(tag)) * ranges // _SLOTS
+
+    tags = [f"{name}:0"]
+    first = range_of(tags[0])
+    for shard in range(1, shards):
+        candidates = itertools.chain((f"{name}:{shard}",), (f"{name}:{shard}.{n}" for n in itertools.count(1)))
+        tags.append(next(tag for tag in candidates if range_of(tag) == (first + shard) % ranges))
+    return tags
