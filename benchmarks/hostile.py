@@ -425,8 +425,7 @@ async def measure(setting: Setting) -> None:
         idle = _held(proxy)
         alone = await _ask(port, setting.good, setting.alone / 2)
         busy = _held(proxy).seconds - idle.seconds
-        await _settled(proxy, Held(10**6, 0, 10**6), 6.0)
-        before = _held(proxy)
+        before = await _settled(proxy, port, Held(10**6, 0, 0), 6.0)
         attack = start("--attack", str(port), str(setting.hostile))
         attack.answer()
         first = await _ask(port, setting.good, setting.among / 3)
@@ -436,7 +435,7 @@ async def measure(setting: Setting) -> None:
         attack.tell("how many")
         least, usual = json.loads(attack.answer())
         attack.close()
-        after = await _settled(proxy, before, 120.0)
+        after = await _settled(proxy, port, before, 120.0)
         alone += await _ask(port, setting.good, setting.alone / 2)
     rows = []
     base = percentile(alone.seconds, 99)
@@ -463,16 +462,24 @@ async def measure(setting: Setting) -> None:
     )
 
 
-async def _settled(proxy: Worker, goal: Held, patience: float) -> Held:
+async def _settled(proxy: Worker, port: int, goal: Held, patience: float) -> Held:
     """Return what the proxy holds when that is no more tasks and sockets than `goal`, or `patience` is over."""
     until = time.perf_counter() + patience
-    held = _held(proxy)
-    while time.perf_counter() < until and (
-        held.tasks > goal.tasks or held.sockets > goal.sockets or goal.resident == 0
-    ):
-        await asyncio.sleep(0.5)
+    while True:
+        await _ask_once(port)
         held = _held(proxy)
-    return held
+        is_reached = held.tasks <= goal.tasks and held.sockets <= goal.sockets
+        if is_reached or time.perf_counter() > until:
+            return held
+        await asyncio.sleep(0.5)
+
+
+async def _ask_once(port: int) -> None:
+    """Ask for something new: only a request has the proxy close the connections to the service that were idle."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /new/%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % random.randrange(10**9))
+    await reader.read()
+    writer.close()
 
 
 def main(arguments: list[str]) -> None:
