@@ -94,7 +94,7 @@ class Run(NamedTuple):
 def runs(quick: bool) -> list[Run]:
     """Return what is run; in PostgreSQL if there is one."""
     if quick:
-        return [Run(strategy, 2, 20, 1.0, 20, 1, strategy != "no cache") for strategy in STRATEGIES]
+        return [Run(strategy, 2, 6, 1.0, 20, 1, strategy != "no cache") for strategy in STRATEGIES]
     # The two that are ten times apart have as many reads a round.
     sizes = [(number, 105, 3.0, 100, 2, number == 8) for number in (1, 2, 4, 8)]
     sizes += [(8, 1_000, 5.0, 400, 2, False), (8, 10_000, 20.0, 100, 1, True)]

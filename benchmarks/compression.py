@@ -4,7 +4,7 @@
 
 The rankings are those of `examples/data/flights2013.csv.gz`, the flights of New York in 2013: a Top 100 of aircraft by
 delay as JSON (7 kB), as the rows that an API sends, as an HTML page, and its first rows for smaller values. A part of
-the file itself, which is gzip, stands for images and whatever else is compressed already. Each contestant writes and
+the file itself, which is gzip, represents images and whatever else is compressed already. Each contestant writes and
 reads all of them; the figures are medians, in one process, the contestants in turn. The last table is of encryption.
 """
 

@@ -24,7 +24,7 @@ _ON_A_DAY = """
 """
 _OF_ALL_DAYS = _ON_A_DAY.replace("AND month = ? AND day = ? ", "")
 _INDEX = "CREATE INDEX flights_by_day ON flights (dest, month, day)"
-# What PostgreSQL is told in place of `examples.flights`.
+# What PostgreSQL is told instead of `examples.flights`.
 _TABLES = """
     CREATE TABLE airlines (carrier TEXT PRIMARY KEY, name TEXT);
     CREATE TABLE flights (

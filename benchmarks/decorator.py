@@ -3,7 +3,7 @@
     scripts/bench decorator [--quick]
 
 One reader, one key, one call after the other. In memory the figures are of the call alone; in Redis, of the
-call and its trip over the loopback.
+call and its trip over the loopback. `.sync` is called on a thread without an event loop.
 """
 
 import argparse
@@ -94,6 +94,38 @@ async def in_memory(url: str, rounds: int, calls: int) -> None:
     table(f"A hit in memory (median of {rounds} rounds)", columns, rows)
 
 
+def without_a_loop(rounds: int, calls: int) -> None:
+    """Print the table of hits in memory by `.sync`, beside awaited ones."""
+    ranking = top100_plain()
+
+    async def load(group: str) -> list[dict[str, Any]]:
+        return ranking
+
+    def sync_hits(hit: Callable[[str], Any], times: int) -> float:
+        began = time.perf_counter()
+        for _ in range(times):
+            hit("ATL")
+        return time.perf_counter() - began
+
+    async def awaited_hits() -> float:
+        async with Cache() as cache:
+            hit = cache.cached("ranking:{group}", fresh_for=3600)(load)
+            assert await hit("ATL") == ranking
+            return await repeated(hit)(calls) / calls
+
+    cache = Cache()
+    hit = cache.cached("ranking:{group}", fresh_for=3600)(load).sync
+    assert hit("ATL") == ranking
+    times = max(1, calls // 20)
+    taken: dict[str, list[float]] = {"await": [], ".sync": []}
+    for _ in range(rounds):
+        taken["await"].append(asyncio.run(awaited_hits()))
+        taken[".sync"].append(sync_hits(hit, times) / times)
+    cache.sync.close()
+    rows = [[name, f"{statistics.median(seconds) * 1e6:.2f}"] for name, seconds in taken.items()]
+    table(f"A hit in memory, awaited and by .sync (median of {rounds} rounds)", ["fresh hit", "µs per call"], rows)
+
+
 async def in_redis(url: str, kind: str, loop: str, rounds: int, calls: int) -> None:
     """Print the table of hits in Redis, with nothing held in this process."""
     plain, typed = top100_plain(), top100()
@@ -164,6 +196,7 @@ def main() -> None:
     kind = kinds()[-1]
     with Server(kind) as server:
         asyncio.run(in_memory(server.url, rounds, calls))
+        without_a_loop(rounds, calls)
         for loop in ("asyncio", "uvloop"):
             if loop == "asyncio" or installed(loop):
                 run_with_loop(lambda loop=loop: in_redis(server.url, kind, loop, rounds, trips), loop)

@@ -12,13 +12,13 @@ hold a connection each for as long as they may, and come back as soon as they ar
 More than 100 others come and go. They
 
 - leave before the answer or amid it, with one request or several on the way;
-- send what is no request, or a head without an end.
+- send what is not a request, or a head without an end.
 
 Together they hold fewer of the service's connections than `--max-connections` (100) allows. Where you have to expect
 more, raise that, or limit the connections of each address in front of the proxy.
 
 The proxy, the service, the good clients and the hostile ones have a process each. The hostile ones give way to the
-others where the cores do not suffice: they stand for clients with machines of their own. How late the good clients'
+others where the cores do not suffice: they represent clients with machines of their own. How late the good clients'
 own event loop runs says how much of their times is not the proxy's.
 """
 
@@ -217,7 +217,7 @@ async def leaving(streams: Streams) -> None:
 
 
 async def malformed(streams: Streams) -> None:
-    """Send what is no request."""
+    """Send what is not a request."""
     streams[1].write(
         random.choice(
             [random.randbytes(200), b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", b"POST /\r\n\r\n"]

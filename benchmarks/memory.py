@@ -73,7 +73,7 @@ async def timed(read: Cached[[int], bytes], first: int, number: int) -> float:
 async def work(keys: int, cap: int) -> None:
     """Let as many keys go through; then, at each line, say what a thousand more cost, and a thousand that are there.
 
-    A process of no keys begins anew with every line, and so never has more than a thousand.
+    A process of no keys begins again with every line, and so never has more than a thousand.
     """
     cache = Cache(l1_max_bytes=cap)
     read = reader_of(cache)

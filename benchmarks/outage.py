@@ -3,7 +3,7 @@
     scripts/bench outage [--quick]
 
 A TCP proxy in front of the server, in a process of its own, hangs or refuses, again and again, while readers ask for
-what lies in memory, fresh and stale, and for what lies nowhere, with a loader of 20 ms. Latencies run from a reader's
+what is in memory, fresh and stale, and for what is nowhere, with a loader of 20 ms. Latencies run from a reader's
 own first step to its answer; of those who wait for the loader, what it took is taken off. The first failures are over
 a tenth of a second after the cache has published `StoreUnreachable`. The same readers of a cache without
 Redis, in memory alone, show what of it is the machine's; so does the event loop's own time (`OwnTime`).
@@ -45,7 +45,7 @@ QUICK = Setting(rounds=1, away_for=0.6, delayed_rounds=1, stale_keys=20)
 
 
 class Moment(NamedTuple):
-    """On the wall, and as the event loop's own time goes (seconds); also what lies between two."""
+    """On the wall, and as the event loop's own time goes (seconds); also what is between two."""
 
     wall: float
     own: float

@@ -41,7 +41,7 @@ _NAME = "queues"
 _EVERY = 1e9
 # Of each task, where workers are killed.
 _PAUSE = 0.02
-# A busy machine is no outage, in seconds.
+# A busy machine is not an outage, in seconds.
 _PATIENCE = 5.0
 _HERE = Path(__file__).parent
 _HOMES = Path(sys.prefix) / "contestants"

@@ -25,7 +25,7 @@ from tests.servers import ClusterOfSix, Server, kinds
 _NAME = "rounds"
 # No second round begins while this runs.
 _EVERY = 1e9
-# A busy machine is no outage, in seconds.
+# A busy machine is not an outage, in seconds.
 _PATIENCE = 10.0
 _MASTERS = 6
 _MILLION = 1_000_000

@@ -8,7 +8,7 @@ the measured sizes from what a load cost in the smallest, on as many cores as th
 What is simulated is one round, batch by batch, as events in time: workers with two half-full windows each, a server
 that does one thing at a time, cores that do one thing at a time each, requests that take their time. Groups are
 counted, not named: which of those that are not done a worker asks for next is drawn, as rendezvous hashing would. Reads
-are drawn from the trace; for more groups than it has keys, each key stands for as many groups as are needed, alike.
+are drawn from the trace; for more groups than it has keys, each key represents as many groups as are needed, alike.
 Everything follows from the seed. Of a cluster's masters each has its part of the entries and one shard of the queue,
 and each passes every message on to every worker. What is not simulated: failures, readers who refresh what a round is
 late with, the network's bandwidth.

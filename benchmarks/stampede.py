@@ -206,7 +206,7 @@ def dogpile(url: str, fresh_for: int, loader: Loader) -> Callable[[], Any]:
 
 
 class Contestant:
-    """What stands in one row.
+    """What is in one row.
 
     Parameters:
         name: what the table calls it.

@@ -49,7 +49,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(title="Top 100 aircraft", lifespan=lifespan)
 app.add_middleware(SWRMiddleware, cache=cache)
-app.add_middleware(WorkerHeader)  # added last, it stands outside the cache and names the process that answers
+app.add_middleware(WorkerHeader)  # added last, it is outside the cache and names the process that answers
 
 Airport = Annotated[str, Path(pattern="^[A-Z]{3}$", description="where the flights went: ATL, ORD, LAX ...")]
 

@@ -34,7 +34,7 @@ class Cache(Configured, Loaders, StoredEntries):
     Parameters:
         url: `redis://host:port/db`, `rediss://…` (TLS), `unix:///path`, `redis+sentinel://host:port,host:port/master/db`
             or `redis+cluster://host:port,host:port`; None keeps everything in memory.
-        redis: a client of your own in place of a URL, `redis.asyncio.Redis` or `RedisCluster`; you close it.
+        redis: a client of your own instead of a URL, `redis.asyncio.Redis` or `RedisCluster`; you close it.
         namespace: the beginning of every key in Redis; caches that share it share their entries.
         l1_max_bytes: the most that this process holds in memory, in bytes; 0 with Redis: nothing.
         lease_for: how long a load may be silent before another process takes over. A lease is renewed at a third
@@ -164,7 +164,7 @@ class Cache(Configured, Loaders, StoredEntries):
             override: go before the response's own directives.
             vary: request fields that the response depends on and does not name in `Vary`. Those that the route
                 declares to FastAPI (`Header()`, `APIKeyHeader`), in its endpoint or a dependency, are found without it.
-            hard_timeout: how long a load of these responses may run; in place of the middleware's.
+            hard_timeout: how long a load of these responses may run; instead of the middleware's.
             ignore_fields: request fields that the response does not depend on, beside those that swr knows as harmless.
             credentials: "private": a request with credentials gets the response only if that says it is for everybody.
                 "vary": each credential has a response of its own, and a revoked one gets it until it ends.
@@ -222,5 +222,5 @@ class Cache(Configured, Loaders, StoredEntries):
         for kind in kinds:
             if kind not in KINDS:
                 known = ", ".join(known.__name__ for known in KINDS)
-                raise ConfigurationError(f"{kind!r} is no kind of event; of swr.events there are: {known}")
+                raise ConfigurationError(f"{kind!r} is not a kind of event; of swr.events there are: {known}")
         return self.engine.events.subscribe(subscriber, kinds or KINDS)

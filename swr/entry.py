@@ -8,7 +8,7 @@ import msgspec
 from swr.policy import Policy
 
 T = TypeVar("T")
-# In place of the version of a mark.
+# Instead of the version of a mark.
 _DOUBTFUL: Final = -1
 
 
@@ -21,7 +21,7 @@ class State(enum.StrEnum):
 
 
 class Entry(msgspec.Struct, Generic[T], frozen=True):
-    """A value with absolute deadlines (wall clock, seconds), so that it explains itself wherever it lies.
+    """A value with absolute deadlines (wall clock, seconds), so that it explains itself wherever it is.
 
     All deadlines count from `created_at`, the time at which its load *began*: what was read before an
     invalidation must lose against it.
@@ -151,7 +151,7 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True):
         value: what was asked for.
         state: fresh, stale, or missing (this reader waited for a load).
         age: seconds since its load began.
-        error: why a stale value was given in place of a new one, where a load failed; else None.
+        error: why a stale value was given instead of a new one, where a load failed; else None.
         bypassed: whether the cache was off, so that the loader was called and nothing was stored.
     """
 

@@ -78,7 +78,7 @@ class Miss(Event):
 
 @dataclass(frozen=True, slots=True)
 class Bypassed(Event):
-    """A request has passed the cache by, and could not have been answered from it. It is no read.
+    """A request has bypassed the cache, and could not have been answered from it. It is not a read.
 
     Parameters:
         key: of its URL.
@@ -93,7 +93,7 @@ class Bypassed(Event):
 
 @dataclass(frozen=True, slots=True)
 class NotStored(Event):
-    """A request was answered by the app with a response that could not be stored. It is no read.
+    """A request was answered by the app with a response that could not be stored. It is not a read.
 
     Parameters:
         key: of its URL.
@@ -195,7 +195,7 @@ class Loaded(Event):
 
     Parameters:
         key: what was loaded.
-        seconds: that the loader ran, without the commit.
+        seconds: how long the loader ran, without the commit.
         loader: the key template that it belongs to; empty: none.
         route: the path template that it belongs to; empty: none.
     """
@@ -212,7 +212,7 @@ class LoadFailed(Event):
 
     Parameters:
         key: what was loaded.
-        seconds: that the loader ran.
+        seconds: how long the loader ran.
         error: what was raised.
         loader: the key template that it belongs to; empty: none.
         route: the path template that it belongs to; empty: none.
@@ -258,7 +258,7 @@ class Invalidated(Event):
         tag: what, if it is a tag.
         elsewhere: another process did it, and this one was notified.
         loader: the key template of a loader, if it is all that this loader has stored.
-        soft: it was marked stale, in place of removed.
+        soft: it was marked stale, instead of removed.
     """
 
     key: str | None
@@ -278,7 +278,7 @@ class StoreUnreachable(Event):
     """The link to the store was lost, or not there to begin with: memory and loaders answer alone.
 
     Parameters:
-        reason: what was wrong, as the log has it.
+        reason: what was wrong, as the log says.
     """
 
     reason: str

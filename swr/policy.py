@@ -29,7 +29,7 @@ def seconds(duration: Duration, name: str = "duration") -> float:
         name: what the duration is called in the error.
 
     Raises:
-        ConfigurationError: it is none of these, negative, or longer than 100 years.
+        ConfigurationError: it is not one of these, negative, or longer than 100 years.
     """
     value = math.nan
     if isinstance(duration, timedelta):
@@ -49,17 +49,17 @@ def seconds(duration: Duration, name: str = "duration") -> float:
 
 
 def timeout(duration: Duration | None, name: str) -> float | None:
-    """Return a time-out in seconds; None stands for none.
+    """Return a time-out in seconds; None means no limit.
 
     Raises:
-        ConfigurationError: it is no duration, or 0.
+        ConfigurationError: it is not a duration, or 0.
     """
     if duration is None:
         return None
     value = seconds(duration, name)
     if value <= 0:
         raise ConfigurationError(
-            f"{name}={duration!r} leaves no time at all: give more than 0 seconds, or None for no end"
+            f"{name}={duration!r} leaves no time at all: give more than 0 seconds, or None for no limit"
         )
     return value
 
@@ -68,7 +68,7 @@ def timeout_or_auto(duration: Duration | None, name: str) -> Timeout:
     """Return a time-out in seconds; "auto" and None stay as they are.
 
     Raises:
-        ConfigurationError: it is no duration, or 0.
+        ConfigurationError: it is not a duration, or 0.
     """
     return "auto" if duration == "auto" else timeout(duration, name)
 
@@ -80,10 +80,12 @@ def _number(value: float, name: str, most: float) -> float:
     return float(value)
 
 
-def tag_names(tags: Iterable[str], name: str = "tags") -> tuple[str, ...]:
+def tag_names(tags: object, name: str = "tags") -> tuple[str, ...]:
     """Return `tags` as a tuple, refusing what is not a list of non-empty strings (a lone string included)."""
     if isinstance(tags, (str, bytes)):
         raise ConfigurationError(f"{name}={tags!r} is one string: give a tuple of strings, ({tags!r},)")
+    if not isinstance(tags, Iterable):
+        raise ConfigurationError(f"{name}={tags!r} is not a list: give a tuple of strings, which may be empty")
     names = tuple(tags)
     for tag in names:
         if not isinstance(tag, str) or not tag:

@@ -36,7 +36,7 @@ _NO: Final = ("0", "false", "no", "off")
 
 
 class Settings(NamedTuple):
-    """Settings that all parts of a cache go by.
+    """Settings that all parts of a cache use.
 
     Parameters:
         namespace: the beginning of every key in Redis.
@@ -91,7 +91,9 @@ def checked(
         )
     key = secret.encode() if isinstance(secret, str) else secret
     if not isinstance(key, bytes) or len(key) > 64:
-        raise ConfigurationError("secret= must be text or bytes, 64 bytes at most")
+        raise ConfigurationError(
+            "secret= must be text or bytes, 64 bytes at most: give get_secret_value() of a SecretStr"
+        )
     return Settings(namespace, l1_max_bytes, lease, drain, silence, connecting, key)
 
 
@@ -104,7 +106,7 @@ def checked_reports(reports: object, release: object) -> tuple[bool, str]:
     if not isinstance(reports, bool):
         raise ConfigurationError(f"reports={reports!r} is neither True nor False")
     if not isinstance(release, str):
-        raise ConfigurationError(f"release={release!r} is no text: give what a deploy changes, such as '2026-11-29'")
+        raise ConfigurationError(f"release={release!r} is not text: give what a deploy changes, such as '2026-11-29'")
     return reports, release
 
 
@@ -187,7 +189,10 @@ def refusal_of(url: object) -> str:
     """Return why `url` cannot be the URL of Redis or Valkey, and what to give in its place."""
     if not isinstance(url, str):
         kind = f"{type(url).__module__}.{type(url).__qualname__}"
-        return f"a {kind} is not a URL, which is text: give str(...) of a URL object, or a client as redis="
+        return (
+            f"a {kind} is not a URL, which is text: give str(...) of a URL object, get_secret_value() of a SecretStr, "
+            f"or a client as redis="
+        )
     return f"{redacted(url)} is not a URL of {', '.join(SCHEMES)}"
 
 

@@ -23,7 +23,7 @@ class FlakyStore:
 
     Attributes:
         is_down: every operation fails, and nothing reaches the store behind. Set it with `set_down` to notify the subscriber.
-        lost: names of operations whose next reply is lost: they happen, and fail all the same.
+        lost: names of operations whose next reply is lost: they happen, and fail anyway.
         before, after: by name of an operation, what to await before it is carried out or before its reply comes.
         calls: the names of the operations so far.
     """

@@ -57,7 +57,7 @@ class Job:
 
 
 class Process:
-    """What stands for one process: an engine with a local cache over a link of its own."""
+    """What represents one process: an engine with a local cache over a link of its own."""
 
     def __init__(self, shared: MemoryStore, clock: FakeClock, l1_max_bytes: int = 2**20) -> None:
         self.link = FlakyStore(shared)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.page_fleet import Fleet, browser, let_in, started
 
-# Returns when a text stands in an element, or no longer.
+# Returns when a text is in an element, or no longer.
 _SHOWN = """([selector, text, wanted]) => [...document.querySelectorAll(selector)].some(
     (one) => one.checkVisibility() && one.textContent.includes(text)) === wanted"""
 

@@ -18,8 +18,8 @@ def recipe(name: str, clock: FakeClock, url: str = "", number: int = 0) -> Modul
     """Run a program on the page `name`, on a clock and a server of the test, and return its module.
 
     Parameters:
-        clock: in place of the wall clock of its cache.
-        url: of a server, in place of the one that the page names.
+        clock: instead of the wall clock of its cache.
+        url: of a server, instead of the one that the page names.
         number: which program of the page.
     """
     text = programs(name)[number]

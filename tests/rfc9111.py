@@ -1,7 +1,7 @@
 """A naive model of a shared HTTP cache: RFC 9111, 5861 and 9213 read once more, without a look at `swr`.
 
-One list of responses, everything worked out anew from their raw header fields at every request. What the RFCs leave
-open stands in docs/http.md; where both are silent, the model does not know either and says so (`Unsure`).
+One list of responses, everything worked out again from their raw header fields at every request. What the RFCs leave
+open is in docs/http.md; where both are silent, the model does not know either and says so (`Unsure`).
 """
 
 import re
@@ -388,7 +388,7 @@ class NaiveCache:
             over = overdue(entry, now)
             usable = over < window(entry, "stale-while-revalidate") and not never_stale(entry)
             if usable or (over < 0 and not unqualified(control(entry.fields)[0], "no-cache")):
-                raise Unsure("does what is not fresh enough for the client stand in?")
+                raise Unsure("may what is not fresh enough for the client be the fallback?")
             if self.stands_in(entry, new.status, now):
                 answer = self.answer(entry, method, request, "stale", asked)
                 answer.age, answer.last = int(age(entry, now)), "a failed load: back-off"

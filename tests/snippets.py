@@ -33,7 +33,7 @@ def as_module(snippet: str, line: int) -> str:
     """Return a snippet as a module, in which it has the line numbers of its page.
 
     Parameters:
-        line: the line before it; an `async def` stands there if the snippet awaits outside a function.
+        line: the line before it; an `async def` is there if the snippet awaits outside a function.
     """
     try:
         ast.parse(snippet)

@@ -92,7 +92,7 @@ class StoreConformance:
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
 
     async def test_a_lease_whose_grant_never_arrived_can_be_released(self, store: LeasingStore) -> None:
-        """Version 0 stands for whichever lease has this token."""
+        """Version 0 represents whichever lease has this token."""
         await self.take(store, "k", "a")
         await store.release(Lease("k", "a", 0, 0))
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
@@ -230,7 +230,7 @@ class StoreConformance:
         assert store.peek("k") is None
 
     async def test_after_a_failure_every_process_backs_off(self, store: LeasingStore) -> None:
-        """Everyone is told how often it failed; force gets the lease all the same, and the count goes on."""
+        """Everyone is told how often it failed; force gets the lease anyway, and the count goes on."""
         lease = await self.take(store, "k", "a")
         await store.release(lease, pause=20)
         held = await store.acquire("k", "b", 30, 0, ANY)

@@ -414,7 +414,7 @@ class TestUnannounced:
 
 
 class Post:
-    """An app whose answer to POST stands for a GET; something may come between its look at the row and its answer."""
+    """An app whose answer to POST represents a GET; something may come between its look at the row and its answer."""
 
     def __init__(self):
         self.row = 1

@@ -296,7 +296,7 @@ def test_a_glance_at_the_condition(status, headers, expected):
     ],
 )
 def test_how_long_it_may_be_sent(created_at, fresh_for, now, until):
-    """Until a second of `Age` or of `ttl` has passed: the fields are to the second what they would be anew."""
+    """Until a second of `Age` or of `ttl` has passed: the fields are to the second what they would be again."""
     assert make_ready(entry_of(WHOLE, Policy(fresh_for), created_at), now, None, None).until == until
 
 
@@ -372,7 +372,7 @@ def test_without_a_place_or_with_two_it_is_none():
     ],
 )
 def test_what_a_part_answers(fields, expected):
-    """RFC 9111 3.3: only a request for what lies within it."""
+    """RFC 9111 3.3: only a request for what is within it."""
     assert answers_range(asking(**fields).fields, part(2, b"23456"), 0) is expected
 
 

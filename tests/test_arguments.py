@@ -249,7 +249,7 @@ async def test_an_object_whose_keyed_attribute_changes_during_the_load_is_refuse
     user.id = 2
     gate.set()
     await no_flights(cache)
-    # Nothing of user 2 lies under the key of user 1, and the refresh failed by name.
+    # Nothing of user 2 is under the key of user 1, and the refresh failed by name.
     assert (await orders.outcome(User(1))).value == 1
     user = User(5)
     gate = anyio.Event()

@@ -65,6 +65,14 @@ def test_misses() -> None:
     assert len(row(printed, "+ 2 ms")) == len(row(printed, "1 ms")) == 4
 
 
+def test_parsers() -> None:
+    """Both parsers read the same replies, each in a process of its own."""
+    printed = printed_by("parsers")
+    assert len(row(printed, "16 values of 5 kB, as swr reads them")) == 3
+    for name in ("hiredis", "redis-py's own"):
+        assert row(printed, name)[0] in ("on", "off")
+
+
 def test_compression() -> None:
     """Every way to compress is tried on every value."""
     printed = printed_by("compression")
@@ -171,7 +179,7 @@ def test_architectures(printed: dict[str, str]) -> None:
     """Each is read, left alone, and survives a kill."""
     said = printed["architectures"]
     for strategy in ("no cache", "read", "locks", "queue"):
-        name = f"{strategy}, 20 groups, 2 workers"
+        name = f"{strategy}, 6 groups, 2 workers"
         rows = [line for line in said.splitlines() if line.startswith(f"| {name} ")]
         assert len(rows) == (1 if strategy == "no cache" else 2)
         queries, *_, late = [cell.strip() for cell in rows[0].strip("|").split("|")[1:]]

@@ -188,6 +188,7 @@ class TestVariants:
                 await self.ask(http, f"y-{number}")
             assert [await self.ask(http, language) for language in ("de", "fr", "es")] == ["swr; hit"] * 3
 
+    @pytest.mark.uncounted
     async def test_a_new_one_of_4_kb_writes_little_more(self, server, written, clock):
         app = App(FRESH, body=b"x" * 4096)
         async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(app, cache)) as http:

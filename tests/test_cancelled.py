@@ -1,4 +1,4 @@
-"""The caller of an invalidation is cancelled, by `asyncio.timeout` say: the invalidation is made all the same."""
+"""The caller of an invalidation is cancelled, by `asyncio.timeout` say: the invalidation is made anyway."""
 
 import asyncio
 from collections.abc import Iterator

@@ -140,7 +140,7 @@ def test_a_field_that_an_option_ignores_keeps_nobody_out(field, options):
 def test_a_field_to_ignore_that_is_none_is_explained(capsys):
     assert run("proxy", "http://x", "--ignore-fields", "X-A, a b") == 2
     assert capsys.readouterr().err.startswith(
-        "swr: ignore_fields=('X-A', 'a b') holds 'a b', which is no name of a field"
+        "swr: ignore_fields=('X-A', 'a b') holds 'a b', which is not the name of a field"
     )
 
 
@@ -346,7 +346,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
             for name, said in (
                 ("head", "--head-timeout must be more than 0 seconds"),
                 ("client", "client_timeout=0.0 must be more than 0 seconds"),
-                ("hard", "hard_timeout=0.0 leaves no time at all: give more than 0 seconds, or None for no end"),
+                ("hard", "hard_timeout=0.0 leaves no time at all: give more than 0 seconds, or None for no limit"),
             )
         ),
         (("proxy", "http://x", "--keep-alive", "0"), "swr: --keep-alive must be more than 0 seconds"),
@@ -394,7 +394,7 @@ def test_granian_that_is_not_installed_is_named(capsys, monkeypatch):
 
 def test_a_limit_that_granian_does_not_have_is_refused(capsys):
     assert run("proxy", "http://x", "--server", "granian", "--keep-alive", "5") == 2
-    assert "with granian --head-timeout counts between two requests too" in capsys.readouterr().err
+    assert "granian has none; there --head-timeout also counts between two requests" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["httpx", "uvicorn"])

@@ -1,4 +1,4 @@
-"""`swr keys`, `swr invalidate --soft`, and what `swr inspect` says of a mark: of what really lies there."""
+"""`swr keys`, `swr invalidate --soft`, and what `swr inspect` says of a mark: of what really is there."""
 
 import asyncio
 import base64
@@ -200,8 +200,8 @@ def test_what_is_no_entry_is_left_out(server: Server, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--cursor", "x"], "--cursor 'x' is none that swr keys has shown"),
-        (["--cursor", "7.0"], "of a server that is not there any more"),
+        (["--cursor", "x"], "--cursor 'x' is not a cursor that swr keys has shown"),
+        (["--cursor", "7.0"], "belongs to a server that is gone"),
         (["--limit", "0"], "--limit 0 is not 1 or more"),
         (["--loader", "a", "--route", "/b"], "give one of --loader and --route"),
     ],

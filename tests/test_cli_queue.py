@@ -115,7 +115,7 @@ def test_settling_dead_letters(action, queued, url, capsys):
     assert (status["queued"], status["dead"]) == (queued, 1)
     # Not twice, and then nothing else is done either.
     assert main(["queue", action, "top:group", "top:ORD", "top:JFK", "--redis", url]) == 1
-    assert capsys.readouterr().err == f"swr: 'top:JFK' is no dead letter of 'top:group': nothing was {done}\n"
+    assert capsys.readouterr().err == f"swr: 'top:JFK' is not a dead letter of 'top:group': nothing was {done}\n"
     assert main(["queue", action, "top:group", "--all", "--redis", url]) == 0
     assert capsys.readouterr().out == f"{done} 1 dead letter of 'top:group'\n"
     [status] = said(capsys, "status", "--redis", url)["queues"]

@@ -25,7 +25,7 @@ ENOUGH = 3
 
 @pytest.fixture
 def warmed(any_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Have `tests.warmed` imported anew, on an empty server; the folder where it says what it does."""
+    """Have `tests.warmed` imported again, on an empty server; the folder where it says what it does."""
     any_server.command("FLUSHALL")
     monkeypatch.setenv("WARMED_URL", any_server.url)
     monkeypatch.setenv("WARMED_FOLDER", str(tmp_path))

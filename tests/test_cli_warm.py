@@ -259,7 +259,20 @@ def test_what_is_asked_wrongly(arguments, code, says, made, capsys):
 def test_memory_is_nobodys(make, capsys):
     make(None)
     assert main(["warm", "made:it.top", "--keys", "a"]) == 2
-    assert "the cache of 'made:it.top' is in the memory of one process" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "the cache of 'made:it.top' is in the memory of one process" in error
+    assert "or name a module that calls its configure(...) when it is imported" in error
+
+
+def test_a_module_that_makes_the_app_gives_a_command_its_cache(make, any_server, capsys, tmp_path, monkeypatch):
+    """As of an app with `create_app(settings)`, whose cache has no URL when its own module is imported."""
+    any_server.command("FLUSHALL")
+    make(None)
+    (tmp_path / "tools.py").write_text(f"from made import it\nit.cache.configure({any_server.url!r})\ntop = it.top\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    ended = main(["warm", "tools:top", "--keys", "a"])
+    del sys.modules["tools"]
+    assert (ended, capsys.readouterr().out) == (0, "loaded 1, fresh 0, failed 0\n")
 
 
 def test_what_each_process_loads_for_itself_is_nobodys(made, capsys):

@@ -104,7 +104,7 @@ def test_if_none_match(condition, etag, expected):
         (NEW_YEAR, [(b"date", AFTER), *changed(BEFORE)], True),
         (BEFORE, [*changed(NEW_YEAR), (b"date", BEFORE)], False),
         (NEW_YEAR, changed(BEFORE, AFTER), True),
-        # What is no date is disregarded; what cannot be compared is sent.
+        # What is not a date is disregarded; what cannot be compared is sent.
         (b"yesterday", changed(BEFORE), False),
         (b"", changed(BEFORE), False),
         (NEW_YEAR + b", " + NEW_YEAR, changed(BEFORE), False),
@@ -365,7 +365,7 @@ def test_a_304_with_a_date_alone_is_about_the_response_of_that_date(news, select
 
 
 def test_a_date_of_two_digits_is_read_by_when_it_came():
-    """RFC 9110 8.8.2.2, 5.6.7: a Last-Modified of the second of the Date is no strong validator."""
+    """RFC 9110 8.8.2.2, 5.6.7: a Last-Modified of the second of the Date is not a strong validator."""
     changed = b"Monday, 01-Jan-24 00:00:00 GMT"
     headers = [(b"last-modified", changed), (b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")]
     assert wanted_range({b"range": b"bytes=0-1", b"if-range": changed}, headers, 10, 1.8e9) is None

@@ -26,6 +26,7 @@ from tests.proxy import Proxy
 from tests.servers import ClusterOfSix, Server, kinds
 from tests.store_conformance import StoreConformance
 from tests.test_redis import Counter, until
+from tests.test_reports import ACT, page_of, state_when
 from tests.test_stores import opened
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +36,7 @@ QUEUE_ACL = re.search(
     r"need more: `([^`]*)`, for streams `([^`]*)`, for lists `([^`]*)`",
     Path("docs/redis.md").read_text().replace("\n", " "),
 )
+DASHBOARD_ACL = re.search(r"`swr top` need `([^`]*)`", Path("docs/redis.md").read_text())
 ACL = re.search(r"^ACL SETUSER swr (.*)$", Path("docs/redis.md").read_text(), re.MULTILINE)
 
 
@@ -51,18 +53,23 @@ class TestUrls:
             ("redis+sentinel://h1:1,h2:2", "give the master's name and the database"),
             ("redis+sentinel://h1:1/mymaster/x", "give the master's name and the database"),
             ("redis+sentinel://h1:1,/mymaster", "'' is not a host"),
-            ("redis+sentinel://h1:abc/mymaster", "a port is no number"),
+            ("redis+sentinel://h1:abc/mymaster", "a port is not a number"),
             ("redis+cluster://", "'' is not a host"),
             ("redis+cluster://h1/3", "a cluster has no databases but 0"),
             ("redis+cluster://h1?unknown=1", "unknown"),
             ("redis://h1?unknown=1", "unknown"),
             ("redis+cluster://h1?read_from_replicas=true", "'read_from_replicas'"),
-            ("redis://h1:abc", "a port is no number"),
+            ("redis://h1:abc", "a port is not a number"),
             ("redis://h1/x", "'x' is not the number of a database"),
             ("rediss://h1/0/1", "'0/1' is not the number of a database"),
             ("redis://h1?decode_responses=true", "'redis://h1?…' has decode_responses=true; entries are bytes"),
             ("redis+sentinel://h1/m?decode_responses=1", "has decode_responses=1; entries are bytes"),
             ("redis+cluster://h1?decode_responses=no", "has decode_responses=no; entries are bytes"),
+            ("rediss://h1?ssl_cert_reqs=CERT_NONE", "'rediss://h1?…': Invalid SSL Certificate Requirements Flag"),
+            ("rediss+cluster://h1?ssl_cert_reqs=CERT_NONE", "'rediss+cluster://h1?…': Invalid SSL"),
+            ("rediss+sentinel://h1/m?ssl_cert_reqs=CERT_NONE", "'rediss+sentinel://h1/m?…': Invalid SSL"),
+            ("redis://h1?protocol=4", "'redis://h1?…': protocol must be"),
+            ("redis://h1?retry=3", "'redis://h1?…': 'str' object has no attribute"),
         ],
     )
     def test_a_url_that_cannot_work_is_refused(self, url, problem):
@@ -340,6 +347,27 @@ class TestRights:
                     assert await queue.retry() in (0, 1)
                     assert await queue.purge(["r:bad"]) in (0, 1)
                     assert backend in await known(cache.engine.store.store)
+        finally:
+            guarded.command("ACL", "DELUSER", "swr")
+            allow(guarded)
+        assert "refused" not in caplog.text
+
+    async def test_a_dashboard_is_refused_nothing_with_the_documented_rights(self, guarded: Server, caplog):
+        assert DASHBOARD_ACL is not None
+        guarded.command("ACL", "SETUSER", "swr", *DASHBOARD_ACL[1].split())
+        url = guarded.url.replace("//", "//swr:password@")
+        try:
+            async with (
+                Cache(url, namespace="swr:page", reports=True) as other,
+                Cache(url, namespace="swr:page") as cache,
+            ):
+                async with page_of(cache, actions=True, simulate=True) as http:
+                    state = await state_when(http, lambda state: len(state["processes"]) == 2)
+                    assert (state["fleet"], state["problems"]) == (True, [])
+                    for name, target in (("fail-next", {"row": "x"}), ("invalidate", {"tag": "x"})):
+                        assert (await http.post(f"/actions/{name}", json=target, headers=ACT)).status_code == 200
+                    assert (await http.get("/key?key=x")).json()["note"] == ""
+                assert other.engine.is_store_up
         finally:
             guarded.command("ACL", "DELUSER", "swr")
             allow(guarded)

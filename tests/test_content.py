@@ -156,6 +156,7 @@ class TestQuery:
             assert (answer.status_code, answer.text) == (200, "2 b")
         assert app.runs == 2
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("status", [204, 303, 308, 415, 422])
     async def test_redirects_and_failures_are_of_their_content_and_what_they_name_is_not_stored(self, cache, status):
         """RFC 10008 2.3 to 2.5: swr follows no redirect, and a GET of the URL that is named asks the app."""

@@ -134,7 +134,7 @@ async def test_words_of_a_subscription_that_say_nothing_of_messages_are_passed_o
     async def get_message(timeout):
         return words.pop(0)
 
-    with pytest.raises(StoreUnavailable, match="made anew"):
+    with pytest.raises(StoreUnavailable, match="made again"):
         await ServerLink._receive_messages(SimpleNamespace(), SimpleNamespace(get_message=get_message))
     assert not words
 

@@ -202,7 +202,7 @@ async def test_with_auth_who_knows_it_is_answered_from_anywhere(cache, auth, fie
 
 
 async def test_a_function_lets_in_by_true_alone(cache, caplog):
-    """A coroutine that nobody awaits, or the name of a user, is no True."""
+    """A coroutine that nobody awaits, or the name of a user, is not True."""
     for auth in (lambda request: "ann", lambda request: 1):
         app, _, _ = site(Cache(), auth=auth)
         async with browser(app) as http:
@@ -730,6 +730,12 @@ def test_a_page_of_the_documentation_is_escaped(tmp_path, monkeypatch):
     [
         (ACT, 200),
         ({"x-swr-action": "1", "origin": "http://localhost:8000"}, 200),
+        # A proxy has written the usual port, or has left out another one.
+        ({"x-swr-action": "1", "origin": "http://localhost", "host": "localhost:80"}, 200),
+        ({"x-swr-action": "1", "origin": "https://localhost", "host": "localhost:443"}, 200),
+        ({"x-swr-action": "1", "origin": "https://localhost", "host": "localhost:80"}, 403),
+        ({"x-swr-action": "1", "origin": "http://localhost:8000", "host": "localhost"}, 403),
+        ({"x-swr-action": "1", "origin": "http://[x", "host": "localhost"}, 403),
         ({"sec-fetch-site": "same-origin"}, 403),
         ({"x-swr-action": "1"}, 403),
         ({"x-swr-action": "1", "sec-fetch-site": "cross-site"}, 403),
@@ -743,6 +749,26 @@ async def test_only_the_page_itself_or_who_has_a_token_acts(cache, fields, statu
     async with browser(app) as http:
         response = await http.post("/swr/actions/invalidate", json={"tag": "x"}, headers=fields)
     assert response.status_code == status
+
+
+async def test_behind_a_proxy_that_changes_host_the_page_is_shown_and_an_action_says_what_to_mend(cache):
+    """Over plain HTTP a browser sends no Sec-Fetch-Site, and with the scripts of a page it sends Origin."""
+    app, _, _ = site(cache, actions=True, auth="secret")
+    origin = {"origin": "http://shop.example:8080", "host": "shop.example", "authorization": "Bearer secret"}
+    async with browser(app) as http:
+        assert (await http.get("/swr/static/app.js", headers=origin)).status_code == 200
+        assert (await http.get("/swr/state", headers=origin)).status_code == 403
+        # It needs the secret anyway, and goes to no page of another site.
+        assert (await http.get("/swr/static/app.js", headers={"origin": origin["origin"]})).status_code == 401
+        fields = {**origin, "sec-fetch-site": "cross-site"}
+        assert (await http.get("/swr/static/app.js", headers=fields)).status_code == 403
+        response = await http.post(
+            "/swr/actions/invalidate", json={"tag": "x"}, headers={**origin, "x-swr-action": "1"}
+        )
+    assert response.status_code == 403
+    assert (
+        "the browser is at http://shop.example:8080, and the request was for shop.example" in response.json()["error"]
+    )
 
 
 async def test_without_actions_nothing_is_done(cache):

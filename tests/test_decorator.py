@@ -531,7 +531,7 @@ class TestDecoration:
             ({"url": "redis:/127.0.0.1"}, "not a URL of redis://"),
             ({"url": "redis://127.0.0.1/0?nonsense=1"}, "nonsense"),
             ({"url": "http://x"}, "not a URL of redis://"),
-            ({"url": "redis://:secret@host:port"}, r"redis://…@host:port"),
+            ({"url": "redis://:hunter2@host:port"}, r"redis://…@host:port"),
             ({"url": 5}, "not a URL"),
             ({"redis": 5}, "redis= is a builtins.int"),
             ({"namespace": ""}, "namespace"),
@@ -546,7 +546,7 @@ class TestDecoration:
     def test_a_cache_that_cannot_work_is_refused(self, arguments, complaint):
         with pytest.raises(ConfigurationError, match=complaint) as caught:
             Cache(**arguments)
-        assert "secret" not in str(caught.value)
+        assert "hunter2" not in str(caught.value)
 
     def test_a_client_of_ones_own_is_checked(self):
         from redis.asyncio import Redis

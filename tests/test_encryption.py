@@ -1,4 +1,4 @@
-"""Encryption and compression: what lies in Redis shows nothing, and what cannot be read is a miss that repairs itself."""
+"""Encryption and compression: what is in Redis shows nothing, and what cannot be read is a miss that repairs itself."""
 
 import asyncio
 import base64
@@ -81,7 +81,7 @@ class Monitor:
 
 
 async def stored(server: Server) -> list[bytes]:
-    """Return every key of a server and what lies there, raw and as DUMP has it."""
+    """Return every key of a server and what is there, raw and as DUMP has it."""
     found: list[bytes] = []
     commands = {
         b"string": ("GET",),
@@ -396,7 +396,7 @@ class TestReading:
         [
             (Fails(), "the codec could not write (TimeoutError: no key server)"),
             (HidesNothing(), "the codec could not hide a name (TimeoutError: no key server)"),
-            (MakesText(), "the codec could not write (TypeError: it made a str in place of bytes)"),
+            (MakesText(), "the codec could not write (TypeError: it made a str instead of bytes)"),
         ],
     )
     async def test_a_codec_that_fails_stores_nothing_and_no_caller_notices(self, url, caplog, codec, says):
@@ -581,7 +581,7 @@ class TestEncryption:
         assert name not in (codec.encode_name(b"", b"other"), codec.encode_name(b"x", b"swr"))
         assert codec.decode_name(name, b"swr") == b""
         for wrong in (b"", name[:-1], name + b"x", *flipped(name)):
-            with pytest.raises(CodecError, match="no name"):
+            with pytest.raises(CodecError, match="not a name"):
                 codec.decode_name(wrong, b"swr")
 
     @pytest.mark.parametrize(

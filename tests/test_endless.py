@@ -484,6 +484,7 @@ class TestAMiss:
             await ask(Client(), f"/{number}")
         assert len(started) == 10
 
+    @pytest.mark.uncounted
     async def test_frees_all_that_its_run_held_at_once(self, cache, no_collector):
         class Held:
             pass

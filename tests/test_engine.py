@@ -283,6 +283,7 @@ class TestFleet:
             assert job.runs == 1
             assert {(outcome.value, outcome.state) for outcome in outcomes[1:]} == {(1, State.MISSING)}
 
+    @pytest.mark.uncounted
     async def test_one_load_stale_again_and_again(self, clock):
         async with fleet(8, clock) as processes:
             job = Job()
@@ -1059,7 +1060,7 @@ class TestRaces:
         assert (outcome.value, outcome.state, job.runs) == (1, State.FRESH, 1)
 
     async def test_an_entry_that_somebody_loaded_long_ago_is_no_second_look(self, two, clock):
-        """What lies in the store and is too old already is a reason to load, not to stop."""
+        """What is in the store and is too old already is a reason to load, not to stop."""
         one, other = two
         job = Job(policy=Policy(5, 600))
         await one.engine.ready()
@@ -1618,7 +1619,7 @@ async def test_loaders_that_wait_for_one_and_the_same_are_no_circle(process):
 
 @pytest.mark.parametrize("stale", [True, False])
 async def test_a_read_that_outlasts_the_cache(clock, monkeypatch, stale):
-    """What was found is an answer all the same; what would have to be loaded is nobody's to load any more."""
+    """What was found is an answer anyway; what would have to be loaded is nobody's to load any more."""
     async with fleet(1, clock) as (process,):
         job, asked, answered = Job(), anyio.Event(), anyio.Event()
         if stale:

@@ -714,7 +714,7 @@ class TestListeners:
             (None, (), "cannot be called"),
             (anyio.sleep, (), "is async"),
             (print, (Event,), "Hit, Stale, Miss"),
-            (print, ("Hit",), "no kind of event"),
+            (print, ("Hit",), "not a kind of event"),
         ],
     )
     async def test_what_cannot_work_is_refused(self, cache, subscriber, chosen, message):

@@ -154,6 +154,7 @@ async def test_a_killed_master_behind_sentinels_causes_no_error(sentinels: Senti
         await shared(one, other, [f"new{number}" for number in range(12)])
 
 
+@pytest.mark.uncounted
 async def test_an_invalidation_that_a_failover_loses_is_replayed(sentinels: Sentinels):
     """Replication is behind when the master dies: its successor is told again."""
     namespace = fresh()

@@ -248,6 +248,7 @@ def lines(error):
     return len(list(traceback.walk_tb(error.__traceback__))) + sum(map(lines, inner))
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("kind", [Refused, Slotted, Statement, Frozen, Grouped, KeyboardInterrupt])
 async def test_a_hundred_callers_of_a_failing_load_raise_tracebacks_of_one_callers_size(kind):
     async with Cache() as cache:
@@ -568,6 +569,7 @@ async def test_an_app_whose_load_fails_logs_as_much_for_each_of_many_requests_as
     assert max(map(lines, errors)) == lines(one)
 
 
+@pytest.mark.uncounted
 async def test_a_failure_that_a_key_backs_off_for_keeps_nothing_alive_that_the_load_worked_with(caplog):
     class Session:
         pass

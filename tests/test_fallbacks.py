@@ -1,4 +1,4 @@
-"""What is served in place of a failed load, where this process holds no copy, whatever happens during the load."""
+"""What is served instead of a failed load, where this process holds no copy, whatever happens during the load."""
 
 import asyncio
 import contextlib

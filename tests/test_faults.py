@@ -142,7 +142,7 @@ async def run(server: Server, operation: Callable[[Trial], Awaitable[None]], sto
                 # It was told, or is told now, and a message takes a moment.
                 while await trial.other() != trial.row:
                     await asyncio.sleep(0.01)
-            # No lease is left that stands for nobody, and what comes now reaches both.
+            # No lease is left that represents nobody, and what comes now reaches both.
             trial.row = 3
             assert await trial.other.refresh() == 3
         async with asyncio.timeout(60):

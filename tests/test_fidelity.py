@@ -292,7 +292,7 @@ def test_an_attribute_that_was_computed_is_computed_again():
 
 
 CHANGED = [
-    (Partly, with_attribute(Partly(1), more=5), "attribute 'more', which is no field of Partly"),
+    (Partly, with_attribute(Partly(1), more=5), "attribute 'more', which is not a field of Partly"),
     (list[Partly], [with_attribute(Partly(1), method=5)], r"\[0\] has the attribute 'method'"),
     (LenientStruct, with_attribute(LenientStruct(1), more=5), "attribute 'more'"),
     (Lenient, with_attribute(Lenient(1), a=1), r"\.a comes back as something else"),

@@ -525,7 +525,7 @@ def test_a_satisfiable_range_lies_in_the_whole_and_holds_what_is_asked(first, la
     ],
 )
 def test_content_range(values, expected):
-    """RFC 9110 14.4: a place in a whole of known length; anything else is no place."""
+    """RFC 9110 14.4: a place in a whole of known length; anything else is not a place."""
     assert content_range([(b"Content-Range", value) for value in values]) == expected
 
 
@@ -596,7 +596,7 @@ def test_the_century_is_the_latest_that_is_not_more_than_fifty_years_off(date, n
     ],
 )
 def test_white_space_around_commas(values, expected):
-    """RFC 9110 5.6.1: it means nothing, but inside quotes; in a field that is no list, an empty member may."""
+    """RFC 9110 5.6.1: it means nothing, but inside quotes; in a field that is not a list, an empty member may."""
     assert unspaced(values) == expected
 
 

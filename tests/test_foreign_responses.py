@@ -45,7 +45,7 @@ FOREIGN = {
     "a line break in a name": response(headers=[(b"x\r\ny", b"a")]),
     "a space in a name": response(headers=[(b"x y", b"a")]),
     "no name": response(headers=[(b"", b"a")]),
-    "a name that is no ASCII": response(headers=[(b"\xe4", b"a")]),
+    "a name that is not ASCII": response(headers=[(b"\xe4", b"a")]),
     "many fields": response(headers=[(b"a", b"b")] * 1001),
     "another length": response(headers=[(b"content-length", b"8")]),
     "no length": response(headers=[(b"content-length", b"x")]),
@@ -116,7 +116,7 @@ async def test_a_time_that_is_none_is_a_miss_logged_once(server, clock, caplog, 
     texts, logged = await stored_as(server, clock, caplog, frame_of(GOOD, clock, **{time: value}))
     assert texts == ["ours"] * 12
     assert len(logged) == 1
-    assert "its times are none" in logged[0]
+    assert "its times are not valid" in logged[0]
 
 
 @pytest.mark.parametrize("version", [b"+000000000000017", b" 00000000000017 ", b"00000000000_0017"])

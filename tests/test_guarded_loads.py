@@ -19,7 +19,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.routing import Route
 
 from swr import Cache
-from swr.events import Hit, LoadBegun, Miss, Stale
+from swr.events import Bypassed, Hit, LoadBegun, Miss, NotStored, Stale
 from swr.middleware import Rule, SWRMiddleware
 from tests.fleet import settle, until
 
@@ -720,6 +720,7 @@ async def test_a_background_run_that_selects_something_else_stores_nothing(cache
     assert "bob" not in runs
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("word", [{}, {"shared": True}], ids=["", "shared"])
 async def test_a_background_run_has_the_context_variables_of_its_request_that_cannot_be_changed(cache, clock, word):
     tenant: ContextVar[str] = ContextVar("tenant")
@@ -894,6 +895,30 @@ async def test_events_tell_of_hits_and_misses(cache, clock):
         await until(lambda: gated.runs == 2 and not len(cache.engine.flights))
         await get(readers.http)
     assert told == ["Miss", "Hit", "Hit", "Stale", "Hit"]
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyError("broken"), HTTPException(503), PlainTextResponse("broken", 500)], ids=["raised", "503", "500"]
+)
+async def test_each_reader_counts_once_where_the_endpoint_fails_and_a_background_run_does_not(cache, clock, failure):
+    told: list[str] = []
+    cache.subscribe(lambda event: told.append(type(event).__name__), Hit, Miss, Stale, Bypassed, NotStored)
+    gated = Gated(99)
+    gated.results |= dict.fromkeys(range(2, 99), failure)
+    async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
+        await get(readers.http)
+        clock.advance(61)
+        assert state(await get(readers.http)) == (200, "stale")
+        await until(lambda: gated.runs == 2 and not len(cache.engine.flights))
+        assert told == ["Miss", "Stale"]
+        await cache.clear()
+        told.clear()
+        gated.waits_from = 3
+        readers.ask(4)
+        await until(lambda: gated.runs == 3 and waiting(cache) == 3)
+        gated.open()
+        await until(lambda: len(readers.found) == 4)
+    assert told == ["Miss"] * 4
 
 
 async def test_an_exception_of_starlette_answers_as_the_app_says(cache, clock):

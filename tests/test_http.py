@@ -118,7 +118,7 @@ class TestStoring:
         assert origin.seen[1][1].get("authorization") == ("me" if vary else None)
 
     async def test_an_error_behind_the_readers_back_replaces_nothing(self, cache, clock):
-        """A 503 that may be stored itself is no reason to give up a good response."""
+        """A 503 that may be stored itself is not a reason to give up a good response."""
         good = (200, {"cache-control": "max-age=10, stale-while-revalidate=100"}, "good")
         origin = Origin(good, (503, {"cache-control": "max-age=1000"}, "bad"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -548,7 +548,7 @@ class TestStale:
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
             clock.advance(20)
-            # Nothing stands in, so nobody keeps off either.
+            # Nothing is in, so nobody keeps off either.
             assert (await http.get("/x")).text == "busy"
             with pytest.raises(ValueError, match="bug"):
                 await http.get("/x")
@@ -1124,7 +1124,7 @@ class TestInvalidation:
 
 
 class TestPost:
-    """RFC 9110 9.3.3: a response to POST that says for how long it stands for a GET of the same URL."""
+    """RFC 9110 9.3.3: a response to POST that says for how long it represents a GET of the same URL."""
 
     FIELDS = {"cache-control": "max-age=60", "content-location": "/x"}
 
@@ -1212,7 +1212,7 @@ class TestPost:
             assert (await http.get("/x")).headers["swr-state"] == "missing"
 
     async def test_a_load_that_is_under_way_is_left_to_itself(self, cache):
-        """Its lease stands in the way; what it brings is outdated, and nothing is stored."""
+        """Its lease is in the way; what it brings is outdated, and nothing is stored."""
         origin = Origin((200, self.FIELDS, "post"))
         app = App([(b"cache-control", b"max-age=60")])
 

@@ -1,4 +1,4 @@
-"""`swr inspect` and `swr invalidate`: what they say of what really lies there, and how they fail."""
+"""`swr inspect` and `swr invalidate`: what they say of what really is there, and how they fail."""
 
 import asyncio
 import json
@@ -439,7 +439,7 @@ async def nothing(group: str) -> int:
     assert said(capsys, "inspect", "one:7", *where)["state"] == "fresh"
     for wrong, text in (
         (["typed:one", "x"], "does not take 'x': Expected `int`, got `str`"),
-        (["typed:one", "7", *where], "works where the loader's own cache lies"),
+        (["typed:one", "7", *where], "works where the loader's own cache is"),
         (["typed:nothing", "x"], "the cache of 'typed:nothing' is off"),
     ):
         assert main(["invalidate", "--loader", *wrong]) == 2

@@ -1,8 +1,9 @@
-"""Each folder imports its own modules and what lies below it; the core knows nothing of loops, servers and the web."""
+"""Each folder imports its own modules and what is below it; the core knows nothing of loops, servers and the web."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,14 +65,20 @@ def name_of(path: Path) -> str:
 
 
 def layer_of(name: str) -> str:
-    """Return the folder of a module, or the module itself where it stands beside the folders."""
+    """Return the folder of a module, or the module itself where it is beside the folders."""
     return max((layer for layer in LAYERS if f"{name}.".startswith(f"{layer}.") or layer == name), key=len)
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Return every module that a file imports, inside functions and under TYPE_CHECKING too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    found: set[str] = set()
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -82,7 +89,7 @@ def imports(path: Path) -> set[str]:
             found |= submodules
             if submodules != names:
                 found.add(module)
-    return found
+    return frozenset(found)
 
 
 def is_module(name: str) -> bool:
@@ -200,7 +207,7 @@ def test_functions_have_few_branches_unless_a_reason_is_given():
     larger = {
         f"{name_of(path)}:{node.name}"
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and branches(node) > MOST_BRANCHES
     }
     assert larger == set(LARGER_FUNCTIONS), "split it; where one has few by now, take it out of LARGER_FUNCTIONS"
@@ -260,7 +267,7 @@ def use(example):
 
 
 def test_classes_have_few_attributes_that_change_unless_a_reason_is_given():
-    found = changing([ast.parse(path.read_text()) for path in FILES])
+    found = changing([tree_of(path) for path in FILES])
     larger = {name for name, attributes in found.items() if len(attributes) > MOST_CHANGING}
     assert larger == set(LARGER_CLASSES), "split it; where one has few by now, take it out of LARGER_CLASSES"
 

@@ -64,6 +64,7 @@ class TestEvictedKeys:
             async with Cache(server.url, timeout=2) as other:
                 assert (await other.get_or_load("k", load, policy)).value == 2
 
+    @pytest.mark.uncounted
     @named
     async def test_nor_if_another_tag_was_invalidated_since(self, server: Server, lost):
         """The set is there again, and holds the other tag alone."""
@@ -408,6 +409,7 @@ def stamp_of(cache: Cache) -> str:
 class TestOlderData:
     """Redis restarts from its last dump, or a replica takes over that is behind."""
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("how", HOW)
     @pytest.mark.parametrize("alive", ["the one that invalidated", "one that heard of it"])
     async def test_what_was_invalidated_since_stays_so_while_a_process_lives_that_knows(

@@ -620,13 +620,77 @@ class TestTagsOfTheValue:
         await cache.invalidate_tag("a5")
         assert list(await load.peek(["a", "b"])) == ["b"]
 
-    async def test_what_is_no_list_of_tags_fails_the_load(self, cache):
-        @cache.cached(fresh_for=60, tags=lambda value: "text")
+    async def test_however_a_call_is_written_the_function_gets_what_it_names_with_defaults(self, cache):
+        def tags_of(rows: list[int], *, limit: int, sep: str = "/", groups: str = "") -> list[str]:
+            return [f"limit{sep}{limit}{groups}"]
+
+        @cache.cached("one:{airport}:{limit}", fresh_for=60, tags=tags_of)
+        async def one(context: LoadContext[list[int]], airport: str, limit: int = 100) -> list[int]:
+            return [1]
+
+        @cache.cached_many("many:{group}:{limit}", fresh_for=60, tags=tags_of)
+        async def many(groups: list[str], limit: int = 100) -> dict[str, list[int]]:
+            return {group: [1] for group in groups}
+
+        for call in (
+            lambda: one("ATL"),
+            lambda: one(airport="ATL"),
+            lambda: one("ATL", 100),
+            lambda: one.refresh("ATL"),
+            lambda: one.set([2], "ATL"),
+        ):
+            await call()
+            await cache.invalidate_tag("limit/100")
+            assert await one.peek("ATL") is None
+        for call in (lambda: many(["a"]), lambda: many(groups=["a"], limit=100), lambda: many.set({"a": [2]}, ["a"])):
+            await call()
+            await cache.invalidate_tag("limit/100a")
+            assert not await many.peek(["a"])
+
+    @pytest.mark.parametrize(
+        ("tags", "problem"),
+        [
+            (lambda: ["a"], "takes no argument"),
+            (lambda **named: [], "takes no argument"),
+            (lambda rows, code: [], "takes 'code', which is none of its parameters: airport"),
+            (lambda rows, *rest: [], "takes 'rest'"),
+            (lambda rows, airport, /: [], "takes 'airport'"),
+        ],
+    )
+    async def test_a_function_that_takes_something_else_is_refused_where_it_is_written(self, cache, tags, problem):
+        with pytest.raises(ConfigurationError, match=problem):
+
+            @cache.cached(fresh_for=60, tags=tags)
+            async def load(airport: str) -> list[int]:
+                return []
+
+    @pytest.mark.parametrize(
+        ("tags", "problem"),
+        [
+            ("text", "is one string"),
+            (None, "tags=None is not a list"),
+            (5, "tags=5 is not a list"),
+            ([1], "holds 1"),
+            (anyio.sleep, "coroutine object sleep at .* is not a list"),
+        ],
+    )
+    async def test_what_is_no_list_of_tags_fails_the_load_and_names_the_function(self, cache, tags, problem):
+        @cache.cached(fresh_for=60, tags=lambda value: tags(0) if callable(tags) else tags)
         async def load() -> int:
             return 1
 
-        with pytest.raises(ConfigurationError, match="is one string"):
+        with pytest.raises(ConfigurationError, match=f"what tags=.*<lambda>.* returned: .*{problem}"):
             await load()
+
+    @pytest.mark.parametrize("tags", [None, 5])
+    async def test_tags_that_are_no_list_are_refused_where_they_are_written(self, cache, tags):
+        for write in (
+            lambda: cache.cached("top:{group}", fresh_for=60, tags=tags),
+            lambda: cache.response(fresh_for=60, tags=tags),
+            lambda: Policy(60, tags=tags),
+        ):
+            with pytest.raises(ConfigurationError, match=f"tags={tags} is not a list: give a tuple of strings"):
+                write()(lambda group: group)
 
     async def test_an_async_function_is_refused(self, cache):
         async def tags(value):
@@ -646,7 +710,7 @@ class TestNames:
         member = member_of(Soft(OfKey("k")), NAMES)
         assert name_in(member, NAMES, may_be_key=True) == Soft(OfKey("k"))
         for foreign in (member, b"", b"s", b"t", b"st", b"x", b"kk", b"**"):
-            with pytest.raises(ValueError, match="is no tag"):
+            with pytest.raises(ValueError, match="is not a tag"):
                 name_in(foreign, NAMES)
 
     def test_marks_are_forgotten_into_the_minimum(self):

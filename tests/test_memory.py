@@ -1,5 +1,7 @@
 """The local cache: the size of its entries, its caps, its tag versions."""
 
+import collections
+import enum
 import gc
 import sys
 import threading
@@ -55,6 +57,29 @@ def test_what_is_shared_or_circular_is_counted_once():
     circular.append(circular)
     assert memory_size(circular) == sys.getsizeof(circular)
     assert memory_size(Plain(len)) < 1000
+
+
+class Fruit(enum.StrEnum):
+    APPLE = "apple"
+
+
+class Proxy:
+    """What represents another object, and only within a request, as Werkzeug's and Django's do."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("outside of a request")
+
+
+def test_subclasses_of_plain_types_count_with_what_they_hold():
+    counter = collections.Counter({"a" * 99: 7})
+    expected = [[counter, Fruit.APPLE], counter, "a" * 99, 7, Fruit.APPLE]
+    assert memory_size([counter, Fruit.APPLE]) == sum(map(sys.getsizeof, expected))
+
+
+def test_an_object_that_does_not_say_its_class_is_measured_all_the_same():
+    for value in (Proxy(), [Proxy()]):
+        assert memory_size(value) >= sys.getsizeof(value)
 
 
 def test_counting_stops_at_a_number_of_objects(monkeypatch):

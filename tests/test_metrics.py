@@ -267,6 +267,7 @@ class TestAServer:
     def anyio_backend(self):
         return "asyncio"
 
+    @pytest.mark.uncounted
     async def test_outage_of_the_store_is_counted(self, system, own_server):
         async with Cache(own_server.url, namespace="shop", timeout=5) as cache:
             system.export(cache)

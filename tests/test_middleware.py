@@ -81,6 +81,7 @@ class TestServing:
                 assert after[2] == "missing"
                 assert after[1] != before[0][1]
 
+    @pytest.mark.uncounted
     async def test_what_is_asked_for_all_the_time_is_not_the_least_recently_used(self, clock):
         async with Cache(clock=clock, l1_max_bytes=20_000) as cache:
             app = App(MAX_AGE)
@@ -450,8 +451,9 @@ class TestNeverShared:
             seen.append(variable.get())
             await app(scope, receive, send)
 
+        middleware = SWRMiddleware(look, cache)
         variable.set("the client's")
-        async with client(SWRMiddleware(look, cache)) as http:
+        async with client(middleware) as http:
             await http.get("/x?q=1", headers={"accept-language": "de"})
             clock.advance(61)
             await http.get(

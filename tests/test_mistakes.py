@@ -8,7 +8,7 @@ from typing import Annotated
 import httpx
 import pytest
 from fastapi import FastAPI, Header
-from pydantic import RedisDsn
+from pydantic import RedisDsn, SecretStr
 from redis.asyncio import Redis
 from starlette.responses import JSONResponse, Response
 
@@ -30,13 +30,24 @@ def cache():
     [
         (lambda: Cache(Redis()), r"^a redis\.asyncio\.client\.Redis is not a URL, .* a client as redis=$"),
         (
+            lambda: Cache(SecretStr("redis://h:6379/0")),
+            r"^a pydantic\.types\.SecretStr is not a URL, .* get_secret_value\(\) of a SecretStr",
+        ),
+        (
+            lambda: Cache(secret=SecretStr("a secret")),
+            r"^secret= must be text or bytes, .* get_secret_value\(\) of a SecretStr",
+        ),
+        (
             lambda: Cache(RedisDsn("redis://h:6379/0")),
             r"^a pydantic\.networks\.RedisDsn is not a URL, which is text: give str",
         ),
         (lambda: Policy(fresh_for=1, early=-1), "^early=-1 is not a number, 0 or more$"),
         (lambda: Policy(fresh_for=1, jitter=2), "^jitter=2 is not a number, between 0 and 1$"),
         (lambda: SWRMiddleware(FastAPI(), Cache(), Rule("/", fresh_for=1)), r"give a list of rules, \[Rule"),
-        (lambda: Rule("/a/*", fresh_for=1), r"'\*' is no wildcard; write \{name\} for a part, \{name:path\} for all$"),
+        (
+            lambda: Rule("/a/*", fresh_for=1),
+            r"'\*' is not a wildcard; write \{name\} for a part, \{name:path\} for all$",
+        ),
         (lambda: isolated("redis://h").__enter__(), "^cache='redis://h' is not a swr.Cache$"),
     ],
 )
@@ -99,7 +110,9 @@ async def test_several_tags_in_a_list_are_told_of_the_asterisk(cache):
 
 
 async def test_a_value_in_the_place_of_a_loader_is_refused(cache):
-    with pytest.raises(ConfigurationError, match=r"^loader=5 is no function: give one, or store the value with cache"):
+    with pytest.raises(
+        ConfigurationError, match=r"^loader=5 is not a function: give one, or store the value with cache"
+    ):
         await cache.get_or_load("k", 5, Policy(fresh_for=60))
 
 

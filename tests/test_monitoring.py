@@ -122,6 +122,12 @@ def test_the_page_says_what_to_do_about_each_alert_and_names_its_metric():
     assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in re.findall(r"\bswr_\w+", page)} <= bases
 
 
+def test_made_up_numbers_show_each_alert():
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    cases = yaml.safe_load((MONITORING / "alerts_test.yml").read_text())["tests"][0]["alert_rule_test"]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == {rule["alert"] for rule in rules}
+
+
 def values_of(name: str, label: str) -> tuple[str, ...]:
     """Return the values that a label can have; none: they come with what is counted."""
     base = re.sub(r"_(total|bucket|count|sum)$", "", name)

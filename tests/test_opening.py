@@ -228,7 +228,7 @@ class TestTagVersions:
         assert known == {"": first - 1, **{str(number): number for number in numbers}}
 
     async def test_a_lesson_that_breaks_off_is_gone_on_with(self, server: Server, monkeypatch):
-        """A slow server that has 100,000 tags would never be learned from if each connection began anew."""
+        """A slow server that has 100,000 tags would never be learned from if each connection began again."""
         monkeypatch.setattr(shared_tag_versions, "_LEARNED_AT_ONCE", 4)
         first = await self.clear_of(server) + 1
         add_tags(server, numbers := list(range(first, first + 10)))
@@ -453,7 +453,7 @@ class TestReasons:
 
     async def test_a_server_that_is_no_node_of_a_cluster_is_named(self, server: Server, caplog):
         async with Cache(server.url.replace("redis:", "redis+cluster:"), connect_timeout=LONG):
-            assert "is no node of a cluster" in caplog.text
+            assert "is not a node of a cluster" in caplog.text
             assert "give a URL redis://" in caplog.text
 
     async def test_a_sentinel_is_named(self, server: Server, caplog):

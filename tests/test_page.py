@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from examples.demo.servers import free_port, running
+from swr.dashboard.loopback import link
+from swr.dashboard.own_token import own_token
 from tests.page_fleet import Fleet, browser, let_in, missing, started
 
 STATIC = Path(__file__).parents[1] / "swr" / "dashboard" / "static"
@@ -200,8 +204,9 @@ def test_a_loader_that_fails_is_told_of_at_the_top_until_it_works(fleet: Fleet, 
 
 @in_a_browser
 def test_redis_that_stops_is_told_of_until_it_continues(fleet: Fleet, chromium: Any) -> None:
-    with opened(chromium, fleet.url) as page:
+    with beside(fleet) as other, opened(chromium, fleet.url) as page, opened(chromium, other) as page_beside:
         expect_nothing_wrong(page)
+        expect_nothing_wrong(page_beside)
         fleet.server.pause()
         try:
             expect_text(page.locator(".alarms"), f"Redis at 127.0.0.1:{fleet.server.port}")
@@ -211,10 +216,33 @@ def test_redis_that_stops_is_told_of_until_it_continues(fleet: Fleet, chromium: 
             expect_text(page.locator(".tile.is-wrong").filter(has_text="Processes"), "others unseen")
             expect_text(page.locator("swr-queues .is-wrong:visible"), "This is how it was before")
             expect_text(page.locator("swr-events"), re.compile("unreachable|cannot reach"))
+            # Who sees no process says so: they read, and report, all the same.
+            for panel in ("swr-loaders", "swr-keys", "swr-processes"):
+                expect_text(page_beside.locator(panel), "No process can be seen.")
+            expect_text(page_beside.locator(".tile").filter(has_text="Reads"), re.compile("–.*unseen"))
         finally:
             fleet.server.resume()
         expect_nothing_wrong(page)
         expect_text(page.locator("swr-processes .nodes"), "reachable")
+        expect_text(page_beside.locator(".tile").filter(has_text="Reads"), "/s")
+
+
+@contextlib.contextmanager
+def beside(fleet: Fleet) -> Iterator[str]:
+    """Run `swr dashboard` beside a fleet, and return its address."""
+    port = free_port()
+    command = ["-m", "swr", "dashboard", "--redis", fleet.server.url, "--namespace", "shop", "--listen"]
+    log = fleet.faults / "beside.log"
+    ready = lambda: "shows the namespace" in log.read_text()  # noqa: E731  # it is no more than that
+    with running([sys.executable, "-u", *command, f"127.0.0.1:{port}"], {}, log, ready):
+        yield link(f"http://127.0.0.1:{port}/", own_token())
+
+
+@in_a_browser
+def test_an_address_with_a_key_as_people_write_it_shows_the_key(fleet: Fleet, chromium: Any) -> None:
+    for written, key in (("any:100%", "any:100%"), ("any:a/b", "any:a/b"), ("any:c%2Fd", "any:c/d")):
+        with opened(chromium, f"{fleet.url}#/requests/key/{written}") as page:
+            expect_text(page.locator("swr-life .life-key"), key)
 
 
 @in_a_browser
@@ -276,7 +304,11 @@ MARKUP = [
     "fail<iframe srcdoc='<script>alert(1)</script>'>",
     "fail</script><script>alert(1)</script>",
     "‮<b>turned</b>\u0000\u0007",
+    "fail‮<b>turned</b>\u0000\u0007",
 ]
+TURNING = """[...document.querySelectorAll("*")].flatMap((element) =>
+    [...[...element.attributes].map(({ value }) => value), ...[...element.childNodes].map(({ nodeValue }) => nodeValue ?? "")])
+    .filter((text) => /[\\u0000-\\u0009\\u007f-\\u009f\\u202a-\\u202e\\u2066-\\u2069]/.test(text))"""
 
 
 @in_a_browser
@@ -302,6 +334,7 @@ def test_markup_in_keys_tags_and_errors_is_text(fleet: Fleet, chromium: Any) -> 
             page.evaluate("new Promise((done) => setTimeout(done, 300))")
             made = "[...document.querySelectorAll('body :is(script, iframe, svg[onload], img:not(.brand img), b:empty + script, [onerror])')]"
             assert page.evaluate(f"{made}.map((element) => element.outerHTML)") == []
+            assert page.evaluate(TURNING) == []
             hrefs = page.evaluate("[...document.links].map((link) => link.protocol)")
             assert set(hrefs) <= {"http:", "https:"}
         page.goto(f"{fleet.url}#/fleet")
@@ -500,6 +533,20 @@ def test_a_server_that_says_nothing_is_told_of_until_it_speaks_again(fleet: Flee
             expect_text(page.locator(".live"), "not connected")
         page.locator(".is-live").wait_for()
         page.locator(".alarms").filter(has_text="no longer hears").wait_for(state="hidden")
+
+
+@in_a_browser
+def test_what_redis_refuses_is_at_the_top_and_every_process_stays(fleet: Fleet, chromium: Any) -> None:
+    with opened(chromium, fleet.url) as page:
+        page.locator(".is-live").wait_for()
+        fleet.server.command("CONFIG", "SET", "maxmemory", "1")
+        try:
+            # Each of the three has reported since.
+            expect_text(page.locator(".alarms"), re.compile("Redis refuses commands of 3 processes: .*raise maxmemory"))
+            expect_text(page.locator(".tile").filter(has_text="Redis"), "refuses")
+            expect_text(page.locator(".tile").filter(has_text="Processes"), "3")
+        finally:
+            fleet.server.command("CONFIG", "SET", "maxmemory", "0")
 
 
 @in_a_browser

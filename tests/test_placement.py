@@ -1,11 +1,17 @@
 """Where `@cache.response` stands, and on what."""
 
+import contextlib
 import functools
 import logging
 from typing import Annotated
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from celery import Celery
+from django.http import HttpRequest
+from fastapi import APIRouter, BackgroundTasks, FastAPI
+from flask import Flask
+from flask import Request as FlaskRequest
+from litestar import Request as LitestarRequest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -163,7 +169,7 @@ def test_vary_by_credentials_is_refused_with_what_to_do(name):
 @pytest.mark.parametrize("given", [ranking, plain_ranking, Endpoint(), Controller, functools.partial(ranking, "hello")])
 def test_a_decorator_without_parentheses_is_refused_with_what_to_write(name, given):
     with pytest.raises(
-        ConfigurationError, match=rf"@cache\.{name} stands on .* without options: write @cache\.{name}\("
+        ConfigurationError, match=rf"@cache\.{name} decorates .* without options: write @cache\.{name}\("
     ):
         getattr(Cache(), name)(given)
 
@@ -191,3 +197,89 @@ def test_an_endpoint_for_a_websocket_is_refused(annotation):
     chat.__annotations__["websocket"] = annotation
     with pytest.raises(ConfigurationError, match="takes a WebSocket"):
         Cache().response(fresh_for=60)(chat)
+
+
+def of_fastapi():
+    app = FastAPI()
+    return app, app.get("/")
+
+
+def of_a_router():
+    router = APIRouter()
+    return router, router.get("/")
+
+
+def of_flask():
+    app = Flask("placed")
+    return app, app.get("/")
+
+
+@pytest.mark.parametrize("make", [of_fastapi, of_a_router, of_flask])
+@pytest.mark.parametrize("name", ["cached", "cached_many"])
+def test_a_loader_above_the_decorator_of_a_route_is_refused_because_the_route_calls_the_function(make, name):
+    app, route = make()
+    cached = getattr(Cache(), name)
+    with pytest.raises(ConfigurationError, match=rf"^@cache\.{name} on .*\.one does nothing there: .* below @app\.get"):
+
+        @cached("one:{item}", fresh_for=60)
+        @route
+        def one(items: list[str]) -> dict[str, int]:
+            return {}
+
+    # In the right order it is a loader whose value the framework makes a response of.
+    @route
+    @Cache().cached(fresh_for=60)
+    def other() -> dict[str, int]:
+        return {}
+
+    assert app is not None
+
+
+def kept() -> int:
+    return 1
+
+
+@functools.wraps(functools.lru_cache(kept))
+def around() -> int:
+    return kept()
+
+
+@contextlib.contextmanager
+def opened():
+    yield 1
+
+
+@contextlib.asynccontextmanager
+async def opened_async():
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (functools.lru_cache(kept), r"^tests\.test_placement\.kept has a cache already, .* below @cache\.cached$"),
+        (around, "kept has a cache already"),
+        (Cache().cached(fresh_for=60)(kept), "kept has a cache already"),
+        (opened, "opened is a context manager, which can be entered once"),
+        (opened_async, "opened_async is a context manager, which can be entered once"),
+        (property(kept), r"^@cache\.cached decorates .* not <property .*: put it directly above the def, below other"),
+        (Celery("placed").task(kept), r"^@cache\.cached decorates .* not <@task: .*: put it directly above the def"),
+        (Controller, r"^@cache\.cached decorates .* not <class"),
+    ],
+)
+def test_a_decorator_on_what_another_one_has_made_is_refused_with_what_to_do(given, complaint):
+    with pytest.raises(ConfigurationError, match=complaint):
+        Cache().cached(fresh_for=60)(given)
+
+
+@pytest.mark.parametrize(
+    "kind", [HttpRequest, BackgroundTasks, LitestarRequest, FlaskRequest, Request, WebSocket, "HttpRequest"]
+)
+def test_what_belongs_to_one_request_is_refused_as_a_parameter(kind):
+    def view(given): ...
+
+    view.__annotations__ = {"given": kind}
+    with pytest.raises(
+        ConfigurationError, match=r"takes 'given', which belongs to one request; .* Pass what matters of it"
+    ):
+        Cache().cached(fresh_for=60)(view)

@@ -14,6 +14,9 @@ from tests import prose
         "Some field, `no-store` for one, forbids it.",
         "An entry stands in for the load.",
         "It is stored, for there is a rule.",
+        "It is no function.",
+        "A digest stands for a name, and is read anew in place of it.",
+        "A decorator goes by the policy.",
         " ".join(["word"] * 31) + ".",
     ],
 )

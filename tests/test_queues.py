@@ -426,6 +426,7 @@ class TestTheDead:
 
 
 class TestMarks:
+    @pytest.mark.uncounted
     async def test_marks_wait_for_the_leader_and_are_one_task(self, queue: Queue):
         for _ in range(100):
             await queue.mark(GROUPS)

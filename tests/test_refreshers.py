@@ -172,7 +172,7 @@ class TestSince:
         assert "failed in another process" in str(other.error)
         assert (await two[1].engine.fetch("k", Job(lambda run: "read"))).value == "read"
         assert "the load of 'k' failed (ValueError: broken); the next try comes in" in caplog.text
-        assert "stands in" not in caplog.text
+        assert "serves the stored value" not in caplog.text
 
     async def test_unreachable_store_ends_a_task_without_a_load(self, two):
         process = two[0]

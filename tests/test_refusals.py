@@ -221,6 +221,24 @@ def test_a_server_that_changes_its_mind_again_and_again_does_not_fill_the_log(ca
     assert len(said(caplog)) == 11
 
 
+def test_refusals_without_a_pause_have_begun_with_the_first_and_end_with_the_last(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("swr.stores.redis.refusals.time.time", lambda: now)
+    monkeypatch.setattr("swr.stores.redis.refusals.time.monotonic", lambda: now)
+    refusals = Refusals()
+    refusals.open(lambda notification: None)
+    assert refusals.lately() is None
+    for moment in (1000.0, 1014.0, 1028.0):
+        now = moment
+        refusals.refused(OutOfMemoryError("full."))
+    text = "full: raise maxmemory, or set maxmemory-policy to volatile-lru"
+    assert refusals.lately() == (text, 1000.0)
+    now = 1044.0
+    assert refusals.lately() is None
+    refusals.refused(OutOfMemoryError("full."))
+    assert refusals.lately() == (text, 1044.0)
+
+
 MARKS = {
     "key": lambda cache, loader: loader.mark_stale("x"),
     "tag": lambda cache, loader: cache.mark_stale_tags("t"),
@@ -322,7 +340,7 @@ async def test_a_user_who_may_not_publish_invalidates_everything_and_others_lear
         assert await value_of(other, load) == 2
         assert await value_of(one, load) == 2
         await until(lambda: "refuses to publish" in caplog.text)
-        # The subscription works all the same: what others say is heard.
+        # The subscription works anyway: what others say is heard.
         await other.invalidate("k")
         await until(lambda: one.engine.store.peek("k") is None)
         assert one.engine.is_store_up

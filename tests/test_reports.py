@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import math
 import os
@@ -49,11 +50,15 @@ from swr.reports.digest import (
     decode,
     decode_faults,
     encode,
+    longest,
 )
 from swr.reports.reporter import cleaned
+from swr.reports.rows import Rows
+from swr.stats.counts import OTHER
 from swr.stores.redis import digests as digests_module
 from swr.stores.redis.replies import error_of
 from tests.servers import kinds
+from tests.test_refusals import without_memory
 from tests.test_topologies import ClusterOfSix
 
 pytestmark = pytest.mark.anyio
@@ -149,8 +154,8 @@ def test_counts_are_differences_and_those_of_a_new_process_count_whole():
     fleet.look({}, is_whole=False)
     assert told(fleet, clock)["totals"]["fresh"] is None
     points = fleet.remembered.since(0.0)["points"]
-    assert [point["fresh"] for point in points] == [0, 15, 0, 0]
-    assert points[1]["waited"] == 10
+    assert [(point["fresh"], point["seconds"]) for point in points] == [(15, 1), (0, 1)]
+    assert points[0]["waited"] == 10
 
 
 def test_a_process_that_was_killed_before_anybody_looked_counts_as_gone_at_the_first_look():
@@ -201,7 +206,7 @@ def test_a_process_that_reports_late_is_no_peak_in_the_plots_and_in_the_figures(
     assert {row["name"]: row["reads_per_s"] for row in state["rows"]} == {"x": 25.0, "y": 10.0}
     assert state["totals"]["reads_per_s"] == 35.0
     assert state["totals"]["invalidations_per_s"] == 2.0
-    assert [reason["count"] for reason in state["uncached"]] == [45]
+    assert [reason["count"] for reason in state["uncached"]] == [3]
     # A failure is shown, however long the outage was.
     assert state["rows"][0]["failed"] == 2
 
@@ -250,7 +255,7 @@ def test_the_plots_mark_deploys_new_and_ended_processes_outages_and_invalidation
     fleet.look({}, is_whole=False)
     assert len(fleet.live()) == 3
     assert state_of(clock(), fleet, Keys(), about(fleet=False))["processes"] == []
-    # Once it is back, they have time to report again; what lay there all the time is no sign of a wrong clock.
+    # Once it is back, they have time to report again; what lay there all the time is not a sign of a wrong clock.
     old = digest_of("c", clock() - GONE_AFTER, release="2", pid=3)
     fleet.look({"a": digest_of("a", clock(), release="1"), "c": old}, is_whole=True)
     assert [one["gone"] for one in told(fleet, clock)["processes"]] == [False, False, False]
@@ -417,6 +422,86 @@ def test_a_digest_is_about_2_kb():
     assert decode(data).rows[0] == rows[0]
 
 
+def test_a_loader_that_fails_has_a_row_of_its_own_however_many_there_are(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("swr.reports.rows.time.time", clock)
+    rows, late = Rows(), (False, "late")
+    others = [RowReport(f"x{number}", False, fresh=10) for number in range(41)]
+
+    def told(**counts):
+        found = {(row.is_route, row.name): row for row in rows.told([*others, RowReport("late", False, **counts)])}
+        assert len(found) <= 42
+        return found
+
+    found = told(fresh=100, bytes=5, seconds=(100,))
+    assert (late in found, found[False, "other"].fresh, found[False, "other"].bytes) == (False, 110, 5)
+    # What it does from then on counts in its row, and what it has done stays where it was.
+    error = ("E", "text", clock(), "late:1")
+    found = told(fresh=104, failed=1, backoffs=1, error=error, bytes=5, seconds=(103,))
+    assert found[late] == RowReport("late", False, fresh=4, failed=1, backoffs=1, error=error, bytes=5, seconds=(3,))
+    assert found[False, "other"] == RowReport("other", False, fresh=110, seconds=(100,))
+    clock.now += 30
+    assert told(fresh=105, failed=1, error=error)[late].fresh == 5
+    # It is well again, and goes back.
+    clock.now += 31
+    found = told(fresh=107, failed=1, error=error, bytes=7)
+    assert (late in found, found[False, "other"].fresh, found[False, "other"].bytes) == (False, 112, 7)
+    assert told(fresh=108, failed=2, backoffs=1, error=error)[late].fresh == 1
+    assert told(fresh=108, failed=2, backoffs=1, error=error)[False, "other"].fresh == 112
+
+
+def test_of_too_many_loaders_that_fail_those_have_a_row_that_failed_last():
+    many = [RowReport(f"x{number}", False, backoffs=1, error=("E", "t", number, None)) for number in range(200)]
+    named = {row.name for row in Rows().told([RowReport(OTHER, False, fresh=1), *many])}
+    assert named == {*(f"x{number}" for number in (*range(40), *range(180, 200))), OTHER}
+
+
+def test_a_load_whose_route_is_not_known_yet_counts_and_has_no_row():
+    clock = Clock()
+    fleet = Fleet(clock, clock)
+    rows = [RowReport("", True, in_flight=2), RowReport("x", True, in_flight=1)]
+    fleet.look({"a": digest_of("a", 1.0, rows)}, is_whole=True)
+    state = told(fleet, clock)
+    assert [row["name"] for row in state["rows"]] == ["x"]
+    assert state["totals"]["in_flight"] == 3
+
+
+def test_of_many_loads_that_hang_each_loader_shows_its_longest():
+    loads = [(at, HangingReport(f"{row}:{at}", row, float(at))) for row, at in zip("aaaabc", range(6), strict=True)]
+    assert [load.key for _, load in longest(loads, 4)] == ["a:0", "a:1", "b:4", "c:5"]
+
+
+def test_of_very_many_loaders_the_one_that_fails_comes_first_and_a_kind_of_fault_hides_no_other():
+    clock = Clock()
+    fleet = Fleet(clock, clock)
+    busy = [RowReport(f"busy{number}", False, fresh=100, in_flight=1) for number in range(60)]
+    quiet = RowReport("quiet", True, missing=1, failed=1, error=("E", "t", 999.0, "k"))
+    own = RowReport(OTHER, False, fresh=1, backoffs=1, error=("E", "t", 999.0, "late:1"))
+    digests = {
+        "a": digest_of("a", 1.0, [own, *busy], refusal=("no memory", 990.0)),
+        "b": digest_of("b", 1.0, [msgspec.structs.replace(row, name=f"b{row.name}") for row in busy]),
+        "c": digest_of("c", 1.0, [quiet], refusal=("no right", 995.0)),
+    }
+    fleet.look({name: msgspec.structs.replace(one, rows=()) for name, one in digests.items()}, is_whole=True)
+    clock.now += 1
+    fleet.look({name: msgspec.structs.replace(one, at=one.at + 1) for name, one in digests.items()}, is_whole=True)
+    state = told(fleet, clock)
+    assert len(state["rows"]) == 100
+    assert [row["name"] for row in state["rows"][:3]] == [OTHER, "quiet", "bbusy0"]
+    assert (state["totals"]["in_flight"], state["totals"]["backoffs"]) == (120, 1)
+    texts = [problem["text"] for problem in state["problems"]]
+    assert texts[0] == "Redis refuses commands of 2 processes: no right."
+    assert state["problems"][0]["since"] == 990.0
+    assert "Loads of other loaders and routes, such as that of late:1, fail: E: t; 1 key backs off" in texts
+    many = [RowReport(f"x{number}", False, failed=1, error=("E", "t", 999.0, "k")) for number in range(20)]
+    clock.now += 1
+    fleet.look({"d": digest_of("d", clock.now, many, started=clock.now, pid=4)}, is_whole=True)
+    texts = [problem["text"] for problem in told(fleet, clock)["problems"]]
+    assert [text for text in texts if text[0].isdigit()] == [
+        "14 more loaders and routes fail: the table below has them first."
+    ]
+
+
 def test_two_rows_add_up():
     one = RowReport("x", False, fresh=1, seconds=(1,), retry_at=5.0, error=("A", "a", 1.0, None))
     other = RowReport("y", False, fresh=2, seconds=(1, 2), error=("B", "b", 2.0, None))
@@ -499,7 +584,9 @@ async def test_rare_events_are_told_in_sentences():
         publish(RenewalRejected, "k")
         publish(CommitRejected, "k")
         publish(RoundQueued, "q", 1, 2, 3, 0)
+        publish(RoundQueued, "q", 1, 2, 3, 4)
         publish(RoundEnded, "q", 1, 2.0, 3, 3, 0, 0, 1, 0, 0)
+        publish(RoundEnded, "q", 1, 2.0, 3, 3, 0, 0, 0, 1, 0)
         publish(Invalidated, "k", None, True)
         publish(Invalidated, None, "t", False, None, True)
         publish(Invalidated, None, None, False, "x:{n}")
@@ -510,13 +597,17 @@ async def test_rare_events_are_told_in_sentences():
         ("RenewalRejected", "k", "", True),
         ("CommitRejected", "k", None, False),
         ("RoundQueued", None, "q", False),
+        ("RoundQueued", None, "q", True),
+        ("RoundEnded", None, "q", True),
         ("RoundEnded", None, "q", True),
         ("Invalidated", None, "t", False),
         ("Invalidated", None, "x:{n}", False),
         ("Invalidated", None, None, False),
     ]
     assert events[0].text == "Redis refused a command: OOM at redis://…@h"
-    assert [event.text for event in events[5:]] == [
+    assert events[4].text == "A round was enqueued: 2 new, 3 still there; before it 4 rounds were left out."
+    assert events[6].text == "A round took 2.0 s: 3 loaded, 0 failed; before it 1 round was left out."
+    assert [event.text for event in events[7:]] == [
         "A tag was marked stale.", "All of a loader was invalidated.", "Everything was invalidated."
     ]  # fmt: skip
 
@@ -826,7 +917,7 @@ async def test_what_lies_in_redis_and_is_none_of_swr_does_no_harm(server, quick)
         state = await state_when(http, lambda state: not state["fleet"])
         assert state["note"].startswith("Only this process is shown")
         # The page does not say that nothing is wrong.
-        assert [problem["kind"] for problem in state["problems"] if problem["level"] == "error"] == ["fleet"]
+        assert [one["kind"] for one in state["problems"] if one["level"] == "error"] == ["fleet", "refused"]
         assert cache.engine.is_store_up
 
 
@@ -920,6 +1011,66 @@ async def test_while_redis_is_unreachable_the_page_shows_this_process_and_says_s
         await state_when(http, lambda state: state["fleet"] and state["nodes"][0]["reachable"])
         kinds = [mark["kind"] for mark in (await http.get("/history")).json()["marks"]]
         assert kinds[-2:] == ["outage", "reachable"]
+
+
+async def test_while_redis_is_unreachable_a_page_beside_the_fleet_shows_no_process_and_marks_the_outage(
+    own_server, quick
+):
+    async with Cache(own_server.url, timeout=0.3) as cache:
+        hub = hub_module.Hub(cache, Keys(), actions=False, simulate=False, beside=True)
+        await hub.begin()
+
+        async def marked(kind):
+            with anyio.fail_after(60):
+                while kind not in [mark["kind"] for mark in hub.fleet.remembered.since(0.0)["marks"]]:
+                    await hub.next()
+
+        own_server.pause()
+        await marked("outage")
+        with anyio.fail_after(60):
+            while hub.state["fleet"]:
+                await hub.next()
+        assert hub.state["note"].startswith("No process is shown: ")
+        assert hub.state["processes"] == []
+        own_server.resume()
+        await marked("reachable")
+
+
+async def test_while_redis_has_no_memory_left_every_process_is_shown_and_the_page_says_so(server, quick):
+    async with (
+        Cache(server.url, namespace="n", reports=True) as other,
+        Cache(server.url, namespace="n") as cache,
+        page_of(cache) as http,
+    ):
+        with without_memory(server):
+            # Nothing of it lay in Redis before: neither a digest nor what dashboards share.
+            server.command("FLUSHALL")
+            now = time.time()
+            with anyio.fail_after(60):
+                for number in itertools.count():
+                    await other.get_or_load(f"k{number}", lambda: 1, Policy(60))
+                    state = (await http.get("/state")).json()
+                    problems = [one["text"] for one in state["problems"] if one["kind"] == "refused"]
+                    # What both report goes on to arrive.
+                    shown = sum(one["seen"] > now and not one["gone"] for one in state["processes"]) == 2
+                    if shown and state["fleet"] and problems:
+                        break
+                    await anyio.sleep(0.02)
+            assert problems[0].startswith("Redis refuses commands of ")
+            assert problems[0].endswith("raise maxmemory, or set maxmemory-policy to volatile-lru.")
+
+
+async def test_where_redis_takes_no_digest_the_page_shows_this_process_and_says_why(server, quick):
+    async with Cache(server.url, namespace="n") as cache, page_of(cache) as http:
+        await state_when(http, lambda state: state["fleet"])
+        server.command("ACL", "SETUSER", "default", "-zadd")
+        try:
+            state = await state_when(http, lambda state: not state["fleet"])
+            assert state["note"].startswith("Only this process is shown: Redis refuses what processes report (")
+            assert [one["id"] for one in state["processes"]] == [cache.report().id]
+        finally:
+            server.command("ACL", "SETUSER", "default", "+zadd")
+        await state_when(http, lambda state: state["fleet"])
 
 
 async def test_dead_letters_are_shown_retried_and_purged(server, quick):
@@ -1093,6 +1244,26 @@ def test_swr_top_shows_the_fleet_once_and_again(server, quick, monkeypatch, caps
         thread.join()
 
 
+def test_while_redis_is_unreachable_no_figure_is_that_of_processes_that_nobody_sees():
+    clock = Clock()
+    fleet, beside = Fleet(clock, clock), Fleet(clock, clock)
+    for reads in (100, 160):
+        clock.now += 1
+        digests = {name: digest_of(name, clock(), [RowReport("x", False, fresh=reads)]) for name in ("a", "own")}
+        fleet.look(digests, is_whole=True)
+        beside.look(digests, is_whole=True)
+    # A first look has nothing to compare with: it is no second without reads.
+    assert told(fleet, clock)["totals"]["reads_per_s"] == 120
+    clock.now += 1
+    fleet.look({"own": digest_of("own", clock(), [RowReport("x", False, fresh=190)])}, is_whole=False)
+    assert state_of(clock(), fleet, Keys(), about(fleet=False))["totals"]["reads_per_s"] == 30
+    # Beside the fleet nothing is seen, and nothing is said to have been read.
+    beside.look({}, is_whole=False)
+    state = state_of(clock(), beside, Keys(), about(fleet=False))
+    assert (state["rows"], state["totals"]["fresh"]) == ([], None)
+    assert [point["fresh"] for point in beside.remembered.since(0.0)["points"]] == [120]
+
+
 def test_swr_top_tells_how_many_processes_are_silent():
     clock = Clock()
     fleet = Fleet(clock, clock)
@@ -1110,6 +1281,7 @@ def test_swr_top_once_fails_where_redis_is_unreachable(capsys):
     shown = capsys.readouterr().out
     assert "ERROR: 1 process cannot reach Redis" in shown
     assert "No process reports" not in shown
+    assert "swr swr: no process can be seen\n" in shown
     assert main(["top", "--once", "--json", *where]) == 1
     assert json.loads(capsys.readouterr().out)["fleet"] is False
 

@@ -30,7 +30,7 @@ DATE = (b"date", b"Mon, 01 Jan 2024 00:00:00 GMT")
 ETAG = (b"etag", b'"a"')
 OLD = (b"last-modified", b"Sun, 31 Dec 2023 22:20:00 GMT")
 MODIFIED = [OLD, DATE]
-# What stands for lost origins is tested by itself.
+# What represents lost origins is tested by itself.
 BARE = SharingRules(heuristic=0.1, unreachable_for=0)
 LOST = 86400
 RULE = Terms(Policy(60, 600, 3600, ("ruled",)))
@@ -200,7 +200,7 @@ def test_no_rule_shares_what_came_for_credentials(override):
         (None, [(b"expires", b"Mon, 01 Jan 2024 01:01:00 GMT"), (b"date", b"Mon, 01 Jan 2024 01:00:00 GMT")], 60),
         (None, [(b"expires", b"Mon, 01 Jan 2024 00:01:00 GMT")], 60),
         (None, [(b"expires", b"Mon, 01 Jan 2024 00:01:00 GMT"), (b"date", b"x")], 60),
-        # The same twice is no contradiction.
+        # The same twice is not a contradiction.
         (None, [(b"expires", b"Mon, 01 Jan 2024 00:01:00 GMT")] * 2 + [DATE], 60),
         # Explicit goes before guessed.
         (b"max-age=5", MODIFIED, 5),
@@ -338,7 +338,7 @@ def test_an_age_takes_from_what_was_guessed():
         ([(b"age", b"20")], NOW, 20),
         ([(b"Age", b"020")], NOW, 20),
         ([(b"age", b" 20 ")], NOW, 20),
-        # The first of several counts, and what is no number does not (5.1).
+        # The first of several counts, and what is not a number does not (5.1).
         ([(b"age", b"20"), (b"age", b"30")], NOW, 20),
         ([(b"age", b"20, 30")], NOW, 20),
         ([(b"age", b"x")], NOW, 0),
@@ -351,7 +351,7 @@ def test_an_age_takes_from_what_was_guessed():
         ([DATE], NOW + 30.9, 30),
         ([DATE, (b"age", b"20")], NOW + 30, 30),
         ([DATE, (b"age", b"40")], NOW + 30, 40),
-        # A clock that is ahead of ours is no age.
+        # A clock that is ahead of ours is not an age.
         ([DATE], NOW - 30, 0),
         ([DATE, (b"age", b"20")], NOW - 30, 20),
         ([(b"date", b"x"), (b"age", b"20")], NOW + 30, 20),
@@ -499,7 +499,7 @@ def test_what_stands_in_for_a_lost_origin(cache_control, more, unreachable, expe
     ],
 )
 def test_how_long_it_is_kept_past_its_lifetime(cache_control, more, expected):
-    """As long as it can be of use: to stand in for a lost origin, or to be confirmed (RFC 9111 4.3)."""
+    """As long as it can be of use: to be the fallback for a lost origin, or to be confirmed (RFC 9111 4.3)."""
     assert (
         verdict(cache_control, *more, sharing=SharingRules(heuristic=0.1, unreachable_for=300)).policy.keep_for
         == expected
@@ -601,7 +601,7 @@ def test_a_rule_names_fields_beside_those_of_the_response():
     assert verdict(None, (b"vary", b"C, b"), terms=terms).vary == ("b", "c", "x")
     assert verdict(None, (b"vary", b"C, b"), terms=RULE).vary == ("b", "c")
     assert verdict(b"max-age=5").vary == ()
-    # One without times names them all the same.
+    # One without times names them anyway.
     assert verdict(b"max-age=5", terms=terms._replace(timed=False)).vary == ("b", "x")
 
 

@@ -13,7 +13,7 @@ from swr.engine.entries import Value
 from swr.engine.repeats import Repeats
 from swr.events import CommitRejected, Committed
 from swr.middleware import SWRMiddleware
-from swr.stores.base import Kind, Notification
+from swr.stores.base import Kind, Notification, StoreRefused
 from tests.fleet import POLICY, Job, define, settle
 from tests.servers import Server
 from tests.test_redis import until
@@ -89,7 +89,7 @@ class TestSet:
         await rank("ATL")
         if answer == "coroutine":
             answer = asyncio.sleep(0)
-        with pytest.raises(ConfigurationError, match="is no value for 'rank:ATL'"):
+        with pytest.raises(ConfigurationError, match="is not a value for 'rank:ATL'"):
             await rank.set(answer, "ATL")
         assert await rank("ATL") == [1]
         if answer is not NOT_MODIFIED:
@@ -356,6 +356,30 @@ class TestAnOutage:
         assert await one.engine.entries.set("k", job.codec, value(7)) is False
         assert (await one.engine.fetch("k", job)).value == 13
 
+    @pytest.mark.parametrize("is_refused", [False, True], ids=["stored", "refused"])
+    @pytest.mark.parametrize("what", ["seize", "commit"])
+    async def test_nor_is_what_a_load_without_a_lease_has_overtaken(self, two, what, is_refused):
+        one, other = two
+        job = Job(lambda run: run + 10)
+
+        async def refuse():
+            raise StoreRefused("full")
+
+        async def meanwhile():
+            del one.link.before[what]
+            one.link.before["acquire"] = refuse
+            assert (await one.engine.fetch("k", job)).value == 11
+            del one.link.before["acquire"]
+            if is_refused:
+                one.link.before["commit"] = refuse
+
+        one.link.before[what] = meanwhile
+        assert await one.engine.entries.set("k", job.codec, value(7)) is False
+        one.link.before.clear()
+        assert (await one.engine.fetch("k", job)).value != 7
+        await settle()
+        assert (await other.engine.fetch("k", job)).value != 7
+
     async def test_redis_is_unreachable_and_reachable_again(self, own_server: Server):
         url = own_server.url
         async with Cache(url, timeout=0.2) as one, Cache(url, timeout=0.2) as other:
@@ -420,7 +444,7 @@ class TestMany:
             await ranks.set({"BOS": [1]}, ["ATL"])
         with pytest.raises(ConfigurationError, match="returned list"):
             await ranks.set([1], ["ATL"])
-        with pytest.raises(ConfigurationError, match="is no value"):
+        with pytest.raises(ConfigurationError, match="is not a value"):
             await ranks.set({"ATL": [1], "BOS": NOT_MODIFIED}, ["ATL", "BOS"])
         assert await ranks.peek(["ATL"]) == {}
 
@@ -457,7 +481,7 @@ class TestPeek:
             outcome = await rank.peek("ATL")
             assert (outcome.value, outcome.state, outcome.age) == ([1], State.STALE, 61)
             clock.advance(600)
-            # What is kept for a load that fails is no answer yet.
+            # What is kept for a load that fails is not an answer yet.
             assert await rank.peek("ATL") is None
             assert rank.calls == ["ATL"]
 

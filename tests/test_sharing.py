@@ -252,6 +252,7 @@ class TestUnknownFields:
                     found = await http.get("/x", headers={"x-page": page} if page else {})
                     assert (found.json(), found.headers["swr-state"]) == (page, state)
 
+    @pytest.mark.uncounted
     async def test_it_is_logged_once_with_the_remedy(self, cache, caplog):
         async with client(SWRMiddleware(App(), cache, rules=[RULE])) as http:
             for number in range(120):
@@ -623,6 +624,7 @@ async def test_without_a_visible_route_the_decorator_shares_behind_the_dependenc
     assert len(runs) == 1
 
 
+@pytest.mark.uncounted
 async def test_fields_in_any_number_take_linear_time(cache):
     app = App()
     lines = [("x-odd", "1")] * 20_000 + [("origin", "a")] * 20_000 + [("if-none-match", '"a"')] * 20_000

@@ -1193,3 +1193,24 @@ async def test_scopes_of_a_user_who_has_not_logged_in_are_not_shared(cache):
         for is_beta in (True, False, True, False):
             scopes = [is_beta]
             assert (await http.get("/x")).json() == (["beta"] if is_beta else [])
+
+
+@pytest.mark.parametrize(
+    ("control", "is_believed"),
+    [
+        ("max-age=0", False),
+        ("max-age=x", False),
+        ("s-maxage=0, stale-if-error=60", False),
+        ("max-age=0, stale-while-revalidate=60, stale-if-error=60", True),
+        ("max-age=60", True),
+    ],
+)
+async def test_what_a_rule_adds_to_a_lifetime_of_zero_is_under_the_rules_terms(cache, control, is_believed):
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.headers["x-tenant"], headers={"cache-control": control})
+
+    app = Starlette(routes=[Route("/x", endpoint)])
+    middleware = SWRMiddleware(app, cache, [Rule("/x", fresh_for=60, stale_for=60, stale_if_error=60)])
+    async with client(middleware) as http:
+        found = [(await http.get("/x", headers={"x-tenant": tenant})).text for tenant in ("a", "b")]
+    assert found == (["a", "a"] if is_believed else ["a", "b"])

@@ -39,9 +39,9 @@ from tests.simulation.world import Gate, Link, Server, Weather
 
 FULL = os.environ.get("SWR_FULL") == "1"
 SEEDS = int(os.environ.get("SWR_SIMULATION_SEEDS", 10_000 if FULL else 0))
-REDUCED = {"mixed": 50, "paused-holder": 60, "lost-reply": 60, "invalidation": 60, "loss": 60}
-REDUCED |= {"older-data": 20, "releases": 20, "no-memory": 20, "stalls": 20, "hung-loaders": 20, "failing-crowds": 15}
-REDUCED |= {"fallbacks": 20}
+REDUCED = {"mixed": 25, "paused-holder": 30, "lost-reply": 30, "invalidation": 30, "loss": 30}
+REDUCED |= {"older-data": 10, "releases": 10, "no-memory": 10, "stalls": 10, "hung-loaders": 10, "failing-crowds": 8}
+REDUCED |= {"fallbacks": 10}
 TRIED = {"paused-holder": PAUSED, "lost-reply": LOST, "invalidation": INVALIDATED}
 TRIED |= {"older-data": OLDER, "no-memory": REFUSED, "hung-loaders": HUNG, "fallbacks": MARKED}
 
@@ -151,7 +151,7 @@ SABOTAGES = {
         RefreshPath, "_ask", "force=flight.forced or (not flight.is_unasked and self._endings.fallback(flight) is None)",
         "force=False", "mixed", "raised SWRError", 55,
     ),
-    "anything is served in place of a failed load": Sabotage(
+    "anything is served instead of a failed load": Sabotage(
         Endings, "fallback", "if entry is None or not (decision.serve or decision.fallback)", "if entry is None",
         "lost-reply", "as stale (Failed('load", 26,
     ),
@@ -246,10 +246,10 @@ SABOTAGES = {
         Load, "_commit", "flight.superseded = True\n            return True", "pass\n            return True",
         "invalidation", "that it had heard of", 350,
     ),
-    "what was marked is no fallback": Sabotage(
+    "what was marked is not a fallback": Sabotage(
         Endings, "fallback", "if entry is None or not (decision.serve or decision.fallback)",
         "if entry is None or entry.is_marked or not (decision.serve or decision.fallback)", "no-memory",
-        "could stand in", 5,
+        "could be the fallback", 5,
     ),
     "what flights fall back on is not marked": Sabotage(
         Flights, "mark_stale", "one.entry = marked_stale(one.entry, version)", "pass", "fallbacks", "which is wrong", 260,

@@ -21,7 +21,7 @@ from swr.testing import FakeClock
 from tests.fleet import Process, settle
 
 EXAMPLES = os.environ.get("SWR_STATE_EXAMPLES")
-# A load that was overtaken is done again twice at most; then its value is answered all the same.
+# A load that was overtaken is done again twice at most; then its value is answered anyway.
 LOADS = 3
 
 
@@ -269,7 +269,7 @@ class Fleet(RuleBasedStateMachine):
         loads = error.args[0] if isinstance(error, Failed) else []
         mine = [load for load in loads if load.process == process and load.key in keys and load.ended > asked]
         if not mine:
-            self.blame(f"{question}: raised {error!r}, which is no failure of its own")
+            self.blame(f"{question}: raised {error!r}, which is not a failure of its own")
         # Of several keys it is not known for which nothing stood in.
         if refresh or len(keys) > 1:
             return
@@ -280,7 +280,7 @@ class Fleet(RuleBasedStateMachine):
         if held is not None and losses == self.losses[process] and held.began > known:
             windows = WINDOWS[key]
             if self.clock() - held.wall + 1 < windows.fresh_for + max(windows.stale_for, windows.stale_if_error):
-                self.blame(f"{question}: raised {error!r}, although {held} could stand in")
+                self.blame(f"{question}: raised {error!r}, although {held} could be the fallback")
 
     # -- readers ----------------------------------------------------------------------------------------------
 

@@ -509,6 +509,7 @@ async def test_responses_that_are_confirmed_to_each_request_keep_their_places(ca
     assert [state for state in states[4:] if "fwd-status=304" not in state] == []
 
 
+@pytest.mark.uncounted
 async def test_a_url_is_kept_apart_by_a_limited_number_of_fields(cache):
     app = Sometimes(*(f"h{number}" for number in range(100)))
     async with client(SWRMiddleware(app, cache)) as http:
@@ -675,6 +676,7 @@ class TestDirectivesOfARequest:
 
 
 class TestUnsafeMethods:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         ("status", "outdates"),
         [
@@ -917,6 +919,7 @@ class TestCookiesThatDoNotMatter:
             assert (await http.get("/x", headers={"cookie": "lang=de"})).headers["swr-state"] == "fresh"
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "varies", [("foo", None), (None, "foo"), ("foo", "bar", None), ("foo, bar", None, "foo"), ("foo", "bar")], ids=str
 )

@@ -671,7 +671,10 @@ last = Last()
 """
         )
         late = "the .sync of the loader of 'k:{group}' comes too late: the interpreter is ending"
-        assert output.splitlines() == ["loaded True", "loaded True", late]
+        lines = output.splitlines()
+        assert lines[:2] == ["loaded True", "loaded True"]
+        # A thread of loaders that is still alive may keep the module's names, and then Python destroys no `last`.
+        assert lines[2:] in ([], [late])
 
     def test_a_call_at_the_end_of_the_interpreter_does_not_wait(self, monkeypatch):
         monkeypatch.setattr("sys.is_finalizing", lambda: True)
@@ -778,18 +781,18 @@ urlpatterns = [
         assert done.stdout == "done\n", done.stderr
 
 
-def test_a_loop_beside_that_of_the_cache_is_told_the_way_and_it_leads_there(module):
-    async def beside() -> str:
-        with pytest.raises(ConfigurationError, match=r"another event loop: .*asyncio\.to_thread"):
-            await module.one("y")
-        return await asyncio.to_thread(module.one.sync, "y")
+def test_a_loop_beside_that_of_the_cache_is_told_the_way_and_it_leads_there(module, caplog):
+    async def beside() -> list[str]:
+        past = [await module.one("y"), await module.one("y")]
+        return [*past, *[await asyncio.to_thread(module.one.sync, "y") for _ in range(2)]]
 
     async def main() -> None:
         assert await module.one("x") == "x1"
-        assert await asyncio.to_thread(asyncio.run, beside()) == "y2"
+        assert await asyncio.to_thread(asyncio.run, beside()) == ["y2", "y3", "y4", "y4"]
         await module.cache.aclose()
 
     asyncio.run(main())
+    assert "in a thread: await asyncio.to_thread(loader.sync, ...)" in caplog.text
 
 
 def test_a_stale_answer_is_served_and_refreshed_behind_it():

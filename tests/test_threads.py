@@ -69,6 +69,7 @@ async def test_a_loader_that_hangs_leaves_threads_to_the_others(database):
     assert database.most == _EACH
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("loaders", [2, 3, 6])
 async def test_several_loaders_that_hang_leave_threads_to_the_others(loaders):
     databases = [Hanging() for _ in range(loaders)]
@@ -230,6 +231,7 @@ class Copied:
         return Copied()
 
 
+@pytest.mark.uncounted
 async def test_copies_of_large_values_are_made_in_a_thread():
     clock, here = FakeClock(), threading.get_ident()
     async with Cache(clock=clock, l1_max_bytes=2**30) as cache:

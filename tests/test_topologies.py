@@ -394,7 +394,7 @@ class TestCluster:
 
     @pytest.mark.parametrize("arrived", [False, True])
     async def test_the_slot_of_the_tag_versions_on_its_way_breaks_no_link(self, cluster: ClusterOfSix, arrived):
-        """Nobody gets an error, no link is lost, and tags are invalidated all the same."""
+        """Nobody gets an error, no link is lost, and tags are invalidated anyway."""
         namespace = fresh()
         slot = key_slot(f"{namespace}:{{!}}h".encode())
         source = cluster.master_of(f"{namespace}:{{!}}h".encode())

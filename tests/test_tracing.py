@@ -1,17 +1,20 @@
 """Spans of OpenTelemetry, read back through its SDK: what was loaded, for whom, and what its loader did meanwhile."""
 
 import contextlib
+from typing import Annotated
 
 import anyio
 import pytest
+from fastapi import Depends, FastAPI, Header
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from swr import Cache, ConfigurationError
+from swr import Cache, ConfigurationError, LoadTimeout, State
 from swr.middleware import SWRMiddleware
 from swr.otel import trace_loads
-from tests.fleet import Job, settle, until
+from swr.policy import NO_LIMITS, Limits
+from tests.fleet import POLICY, Job, settle, until
 from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +116,84 @@ async def test_a_refresh_of_a_response_is_linked_to_the_request_and_failures_are
     assert (loaded.status.is_ok, refresh.status.is_ok) == (True, False)
 
 
+async def test_a_refresh_that_replays_a_request_because_the_client_s_fields_failed_is_linked_to_it(
+    cache, traced, clock
+):
+    async def app(scope, receive, send):
+        status = 500 if (b"x-odd", b"1") in scope["headers"] else 200
+        fields = [(b"cache-control", b"max-age=60, stale-if-error=600")] if status == 200 else []
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async with client(SWRMiddleware(app, cache)) as http:
+        await http.get("/x")
+        clock.advance(70)
+        with traced.tracer.start_as_current_span("request") as request:
+            assert (await http.get("/x", headers={"x-odd": "1"})).status_code == 200
+        await until(lambda: traced.named("swr refresh") or len(traced.named("swr load")) > 2)
+    (refresh,) = traced.named("swr refresh")
+    assert (refresh.parent, links_of(refresh)) == (None, [request.get_span_context().span_id])
+    assert refresh.status.is_ok
+
+
+@pytest.mark.parametrize("fails", ["", "endpoint", "both", "dependency"])
+async def test_a_refresh_behind_a_login_is_one_trace_of_its_own_with_what_its_dependencies_do(
+    cache, traced, clock, fails
+):
+    runs, gate = [], anyio.Event()
+
+    async def user(authorization: str = Header()) -> str:
+        runs.append(authorization)
+        if len(runs) == 3:
+            await gate.wait()
+        with traced.tracer.start_as_current_span("session"):
+            if len(runs) == 3 and fails == "dependency":
+                raise RuntimeError("no database")
+            return await profile(authorization)
+
+    @cache.cached("profile:{name}", fresh_for=60)
+    async def profile(name: str) -> str:
+        return name
+
+    app = FastAPI()
+    app.add_middleware(SWRMiddleware, cache=cache)
+
+    @app.get("/top/{group}")
+    @cache.response(fresh_for=60, stale_for=600, shared=True)
+    async def top(group: str, name: Annotated[str, Depends(user)]) -> str:
+        with traced.tracer.start_as_current_span("query"):
+            if len(runs) == 3 and fails == "both":
+                # Then there is nothing to fall back on, and the app fails, too.
+                await cache.clear()
+            if len(runs) == 3 and fails:
+                raise RuntimeError("no database")
+            return group
+
+    async with client(app) as http:
+
+        async def read() -> str:
+            return (await http.get("/top/ATL", headers={"authorization": "Bearer 1"})).headers["swr-state"]
+
+        assert await read() == "missing"
+        clock.advance(70)
+        # It is not part of what is looked at.
+        await profile.refresh("Bearer 1")
+        with traced.tracer.start_as_current_span("request") as request:
+            assert await read() == "stale"
+        traced.exporter.clear()
+        gate.set()
+        await until(lambda: traced.named("swr refresh"))
+    (refresh,) = traced.named("swr refresh")
+    assert (refresh.parent, links_of(refresh)) == (None, [request.get_span_context().span_id])
+    assert refresh.status.is_ok == (not fails)
+    assert [event.attributes["exception.type"] for event in refresh.events] == ["RuntimeError"] * bool(fails)
+    within = [name for name in ("session", "query", "swr commit") for span in traced.named(name)]
+    assert within == ["session", "query", "swr commit"][: {"": 3, "dependency": 1}.get(fails, 2)]
+    assert all(span.parent.span_id == refresh.context.span_id for name in within for span in traced.named(name))
+    of_route = {} if fails == "dependency" else {"swr.route": "/top/{group}"}
+    assert dict(refresh.attributes) == {"swr.cache": "shop", **of_route}
+
+
 async def test_a_loader_that_raises_marks_its_span(cache, traced):
     @cache.cached("top", fresh_for=60)
     async def top() -> str:
@@ -123,6 +204,45 @@ async def test_a_loader_that_raises_marks_its_span(cache, traced):
     (loaded,) = traced.named("swr load")
     assert not loaded.status.is_ok
     assert [event.attributes["exception.type"] for event in loaded.events] == ["ValueError"]
+
+
+@pytest.mark.parametrize("is_batch", [True, False])
+async def test_a_load_that_runs_out_of_time_marks_its_span(cache, traced, is_batch):
+    @cache.cached_many("many:{n}", fresh_for=60, hard_timeout=0.01)
+    async def many(numbers: list[int]) -> dict[int, int]:
+        await anyio.sleep_forever()
+
+    @cache.cached("one:{n}", fresh_for=60, hard_timeout=0.01)
+    async def one(n: int) -> int:
+        await anyio.sleep_forever()
+
+    with pytest.raises(LoadTimeout):
+        await (many([1]) if is_batch else one(1))
+    await until(lambda: traced.named("swr load"))
+    (loaded,) = traced.named("swr load")
+    assert (loaded.status.is_ok, loaded.status.description) == (False, "LoadTimeout")
+    assert [event.attributes["exception.type"] for event in loaded.events] == ["swr.errors.LoadTimeout"]
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_a_load_that_closing_cancels_marks_its_span_unless_its_value_is_stored(traced, place_url, is_stored):
+    begun = anyio.Event()
+
+    class Long(Job):
+        async def run(self, load):
+            if is_stored:
+                await load.store(1, POLICY)
+            begun.set()
+            await anyio.sleep_forever()
+
+    async with Cache(place_url, drain_for=0) as cache:
+        end = trace_loads(cache, traced.tracer)
+        cache.engine.begin("k", Long(), None)
+        await begun.wait()
+    end()
+    (loaded,) = traced.named("swr load")
+    assert loaded.status.is_ok == is_stored
+    assert len(loaded.events) == (not is_stored)
 
 
 async def test_a_batch_has_one_span_for_each_call_of_its_loader(cache, traced):
@@ -198,6 +318,62 @@ async def test_a_request_has_no_link_to_a_load_of_its_own_however_often_it_waits
     loads = traced.named("swr load")[-2:]
     assert [load.parent.span_id for load in loads] == [request.get_span_context().span_id] * 2
     assert traced.named("request")[0].links == ()
+
+
+async def test_a_stale_hit_of_a_loader_that_mostly_misses_is_refreshed_in_a_trace_of_its_own(
+    cache, traced, clock, place
+):
+    # Without a local copy every read asks Redis. After some misses the lease request leaves with the read.
+    @cache.cached("top:{n}", fresh_for=60, stale_for=600, local=place.startswith("memory"))
+    async def top(n: int) -> int:
+        with traced.tracer.start_as_current_span("query"):
+            return n
+
+    for n in range(20):
+        await top(n)
+    clock.advance(70)
+    with traced.tracer.start_as_current_span("request") as request:
+        assert (await top.outcome(7)).state is State.STALE
+    await until(lambda: traced.named("swr refresh") or len(traced.named("swr load")) > 20)
+    (refresh,) = traced.named("swr refresh")
+    assert (refresh.parent, links_of(refresh)) == (None, [request.get_span_context().span_id])
+    assert traced.named("query")[-1].parent.span_id == refresh.context.span_id
+    assert len(traced.named("swr load")) == 20
+
+
+@pytest.mark.parametrize("limits", [NO_LIMITS, Limits(max_stale=0)])
+async def test_a_flight_that_begins_with_its_reader_is_a_refresh_if_what_is_stored_was_the_answer(
+    two, traced, clock, limits
+):
+    process, job = two[0], Job()
+    cache = Cache()
+    cache.engine = process.engine
+    for number in range(12):
+        await process.engine.fetch(f"other:{number}", Job())
+    await two[1].engine.fetch("k", Job())
+    clock.advance(70)
+    end = trace_loads(cache, traced.tracer)
+    # The flight has the lease before its reader has the answer.
+    gate = anyio.Event()
+    process.link.after["read"] = gate.wait
+
+    async def read():
+        with traced.tracer.start_as_current_span("request"):
+            await process.engine.fetch("k", job, limits)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await until(lambda: job.runs or ((flight := process.engine.flights.get("k")) and flight.load))
+        await settle()
+        gate.set()
+    await until(lambda: traced.named("swr load") or traced.named("swr refresh"))
+    end()
+    (request,), spans = traced.named("request"), traced.named("swr load") + traced.named("swr refresh")
+    is_served = limits is NO_LIMITS
+    assert [span.name for span in spans] == ["swr refresh" if is_served else "swr load"]
+    assert links_of(spans[0]) == ([request.context.span_id] if is_served else [])
+    assert (spans[0].parent is None) == is_served
+    assert request.links == ()
 
 
 @pytest.mark.parametrize("fails", [False, True])

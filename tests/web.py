@@ -1,4 +1,4 @@
-"""What stands for the web in tests: apps that do as they are told, and clients."""
+"""What represents the web in tests: apps that do as they are told, and clients."""
 
 import importlib.metadata
 
@@ -54,7 +54,7 @@ def client(app, **options):
 
 
 def cache_on(process, clock):
-    """Return a cache whose entries and leases lie in the store of a process of a fleet."""
+    """Return a cache whose entries and leases are in the store of a process of a fleet."""
     cache = Cache(clock=clock)
     cache.engine = process.engine
     return cache

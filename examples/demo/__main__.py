@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from examples.demo import rounds, tour
 from examples.demo.log import Log
 from examples.demo.servers import StartError, redis, redis_binary, workers
 from examples.demo.signals import cancelled_by_signals
-from examples.flights import build
+from examples.flights import Flights, build
 
 WORKERS: Final = 2
 DASHBOARD: Final = "/swr/"
@@ -51,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="do not open the dashboard in a browser"
     )
+    parser.add_argument(
+        "--flights", type=Path, metavar="FILE", help="copy this database of python -m examples.flights, not make one"
+    )
     options = parser.parse_args(arguments)
+    if options.flights and not options.flights.is_file():
+        parser.error(f"no database at {options.flights}; python -m examples.flights {options.flights} makes it")
     options.seconds = max(5.0 if options.strategy == "read" else 15.0, options.seconds)
     is_terminal = sys.stdout.isatty()
     console = Console(force_terminal=is_terminal, highlight=False, soft_wrap=True)
@@ -81,7 +87,7 @@ async def _until_signal(console: Console, options: argparse.Namespace, stays: bo
 async def _show(
     console: Console, folder: Path, options: argparse.Namespace, stays: bool, stack: ExitStack
 ) -> tuple[str, list[str]]:
-    """Build the database, start the servers and take the tour; return the URL of the ranking API and its airports.
+    """Make the database, start the servers and take the tour; return the URL of the ranking API and its airports.
 
     Raises:
         StartError: a server did not start, or there is none and the strategy needs one.
@@ -91,9 +97,12 @@ async def _show(
     binary = redis_binary()
     if binary is None and strategy != "read":
         raise StartError(f"--strategy {strategy} needs a server: {_NO_SERVER}")
-    console.print("building the database of 336,776 flights ...")
     database = folder / "flights.db"
-    flights = build(database)
+    if options.flights:
+        flights = Flights(shutil.copyfile(options.flights, database))
+    else:
+        console.print("building the database of 336,776 flights ...")
+        flights = build(database)
     await asyncio.sleep(0)
     # A fifth of the tour: long enough to be hit often, short enough to be seen going stale, or loaded again.
     every = seconds / rounds.ROUNDS

@@ -73,7 +73,7 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
     console.print(
         f"All {progress.requests:,} requests with it took {loads:,} loads, one for "
         f"{progress.requests / loads:.0f} requests.\n"
-        f"Without it each answer is a load: {len(uncached):,} of the {due:,} requests were answered in time.\n"
+        f"Without it each answer is a load: {len(uncached):,} of {due:,} requests were answered in time.\n"
         f"{len(shown)} late flights were added; the very next answer showed {sum(shown)} of them."
     )
 

@@ -19,7 +19,7 @@ def requests(paths: Sequence[str]) -> Iterator[str]:
     """Yield the paths in the order in which the trace asks for its hottest keys, over and over.
 
     Parameters:
-        paths: the most popular first; the first stands for the trace's hottest key, and so on.
+        paths: the most popular first; the first represents the trace's hottest key, and so on.
     """
     trace = keys()
     path_of = {key: path for path, (key, _) in zip(paths, Counter(trace).most_common(), strict=False)}

@@ -45,7 +45,9 @@ def add(commands: Commands) -> None:
         metavar="ADDRESS",
         help=f"host:port, [::1]:port or :port; beyond this machine only with {AUTH} (%(default)s)",
     )
-    option("--actions", action="store_true", help="let those who may look invalidate, too, and retry dead letters")
+    option(
+        "--actions", action="store_true", help="also let those who may look invalidate entries and retry dead letters"
+    )
     option("--show-queries", action="store_true", help="show the values of queries, which may be secrets")
     add_store(dashboard)
 

@@ -1,4 +1,4 @@
-"""`swr inspect` and `swr invalidate`: what lies in Redis for a key, and removing it."""
+"""`swr inspect` and `swr invalidate`: what is in Redis for a key, and removing it."""
 
 import argparse
 import asyncio
@@ -41,7 +41,7 @@ examples:
   swr inspect ranking:ATL:100 --watch
       The same every two seconds, of the Redis that SWR_REDIS_URL names.
   swr inspect 'GET http://example.com\\n/rankings/ATL?'
-      The same for a response; \\n stands for the line break in a key.
+      The same for a response; \\n represents the line break in a key.
 
 The key is that of the template with its arguments filled in; a decorated
 function tells it: top100.key("ATL").
@@ -57,7 +57,7 @@ examples:
       All that carries a tag.
   swr invalidate --loader ranking:top100 ATL '["JFK", 10]'
       What a loader has stored for top100("ATL") and top100("JFK", 10), where its
-      own cache lies.
+      own cache is.
   swr invalidate --loader ranking:top100 --all
       All that a loader has stored.
   swr invalidate --tag group:ATL --soft
@@ -74,8 +74,8 @@ def add(commands: Commands) -> None:
         commands,
         "inspect",
         _inspect,
-        "what lies in Redis for one key",
-        "What lies in Redis for one key: state, age, deadlines, version, size, tags and lease.",
+        "what is in Redis for one key",
+        "What is in Redis for one key: state, age, deadlines, version, size, tags and lease.",
         _INSPECT,
     )
     inspect.add_argument("key", help="the key, ranking:ATL:100")
@@ -90,18 +90,18 @@ def add(commands: Commands) -> None:
         _INVALIDATE,
     )
     add = invalidate.add_argument
-    add("what", nargs="*", metavar="KEY", help="a key, ranking:ATL:100; behind --loader, the arguments of a call")
+    add("what", nargs="*", metavar="KEY", help="a key, ranking:ATL:100; after --loader, the arguments of a call")
     add("--key", help="the same as KEY")
     add("--url", help="the responses to a path or URL with its query, /rankings/ATL?limit=10")
     add("--tag", help="all that carries this tag")
     add("--loader", metavar="MODULE:FUNCTION", help="what this loader has stored for calls, or with --all")
-    add("--all", action="store_true", help="everything of the namespace; behind --loader, of the loader")
-    add("--soft", action="store_true", help="mark it stale, in place of removing it")
+    add("--all", action="store_true", help="everything of the namespace; after --loader, everything of the loader")
+    add("--soft", action="store_true", help="mark it stale, instead of removing it")
     add_store(invalidate)
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    """Say what lies in Redis for a key."""
+    """Say what is in Redis for a key."""
     return watched(options, lambda: _show(options))
 
 
@@ -174,14 +174,14 @@ async def _remove(store: "RedisStore", key: str, is_soft: bool) -> bool:
 
 
 def _invalidate_calls(options: argparse.Namespace) -> int:
-    """Remove what a loader has stored for calls, where its own cache lies."""
+    """Remove what a loader has stored for calls, where its own cache is."""
     if not options.what and not options.all:
         raise ConfigurationError(
-            f"for which calls of {options.loader!r}? Give the arguments of each, ATL or '[\"ATL\", 10]'; for all "
-            f"that it has stored: --all"
+            f"for which calls of {options.loader!r}? Give the arguments of each, ATL or '[\"ATL\", 10]'; or --all for "
+            f"everything that it has stored"
         )
     if options.redis is not None or options.namespace is not None:
-        raise ConfigurationError("--loader works where the loader's own cache lies: leave out --redis and --namespace")
+        raise ConfigurationError("--loader works where the loader's own cache is: leave out --redis and --namespace")
     out = sys.stdout
     # A module may print; that is not the answer.
     with contextlib.redirect_stdout(sys.stderr), quiet():

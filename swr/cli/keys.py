@@ -1,4 +1,4 @@
-"""`swr keys`: which entries lie in Redis, some at a time."""
+"""`swr keys`: which entries are in Redis, some at a time."""
 
 import argparse
 import asyncio
@@ -50,8 +50,8 @@ def add(commands: Commands) -> None:
         commands,
         "keys",
         _keys,
-        "which entries lie in Redis, by loader or route, some at a time",
-        "Which entries lie in Redis: key, state, age, bytes and tags of each.",
+        "which entries are in Redis, by loader or route, some at a time",
+        "Which entries are in Redis: key, state, age, bytes and tags of each.",
         _EXAMPLES,
     )
     add = keys.add_argument
@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
     add("--route", metavar="PATH", help="responses of the route with this path template, /rankings/{group}")
     add("--limit", type=int, default=100, metavar="N", help="end after N keys (%(default)s), or a few more")
     add("--cursor", default="0.0", metavar="CURSOR", help="go on where the last answer ended")
-    add("--tags", action="store_true", help="show the tags of each, too")
+    add("--tags", action="store_true", help="also show the tags of each")
     add_store(keys)
 
 
@@ -86,7 +86,7 @@ def _keys(options: argparse.Namespace) -> int:
     """Say which entries there are."""
     number, _, cursor = options.cursor.partition(".")
     if not (number.isdecimal() and cursor.isdecimal() and number.isascii() and cursor.isascii()):
-        raise ConfigurationError(f"--cursor {options.cursor!r} is none that swr keys has shown, such as 0.1408")
+        raise ConfigurationError(f"--cursor {options.cursor!r} is not a cursor that swr keys has shown, such as 0.1408")
     if options.limit < 1:
         raise ConfigurationError(f"--limit {options.limit} is not 1 or more")
     if options.loader is not None and options.route is not None:
@@ -129,7 +129,7 @@ async def _page(store: "RedisStore", wanted: _Wanted, number: int, cursor: int, 
     # As many keys as are missing: a step finds few more. Where it finds none, the next one is longer.
     step = limit
     if number >= len(links):
-        raise ConfigurationError(f"--cursor {number}.{cursor} is of a server that is not there any more: begin anew")
+        raise ConfigurationError(f"--cursor {number}.{cursor} belongs to a server that is gone: begin without --cursor")
     while number < len(links):
         cursor, names = await _scan(store, links[number], cursor, min(step, _STEP))
         more = await _inspected(store, links[number], names, wanted)
@@ -152,7 +152,7 @@ async def _scan(store: "RedisStore", link: "ServerLink", cursor: int, count: int
 async def _inspected(
     store: "RedisStore", link: "ServerLink", names: list[bytes], wanted: _Wanted
 ) -> "list[Inspection]":
-    """Return what lies under names, as far as it is wanted."""
+    """Return what is under names, as far as it is wanted."""
     before = len(store.names.prefix) + 2
     texts = {name: name[before:-1].decode("latin-1") for name in names}
     if store.packing.names is None and wanted.prefix:
@@ -168,7 +168,7 @@ async def _inspected(
 
 
 async def _get(link: "ServerLink", name: bytes) -> bytes | None:
-    """Return what lies under a name; None: it has gone, or moved to another server, or is none of swr's."""
+    """Return what is under a name; None: it has gone, or moved to another server, or is none of swr's."""
     from redis.exceptions import ResponseError
 
     try:
@@ -184,7 +184,7 @@ def _parts(names: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def _inspect(store: "RedisStore", name: str, data: bytes, wanted: _Wanted) -> "Inspection | None":
-    """Return what lies under a name; None: no entry, or one that is not wanted."""
+    """Return what is under a name; None: no entry, or one that is not wanted."""
     from swr.stores.redis.inspection import of_data
 
     if not frames.is_entry(data):

@@ -25,7 +25,7 @@ examples:
       A cache on 127.0.0.1:8000 that obeys the Cache-Control of the service on port 9000.
   swr proxy http://127.0.0.1:9000 --fresh-for 60 --stale-for 10m --stale-if-error 1d
       The same, for answers that say nothing: a minute fresh, ten more served while they are
-      refreshed in the background, and a day in place of errors.
+      refreshed in the background, and a day instead of errors.
   swr proxy http://app:9000 --listen :8000 --redis redis://redis:6379/0
       On all interfaces (IPv4), sharing what is stored with every other such process.
 
@@ -44,7 +44,9 @@ def add(commands: Commands) -> None:
         "A caching reverse proxy: a shared HTTP cache (RFC 9111) in front of an HTTP service.",
         _EXAMPLES,
     )
-    proxy.add_argument("upstream", help="the service, http://host:port; a path is put before every path")
+    proxy.add_argument(
+        "upstream", help="the service, http://host:port; its path, if any, is put before the path of every request"
+    )
     option = proxy.add_argument
     option(
         "--listen",
@@ -89,7 +91,7 @@ def add(commands: Commands) -> None:
         type=_names,
         default=(),
         metavar="NAMES",
-        help="request fields that no answer depends on, with commas between them (none but those that are harmless)",
+        help="request fields that no answer depends on, with commas between them (only the harmless ones)",
     )
 
     service = proxy.add_argument_group("the service")
@@ -225,7 +227,9 @@ def _on_granian(app: ASGIApp, options: argparse.Namespace) -> None:
     except ImportError as error:
         raise Failure(f"--server granian needs granian and uvloop ({error}): pip install 'swr[granian]'") from None
     if options.keep_alive is not None:
-        raise ConfigurationError("--keep-alive: with granian --head-timeout counts between two requests too")
+        raise ConfigurationError(
+            "--keep-alive: granian has none; there --head-timeout also counts between two requests"
+        )
     head_timeout = _positive("--head-timeout", options)
     listener, shown = listener_at(options.listen)
     host, port = listener.getsockname()[:2]

@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
         ("dead", _dead, "the groups that were given up, and why"),
     ):
         action = command(actions, name, run, about, f"Show {about}.", _EXAMPLES)
-        action.add_argument("name", nargs="?", help="the queue's; without it, of every queue of the namespace")
+        action.add_argument("name", nargs="?", help="of the queue; without it, all queues of the namespace")
         add_store(action)
         add_watch(action)
     for name, run, about in (
@@ -61,7 +61,7 @@ def add(commands: Commands) -> None:
         ("purge", _purge, "throw dead letters away"),
     ):
         action = command(actions, name, run, about, f"{about.capitalize()}.", _EXAMPLES)
-        action.add_argument("name", help="the queue's")
+        action.add_argument("name", help="of the queue")
         action.add_argument("keys", nargs="*", default=[], metavar="key", help="as `swr queue dead` shows it")
         action.add_argument("--all", action="store_true", help="every dead letter of the queue")
         add_store(action)
@@ -133,7 +133,7 @@ def _settle(options: argparse.Namespace, done: str, do: "Callable[[Queue, list[s
         there = {letter.key for letter in await queue.dead()}
         strange = [key for key in keys if key not in there]
         if strange:
-            raise Failure(f"{strange[0]!r} is no dead letter of {options.name!r}: nothing was {done}")
+            raise Failure(f"{strange[0]!r} is not a dead letter of {options.name!r}: nothing was {done}")
         return await do(queue, keys)
 
     count = asyncio.run(with_store(options, settle))

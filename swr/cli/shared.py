@@ -44,7 +44,7 @@ else:
 T = TypeVar("T")
 
 NAMESPACE_HELP: Final = f"the beginning of every key in Redis (what {NAMESPACE} says, or swr)"
-# Examples begin with a command; what it does stands below, further to the right.
+# Examples begin with a command; what it does is below, further to the right.
 _COMMAND: Final = "  "
 # A text for one of these says which one is meant.
 _NO_TEXT: Final = (int, float, Decimal, Enum, UUID, date, timeofday, timedelta)
@@ -111,8 +111,8 @@ def command(
     Parameters:
         run: does it, and returns the exit code; None: it has commands of its own.
         about: a line for the list of commands.
-        more: what stands above its options.
-        examples: what stands below them.
+        more: what is above its options.
+        examples: what is below them.
     """
     parser = commands.add_parser(
         name,
@@ -133,7 +133,7 @@ def add_json(parser: argparse.ArgumentParser, what: str = "one JSON object") -> 
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """Add what says where a cache lies."""
+    """Add what says where a cache is."""
     add = parser.add_argument
     add(
         "--redis",
@@ -181,7 +181,7 @@ def watched(options: argparse.Namespace, show: Callable[[], int]) -> int:
 
 
 def find_store(options: argparse.Namespace) -> None:
-    """Fill in what the environment says of where a cache lies.
+    """Fill in what the environment says of where a cache is.
 
     Raises:
         ConfigurationError: a variable cannot work.
@@ -282,7 +282,7 @@ def redis_of(engine: "Engine", name: str) -> "RedisStore":
     return store_of(
         engine,
         f"the cache of {name!r} is in the memory of one process, and no other process reads what is loaded here: give "
-        f'it a URL, Cache("redis://…")',
+        f'it a URL, Cache("redis://…"), or name a module that calls its configure(...) when it is imported',
     )
 
 

@@ -58,8 +58,8 @@ def _top(options: argparse.Namespace) -> int:
     async def show() -> int:
         hub = Hub(cache, Keys(), actions=False, simulate=False, beside=True)
         async with cache:
-            # What happens by the second takes two looks.
-            for _ in range(2):
+            # What happens in a second takes two looks.
+            for _ in range(3):
                 state = await _looked(hub)
             if options.once:
                 print(json.dumps(state)) if options.json else console.print(_told(state, console.width))
@@ -101,6 +101,8 @@ def _lines(state: State) -> "list[Text]":
         f"{totals['loads_per_s']:,.1f} loads/s",
         *([] if waited is None else [f"{waited:.1%} waited for nothing"]),
     ]
+    if not state["fleet"]:
+        numbers = ["no process can be seen"]
     lines = [_text(f"swr {state['namespace']}: {', '.join(numbers)}", "bold")]
     if state["note"]:
         lines.append(_text(state["note"], "yellow"))

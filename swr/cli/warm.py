@@ -63,7 +63,7 @@ def add(commands: Commands) -> None:
     keys.add_argument("--keys-from", metavar="NAME", help="MODULE:NAME of a list, or of a function that returns one")
     keys.add_argument("--keys-file", metavar="FILE", help="a file with one a line")
     warm.add_argument("--at-once", type=int, default=32, metavar="N", help="how many loads at a time (%(default)s)")
-    warm.add_argument("--force", action="store_true", help="load what is fresh, too")
+    warm.add_argument("--force", action="store_true", help="also load what is fresh")
     add_json(warm)
 
 

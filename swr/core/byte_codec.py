@@ -1,10 +1,10 @@
-"""The protocols of codecs, which turn bytes into the bytes that lie in Redis."""
+"""The protocols of codecs, which turn bytes into the bytes that are in Redis."""
 
 from typing import Protocol, runtime_checkable
 
 
 class ByteCodec(Protocol):
-    """Turns the bytes of values, tags and arguments into those that lie in Redis, and back.
+    """Turns the bytes of values, tags and arguments into those that are in Redis, and back.
 
     swr calls it from several threads at a time. If it cannot read bytes, they are a miss, logged once, and the next
     load replaces them. If it cannot write a value, the value stays in the memory of the process that loaded it.
@@ -35,7 +35,7 @@ class NameCodec(ByteCodec, Protocol):
     """A codec that hides keys, tags and the names of loaders and refreshers, too."""
 
     def encode_name(self, name: bytes, context: bytes, /) -> bytes:
-        """Return what stands for a name: the same in every process, and another one for every other name.
+        """Return what represents a name: the same in every process, and another one for every other name.
 
         Parameters:
             name: a key, a tag, or any other name.

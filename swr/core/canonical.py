@@ -1,4 +1,4 @@
-"""Arguments as text and as copies: the text stands in a key, and the copy is what a later load is called with.
+"""Arguments as text and as copies: the text is in a key, and the copy is what a later load is called with.
 
 Every value is written with its type in view: `1`, `"1"`, `True`, `None`, `1.0`, `("a:b",)` and `("a", "b")`
 all differ, in every process alike (`hash()` is salted and never used). A `str` or `int` subclass, such as a `StrEnum`
@@ -132,7 +132,7 @@ def plain_of(text: str) -> Any:
     if text.startswith("~"):
         match = _AS_TEXT.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is no plain value")
+            raise ValueError(f"{text!r} is not a plain value")
         return match[1]
     for kind in (int, float):
         try:

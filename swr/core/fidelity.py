@@ -199,7 +199,7 @@ class _Object:
         for name in names:
             # A descriptor computes its value again. SQLAlchemy notes there where a row comes from.
             if name != "_sa_instance_state" and not hasattr(type(getattr(self.kind, name, None)), "__set_name__"):
-                raise Changed(f"has the attribute {name!r}, which is no field of {self.kind.__qualname__}")
+                raise Changed(f"has the attribute {name!r}, which is not a field of {self.kind.__qualname__}")
 
 
 class _Model(_Object):
@@ -234,7 +234,7 @@ def _other(comparison: Comparison, back: Any, value: Any) -> None:
     raise Changed(f"is of type {name_of(type(value))} and comes back as {name_of(type(back))}")
 
 
-# Of a value of these classes only what the annotation says comes back, if it is equal.
+# A value of these classes comes back as the class that the annotation names, if it is equal.
 _CUT: Final[Mapping[type, tuple[tuple[type, ...], _Comparer]]] = {
     str: ((str,), _equal),
     bytes: ((bytes, bytearray), _equal),

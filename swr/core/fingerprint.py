@@ -12,7 +12,7 @@ import msgspec
 from swr.core.shapes import is_model
 
 # The format of frames, raised when their meaning changes. Another format is another version of every type, so that the
-# entries of two releases of swr lie side by side.
+# entries of two releases of swr are side by side.
 FORMAT: Final = 4
 # Words of a schema that say nothing of the shape. A default may differ from process to process.
 _NO_SHAPE: Final = {"default", "description", "examples"}
@@ -59,7 +59,7 @@ def _shape_of(schema: Any, *, are_names: bool = False) -> Any:
     """Return the part of a schema that values depend on."""
     if isinstance(schema, list):
         parts = [_shape_of(part) for part in schema]
-        # The names of required fields, in whatever order they stand in the class.
+        # The names of required fields, in whatever order they are in the class.
         return sorted(parts) if all(isinstance(part, str) for part in parts) else parts
     if not isinstance(schema, dict):
         return schema

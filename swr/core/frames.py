@@ -15,7 +15,7 @@ The XXH3 (64 bits) of the rest follows, with version and time as its seed. The r
 
 Header and payload may be encoded as a whole (`swr.core.packing`).
 
-Frames of one key stand side by side, one for each fingerprint. In a deploy that changes a model, both versions of the
+Frames of one key are side by side, one for each fingerprint. In a deploy that changes a model, both versions of the
 application then find their own.
 """
 
@@ -39,7 +39,7 @@ _KEPT_LONGER: Final = 5.0
 _FURTHEST: Final = 1e12
 _LATEST: Final = 9 * 10**15
 _KIND: Final = b"e"
-# What stands behind the version of a mark.
+# What follows the version of a mark.
 _MARK: Final = b"s"
 # The version, the kind, the fingerprint, the frame's length, the end of its life, the checksum.
 _PREFIX: Final = struct.Struct(f">{VERSION_DIGITS}sc8s10s{VERSION_DIGITS}sQ")
@@ -193,7 +193,7 @@ class Found(NamedTuple):
 
 
 def frames_in(data: bytes) -> Iterator[Found]:
-    """Return the frames that stand side by side in `data`, up to what is no frame."""
+    """Return the frames that are side by side in `data`, up to what is not a frame."""
     first = 0
     while data[first + VERSION_DIGITS : first + VERSION_DIGITS + 1] == _KIND:
         length = data[first + _LENGTH.start : first + _LENGTH.stop]
@@ -206,7 +206,7 @@ def frames_in(data: bytes) -> Iterator[Found]:
 
 
 def mark_in(data: bytes) -> int:
-    """Return the version at which what lies in `data` was marked stale, which stands behind the last frame; 0: never.
+    """Return the version at which what is in `data` was marked stale, which follows the last frame; 0: never.
 
     A later load is newer, and so not concerned.
     """
@@ -216,7 +216,7 @@ def mark_in(data: bytes) -> int:
 
 
 def frame_of(data: bytes, fingerprint: str) -> bytes | None:
-    """Return the frame of a type; None if only other types have one; what is no frame as it is."""
+    """Return the frame of a type; None if only other types have one; what is not a frame as it is."""
     if data[_TYPE.start : _LENGTH.stop] == b"%b%010d" % (fingerprint.encode(), len(data)):
         # Most entries are alone under their key.
         return data
@@ -240,7 +240,7 @@ def is_tombstone(frame: bytes) -> bool:
 
 
 def key_in(frame: bytes, packing: Packing) -> str | None:
-    """Return the key that stands in a frame; None: it cannot be read without knowing the key, or not at all."""
+    """Return the key that is in a frame; None: it cannot be read without knowing the key, or not at all."""
     if packing.codec is not None or len(frame) < _BODY:
         return None
     end = _LENGTHS.unpack_from(frame, _CHECKED)[2]
@@ -266,7 +266,7 @@ def _check_header(header: _Header) -> None:
     times = abs(header.created_at) + abs(header.fresh_until) + abs(header.stale_until) + abs(header.error_until)
     # False for NaN, too.
     if not times + abs(header.keep_until) + abs(header.took) <= _FURTHEST:
-        raise CodecError("its times are none")
+        raise CodecError("its times are not valid")
 
 
 def _decoded(key: bytes, frame: bytes, packing: Packing) -> bytes:

@@ -51,10 +51,10 @@ class KeyFunction(Template):
         where: the loader, for errors.
 
     Raises:
-        ConfigurationError: it is no function that returns a string, or it depends on this process.
+        ConfigurationError: it is not a function that returns a string, or it depends on this process.
 
     Attributes:
-        own: what it names that is no parameter of the loader and has no default: the item, for a batch loader.
+        own: what it names that is not a parameter of the loader and has no default: the item, for a batch loader.
     """
 
     __slots__ = ("_begins", "_function", "_is_by_name", "_rest", "_signature", "own")
@@ -64,8 +64,8 @@ class KeyFunction(Template):
     ) -> None:
         if not callable(function):
             raise ConfigurationError(
-                f"key={function!r} of {where} is not a function of its parameters; a template needs no name and comes "
-                f"first"
+                f"key={function!r} of {where} is not a function of its parameters; give a template as the first "
+                f"argument, without key="
             )
         # Not whether it can be called, but the method, which may be a coroutine function.
         call = getattr(function, "__call__", None)  # noqa: B004  # the method itself is wanted
@@ -160,7 +160,7 @@ def _functions_in(function: Any) -> list[types.FunctionType]:
             todo.append(one.__func__)
         elif isinstance(call := inspect.getattr_static(type(one), "__call__", None), types.FunctionType):
             todo.append(call)
-        # A decorator calls the function that it stands on.
+        # A decorator calls the function that it decorates.
         if (wrapped := getattr(one, "__wrapped__", None)) is not None:
             todo.append(wrapped)
     return found

@@ -64,7 +64,7 @@ class CallKeys:
         key: makes the key in the place of a template.
 
     Raises:
-        ConfigurationError: a slot or an ignored name that is no parameter, or a parameter that is neither
+        ConfigurationError: a slot or an ignored name that is not a parameter, or a parameter that is neither
             named in the template nor ignored .
     """
 
@@ -201,7 +201,7 @@ def storage_name(key: str) -> str:
     """Return `key` as a store holds it: safe inside a Redis hash tag, at most 200 bytes.
 
     Braces are percent-encoded, because a key such as `}x` would put an entry and its lease into two slots.
-    A longer key becomes a digest; the full key stands in the frame and is compared on every read.
+    A longer key becomes a digest; the full key is in the frame and is compared on every read.
     """
     if _AS_IT_IS.fullmatch(key):
         return key

@@ -15,7 +15,7 @@ DEFAULT: Final = 16_384
 MOST: Final = 64 * 2**20
 # What compresses to more than this share stays as it is.
 _WORTH: Final = 0.9
-# Of a payload longer than this, samples show first whether it can be compressed at all.
+# Samples of a payload longer than this show first whether it can be compressed at all.
 _SAMPLED: Final = 65_536
 _SAMPLE: Final = 2048
 
@@ -86,7 +86,7 @@ class Packing:
 
         Parameters:
             what: a word for the kind of data.
-            place: where it lies.
+            place: where it is.
 
         Raises:
             StoreUnavailable: the codec has failed, so that nothing can be stored.
@@ -96,7 +96,7 @@ class Packing:
         try:
             encoded = self.codec.encode(data, self._context(what, place))
             if not isinstance(encoded, bytes):
-                raise TypeError(f"it made a {type(encoded).__name__} in place of bytes")
+                raise TypeError(f"it made a {type(encoded).__name__} instead of bytes")
             return encoded
         except Exception as error:
             raise StoreUnavailable(f"the codec could not write ({type(error).__name__}: {error})") from error

@@ -20,9 +20,9 @@ _PARTS: Final = 5 * _PAGE
 LARGE: Final = 2 * _PAGE
 # Of fewer items each may be what takes long.
 _FEW: Final = 8
-# So many characters or bytes count as one part.
+# Characters or bytes that count as one part.
 _TEXT: Final = 1000
-# A dict with no more items is taken for an object; of longer ones some items stand for all.
+# A dict with no more items is taken for an object; of longer ones some items represent all.
 _FIELDS: Final = 8
 # Pages are made of these types. A class of the user's own may do more than they do.
 _KINDS: Final = frozenset({list, tuple, set, frozenset, dict})

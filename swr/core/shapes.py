@@ -32,7 +32,7 @@ def name_of(kind: Any) -> str:
 
 
 def is_plain(kind: Any) -> bool:
-    """Return whether two values are the same if they are equal; those of other types are compared part by part."""
+    """Return whether `==` is enough to compare two values of this type; others are compared part by part."""
     parts = _parts(shapes.type_info(kind), "", set())
     return not any(isinstance(part, _COMPARED) or _has_own_equality(part) for part, _ in parts)
 

@@ -2,7 +2,7 @@
 
 Public name: `dashboard`, which users call as `swr.dashboard`. Everything else is private.
 `state` has the JSON messages, with the table of routes; the page in `static/`, `swr top` and programs read the same.
-Imports: the cache, the refreshers' queues and what lies below them.
+Imports: the cache, the refreshers' queues and what is below them.
 """
 
 import sys

@@ -25,6 +25,8 @@ Auth = str | tuple[str, str] | Callable[[Request], bool] | Callable[[Request], A
 # A page of another site cannot send it without asking first, and this app never allows that.
 ACTION_FIELD: Final = "x-swr-action"
 _LONGEST_CREDENTIALS: Final = 4096
+_USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
+_SHOWN: Final = 100
 
 
 class Gate(Protocol):
@@ -115,7 +117,7 @@ def gate_of(auth: Auth | None) -> Gate:
     """Return what lets requests in.
 
     Raises:
-        ConfigurationError: it is no token, no user and password, and no function.
+        ConfigurationError: it is not a token, a user and a password, or a function.
     """
     if auth is None:
         return Loopback()
@@ -123,7 +125,7 @@ def gate_of(auth: Auth | None) -> Gate:
         return Credentials(None, secret_of(auth, "auth"))
     if isinstance(auth, tuple):
         if len(auth) != 2 or not all(isinstance(part, str) for part in auth) or not auth[0] or ":" in auth[0]:
-            raise ConfigurationError("auth= is a tuple of something else than a user (without ':') and a password")
+            raise ConfigurationError("auth= is a tuple, but not of a user (without ':') and a password")
         return Credentials(auth[0], secret_of(auth[1], "the password in auth"))
     if callable(auth):
         return Function(auth)
@@ -143,14 +145,24 @@ def secret_of(secret: object, name: str) -> str:
     return secret
 
 
-def is_from_elsewhere(request: Request) -> bool:
-    """Return whether a page of another site asks for data; following a link to the page itself is no harm."""
+def why_not_answering(request: Request, *, is_file: bool) -> str | None:
+    """Return why a request gets nothing: a page of another site asks; None: it may get an answer.
+
+    Following a link to the page itself does no harm.
+
+    Parameters:
+        is_file: whether it is a file of the page, which holds no data. Where a browser trusts no address, as it trusts
+            none of plain HTTP, it names the origin of the page's scripts, and a proxy may have changed Host.
+    """
     site = request.headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
-        return request.headers.get("sec-fetch-mode") != "navigate" or request.method != "GET"
+        is_link = request.headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
+        return None if is_link else "a page of another site asks for this"
     origin = request.headers.get("origin")
     # A proxy may have changed Host; the browser has then said that it is the same site.
-    return origin is not None and site is None and not _is_own(request, origin)
+    if origin is None or site is not None or is_file or _is_own(request, origin):
+        return None
+    return _unlike(request, origin)
 
 
 def why_not_acting(request: Request) -> str | None:
@@ -165,18 +177,28 @@ def why_not_acting(request: Request) -> str | None:
     if site is not None:
         return None if site == "same-origin" else "the request comes from another site"
     if origin is not None:
-        return None if _is_own(request, origin) else "the request comes from another site"
+        return None if _is_own(request, origin) else _unlike(request, origin)
     if request.headers.get("authorization", "").lower().startswith("bearer "):
         return None
     return "nothing says where the request comes from: send Origin, or Authorization: Bearer"
 
 
+def _unlike(request: Request, origin: str) -> str:
+    return (
+        f"a page of another site asks for this, or a proxy has changed Host: the browser is at {origin[:_SHOWN]}, "
+        f"and the request was for {request.headers.get('host', '')[:_SHOWN]}; have the proxy pass Host on, "
+        "or serve the page over TLS"
+    )
+
+
 def _is_own(request: Request, origin: str) -> bool:
     try:
-        host = urlsplit(origin).netloc
+        scheme, host, *_ = urlsplit(origin.lower())
     except ValueError:
         return False
-    return bool(host) and host.lower() == request.headers.get("host", "").lower()
+    # A browser leaves out the usual port, and a proxy may write it.
+    port = _USUAL_PORTS.get(scheme, "")
+    return bool(host) and host.removesuffix(port) == request.headers.get("host", "").lower().removesuffix(port)
 
 
 def _raw(text: str) -> bytes:

@@ -47,7 +47,7 @@ class Actions:
     Parameters:
         cache: on which.
         hub: knows the store and what is shown.
-        keys: knows which key an id stands for.
+        keys: knows which key an id represents.
         simulates: whether faults may be simulated.
     """
 
@@ -72,7 +72,7 @@ class Actions:
         Parameters:
             name: of the action.
             target: what it is about, see `swr.dashboard.targets.Target`; not checked yet.
-            who: asks for it.
+            who: the name of the user who asks for it.
 
         Raises:
             Refused: it cannot be done.
@@ -127,7 +127,7 @@ class Actions:
         return await self.invalidate({**target, "soft": True})
 
     async def _refresh(self, target: dict[str, Any]) -> str:
-        """Load a key anew, if its text says what its loader was called with; else have the next read refresh."""
+        """Load a key again, if its text says what its loader was called with; else have the next read refresh."""
         kind, value = _only(target, _TARGETS)
         if kind in ("id", "key") and not self._cache.engine.switch.is_off:
             key = self._key(kind, value)
@@ -157,7 +157,7 @@ class Actions:
     async def _hang(self, target: dict[str, Any]) -> str:
         seconds = target.get("seconds", _HANGS_FOR)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST_HANG:
-            raise Refused(f"seconds is no number between 0 and {_LONGEST_HANG:.0f}")
+            raise Refused(f"seconds is not a number between 0 and {_LONGEST_HANG:.0f}")
         row = await self._simulate(HANG, target, float(seconds), float(seconds))
         return f"Loads of {row} hang, {seconds:g} s from now."
 
@@ -174,7 +174,7 @@ class Actions:
             before = decode_faults(await store.digests.faults())
         faults = (*(one for one in before if one.until > time.time()), fault)
         if len(faults) > MOST:
-            raise Refused(f"{MOST} faults are simulated already: wait until they have struck or ended", 409)
+            raise Refused(f"{MOST} faults are simulated already: wait until they have happened or expired", 409)
         if store is not None:
             await store.digests.simulate(encode(faults), max(one.until for one in faults) - time.time())
         reporter.faults.order(faults)
@@ -241,7 +241,7 @@ def _only(target: dict[str, Any], kinds: Collection[str], beside: Collection[str
         return kind, ""
     value = target[kind]
     if not isinstance(value, str) or not value or len(value) > _LONGEST:
-        raise Refused(f"{kind} is no text, or empty, or longer than {_LONGEST} characters")
+        raise Refused(f"{kind} is not text, or empty, or longer than {_LONGEST} characters")
     return kind, value
 
 

@@ -77,8 +77,9 @@ class Fleet:
         self._clock = clock
         self._began = clock()
         self._looked: float | None = None
-        # When it last saw all processes.
+        # When it last saw all processes, and whether it did so at its last look.
         self._saw = monotonic()
+        self._was_whole = True
 
     def live(self) -> list[Seen]:
         """Return the processes that run."""
@@ -111,7 +112,7 @@ class Fleet:
             if ahead:
                 digest = shifted(digest, ahead)
             pairs.append((self._before(known, digest, at_start), digest))
-            # A digest lies in Redis for a minute; its process may have ended since then.
+            # A digest is in Redis for a minute; its process may have ended since then.
             age = ages.get(name, 0.0) if known is None else 0.0
             one = self._see(name, known, digest, t - age, now - age)
             one.ahead = ahead
@@ -127,8 +128,21 @@ class Fleet:
             one.age = ages.get(name, 0.0)
         self._saw = now if is_whole else self._saw
         self._look_for_gone(t, now, is_whole=is_whole)
-        seconds = 1.0 if self._looked is None else max(0.001, now - self._looked)
+        if self._was_whole and not is_whole:
+            # From now on the figures are those of fewer processes.
+            self.window = Window()
+        self._was_whole = is_whole
+        if self._looked is not None and (is_whole or digests):
+            # A first look has nothing to compare with, and a second in which nothing was seen is none without reads.
+            self._count(t, max(0.001, now - self._looked), pairs)
         self._looked = now
+        happenings.sort(key=lambda pair: pair[1].at)
+        calls.sort(key=lambda pair: pair[1].at)
+        self.mark(happenings, t)
+        return happenings, calls, dropped
+
+    def _count(self, t: float, seconds: float, pairs: list[tuple[Digest, Digest]]) -> None:
+        """Add what the processes have counted since the last look to the figures and the plots."""
         change = sums.difference(t, seconds, pairs, within=self.window.seconds(t) + seconds)
         self.window.add(change)
         is_late = any(sums.is_late(seconds, before, digest) for before, digest in pairs)
@@ -136,10 +150,6 @@ class Fleet:
         point.processes = len(self.live())
         self.remembered.add(point)
         self._note_failing(change)
-        happenings.sort(key=lambda pair: pair[1].at)
-        calls.sort(key=lambda pair: pair[1].at)
-        self._mark(happenings, t)
-        return happenings, calls, dropped
 
     def _before(self, known: Seen | None, digest: Digest, started: float) -> Digest:
         """Return what a digest is compared with: that before, an empty one if its process is new, itself for an old.
@@ -194,7 +204,12 @@ class Fleet:
                 self.failing[name] = (self.failing.get(name, (first,))[0], change.t)
         self.failing = {name: pair for name, pair in self.failing.items() if pair[1] > change.t - WINDOW}
 
-    def _mark(self, happenings: list[tuple[str, HappeningReport]], t: float) -> None:
+    def mark(self, happenings: list[tuple[str, HappeningReport]], t: float) -> None:
+        """Mark in the plots what happened, each event with its process.
+
+        Parameters:
+            t: the moment, in seconds since 1970.
+        """
         invalidations = [event for _, event in happenings if event.kind == "Invalidated"]
         if invalidations:
             first = invalidations[0]
@@ -209,7 +224,7 @@ class Fleet:
 def _ahead(ahead: float, oldest: float) -> float:
     """Return how many seconds this clock is ahead of that of a process, or 0: as much as a digest may be old.
 
-    A digest that changes was written after the last look. One that is new may lie in Redis for a minute already.
+    A digest that changes was written after the last look. One that is new may be in Redis for a minute already.
     """
     return 0.0 if -_ALIKE <= ahead <= oldest else ahead
 

@@ -34,7 +34,7 @@ log = logging.getLogger("swr")
 # Seconds between two looks, while a page is open and while none is.
 _WATCHED_EVERY: Final = 1.0
 _UNWATCHED_EVERY: Final = 10.0
-# Seconds after the last request for which somebody counts as watching: streams are made anew all the time.
+# Seconds after the last request for which somebody counts as watching: streams are made again all the time.
 _WATCHED_FOR: Final = 5.0
 _MOST_HELD: Final = 500
 # Calls, and events, of other processes that are shown after one look.
@@ -74,7 +74,7 @@ class Hub:
         cache: of the process that answers.
         keys: shows keys.
         actions, simulate: what is allowed; see `State`.
-        beside: whether this process is no part of the fleet that it shows.
+        beside: whether this process is not part of the fleet that it shows.
 
     Attributes:
         state: what is known now; None: there was no look yet.
@@ -97,6 +97,7 @@ class Hub:
         self._loop: object = None
         self._looked, self._woken = anyio.Event(), anyio.Event()
         self._note = ""
+        self._alone = "No process is shown" if beside else "Only this process is shown"
         cache.report(publishes=not beside)
         cache.engine.on_opened.append(self._start)
 
@@ -207,12 +208,16 @@ class Hub:
                 await self._look_at_queues(store)
             found = await store.digests.read()
         except StoreUnavailable as error:
-            self._note = f"Only this process is shown: {error}"
+            self._note = f"{self._alone}: {error}"
+            return digests, False
+        if store.digests.refused:
+            # So it is for the others, which this server no longer hears of.
+            self._note = f"{self._alone}: Redis refuses what processes report ({store.digests.refused})"
             return digests, False
         self._note = ""
         others = await _apart(len(found), _decoded, found)
         self.fleet.unreadable = store.digests.unreadable + len(found) - len(others)
-        # Its own is newer than the one that lies in Redis.
+        # Its own is newer than the one that is in Redis.
         return {**others, **digests}, True
 
     async def _look_at_queues(self, store: RedisStore) -> None:
@@ -240,6 +245,9 @@ class Hub:
     def _on_own_happening(self, event: HappeningReport) -> None:
         shown: Happening = happening_of(self._reporter.id, event, self._keys)
         self.happenings.add(shown)
+        if self._beside:
+            # No process of the fleet can tell now that Redis is unreachable.
+            self.fleet.mark([(self._reporter.id, event)], event.at)
 
 
 async def _apart(processes: int, function: Callable[[*Ts], T], *args: *Ts) -> T:

@@ -27,7 +27,7 @@ Parts = list[tuple[str, bool]]
 
 
 class Keys:
-    """Shows keys, and finds the key that a shown one stands for.
+    """Shows keys, and finds the key that a shown one represents.
 
     The values of a query are hidden, because they may be secrets: a token in a link, a name somebody searches for. What
     follows the URL in a response's key is hidden unless it is a digest already. The key of a loader's call is shown as

@@ -1,4 +1,4 @@
-"""The token that a user's dashboards without `auth=` share. It lies in a file that only this user can read."""
+"""The token that a user's dashboards without `auth=` share. It is in a file that only this user can read."""
 
 import logging
 import os

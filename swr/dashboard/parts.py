@@ -23,8 +23,8 @@ class Problem(TypedDict):
 
     Attributes:
         level: "error" comes first.
-        kind: "redis", "process", "failing", "hanging", "queue", "dead", "version", "clock", "fleet",
-            "unreadable" or "simulated".
+        kind: "redis", "refused", "process", "failing", "hanging", "queue", "dead", "version", "clock", "fleet",
+            "unreadable" or "simulated". Eight of a kind come at most, and one more that counts the others.
         text: a sentence that says what happened and to which thing.
         remedy: what to do about it.
         since: when it began; null if that is not known.
@@ -46,7 +46,7 @@ class Node(TypedDict):
         name: its address.
         reachable: whether every process that reports reaches it, and so does this one.
         since: since when it is unreachable; null if it is reachable.
-        reason: why, as the log has it; "" if it is reachable.
+        reason: why, as the log says; "" if it is reachable.
         unreachable_from: the ids of the processes that do not reach it.
     """
 
@@ -184,7 +184,7 @@ class Totals(TypedDict):
 
 
 class Hot(TypedDict):
-    """A key that is read most. Sampled: one read in some stands for all.
+    """A key that is read most. Sampled: one read in some represents all.
 
     Attributes:
         key: which.

@@ -1,17 +1,21 @@
 """Faults of the moment, in sentences, the worst first. Pure."""
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from swr.dashboard.fleet import Fleet
-from swr.dashboard.parts import Hanging, Problem
+from swr.dashboard.parts import Hanging, Problem, Row
 from swr.dashboard.state import State
+from swr.stats.counts import OTHER
 
 # Seconds for which a process that has ended without a successor is a problem.
 _GONE_FOR: Final = 60.0
-_MOST: Final = 30
+# Problems of one kind that are shown. A database that fails makes a hundred loaders fail, and hides nothing else.
+_MOST: Final = 8
 _REMEDIES: Final = {
     "redis": "Look at the server and the network. Meanwhile memory and the loaders answer.",
-    "fleet": "Mend what Redis refuses; what the processes cache goes on.",
+    "refused": "Meanwhile memory and the loaders answer.",
+    "fleet": "Mend what stands between the dashboard and Redis; what the processes cache goes on.",
     "failing": "Look at what it loads from; swr tries again by itself.",
     "queue": "Start a process that runs its refresher.",
     "hanging": "Look at what its loader waits for; hard_timeout= bounds it.",
@@ -21,6 +25,16 @@ _REMEDIES: Final = {
     "version": "A deploy explains it; afterwards restart those that were left behind.",
     "clock": "Synchronise it, by NTP for example.",
     "simulated": "It ends by itself.",
+}
+# There is never more than one problem of any other kind.
+_MORE: Final = {
+    "redis": "{} more nodes of Redis cannot be reached.",
+    "failing": "{} more loaders and routes fail: the table below has them first.",
+    "queue": "{} more queues have no leader.",
+    "hanging": "Loads of {} more loaders and routes hang.",
+    "dead": "{} more queues have dead letters.",
+    "process": "{} more processes do not report any more.",
+    "simulated": "{} more faults are simulated here.",
 }
 
 
@@ -32,6 +46,7 @@ def problems_of(state: State, fleet: Fleet) -> list[Problem]:
     """
     found = [
         *(_unreachable(state) or _unseen(state, fleet)),
+        *_refused(fleet),
         *_failing(state, fleet),
         *_without_leader(state),
         *_hanging(state),
@@ -42,7 +57,24 @@ def problems_of(state: State, fleet: Fleet) -> list[Problem]:
         *_clocks(fleet),
         *_simulated(state),
     ]
-    return sorted(found, key=lambda problem: problem["level"] != "error")[:_MOST]
+    bounded = [problem for those in _by_kind(found) for problem in _bounded(those)]
+    return sorted(bounded, key=lambda problem: problem["level"] != "error")
+
+
+def _by_kind(found: list[Problem]) -> Iterable[list[Problem]]:
+    kinds: dict[str, list[Problem]] = {}
+    for problem in found:
+        kinds.setdefault(problem["kind"], []).append(problem)
+    return kinds.values()
+
+
+def _bounded(those: list[Problem]) -> list[Problem]:
+    """Return the first problems of a kind, and one that counts the others."""
+    left_out = len(those) - _MOST
+    if left_out <= 0:
+        return those
+    first = those[0]
+    return [*those[:_MOST], _problem(first["level"], first["kind"], _MORE[first["kind"]].format(left_out))]
 
 
 def _problem(
@@ -64,9 +96,19 @@ def _unreachable(state: State) -> list[Problem]:
 
 
 def _unseen(state: State, fleet: Fleet) -> list[Problem]:
-    """Redis answers, and refuses what the dashboard asks for."""
+    """Redis answers, and refuses what the dashboard asks for; or it does not, and the link is not given up yet."""
     text = fleet.unseen if state["fleet"] else f"The fleet cannot be seen. {state['note']}"
     return [_problem("error", "fleet", text)] if text else []
+
+
+def _refused(fleet: Fleet) -> list[Problem]:
+    refusals = [one.digest.refusal for one in fleet.live() if one.digest.refusal is not None]
+    if not refusals:
+        return []
+    (text, _), count = max(refusals, key=lambda refusal: refusal[1]), len(refusals)
+    whose = "1 process" if count == 1 else f"{count} processes"
+    since = min(since for _, since in refusals)
+    return [_problem("error", "refused", f"Redis refuses commands of {whose}: {text}.", since)]
 
 
 def _unreadable(fleet: Fleet) -> list[Problem]:
@@ -87,9 +129,16 @@ def _failing(state: State, fleet: Fleet) -> list[Problem]:
         waits = row["backoff_keys"]
         since, _ = fleet.failing.get((row["kind"] == "route", row["name"]), (error["at"], 0.0))
         backs_off = f"; {waits} key{'s' * (waits != 1)} back{'s' * (waits == 1)} off" if waits else ""
-        text = f"Loads of {row['name'] or 'what has no name'} fail: {error['type']}: {error['text']}{backs_off}"
+        text = f"Loads of {_named(row)} fail: {error['type']}: {error['text']}{backs_off}"
         found.append(_problem("error", "failing", text, since, row["name"]))
     return found
+
+
+def _named(row: Row) -> str:
+    error = row["last_error"]
+    if row["name"] == OTHER and error is not None and error["key"] is not None:
+        return f"{OTHER} loaders and routes, such as that of {error['key']['text']},"
+    return row["name"] or "what has no name"
 
 
 def _without_leader(state: State) -> list[Problem]:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from swr.cache import Cache
-from swr.dashboard.access import Gate, is_from_elsewhere, why_not_acting
+from swr.dashboard.access import Gate, why_not_acting, why_not_answering
 from swr.dashboard.actions import Actions, Refused
 from swr.dashboard.answers import JSON, SECURITY, as_json, refused
 from swr.dashboard.hub import Hub
@@ -59,7 +59,7 @@ class Server:
         simulate: whether faults may be simulated, too.
         token: what a program has to know that invalidates; None: none may.
         keys: shows keys.
-        beside: whether the process is no part of the fleet that it shows.
+        beside: whether the process is not part of the fleet that it shows.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Server:
         request = Request(scope, receive)
         # The whole path, less where the app is mounted.
         if scope["path"].removeprefix(scope.get("root_path", "")) == "":
-            # The last part of the path may be up to clients: quoted it is no URL of its own.
+            # The last part of the path may be up to clients: quoted it is not a URL of its own.
             last = quote(scope.get("root_path", "").rpartition("/")[2], safe="")
             query = f"?{request.url.query}" if request.url.query else ""
             await RedirectResponse(f"./{last}/{query}", 307, SECURITY)(scope, receive, send)
@@ -116,8 +116,9 @@ class Server:
         """Return how a request is refused; None: it is let in."""
         if self._is_for_programs(request):
             return None
-        if is_from_elsewhere(request):
-            return refused("a page of another site asks for this", 403)
+        why = why_not_answering(request, is_file=_place_of(request).startswith("/static/"))
+        if why is not None:
+            return refused(why, 403)
         who = await self._gate.admit(request)
         if isinstance(who, Response):
             return who
@@ -125,8 +126,7 @@ class Server:
         return None
 
     def _is_for_programs(self, request: Request) -> bool:
-        path: str = request.scope["path"]
-        return path.removeprefix(request.scope.get("root_path", "")) == "/invalidate"
+        return _place_of(request) == "/invalidate"
 
     # -- the page ---------------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ async def _target(request: Request) -> dict[str, Any]:
         else:
             raise Refused(f"send a form or {JSON}", 415)
     except (ValueError, RecursionError):
-        raise Refused(f"the request is no {kind}") from None
+        raise Refused(f"the request is not a {kind}") from None
     if not isinstance(target, dict):
         raise Refused("send one object")
     return target
@@ -265,6 +265,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _place_of(request: Request) -> str:
+    """Return the path below that of the dashboard."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
+
+
 def _file(name: str) -> Response:
     path = STATIC / name
     kind = _TYPES.get(path.suffix)
@@ -276,7 +282,7 @@ def _file(name: str) -> Response:
 def _secured(send: Send) -> Send:
     async def send_secured(message: Any) -> None:
         if message["type"] == "http.response.start":
-            # In place of what a route, or Starlette for it, has written.
+            # Instead of what a route, or Starlette for it, has written.
             own = [(name, value) for name, value in message["headers"] if name.decode() not in SECURITY]
             added = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
             message = {**message, "headers": [*own, *added]}

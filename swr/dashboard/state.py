@@ -67,7 +67,7 @@ class State(TypedDict):
         totals: all rows together.
         nodes: servers of Redis; none: everything is in memory.
         processes: those that report, and for 15 minutes those that have ended.
-        rows: loaders and routes, the busiest first, 100 at most.
+        rows: loaders and routes: first those that fail, of each the busiest first; 100 at most.
         hottest: the keys that are read most, 20 at most.
         hanging: loads that run long, the longest first, 20 at most.
         uncached: why requests were not cached, the most frequent first.

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from swr.reports.digest import Digest, RowReport, added
+from swr.reports.digest import GROWING, Digest, RowReport, added, growth, less
 from swr.stats.counts import OF_COMMANDS, OF_LOADS
 from swr.stats.snapshot import Distribution
 
@@ -18,8 +18,6 @@ _USUAL_DELAY: Final = 2.0
 
 # A loader or a route.
 RowName = tuple[bool, str]
-
-_GROWING: Final = ("fresh", "stale", "missing", "l1", "redis", "load", "loads", "failed")
 
 
 class Sum(msgspec.Struct):
@@ -63,7 +61,7 @@ def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest, Digest]],
             name = (row.is_route, row.name)
             change = _change(known.get(name, RowReport(row.name, row.is_route)), row, share)
             rows[name] = change if name not in rows else added(rows[name], change)
-        commands = _plus(commands, tuple(_part(count, share) for count in _minus(now.commands, before.commands)))
+        commands = _plus(commands, tuple(_part(count, share) for count in less(now.commands, before.commands)))
         invalidations += _part(max(0, now.invalidations - before.invalidations), share)
         for reason, count in now.uncached.items():
             more = max(0, count - before.uncached.get(reason, 0))
@@ -122,9 +120,9 @@ def is_late(seconds: float, before: Digest, now: Digest) -> bool:
 
 
 def _change(before: RowReport, now: RowReport, share: float) -> RowReport:
-    numbers = {name: _part(max(0, getattr(now, name) - getattr(before, name)), share) for name in _GROWING}
-    seconds = tuple(_part(count, share) for count in _minus(now.seconds, before.seconds))
-    return msgspec.structs.replace(now, **numbers, seconds=seconds)
+    change = growth(before, now)
+    numbers = {name: _part(getattr(change, name), share) for name in GROWING}
+    return msgspec.structs.replace(change, **numbers, seconds=tuple(_part(count, share) for count in change.seconds))
 
 
 def _part(count: int, share: float) -> int:
@@ -134,7 +132,3 @@ def _part(count: int, share: float) -> int:
 
 def _plus(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(sum, itertools.zip_longest(one, other, fillvalue=0)))
-
-
-def _minus(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(max(0, a - b) for a, b in itertools.zip_longest(now, before, fillvalue=0))

@@ -16,7 +16,7 @@ class Target(TypedDict, total=False):
         row: the name of a row, for `fail-next` and `hang`.
         seconds: how long to hang, 60 at most.
         queue: the name of a queue, for `retry-dead` and `purge-dead`; with `id`: one letter, without: all.
-        soft: true: mark stale in place of removing; for `POST ./invalidate`.
+        soft: true: mark stale instead of removing; for `POST ./invalidate`.
     """
 
     id: str

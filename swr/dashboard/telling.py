@@ -13,7 +13,7 @@ from swr.dashboard.problems import problems_of
 from swr.dashboard.state import State
 from swr.dashboard.sums import RowName, Sum, quantile
 from swr.dashboard.why import explained, why_of
-from swr.reports.digest import CallReport, HappeningReport, RowReport
+from swr.reports.digest import CallReport, HappeningReport, RowReport, longest
 from swr.reports.reporter import VERSION
 
 _MOST_ROWS: Final = 100
@@ -71,7 +71,7 @@ def state_of(now: float, fleet: Fleet, keys: Keys, about: About) -> State:
         "totals": _totals(whole, rows),
         "nodes": _nodes(live, about),
         "processes": _processes(known),
-        "rows": rows,
+        "rows": [row for row in rows if _says_anything(row)][:_MOST_ROWS],
         "hottest": _hottest(live, keys),
         "hanging": _hanging(now, live, keys),
         "uncached": _uncached(whole),
@@ -140,8 +140,18 @@ def _rows(whole: Sum, live: Iterable[Seen], keys: Keys) -> list[Row]:
         for row in one.digest.rows:
             now.setdefault((row.is_route, row.name), []).append(row)
     rows = [_row(name, whole.rows.get(name), now.get(name, []), whole.seconds, keys) for name in {**whole.rows, **now}]
-    rows.sort(key=lambda row: (-row["reads_per_s"], row["name"], row["kind"]))
-    return rows[:_MOST_ROWS]
+    rows.sort(key=lambda row: (not _is_failing(row), -row["reads_per_s"], row["name"], row["kind"]))
+    return rows
+
+
+def _says_anything(row: Row) -> bool:
+    """Return whether a row says more than that a load is under way whose route is not known yet."""
+    reads = row["fresh"] + row["stale"] + row["missing"]
+    return bool(row["name"] or reads or row["loads"] or row["bytes"] or _is_failing(row))
+
+
+def _is_failing(row: Row) -> bool:
+    return bool(row["failed"] or row["backoff_keys"])
 
 
 def _row(name: RowName, did: RowReport | None, now: list[RowReport], seconds: float, keys: Keys) -> Row:
@@ -217,19 +227,18 @@ def _hottest(live: Iterable[Seen], keys: Keys) -> list[Hot]:
 
 
 def _hanging(now: float, live: Iterable[Seen], keys: Keys) -> list[Hanging]:
-    found: list[Hanging] = [
+    found = [(one.digest.id, load) for one in live for load in one.digest.hanging]
+    return [
         {
             "key": keys.shown(load.key),
             "row": load.row,
-            "process": one.digest.id,
+            "process": process,
             "since": load.since,
             "seconds": max(0.0, now - load.since),
             "timeout": load.timeout,
         }
-        for one in live
-        for load in one.digest.hanging
+        for process, load in longest(found, _MOST_HANGING)
     ]
-    return sorted(found, key=lambda load: load["since"])[:_MOST_HANGING]
 
 
 def _uncached(whole: Sum) -> list[Uncached]:

@@ -109,19 +109,19 @@ class Encryption:
             ) from None
 
     def encode_name(self, name: bytes, context: bytes, /) -> bytes:
-        """Return what stands for a name."""
+        """Return what represents a name."""
         return self._names.encrypt(_VERSION + name, [context])
 
     def decode_name(self, data: bytes, context: bytes, /) -> bytes:
-        """Return the name that something stands for.
+        """Return the name that something represents.
 
         Raises:
-            CodecError: it does not stand for one, or was made with another secret or for another namespace.
+            CodecError: it does not represent one, or was made with another secret or for another namespace.
         """
         try:
             name = self._names.decrypt(data, [context])
         except (InvalidTag, ValueError):
-            raise CodecError("it is no name that was hidden with this secret") from None
+            raise CodecError("it is not a name that was hidden with this secret") from None
         return name[1:]
 
 

@@ -61,7 +61,7 @@ class Admitting:
         self._has_decorator = hasattr(endpoint, "__wrapped__")
         if words.are_given and _has_requires(endpoint):
             raise ConfigurationError(
-                f"@cache.response stands above @requires of {name}, which would not run: put it below @requires"
+                f"@cache.response is above @requires of {name}, which would not run: put it below @requires"
             )
         # An endpoint of Starlette takes its request alone.
         self.is_from_request = list(signature.parameters) in (["request"], ["self", "request"])
@@ -275,7 +275,7 @@ def parameter_of(endpoint: Callable[..., Any], kind: type) -> str | None:
 
 
 def _has_requires(endpoint: Any) -> bool:
-    """Return whether `@requires` of Starlette stands on an endpoint."""
+    """Return whether `@requires` of Starlette decorates an endpoint."""
     while endpoint is not None:
         if getattr(endpoint, "__globals__", {}).get("__name__") == "starlette.authentication":
             return True

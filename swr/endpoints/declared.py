@@ -277,7 +277,7 @@ def names_of(parameter: Any) -> set[str] | None:
 
 
 def _texts(alias: Any) -> list[str] | None:
-    """Return the names that an alias stands for; None if its kind is unknown."""
+    """Return the names that an alias represents; None if its kind is unknown."""
     if alias is None or isinstance(alias, str):
         return [alias] if alias else []
     if isinstance(path := getattr(alias, "path", None), list) and path:

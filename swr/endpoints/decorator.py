@@ -124,7 +124,7 @@ class ResponseRule:
             client_max_age, soft_timeout: see `Rule`.
 
         Raises:
-            ConfigurationError: one of them is no duration.
+            ConfigurationError: one of them is not a duration.
         """
         self._client_max_age = seconds(client_max_age, "client_max_age")
         self._policies.change(soft_timeout=timeout_or_auto(soft_timeout, "soft_timeout"))
@@ -148,9 +148,7 @@ class ResponseRule:
         """Wrap `endpoint`, `def` or `async def`; FastAPI sees two parameters more, the request and its response."""
         name = name_of(endpoint)
         if parameter_of(endpoint, WebSocket) is not None:
-            raise ConfigurationError(
-                f"@cache.response stands on {name}, which takes a WebSocket: swr caches HTTP alone"
-            )
+            raise ConfigurationError(f"@cache.response decorates {name}, which takes a WebSocket: swr caches only HTTP")
         parameters = inspect.signature(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
         tags_of = None if self._tags_of is None else ResponseTags(self._tags_of, name, parameters)
@@ -297,7 +295,7 @@ def name_of(endpoint: Any) -> str:
     """Return the name of an endpoint, with its module; that of a partial is that of its function.
 
     Raises:
-        ConfigurationError: `endpoint` is no function, partial or object that can be called like a function.
+        ConfigurationError: `endpoint` is not a function, partial or object that can be called like a function.
     """
     function = endpoint
     while isinstance(function, functools.partial):
@@ -305,7 +303,7 @@ def name_of(endpoint: Any) -> str:
     is_function = callable(function) and not inspect.isclass(function)
     if not is_function or list(inspect.signature(endpoint).parameters)[:3] == ["scope", "receive", "send"]:
         raise ConfigurationError(
-            f"@cache.response stands on an endpoint function, not on {endpoint!r}; for a class or an ASGI app, "
+            f"@cache.response decorates an endpoint function, not {endpoint!r}; for a class or an ASGI app, "
             f"give the middleware a Rule of its path"
         )
     named = function if hasattr(function, "__qualname__") else type(function)
@@ -313,7 +311,7 @@ def name_of(endpoint: Any) -> str:
 
 
 def warn_if_above(endpoint: Any) -> None:
-    """Warn, once, if `@cache.response` stands above the decorator of the route, where nothing calls it.
+    """Warn, once, if `@cache.response` is above the decorator of the route, where nothing calls it.
 
     Parameters:
         endpoint: what the route has called, as the scope names it; None: not known.
@@ -323,7 +321,7 @@ def warn_if_above(endpoint: Any) -> None:
     if placement is not None and not placement.is_called:
         placement.is_called = True
         log.warning(
-            "@cache.response on %s does nothing: it stands above the decorator of the route, which calls the function "
+            "@cache.response on %s does nothing: it is above the decorator of the route, which calls the function "
             "without it; put @cache.response directly above the function, below @app.get(...)",
             placement.name,
         )

@@ -3,15 +3,17 @@
 The state of the app's lifespan is the same for all requests.
 """
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextvars import Context, copy_context
+from types import FrameType
 from typing import Any, Final
 
+from starlette.authentication import UnauthenticatedUser
+
+from swr.endpoints.noticing import Noticing
 from swr.endpoints.reads import IDENTIFIERS, Reads
 from swr.endpoints.variables import outer_variables
 
-_MIXIN: Final = MutableMapping[str, Any]
 # Parts of a scope that the key accounts for, or that swr looks at by itself.
 _ACCOUNTED: Final = frozenset(
     {
@@ -19,10 +21,19 @@ _ACCOUNTED: Final = frozenset(
         "app_root_path", "headers", "server", "client", "extensions", "state", "user", "auth", "session",
         # Of servers and routers.
         "app", "router", "endpoint", "route", "path_params", "path_template", "route_handler", "url_route",
+        "fastapi", "fastapi_astack", "fastapi_middleware_astack", "litestar_app",
     }
 )  # fmt: skip
 # So the frameworks and swr itself begin the names that only they use.
-_OF_FRAMEWORKS: Final = ("fastapi", "starlette.", "litestar", "_ls_", "swr_", "http.", "django", "_")
+_OF_FRAMEWORKS: Final = (
+    "fastapi.",
+    "fastapi_inner_",
+    "fastapi_function_",
+    "fastapi_middleware_",
+    "starlette.",
+    "_ls_",
+    "swr_",
+)
 _MISSING: Final = object()
 
 
@@ -40,7 +51,19 @@ def outer_names(scope: Mapping[str, Any], shared: Mapping[str, Any], ambient: Co
     for name, value in (scope.get("state") or {}).items():
         if name not in IDENTIFIERS and shared.get(name, _MISSING) is not value:
             names.add(f"state {name}")
+    if _is_somebody(scope.get("user")):
+        names.add("scope user")
+    # A session of a server's framework tells by itself whether it was used; see `is_personal`.
+    if not isinstance(scope.get("session", {}), dict):
+        names.add("scope session")
     return tuple(sorted((*names, *outer_variables(copy_context(), ambient))))
+
+
+def _is_somebody(user: Any) -> bool:
+    """Return whether a user who has not logged in may be told from others, such as a guest with a number."""
+    if user is None or type(user) is UnauthenticatedUser or getattr(user, "is_authenticated", True) is not False:
+        return False
+    return any(getattr(user, "__dict__", {"slots": user}).values())
 
 
 def names_left_in(scope: Iterable[str]) -> list[str]:
@@ -49,10 +72,8 @@ def names_left_in(scope: Iterable[str]) -> list[str]:
     return [name for name in scope if name not in known and not name.startswith(_OF_FRAMEWORKS)]
 
 
-class OuterState(dict[str, Any]):
+class OuterState(Noticing):
     """The state of a request, which notes where the app takes what middleware around swr has put there.
-
-    The app's writes go into the client's own state, too: middleware around swr may look for them there.
 
     Parameters:
         state: of the client.
@@ -62,66 +83,19 @@ class OuterState(dict[str, Any]):
 
     def __init__(self, state: MutableMapping[str, Any], reads: Reads, names: set[str]) -> None:
         super().__init__(state)
-        self._client_state = state
         self._reads = reads
         self._names = names
 
-    def _note(self, name: object) -> None:
+    def _note(self, name: object, frame: FrameType) -> None:
         if f"state {name}" in self._names:
-            self._reads.note(f"state {name}", sys._getframe(2))
+            self._reads.note(f"state {name}", frame)
 
-    def _note_all(self) -> None:
+    def _note_all(self, frame: FrameType) -> None:
         for name in [*self._names]:
             if name.startswith("state "):
-                self._reads.note(name, sys._getframe(2))
-
-    def __getitem__(self, name: str) -> Any:
-        self._note(name)
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        self._note(name)
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return the value of a name, or `default`."""
-        self._note(name)
-        return super().get(name, default)
-
-    def __iter__(self) -> Iterator[str]:
-        self._note_all()
-        return super().__iter__()
-
-    def keys(self) -> Any:
-        """Return the names."""
-        self._note_all()
-        return super().keys()
-
-    def values(self) -> Any:
-        """Return the values."""
-        self._note_all()
-        return super().values()
-
-    def items(self) -> Any:
-        """Return the names, each with its value."""
-        self._note_all()
-        return super().items()
-
-    def copy(self) -> dict[str, Any]:
-        """Return a copy, which notes nothing."""
-        self._note_all()
-        return dict(super().items())
+                self._reads.note(name, frame)
 
     def __setitem__(self, name: str, value: Any) -> None:
         # From here on it is the app's own.
         self._names.discard(f"state {name}")
         super().__setitem__(name, value)
-        self._client_state[name] = value
-
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name)
-        self._client_state.pop(name, None)
-
-    # `dict` does these without the methods above.
-    pop, update, setdefault = _MIXIN.pop, _MIXIN.update, _MIXIN.setdefault
-    popitem, clear = _MIXIN.popitem, _MIXIN.clear

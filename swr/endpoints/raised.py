@@ -44,7 +44,7 @@ def stored_exception(error: HTTPException, headers: Headers, verdict: Verdict) -
         text = json.dumps(error.detail, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return None
-    # A tuple, a key that is no string, and a member of an Enum come back as something else.
+    # A tuple, a key that is not a string, and a member of an Enum come back as something else.
     if repr(json.loads(text)) != repr(error.detail):
         return None
     stored = as_stored(error.status_code, headers, text.encode(), verdict)

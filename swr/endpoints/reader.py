@@ -29,7 +29,10 @@ from swr.stats.counts import Layer
 
 log = logging.getLogger("swr")
 
+# RFC 8941: of two parameters with one name a client reads the last, so each member has one `detail`.
 _DETAIL: Final = b'; detail="after dependencies"'
+_TIMEOUT: Final = b'; detail="timeout, after dependencies"'
+_SOFT_TIMEOUT: Final = b'; detail="soft timeout, after dependencies"'
 
 
 class Reader:
@@ -145,7 +148,7 @@ class Reader:
             if patience.cancelled_caught:
                 fallback, soft_timeout, entry = engine.fallback(flight), None, None
                 if fallback is not None:
-                    return self._give_stale(fallback, b'swr; fwd=stale; detail="soft timeout"')
+                    return self._give_stale(fallback, b"swr; fwd=stale", detail=_SOFT_TIMEOUT)
                 continue
             loaded, error = flight.loaded, flight.error
             if loaded is not None:
@@ -172,6 +175,7 @@ class Reader:
 
     def _repeat(self, flight: Flight, error: BaseException) -> Response | None:
         """Answer with another reader's failure, after a second try."""
+        self._admission.has_failed = True
         if not isinstance(error, ErrorResponse):
             raise flight.failure()
         if error.response is None:
@@ -206,6 +210,7 @@ class Reader:
             fallback = self._engine.fallback(self.flight, error)
             if fallback is not None:
                 return self._fall_back(fallback, error)
+            self._admission.has_failed = True
             self._mark(0, "")
             return answer.value
         if answer.policy is None or answer.stored is None:
@@ -240,6 +245,7 @@ class Reader:
         await turns.fail(error)
         fallback = self._engine.fallback(self.flight, error)
         if fallback is None:
+            self._admission.has_failed = True
             raise error
         return self._fall_back(fallback, error)
 
@@ -281,7 +287,7 @@ class Reader:
 
     def time_out(self) -> Response:
         """Return the answer if the endpoint is too slow."""
-        self._mark(504, b"swr; fwd=%b" % self._why, b'; detail="timeout, after dependencies"')
+        self._mark(504, b"swr; fwd=%b" % self._why, _TIMEOUT)
         return Response(status_code=504)
 
     def _give(
@@ -291,6 +297,7 @@ class Reader:
         status: bytes | None = None,
         error: BaseException | None = None,
         layer: Layer = Layer.LOAD,
+        detail: bytes = _DETAIL,
     ) -> Response:
         """Return a stored response as this reader gets it, and publish that.
 
@@ -299,10 +306,11 @@ class Reader:
         """
         engine, admission = self._engine, self._admission
         now = engine.clock()
-        engine.tell(self.key, entry, state, error, layer)
+        if not admission.refreshing:
+            engine.tell(self.key, entry, state, error, layer)
         admission.is_answered = True
         status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
-        marks = marks_of(entry, state, now, status + _DETAIL)
+        marks = marks_of(entry, state, now, status + detail)
         if entry.value.raised:
             admission.marks, admission.status = marks, entry.value.status
             raise exception_of(entry.value)
@@ -314,9 +322,11 @@ class Reader:
         failed = 504 if has_timed_out(self.key, error) else getattr(error, "status", getattr(error, "status_code", 500))
         return self._give_stale(entry, b"swr; fwd=stale; fwd-status=%d" % failed, error)
 
-    def _give_stale(self, entry: Entry[Any], status: bytes, error: BaseException | None = None) -> Response:
+    def _give_stale(
+        self, entry: Entry[Any], status: bytes, error: BaseException | None = None, detail: bytes = _DETAIL
+    ) -> Response:
         state = State.FRESH if is_fresh(entry, self._engine.clock()) else State.STALE
-        return self._give(entry, state, status, error)
+        return self._give(entry, state, status, error, detail=detail)
 
     def _response(self, entry: Entry[Any], mark: bytes, state: State | None = None, age: int = 0) -> Response:
         """Return a stored response as this reader asks for it; see `response_behind`."""

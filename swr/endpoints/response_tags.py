@@ -1,14 +1,13 @@
 """Tags that a function makes of a response."""
 
-import inspect
 import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from swr.engine.failures import text_of
-from swr.errors import ConfigurationError
 from swr.http.tag_fields import MOST_TAGS
 from swr.loaders.calling import TagsOf
+from swr.loaders.tag_functions import names_in
 from swr.policy import tag_names
 
 log = logging.getLogger("swr")
@@ -30,20 +29,7 @@ class ResponseTags:
         self._function = function
         self._where = where
         self._has_warned = False
-        try:
-            answer, *others = inspect.signature(function).parameters.values() or (None,)
-        except ValueError:
-            # A function of C that does not say what it takes.
-            self._names: list[str] = []
-            return
-        if answer is None or answer.kind in (answer.KEYWORD_ONLY, answer.VAR_KEYWORD):
-            raise ConfigurationError(f"tags= of {where} takes no argument: its first one is what is answered")
-        self._names = [parameter.name for parameter in others if parameter.name in known]
-        for parameter in others:
-            if parameter.name not in known and parameter.default is parameter.empty:
-                raise ConfigurationError(
-                    f"tags= of {where} takes {parameter.name!r}, which is none of its parameters: {', '.join(known)}"
-                )
+        self._names = names_in(function, where, known)
 
     def bound(self, values: Mapping[str, Any]) -> Callable[[Any], tuple[str, ...] | None]:
         """Return the function with the parameters of one request; see `of`."""

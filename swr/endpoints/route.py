@@ -82,7 +82,7 @@ def route_of(
     """
     identity = f"{name}\n{getattr(app, 'title', '')}\n{getattr(app, 'version', '')}"
     if where is None:
-        # What stands between FastAPI's route and the endpoint may change its arguments.
+        # A decorator between FastAPI's route and the endpoint may change its arguments.
         hidden = "route" if places else ""
         return Route(False, identity, _digest(identity), hidden, reason="argument request")
     identity += "".join(f"\n{attribute}={_text(getattr(where, attribute, None))}" for attribute in _IDENTITY)

@@ -2,16 +2,17 @@
 
 import functools
 import sys
-from collections.abc import Iterator, MutableMapping
-from types import FrameType, FunctionType, MethodType
+from collections.abc import Collection, MutableMapping
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any, Final
 
 from starlette.routing import Router
 
+from swr.endpoints.noticing import Noticing
 from swr.endpoints.outer import OuterState
-from swr.endpoints.reads import ADDRESS, NO_READS, Reads, watched
+from swr.endpoints.reads import ADDRESS, DATASTRUCTURES, NO_READS, SERVER, Reads, module_of, watched
+from swr.http.request_fields import FIELD_NAMES
 
-_MIXIN: Final = MutableMapping[str, Any]
 # Apps that wrap apps are looked into so deep.
 _DEEPEST: Final = 20
 # What copies a scope and hands it to no app: links of Starlette, and routers that look for a path with another slash.
@@ -23,12 +24,14 @@ _HARMLESS: Final = frozenset(
         ("fastapi.routing", "app"),
     }
 )
+# Parts of a scope that Starlette takes for whoever asks for a field or a link.
+_OF_HEADERS: Final = ("headers", "server")
+# Parts of every scope that select nothing by themselves, with how notes name them.
+_PARTS: Final[dict[object, str]] = {"headers": FIELD_NAMES, "server": SERVER, "client": ADDRESS}
 
 
-class RoutedScope(dict[str, Any]):
+class RoutedScope(Noticing):
     """A scope that notes each route that a router chooses. An app behind the route may overwrite it with its own.
-
-    The app's writes go into the client's scope, too: middleware around swr may look for them there.
 
     Parameters:
         scope: of the client.
@@ -36,101 +39,71 @@ class RoutedScope(dict[str, Any]):
 
     def __init__(self, scope: MutableMapping[str, Any]) -> None:
         super().__init__(scope)
-        self._client_scope = scope
         # Each with the context of its inclusion, which a router of FastAPI leaves beside the route.
         self.routes: list[tuple[Any, Any]] = []
         # Whether the scope was copied or wrapped since the last route was chosen: an app that gets that chooses its
         # routes out of sight.
         self.is_copied = False
         self.reads = Reads()
-        # What middleware around swr has left, and the app has not overwritten.
-        self._outer: set[str] = set()
+        # Where a copy was made before a route was chosen on the scope itself: who made it has taken all.
+        self._reads_of_copies = Reads()
+        # The same with what middleware around swr has left, and the app has not overwritten.
+        self._parts = {**_PARTS}
         # The step of the code that copies the scope now.
-        self._copying: tuple[int, int] | None = None
+        self._copying: tuple[CodeType, int] | None = None
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
-        self._client_scope[name] = value
-        self._outer.discard(f"scope {name}")
+        if name not in _PARTS:
+            self._parts.pop(name, None)
         if name == "route":
             self.routes.append((value, self.get("fastapi", {}).get("effective_route_context")))
         if name in ("route", "endpoint"):
             self.is_copied = False
+            self.reads.add(self._reads_of_copies)
         if name == "endpoint":
             # An app behind a mount has middleware and routes of its own.
             self.reads.is_routed = isinstance(value, (FunctionType, MethodType, type, functools.partial))
 
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name)
-        self._client_scope.pop(name, None)
-
     def watch(self, headers: list[tuple[bytes, bytes]], outer: set[str]) -> None:
         """Give these fields to the app, and note which of them it looks for, and what it takes of `outer`."""
         self["headers"] = watched(headers, self.reads)
-        self._outer = outer
+        self._parts = {**_PARTS, **{name.removeprefix("scope "): name for name in outer if name.startswith("scope ")}}
         if outer:
             # Middleware around swr keeps its own.
-            dict.__setitem__(self, "state", OuterState(self._client_scope.setdefault("state", {}), self.reads, outer))
+            dict.__setitem__(self, "state", OuterState(self._of_client.setdefault("state", {}), self.reads, outer))
 
     # A wrapper of a scope that does not copy it, such as a ChainMap, reads it where it is read itself. Its writes need
     # not come here.
 
-    def __getitem__(self, name: str) -> Any:
-        self._note_read(name, sys._getframe(1))
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return the value of a name, or `default`."""
-        self._note_read(name, sys._getframe(1))
-        return super().get(name, default)
-
-    def _note_read(self, name: str, frame: FrameType) -> None:
-        if frame.f_code.co_name == "__getitem__":
+    def _note(self, name: object, frame: FrameType) -> None:
+        code = frame.f_code
+        if code.co_name == "__getitem__":
             self._note_copy(frame)
-        if (name == ADDRESS or f"scope {name}" in self._outer) and (id(frame), frame.f_lasti) != self._copying:
-            self.reads.note(name if name == ADDRESS else f"scope {name}", frame)
+        if name not in self._parts or (code, frame.f_lasti) == self._copying:
+            return
+        # `Headers` of Starlette notes by itself which field it is asked for, and its `URL` reads the `Host`.
+        if name not in _OF_HEADERS or module_of(frame) != DATASTRUCTURES:
+            self.reads.note(self._parts[name], frame)
 
-    # Whatever copies a scope asks for its names in one of these ways.
-
-    def __iter__(self) -> Iterator[str]:
-        self._note_copy(sys._getframe(1))
-        return super().__iter__()
-
-    def keys(self) -> Any:
-        """Return the names."""
-        frame = sys._getframe(1)
+    def _note_all(self, frame: FrameType) -> None:
+        self._copying = frame.f_code, frame.f_lasti
         self._note_copy(frame)
-        self._copying = id(frame), frame.f_lasti
-        return super().keys()
-
-    def items(self) -> Any:
-        """Return the names, each with its value."""
-        self._note_copy(sys._getframe(1))
-        return super().items()
 
     def _note_copy(self, frame: FrameType) -> None:
-        if (frame.f_globals.get("__name__"), frame.f_code.co_name) not in _HARMLESS:
-            self.is_copied = True
+        if (module_of(frame), frame.f_code.co_name) in _HARMLESS:
+            return
+        self.is_copied = True
+        for name in self._parts.values():
+            self._reads_of_copies.note(name, frame)
 
-    def pop(self, name: str, *default: Any) -> Any:
-        """Remove a name and return its value, or `default`."""
-        self._client_scope.pop(name, None)
-        return super().pop(name, *default)
+    @property
+    def names_read_late(self) -> set[str]:
+        """All that the app has looked at, also in copies of the scope that it has made while it sends the body."""
+        return self.reads.names | self._reads_of_copies.by_route
 
-    def copy(self) -> dict[str, Any]:
-        """Return a copy, which notes nothing."""
-        return dict(self)
-
-    def __or__(self, other: Any) -> Any:
-        return dict(self) | other
-
-    # `dict` does these without the methods above.
-    update, setdefault = _MIXIN.update, _MIXIN.setdefault
-    popitem, clear = _MIXIN.popitem, _MIXIN.clear
-
-    def __ior__(self, other: Any) -> Any:
-        self.update(other)
-        return self
+    # The number of names tells no name.
+    __len__ = dict.__len__
 
 
 def routed(scope: MutableMapping[str, Any], app: Any = None) -> MutableMapping[str, Any]:
@@ -171,16 +144,22 @@ def give_headers(scope: MutableMapping[str, Any], headers: list[tuple[bytes, byt
         scope["headers"] = headers
 
 
-def reads_of(scope: MutableMapping[str, Any]) -> Reads:
-    """Return what the app's own code has looked at that selects nothing."""
-    return scope.reads if isinstance(scope, RoutedScope) else NO_READS
+def reads_of(scope: MutableMapping[str, Any], outer: Collection[str] = ()) -> Reads:
+    """Return what the app's own code has looked at that selects nothing.
+
+    Parameters:
+        outer: what middleware around swr leaves in the scope. An app whose looks swr cannot see may have taken all.
+    """
+    if isinstance(scope, RoutedScope):
+        return scope.reads
+    return Reads(outer) if outer else NO_READS
+
+
+def names_read_late(scope: MutableMapping[str, Any]) -> set[str]:
+    """Return the names of what the app's own code has looked at once it has sent its response."""
+    return scope.names_read_late if isinstance(scope, RoutedScope) else set()
 
 
 def unnoticed(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Return the scope, or a copy that an outer swr does not take for the app's."""
-    if not isinstance(scope, RoutedScope):
-        return scope
-    was_copied = scope.is_copied
-    plain = dict(scope)
-    scope.is_copied = was_copied
-    return plain
+    return dict(dict.items(scope)) if isinstance(scope, RoutedScope) else scope

@@ -141,6 +141,7 @@ class Admission:
 
     __slots__ = (
         "asked",
+        "has_failed",
         "is_admitted",
         "is_answered",
         "is_taken",
@@ -167,6 +168,8 @@ class Admission:
         self.is_admitted = False
         # Whether the cache has answered, and published that.
         self.is_answered = False
+        # Whether the load that the request has waited for failed, with nothing stored that could answer.
+        self.has_failed = False
         # Why the endpoint was not answered from the cache; empty: it was, or none has asked.
         self.reason = ""
         # The fields that say where the answer comes from, and the status of that answer.

@@ -5,6 +5,7 @@ import decimal
 import functools
 import sys
 import uuid
+from collections.abc import Collection
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ _OF_LIBRARIES: Final = {
     "_GENERIC_TYPES_CACHE": ("pydantic._internal._generics", "_GENERIC_TYPES_CACHE"),
     "_generic_recursion_cache": ("pydantic._internal._generics", "_generic_recursion_cache"),
 }
-# Django keeps what belongs to its own requests there. It never stands around swr.
+# Django keeps what belongs to its own requests there. It never wraps swr.
 _OF_DJANGO: Final = "asgiref.local"
 _MISSING: Final = object()
 # So the names of variables begin among those of what middleware around swr has set.
@@ -45,7 +46,7 @@ OF_VARIABLES: Final = "context variable "
 
 
 class Unknown(Exception):
-    """A context variable may hold something about who asks; carries its name."""
+    """Raised with the name of a context variable that may hold something about who asks."""
 
 
 def text_of_variables(before: Context) -> str:
@@ -80,24 +81,51 @@ def outer_variables(before: Context, ambient: Context) -> list[str]:
     """
     names = []
     for variable, value in before.items():
-        is_ambient = ambient.get(variable, _MISSING) is value or variable.name == _OF_DJANGO
-        if variable in _OWN or is_ambient or _is_harmless(variable, value) or _is_defined_in(variable, NOT_OF_THE_APP):
-            continue
-        names.append(f"{OF_VARIABLES}{variable.name}")
+        if ambient.get(variable, _MISSING) is not value and not _is_unrelated(variable, value):
+            names.append(f"{OF_VARIABLES}{variable.name}")
+    # If the first request has made swr, what it had set is set for some requests only.
+    for variable, value in ambient.items():
+        if variable not in before and not _is_unrelated(variable, value):
+            names.append(f"{OF_VARIABLES}{variable.name}")
     return names
 
 
-def carried(before: Context, *, is_keyed: bool = False) -> Context:
-    """Return a context with the variables that a background run gets: those whose values cannot be changed.
+def _is_unrelated(variable: ContextVar[Any], value: Any) -> bool:
+    """Return whether a variable is of swr, or of a library that makes nothing of it that an app answers by."""
+    if variable in _OWN or variable.name == _OF_DJANGO:
+        return True
+    return _is_harmless(variable, value) or _is_defined_in(variable, NOT_OF_THE_APP)
+
+
+def carried(before: Context) -> Context:
+    """Return a context with the variables that a background run as a client gets: those whose values cannot be changed.
 
     Parameters:
         before: what the app found set when it began.
-        is_keyed: whether `key=` says what selects, so that it may get all.
     """
+    return _of({variable: value for variable, value in before.items() if variable not in _OWN and _is_fixed(value)})
+
+
+def replayed(ambient: Context, outer: Collection[str], *, is_keyed: bool) -> Context:
+    """Return a context with the variables that a background run for everybody gets.
+
+    Parameters:
+        ambient: what is set for all requests, and variables of libraries, which may belong to the first request.
+        outer: what middleware around swr has set for the request; see `outer_names`.
+        is_keyed: whether `key=` says what selects, and may look at all that are set now.
+    """
+    if is_keyed:
+        return _of({variable: value for variable, value in copy_context().items() if variable not in _OWN})
+    if any(name.startswith(OF_VARIABLES) for name in outer):
+        # It has others than those, or lacks one of them.
+        return Context()
+    return _of({variable: value for variable, value in ambient.items() if not _is_unrelated(variable, value)})
+
+
+def _of(values: dict[ContextVar[Any], Any]) -> Context:
     context = Context()
-    for variable, value in before.items():
-        if variable not in _OWN and (is_keyed or _is_fixed(value)):
-            context.run(variable.set, value)
+    for variable, value in values.items():
+        context.run(variable.set, value)
     return context
 
 

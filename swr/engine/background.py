@@ -19,13 +19,23 @@ Ts = TypeVarTuple("Ts")
 
 
 def running_loop() -> object:
-    """Return what stands for the event loop that runs now."""
+    """Return what represents the event loop that runs now."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         import trio
 
         return trio.lowlevel.current_trio_token()
+
+
+class InUse(ConfigurationError):
+    """Another event loop, which still runs, is using the cache."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the cache is in use on another event loop: give each loop (each thread) a Cache of its own, or call "
+            "`.sync` in a thread: await asyncio.to_thread(loader.sync, ...)"
+        )
 
 
 class _Draining:
@@ -129,7 +139,7 @@ class BackgroundTasks:
         """Take the current event loop.
 
         Raises:
-            ConfigurationError: another event loop, which still runs, is using the cache.
+            InUse: another event loop, which still runs, is using the cache.
         """
         loop, pid = running_loop(), os.getpid()
         while self._loop is loop and self._pid == pid and not (self._root is not None and self._root.done()):
@@ -139,15 +149,13 @@ class BackgroundTasks:
                 return
             # It is being closed, and no more can be started.
             await self._over.wait()
-        if self._loop not in (None, loop) and self._pid == pid and not _is_over(self._loop):
-            raise ConfigurationError(
-                "the cache is in use on another event loop: give each loop (each thread) a Cache of its own, or call "
-                "`.sync` in a thread: await asyncio.to_thread(loader.sync, ...)"
-            )
+        if self._loop not in (None, loop) and self._pid == pid and not is_over(self._loop):
+            raise InUse
+        # Nothing is called in between: another thread may be about to take it for its event loop.
+        self._loop, self._pid = loop, pid
         # Whatever the last event loop left behind when it ended without a word.
         self._group = self._last = None
         self._ended()
-        self._loop, self._pid = loop, pid
         # The scopes of this event loop: anyio finds out each time which loop that is.
         self._scope = type(anyio.CancelScope())
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
@@ -256,7 +264,8 @@ def _cancel(group: Tasks | TaskGroup) -> None:
         group.cancel_scope.cancel()
 
 
-def _is_over(loop: object) -> bool:
+def is_over(loop: object) -> bool:
+    """Return whether an event loop runs no more, or has stopped for a while."""
     # A run of trio does not end without `_run` saying so.
     return isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()
 

@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
 
 from swr.errors import SWRError
@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 # Seconds after which a thread that waits looks whether the event loop is still there.
 _LOOKED_AFTER: Final = 1.0
+# How often it looks before the call must have begun.
+_LOOKS: Final = 30
 
 
 class LoopEnded(SWRError):
@@ -20,6 +22,20 @@ class LoopEnded(SWRError):
 
     def __init__(self) -> None:
         super().__init__("the event loop of the cache has ended, or ended during a call from a thread")
+
+
+class HeldUp(SWRError):
+    """The event loop did not begin the call in time.
+
+    Parameters:
+        seconds: how long the call waited.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the event loop of the cache has been held up for {seconds:g} s. An async test with a TestClient does "
+            "that: use httpx.AsyncClient there, or close the cache before"
+        )
 
 
 def is_in_loop() -> bool:
@@ -37,6 +53,7 @@ def wait_for(loop: Any, function: Callable[[], Awaitable[T]]) -> T:
 
     Raises:
         LoopEnded: the event loop did not live to see it.
+        HeldUp: it does not turn. The call is made as soon as it does.
     """
     if not isinstance(loop, asyncio.AbstractEventLoop):
         import trio
@@ -52,19 +69,26 @@ def wait_for(loop: Any, function: Callable[[], Awaitable[T]]) -> T:
         coroutine.close()
         raise LoopEnded from None
     try:
-        return _answer(_result(loop, future))
+        return _answer(_result(loop, future, coroutine))
     except concurrent.futures.CancelledError:
         raise LoopEnded from None
     except LoopEnded:
         if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
             coroutine.close()
         raise
-    finally:
+    except HeldUp:
+        # It is made as soon as the event loop turns: an invalidation must not get lost.
+        raise
+    except BaseException:
         # The waiting thread may be interrupted. What others wait for goes on.
         future.cancel()
+        raise
 
 
-def _result(loop: asyncio.AbstractEventLoop, future: "concurrent.futures.Future[T]") -> T:
+def _result(
+    loop: asyncio.AbstractEventLoop, future: "concurrent.futures.Future[T]", coroutine: Coroutine[Any, Any, Any]
+) -> T:
+    looks = 0
     while True:
         try:
             return future.result(_LOOKED_AFTER)
@@ -74,13 +98,16 @@ def _result(loop: asyncio.AbstractEventLoop, future: "concurrent.futures.Future[
                 return future.result()
         if loop.is_closed():
             raise LoopEnded
+        looks += 1
+        if looks == _LOOKS and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            raise HeldUp(_LOOKS * _LOOKED_AFTER)
 
 
 async def _called(function: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
     try:
         return await function(), None
     except (SystemExit, KeyboardInterrupt) as error:
-        # Its thread's to raise. In a task of the event loop it would end that.
+        # The thread that waits raises it. Raised in a task, it would end the event loop.
         return None, error
 
 

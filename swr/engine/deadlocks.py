@@ -1,4 +1,4 @@
-"""Waiting for flights; a loader that waits for itself, directly or through others, is refused in place of hanging."""
+"""Waiting for flights; a loader that waits for itself, directly or through others, is refused instead of hanging."""
 
 import contextlib
 import functools

@@ -9,16 +9,15 @@ import anyio
 
 from swr.core.codec import Codec
 from swr.core.decision import FRESH, MISSING, Revalidate, decide, is_due_early
-from swr.engine import deadlocks, direct, repeats
+from swr.engine import deadlocks, direct
 from swr.engine.background import BackgroundTasks, running_loop
 from swr.engine.backoff import Backoffs
-from swr.engine.carrying_on import carry_on
 from swr.engine.endings import Endings
-from swr.engine.entries import Entries, in_steps
+from swr.engine.entries import Entries
 from swr.engine.flights import Finished, Flight, Flights
 from swr.engine.lease import Renewals
 from swr.engine.load import Job, Snapshot
-from swr.engine.notifications import Notifications, publish_named
+from swr.engine.notifications import Notifications
 from swr.engine.portal import Portal
 from swr.engine.read_log import log_read
 from swr.engine.refresh_path import RefreshPath
@@ -74,6 +73,7 @@ class Engine:
         self.counts = Counts() if counts is None else counts
         self.runtime = Runtime(store, self._tasks, lease_for, clock, uniform, self.counts, self.switch.tell_reads)
         self.portal = Portal(self._tasks, self.aclose)
+        self.switch.is_elsewhere = self.portal.is_elsewhere
         self.events = self.runtime.events
         self.flights = Flights()
         self.backoffs = Backoffs(lambda: self.runtime.time())
@@ -104,7 +104,7 @@ class Engine:
         """Open, unless it is open here already.
 
         Raises:
-            ConfigurationError: the cache is in use on another event loop.
+            InUse: the cache is in use on another event loop.
         """
         while not self.is_open:
             loop = running_loop()
@@ -194,8 +194,7 @@ class Engine:
                 await self.ready()
             asked = not decision.serve
             if asked:
-                entry = await self._reads.read(key, job, entry)
-                decision = decide(entry, self.clock(), limits)
+                entry, decision = await self._reads.read(key, job, entry, limits)
             if entry is not None and decision.serve:
                 state = decision.state
                 if decision.revalidate is Revalidate.BACKGROUND:
@@ -290,11 +289,11 @@ class Engine:
         """Return what a reader gets of `entry`."""
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
 
-    def refresh_soon(self, key: str, job: Job, entry: Entry[Any]) -> Flight | None:
-        """Refresh `key` in the background, unless `backs_off`."""
-        # Closed, perhaps, while the store was asked: the entry is an answer all the same.
-        may_refresh = self._tasks.is_open and not self.backs_off(key)
-        return self._path.launch(key, job, entry, is_behind=True) if may_refresh else None
+    def refresh_soon(self, key: str, job: Job, entry: Entry[Any], *, forced: bool = False) -> Flight | None:
+        """Refresh `key` in the background, unless `backs_off`; with `forced`, in any case."""
+        # Closed, perhaps, while the store was asked: the entry is an answer anyway.
+        may_refresh = self._tasks.is_open and (forced or not self.backs_off(key))
+        return self._path.launch(key, job, entry, forced=forced, is_behind=True) if may_refresh else None
 
     def backs_off(self, key: str) -> bool:
         """Return whether a process refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
@@ -372,24 +371,15 @@ class Engine:
 
     async def invalidate(self, *keys: str) -> None:
         """See `Store.invalidate`."""
-        await self.ready()
-        repeats.note(self, self.invalidate, *keys)
-        await carry_on(self.entries.invalidate, keys)
+        await self.portal.reach(self.entries.invalidate, *keys)
 
     async def invalidate_tag(self, *names: Name) -> None:
         """See `Store.invalidate_tag`."""
-        await self.ready()
-        repeats.note(self, self.invalidate_tag, *names)
-        await carry_on(self.entries.invalidate_named, in_steps(names))
+        await self.portal.reach(self.entries.invalidate_tag, *names)
 
     async def invalidate_announced(self, *tags: str) -> None:
         """See `Store.invalidate_announced`."""
-        await self.ready()
-        repeats.note(self, self.invalidate_announced, *tags)
-        if tags:
-            await self.store.invalidate_announced(tags)
-        for tag in tags:
-            publish_named(self.events, tag, elsewhere=False)
+        await self.portal.reach(self.entries.invalidate_announced, *tags)
 
     async def put(
         self, key: str, codec: Codec, value: Any, policy: Policy, snapshot: Snapshot, known: int = NEWEST

@@ -13,6 +13,7 @@ from swr.engine import repeats
 from swr.engine.carrying_on import carry_on
 from swr.engine.flights import Flights
 from swr.engine.notifications import Notifications, publish_named
+from swr.engine.portal import Portal
 from swr.engine.runtime import RELEASED_WITHIN, Runtime
 from swr.engine.switch import Switch
 from swr.entry import Entry, Outcome, absence, stamp
@@ -32,6 +33,7 @@ class Engine(Protocol):
     runtime: Runtime
     flights: Flights
     notifications: Notifications
+    portal: Portal
     switch: Switch
 
     async def ready(self) -> None:
@@ -39,6 +41,12 @@ class Engine(Protocol):
 
     async def invalidate(self, *keys: str) -> None:
         """See `Store.invalidate`."""
+
+    async def invalidate_tag(self, *names: Name) -> None:
+        """See `Store.invalidate_tag`."""
+
+    async def invalidate_announced(self, *tags: str) -> None:
+        """See `Store.invalidate_announced`."""
 
 
 class Value(NamedTuple):
@@ -88,10 +96,10 @@ class Entries:
         return Outcome(entry.value, decision.state, max(0.0, clock() - entry.created_at))
 
     async def set(self, key: str, codec: Codec, value: Value) -> bool:
-        """Store a value in place of whatever is stored or being loaded; see `Cached.set`.
+        """Store a value instead of whatever is stored or being loaded; see `Cached.set`.
 
         Raises:
-            CodecError: the value cannot be stored. The stored entry is gone all the same.
+            CodecError: the value cannot be stored. The stored entry is gone anyway.
         """
         if self._engine.switch.is_off or not value.is_stored:
             # Nothing is left in the cache, nor anything older.
@@ -126,35 +134,62 @@ class Entries:
             return None
         except asyncio.CancelledError:
             # The store may have the value, and does not notify this process of it.
-            await self.invalidate(key)
+            await self._invalidate(key)
             raise
         except BaseException:
             with anyio.move_on_after(RELEASED_WITHIN):
                 await store.release(lease)
             raise
         publish(Committed, key, lease.version)
+        if overtaken.by_unfenced_load:
+            # Its readers here have perhaps been given something newer.
+            await self._invalidate(key)
+            return None
         return lease.version
 
-    async def invalidate(self, key: str) -> None:
-        """See `Store.invalidate`."""
+    async def invalidate(self, *keys: str) -> None:
+        """See `Store.invalidate`. It must run where the cache is open, as the next two."""
+        await self._engine.ready()
+        repeats.note(self._engine, self._engine.invalidate, *keys)
+        await carry_on(self._invalidate, keys)
+
+    async def _invalidate(self, key: str) -> None:
         await self._runtime.store.invalidate(key)
         self._runtime.events.publish(Invalidated, key, None, False)
 
-    async def invalidate_named(self, names: Sequence[Name]) -> None:
-        """See `Store.invalidate_tag`. Then let the event loop turn."""
+    async def invalidate_tag(self, *names: Name) -> None:
+        """See `Store.invalidate_tag`."""
+        await self._engine.ready()
+        repeats.note(self._engine, self._engine.invalidate_tag, *names)
+        await carry_on(self._invalidate_named, in_steps(names))
+
+    async def _invalidate_named(self, names: Sequence[Name]) -> None:
+        """Invalidate them, and let the event loop turn."""
         await self._runtime.store.invalidate_tag(*names)
         for name in names:
             publish_named(self._runtime.events, name, elsewhere=False)
         if len(names) == IN_ONE_STEP:
             await anyio.lowlevel.checkpoint()
 
+    async def invalidate_announced(self, *tags: str) -> None:
+        """See `Store.invalidate_announced`."""
+        await self._engine.ready()
+        repeats.note(self._engine, self._engine.invalidate_announced, *tags)
+        if tags:
+            await self._runtime.store.invalidate_announced(tags)
+        for tag in tags:
+            publish_named(self._runtime.events, tag, elsewhere=False)
+
     async def mark_stale(self, *keys: str) -> None:
-        """See `Store.mark_stale`."""
+        """See `Store.mark_stale`. Any event loop may call it."""
+        await self._engine.portal.reach(self._mark_stale, *keys)
+
+    async def _mark_stale(self, *keys: str) -> None:
         await self._engine.ready()
         repeats.note(self._engine, self.mark_stale, *keys)
-        await carry_on(self._mark_stale, keys)
+        await carry_on(self._mark_one_stale, keys)
 
-    async def _mark_stale(self, key: str) -> None:
+    async def _mark_one_stale(self, key: str) -> None:
         await self._runtime.store.mark_stale(key)
         self._runtime.events.publish(Invalidated, key, None, False, None, True)
 
@@ -185,19 +220,22 @@ class _Overtaken:
     Parameters:
         engine: whose notifications are heard.
         key: where the value is to be stored.
+
+    Attributes:
+        by_unfenced_load: whether a load without a lease has ended here meanwhile, which the store does not know of.
     """
 
     def __init__(self, engine: Engine, key: str) -> None:
         self._engine = engine
         self._key = key
         self._invalidations = 0
-        self._has_gap = False
+        self._has_gap = self._has_load = self.by_unfenced_load = False
         self._end: Callable[[], None]
 
     @property
     def is_true(self) -> bool:
         """Return whether anything came that may outdate the value, beside the invalidation that comes with it."""
-        return self._has_gap or self._invalidations > 1
+        return self._has_gap or self._has_load or self._invalidations > 1
 
     def __enter__(self) -> Self:
         self._end = self._engine.notifications.subscribe(self._note)
@@ -214,3 +252,6 @@ class _Overtaken:
             self._invalidations += is_of_key
         elif kind in (Kind.TAG_VERSION, Kind.REACHABLE, Kind.GAP) or (kind is Kind.MARKED and is_of_key):
             self._has_gap = True
+        elif kind is Kind.HELD and is_of_key:
+            self._has_load = True
+            self.by_unfenced_load = self.by_unfenced_load or not notification.version

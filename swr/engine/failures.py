@@ -19,7 +19,7 @@ _MISSING: Final = object()
 # Exceptions that each of many callers gets in full: the failure, the members of its groups, and what it was raised
 # from. To copy a hundred for each of a thousand callers would hold the event loop, and each caller logs all of them.
 _MOST_TOLD: Final = 5
-# Of the traceback of one exception. Functions that call one another without an end leave a thousand.
+# Frames that are kept of one traceback. Endless recursion leaves a thousand.
 _MOST_FRAMES: Final = 64
 _LEFT_OUT: Final = (
     "swr: one of the callers that waited for this load raises all of it; for the others, "
@@ -37,7 +37,7 @@ _REFERENCE: Final = _WithReference.__basicsize__ - Exception.__basicsize__
 _SLOT: Final = tuple.__itemsize__
 
 
-# Returns what a copy of a group has in place of its members.
+# Returns what a copy of a group has instead of its members.
 _Members = Callable[[Sequence[BaseException]], list[BaseException]]
 
 
@@ -51,7 +51,7 @@ def another(error: BaseException, members: _Members = _copies) -> BaseException 
     None: it holds something that cannot be copied.
 
     Parameters:
-        members: returns what a copied group has in place of its members. Default: copies of all.
+        members: returns what a copied group has instead of its members. Default: copies of all.
     """
     from_parts = functools.partial(_from_parts, members=members)
     for way in (from_parts,) if isinstance(error, BaseExceptionGroup) else (from_parts, _as_pickled):
@@ -77,7 +77,7 @@ def _from_parts(error: BaseException, members: _Members) -> BaseException:
     builtin = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
     slots = sum(bool(part.__objclass__.__flags__ & _HEAP_TYPE) for part in _parts_of(kind))
     if kind.__basicsize__ > builtin.__basicsize__ + slots * _SLOT + (kind.__weakrefoffset__ and _REFERENCE):
-        raise TypeError("it has state of C code")
+        raise TypeError("it keeps state in C code")
     # Not by calling the class: its `__init__` may take other arguments than those that the exception keeps.
     copied: BaseException = builtin.__new__(kind, *args)
     for part in _parts_of(kind):

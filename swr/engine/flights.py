@@ -38,7 +38,7 @@ class LoadTerms(Protocol):
         """The tags of what is loaded, as far as they are known before."""
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
-        """Return whether `entry`, while its policy allows it, may be served in place of this failure."""
+        """Return whether `entry`, while its policy allows it, may be served instead of this failure."""
 
 
 # -- states -------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Flight:
     """One load of one key in this process, and everybody who waits for it.
 
     Parameters:
-        owner: stands for the engine; compared by identity.
+        owner: represents the engine; compared by identity.
         key: what is loaded.
         job: how it is loaded.
         entry: what is stored so far, or None.

@@ -102,7 +102,7 @@ class Load:
         return is_known or flight.forced or flight.newer_than is not None
 
     def limit(self, seconds: Timeout, given_up: Callable[[BaseException], None] | None = None) -> None:
-        """Give the load up after `seconds`, in place of any limit that was set before.
+        """Give the load up after `seconds`, instead of any limit that was set before.
 
         The load is cancelled, and fails with `LoadTimeout` even if its job disregards that.
 
@@ -123,7 +123,7 @@ class Load:
     def warn_timed_out(self, error: BaseException) -> None:
         """Log a time-out that ends in a 504, because the client is not told the reason."""
         if isinstance(error, LoadTimeout) and self._endings.fallback(self.flight, error) is None:
-            log.warning("%s, and no stored response is a fallback", error)
+            log.warning("%s, and there is no stored response to fall back on", error)
 
     async def store(
         self, value: Any, policy: Policy, validator: str | None = None, *, absent: bool = False, is_stored: bool = True

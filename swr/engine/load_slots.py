@@ -54,7 +54,7 @@ class _Queue:
     """Free slots, and the places that wait for one.
 
     Parameters:
-        loop: stands for an event loop.
+        loop: represents an event loop.
         free: slots.
     """
 

@@ -55,7 +55,7 @@ class Notifications:
             subscriber(notification)
         kind, name, version, elsewhere, _ = notification
         match kind:
-            case Kind.QUEUED:
+            case Kind.QUEUED | Kind.HELD:
                 pass
             case Kind.REFUSED:
                 self._events.publish(CommandRefused, notification.text)

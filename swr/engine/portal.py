@@ -3,23 +3,25 @@
 import asyncio
 import atexit
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 import anyio.from_thread
 import anyio.to_thread
 
-from swr.engine.background import BackgroundTasks, running_loop
+from swr.engine.background import BackgroundTasks, InUse, is_over, running_loop
 from swr.engine.crossing import LoopEnded, is_in_loop, wait_for
 from swr.engine.threads import lent
 from swr.errors import ConfigurationError, SWRError
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # Seconds that an event loop is given to end, and how often a thread looks meanwhile.
 _ENDS_WITHIN: Final = 5.0
@@ -87,7 +89,7 @@ class Portal:
     def _loop(self) -> object:
         """Return the event loop for a call from this thread."""
         loop = self._tasks.loop
-        if loop is None or (isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()):
+        if loop is None or is_over(loop):
             loop = _loop_of_worker() or self._own_loop()
         return loop
 
@@ -104,6 +106,35 @@ class Portal:
             own, self._own = self._own, None
         if own is not None:
             own.stop(self._close if self._tasks.loop is own.loop else None)
+
+    def is_elsewhere(self) -> bool:
+        """Return whether an event loop runs here, and another one of the program's has the cache open."""
+        try:
+            if self._tasks.is_here:
+                return False
+        except (ImportError, RuntimeError):
+            # None runs here, and trio may not be installed.
+            return False
+        loop, own = self._tasks.loop, self._own
+        return loop is not None and not (own is not None and own.loop is loop) and not is_over(loop)
+
+    async def reach(self, function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        """Await an invalidation, `function(*args)`, in the event loop that has the cache open; here if none has.
+
+        Raises:
+            SWRError: that event loop is held up. It is made as soon as it turns.
+        """
+        while True:
+            try:
+                if not self.is_elsewhere():
+                    await function(*args)
+                else:
+                    call = functools.partial(self.call, "an invalidation", functools.partial(function, *args))
+                    await anyio.to_thread.run_sync(call)
+            except InUse:
+                # Another event loop has taken the cache meanwhile.
+                continue
+            return
 
     async def give_way(self) -> None:
         """Leave the cache to the event loop that runs here, if it is open in the portal's own."""

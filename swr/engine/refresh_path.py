@@ -7,7 +7,7 @@ else in swr loads and stores.
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from swr.engine.next_step import AskAgain, Asker, BackOff, GiveUp, LoadNow, Step
 from swr.engine.one_shot_event import OneShotEvent
 from swr.engine.results import Failed, Stored
 from swr.engine.runtime import RELEASED_WITHIN
-from swr.engine.tracing import UNTRACED
+from swr.engine.tracing import UNTRACED, FirstReader, Tracing
 from swr.entry import Entry
 from swr.errors import StoreUnavailable, SWRError
 from swr.events import LeaseHeld, LeaseWaited, LoadBegun
@@ -30,8 +30,8 @@ from swr.stores.base import NEWEST, Held, Lease
 
 log = logging.getLogger("swr")
 
-# Returns what surrounds the run of a load.
-_Traced = Callable[[], AbstractContextManager[None]]
+# Returns what surrounds the run of a load, as soon as that is known.
+_Traced = Callable[[], Awaitable[AbstractContextManager[None]]]
 
 # Notifications may be lost, so a flight that waits for one asks again after this many seconds at the latest.
 _LONGEST_WAIT: Final = 1.0
@@ -62,6 +62,7 @@ class RefreshPath:
         newer_than: int | None = None,
         chain: deadlocks.Chain = (),
         is_behind: bool = False,
+        first: FirstReader | None = None,
     ) -> Flight:
         """Begin a flight in a task of its own; later callers join it.
 
@@ -73,6 +74,7 @@ class RefreshPath:
             newer_than: see `Flight`.
             chain: the code of loaders that waits for this one.
             is_behind: whether it runs in the background, without readers that wait.
+            first: decides that later; None: it is known.
 
         Raises:
             SWRError: the cache is closed.
@@ -82,12 +84,10 @@ class RefreshPath:
             raise SWRError(f"the cache was closed while {key!r} was asked for")
         flight = Flight(self.runtime, key, job, entry, self._flights.fence, forced=forced, newer_than=newer_than)
         self._flights.add(flight)
-        tracing = self.runtime.tracing
-        traced = (
-            None
-            if tracing is None
-            else functools.partial(tracing.load, flight, tracing.cause(), is_behind=is_behind or newer_than is not None)
-        )
+        tracing, traced = self.runtime.tracing, None
+        if tracing is not None:
+            is_behind = is_behind or newer_than is not None
+            traced = functools.partial(_traced, tracing, flight, tracing.cause(), first, is_behind)
         flight.scope = tasks.start(self._fly, flight, job, chain, traced, drained=True, context=job.context)
         return flight
 
@@ -144,14 +144,14 @@ class RefreshPath:
             load = Load(self._endings, self._renewals, flight, lease)
             loader = self.runtime.counts.of(job.loader).loader
             self.runtime.events.publish(LoadBegun, flight.key, self.runtime.time() - asked, loader)
-            with UNTRACED if traced is None else traced():
+            with UNTRACED if traced is None else await traced():
                 await self._run(load, job, chain)
         except BaseException as error:
             failure = self._failure(flight, error)
             if failure is None:
                 raise
             if flight.is_finished:
-                log.exception("%r was stored or given up; the code of its load that ran on has failed", flight.key)
+                log.exception("the load of %r went on after its value was stored or given up, and failed", flight.key)
             else:
                 if load is not None and load.ended is None:
                     load.ended = self.runtime.time()
@@ -178,7 +178,7 @@ class RefreshPath:
     def _failure(self, flight: Flight, error: BaseException) -> BaseException | None:
         """Return what the load failed with, or None: the flight's task was cancelled."""
         if not isinstance(error, anyio.get_cancelled_exc_class()):
-            # A loader's SystemExit is its callers' to raise. In this task it would end every other load.
+            # The callers raise a loader's SystemExit. Raised in this task, it would end every other load.
             return error
         if flight.is_finished or self.runtime.tasks.is_closing or not isinstance(error, asyncio.CancelledError):
             return None
@@ -270,6 +270,17 @@ class RefreshPath:
             self._endings.finish(flight, Failed(step.error))
         else:
             self._endings.back_off(flight, step.held)
+
+
+async def _traced(
+    tracing: Tracing, flight: Flight, cause: Any, first: FirstReader | None, is_behind: bool
+) -> AbstractContextManager[None]:
+    if first is not None:
+        if flight.entry is not None:
+            # It may be the reader's answer, which has left the store before. A span cannot change its trace later.
+            await first.wait()
+        is_behind = first.is_served
+    return tracing.load(flight, cause, is_behind=is_behind)
 
 
 def _closed(flight: Flight) -> Failed:

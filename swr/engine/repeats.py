@@ -42,7 +42,7 @@ class Repeats:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Invalidate once more, whatever ended the block: who failed may have committed all the same."""
+        """Invalidate once more, whatever ended the block: who failed may have committed anyway."""
         self.end()
         if error is not None:
             self.fail()
@@ -95,7 +95,7 @@ class Repeats:
         key: str,
         has_value: Callable[[], Awaitable[bool]],
     ) -> None:
-        """Note that a value was stored, in place of any invalidation of its key before, in the blocks around too."""
+        """Note that a value was stored, instead of any invalidation of its key before, in the blocks around too."""
         if owner is self._owner and not self._has_ended:
             self._invalidations.pop((invalidate, key), None)
             self._values[key] = invalidate, has_value

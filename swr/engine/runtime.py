@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import anyio
@@ -11,7 +12,7 @@ from swr.engine.background import BackgroundTasks, running_loop
 from swr.engine.counting import count_events
 from swr.engine.publisher import Publisher
 from swr.engine.threads import Threads
-from swr.engine.tracing import Tracing
+from swr.engine.tracing import UNTRACED, Tracing
 from swr.stats.counts import Counts
 from swr.stores.base import LeasingStore
 
@@ -80,6 +81,10 @@ class Runtime:
         if threads is None or threads.loop is not loop:
             threads = self._threads = Threads(loop)
         return threads
+
+    def replaying(self, key: str) -> AbstractContextManager[None]:
+        """Return what surrounds a run of the app in the background, caused here, within which `key` is refreshed."""
+        return UNTRACED if self.tracing is None else self.tracing.replay(key, self.tracing.cause())
 
     def new_token(self) -> str:
         """Return a lease token that no other load uses."""

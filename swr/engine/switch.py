@@ -1,12 +1,16 @@
-"""Says whether a caller uses the cache: never, always, or unless it runs inside a `disabled` block."""
+"""Says whether a caller uses the cache: not inside a `disabled` block, nor in a loop beside that of the cache."""
 
+import logging
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Final
 
 from swr.stores.clocks import Clock, OwnClock, clock_of
 from swr.stores.local import LocalCache
+
+log = logging.getLogger("swr")
 
 # The short way to a fresh hit asks for the time and nothing else. At this time nothing is fresh.
 _ENDS_EVERYTHING: Final = OwnClock(lambda: float("inf"))
@@ -20,6 +24,7 @@ class Switch:
 
     Attributes:
         is_enabled: whether anybody uses the cache, as it is configured.
+        is_elsewhere: returns whether an event loop other than the one that runs here has the cache.
     """
 
     def __init__(self, local: LocalCache | None = None) -> None:
@@ -28,7 +33,9 @@ class Switch:
         self._clock: Clock = clock_of(None)
         self._blocks = 0
         self._tells_reads = False
+        self._has_warned = False
         self.is_enabled = True
+        self.is_elsewhere: Callable[[], bool] = lambda: False
 
     def configure(self, clock: Clock, is_enabled: bool) -> None:
         """Go by these from now on."""
@@ -41,7 +48,23 @@ class Switch:
         """Return whether the caller gets nothing from the cache and leaves nothing in it."""
         if not self.is_enabled:
             return True
-        return self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get())
+        if self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get()):
+            return True
+        if not self.is_elsewhere():
+            return False
+        self.warn()
+        return True
+
+    def warn(self) -> None:
+        """Say in the log, the first time, that another event loop has the cache, and what to do about it."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        log.warning(
+            "the cache is in use on another event loop of this process, so calls and requests in this one go past it; "
+            "invalidations count. Run the app in one event loop, give each loop a Cache of its own, or call `.sync` in "
+            "a thread: await asyncio.to_thread(loader.sync, ...)"
+        )
 
     def add(self, blocks: int) -> None:
         """Note how many `disabled` blocks have begun. As long as there is one, all callers go the long way, which
@@ -76,7 +99,7 @@ BLOCKS: Final[ContextVar[tuple[_Block, ...]]] = ContextVar("swr_disabled", defau
 
 
 class Disabled:
-    """A `with` block that passes the cache by; see `Cache.disabled`.
+    """A `with` block that bypasses the cache; see `Cache.disabled`.
 
     Parameters:
         switch: of the cache.

@@ -47,7 +47,7 @@ class Threads:
         await place.take()
         call = _Call(self, place, function)
         try:
-            # In a tuple, for trio refuses a thread that returns a coroutine; a `def` may give one all the same.
+            # In a tuple, because trio refuses a thread that returns a coroutine; a `def` may give one anyway.
             (answer,) = await anyio.to_thread.run_sync(call.run, limiter=self._no_limit, abandon_on_cancel=True)
         except anyio.get_cancelled_exc_class():
             if call.abandon():

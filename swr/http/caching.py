@@ -165,7 +165,7 @@ def _parsed(*values: bytes) -> Directives:
 
 
 def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
-    """Return the directives that a response's storing goes by, and whether they come from a targeted field.
+    """Return the directives that say how a response is stored, and whether they come from a targeted field.
 
     RFC 9213 2.2: the first targeted field that is there and well-formed goes before `Cache-Control` and `Expires`.
     A malformed one does not count, but for the words in it that forbid: its author wanted to say something.
@@ -326,6 +326,11 @@ def _timed(
     )
     if strict:
         stale_for = stale_if_error = 0.0
+    # A lifetime of 0 lets nobody have a response that is not confirmed, so what a rule adds to it is the rule's.
+    is_added = not explicit and (
+        (stale_for > 0 and "stale-while-revalidate" not in directives)
+        or (stale_if_error > 0 and "stale-if-error" not in directives)
+    )
     unreachable_for = 0.0 if strict or status in ERRORS else max(0.0, sharing.unreachable_for - overdue)
     shown = [pair for pair in headers if pair[0].lower() not in verdict.hidden] if verdict.hidden else headers
     validated = etag_of(shown) is not None or bool(values_of(shown, b"last-modified"))
@@ -342,7 +347,7 @@ def _timed(
         ),
         strict=strict,
         validate=validate or fresh_for == stale_for == 0,
-        own_terms=validate or ((explicit is not None or "public" in directives) and not overrides),
+        own_terms=validate or (("public" in directives or (explicit is not None and not is_added)) and not overrides),
         stale_if_error=stale_if_error,
         overdue=overdue,
     )

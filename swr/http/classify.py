@@ -123,7 +123,7 @@ class RequestFacts(NamedTuple):
         has_cookie: whether it has cookies, and the operator calls cookies private.
         keys_cookies: whether a rule applies that makes the cookies that matter part of the key.
         has_precondition: whether it has a condition on the state of the resource itself.
-        has_content: whether a body comes with it that is no part of its key.
+        has_content: whether a body comes with it that is not part of its key.
         is_apart: whether a rule that keeps responses apart does not apply because of the path alone.
         no_store, only_if_cached: whether it has the directive, and swr honours it.
         is_off: whether the cache is off.

@@ -11,7 +11,7 @@ import xxhash
 
 from swr.entry import State
 from swr.http.fields import Headers, etag_of, values_of
-from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY
+from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY, FIELD_NAMES
 
 # What of a run of the app may differ though its response does not.
 _OF_THE_RUN: Final = frozenset(
@@ -91,7 +91,7 @@ def with_told(stored: Whole, told: Told, state: State, age: int, own_tag: bytes 
 
 def _fields_of(names: Collection[str]) -> Iterator[bytes]:
     """Yield those of `names` that are names of fields."""
-    return (name.encode("latin-1") for name in names if not name.startswith((EXACTLY, ALL_CREDENTIALS)))
+    return (name.encode("latin-1") for name in names if not name.startswith((EXACTLY, ALL_CREDENTIALS, FIELD_NAMES)))
 
 
 def told_fields(

@@ -49,7 +49,7 @@ class Content(msgspec.Struct, frozen=True):
 
         Raises:
             ValueError: it is not. It has another media type, a content coding, or another charset than UTF-8. Or it is
-                no JSON, is nested too deeply, has `NaN` or `Infinity`, or two members of one name, upper or lower case.
+                not JSON, is nested too deeply, has `NaN` or `Infinity`, or two members of one name in any case.
         """
         return self._parsed(lambda value: value, object_pairs_hook=_unique)
 
@@ -68,7 +68,7 @@ class Content(msgspec.Struct, frozen=True):
         if not self._is_plain_json:
             raise ValueError("not JSON in UTF-8 without a content coding")
         try:
-            # A byte order mark is no JSON here, and neither is what is not UTF-8.
+            # A byte order mark is not JSON here, and neither is what is not UTF-8.
             return finish(json.loads(self.body.decode("utf-8"), parse_constant=_refuse, **hooks))
         except RecursionError:
             raise ValueError("JSON that is nested too deeply") from None
@@ -122,4 +122,4 @@ def _sorted(pairs: list[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

@@ -27,7 +27,7 @@ _PER_MEMBER: Final = 16
 _NAMING: Final = frozenset({"no-cache", "private"})
 # Directives that allow more than their absence does. A malformed one allows nothing.
 _PERMITTING: Final = frozenset({"must-revalidate", "must-understand", "public"})
-# What forbids, wherever it stands in a malformed directive.
+# What forbids, wherever it is in a malformed directive.
 _FORBIDDING: Final = re.compile(
     r"(?<![\w-])(?:(?P<word>no-store|no-cache|private|must-revalidate|proxy-revalidate)(?![\w-])"
     r"|(?P<lifetime>s-maxage|max-age)[ \t]{0,9}=[ \t]{0,9}\"?(?P<zero>0)(?![.\w]))",
@@ -148,8 +148,8 @@ def forbid(directives: Directives, words: Directives) -> None:
 def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
     """Return the directives of a targeted field (RFC 9213 2.1), None if it is empty or no dictionary of RFC 9651.
 
-    An argument of the wrong type gets a form that nothing accepts: `max-age="60"` is no number of seconds.
-    Parameters mean nothing in RFC 9213. Those that forbid count all the same: the author of
+    An argument of the wrong type gets a form that nothing accepts: `max-age="60"` is not a number of seconds.
+    Parameters mean nothing in RFC 9213. Those that forbid count anyway: the author of
     `no-cache; no-store` meant both.
     """
     text = b",".join(values).decode("latin-1").lstrip(" ").rstrip(" \t")
@@ -269,7 +269,7 @@ def unspaced(values: Iterable[bytes]) -> str:
 
 
 def delta_seconds(argument: str | None) -> int | None:
-    """Return the seconds in a directive's argument; None where it is no number (RFC 9111 1.2.2)."""
+    """Return the seconds in a directive's argument; None where it is not a number (RFC 9111 1.2.2)."""
     if argument is None or not argument.isascii() or not argument.isdigit():
         return None
     return min(int(argument.lstrip("0")[:11] or "0"), LONGEST)
@@ -278,7 +278,7 @@ def delta_seconds(argument: str | None) -> int | None:
 def vary_of(headers: Headers) -> tuple[str, ...] | None:
     """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`.
 
-    Whatever stands between the names: `Cookie; Accept` names two fields.
+    Whatever is between the names: `Cookie; Accept` names two fields.
     """
     names: set[str] = set()
     for value in values_of(headers, b"vary"):
@@ -354,7 +354,7 @@ def byte_range(value: bytes, complete: int) -> tuple[int, int] | None:
     if not found[1]:
         wanted = min(int(found[2]), complete)
         if not wanted and int(found[2]):
-            # The last bytes of nothing are all of it.
+            # The last bytes of an empty body are the whole body.
             return None
         return (complete - wanted, complete - 1) if wanted else (0, -1)
     first = int(found[1])
@@ -384,7 +384,7 @@ def field_names(names: Sequence[str], parameter: str = "vary") -> tuple[str, ...
         raise ConfigurationError(f"{parameter}={names!r} is one string: give ({names!r},)")
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name == "*":
-            raise ConfigurationError(f"{parameter}={names!r} holds {name!r}, which is no name of a field")
+            raise ConfigurationError(f"{parameter}={names!r} holds {name!r}, which is not the name of a field")
         if parameter == "vary" and name.lower() in _CREDENTIALS:
             raise ConfigurationError(
                 f"vary={names!r} would have no effect: swr shares no answer to a request with {name}, unless the "

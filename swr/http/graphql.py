@@ -24,7 +24,7 @@ def is_graphql_query(content: Content) -> bool:
     """Return whether a request is a GraphQL query for certain, so that it changes nothing: for `Rule(safe=...)`.
 
     The request is JSON, or a batch in a list, of which every document holds queries and fragments alone. A document
-    that also holds a mutation is no query, whatever `operationName` says. Neither is a persisted query without its
+    that also holds a mutation is not a query, whatever `operationName` says. Neither is a persisted query without its
     text, nor a request whose URL has a query, because some servers read the document from there.
     """
     if content.query:
@@ -49,7 +49,7 @@ def _only_reads(request: Any) -> bool:
 
 
 def _starts_of_definitions(document: str) -> list[str] | None:
-    """Return the first token of each definition; None: the text is no whole document."""
+    """Return the first token of each definition; None: the text is not a whole document."""
     if _LINE_ENDS.search(document):
         return None
     starts: list[str] = []
@@ -70,6 +70,6 @@ def _starts_of_definitions(document: str) -> list[str] | None:
         elif token in _CLOSING:
             if not open_brackets or open_brackets.pop() != _CLOSING[token]:
                 return None
-            # A definition ends with its selection, which stands in no other bracket.
+            # A definition ends with its selection, which is in no other bracket.
             is_within = bool(open_brackets) or token != "}"
     return None if is_within or open_brackets else starts

@@ -15,7 +15,7 @@ def date_of(headers: Headers, began: float) -> float:
 
 
 def age_of(headers: Headers) -> int:
-    """`Age` as it came: the first of several counts, and what is no number does not (RFC 9111 5.1)."""
+    """`Age` as it came: the first of several counts, and what is not a number does not (RFC 9111 5.1)."""
     values = values_of(headers, b"age")
     return delta_seconds(values[0].partition(b",")[0].strip().decode("latin-1")) or 0 if values else 0
 
@@ -28,7 +28,7 @@ def lifetime_of(headers: Headers, directives: Directives, targeted: bool, date: 
     expires = set() if targeted else set(values_of(headers, b"expires"))
     if not expires:
         return None
-    # RFC 9111 5.3: what is no date, "0" above all, is in the past; of several that differ none is to be believed.
+    # RFC 9111 5.3: what is not a date, "0" above all, is in the past; of several that differ none is to be believed.
     until = http_date(expires.pop(), date)
     return 0 if until is None or expires else min(LONGEST, max(0, int(until - date)))
 

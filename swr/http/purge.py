@@ -5,7 +5,7 @@
 | names more tags than a response may have, or says `SWR-Soft-Purge` badly | 400 |
 | `PURGE /path` | the responses to the URL are gone, on all hosts, whatever their method and variant |
 | has `Surrogate-Key: a b`, or another field of tags | the responses with one of these tags are gone, whatever the URL |
-| has `SWR-Soft-Purge: 1` | they are stale in place of gone |
+| has `SWR-Soft-Purge: 1` | they are stale instead of gone |
 """
 
 from collections.abc import Collection
@@ -24,7 +24,7 @@ class Purge(NamedTuple):
 
     Parameters:
         tags: the responses with one of these; none: those to the URL of the request.
-        soft: whether they become stale in place of gone.
+        soft: whether they become stale instead of gone.
     """
 
     tags: tuple[str, ...]

@@ -71,7 +71,7 @@ def url_key(url: URL, digest: Digest, version: str = "") -> str:
     if version:
         parts.append(f"version: {version}")
     if fields:
-        # Apps read several lines of a field as one value, or go by one of them.
+        # Apps read several lines of a field as one value, or use only one of them.
         values: dict[bytes, list[bytes]] = {}
         while fields:
             fields, name, value = fields
@@ -213,7 +213,7 @@ def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
 
 def url_tag(path: str, query: str) -> str:
     """Return the tag that every stored response to a URL carries, whatever its host, scheme and variant."""
-    # A server may hand over what is no text; a tag is.
+    # A server may hand over what is not text; a tag is.
     path = path.encode("utf-8", "replace").decode()
     # A rule may make the order of parameters irrelevant, so the tag disregards it.
     query = "&".join(sorted(query.split("&")))

@@ -52,10 +52,19 @@ PREFERENCES: Final = frozenset(
         b"from", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-gpc",
     }
 )  # fmt: skip
-# Ignored fields that say something of the client: its preferences and its address. Where the app's own code turns one
-# into something that an endpoint sees, it is no longer ignored.
-TELLING: Final = PREFERENCES | frozenset(
+# Ignored fields of few values. Where the app's own code has looked at one, it selects.
+OF_FEW_VALUES: Final = frozenset(
     {
+        b"content-type", b"purpose", b"x-purpose", b"sec-purpose", b"x-moz", b"upgrade-insecure-requests",
+        b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user",
+    }
+)  # fmt: skip
+# Ignored fields that say something of the client: its preferences and its address. Where the app's own code turns one
+# into something that an endpoint sees, it is no longer ignored. See `tells`.
+TELLING: Final = PREFERENCES | OF_FEW_VALUES | frozenset(
+    {
+        # Whatever the client puts into it.
+        b"baggage",
         b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip",
         b"fastly-client-ip", b"x-original-forwarded-for", b"cf-connecting-ip", b"cf-connecting-ipv6",
         b"x-azure-clientip", b"x-envoy-external-address",
@@ -65,23 +74,21 @@ TELLING: Final = PREFERENCES | frozenset(
 IGNORED: Final = TELLING | frozenset(
     {
         # About the client's navigation, and what it can read.
-        b"accept-encoding", b"accept-ranges", b"priority", b"purpose", b"x-purpose", b"x-moz",
-        b"upgrade-insecure-requests",
-        # Browsers send these with every request. Others that begin with `sec-` are ignored by their prefix.
-        b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user", b"sec-purpose",
+        b"accept-encoding", b"accept-ranges", b"priority",
         # About the connection.
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"http2-settings", b"expect",
-        b"content-type", b"max-forwards", b"alt-used", b"early-data", b"cdn-loop",
+        b"max-forwards", b"alt-used", b"early-data", b"cdn-loop",
         # About the way of the request.
         b"via", b"cf-ray", b"cf-ew-via", b"x-varnish", b"x-amz-cf-id", b"x-azure-ref",
         b"x-envoy-attempt-count", b"x-envoy-expected-rq-timeout-ms",
         # Identifiers of requests, and tracing.
         b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id", b"x-request-start", b"x-queue-start",
-        b"traceparent", b"tracestate", b"baggage", b"b3", b"x-amzn-trace-id", b"x-cloud-trace-context",
+        b"traceparent", b"tracestate", b"b3", b"x-amzn-trace-id", b"x-cloud-trace-context",
         b"uber-trace-id", b"sentry-trace", b"newrelic", b"elastic-apm-traceparent", b"grpc-trace-bin",
     }
 )  # fmt: skip
-IGNORED_PREFIXES: Final = (b"sec-", b"x-b3-", b"x-datadog-", b"x-newrelic-", b"uberctx-", b"ot-tracer-")
+TELLING_PREFIXES: Final = (b"sec-", b"uberctx-")
+IGNORED_PREFIXES: Final = (*TELLING_PREFIXES, b"x-b3-", b"x-datadog-", b"x-newrelic-", b"ot-tracer-")
 
 SELECTING: Final = frozenset(
     {
@@ -130,8 +137,11 @@ CREDENTIAL_PREFIXES: Final = (
 # Means all credentials of a request among the names of fields that select a response; no field has this name.
 ALL_CREDENTIALS: Final = ":credentials"
 
+# Means which fields a request has that tell something of its client, among the names of fields that select a response.
+FIELD_NAMES: Final = ":names"
+
 # Before the name of a field: it selects a response as it was sent, to the byte and line by line. `Vary` compares fields
-# as RFC 9111 4.1 has it, for which two lines are the same as one with a comma; a framework may go by one of them.
+# as RFC 9111 4.1 says, for which two lines are the same as one with a comma; a framework may use only one of them.
 EXACTLY: Final = "="
 
 # A well-formed node of `Forwarded` (RFC 7239 6). Anything else may be read as something else.
@@ -140,7 +150,7 @@ _CLIENT: Final = re.compile(
 )
 
 # Compared without regard to case by their own definition (RFC 9110 12.5); the order of members stays significant,
-# for apps go by it.
+# because apps follow it.
 _CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
 
 # With one of these an app may take a request for one of another method.
@@ -170,13 +180,23 @@ def _field_class(name: bytes) -> FieldClass:
     return FieldClass.UNKNOWN
 
 
+def tells(name: bytes) -> bool:
+    """Return whether a field, or a part of it, is ignored only as long as the app's own code does not look at it.
+
+    Parameters:
+        name: in lower case.
+    """
+    # `Forwarded` selects without the address of the client, which an app may take from it.
+    return name in TELLING or name.startswith(TELLING_PREFIXES) or name == b"forwarded"
+
+
 def names_method(field: str) -> bool:
     """Return whether a request field may say that the request is of another method.
 
     Parameters:
         field: its name in lower case.
     """
-    # Frameworks of WSGI take both characters for the same.
+    # WSGI frameworks treat both characters as the same.
     return field.replace("_", "-") in _OVERRIDES
 
 

@@ -190,7 +190,7 @@ class Ready:
     """The messages of a hit, made once a second.
 
     Parameters:
-        until: when it has to be made anew, because `Age` and `ttl` count seconds.
+        until: when it has to be made again, because `Age` and `ttl` count seconds.
         headers: of the whole response.
         brief: of a 304.
         etag: what `If-None-Match` has to be, to the byte, for the 304; None: that takes more than a glance.

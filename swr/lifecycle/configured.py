@@ -45,7 +45,7 @@ class Configured:
         # The first endpoint and app of each identity: another one that is told apart by nothing gets nothing of theirs.
         self.first: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
         self.default_policy = DefaultPolicy()
-        # The loaders, see `Entry.loader`, whose values lie in Redis alone.
+        # The loaders, see `Entry.loader`, whose values are in Redis alone.
         self.passed_by: set[str] = set()
         self.reporter: Reporter | None = None
         # Where dashboards are mounted, whose requests are no concern of the cache.
@@ -58,7 +58,7 @@ class Configured:
     def configure(self, url: str | EllipsisType | None = ..., **options: Unpack[Options]) -> None:
         """Change options of the cache before it opens, such as those that an app knows only when it is made.
 
-        Functions that are decorated with the cache already go by them, as does middleware that has it. Whatever is
+        Functions that are decorated with the cache already use them, as does middleware that has it. Whatever is
         stored in this process's memory is forgotten.
 
         Parameters:
@@ -150,7 +150,7 @@ class Configured:
         self.first.clear()
 
     def _report_anew(self, reports: bool, release: str) -> None:
-        """Report to where the cache lies now, if it was to report before or is to from now on."""
+        """Report to where the cache is now, if it was to report before or is to from now on."""
         before, self._release = self.reporter, release
         self.reporter = None
         if before is not None:

@@ -28,7 +28,7 @@ class DefaultPolicy:
         """Return `policy` if it can be the default from now on.
 
         Raises:
-            ConfigurationError: it is no policy, has tags, or is None while something goes by the default.
+            ConfigurationError: it is not a policy, has tags, or is None while something uses the default.
         """
         if policy is None and self._is_needed:
             raise ConfigurationError(
@@ -64,7 +64,7 @@ class DefaultPolicy:
         """Return `policy`, or this one if it is None.
 
         Raises:
-            ConfigurationError: it is no policy, or there is none.
+            ConfigurationError: it is not a policy, or there is none.
         """
         if policy is None:
             return self.need("a call without a policy")

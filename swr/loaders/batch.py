@@ -177,7 +177,7 @@ class Batch:
             if not self._filled.is_set():
                 await self._filled.wait()
             for flight in self._flights.values():
-                # One that has news of its lease asks again.
+                # A flight that has a notification about its lease asks again.
                 while not flight.answered.is_set():
                     await flight.answered.wait()
             self._gathering = None
@@ -215,7 +215,7 @@ class Part:
 
     Parameters:
         batch: which.
-        item: what stands for the key in the loader's list.
+        item: what represents the key in the loader's list.
         policy: how long its value may be served.
     """
 

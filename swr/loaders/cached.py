@@ -13,10 +13,11 @@ from swr.engine.flights import Flight
 from swr.entry import Outcome
 from swr.loaders.annotations import codec_for, codec_if_defined
 from swr.loaders.call import Call, Loader, is_async
-from swr.loaders.calling import Asking, call_tags, value_of
+from swr.loaders.calling import Asking, value_of
 from swr.loaders.context import Fresh
 from swr.loaders.parsing import arguments_in
 from swr.loaders.sync import SyncLoader
+from swr.loaders.tag_functions import TagFunction
 from swr.loaders.terms import LoaderTerms
 from swr.policy import Policy
 from swr.stores.local import LocalCache, NoSlot, Slot
@@ -61,7 +62,7 @@ class Cached(Generic[P, R]):
             asking is not None,
             terms.copies,
             digest,
-            terms.tags,
+            None if terms.tags is None else functools.partial(_tags_of, terms.tags, keys),
             terms.store_if,
             terms.new_seat,
         )
@@ -232,12 +233,12 @@ class Cached(Generic[P, R]):
             another `set` came meanwhile.
 
         Raises:
-            CodecError: the value cannot be stored in Redis. The stored entry is gone all the same.
-            ConfigurationError: it is no value, or an argument cannot be part of a key.
+            CodecError: the value cannot be stored in Redis. The stored entry is gone anyway.
+            ConfigurationError: it is not a value, or an argument cannot be part of a key.
         """
         key = self._keys.key(args, kwargs)
         tags = self._loader.tags
-        tags_of = None if tags is None else functools.partial(call_tags, tags, args, kwargs)
+        tags_of = None if tags is None else tags(args, kwargs)
         stored = value_of(value, self._policy_of(args, kwargs), repr(key), tags_of, self._terms.store_if)
         if self._copies:
             stored = stored._replace(value=await deep_copy(stored.value))
@@ -386,3 +387,10 @@ class BoundCached(Generic[P, R]):
     async def peek(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R] | None:
         """See `Cached.peek`."""
         return await self._cached.peek(self._instance, *args, **kwargs)
+
+
+def _tags_of(
+    tags: TagFunction, keys: CallKeys, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Any], tuple[str, ...]]:
+    """Return what makes tags of the value of a call."""
+    return functools.partial(tags, keys.bind(args, kwargs))

@@ -279,9 +279,9 @@ class CachedMany(Generic[P, K, V]):
             Whether every process gets all of it from now on.
 
         Raises:
-            CodecError: a value cannot be stored in Redis. The stored entries of these items are gone all the same.
+            CodecError: a value cannot be stored in Redis. The stored entries of these items are gone anyway.
             TypeError: the loader does not take these arguments, or they hold no list of hashable items.
-            ConfigurationError: `values` is no answer to them.
+            ConfigurationError: `values` is not an answer to them.
         """
         call, items = self._bind(args, kwargs)
         answer = self._keys.checked(values, items)

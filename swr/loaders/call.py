@@ -14,10 +14,8 @@ from swr.engine.load_slots import Seat
 from swr.entry import Entry, Outcome, State
 from swr.loaders.calling import (
     StoreIf,
-    TagsOf,
     call_loader,
     call_past,
-    call_tags,
     context_of,
     last_of,
     name_of,
@@ -47,7 +45,7 @@ class Loader(NamedTuple):
         asks: whether it takes a `LoadContext`.
         copies: whether that has a copy of the last value.
         digest: what its entries carry, see `Entry.loader`.
-        tags: returns the tags of a value, called with that and the loader's arguments; None: they are the policy's.
+        tags: returns, for the arguments of a call, what makes tags of its value; None: they are the policy's.
         store_if: returns whether a value is stored; None: each is.
         new_seat: see `LoadTerms`.
     """
@@ -58,7 +56,7 @@ class Loader(NamedTuple):
     asks: bool
     copies: bool = False
     digest: str = ""
-    tags: TagsOf | None = None
+    tags: Callable[[tuple[Any, ...], dict[str, Any]], Callable[[Any], tuple[str, ...]]] | None = None
     store_if: StoreIf | None = None
     new_seat: Callable[[], Seat] | None = None
 
@@ -123,7 +121,7 @@ class Call:
         context = await context_of(engine, last, copies=loader.copies) if asks else None
         value = await call_loader(engine, loader.bound(args, kwargs, context), loader.runs_in_thread)
         self._arguments.check()
-        tags_of = None if tags is None else functools.partial(call_tags, tags, args, kwargs)
+        tags_of = None if tags is None else tags(args, kwargs)
         await store_answer(load, value, self.policy, last, tags_of, loader.store_if)
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:

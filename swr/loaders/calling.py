@@ -16,10 +16,10 @@ from swr.entry import Entry
 from swr.errors import ConfigurationError, LoadTimeout
 from swr.loaders.context import NOT_MODIFIED, Fresh, LoadContext
 from swr.loaders.values import refuse_unshareable
-from swr.policy import Policy, Timeout, tag_names
+from swr.policy import Policy, Timeout
 from swr.stores.threads import deep_copy
 
-# Returns the tags of a value; it is called with that, and the arguments of the loader.
+# Returns the tags of a value; it is called with that, and with those of the loader's parameters that it names.
 TagsOf = Callable[..., Iterable[str]]
 # Returns whether a value is stored.
 StoreIf = Callable[[Any], object]
@@ -90,7 +90,7 @@ def _is_context(annotation: Any, names: dict[str, Any]) -> bool:
         except Exception:
             # A type that is imported for type checkers alone, or defined further down.
             return text.partition("[")[0].rpartition(".")[2].strip() == "LoadContext"
-    # Optional, or Annotated, it is one all the same.
+    # Optional, or Annotated, it is one anyway.
     inner = typing.get_args(annotation) if typing.get_origin(annotation) in _WRAPPED else (annotation,)
     return any(LoadContext in (kind, typing.get_origin(kind)) for kind in inner)
 
@@ -123,7 +123,7 @@ async def call_past(
 
     Parameters:
         where: names the loader.
-        hard_timeout: "auto" is no limit: the call has no lease for which others wait.
+        hard_timeout: "auto" is not a limit: the call has no lease for which others wait.
 
     Raises:
         Exception: whatever the loader raised.
@@ -184,19 +184,6 @@ async def context_of(engine: Engine, last: Entry[Any] | None, *, copies: bool) -
     return LoadContext(value, max(0.0, engine.clock() - last.created_at), last.validator, True)
 
 
-def call_tags(tags: TagsOf, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> tuple[str, ...]:
-    """Return the tags of a value.
-
-    Parameters:
-        args, kwargs: those of the loader.
-
-    Raises:
-        ConfigurationError: what `tags` returns is no list of tags.
-        Exception: whatever `tags` raises.
-    """
-    return tag_names(tags(value, *args, **kwargs))
-
-
 def is_stored(store_if: StoreIf | None, value: Any) -> bool:
     """Return whether `store_if` says that a value is stored.
 
@@ -230,10 +217,10 @@ def value_of(
         store_if: returns whether a value is stored; None: each is.
 
     Raises:
-        ConfigurationError: it is no value.
+        ConfigurationError: it is not a value.
     """
     if answer is NOT_MODIFIED or inspect.isawaitable(answer):
-        raise ConfigurationError(f"{answer!r} is no value for {where}: give what the loader would return, awaited")
+        raise ConfigurationError(f"{answer!r} is not a value for {where}: give what the loader would return, awaited")
     return _value_of(answer, policy, where, tags, store_if)
 
 

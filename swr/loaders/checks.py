@@ -1,29 +1,85 @@
 """Refuse functions that cannot be loaders, where they are decorated."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from swr.errors import ConfigurationError
+from swr.loaders.cached import Cached
+from swr.loaders.cached_many import CachedMany
 from swr.loaders.request_parameters import refuse_parameters
-from swr.loaders.values import USE_RESPONSE, is_response
+from swr.loaders.values import USE_RESPONSE, is_a, is_response
+
+# Routers, where they keep their routes, and what a route calls.
+_ROUTERS: Final = (
+    (
+        "starlette.",
+        ("Router", "Starlette"),
+        lambda router: [getattr(route, "endpoint", None) for route in router.routes],
+    ),
+    ("flask.", ("Flask",), lambda app: list(app.view_functions.values())),
+)
 
 
-def check_loader(function: Callable[..., Any]) -> None:
+def check_loader(function: Callable[..., Any], decorator: str) -> None:
     """Refuse what cannot be a loader.
 
+    Parameters:
+        decorator: its name, "@cache.cached".
+
     Raises:
-        ConfigurationError: no function, a generator, or a function that takes what belongs to one request.
+        ConfigurationError: no function, one that another decorator caches or a route calls already, a generator, or a
+            function that takes what belongs to one request.
     """
     # A partial counts as a routine from Python 3.14 on.
-    if isinstance(function, functools.partial) or not inspect.isroutine(function):
+    if isinstance(function, functools.partial) or not (inspect.isroutine(function) or hasattr(function, "cache_clear")):
         raise ConfigurationError(
-            f"@cache.cached stands on a function or a method, not on {function!r}: write a def of your own around it"
+            f"{decorator} decorates a function or a method, not {function!r}: put it directly above the def, below "
+            f"other decorators, or write a def of your own around it"
         )
     name = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigurationError(f"{name} is a generator: a cached loader returns its whole value, such as a list")
+    _refuse_cached(function, name, decorator)
+    _refuse_generator(function, name)
+    if any(endpoint is function for endpoint in _endpoints_in_sight()):
+        raise ConfigurationError(
+            f"{decorator} on {name} does nothing there: it is above the decorator of a route, which calls the "
+            f"function without it. Put it directly above the def, below @app.get(...); @cache.response caches whole "
+            f"responses"
+        )
     refuse_parameters(function, name)
     if is_response(inspect.signature(function).return_annotation):
         raise ConfigurationError(f"{name} returns a response, which belongs to one request: {USE_RESPONSE}")
+
+
+def _refuse_cached(function: Any, name: str, decorator: str) -> None:
+    """Refuse a function that has a cache already, which brings the value of before at each refresh."""
+    while function is not None:
+        if isinstance(function, (Cached, CachedMany)) or callable(getattr(function, "cache_clear", None)):
+            raise ConfigurationError(
+                f"{name} has a cache already, such as lru_cache, and each refresh would bring its value of before: "
+                f"leave that decorator away below {decorator}"
+            )
+        function = getattr(function, "__wrapped__", None)
+
+
+def _refuse_generator(function: Callable[..., Any], name: str) -> None:
+    """Refuse a generator, and a context manager that is made of one."""
+    is_manager = getattr(function, "__globals__", None) is vars(contextlib)
+    if is_manager or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        kind = "context manager, which can be entered once" if is_manager else "generator"
+        raise ConfigurationError(f"{name} is a {kind}: a cached loader returns its whole value, such as a list")
+
+
+def _endpoints_in_sight() -> Iterator[Any]:
+    """Yield what the routes call of each router that has a name where the decorator is written."""
+    frame = sys._getframe()
+    while frame.f_globals.get("__name__", "").partition(".")[0] == "swr":
+        assert frame.f_back is not None
+        frame = frame.f_back
+    for value in (*frame.f_locals.values(), *frame.f_globals.values()):
+        for package, names, endpoints in _ROUTERS:
+            if is_a(type(value), package, names):
+                yield from endpoints(value)

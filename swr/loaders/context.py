@@ -40,7 +40,7 @@ NOT_MODIFIED: Final = NotModified.NOT_MODIFIED
 
 
 class Fresh(Generic[T]):
-    """A loader's answer: a value, and what counts for this entry in place of what the decorator says.
+    """A loader's answer: a value, and what counts for this entry instead of what the decorator says.
 
     Parameters:
         value: the value.

@@ -37,7 +37,7 @@ class _TakesAnything(Protocol[P, R_co]):
 
 
 class _TakesAnythingSecond(Protocol[P, R_co]):
-    """For types alone: the same of its second parameter, which stands behind `self`."""
+    """For types alone: the same of its second parameter, which follows `self`."""
 
     @overload
     def __call__(self, instance: Any, context: _LikeContext, /, *args: Any, **kwargs: Any) -> Any: ...
@@ -92,7 +92,7 @@ class CachedManyDecorator(Protocol):
 
 
 def with_options(method: Callable[P, R]) -> Callable[P, R]:
-    """Make a method that returns a decorator explain itself if it stands on a function without its brackets.
+    """Make a method that returns a decorator explain itself if it decorates a function without its brackets.
 
     Raises:
         ConfigurationError: `@cache.cached` without parentheses, or an option without its name.
@@ -103,7 +103,7 @@ def with_options(method: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for given in args[1:2]:
             if callable(given):
-                raise ConfigurationError(f"@cache.{name} stands on {given!r} without options: {_EXAMPLES[name]}")
+                raise ConfigurationError(f"@cache.{name} decorates {given!r} without options: {_EXAMPLES[name]}")
             if not isinstance(given, str | None) or name == "response":
                 raise ConfigurationError(f"@cache.{name} got {given!r} without a name: {_EXAMPLES[name]}")
         return method(*args, **kwargs)

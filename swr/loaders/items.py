@@ -49,7 +49,7 @@ class Items:
     ) -> bool:
         """Store `answer`, and for each item that it leaves out that there is no value; see `CachedMany.set`."""
         values: dict[str, Value] = {}
-        # All of them first: what is no value is refused before anything is stored.
+        # All of them first: what is not a value is refused before anything is stored.
         for number, some in parts(self._items):
             if number:
                 await anyio.lowlevel.checkpoint()

@@ -73,8 +73,8 @@ class Loaders:
             stale_for: how long after that swr serves it and refreshes it in the background.
             stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
                 Options of `Policy` that you leave out, here and below, are those of the cache's policy.
-            tags: names to invalidate by, "group:{group}"; or a function that returns them, of the value and the
-                loader's arguments.
+            tags: names to invalidate by, "group:{group}"; or a function that returns them, of the value and of
+                parameters that it names.
             ignore: parameters that do not change the answer, such as `self`.
             copy: give every caller a deep copy. Without it all callers in this process share one object, which
                 they must not change.
@@ -86,7 +86,7 @@ class Loaders:
                 some microseconds more.
             jitter: shorten each lifetime by a random share of up to this, so that values do not end together.
             store_if: returns whether a value is stored, as in `store_if=bool`. Those who wait for a value that is not
-                get it all the same, and what was stored before goes.
+                get it anyway, and what was stored before goes.
             local: whether this process's memory holds values. `local=False` has no effect without Redis.
             shared: whether Redis holds values. With `shared=False` each process loads for itself, and a value may be
                 any object.
@@ -113,18 +113,19 @@ class Loaders:
         }
         policies = DecoratorPolicy(self.default_policy, given, "@cache.cached")
         seats = seats_of(max_concurrent_loads)
-        terms = LoaderTerms(policies, copy, of_value, checked_store_if(store_if), stays_here(local, shared), seats)
+        terms = LoaderTerms(policies, copy, None, checked_store_if(store_if), stays_here(local, shared), seats)
 
         def decorate(function: Callable[..., Any]) -> Cached[..., Any]:
-            check_loader(function)
+            check_loader(function, "@cache.cached")
             asks = asking(function)
             keys = CallKeys(
                 function, template, policies.now.tags, ignore, None if asks is None else asks.signature, key
             )
+            own = terms.with_tags(of_value, keys.template.where, keys.parameters)
             self._templates.claim(keys.template, function, is_default=template is None)
             if not local:
                 self.passed_by.add(loader_digest(keys.template.text))
-            loader: Cached[..., Any] = Cached(self.engine, self.local, function, keys, terms, asks)
+            loader: Cached[..., Any] = Cached(self.engine, self.local, function, keys, own, asks)
             self._templates.loaders.add(loader)
             return loader
 
@@ -163,7 +164,7 @@ class Loaders:
             fresh_for: see `cached`.
             stale_for: see `cached`.
             stale_if_error: see `cached`.
-            tags: see `cached`; they may name the item, and a function of tags gets it in the place of the list.
+            tags: see `cached`; they may name the item, and so may a function of tags.
             ignore: see `cached`.
             copy: see `cached`.
             soft_timeout: see `cached`.
@@ -194,27 +195,28 @@ class Loaders:
         }
         policies = DecoratorPolicy(self.default_policy, given, "@cache.cached_many")
         seats = seats_of(max_concurrent_loads)
-        terms = LoaderTerms(policies, copy, of_value, checked_store_if(store_if), stays_here(local, shared), seats)
+        terms = LoaderTerms(policies, copy, None, checked_store_if(store_if), stays_here(local, shared), seats)
         absent = seconds(absent_for, "absent_for")
 
         def decorate(function: Callable[..., Any]) -> CachedMany[..., Any, Any]:
-            check_loader(function)
+            check_loader(function, "@cache.cached_many")
             keys = ManyKeys(function, template, policies.now.tags, ignore, key)
             if asking(function) is not None:
                 raise ConfigurationError(
                     f"{keys.where} asks for a LoadContext, which is about one value: a batch loader loads several"
                 )
+            own = terms.with_tags(of_value, keys.where, keys.known)
             self._templates.claim(keys.template, function, is_default=key is not None, many=True)
             if not local:
                 self.passed_by.add(loader_digest(keys.template.text))
-            loader: CachedMany[..., Any, Any] = CachedMany(self.engine, function, keys, terms, absent)
+            loader: CachedMany[..., Any, Any] = CachedMany(self.engine, function, keys, own, absent)
             self._templates.loaders.add(loader)
             return loader
 
         return cast(CachedManyDecorator, functools.partial(on_methods, decorate))
 
     def refresh_of(self, key: str) -> Callable[[], Coroutine[Any, Any, Any]] | None:
-        """Return what loads a key anew; None: its loader or the arguments of its call are not known for certain."""
+        """Return what loads a key again; None: its loader or the arguments of its call are not known for certain."""
         found: list[tuple[Any, tuple[Any, ...]]] = []
         # A thread may define another one meanwhile.
         for loader in tuple(self._templates.loaders):
@@ -265,7 +267,9 @@ class Loaders:
             raise ConfigurationError(f"key={key!r} is not a string")
         warn_of_slot(key)
         if not callable(loader):
-            raise ConfigurationError(f"loader={loader!r} is no function: give one, or store the value with cache.set")
+            raise ConfigurationError(
+                f"loader={loader!r} is not a function: give one, or store the value with cache.set"
+            )
         policy = self.default_policy.of(policy)
         codec = codec_for(loader) if returns is None else codec_of(returns)
         asks = asking(loader)

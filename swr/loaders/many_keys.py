@@ -11,8 +11,9 @@ from swr.core.keys import bound_to
 from swr.core.template import Template
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
-from swr.loaders.calling import TagsOf, call_loader, call_tags
+from swr.loaders.calling import call_loader
 from swr.loaders.request_parameters import warn_of_sessions
+from swr.loaders.tag_functions import TagFunction
 from swr.policy import Policy, tag_names
 
 
@@ -21,7 +22,7 @@ class ManyKeys:
 
     Parameters:
         function: the batch loader.
-        template: the key of one item. It names every parameter but the list, and one name that is no parameter: the
+        template: the key of one item. It names every parameter but the list, and one name that is not a parameter: the
             item's. None: there is a `key`.
         tags: tag templates; they may name the same.
         ignore: parameters that are left out of the key.
@@ -53,9 +54,9 @@ class ManyKeys:
         lists = [name for name in parameters if name not in named and name not in ignored]
         if len(items) != 1 or len(lists) != 1:
             raise ConfigurationError(
-                f"the key {template or key!r} of {where}({', '.join(parameters)}) must name one item of the list by a "
-                f"name that is no parameter, as 'player:{{name}}' does for names, and not the list. It leaves out "
-                f"{', '.join(lists) or 'nothing'} and names {', '.join(items) or 'no item'}"
+                f"the key {template or key!r} of {where}({', '.join(parameters)}) is that of one item. Leave the list "
+                f"out, and name the item by a name that is not a parameter, such as 'player:{{name}}' for the list "
+                f"names. It leaves out {', '.join(lists) or 'nothing'} and names {', '.join(items) or 'no item'}"
             )
         (self._item,), (self.list_name,) = items, lists
         if parameters[self.list_name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
@@ -68,6 +69,11 @@ class ManyKeys:
     def template(self) -> Template:
         """The key template."""
         return self._key
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The names of the parameters of the function, and that of one item."""
+        return (*self._signature.parameters, self._item)
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -131,7 +137,7 @@ class ManyKeys:
         """Return `answer` if it may be one to `items`.
 
         Raises:
-            ConfigurationError: it is no dict of these.
+            ConfigurationError: it is not a dict of these.
         """
         if not isinstance(answer, Mapping):
             raise ConfigurationError(
@@ -145,10 +151,6 @@ class ManyKeys:
                 f"items that it was given, and an item that is not there is left out"
             )
         return answer
-
-    def arguments_of(self, values: Mapping[str, Any], item: Any) -> inspect.BoundArguments:
-        """Return the arguments of the function with one item in the place of the list."""
-        return inspect.BoundArguments(self._signature, {**values, self.list_name: item})
 
     def loader(self, values: Mapping[str, Any], items: list[Any]) -> functools.partial[Any]:
         """Return the function, to be called for `items` alone."""
@@ -207,12 +209,11 @@ class ManyCall:
         """Return whether a call with these other arguments is the same: `1` and `True` are equal, and are not."""
         return self._values == values and self._keys.key(self._values, item) == self._keys.key(values, item)
 
-    def tags_of(self, item: Any, tags: TagsOf | None) -> Callable[[Any], tuple[str, ...]] | None:
+    def tags_of(self, item: Any, tags: TagFunction | None) -> Callable[[Any], tuple[str, ...]] | None:
         """Return what makes tags of a value of `item`, or None; it is called with one item in the place of the list."""
         if tags is None:
             return None
-        arguments = self._keys.arguments_of(self._values, item)
-        return functools.partial(call_tags, tags, arguments.args, arguments.kwargs)
+        return functools.partial(tags, self._keys.with_item({**self._values, self._keys.list_name: item}, item))
 
     def policy(self, item: Any, policy: Policy) -> Policy:
         """Return `policy` with the tags of `item`."""

@@ -25,7 +25,7 @@ def arguments_in(
     Parameters:
         parameters: of the loader's calls, by name.
         key_of: returns the key for arguments.
-        list_name: the parameter whose place the item takes; empty: it is no batch loader.
+        list_name: the parameter whose place the item takes; empty: it is not a batch loader.
     """
     texts = template.texts_in(key)
     if texts is None:

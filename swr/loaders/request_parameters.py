@@ -17,7 +17,15 @@ from swr.loaders.values import is_a
 log = logging.getLogger("swr")
 
 _WRAPPED: Final = (typing.Union, types.UnionType, typing.Annotated)
-_OF_STARLETTE: Final = ("HTTPConnection", "Response")
+_OF_REQUESTS: Final = (
+    ("starlette.", ("HTTPConnection", "Response", "BackgroundTask")),
+    ("django.", ("HttpRequest",)),
+    ("litestar.", ("ASGIConnection",)),
+    ("werkzeug.", ("Request",)),
+    ("aiohttp.", ("BaseRequest",)),
+)
+# As they are written in annotations that are text.
+_NAMED: Final = ("BackgroundTasks", "HttpRequest", "Request", "Response", "WebSocket")
 _OF_SQLALCHEMY: Final = (
     "AsyncConnection",
     "AsyncSession",
@@ -42,8 +50,9 @@ def refuse_parameters(function: Callable[..., Any], name: str) -> None:
     for parameter in inspect.signature(function).parameters.values():
         if _is_of_a_request(parameter):
             raise ConfigurationError(
-                f"{name} takes {parameter.name!r}, which belongs to one request; a background load has none. "
-                f"On an endpoint use @cache.response, which caches the response and gets dependencies of its own"
+                f"{name} takes {parameter.name!r}, which belongs to one request; a background load has none. Pass what "
+                f"matters of it, such as an id. Or, on an endpoint of FastAPI or Starlette, use @cache.response: it "
+                f"caches the response and gets dependencies of its own"
             )
         if _is_a_session(parameter.annotation, names):
             raise ConfigurationError(
@@ -83,7 +92,7 @@ def _warn(name: str, place: str) -> None:
 
 
 def _is_of_a_request(parameter: inspect.Parameter) -> bool:
-    """Return whether a parameter is a Request, a Response, a WebSocket, or filled in by FastAPI's Depends."""
+    """Return whether a framework fills in a parameter, and for one request: a Request, a Response, a Depends."""
     marks = [parameter.default, *getattr(parameter.annotation, "__metadata__", ())]
     if any(
         type(mark).__module__.startswith("fastapi") and type(mark).__name__ in ("Depends", "Security") for mark in marks
@@ -91,9 +100,9 @@ def _is_of_a_request(parameter: inspect.Parameter) -> bool:
         return True
     annotation = parameter.annotation
     if isinstance(annotation, str):
-        return annotation.split(".")[-1] in ("Request", "Response", "WebSocket") or "Depends(" in annotation
+        return annotation.split(".")[-1] in _NAMED or "Depends(" in annotation
     kinds = getattr(annotation, "__args__", (annotation,))
-    return any(is_a(kind, "starlette.", _OF_STARLETTE) for kind in kinds)
+    return any(is_a(kind, package, classes) for kind in kinds for package, classes in _OF_REQUESTS)
 
 
 def _is_a_session(annotation: Any, names: dict[str, Any]) -> bool:

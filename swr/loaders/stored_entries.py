@@ -49,7 +49,7 @@ class StoredEntries:
             Whether every process gets the value from now on.
 
         Raises:
-            CodecError: the value cannot be stored in Redis. The stored entry is gone all the same.
+            CodecError: the value cannot be stored in Redis. The stored entry is gone anyway.
             ConfigurationError: arguments that cannot work.
         """
         _check_key(key)
@@ -108,7 +108,7 @@ class StoredEntries:
         """Outdate the responses to a URL, "/rankings/ATL?limit=10", for all its hosts, schemes and variants.
 
         Raises:
-            ConfigurationError: it is no URL or path.
+            ConfigurationError: it is not a URL or path.
         """
         await self.engine.invalidate_tag(*await _tags_of((url,)))
 
@@ -116,7 +116,7 @@ class StoredEntries:
         """Outdate the responses to several URLs, in one step for all; else as `invalidate_url`.
 
         Raises:
-            ConfigurationError: one is no URL or path; then nothing is outdated.
+            ConfigurationError: one is not a URL or path; then nothing is outdated.
         """
         await self.engine.invalidate_tag(*await _tags_of(urls))
 
@@ -124,7 +124,7 @@ class StoredEntries:
         """Mark the responses to URLs as stale, in one step for all; see `Cached.mark_stale`.
 
         Raises:
-            ConfigurationError: one is no URL or path; then nothing is marked.
+            ConfigurationError: one is not a URL or path; then nothing is marked.
         """
         await self.engine.invalidate_tag(*map(Soft, await _tags_of(urls)))
 

@@ -1,13 +1,14 @@
 """The options of a loader's decorator, beside the key."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, Self
 
 from swr.engine.load_slots import LoadSlots, Place, Seat
 from swr.errors import ConfigurationError
 from swr.lifecycle.default_policy import DecoratorPolicy
 from swr.loaders.calling import StoreIf, TagsOf
+from swr.loaders.tag_functions import TagFunction
 
 
 class LoaderTerms(NamedTuple):
@@ -16,7 +17,7 @@ class LoaderTerms(NamedTuple):
     Parameters:
         policies: how long values may be served.
         copies: callers get copies.
-        tags: returns the tags of a value, called with that and the loader's arguments; None: they are the policy's.
+        tags: returns the tags of a value; None: they are the policy's.
         store_if: returns whether a value is stored; None: each is.
         stays_here: values are not shared with other processes.
         new_seat: returns what a load takes of the loader's slots; None: it needs none.
@@ -24,10 +25,14 @@ class LoaderTerms(NamedTuple):
 
     policies: DecoratorPolicy
     copies: bool = False
-    tags: TagsOf | None = None
+    tags: TagFunction | None = None
     store_if: StoreIf | None = None
     stays_here: bool = False
     new_seat: Callable[[], Seat] | None = None
+
+    def with_tags(self, function: TagsOf | None, where: str, known: Collection[str]) -> Self:
+        """Return these with a function that makes tags, or as they are without one; see `TagFunction`."""
+        return self if function is None else self._replace(tags=TagFunction(function, where, known))
 
 
 def stays_here(local: object, shared: object) -> bool:
@@ -38,7 +43,7 @@ def stays_here(local: object, shared: object) -> bool:
         shared: whether Redis does.
 
     Raises:
-        ConfigurationError: neither, or one of them is no bool.
+        ConfigurationError: neither, or one of them is not a bool.
     """
     for name, value in (("local", local), ("shared", shared)):
         if not isinstance(value, bool):
@@ -54,7 +59,7 @@ def seats_of(max_concurrent_loads: object) -> Callable[[], Seat] | None:
     """Return a function that returns the seat of one load of a loader; None: it may have any number of loads.
 
     Raises:
-        ConfigurationError: it is no whole number above 0.
+        ConfigurationError: it is not a whole number above 0.
     """
     number = max_concurrent_loads
     if number is None:
@@ -69,7 +74,7 @@ def checked_store_if(store_if: Any) -> StoreIf | None:
     """Return `store_if` if it may say what is stored.
 
     Raises:
-        ConfigurationError: it is no function of a value, or one that would have to be awaited.
+        ConfigurationError: it is not a function of a value, or one that would have to be awaited.
     """
     if store_if is None:
         return None

@@ -198,7 +198,7 @@ class Exporter(ABC):
             ConfigurationError: it is being measured already, and would be counted twice.
         """
         if cache in self._caches:
-            raise ConfigurationError(f"the cache {cache.namespace!r} is exported there already: end that first")
+            raise ConfigurationError(f"the cache {cache.namespace!r} is exported there already: end that export first")
         series = Series(lambda metric, labels: self.series(metric, {"cache": cache.namespace, **labels}))
         for metric in self.added:
             for values in product(*metric.labels.values()):

@@ -52,7 +52,7 @@ class _Metered(Exporter):
         for metric in COUNTED:
             meter.create_observable_counter(metric.name, [partial(self._observe, metric)], metric.unit, metric.about)
         for metric in (*READ, UP):
-            # By OpenTelemetry's conventions, a number that can be added up over processes is no gauge.
+            # By OpenTelemetry's conventions, a number that can be added up over processes is not a gauge.
             create = meter.create_observable_gauge if metric is UP else meter.create_observable_up_down_counter
             create(metric.name, [partial(self._observe, metric)], metric.unit, metric.about)
 

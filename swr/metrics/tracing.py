@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from swr.cache import Cache
-from swr.engine.flights import Flight
+from swr.engine.flights import Finished, Flight
+from swr.engine.results import Failed
 from swr.errors import ConfigurationError
 from swr.loaders.batch import Part
 
@@ -16,6 +17,8 @@ try:
 except ImportError as error:
     raise ImportError("swr.otel needs opentelemetry-api: pip install 'swr[otel]'") from error
 
+# Names in a context the run of the app in the background that is under way.
+_REPLAY: Final = context.create_key("swr-replay")
 # The tracer until the program has set up its SDK; then it passes on what it is given.
 _TRACER: Final = trace.get_tracer("swr")
 
@@ -35,6 +38,38 @@ class _Open(NamedTuple):
         """Link the span of a request that waits for this load to it, unless the load is its own."""
         if waiting.get_span_context() != self.parent:
             waiting.add_link(self.span.get_span_context())
+
+
+class _Replay:
+    """The span of a run of the app in the background, which is that of the load within it, too.
+
+    Parameters:
+        key: what that load refreshes.
+        span: the span.
+    """
+
+    def __init__(self, key: str, span: Span) -> None:
+        self.key = key
+        self.span = span
+        self._has_failed = False
+        # The run of the app, and the load, whose task may end after it.
+        self._parts = 1
+
+    def begin(self) -> None:
+        """Have the span last until one more part ends."""
+        self._parts += 1
+
+    def end(self) -> None:
+        """Say that a part has ended."""
+        self._parts -= 1
+        if not self._parts:
+            self.span.end()
+
+    def fail(self, error: BaseException) -> None:
+        """Mark the span, once: what fails the load may end the run, too."""
+        if not self._has_failed:
+            self._has_failed = True
+            _fail(self.span, error)
 
 
 class _Spans:
@@ -63,25 +98,69 @@ class _Spans:
             self._link(flight, self._open[batch])
             yield
             return
-        # The request does not wait for a refresh, which may end long after it: its own trace, with a link.
+        replay = cause.get(_REPLAY)
+        if isinstance(replay, _Replay) and replay.key == flight.key:
+            with self._load_in(replay, flight):
+                yield
+            return
         caused_by = trace.get_current_span(cause).get_span_context()
-        around, links = (Context(), [Link(caused_by)] if caused_by.is_valid else []) if is_behind else (cause, [])
-        name = "swr refresh" if is_behind else "swr load"
-        span = self._tracer.start_span(name, around, attributes=self._attributes(flight), links=links)
+        span, around = self._refresh(cause) if is_behind else (self._tracer.start_span("swr load", cause), cause)
+        span.set_attributes(self._attributes(flight))
         opened = _Open(span, None if is_behind else caused_by)
         self._open[flight] = self._open[batch] = opened
         self._link(flight, opened)
         token = context.attach(trace.set_span_in_context(span, around))
         try:
             yield
-        except Exception as error:
-            _fail(span, error)
+        except BaseException as error:
+            # A load that is given up is cancelled, too: the flight says why.
+            if isinstance(error, Exception) or not flight.is_finished:
+                _fail(span, error)
             raise
         finally:
             context.detach(token)
             self._end(flight, span)
             self._open.pop(flight, None)
             self._open.pop(batch, None)
+
+    def _refresh(self, cause: Context) -> tuple[Span, Context]:
+        """Begin the span of a refresh; return it, and the context around it."""
+        # The request does not wait for a refresh, which may end long after it: its own trace, with a link.
+        caused_by = trace.get_current_span(cause).get_span_context()
+        around = Context()
+        links = [Link(caused_by)] if caused_by.is_valid else []
+        return self._tracer.start_span("swr refresh", around, links=links), around
+
+    @contextlib.contextmanager
+    def replay(self, key: str, cause: Context) -> Iterator[None]:
+        span, around = self._refresh(cause)
+        span.set_attribute("swr.cache", self._cache.namespace)
+        replay = _Replay(key, span)
+        token = context.attach(context.set_value(_REPLAY, replay, trace.set_span_in_context(span, around)))
+        try:
+            yield
+        except Exception as error:
+            replay.fail(error)
+            raise
+        finally:
+            context.detach(token)
+            replay.end()
+
+    @contextlib.contextmanager
+    def _load_in(self, replay: _Replay, flight: Flight) -> Iterator[None]:
+        """Have a load within a run of the app in the background share the span of that run."""
+        replay.begin()
+        self._open[flight] = opened = _Open(replay.span, None)
+        self._link(flight, opened)
+        try:
+            yield
+        finally:
+            replay.span.set_attributes(self._attributes(flight))
+            error = _failure(flight)
+            if error is not None:
+                replay.fail(error)
+            del self._open[flight]
+            replay.end()
 
     def join(self, flight: Flight) -> None:
         waiting = trace.get_current_span()
@@ -94,7 +173,7 @@ class _Spans:
             self._joined[flight].append(waiting)
         else:
             self._joined[flight] = [waiting]
-            # Another process may load in place of this one.
+            # Another process may load instead of this one.
             flight.then = (*flight.then, self._forget)
 
     def _forget(self, flight: Flight) -> None:
@@ -118,8 +197,9 @@ class _Spans:
     def _end(self, flight: Flight, span: Span) -> None:
         # The route is known by now, and a failure that the loader has not raised.
         span.set_attributes(self._attributes(flight))
-        if flight.error is not None:
-            _fail(span, flight.error)
+        error = _failure(flight)
+        if error is not None:
+            _fail(span, error)
         span.end()
 
     def _attributes(self, flight: Flight) -> dict[str, str]:
@@ -131,6 +211,12 @@ class _Spans:
 def _loaded_by(flight: Flight) -> object:
     """Return what one call of a loader is for: a flight, or a batch of several."""
     return flight.job.batch if isinstance(flight.job, Part) else flight
+
+
+def _failure(flight: Flight) -> BaseException | None:
+    """Return why a flight has failed; those who wait for it learn that only once its lease is given back."""
+    result = flight.state.result if isinstance(flight.state, Finished) else None
+    return result.error if isinstance(result, Failed) else None
 
 
 def _fail(span: Span, error: BaseException) -> None:

@@ -183,21 +183,29 @@ def settle(config: Config, request: Request, admission: Admission | None) -> Non
     """Refresh what was stale, now that the app has answered the client."""
     if admission is None:
         return
-    request.result.reach(admission.is_answered, admission.marks is not None, admission.reason)
+    is_read = admission.marks is not None or admission.has_failed
+    request.result.reach(admission.is_answered, is_read, admission.reason)
     if admission.stale and admission.stale not in config.refreshing and config.engine.is_open:
         config.refreshing[admission.stale] = True
+        traced = config.engine.runtime.replaying(admission.stale)
         carried(admission.variables).run(
-            config.engine.start, _refresh, config, request, admission.stale, admission.session
+            config.engine.start, _refresh, config, request, admission.stale, admission.session, traced
         )
 
 
-async def _refresh(config: Config, request: Request, key: str, session: dict[str, Any] | None) -> None:
+async def _refresh(
+    config: Config,
+    request: Request,
+    key: str,
+    session: dict[str, Any] | None,
+    traced: contextlib.AbstractContextManager[None],
+) -> None:
     """Run the app again as for a request, its dependencies included; its endpoint then loads what `key` names."""
     admission = Admission(AskedByClient(config, request, is_bypassed=True), key)
     endpoint_terms.set(EndpointTerms(config.cache, None, admission))
     scope = request.repeat(config.app_state(), session)
     try:
-        with admitted(scope, admission):
+        with traced, admitted(scope, admission):
             await config.app(scope, begin_with(request.content_message, _receive_nothing), _discard)
     except Exception as error:
         log.warning(

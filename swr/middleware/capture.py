@@ -1,7 +1,6 @@
 """The job that runs the app to fill the cache: for a waiting client, or in the background."""
 
 import logging
-from contextvars import Context, copy_context
 from typing import Any, Final, Literal
 
 import anyio
@@ -9,7 +8,7 @@ from starlette.types import Message, Receive
 
 from swr.endpoints.decorator import warn_if_above
 from swr.endpoints.terms import EndpointTerms, endpoint_terms
-from swr.endpoints.variables import carried
+from swr.endpoints.variables import replayed
 from swr.engine.load import Load
 from swr.entry import Entry, State, stamp
 from swr.errors import LoadTimeout, SWRError
@@ -59,8 +58,7 @@ class Capture:
     ) -> None:
         self.codec, self.context = RESPONSES, None
         if outbox is None:
-            # What `key=` looks at may be a variable.
-            self.context = carried(copy_context(), is_keyed=True) if request.has_key else Context()
+            self.context = replayed(config.ambient, request.outer, is_keyed=request.has_key)
         self.outbox = Outbox() if outbox is None else outbox
         admission = None if outbox is None else admission_of(config, request)
         self._terms = EndpointTerms(config.cache, self._limit, admission)

@@ -7,8 +7,8 @@ from starlette.types import Message, Scope
 
 from swr.endpoints.declared import Declared, answers, calls, declared
 from swr.endpoints.origin import origin_of
-from swr.endpoints.reads import ADDRESS, ALL_FIELDS
-from swr.endpoints.routed_scope import give_headers, reads_of, routed
+from swr.endpoints.reads import ADDRESS, ALL_FIELDS, SELECTING_IF_SEEN
+from swr.endpoints.routed_scope import give_headers, names_read_late, reads_of, routed
 from swr.endpoints.terms import EndpointTerms
 from swr.entry import Entry
 from swr.errors import SWRError
@@ -172,7 +172,7 @@ class CapturedResponse:
             self.base, self._base_tags = entry.value, entry.tags
 
     def conditional(self, headers: Headers) -> Headers:
-        """Return the request's fields with the cache's own conditions in place of the client's (RFC 9111 4.3.1).
+        """Return the request's fields with the cache's own conditions instead of the client's (RFC 9111 4.3.1).
 
         The app must send a response that is of use to others; from it swr answers the client's conditions. Cookies
         that do not matter are not sent.
@@ -253,7 +253,7 @@ class CapturedResponse:
             tags=(*request.tags, *(request.group_tag(group) for group in groups), *kept),
             declared=tuple(names),
         )
-        verdict = add_names(_for_reader(verdict, by_field), self._varies.named(began))
+        verdict = add_names(self._with_seen(_for_reader(verdict, by_field)), self._varies.named(began))
         is_hidden = not asked.is_complete
         if self._terms.terms is not None:
             is_hidden = is_hidden or not answers(self.scope, self._terms.endpoint)
@@ -302,14 +302,13 @@ class CapturedResponse:
         admission, request = self._terms.admission, self._request
         if admission is not None and admission.is_admitted:
             return "after dependencies"
+        reads = reads_of(self.scope, request.outer)
         if terms is not None and terms.per_credential and request.credentials:
-            return ""
+            return self._why_seen(verdict, reads.names) or why_outer(self._config, admission)
         if self._terms.terms is not None and not calls(self.scope, self._terms.wrapper):
-            # What stands between them may look at anything, as a guard may.
+            # A decorator between them may look at anything, as a guard may.
             return "" if request.has_key else "route"
-        if reason := self._why_seen(verdict, reads_of(self.scope).by_middleware):
-            return reason
-        if reason := why_outer(self._config, admission):
+        if reason := self._why_seen(verdict, reads.by_middleware) or why_outer(self._config, admission):
             return reason
         if asked.guard_fields is None or asked.looking:
             return "" if request.has_key else asked.looking or "guard"
@@ -325,19 +324,29 @@ class CapturedResponse:
             verdict: on the response.
             names: where the app has looked; see `Reads`.
         """
-        if verdict.own_terms or self._request.has_key or (verdict.per_credential and self._request.credentials):
+        if verdict.own_terms or self._request.has_key:
             return ""
-        known = {*verdict.vary, *verdict.ignores}
+        # A credential that selects does not say what middleware around swr has set.
+        names = {*names} & {*self._request.outer} if verdict.per_credential and self._request.credentials else names
         for name in sorted(names, key=lambda name: (name != ALL_FIELDS, name)):
-            if name in (ADDRESS, ALL_FIELDS) or not self._request.knows(name, known):
+            if name in (ADDRESS, ALL_FIELDS) or not self._request.knows(name, {*verdict.vary, *verdict.ignores}):
                 return self._config.why_read(name, self.scope["path"])
         return ""
+
+    def _with_seen(self, verdict: Verdict) -> Verdict:
+        """Return a verdict by which the parts of few values select, if the app has looked at them."""
+        if verdict.policy is None or verdict.own_terms or self._request.has_key:
+            return verdict
+        known = {*verdict.vary, *verdict.ignores}
+        seen = reads_of(self.scope).names & SELECTING_IF_SEEN
+        seen = {form for name in seen if not self._request.knows(name, known) for form in (name, EXACTLY + name)}
+        return verdict._replace(vary=tuple(sorted({*verdict.vary, *seen})))
 
     def why_late(self) -> str:
         """Return why the response must not be stored, if the app has shown that while it sent the body; or nothing."""
         if not self.authorized and not self.verdict.shared and is_personal(self.scope):
             return "session"
-        return self._why_seen(self.verdict, reads_of(self.scope).names)
+        return self._why_seen(self.verdict, names_read_late(self.scope))
 
     def forget_unrelated(self) -> None:
         """Begin again, without a stored response to confirm."""
@@ -366,7 +375,7 @@ class CapturedResponse:
         if (
             not is_open
             # An error in another client's language is better than a run of a failing app for each.
-            or reads_of(self.scope).tell_who_asks
+            or reads_of(self.scope, self._request.outer).tell_who_asks
             or why_outer(self._config, self._terms.admission)
             or values_of(self.headers, b"vary")
             or self._request.unknown

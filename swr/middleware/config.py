@@ -14,12 +14,13 @@ from starlette.types import ASGIApp, Scope
 
 from swr.cache import Cache
 from swr.endpoints.outer import outer_names
-from swr.endpoints.reads import ADDRESS, ALL_FIELDS
+from swr.endpoints.reads import ADDRESS, ALL_FIELDS, SERVER
 from swr.engine.deadlocks import chain, loads_already
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
 from swr.http.fields import field_names
+from swr.http.request_fields import FIELD_NAMES
 from swr.http.stored_response import MOST_VARIANTS
 from swr.middleware.deadlines import Deadlines
 from swr.middleware.guesses import Bearer
@@ -71,7 +72,7 @@ class Config:
         hard_timeout: seconds that a load may take; None: ten times the cache's `lease_for`.
         max_body_bytes: longer responses are not stored.
         max_content_bytes, max_content_time: the content of a request that is longer, or takes more seconds to come, is
-            no part of a key.
+            not part of a key.
         slow_bodies: runs whose response has begun; those that take too long store none.
         unwatched: clients that wait for a load; swr looks whether those who wait long are still there.
         variants: which variants of a URL are stored.
@@ -159,6 +160,22 @@ class Config:
                 once="",
             )
             return name
+        if name == SERVER:
+            self._warn_once(
+                "the app's own code looks by which address of the server a client has come before it answers %r, so "
+                "swr shares no such response under its own terms: say in key= what selects",
+                path,
+                once="",
+            )
+            return name
+        if name == FIELD_NAMES:
+            self._warn_once(
+                "the app's own code looks which fields a request has while it sends the response to %r, so swr stores "
+                "none: look before the response begins, or say in key= what selects",
+                path,
+                once="",
+            )
+            return "field names"
         if " " in name:
             self.warn_outer(name)
             return name
@@ -166,7 +183,7 @@ class Config:
         return f"field {name}"
 
     def _warn_once(self, text: str, name: str, once: str | None = None) -> None:
-        """Log a text about a name, the first time; `once`: what stands for the name where only one is logged."""
+        """Log a text about a name, the first time; `once`: what represents the name where only one is logged."""
         warning = text, name if once is None else once
         if warning not in self.warned and len(self.warned) < _MOST_WARNINGS:
             self.warned.add(warning)
@@ -233,10 +250,10 @@ def _checked_token(token: str | bytes) -> Bearer | None:
         ConfigurationError: no field could hold it. The text does not show it.
     """
     if not isinstance(token, (str, bytes)):
-        raise ConfigurationError("purge_token is no text: give a long random one, such as secrets.token_urlsafe()")
+        raise ConfigurationError("purge_token is not text: give a long random one, such as secrets.token_urlsafe()")
     text = token if isinstance(token, str) else token.decode("latin-1")
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigurationError("purge_token has characters that stand in no field: give letters, digits and - or _")
+        raise ConfigurationError("purge_token has characters that no field may hold: give letters, digits and - or _")
     return Bearer(text.encode(), "PURGE") if text else None
 
 
@@ -287,7 +304,7 @@ def make_config(
         known = ", ".join(sorted(REQUEST_DIRECTIVES))
         raise ConfigurationError(f"request_directives={request_directives!r}: give a collection of: {known}")
     if not isinstance(heuristic, (int, float)) or not 0 <= heuristic <= 1:
-        raise ConfigurationError(f"heuristic={heuristic!r} is not a share, from 0 to 1")
+        raise ConfigurationError(f"heuristic={heuristic!r} is not a fraction, from 0 to 1")
     if key is not None and not callable(key):
         raise ConfigurationError(f"key={key!r} is not a function of the scope")
     if not isinstance(version, str) or not version.isprintable():

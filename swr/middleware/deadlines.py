@@ -49,7 +49,7 @@ class Deadlines:
         self._table = _Table(None)
 
     def begin(self, one: Due) -> None:
-        """Note that an object begins now, or anew."""
+        """Note that an object begins now, or again."""
         if self._seconds is None:
             return
         loop = running_loop()

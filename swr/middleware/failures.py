@@ -21,7 +21,7 @@ def is_failure(response: CapturedResponse, engine: Engine, flight: Flight) -> bo
 
 
 def has_fallback(engine: Engine, flight: Flight, status: int) -> bool:
-    """Return whether a stored response may answer in place of an error with this status."""
+    """Return whether a stored response may answer instead of an error with this status."""
     return engine.fallback(flight, ErrorResponse(status, None)) is not None
 
 

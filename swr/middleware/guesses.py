@@ -45,7 +45,7 @@ class Guesses:
     A page that goes on with an old password sends the same one again and again, which counts once.
 
     Parameters:
-        what: the secret is for, for the log.
+        what: names what the secret opens, for the log.
     """
 
     def __init__(self, what: str) -> None:
@@ -76,7 +76,7 @@ class Guesses:
         if len(wrong.seen) == MOST_WRONG and now >= self._logs_from:
             self._logs_from = now + WITHIN
             log.warning(
-                "%s: %s has sent %d wrong secrets; swr looks at none from such an address for up to %d s",
+                "%s: %s has sent %d wrong secrets; swr refuses all secrets from that address for up to %d s",
                 self._what,
                 address or "a client without an address",
                 MOST_WRONG,
@@ -89,7 +89,7 @@ class Bearer:
 
     Parameters:
         token: the secret.
-        what: it is for, for the log.
+        what: names what it opens, for the log.
     """
 
     def __init__(self, token: bytes, what: str) -> None:

@@ -285,9 +285,7 @@ class RequestHandler:
         # Another load may have stored something fresh meanwhile.
         if fallback is not None and not is_fresh(fallback, self._engine.clock()):
             job = Capture(self._config, self._request, varies=varies)
-            # The cache may have been closed meanwhile.
-            with contextlib.suppress(SWRError):
-                self._engine.begin(flight.key, job, fallback, forced=True)
+            self._engine.refresh_soon(flight.key, job, fallback, forced=True)
 
     def _may_retry(self) -> bool:
         """Return whether to look the request up again, because a load failed that another client caused; once."""
@@ -337,7 +335,7 @@ class RequestHandler:
         return "another request's load was of no use; the app answered"
 
     def _blames_client(self, flight: Flight, error: BaseException) -> bool:
-        """Return whether a run of the app failed for a reason that may lie in the client that caused it.
+        """Return whether a run of the app failed for a reason that may be in the client that caused it.
 
         A time-out costs those who wait so much that only a request that differs from the client's is worth another run.
         """
@@ -381,7 +379,7 @@ class RequestHandler:
     async def _fall_back(
         self, flight: Flight, fallback: Entry[Any], status: bytes, error: BaseException | None = None
     ) -> State:
-        """Answer with an entry in place of what is loaded, and return its state."""
+        """Answer with an entry instead of what is loaded, and return its state."""
         now = self._engine.clock()
         # A fallback may be fresh, but not fresh enough for the client.
         state = State.FRESH if is_fresh(fallback, now) else State.STALE

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from starlette.types import Message, Receive, Scope, Send
 
 from swr.cache import Cache
+from swr.engine.background import InUse
 from swr.entry import State
 from swr.events import Answered
 from swr.http.caching import HONOURED
@@ -50,7 +51,7 @@ class SWRMiddleware:
         max_content_bytes: a request of QUERY, or of POST where a rule says so, with longer content goes to the app.
         max_variants: how many responses one URL may have that varies; of more the oldest ones go.
         request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age",
-            "min-fresh" and "pragma" are not by default, for with them any client can make the app work. They force
+            "min-fresh" and "pragma" are not by default, because any client can make the app work with them. They force
             one load for all who ask meanwhile.
         targeted: fields that go before `Cache-Control`, in order of preference (RFC 9213).
         heuristic: the share of the time since `Last-Modified` that a response without any word on it counts as fresh,
@@ -252,8 +253,11 @@ class SWRMiddleware:
             nonlocal opened
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await self.cache.__aenter__()
-                opened = True
+                try:
+                    await self.cache.__aenter__()
+                    opened = True
+                except InUse:
+                    self._engine.switch.warn()
                 warn_if_one_of_several(self.cache)
             return message
 

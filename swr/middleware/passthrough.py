@@ -73,7 +73,7 @@ async def bypass(
             await config.app(request.scope, receive, mark)
     finally:
         endpoint_terms.reset(token)
-    settle(config, request, admission)
+        settle(config, request, admission)
 
 
 async def head(
@@ -119,7 +119,7 @@ async def _freshen(
     entry: Entry[StoredResponse],
     snapshot: Snapshot,
 ) -> bool:
-    """Give a stored response the header of a HEAD that describes it; False if that cannot be."""
+    """Give a stored response the header of a HEAD that describes it; return False if it describes another one."""
     stored = entry.value
     if stored.status != 200 or stored.complete is not None:
         return False
@@ -238,6 +238,8 @@ class Unsafe:
     def _consider(self, status: int, headers: Headers) -> None:
         """Prepare to store a response to POST that says how long it may answer a GET of this very URL."""
         config, request = self._config, self._request
+        if config.engine.switch.is_off:
+            return
         where = [request.tag_of(value) for value in values_of(headers, b"content-location")]
         directives, targeted = control(headers, config.sharing.targeted)
         has_expires = not targeted and bool(values_of(headers, b"expires"))

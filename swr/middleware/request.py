@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from typing import Any, Final
-from urllib.parse import quote
 
 from starlette.types import Message, Scope
 
@@ -12,24 +11,23 @@ from swr.endpoints.routed_scope import unnoticed
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits
 from swr.http.classify import RequestFacts
 from swr.http.content import Content, describes
-from swr.http.fields import Directives, Headers, is_too_long, parse_directives, values_of
+from swr.http.fields import Directives, Headers, is_too_long, parse_directives
 from swr.http.request import chained, path_of, shortened, url_key, with_outer
 from swr.http.request_fields import (
     ALL_CREDENTIALS,
-    EXACTLY,
     INTERPRETED,
     FieldClass,
     field_class,
     names_method,
-    normalised,
 )
+from swr.http.selecting import may_select, selecting_text
 from swr.middleware.result import Problem, Result
 from swr.middleware.rules import Rule, first_match, text_of_key
 from swr.middleware.selection import Selection, is_personal
 from swr.middleware.tagged import Tagged
 from swr.policy import NO_LIMITS, Limits
 
-# What routing around the middleware has found; the middleware of Litestar stands behind its routing.
+# What routing around the middleware has found; the middleware of Litestar is behind its routing.
 _ROUTED: Final = ("path_params", "endpoint", "route", "router", "litestar_app", "route_handler", "path_template")
 # The parts of a scope that a background run gets: those that the key accounts for, and those of the server.
 _OF_THE_KEY: Final = ("type", "asgi", "http_version", "scheme", "path", "raw_path", "root_path", "app_root_path")
@@ -37,9 +35,6 @@ _REPLAYED: Final = (*_OF_THE_KEY, *_ROUTED, "server", "app")
 # Parts of the scope that a background run as the same client gets, too.
 _REPEATED: Final = ("method", "query_string", "client", "user", "auth")
 
-
-# What stands in a key as it is.
-_PLAIN: Final = "".join(map(chr, range(32, 127))).replace("%", "")
 _BY_DEFAULT: Final = Selection()
 
 
@@ -346,24 +341,17 @@ class Request(Tagged):
         """Return the key of the variant that this request selects among responses that vary by `names`."""
         if not names:
             return self.key
-        selecting = "\n".join(f"{name}: {self._selecting(name)}" for name in names)
+        headers, ignored = self._asked["headers"], self._selection.ignored
+        texts = (selecting_text(name, headers, self.credentials, ignored) for name in names)
+        selecting = "\n".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
         return f"{self.key}\nvary: {self._selection.digest(selecting.encode('latin-1'))}"
-
-    def _selecting(self, name: str) -> str:
-        headers = self._asked["headers"]
-        if name.startswith(EXACTLY):
-            return repr(values_of(headers, name[1:].encode("latin-1")))
-        if name == ALL_CREDENTIALS:
-            return repr(sorted(pair for pair in headers if pair[0].decode("latin-1") in self.credentials))
-        values = values_of(headers, name.encode("latin-1"))
-        # A missing field is not an empty one; and a line break parts fields.
-        return quote(normalised(name, values), safe=_PLAIN) if values else "\n"
 
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
         """Return a scope for a background run, with nothing in it that the key does not account for."""
         left = names_left_in(self._asked) if self.has_key else ()
         scope: Scope = {name: self._asked[name] for name in (*_REPLAYED, *left) if name in self._asked}
-        wanted = {b"host", *(name.encode("latin-1") for name in (*names, *self.credentials_in(names)))}
+        credentials = self.credentials_in(names)
+        wanted = {name for name, _ in self._asked["headers"] if may_select(name, names, credentials)} | {b"host"}
         headers = [(name, value) for name, value in self._asked["headers"] if name in wanted]
         if self.content is not None:
             headers += [pair for pair in self.content.fields if pair[0] not in wanted]

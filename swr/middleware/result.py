@@ -21,7 +21,7 @@ class Result:
     Attributes:
         is_told: whether it was counted as a read, when it was answered.
         origin: of its response, see `Entry.loader`; empty: it was not loaded for several.
-        bypass: why it has passed the cache by; empty: it has not.
+        bypass: why it has bypassed the cache; empty: it has not.
         not_stored: why the response of the app was not stored; empty: it was, or was to be.
     """
 
@@ -44,16 +44,16 @@ class Result:
         """Note that the app answers, because a load that this request has waited for was of no use."""
         self.not_stored = detail_of(status)
 
-    def reach(self, is_told: bool, is_answered: bool, reason: str) -> None:
+    def reach(self, is_told: bool, is_read: bool, reason: str) -> None:
         """Note that the dependencies of the endpoint have admitted the request to the cache, or not.
 
         Parameters:
             is_told: whether it was counted as a read there.
-            is_answered: whether its response came from the cache, or was stored.
+            is_read: whether its response came from the cache or was stored, or the load has failed.
             reason: why not; empty: the endpoint has not asked.
         """
         self.is_told = self.is_told or is_told
-        if is_answered:
+        if is_read:
             self.bypass = self.not_stored = ""
         elif reason:
             self.bypass, self.not_stored = "", reason

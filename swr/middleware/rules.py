@@ -65,7 +65,7 @@ class Rule:
         cookies: the cookies that the response depends on. swr then answers a request with cookies from the cache as
             if it had these alone. A run of the app whose response may be stored sees these alone. Without this, swr
             does not answer it from the cache at all.
-        hard_timeout: how long a load of these responses may run; in place of the middleware's.
+        hard_timeout: how long a load of these responses may run; instead of the middleware's.
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
         key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
             scope: a string, a number, a date, a UUID or a tuple of these.
@@ -112,7 +112,7 @@ class Rule:
             raise ConfigurationError(f"Rule({path!r}): a path begins with '/'")
         if {"*", "**"} & {*path.split("/")}:
             raise ConfigurationError(
-                f"Rule({path!r}): '*' is no wildcard; write {{name}} for a part, {{name:path}} for all"
+                f"Rule({path!r}): '*' is not a wildcard; write {{name}} for a part, {{name:path}} for all"
             )
         try:
             self._pattern, form, self._converters = compile_path(path)
@@ -136,7 +136,9 @@ class Rule:
         self._tags = [Template(tag, "tags", f"Rule({path!r})") for tag in self._policy.tags]
         for name in (name for tag in self._tags for name in tag.names):
             if name not in self._converters:
-                raise ConfigurationError(f"Rule({path!r}): the tags name {name!r}, which is no parameter of the path")
+                raise ConfigurationError(
+                    f"Rule({path!r}): the tags name {name!r}, which is not a parameter of the path"
+                )
         if isinstance(cookies, str):
             raise ConfigurationError(f"Rule({path!r}): cookies={cookies!r} is one string: give ({cookies!r},)")
         self.cookies = None if cookies is None else frozenset(cookies)
@@ -181,7 +183,7 @@ class Rule:
         return b"&".join(part for _, part in counted)
 
     def left_out(self, asked: Declared) -> str | None:
-        """Return a parameter that is no part of the key though the route asks for it, or None.
+        """Return a parameter that is not part of the key though the route asks for it, or None.
 
         What `drop_params` names is the operator's choice, but for keys that say who asks.
         """

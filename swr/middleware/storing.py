@@ -12,7 +12,7 @@ from swr.middleware.lookup import NO_VARIES, PART
 from swr.middleware.request import Request
 from swr.policy import Policy
 
-# Seconds that swr remembers by which fields a URL varies. If it forgets, a load for each variant teaches it anew.
+# Seconds that swr remembers by which fields a URL varies. If it forgets, a load for each variant teaches it again.
 _VARIES_FOR: Final = 7 * 86400.0
 # Tries to store the list of variants, which other processes change, too.
 _MOST_TRIES: Final = 3
@@ -138,7 +138,7 @@ async def _add_variant(
 def _names_until(verdict: Verdict, varies: Varies, began: float) -> tuple[float, ...]:
     """Return, for each field that selects a response, until when one that names it may be served.
 
-    All processes read anew what changes here, so it is put off until half of the time is over.
+    All processes read again what changes here, so it is put off until half of the time is over.
 
     Parameters:
         verdict: of the response.

@@ -6,6 +6,7 @@ from swr.http.caching import Verdict, stored_headers
 from swr.http.clients import Told, tag_of, told_fields
 from swr.http.conditional import headers_of_304, not_modified
 from swr.http.fields import content_length, etag_of
+from swr.http.request_fields import FIELD_NAMES
 from swr.http.stored_response import StoredResponse
 from swr.middleware.request import Request
 from swr.middleware.rules import Rule
@@ -23,7 +24,7 @@ def told_of(stored: StoredResponse, rule: Rule | None, *, has_key: bool) -> Told
         told = Told(stored.client_max_age, told is not None and told.private)
     if told is None:
         return None
-    return told._replace(private=told.private or has_key or stored.per_credential)
+    return told._replace(private=told.private or has_key or stored.per_credential or FIELD_NAMES in stored.names)
 
 
 def told_to(request: Request, stored: StoredResponse) -> Told | None:
@@ -64,4 +65,4 @@ def _told_first(request: Request, verdict: Verdict) -> Told | None:
     if told is None:
         return None
     max_age = 0 if verdict.validate else told.max_age
-    return Told(max_age, told.private or request.has_key or verdict.per_credential)
+    return Told(max_age, told.private or request.has_key or verdict.per_credential or FIELD_NAMES in verdict.vary)

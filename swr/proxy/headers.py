@@ -140,7 +140,7 @@ def _is_for_all(name: bytes) -> bool:
 def _forwarded_scheme(fields: Fields) -> bytes | None:
     """Return the scheme that a trusted proxy says the client asked with; None: it does not say.
 
-    The fields for the service go by it. A service that gets two schemes may redirect for ever.
+    The fields for the service depend on it. A service that gets two schemes may redirect for ever.
     """
     said: dict[bytes, bytes] = {}
     for name, value in fields:

@@ -41,7 +41,7 @@ class RequestParser:
         self._is_repeating = False
         self.on_body = callbacks.on_body
         self._parser = httptools.HttpRequestParser(self)
-        # As uvicorn sets it: what comes after a request with `Connection: close` is no reason not to answer it.
+        # As uvicorn sets it: what comes after a request with `Connection: close` is not a reason not to answer it.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class RequestParser:
         """Parse what a client has sent.
 
         Raises:
-            httptools.HttpParserError: it is no request, or a callback refuses it.
+            httptools.HttpParserError: it is not a request, or a callback refuses it.
         """
         rest = memoryview(data)
         while True:

@@ -37,7 +37,7 @@ class Proxy:
 
     Parameters:
         upstream: the service, "http://127.0.0.1:9000"; a path, "http://127.0.0.1:9000/api", is put before every path.
-        timeout: how long the service may be silent, before and amid its answer.
+        timeout: how long the service may be silent, before and during its answer.
         connect_timeout: how long connecting may take, and how long a request waits for one of the connections.
         max_connections: to the service. Where all are taken, a client gives way that is a second or more behind,
             or a request that changes nothing and whose answer takes longer than usual to begin.
@@ -45,7 +45,7 @@ class Proxy:
             the proxy has waited for it, less the time for its bytes at 500 a second.
         preserve_host: the service sees the `Host` that the client sent; else its own.
         forwarded: tell the service who asks, by `Forwarded` (RFC 7239) and `X-Forwarded-For`, `-Proto` and `-Host`.
-        trust_forwarded: keep what the client sent of these, and add to it: for what stands behind another proxy.
+        trust_forwarded: keep what the client sent of these, and add to it: for what is behind another proxy.
             Anybody can write them, so by default they are dropped, and `X-Real-IP` with them.
         pseudonym: what this proxy is called in `Via`.
 
@@ -82,7 +82,7 @@ class Proxy:
         if not isinstance(max_connections, int) or isinstance(max_connections, bool) or max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections!r} is not a number, 1 or more")
         if not isinstance(pseudonym, str) or not _TOKEN.fullmatch(pseudonym):
-            raise ConfigurationError(f'pseudonym={pseudonym!r} stands in Via: one word, such as "swr"')
+            raise ConfigurationError(f'pseudonym={pseudonym!r} goes into Via: give one word, such as "swr"')
         self._service = Service(url, silence, patience, max_connections)
         # Whether the lifespan has ended.
         self._is_over = False
@@ -156,7 +156,8 @@ class Proxy:
         """Pass a request on and its answer back, or answer it here."""
         method: str = scope["method"]
         target = self._target(scope)
-        fields, named = end_to_end(scope["headers"])
+        # Plain ones: beside an app of FastAPI they note who looks, and a client of HTTP looks at all.
+        fields, named = end_to_end([(bytes(name), bytes(value)) for name, value in scope["headers"]])
         hops = hops_left(fields) if method == "OPTIONS" else None
         refused = misdirected(scope, self.rules) or refusal(scope, target, hops)
         if refused is not None:
@@ -209,7 +210,7 @@ class Proxy:
             await close_if_overrun(response)
         except httpx.TimeoutException as error:
             # An exception makes the server break the connection, so the client never takes half an answer for a whole.
-            raise TimeoutError(f"the service fell silent amid its answer to {scope['path']!r}") from error
+            raise TimeoutError(f"the service fell silent during its answer to {scope['path']!r}") from error
         except httpx.TransportError as error:
             raise ConnectionError(f"the service broke off its answer to {scope['path']!r}") from error
         finally:
@@ -222,9 +223,9 @@ class Proxy:
         await send({"type": "http.response.body", "body": b""})
 
     def _target(self, scope: Scope) -> bytes | None:
-        """Return what stands in the request line: the client's bytes, after the service's own path.
+        """Return what is in the request line: the client's bytes, after the service's own path.
 
-        None: it is no path.
+        None: it is not a path.
         """
         # Characters of a path (RFC 3986 3.3).
         path: bytes = scope.get("raw_path") or b""

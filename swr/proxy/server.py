@@ -29,7 +29,7 @@ log = logging.getLogger("swr")
 
 # Bytes that the head of a request may have, its trailers included.
 MOST_HEAD_BYTES: Final = 2**16
-# So many requests may wait on one connection for the answer to the one before them.
+# Requests that may wait on one connection for the answer to the one before them.
 _MOST_PIPELINED: Final = 64
 _TOO_LARGE: Final = b"431 Request Header Fields Too Large"
 
@@ -246,7 +246,7 @@ class ClientProtocol(HttpToolsProtocol):
         return max(self.head_timeout, self.timeout_keep_alive if self._stage is _Stage.BETWEEN else 0)
 
     def _let_go(self, wait: _Wait) -> None:
-        log.debug("let a client go that was to %s", wait.value)
+        log.debug("closed the connection of a client that had to %s", wait.value)
         if wait is _Wait.ASK and self._stage is _Stage.HEAD:
             # RFC 9110 15.5.9
             self._refuse(b"408 Request Timeout")

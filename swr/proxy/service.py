@@ -31,7 +31,7 @@ class Service:
 
     Parameters:
         url: of the service.
-        silence: seconds that the head of its answer may take after the request, and that it may be silent amid its
+        silence: seconds that the head of its answer may take after the request, and that it may be silent during its
             answer.
         patience: seconds that connecting may take, and that a request waits for one of the connections.
         max_connections: to the service.
@@ -82,7 +82,7 @@ class Service:
     ) -> httpx.Response:
         """Send the request when a connection is free, and return the answer as far as its header.
 
-        The connection is the exchange's until `release`, to be called in any case. A server may close an idle
+        The exchange keeps the connection until `release`, which must be called in any case. A server may close an idle
         connection while a request is on its way to it. One that changes nothing is then asked again, on the next
         kept connection or at last on a new one (RFC 9110 9.2.2, RFC 9112 9.3.1).
 
@@ -160,7 +160,7 @@ def upstream_url(upstream: str) -> httpx.URL:
     """Return the service's URL.
 
     Raises:
-        ConfigurationError: it is no URL of a service.
+        ConfigurationError: it is not a URL of a service.
     """
     problem = 'give one such as "http://127.0.0.1:9000"'
     if not isinstance(upstream, str):

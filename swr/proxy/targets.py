@@ -25,7 +25,7 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes] | None:
 
 
 def with_host(fields: Sequence[tuple[bytes, bytes]], host: bytes, version: str) -> Fields:
-    """Return the fields of a request with the host of its target in place of that in `Host` (RFC 9112 3.2.2).
+    """Return the fields of a request with the host of its target instead of that in `Host` (RFC 9112 3.2.2).
 
     In HTTP/1.1 a request with two of them, or none, stays invalid (RFC 9112 3.2).
     """

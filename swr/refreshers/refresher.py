@@ -46,7 +46,7 @@ class Refresher:
             round; of one argument each, or a tuple of arguments. For a batch loader, of one item in the list's place.
         every: how much time lies between the beginnings of two rounds.
         strategy: "locks": every process walks all groups and loads those whose lease it gets. "queue": one process
-            enqueues, all take and load. "read": nothing, for the decorator refreshes what is asked for.
+            enqueues, all take and load. "read": nothing, because the decorator refreshes what is asked for.
         at_once: how many loads a process runs at a time. Up to half of them begin in one step, as one call of a batch
             loader.
         name: of the refresher in Redis, the same in every process; by default made of the key template. Several

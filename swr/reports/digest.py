@@ -1,7 +1,9 @@
 """The digest of one process: some 2 kB that say what it does. Pure."""
 
 import itertools
-from typing import Annotated, Final
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -81,6 +83,20 @@ def added(one: RowReport, other: RowReport) -> RowReport:
     )
 
 
+GROWING: Final = ("fresh", "stale", "missing", "l1", "redis", "load", "loads", "failed")
+
+
+def growth(before: RowReport, now: RowReport) -> RowReport:
+    """Return a row with what it has counted since another moment. Bytes and the like stay as they are."""
+    numbers = {name: max(0, getattr(now, name) - getattr(before, name)) for name in GROWING}
+    return msgspec.structs.replace(now, **numbers, seconds=less(now.seconds, before.seconds))
+
+
+def less(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    """Return by how much each number has grown."""
+    return tuple(max(0, a - b) for a, b in itertools.zip_longest(now, before, fillvalue=0))
+
+
 class NodeReport(msgspec.Struct, array_like=True, frozen=True):
     """A server that the process has a link to.
 
@@ -109,6 +125,27 @@ class HangingReport(msgspec.Struct, array_like=True, frozen=True):
     row: Text
     since: Moment
     timeout: Moment | None = None
+
+
+T = TypeVar("T")
+
+
+def longest(loads: Iterable[tuple[T, HangingReport]], most: int) -> list[tuple[T, HangingReport]]:
+    """Return loads that hang, the longest first.
+
+    Of too many, each loader keeps one before another keeps two: the keys of one hide no other.
+
+    Parameters:
+        loads: each with something that goes with it.
+        most: how many are returned.
+    """
+    times: Counter[str] = Counter()
+    ranked = []
+    for pair in sorted(loads, key=lambda pair: pair[1].since):
+        ranked.append((times[pair[1].row], pair))
+        times[pair[1].row] += 1
+    kept = sorted(ranked, key=lambda one: one[0])[:most]
+    return sorted((pair for _, pair in kept), key=lambda pair: pair[1].since)
 
 
 class HotReport(msgspec.Struct, array_like=True, frozen=True):
@@ -178,7 +215,7 @@ class Digest(msgspec.Struct, array_like=True, frozen=True):
 
     Parameters:
         format: `FORMAT`.
-        id: of the process, made anew after a fork.
+        id: of the process, made again after a fork.
         host, pid: where it runs.
         release: of the application.
         swr: the version of swr.
@@ -189,13 +226,14 @@ class Digest(msgspec.Struct, array_like=True, frozen=True):
         nodes: the servers of Redis.
         commands: how many commands fell in each bucket of `OF_COMMANDS`.
         invalidations: how many so far.
-        uncached: requests that passed the cache by, and responses that were not stored, by the reason.
+        uncached: requests that bypassed the cache, and responses that were not stored, by the reason.
         hanging: loads that run long, the longest first.
         hot: keys that are read often, while a dashboard is open.
         happenings: the last events.
         calls: the last calls, while a dashboard is open.
         dropped: how many calls were left out so far.
         faults: what is simulated: kind, row, and until when.
+        refusal: what Redis refuses this process of late, and since when, in seconds since 1970.
     """
 
     format: Count
@@ -218,6 +256,7 @@ class Digest(msgspec.Struct, array_like=True, frozen=True):
     calls: Annotated[tuple[CallReport, ...], _FEW] = ()
     dropped: Count = 0
     faults: Annotated[tuple[tuple[Text, Text, Moment | None], ...], _FEW] = ()
+    refusal: tuple[Text, Moment] | None = None
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):
@@ -244,7 +283,7 @@ _faults: Final = msgspec.msgpack.Decoder(tuple[Fault, ...])
 
 
 def encode(message: Digest | tuple[Fault, ...]) -> bytes:
-    """Return a digest, or faults, as they lie in Redis."""
+    """Return a digest, or faults, as they are in Redis."""
     return _encoder.encode(message)
 
 
@@ -264,6 +303,7 @@ def shifted(digest: Digest, by: float) -> Digest:
         happenings=tuple(replace(one, at=one.at + by) for one in digest.happenings),
         calls=tuple(replace(one, at=one.at + by) for one in digest.calls),
         faults=tuple((kind, row, _plus(until, by)) for kind, row, until in digest.faults),
+        refusal=digest.refusal and (digest.refusal[0], digest.refusal[1] + by),
     )
 
 

@@ -69,12 +69,12 @@ class Faults:
         self._engine.runtime.strike = None
 
     def on_orders(self, data: bytes) -> None:
-        """Take the faults to simulate, as they lie in Redis."""
+        """Take the faults to simulate, as they are in Redis."""
         if data or self.orders:
             self.order(decode_faults(data))
 
     def order(self, faults: tuple[Fault, ...]) -> None:
-        """Take the faults to simulate in place of those before."""
+        """Take the faults to simulate instead of those before."""
         self.orders = faults[:MOST] if self.is_allowed else ()
         self._done = {name: until for name, until in self._done.items() if until > time.time()}
         self._engine.runtime.strike = self._strike if self.orders else None

@@ -9,16 +9,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from swr.engine.engine import Engine
 from swr.engine.flights import Flight, Loading
 from swr.engine.lease import LIVES
-from swr.reports.digest import FORMAT, SUMS, Digest, HangingReport, NodeReport, RowReport, added, cut, encode
+from swr.reports.digest import FORMAT, SUMS, Digest, HangingReport, NodeReport, RowReport, cut, encode, longest
 from swr.reports.faults import Faults, HasPolicy
+from swr.reports.rows import Rows
 from swr.reports.watching import Watching
 from swr.settings import without_passwords
-from swr.stats.counts import OTHER
 from swr.stats.snapshot import Counted, Stats
 from swr.stores.local import LocalCache
 
@@ -26,10 +24,8 @@ if TYPE_CHECKING:
     from swr.stores.redis.digests import Digests
 
 VERSION: Final = importlib.metadata.version("swr")
-# So many loaders and routes have a row of their own, in the order in which they came.
-_MOST_ROWS: Final = 40
 _MOST_DETAILS: Final = 20
-_MOST_HANGING: Final = 5
+_MOST_HANGING: Final = 10
 _LONGEST_TEXT: Final = 200
 _LONGEST_NAME: Final = 200
 _LONGEST_KEY: Final = 512
@@ -50,7 +46,7 @@ class Identity(NamedTuple):
     """A process.
 
     Parameters:
-        id: made anew after a fork.
+        id: made again after a fork.
         pid: of the process.
         started: when it began to report, in seconds since 1970.
     """
@@ -81,7 +77,7 @@ class Reporter:
         self._stats = stats
         self._release = release
         self._digests = digests
-        self._named: set[tuple[bool, str]] = set()
+        self._told_rows = Rows()
         self._identity: Identity | None = None
         self._watched_until = 0.0
         self.watching = Watching(engine, self.row_of, cleaned)
@@ -108,7 +104,7 @@ class Reporter:
         return self._identity
 
     def make(self) -> bytes:
-        """Return the digest of this moment, as it lies in Redis."""
+        """Return the digest of this moment, as it is in Redis."""
         data = encode(self.digest())
         self.turn()
         return data
@@ -162,25 +158,24 @@ class Reporter:
             watching.calls(),
             watching.dropped,
             self.faults.told(),
+            self._refusal(),
         )
+
+    def _refusal(self) -> tuple[str, float] | None:
+        refusal = None if self._digests is None else self._digests.refusal()
+        return None if refusal is None else (cleaned(refusal[0]), refusal[1])
 
     def _rows(self, stats: Stats) -> tuple[RowReport, ...]:
         tally_of, soonest = self._engine.counts.of, self._engine.backoffs.soonest()
         retry_at = {(tally_of(origin).is_route, tally_of(origin).name): left for origin, left in soonest.items()}
-        rows: dict[tuple[bool, str], RowReport] = {}
+        rows = []
         for is_route, counted_by_name in ((False, stats.loaders), (True, stats.routes)):
             for name, counted in counted_by_name.items():
                 row = self._row(name, is_route, counted, retry_at.get((is_route, name)))
-                if not any(getattr(row, number) for number in SUMS):
-                    # It was only named, such as the route of the dashboard before swr knew it.
-                    continue
-                own = (is_route, row.name)
-                if own not in self._named and len(self._named) >= _MOST_ROWS:
-                    own, row = (is_route, OTHER), msgspec.structs.replace(row, name=OTHER)
-                self._named.add(own)
-                known = rows.get(own)
-                rows[own] = row if known is None else added(known, row)
-        return tuple(rows.values())
+                # Some are only named, such as the route of the dashboard before swr knew it.
+                if any(getattr(row, number) for number in SUMS):
+                    rows.append(row)
+        return self._told_rows.told(rows)
 
     def _row(self, name: str, is_route: bool, counted: Counted, retry_in: float | None) -> RowReport:
         fresh, stale, missing = counted.fresh, counted.stale, counted.missing
@@ -226,10 +221,9 @@ class Reporter:
             counted = stats.loaders.get(row) or stats.routes.get(row)
             usual = None if counted is None else counted.seconds.quantile(0.99)
             if took >= max(_HANGS_AFTER, _HANGS_TIMES * (usual or 0.0)):
-                found.append(
-                    HangingReport(cut(flight.key, _LONGEST_KEY), row, time.time() - took, self._timeout(flight))
-                )
-        return tuple(sorted(found, key=lambda one: one.since)[:_MOST_HANGING])
+                key, timeout = cut(flight.key, _LONGEST_KEY), self._timeout(flight)
+                found.append((None, HangingReport(key, row, time.time() - took, timeout)))
+        return tuple(load for _, load in longest(found, _MOST_HANGING))
 
     def _timeout(self, flight: Flight) -> float | None:
         limit = flight.job.policy.hard_timeout if isinstance(flight.job, HasPolicy) else "auto"

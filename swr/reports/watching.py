@@ -31,7 +31,7 @@ MOST_CALLS: Final = 64
 _MOST_HAPPENINGS: Final = 20
 _SHOWN_HOT: Final = 10
 _LONGEST: Final = 512
-# Of what was counted before, so much is left after a turn: hot is what is read now.
+# The share of an older count that is left after a turn, so that a key is hot only while it is read.
 _FADING: Final = 0.8
 
 _RESPONSE: Final = "GET "
@@ -199,7 +199,7 @@ class Watching:
         match event:
             case LoadFailed():
                 row = event.loader or event.route or self._row_of(event.key)
-                return f"A load failed after {event.seconds:.3g} s: {_text_of(event.error)}", event.key, row, True
+                return f"A load failed after {_lasting(event.seconds)}: {_text_of(event.error)}", event.key, row, True
             case Invalidated():
                 return self._invalidated(event)
             case StoreUnreachable():
@@ -213,11 +213,11 @@ class Watching:
             case CommitRejected():
                 return "A value was not stored, because something superseded it.", event.key, None, False
             case RoundQueued():
-                text = f"A round was enqueued: {event.new} new, {event.merged} still there."
+                text = f"A round was enqueued: {event.new} new, {event.merged} still there{_missed(event.missed)}."
                 return text, None, event.name, event.missed > 0
             case _:
-                text = f"A round took {event.seconds:.1f} s: {event.loaded} loaded, {event.failed} failed."
-                return text, None, event.name, event.failed > 0
+                done = f"{event.loaded} loaded, {event.failed} failed{_missed(event.missed)}"
+                return f"A round took {event.seconds:.1f} s: {done}.", None, event.name, event.failed + event.missed > 0
 
     def _invalidated(self, event: Invalidated) -> tuple[str, str | None, str | None, bool] | None:
         if event.elsewhere:
@@ -232,6 +232,17 @@ class Watching:
         if event.loader is not None:
             return f"All of a loader was {done}.", None, event.loader, False
         return f"Everything was {done}.", None, None, False
+
+
+def _missed(rounds: int) -> str:
+    if not rounds:
+        return ""
+    return f"; before it {rounds} round{'s were' if rounds > 1 else ' was'} left out"
+
+
+def _lasting(seconds: float) -> str:
+    # The clock of some event loops counts milliseconds.
+    return f"{seconds:.3g} s" if seconds >= 0.001 else "less than 1 ms"
 
 
 def _text_of(error: BaseException) -> str:

@@ -172,7 +172,7 @@ def _text_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:
-        # The app's own exception; its text is no reason to fail.
+        # The app's own exception; its text is not a reason to fail.
         return ""
 
 

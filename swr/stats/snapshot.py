@@ -147,9 +147,10 @@ class Stats(msgspec.Struct, frozen=True):
         loaders: by key template. Under `""`: what has none, such as `get_or_load`. Under `"other"`: what came when
             there were 200 already, or was stored by a loader that this process does not have.
         routes: by path template, such as `/rankings/{group}`. Under `""`: responses whose route swr does not see.
-        bypasses: requests that passed the cache by, by the reason, which `Cache-Status` says as `detail`.
+        bypasses: requests that bypassed the cache, by the reason, which `Cache-Status` says as `detail`.
         not_stored: responses of the app that were not stored, likewise.
         invalidations: by what was invalidated or marked stale: key, tag, loader or all; those of other processes, too.
+            A `set` of another process counts as one of its key.
         local: the local cache (L1).
         store: Redis or Valkey.
         leases: how long loads waited that found the lease held.

@@ -38,6 +38,8 @@ class Kind(enum.Enum):
     UNREACHABLE = "d"
     # Some notifications were missed, perhaps, or lie unread.
     GAP = "g"
+    # This process holds the value of a load of its own.
+    HELD = "h"
     # The server has refused a command of this process.
     REFUSED = "f"
 
@@ -49,8 +51,8 @@ class Notification(NamedTuple):
         kind: what.
         name: the key, or what a tag version is of (empty for all); for UNREACHABLE and REFUSED the reason; for
             REACHABLE which servers these are: another name after each restart and promotion.
-        version: of the commit, the tombstone or the mark, or the tag version; for REACHABLE and QUEUED the server's
-            clock; 0 for the others.
+        version: of the commit, the tombstone or the mark, or the tag version. For HELD that of the lease, or 0 without
+            one. For REACHABLE and QUEUED the server's clock. 0 for the others.
         elsewhere: another process did it, just now.
         fingerprint: of a commit, that of its value's type; a commit of one type concerns no value of another. For
             QUEUED, the tags of the consumers that are to look, one behind the other.
@@ -124,7 +126,7 @@ class Store(Protocol):
         """Disconnect; `subscriber` is not called any more."""
 
     def is_unreachable(self, key: str) -> bool:
-        """Return whether the key's server is known to be unreachable, so that asking it is no use."""
+        """Return whether the key's server is known to be unreachable, so that asking it is useless."""
 
     async def settled(self) -> None:
         """Wait until the store has got every pending invalidation."""

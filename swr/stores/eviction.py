@@ -1,8 +1,8 @@
 """The choice of the entry that leaves a full local cache: S3-FIFO, with SIEVE in the place of its main queue.
 
-A hit sets one flag, where LRU moves a node. What comes for the first time lies in a small queue, and leaves it soon
+A hit sets one flag, where LRU moves a node. What comes for the first time is in a small queue, and leaves it soon
 unless it is used there: a crowd of keys that are asked for once takes no room from the others. An entry that was
-used, or comes back soon after it went, lies in the main queue. There a hand goes round from the oldest to the newest,
+used, or comes back soon after it went, is in the main queue. There a hand goes round from the oldest to the newest,
 takes the flag from what was used since its last visit, and evicts what was not.
 
 Sources: Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023; Zhang et al., SIEVE is simpler than
@@ -25,7 +25,7 @@ class Evictable:
         key: under which it is held.
         weight: what it takes of the room.
         is_used: whether it was used since it came, or since the hand was there. Its user sets this.
-        is_main: whether it lies in the main queue.
+        is_main: whether it is in the main queue.
     """
 
     __slots__ = ("is_main", "is_used", "key", "newer", "older", "weight")

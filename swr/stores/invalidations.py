@@ -109,7 +109,7 @@ class SharedInvalidations:
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
         """Invalidate those of `tags` that an entry carries, as `invalidate_tag` does."""
-        # Of what is loaded here without its knowledge the store cannot say whether it carries them.
+        # The store cannot say which tags an entry carries that is loaded here without its knowledge.
         if not self.pending.unannounced:
             with contextlib.suppress(StoreUnavailable), self._even_if_cancelled(Kind.PENDING_TAG, *tags):
                 await self._store.invalidate_announced(tags)
@@ -150,7 +150,7 @@ class SharedInvalidations:
         """Replay what is pending; if the store is reachable and refuses, again and again."""
         while self._is_reachable() and not self.pending.is_empty:
             try:
-                # What other processes have invalidated meanwhile was not told, for the store knew of no such load.
+                # What other processes have invalidated meanwhile was not told, because the store knew of no such load.
                 for key in await self.pending.replay():
                     if key == ALL:
                         self._forget_named(ALL)

@@ -50,7 +50,7 @@ Replaced = tuple[str, int, int]
 class Slot(Evictable):
     """An entry in the local cache, with what the fresh hit needs at hand.
 
-    `replaced` belongs to the store in front of which the cache lies. `ready` and `ready_until` belong to the decorator
+    `replaced` belongs to the store in front of which the cache is. `ready` and `ready_until` belong to the decorator
     or middleware that serves it: what it has prepared, and until when that may be used. `hits` is where the fresh hit
     counts itself. `types` belongs to the alias: those of the arguments that it consists of, if they are not all
     strings.

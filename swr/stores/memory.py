@@ -110,7 +110,7 @@ class MemoryStore:
         return 0
 
     def forget(self) -> None:
-        """Nothing: what lies here is the truth, with or without subscribers."""
+        """Nothing: what is here is the truth, with or without subscribers."""
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Do nothing: a commit that this store did not confirm did not happen."""

@@ -80,7 +80,8 @@ class Pending:
         if isinstance(error, StoreRefused) and not self._is_refused:
             self._is_refused = True
             log.warning(
-                "Redis refuses invalidations (%s): they count in the processes that run, which replay them to it", error
+                "Redis refuses invalidations (%s): they take effect in the processes that run now, which replay them",
+                error,
             )
 
     def on_close(self) -> None:

@@ -137,7 +137,7 @@ class TieredStore:
             key = notification.text
             for watch in self._watches.get(key, {}).values():
                 watch.minimum = max(watch.minimum, version)
-            # A copy that has a higher version may be older all the same: the server's clock was put back.
+            # A copy that has a higher version may be older anyway: the server's clock was put back.
             self.local.drop(key)
         elif kind is Kind.MARKED:
             self._on_mark(notification.text, version)
@@ -290,6 +290,7 @@ class TieredStore:
         if not codec.stays_here:
             self._served.note(key, codec.fingerprint, version)
         self._hold(key, entry, epoch, codec, replaced)
+        self._subscriber(Notification(Kind.HELD, key, entry.version))
 
     # -- invalidating -----------------------------------------------------------------------------------------
 
@@ -364,12 +365,7 @@ class TieredStore:
         if codec.stays_here:
             await self.invalidate(key)
             raise StoreUnavailable(f"the value of {key!r} stays in this process, as shared=False says")
-        served = self._served.version(key, codec.fingerprint)
-        try:
-            return await self._invalidations.seize(key, token, ttl, codec)
-        except StoreUnavailable as error:
-            is_later = self._served.version(key, codec.fingerprint) != served
-            raise LeaseLost(f"{key!r} was loaded before the lease was asked for") if is_later else error from None
+        return await self._invalidations.seize(key, token, ttl, codec)
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the shared store's lease."""
@@ -391,6 +387,7 @@ class TieredStore:
                 raise LeaseLost(f"{lease.key!r} was invalidated while it was committed")
             if not self._served.began_later(lease.key, entry, codec):
                 self._put(lease.key, self._marked(lease.key, entry, watch), epoch, codec)
+        self._subscriber(Notification(Kind.HELD, lease.key, lease.version))
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
         """Give the shared store's lease back; if the store is unreachable, later."""

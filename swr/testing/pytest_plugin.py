@@ -24,8 +24,8 @@ _NUMBERS: Final = itertools.count(1)
 def swr_clock() -> FakeClock:
     """A clock that stands still until the test moves it: `swr_clock.advance(61)`.
 
-    The caches of `swr_cache`, `swr_redis_cache` and `swr_isolate` go by it in a test that asks for it. Without it they
-    go by `time.time`, as time-machine or freezegun may have frozen it.
+    The caches of `swr_cache`, `swr_redis_cache` and `swr_isolate` read it in a test that asks for it. Without it they
+    read `time.time`, as time-machine or freezegun may have frozen it.
     """
     return FakeClock()
 

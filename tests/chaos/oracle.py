@@ -52,7 +52,7 @@ class Story:
         lives: by name.
         links: by number, when each link was not as it should be.
         server: when the server was not.
-        refusals: when it had no memory left. Its invalidations count all the same.
+        refusals: when it had no memory left. Its invalidations count anyway.
         stops: by name, when a process was stopped.
         healed: from when on every process answers the last rows.
         leases_left: those that stood at the end.

@@ -74,7 +74,7 @@ class Seat:
         async with asyncio.timeout(PATIENCE):
             said = await self.process.stdout.readline()
         if said != line:
-            raise RuntimeError(f"{self.name} said {said!r} in place of {line!r}")
+            raise RuntimeError(f"{self.name} said {said!r} instead of {line!r}")
 
 
 class Run:
@@ -397,7 +397,7 @@ class Run:
         self.story.leases_left = leases
 
     def leases(self, server: Server) -> list[str]:
-        """Return the leases that stand; what stands in their place after failures is none."""
+        """Return the leases that stand; what is in their place after failures is none."""
         found = server.command("EVAL", _LEASES, "0", "swr:*:l").decode().split("\r\n")
         return [line for line in found if line.startswith("swr:")]
 

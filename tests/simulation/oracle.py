@@ -20,7 +20,7 @@ from swr.stores.base import Kind, Notification
 from swr.stores.tag_versions import Name, Soft, concerns
 from swr.testing.clock import START
 
-# A load that was overtaken is done again twice at most; then its value is answered all the same.
+# A load that was overtaken is done again twice at most; then its value is answered anyway.
 _LOADS: Final = 3
 # Within so many seconds a link that died silently is found dead; messages and replies take some more.
 _SILENT: Final = 2.0
@@ -85,7 +85,7 @@ class Invalidation:
     keys: frozenset[str]
     called: float
     returned: float = math.inf
-    # What it takes is stale from then on, in place of gone.
+    # What it takes is stale from then on, instead of gone.
     is_soft: bool = False
 
 
@@ -170,7 +170,7 @@ class Oracle:
         self._calls: list[Invalidation] = []
         self._effects: list[Effect] = []
         self._running: set[Reading] = set()
-        # What lies in the store: the number of the load by key and release.
+        # What is in the store: the number of the load by key and release.
         self._stored: dict[tuple[str, str], int] = {}
         self._newest: dict[tuple[str, str], tuple[int, float]] = {}
         self._committed: dict[tuple[str, int], float] = {}
@@ -317,7 +317,7 @@ class Oracle:
             # A load whose lease was ended since may be stored once more.
             self._newest.clear()
             for known in self._workers.values():
-                # That there was something newer is no promise once it is lost.
+                # That there was something newer is not a promise once it is lost.
                 known.told.clear()
             for effect in self._effects:
                 if effect.at > saved_at:
@@ -497,7 +497,7 @@ class Oracle:
         if request.forced and reading.read_at < request.began:
             self.blame(f"{said}, older than the refresh")
         if self._now() > request.began + request.patience + _AT_ONCE and self._could_stand_in(request, wall):
-            self.blame(f"{said}, although load {request.stored} could stand in since {request.began:.6f}")
+            self.blame(f"{said}, although load {request.stored} could be the fallback since {request.began:.6f}")
         self._judge_mark(said, request, reading, outcome, wall)
         self._judge_age(said, request, reading, outcome)
         self._judge_order(said, request, reading, outcome)
@@ -546,11 +546,11 @@ class Oracle:
         """Return until when a worker may serve what a load has made, going by the marks that it has heard of.
 
         Parameters:
-            is_fallback: in place of a load that failed, or lasts too long.
+            is_fallback: instead of a load that failed, or lasts too long.
         """
         now, policy = self._now(), self._policies[request.key]
         marks = [effect for effect in self._marks_of(request.key) if effect.at > reading.read_at]
-        # It has heard of a mark, or was connected after it; what is given in place of a load is looked at only then.
+        # It has heard of a mark, or was connected after it; what is given instead of a load is looked at only then.
         learned = self._workers[request.worker].up_since if is_fallback else -math.inf
         if not any(
             effect.heard.get(request.worker, math.inf) < now or effect.since < learned < now for effect in marks
@@ -584,7 +584,7 @@ class Oracle:
                 continue
             if mine and call.returned < now and reading.read_at < call.called:
                 self.blame(f"{said}, older than its own invalidation of {call.called:.6f}")
-        # What is given in place of a load is looked at when it fails, or lasts too long.
+        # What is given instead of a load is looked at when it fails, or lasts too long.
         in_place = outcome.error is not None or (
             outcome.state is State.STALE and now >= request.began + request.patience
         )
@@ -644,7 +644,7 @@ class Oracle:
         elif not isinstance(error, LoadTimeout) or not self._hung_for(request):
             self.blame(said)
         if not request.forced and self._could_stand_in(request, wall):
-            self.blame(f"{said}, although load {request.stored} could stand in")
+            self.blame(f"{said}, although load {request.stored} could be the fallback")
 
     def _could_stand_in(self, request: Request, wall: float) -> bool:
         """Whether what is stored has been there since the request came, and may be served if a load fails."""

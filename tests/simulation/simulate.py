@@ -318,7 +318,7 @@ class World:
                 nursery.start_soon(functools.partial(self._ask, worker, key, patience, forced=False))
 
     async def refresh(self, worker: Worker) -> None:
-        """Have a key loaded anew."""
+        """Have a key loaded again."""
         await self._ask(worker, self.random.choice(self.keys), _PATIENCE, forced=True)
 
     async def _ask(self, worker: Worker, key: str, patience: float, *, forced: bool) -> None:

@@ -1,4 +1,4 @@
-"""A store, and the links to it, that fail as real ones do: a simulated server and what stands for a connection.
+"""A store, and the links to it, that fail as real ones do: a simulated server and what represents a connection.
 
 `Link` keeps the promises that `swr.stores.redis` keeps towards the tiers above, in the same order: every command
 either comes back within the time-out or breaks the link; a broken link is told as DOWN, and once tag_versions have been
@@ -460,7 +460,7 @@ class Link:
         if fate == "reply":
             self._oracle.trials[LOST] += 1
         if fate == "late":
-            # It lies in a buffer of a server that hangs: it is carried out before the link can be made anew.
+            # It is in a buffer of a server that hangs: it is carried out before the link can be made again.
             down_for = max(stall, self._random.uniform(_TIMEOUT, 1.0))
             self._down_until = max(self._down_until, anyio.current_time() + down_for)
             self._background(lambda: self._arrive(down_for, command))

@@ -16,6 +16,15 @@ import { source } from "./source.js";
 const views = { fleet: document.getElementById("fleet"), requests: document.getElementById("requests") };
 const life = document.querySelector("swr-life");
 
+/** Return a part of an address. People write a key as it is, with a per cent sign that escapes nothing. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 /** Show what the address names: #/fleet, #/requests, #/requests/ID or #/requests/key/TEXT. */
 function route() {
   const [, view = "fleet", ...rest] = location.hash.split("/");
@@ -25,8 +34,9 @@ function route() {
     set(anchor, "aria-current", anchor.getAttribute("href") === `#/${name}` && "page");
   }
   source.listen(name === "requests");
-  const text = decodeURIComponent(rest.at(-1) ?? "");
-  life.choose(text && name === "requests" ? new URLSearchParams({ [rest[0] === "key" ? "key" : "id"]: text }).toString() : null);
+  const isKey = rest.length > 1 && rest[0] === "key";
+  const text = decoded((isKey ? rest.slice(1) : rest).join("/"));
+  life.choose(text && name === "requests" ? new URLSearchParams({ [isKey ? "key" : "id"]: text }).toString() : null);
   source.tell();
 }
 

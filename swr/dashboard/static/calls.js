@@ -1,6 +1,6 @@
 // Each request and call as it comes, and why it was not cached.
 import { empty, fill, h, heading, keep, link, say, set } from "./dom.js";
-import { clock, count, duration } from "./format.js";
+import { clock, count, took } from "./format.js";
 import { keyAddress, keyLink } from "./keys.js";
 import { Panel, processName, source } from "./source.js";
 
@@ -77,7 +77,7 @@ class Calls extends Panel {
       h("td", null, h("span", { class: `state ${call.state}` }, call.state)),
       h("td", { class: "call" }, h("span", { class: "what" }, what, call.status !== null && h("small", null, ` ${call.status}`)), says && keyLink(key)),
       h("td", { title: processName(call.process) }, LAYERS[call.layer] ?? ""),
-      h("td", { class: "number" }, call.seconds === null ? "" : duration(call.seconds)),
+      h("td", { class: "number" }, call.seconds === null ? "" : took(call.seconds)),
       h("td", { class: "why" }, call.why && [link(call.why.link, call.why.code), h("small", null, call.why.text)]));
   }
 }

@@ -1,5 +1,13 @@
 // Elements from data. Data becomes text nodes and attribute values, never markup.
 
+// Control characters, and marks that turn the direction of all text after them: a version could turn its whole line.
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+/** Return a text in which each character that one cannot see, and that acts on others, is a mark. */
+export function plain(text) {
+  return String(text).replace(UNSEEN, "\ufffd");
+}
+
 /** Return an element. `on*` properties are listeners; true and false set and leave out an attribute. */
 export function h(tag, properties, ...children) {
   const element = document.createElement(tag);
@@ -7,7 +15,8 @@ export function h(tag, properties, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else set(element, name, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  const shown = children.flat().filter((child) => child !== null && child !== undefined && child !== false);
+  element.append(...shown.map((child) => (child instanceof Node ? child : plain(child))));
   return element;
 }
 
@@ -15,14 +24,14 @@ export function h(tag, properties, ...children) {
 export function set(element, name, value) {
   if (value === false || value === null || value === undefined) element.removeAttribute(name);
   else {
-    const text = value === true ? "" : String(value);
+    const text = value === true ? "" : plain(value);
     if (element.getAttribute(name) !== text) element.setAttribute(name, text);
   }
 }
 
 /** Set an element's text if it changes, so that a selection survives and a live region stays silent. */
 export function say(element, text) {
-  const words = String(text);
+  const words = plain(text);
   if (element.textContent !== words) element.textContent = words;
 }
 

@@ -36,6 +36,11 @@ export function duration(seconds) {
   return `${(seconds / 86400).toFixed(0)} d`;
 }
 
+/** Return how long something took. The clock of many servers counts milliseconds. */
+export function took(seconds) {
+  return seconds === 0 ? "< 1 ms" : duration(seconds);
+}
+
 /** Return seconds without parts of them, for what counts up on the page. */
 export function lasting(seconds) {
   const whole = Math.max(0, Math.round(seconds));

@@ -1,5 +1,5 @@
 // The keys that are read most, and those whose load hangs.
-import { empty, h, heading, keep, say, set } from "./dom.js";
+import { h, heading, keep, say, set } from "./dom.js";
 import { keyName, lasting, rate } from "./format.js";
 import { Panel, processName } from "./source.js";
 
@@ -18,7 +18,7 @@ class Keys extends Panel {
     this.hanging = h("ul", { class: "rows hanging" });
     this.hot = h("ol", { class: "rows" });
     this.hangingHead = h("h3", { class: "small is-wrong" }, "Loads that hang");
-    this.none = empty("No hot keys yet.", "One read in some is sampled; they show after a few seconds of traffic.");
+    this.none = h("div");
     this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": "t-keys" },
       this.hangingHead, this.hanging, h("h3", { class: "small unseen" }, "Read most"), this.none, this.hot);
     this.append(heading("t-keys", "Hottest keys", h("span", { class: "beside" }, "reads a second")), this.scroll);
@@ -33,7 +33,7 @@ class Keys extends Panel {
         say(item.children[2], `in ${processName(process)}; ${timeout === null ? "no time-out ends it" : `cancelled after ${lasting(timeout)}`}`);
       });
     const most = state.hottest[0]?.reads_per_s || 1;
-    this.none.hidden = state.hottest.length > 0;
+    this.sayNone(state, !state.hottest.length, "No hot keys yet.", "One read in some is sampled; they show after a few seconds of traffic.");
     keep(this.hot, state.hottest, ({ key }) => key.id,
       ({ key }) => h("li", null, keyLink(key), h("b")),
       (item, { reads_per_s: reads }) => {

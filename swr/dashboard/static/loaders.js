@@ -1,5 +1,5 @@
 // Loaders and routes: reads, states, p99, failures, bytes; the last error of what fails.
-import { empty, fill, h, heading, say } from "./dom.js";
+import { fill, h, heading, say } from "./dom.js";
 import { bytes, clock, count, duration, number, rate, share } from "./format.js";
 import { Panel } from "./source.js";
 import { SortedTable } from "./table.js";
@@ -11,12 +11,12 @@ function reads(row) {
   return row.fresh + row.stale + row.missing;
 }
 
-/** Return the last error of a failing row, its backoff, and when it is tried again. */
+/** Return the backoff of a failing row, when it is tried again, and its last error: that may be long, and is cut. */
 function trouble(row, now) {
   const parts = [];
-  if (row.last_error) parts.push(`${row.last_error.type}${row.last_error.text && `: ${row.last_error.text}`} at ${clock(row.last_error.at)}`);
   if (row.backoff_keys) parts.push(`${number(row.backoff_keys, "key waits", "keys wait")}`);
   if (row.retry_at) parts.push(row.retry_at > now ? `next try in ${duration(Math.ceil(row.retry_at - now))}` : "next try now");
+  if (row.last_error) parts.push(`${clock(row.last_error.at)} ${row.last_error.type}${row.last_error.text && `: ${row.last_error.text}`}`);
   return parts.join(" · ");
 }
 
@@ -67,7 +67,7 @@ class Loaders extends Panel {
         { name: "bytes", label: "Bytes", value: (row) => row.bytes, cell: (cell, row) => say(cell, bytes(row.bytes)) },
       ],
     });
-    this.none = empty("No reads yet.", "Send a request through the middleware, or call a loader with @cache.cached.");
+    this.none = h("div");
     this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table of loaders and routes" }, this.none, this.table.element);
     this.append(heading("t-table", "Loaders and routes", this.over), this.scroll);
   }
@@ -79,8 +79,8 @@ class Loaders extends Panel {
 
   show(state) {
     this.now = state.now;
-    say(this.over, `over ${duration(state.window)}`);
-    this.none.hidden = state.rows.length > 0;
+    say(this.over, state.window ? `over ${duration(state.window)}` : "");
+    this.sayNone(state, !state.rows.length, "No reads yet.", "Send a request through the middleware, or call a loader with @cache.cached.");
     this.table.element.hidden = !state.rows.length;
     this.table.show(state.rows);
   }

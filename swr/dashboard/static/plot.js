@@ -7,8 +7,8 @@ const RIGHT = 10;
 const TOP = 12;
 const BOTTOM = 20;
 const BOTTOM_BARE = 5;
-// Seconds between two points that a line still joins: a server that nobody watches looks every ten.
-const LONGEST_GAP = 15;
+// Seconds before a point that are not its own, over which a line still joins it to the last one.
+const LONGEST_GAP = 3;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** Return the least of 1, 2, 2.5, 5 times a power of ten that is not below `value`. */
@@ -167,7 +167,7 @@ export class Plot {
     const found = [];
     let run = [];
     for (const point of this.points) {
-      if (run.length && point.t - run.at(-1).t > LONGEST_GAP) {
+      if (run.length && point.t - point.seconds - run.at(-1).t > LONGEST_GAP) {
         found.push(run);
         run = [];
       }

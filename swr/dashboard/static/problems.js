@@ -1,5 +1,5 @@
 // What is wrong, at the top, in words.
-import { fill, h, keep, say, set } from "./dom.js";
+import { fill, h, keep, plain, say, set } from "./dom.js";
 import { clock, lasting, number } from "./format.js";
 import { source } from "./source.js";
 
@@ -56,7 +56,7 @@ class Problems extends HTMLElement {
       this.wrongBefore = wrong;
       say(this.said, problems.map(({ text, remedy }) => `${text} ${remedy}`).join(" ") || "Nothing is wrong.");
     }
-    document.title = `${problems.length ? `(${problems.length}) ` : ""}swr${state?.namespace ? ` · ${state.namespace}` : ""}`;
+    document.title = `${problems.length ? `(${problems.length}) ` : ""}swr${state?.namespace ? ` · ${plain(state.namespace)}` : ""}`;
   }
 
   summary({ processes, nodes, fleet, note }) {

@@ -1,5 +1,5 @@
 // Processes and the nodes of Redis: which are alive, which are unreachable and since when.
-import { empty, fill, h, heading, keep, set } from "./dom.js";
+import { fill, h, heading, keep, set } from "./dom.js";
 import { bytes, clock, count, lasting, number, rate } from "./format.js";
 import { Panel } from "./source.js";
 
@@ -14,13 +14,14 @@ class Processes extends Panel {
   build() {
     this.nodes = h("ul", { class: "rows nodes" });
     this.list = h("ul", { class: "rows procs-list" });
-    this.none = empty("No process reports.", "Give the caches of the fleet Cache(reports=True), or set SWR_REPORTS=1 for Cache.from_env().");
+    this.none = h("div");
     this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": "t-procs" },
       h("h3", { class: "unseen" }, "Nodes of Redis"), this.nodes, h("h3", { class: "unseen" }, "Processes"), this.none, this.list);
     this.append(heading("t-procs", "Processes and Redis"), this.scroll);
   }
 
-  show({ nodes, processes, problems, now, served_by: served }) {
+  show(state) {
+    const { nodes, processes, problems, now, served_by: served } = state;
     keep(this.nodes, nodes, ({ name }) => name, () => h("li"), (item, node) => {
       set(item, "class", node.reachable ? "is-fine" : "is-wrong");
       fill(item, h("span", { class: "what" }, "Redis ", h("code", null, node.name)),
@@ -29,8 +30,10 @@ class Processes extends Panel {
           [node.since !== null && `since ${clock(node.since)}, ${lasting(now - node.since)} ago`,
             node.unreachable_from.length > 0 && `from ${number(node.unreachable_from.length, "process", "processes")}`, node.reason].filter(Boolean).join(" · ")));
     });
-    this.none.hidden = processes.length > 0;
-    const missed = new Set(problems.filter(({ kind }) => kind === "process").map(({ target }) => target));
+    this.sayNone(state, !processes.length, "No process reports.", "Give the caches of the fleet Cache(reports=True), or set SWR_REPORTS=1 for Cache.from_env().");
+    const ended = problems.filter(({ kind }) => kind === "process").map(({ target }) => target);
+    // Of many that ended at once the line at the top names some.
+    const missed = new Set(ended.includes(null) ? processes.filter(({ gone, seen }) => gone && now - seen < 60).map(({ id }) => id) : ended);
     const classOf = (process) => (process.gone ? (missed.has(process.id) ? "is-gone" : "is-ended") : process.reachable && process.silent === null ? "is-fine" : "is-wrong");
     const ORDER = ["is-gone", "is-wrong", "is-fine", "is-ended"];
     const order = (process) => `${ORDER.indexOf(classOf(process))} ${process.host}:${process.pid}`;

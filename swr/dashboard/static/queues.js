@@ -1,6 +1,6 @@
 // The queues of refreshers: leader, round, backlog, dead letters.
 import { actionButton, outcome } from "./actions.js";
-import { empty, fill, h, heading, keep, say, set } from "./dom.js";
+import { fill, h, heading, keep, say, set } from "./dom.js";
 import { clock, count, keyName, lasting, number } from "./format.js";
 import { Panel } from "./source.js";
 
@@ -8,14 +8,14 @@ class Queues extends Panel {
   build() {
     this.list = h("div", { class: "queues" });
     this.line = outcome();
-    this.none = empty("No queue.", "A Refresher with strategy=\"queue\" loads groups in rounds before anyone asks; its queue shows here.");
+    this.none = h("div");
     this.old = h("p", { class: "small is-wrong" }, "Redis cannot be asked. This is how it was before.");
     this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": "t-queue" }, this.none, this.line, this.old, this.list);
     this.append(heading("t-queue", "Queue"), this.scroll);
   }
 
   show(state) {
-    this.none.hidden = state.queues.length > 0;
+    this.sayNone(state, !state.queues.length, "No queue.", "A Refresher with strategy=\"queue\" loads groups in rounds before anyone asks; its queue shows here.");
     this.old.hidden = state.fleet || !state.queues.length;
     keep(this.list, state.queues, ({ name }) => name, (queue) => this.make(queue, state.actions), (section, queue) => this.update(section, queue, state));
   }

@@ -2,7 +2,7 @@
 import { h, heading } from "./dom.js";
 import { duration, rate } from "./format.js";
 import { Plot, legend } from "./plot.js";
-import { Panel, source } from "./source.js";
+import { Panel, isBlind, source } from "./source.js";
 import { recent } from "./tiles.js";
 
 const READS = [
@@ -26,9 +26,9 @@ class Reads extends Panel {
     this.append(heading("t-reads", "Reads a second", this.legend.element), this.plot.element);
   }
 
-  show() {
+  show(state) {
     const { points, marks, range } = source.shown;
-    const now = recent(points);
+    const now = isBlind(state) ? {} : recent(points);
     this.legend.show(Object.fromEntries(READS.map(({ name }) => [name, rate(now[name])])));
     this.plot.show(points, range, marks);
   }
@@ -44,9 +44,10 @@ class Loads extends Panel {
       h("div", { class: "head" }, h("h3", null, "How long they take"), this.timesLegend.element), this.times.element);
   }
 
-  show({ totals }) {
+  show(state) {
+    const { totals } = state;
     const { points, marks, range } = source.shown;
-    const now = recent(points);
+    const now = isBlind(state) ? {} : recent(points);
     this.legend.show({
       loads: rate(now.loads), failed: rate(now.failed),
     });

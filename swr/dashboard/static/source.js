@@ -1,4 +1,5 @@
 // What the server says: one stream of events, the history at the beginning, and what the reader has chosen to see.
+import { empty, fill } from "./dom.js";
 
 export const RANGES = [60, 300, 900];
 const KEPT = 900;
@@ -7,14 +8,17 @@ const SILENT_AFTER = 2400;
 
 const COUNTS = ["fresh", "stale", "missing", "waited", "loads", "failed"];
 
-/** Return points whose counts are by the second. A server that nobody watches looks seldom: a point has what came since the last. */
-function rates(points, before) {
-  let last = before?.t;
+/** Return points whose counts are by the second. A server that nobody watches looks seldom. */
+function rates(points) {
   return points.map((point) => {
-    const seconds = last === undefined ? 1 : Math.max(0.5, point.t - last);
-    last = point.t;
+    const seconds = Math.max(0.5, point.seconds);
     return { ...point, seconds, ...Object.fromEntries(COUNTS.map((name) => [name, point[name] / seconds])) };
   });
+}
+
+/** Return whether no process can be seen: the server is none of the fleet, and cannot ask Redis. */
+export function isBlind({ fleet, served_by: served }) {
+  return !fleet && served === null;
 }
 
 class Source extends EventTarget {
@@ -46,7 +50,7 @@ class Source extends EventTarget {
       const answer = await fetch(`history?seconds=${KEPT}`, { cache: "no-store" });
       if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
       const { points, marks } = await answer.json();
-      this.points = rates(points, null);
+      this.points = rates(points);
       this.marks = marks;
       this.refused = null;
     } catch (error) {
@@ -80,7 +84,7 @@ class Source extends EventTarget {
     this.live = state;
     for (const { id, host, pid } of state.processes) names.set(id, `${host}:${pid}`);
     const last = this.points.at(-1) ?? null;
-    this.points = [...this.points, ...rates(points.filter(({ t }) => !last || t > last.t), last)].slice(-KEPT);
+    this.points = [...this.points, ...rates(points.filter(({ t }) => !last || t > last.t))].slice(-KEPT);
     const known = new Set(this.marks.map((mark) => `${mark.t} ${mark.text}`));
     const added = marks.filter((mark) => !known.has(`${mark.t} ${mark.text}`));
     this.marks = [...this.marks, ...added].sort((one, other) => one.t - other.t).slice(-500);
@@ -124,7 +128,8 @@ class Source extends EventTarget {
   /** What the plots show: points and marks of the chosen time, and its bounds. */
   get shown() {
     const { points, marks } = this.paused ?? this;
-    const to = points.at(-1)?.t ?? this.state?.now ?? 0;
+    // While no process can be seen there are no points, and the plots go on.
+    const to = Math.max(points.at(-1)?.t ?? 0, this.state?.now ?? 0);
     const from = to - this.seconds;
     return { points: points.filter((point) => point.t >= from), marks: marks.filter((mark) => mark.t <= to), range: [from, to] };
   }
@@ -138,6 +143,12 @@ export const source = new Source();
 
 /** An element that draws itself whenever something has changed. Subclasses have `build()` and `show(state)`. */
 export class Panel extends HTMLElement {
+  /** Say in `none` that there is nothing to show, and why. What cannot be seen may be there all the same. */
+  sayNone(state, isNone, title, next) {
+    this.none.hidden = !isNone;
+    fill(this.none, isBlind(state) ? empty("No process can be seen.", "This server cannot read from Redis what they report. The processes themselves go on.") : empty(title, next));
+  }
+
   connectedCallback() {
     if (this.built) return;
     this.built = true;

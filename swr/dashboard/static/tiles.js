@@ -1,7 +1,7 @@
 // The figures of the moment.
 import { h, say, set } from "./dom.js";
-import { bytes, count, duration, number, rate, share } from "./format.js";
-import { Panel } from "./source.js";
+import { NONE, bytes, count, duration, number, rate, share } from "./format.js";
+import { Panel, isBlind } from "./source.js";
 
 const TILES = ["Waited for nothing", "Reads", "Loads", "Load time", "Failing", "Processes", "Redis", "Local cache"];
 const MEAN_OVER = 10;
@@ -46,13 +46,15 @@ class Tiles extends Panel {
     this.put(4, count(failing), failing ? number(totals.backoffs, "key waits", "keys wait") : "nothing fails", failing > 0);
     const missed = processes.some(({ gone }) => gone) && state.problems.some(({ kind }) => kind === "process");
     this.put(5, count(alive.length), !state.fleet ? "others unseen" : [unheard && `${unheard} silent`, lost && `${lost} gone`].filter(Boolean).join(", ") || "all alive", missed || !state.fleet);
-    this.put(6, ...this.redis(nodes, totals));
+    this.put(6, ...this.redis(state));
     this.put(7, bytes(sum("l1_bytes")), number(sum("l1_entries"), "entry", "entries"));
+    if (isBlind(state)) for (const index of [0, 1, 2, 3, 4, 5, 7]) this.put(index, NONE, "unseen", index === 5);
   }
 
-  redis(nodes, { redis_p50: p50, redis_p99: p99 }) {
+  redis({ nodes, problems, totals: { redis_p50: p50, redis_p99: p99 } }) {
     if (!nodes.length) return ["none", "memory only"];
     const down = nodes.filter(({ reachable }) => !reachable).length;
+    if (!down && problems.some(({ kind }) => kind === "refused")) return ["refuses", "commands", true];
     if (down) return ["down", nodes.length === 1 ? "unreachable" : `${down} of ${nodes.length} unreachable`, true];
     return [p50 === null ? "up" : duration(p50), p99 === null ? `${number(nodes.length, "node")} up` : `up, p99 ${duration(p99)}`];
   }

@@ -142,7 +142,7 @@ class Leader:
             if merged:
                 log.warning(
                     "round %d of the refresher %r: %d of %d groups are still in the queue since the last one. Loads "
-                    "fail (`swr queue status` counts them), or it wants more workers or a longer `every`",
+                    "fail (`swr queue status` counts them), or it needs more workers or a longer `every`",
                     number,
                     self._queue.name,
                     merged,

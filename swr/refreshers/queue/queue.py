@@ -45,7 +45,7 @@ class Queue:
     """The queue of one refresher.
 
     Parameters:
-        store: where it lies.
+        store: where it is.
         name: of the refresher.
         backend: "streams" or "list".
         shards: how many, each in a slot of its own.

@@ -1,7 +1,7 @@
 """Scripts of the server for queues, each atomic there.
 
-Keys, for the refresher `r` of the namespace `ns` and its shard `i`. They stand under one hash tag `{r:i}`, or `{r:i.n}`
-where `spreading` has found that one for the shard. No colon stands behind it, as it does in the keys of entries and
+Keys, for the refresher `r` of the namespace `ns` and its shard `i`. They are under one hash tag `{r:i}`, or `{r:i.n}`
+where `spreading` has found that one for the shard. No colon follows it, as it does in the keys of entries and
 leases:
 
 - `ns:{r:i}t` a hash, the tasks that are not done: by the key of the group's entry a *record*
@@ -63,7 +63,7 @@ local function get(id)
   if not text then return nil end
   local task = read(text)
   if not task then
-    -- Not of this queue's making. The next round enqueues the group anew.
+    -- Not of this queue's making. The next round enqueues the group again.
     redis.call('HDEL', tasks, id)
     count('malformed')
   end

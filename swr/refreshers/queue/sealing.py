@@ -1,4 +1,4 @@
-"""The arguments of tasks, and the errors of dead letters, as they lie in Redis."""
+"""The arguments of tasks, and the errors of dead letters, as they are in Redis."""
 
 import base64
 from typing import Any, Final
@@ -48,7 +48,7 @@ class Sealing:
         return msgspec.json.decode(text, type=list[Any])
 
     def sealed_text(self, key: str, why: str) -> bytes:
-        """Return why a task has failed, as it stands in Redis.
+        """Return why a task has failed, as it is in Redis.
 
         Raises:
             StoreUnavailable: the codec has failed.

@@ -19,7 +19,7 @@ def hash_tags(name: str, shards: int, key_of: Callable[[str], bytes]) -> list[st
     turns. The first shard is where its name leads, so that the queues of many refreshers begin on different masters.
 
     Parameters:
-        name: of the refresher, as it may stand in a key.
+        name: of the refresher, as it may be in a key.
         shards: how many.
         key_of: returns a key with a hash tag.
     """

@@ -34,7 +34,7 @@ class Settlement(NamedTuple):
         delivery: which.
         what: "done", "current", "failed", or "back": handed back, which does not count as a try.
         delay: seconds until it is given to anybody again.
-        why: it failed.
+        why: the reason of a failure.
         stored: the fingerprint of the entry's type, which replicas must have before it is done; "": there is no entry.
     """
 

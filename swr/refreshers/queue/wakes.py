@@ -3,7 +3,7 @@
 A message goes to every process, and names those that are to look. A consumer is idle if it has found fewer tasks than
 it can take. The script that has told it so has noted it; the script that wakes it forgets it again.
 
-The last arguments of each script are the channel, and what stands in the message around the names of the consumers.
+The last arguments of each script are the channel, and what is in the message around the names of the consumers.
 
 - note(consumer, most, is_idle): the consumer is idle, and takes `most` tasks at once; or it is not
 - wake(number): tell the longest idle consumers of a number of tasks

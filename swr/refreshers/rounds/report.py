@@ -54,7 +54,7 @@ class Report:
         if self._every is not None and seconds > self._every:
             log.warning(
                 "a round of the refresher %r took %.1f s, which is more than every=%g: loads fail, or it "
-                "wants more workers",
+                "needs more workers",
                 self.name,
                 seconds,
                 self._every,

@@ -1,4 +1,4 @@
-"""Which tags of URLs this process has announced to the server, before it loaded what carries them."""
+"""The tags of URLs that this process has announced to the server, each before a load that may carry it."""
 
 import hashlib
 from typing import Final
@@ -47,7 +47,7 @@ def bits_of(tag: bytes) -> str:
     """Return the bits of a tag in the Bloom filter, as scripts take them.
 
     Parameters:
-        tag: what stands for it in Redis.
+        tag: what represents it in Redis.
     """
     digest = hashlib.blake2b(tag, digest_size=4 * _BITS_EACH).digest()
     places = (int.from_bytes(digest[at : at + 4]) for at in range(0, len(digest), 4))

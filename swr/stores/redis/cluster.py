@@ -198,7 +198,7 @@ class Cluster:
             return cast(list[Any], await connection.read_response(disable_decoding=True))
 
     def _draw(self, answer: tuple[str, list[Any]]) -> None:
-        """Make the map anew, with links to new masters, and without those to servers that are no masters any more."""
+        """Make the map again, with links to new masters, and without those to servers that are no longer masters."""
         asked, rows = answer
         by_slot: list[ServerLink | None] = [None] * _SLOTS
         links: dict[Address, ServerLink] = {}

@@ -1,6 +1,6 @@
 """The digests of processes in Redis: each writes its own, and dashboards read them all.
 
-The codec of the cache encodes them, if there is one. They lie beside the tag versions, on one server: the digests in
+The codec of the cache encodes them, if there is one. They are beside the tag versions, on one server: the digests in
 a hash by process, and in a sorted set when each was written. By that, processes remove the digests of those that have
 ended. Both have a time-to-live. Three keys more say whether a dashboard is open, which faults are simulated, and what
 dashboards seal the names of keys with.
@@ -37,6 +37,8 @@ _REMOVED_AT_ONCE: Final = 20
 REPORT: Final = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
+-- First, because a server without memory refuses no command of a script that has deleted something.
+redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 local gone = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3], 'LIMIT', 0, ARGV[4])
@@ -72,6 +74,21 @@ for _, name in ipairs(names) do
   end
 end
 return found
+"""
+# KEYS: whether a dashboard is open. ARGV: for how long it is (ms).
+WATCH: Final = """
+-- First, because a server without memory refuses no command of a script that has deleted something.
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
+"""
+# KEYS: the secret. ARGV: what is proposed, for how long it is there (ms).
+SECRET: Final = """
+local known = redis.call('GET', KEYS[1])
+if known then return known end
+-- First, because a server without memory refuses no command of a script that has deleted something.
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
 """
 # A process has written no more than this.
 _LIMITS: Final = (2000, 100, 600_000, 1 << 24)
@@ -114,12 +131,14 @@ class Digests:
 
     Attributes:
         reports: what this process reports; None: nothing.
+        refused: why the server has refused the last digest of this process; empty: it has taken it.
         unreadable: how many digests of the last read another codec has written.
         ages: how old they were then, in seconds by the clock of the server.
     """
 
     def __init__(self, servers: Servers, names: Names, commands: Commands, packing: Packing) -> None:
         self.reports: Reports | None = None
+        self.refused = ""
         self.unreadable = 0
         self.ages: dict[str, float] = {}
         self._servers = servers
@@ -158,14 +177,16 @@ class Digests:
         if reports is None or isinstance(reply, StoreUnavailable):
             return
         if isinstance(reply, Exception):
+            self.refused = str(reply)
             text = f"Redis refuses the digest of this process ({reply}); no dashboard shows it"
             self._commands.warn_once("digest", with_remedy(text, reply))
             return
+        self.refused = ""
         is_open, faults = reply
         reports.on_wanted(bool(is_open), self._decoded(faults, _FAULTS))
 
     def _decoded(self, data: bytes | None, what: bytes, place: bytes = b"") -> bytes:
-        """Return what processes of this codec have written; nothing where others have."""
+        """Return what a process with this codec has written; empty if another codec has written it."""
         try:
             return self._packing.decoded(data, what, place) if data else b""
         except CodecError:
@@ -192,7 +213,7 @@ class Digests:
         Raises:
             StoreUnavailable: no answer.
         """
-        await self._ask("SET", self._names.is_watched, b"1", "PX", int(seconds * 1000))
+        await self._commands.script(WATCH, (self._names.is_watched,), int(seconds * 1000))
 
     async def faults(self) -> bytes:
         """Return which faults are simulated.
@@ -232,11 +253,15 @@ class Digests:
         """
         name = self._names.dashboard_secret
         data = self._packing.encoded(proposed, _SECRET, b"")
-        await self._ask("SET", name, data, "NX", "PX", _SECRET_FOR * 1000)
-        return self._decoded(await self._ask("GET", name), _SECRET) or proposed
+        known = await self._commands.script(SECRET, (name,), data, _SECRET_FOR * 1000)
+        return self._decoded(known, _SECRET) or proposed
 
     async def _ask(self, command: str, key: bytes, *arguments: bytes | str | int) -> Any:
         return await self._commands.ask(self._names.newest_tag_version, command, key, *arguments)
+
+    def refusal(self) -> tuple[str, float] | None:
+        """Return what the servers refuse of late, and since when; see `Refusals.lately`."""
+        return self._commands.refusals.lately()
 
     def servers(self) -> list[Server]:
         """Return the servers that this process has links to."""

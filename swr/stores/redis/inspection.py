@@ -56,7 +56,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -> Inspection:
-    """Return what lies there for `key`; its value is not looked at.
+    """Return what is there for `key`; its value is not looked at.
 
     Parameters:
         fingerprint: that of the type to look for; None: the one that was stored last, with the others beside it.
@@ -83,7 +83,7 @@ async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -
 
 
 def of_data(store: RedisStore, key: str, data: bytes) -> Inspection | None:
-    """Return what lies there for `key`, as it was read, without its leases; None: no entry."""
+    """Return what is there for `key`, as it was read, without its leases; None: no entry."""
     mark = frames.mark_in(data)
     found = [_inspection(key, frame, None, name, store, mark) for name, frame in frames.frames_in(data)]
     return msgspec.structs.replace(found[0], others=tuple(found[1:])) if found else None
@@ -158,7 +158,7 @@ def _lease(text: bytes, now: float) -> dict[str, Any] | None:
 
 
 def is_nothing(found: Inspection) -> bool:
-    """Return whether nothing lies there: no entry, no lease, and no mark of an invalidation."""
+    """Return whether nothing is there: no entry, no lease, and no mark of an invalidation."""
     lies_there = found.why is not None or found.version is not None or found.created_at is not None
     return not (lies_there or found.lease is not None or found.others)
 

@@ -24,7 +24,7 @@ class Invalidations:
 
     def __init__(self) -> None:
         self.forgotten = 0
-        # By key, the last to be invalidated or marked last.
+        # By key; the key that was invalidated or marked most recently comes last.
         self._versions: dict[str, int] = {}
         self._marks: dict[str, int] = {}
 

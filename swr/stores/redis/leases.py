@@ -132,7 +132,7 @@ class RedisLeases:
                     # Everything was cleared meanwhile.
                     await self._shared.announce(unannounced)
                 if answer[3]:
-                    self._commands.warn_once(f"lease {key}", f"what lay in place of the lease of {key!r} was not swr's")
+                    self._commands.warn_once(f"lease {key}", f"what lay instead of the lease of {key!r} was not swr's")
                 return Lease(key, token, int(answer[1]), tag_version, int(answer[2]))
             if what == b"held":
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
@@ -238,7 +238,7 @@ class RedisLeases:
         self._commands.send(keys[0], command, functools.partial(settle_each, futures))
 
     async def release(self, lease: Lease, pause: float) -> None:
-        """Give the lease back; version 0 stands for a lease whose grant never arrived."""
+        """Give the lease back; version 0 represents a lease whose grant never arrived."""
         await self._commands.script(
             scripts.RELEASE,
             self._names.entry_and_lease(lease.key)[1:],

@@ -161,12 +161,12 @@ def name_in(member: bytes, names: Names, *, may_be_key: bool = False) -> Name:
         return Soft(ALL) if is_soft else ALL
     kind = member[:1]
     if kind not in (b"t", b"l") and not (kind == b"k" and is_soft and may_be_key):
-        raise ValueError(f"{member!r} is no tag")
+        raise ValueError(f"{member!r} is not a tag")
     text = names.shown(member[1:])
     if kind == b"k":
         return Soft(OfKey(text))
     if kind == b"t" and not text:
-        raise ValueError(f"{member!r} is no tag")
+        raise ValueError(f"{member!r} is not a tag")
     name = text if kind == b"t" else OfLoader(text)
     return Soft(name) if is_soft else name
 

@@ -1,6 +1,6 @@
-"""The names of Redis keys in one namespace, and what stands for keys and tags in Redis.
+"""The names of Redis keys in one namespace, and what represents keys and tags in Redis.
 
-`swr.stores.redis.scripts` says what lies under each name. Without a codec that hides names, keys and tags stand there
+`swr.stores.redis.scripts` says what is under each name. Without a codec that hides names, keys and tags are there
 as they are. With one, each begins with two bytes that no text has, so that a process that cannot read it knows that.
 """
 
@@ -33,7 +33,7 @@ class Names:
         newest_tag_version: names the newest tag version.
         announcements: names the tags of URLs of which loads have begun.
         passed_over: names the times at which invalidations were passed over.
-        hidden: returns what stands in Redis for a key, a tag or another name.
+        hidden: returns what is in Redis for a key, a tag or another name.
         digests, digest_times: name the digests of processes, and when each was written.
         is_watched: names whether a dashboard is open.
         faults: names the faults that processes simulate.
@@ -63,14 +63,14 @@ class Names:
             raise StoreUnavailable(f"the codec could not hide a name ({type(error).__name__}: {error})") from error
 
     def shown(self, data: bytes) -> str:
-        """Return the name that `data` stands for.
+        """Return the name that `data` represents.
 
         Raises:
             ForeignName: another process hides names otherwise, or this one alone does.
-            ValueError: it is no name.
+            ValueError: it is not a name.
         """
         if data.startswith(_HIDDEN) is (self._codec is None):
-            raise ForeignName("names are hidden there otherwise")
+            raise ForeignName("one of the two processes hides names with a codec, the other does not")
         if self._codec is not None:
             try:
                 data = self._codec.decode_name(data[len(_HIDDEN) :], self.prefix)
@@ -82,7 +82,7 @@ class Names:
         """Return the key that `storage_name` has hidden.
 
         Raises:
-            ValueError: another secret has hidden it, or it is no name.
+            ValueError: another secret has hidden it, or it is not a name.
         """
         return self.shown(_HIDDEN + data)
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-# A turn that comes late, because the machine is busy or the process was stopped, counts as one all the same.
+# A turn that comes late, because the machine is busy or the process was stopped, counts as one anyway.
 _TURNS: Final = 30
 
 

@@ -135,7 +135,7 @@ def decode(
 ) -> Entry[Any] | None:
     """Return the entry in a frame.
 
-    None stands for nothing, a tombstone, entries of other types alone, or, with one warning, what cannot be decoded.
+    None means nothing, a tombstone, entries of other types alone, or, with one warning, what cannot be decoded.
 
     Parameters:
         data: what is stored for the key.

@@ -46,7 +46,7 @@ def reason_of(error: BaseException) -> StoreUnavailable | ConfigurationError:
     if isinstance(error, ResponseError) and "HELLO" in text:
         return StoreUnavailable(f"the server refuses HELLO ({text}): give the client protocol=2")
     if isinstance(error, ResponseError) and "cluster support disabled" in text:
-        return StoreUnavailable(f"the server is no node of a cluster ({text}): give a URL redis://…")
+        return StoreUnavailable(f"the server is not a node of a cluster ({text}): give a URL redis://…")
     return StoreUnavailable(with_remedy(text, error))
 
 

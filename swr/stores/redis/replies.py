@@ -38,17 +38,19 @@ _KINDS: Final[dict[str, Callable[[str], RedisError]]] = {
 _IN_A_SCRIPT: Final = re.compile(
     r"(ERR Error running script \(call to \w+\): @user_script:\d+: )?(@user_script: \d+: -?)?"
 )
+# How later servers say in which script and line it was.
+_WHERE: Final = re.compile(r"\.? script: (?:\w+, )?on @user_script:\d+\.?\Z")
 # How Redis 6.2 and later servers say, without a code, that a command of a script needs a right.
 _NEEDS_A_RIGHT: Final = ("The user executing the script can't ", "ERR ACL failure in script: ")
 
 
 def error_of(reply: str) -> RedisError:
-    """Return the exception that an error reply stands for; its text has no code that redis-py has a class for.
+    """Return the exception that an error reply represents; its text has no code that redis-py has a class for.
 
     Raises:
         ValueError: a redirect to no address.
     """
-    reply = _IN_A_SCRIPT.sub("", reply, count=1).rstrip()
+    reply = _WHERE.sub("", _IN_A_SCRIPT.sub("", reply, count=1).rstrip())
     if reply.startswith(_NEEDS_A_RIGHT):
         return NoPermissionError(reply.removeprefix("ERR "))
     code, _, text = reply.partition(" ")

@@ -3,7 +3,7 @@
 Keys, for the namespace `ns` and the storage name `h` of an entry's key:
 
 - `ns:{h}` the entry: frames (`swr.core.frames`) side by side, one for each fingerprint of a type, the last stored
-  first. If they were marked stale, 16 digits of the version of that and `s` stand behind them. Or a tombstone, in place
+  first. If they were marked stale, 16 digits of the version of that and `s` stand behind them. Or a tombstone, instead
   of all of them: 16 digits of version and `t`
 - `ns:{h}:l` a hash of leases by fingerprint: `l`, 16 digits of the time at which it ends, 16 digits of version, the
   holder's token. Or a pause after failed loads: `p`, 16 digits of the time at which it ends, the number of failures
@@ -51,7 +51,7 @@ local now = time[1] * 1000000 + time[2]
 local function digits(number) return string.format('%016.0f', number) end
 -- A number that is a day ahead of the clock is foreign.
 local function plausible(number) return number and number < now + 86400000000 and number or 0 end
--- Without the right to publish the rest is done all the same.
+-- Without the right to publish the rest is done anyway.
 local function tell(channel, message) return type(redis.pcall('PUBLISH', channel, message)) == 'number' and 1 or 0 end
 local function read(key)
   local text = redis.pcall('GET', key)
@@ -87,7 +87,7 @@ local function own(frames, fingerprint)
   for _, one in ipairs(frames) do if one.fingerprint == fingerprint then return one end end
 end
 local function text_of(entry, one) return redis.call('GETRANGE', entry, one.at, one.at + one.length - 1) end
--- What stands behind frames of which one was marked.
+-- What follows frames of which one was marked.
 local function mark_of(frames, mark)
   for _, one in ipairs(frames) do if one.version < mark then return digits(mark) .. 's' end end
   return ''
@@ -134,7 +134,7 @@ end
 """
 )
 
-# (entry, lease)…, and the newest tag version where it lies on the same server
+# (entry, lease)…, and the newest tag version where it is on the same server
 # | (fingerprint, token, ttl (ms), known version, force)… -> {what that key holds, {what, …}…}: an entry that is newer;
 # who holds the lease; or the lease, and whether something foreign lay there
 ACQUIRE: Final = (

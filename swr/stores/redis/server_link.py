@@ -94,7 +94,7 @@ class ServerLink:
         self.run_id = b""
         # Which line of writes it carried on at the last look; INFO calls that master_replid.
         self.history: bytes | None = None
-        # Whether the link is to end: the server is no master any more.
+        # Whether the link is to end: the server is no longer a master.
         self.retired = False
         # How many commands went over earlier connections.
         self._sent = 0
@@ -155,7 +155,7 @@ class ServerLink:
         return f"{self.run_id!r} {self.history!r}"
 
     def retire(self) -> None:
-        """End at the next heartbeat: the server is no master any more."""
+        """End at the next heartbeat: the server is no longer a master."""
         self.retired = True
 
     async def _session(self) -> None:
@@ -216,7 +216,7 @@ class ServerLink:
                 # Asked for where probes may not be published.
                 self._unanswered = 0
             elif message is not None and message["type"] == "subscribe":
-                raise StoreUnavailable("the subscription was broken and made anew; messages may be lost")
+                raise StoreUnavailable("the subscription broke and was made again; messages may be lost")
 
     def _on_probe(self, number: bytes) -> None:
         self._returned += 1

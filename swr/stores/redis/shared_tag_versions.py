@@ -119,7 +119,7 @@ class SharedTagVersions:
     async def raise_again(self, ask: Ask, after: int) -> None:
         """Raise the tag versions after a number that the server has lost, over one connection to it.
 
-        From now on the server may lack an earlier stamp: that is no reason any more to outdate everything.
+        From now on the server may lack an earlier stamp: that is not a reason any more to outdate everything.
 
         Raises:
             StoreUnavailable, RedisError: no answer.
@@ -180,7 +180,7 @@ class SharedTagVersions:
         """Repeat the announcements after a time that the server has lost, over one connection to it.
 
         If it may have passed over an invalidation of one of these tags meanwhile, all of them get a version. Their
-        entries may lie on a server that has lost nothing.
+        entries may be on a server that has lost nothing.
 
         Raises:
             StoreUnavailable, RedisError: no answer.
@@ -220,7 +220,7 @@ class SharedTagVersions:
             number: its version.
             before: the digits of the newest one before, if the message came from the server that makes the versions.
                 If that was learned, nothing is missing in between: a user without the right to publish may have
-                raised others. A clear names none, because it begins anew.
+                raised others. A clear names none, because it begins again.
         """
         if before and before == self.learned[:16]:
             self.learned = digits(number).encode() + self.learned[16:]
@@ -255,7 +255,7 @@ class SharedTagVersions:
         if held is None:
             if self._servers.is_single or not self.learned:
                 raise StoreUnavailable(f"cannot reach Redis ({self._servers.error})")
-            # The master that knows cannot be reached, but the one that has the key can: go by what is known here.
+            # The master that knows cannot be reached, but the one that has the key can: use what is known here.
         elif held != self.learned:
             await self.learn(self._ask)
         return self.known.newest
@@ -273,7 +273,7 @@ class SharedTagVersions:
 
     async def _newest(self) -> bytes | None:
         try:
-            # MGET, for which a foreign value of another type is no error.
+            # MGET, for which a foreign value of another type is not an error.
             (held,) = await self._ask("MGET", self._names.newest_tag_version)
         except StoreUnavailable:
             return None

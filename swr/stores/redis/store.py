@@ -47,12 +47,12 @@ class RedisStore:
         namespace: the beginning of every key.
         timeout: seconds after which a server that is silent counts as hung.
         clock: wall clock, seconds.
-        packing: how bytes lie there; None: as they are.
+        packing: how bytes are there; None: as they are.
         on_answer: called with the seconds that a command has waited for its reply.
 
     Attributes:
         names: the keys of the namespace.
-        packing: how bytes lie there.
+        packing: how bytes are there.
         digests: what processes report to dashboards.
         commands: sends commands and scripts to the servers.
     """
@@ -361,7 +361,7 @@ class RedisStore:
         await self._shared.announce(tags)
 
     def around_consumers(self, name: str) -> tuple[bytes, bytes, bytes]:
-        """Return the channel, and what stands in a message that wakes consumers around their names.
+        """Return the channel, and what is in a message that wakes consumers around their names.
 
         Parameters:
             name: that of what has tasks.

@@ -10,6 +10,7 @@ from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from swr.errors import ConfigurationError
 from swr.settings import SCHEMES, redacted, refusal_of
@@ -27,7 +28,7 @@ def servers_of(url: str | None, redis: object, timeout: float, connect_timeout: 
 
     Parameters:
         url: see `swr.Cache`.
-        redis: a client in place of a URL, or None.
+        redis: a client instead of a URL, or None.
         timeout: seconds after which a server that is silent counts as hung.
         connect_timeout: seconds that connecting may take.
 
@@ -48,11 +49,11 @@ def servers_of(url: str | None, redis: object, timeout: float, connect_timeout: 
         # A connection is made, and not connected: what redis-py does not understand it says here.
         pool.make_connection()
         _refuse_decoding(redacted(url), pool.connection_kwargs)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, RedisError, TypeError, ValueError) as error:
         text = str(error)
         if "Port could not be cast" in text or "netloc" in text or "@" in _behind_location(url):
             # It would tell what was taken for the port, the host or the database: a part of a password.
-            text = "a port is no number, or a password holds what has to be percent-encoded, '/' as %2F"
+            text = "a port is not a number, or a password holds what has to be percent-encoded, '/' as %2F"
         raise ConfigurationError(f"{redacted(url)}: {text}") from None
     return Single(connect, timeout, connect_timeout=connect_timeout)
 
@@ -63,7 +64,7 @@ def _behind_location(url: str) -> str:
 
 
 def _options() -> dict[str, Any]:
-    # redis-py's own retries would make a refused connection take 4 s and a hung one a minute. Its time-outs go by the
+    # redis-py's own retries would make a refused connection take 4 s and a hung one a minute. Its time-outs use the
     # clock, those of the links do not.
     return {"socket_timeout": None, "socket_connect_timeout": None, "retry": Retry(NoBackoff(), 0)}
 
@@ -162,7 +163,7 @@ def _of_client(redis: object, timeout: float, connect_timeout: float) -> Servers
 
 
 def _refuse_decoding(where: str, kwargs: dict[str, Any]) -> None:
-    # In a URL it is text, of which redis-py takes any for true.
+    # In a URL it is text, and redis-py takes any text for true.
     if kwargs.get("decode_responses"):
         raise ConfigurationError(
             f"{where} has decode_responses={kwargs['decode_responses']}; entries are bytes: leave it out"

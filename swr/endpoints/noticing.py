@@ -1,0 +1,126 @@
+"""A dict of a request that notes what the app takes of it."""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, MutableMapping
+from types import FrameType
+from typing import Any, Final, SupportsIndex
+
+_MIXIN: Final = MutableMapping[str, Any]
+
+
+class Noticing(dict[str, Any]):
+    """A dict that notes who takes which item; who copies it, compares it or shows it has taken all.
+
+    The app's writes go into the client's own dict, too: middleware around swr may look for them there. Code that calls
+    the methods of `dict` itself, such as `dict.get(scope, "user")`, is out of sight.
+
+    Parameters:
+        items: of the client.
+    """
+
+    def __init__(self, items: MutableMapping[str, Any]) -> None:
+        super().__init__(items)
+        self._of_client = items
+
+    @abstractmethod
+    def _note(self, name: object, frame: FrameType) -> None:
+        """Note that the code of a frame takes the item of a name."""
+
+    @abstractmethod
+    def _note_all(self, frame: FrameType) -> None:
+        """Note that the code of a frame takes all items."""
+
+    def __getitem__(self, name: str) -> Any:
+        self._note(name, sys._getframe(1))
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self._note(name, sys._getframe(1))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of a name, or `default`."""
+        self._note(name, sys._getframe(1))
+        return super().get(name, default)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self._of_client[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._of_client.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        self._note_all(sys._getframe(1))
+        return super().__iter__()
+
+    def __reversed__(self) -> Iterator[str]:
+        self._note_all(sys._getframe(1))
+        return super().__reversed__()
+
+    def __len__(self) -> int:
+        self._note_all(sys._getframe(1))
+        return super().__len__()
+
+    def __eq__(self, other: object) -> bool:
+        self._note_all(sys._getframe(1))
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        self._note_all(sys._getframe(1))
+        return super().__ne__(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        self._note_all(sys._getframe(1))
+        return super().__repr__()
+
+    def keys(self) -> Any:
+        """Return the names."""
+        self._note_all(sys._getframe(1))
+        return super().keys()
+
+    def values(self) -> Any:
+        """Return the values."""
+        self._note_all(sys._getframe(1))
+        return super().values()
+
+    def items(self) -> Any:
+        """Return the names, each with its value."""
+        self._note_all(sys._getframe(1))
+        return super().items()
+
+    def copy(self) -> dict[str, Any]:
+        """Return a copy, which notes nothing."""
+        self._note_all(sys._getframe(1))
+        return dict(super().items())
+
+    def __or__(self, other: Any) -> Any:
+        self._note_all(sys._getframe(1))
+        return dict(super().items()) | other
+
+    def __ror__(self, other: Any) -> Any:
+        self._note_all(sys._getframe(1))
+        return other | dict(super().items())
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Tell `copy` and `pickle` to make a copy that notes nothing."""
+        self._note_all(sys._getframe(1))
+        return dict, (dict(super().items()),)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove a name and return its value, or `default`."""
+        self._note(name, sys._getframe(1))
+        self._of_client.pop(name, None)
+        return super().pop(name, *default)
+
+    # `dict` does these without the methods above.
+    update, setdefault = _MIXIN.update, _MIXIN.setdefault
+    popitem, clear = _MIXIN.popitem, _MIXIN.clear
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self

@@ -1,0 +1,69 @@
+"""Tags that a function makes of a loader's value."""
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from swr.errors import ConfigurationError
+from swr.loaders.calling import TagsOf
+from swr.policy import tag_names
+
+
+def names_in(function: TagsOf, where: str, known: Collection[str]) -> list[str]:
+    """Return the parameters that a function of tags gets by name, beside what is answered.
+
+    Parameters:
+        where: whose it is, in errors.
+        known: names of the parameters that it may take.
+
+    Raises:
+        ConfigurationError: it takes something else.
+    """
+    try:
+        answer, *others = inspect.signature(function).parameters.values() or (None,)
+    except ValueError:
+        # A function of C that does not say what it takes.
+        return []
+    if answer is None or answer.kind in (answer.KEYWORD_ONLY, answer.VAR_KEYWORD):
+        raise ConfigurationError(f"tags= of {where} takes no argument: its first one is what is answered")
+    names = [other.name for other in others if other.name in known and other.kind is not other.POSITIONAL_ONLY]
+    for parameter in others:
+        if parameter.name not in names and parameter.default is parameter.empty:
+            raise ConfigurationError(
+                f"tags= of {where} takes {parameter.name!r}, which is none of its parameters: {', '.join(known)}"
+            )
+    return names
+
+
+class TagFunction:
+    """Make the tags of a value.
+
+    Parameters:
+        function: returns tags, from the value and from parameters of the loader that it names.
+        where: the loader, for errors.
+        known: names of the parameters that it may take.
+
+    Raises:
+        ConfigurationError: it takes something else.
+    """
+
+    __slots__ = ("_function", "_names")
+
+    def __init__(self, function: TagsOf, where: str, known: Collection[str]) -> None:
+        self._function = function
+        self._names = names_in(function, where, known)
+
+    def __call__(self, values: Mapping[str, Any], value: Any) -> tuple[str, ...]:
+        """Return the tags of a value.
+
+        Parameters:
+            values: the loader's arguments by name.
+
+        Raises:
+            ConfigurationError: what the function returns is not a list of tags.
+            Exception: whatever it raises.
+        """
+        found: object = self._function(value, **{name: values[name] for name in self._names})
+        if inspect.iscoroutine(found):
+            found.close()
+        return tag_names(found, f"what tags={self._function!r} returned: tags")
