@@ -266,6 +266,18 @@ class TestVariants:
             SWRMiddleware(App(), Cache(), max_variants=number)
 
 
+class SlowClient(Client):
+    """A client that takes nothing until an event is set."""
+
+    def __init__(self, taking):
+        super().__init__()
+        self.taking = taking
+
+    async def send(self, message):
+        await self.taking.wait()
+        await super().send(message)
+
+
 class TestABodyInManyPieces:
     """Who: an endpoint that streams a CSV file row by row, and one that streams text by the character, any day."""
 
@@ -280,12 +292,7 @@ class TestABodyInManyPieces:
             await send({"type": "http.response.body", "body": b""})
             ended.set()
 
-        class Slow(Client):
-            async def send(self, message):
-                await taking.wait()
-                await super().send(message)
-
-        one = Slow()
+        one = SlowClient(taking)
         async with Cache() as cache:
             middleware = SWRMiddleware(app, cache)
             async with anyio.create_task_group() as group:
@@ -311,12 +318,7 @@ class TestABodyInManyPieces:
             await send({"type": "http.response.body", "body": b"the end"})
             ended.set()
 
-        class Slow(Client):
-            async def send(self, message):
-                await taking.wait()
-                await super().send(message)
-
-        one = Slow()
+        one = SlowClient(taking)
         async with Cache() as cache, anyio.create_task_group() as group:
             group.start_soon(SWRMiddleware(app, cache), http_scope("/x"), one.receive, one.send)
             await ended.wait()

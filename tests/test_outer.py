@@ -345,6 +345,17 @@ async def test_a_request_with_many_fields_of_which_one_selects_is_not_plain(othe
     assert (plain_url(scope, Usual(lambda scope: (), Context()))[0] is not None) is is_plain
 
 
+async def ask_behind(inner, **beside):
+    """Return what a client is answered if middleware around swr leaves these parts in the scope."""
+
+    async def outer(scope, receive, send):
+        scope.update(beside)
+        await inner(scope, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as http:
+        return (await http.get("/x")).json()
+
+
 async def test_an_identifier_in_the_scope_does_not_pass_for_nothing(cache):
     """Both scopes are of one size."""
     app = FastAPI()
@@ -355,16 +366,8 @@ async def test_an_identifier_in_the_scope_does_not_pass_for_nothing(cache):
 
     inner = SWRMiddleware(app, cache, rules=[RULE])
 
-    async def ask(**beside):
-        async def outer(scope, receive, send):
-            scope.update(beside)
-            await inner(scope, receive, send)
-
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as http:
-            return (await http.get("/x")).json()
-
-    assert [await ask(request_id="1") for _ in range(3)] == ["none"] * 3
-    assert await ask(tenant="a") == "a"
+    assert [await ask_behind(inner, request_id="1") for _ in range(3)] == ["none"] * 3
+    assert await ask_behind(inner, tenant="a") == "a"
 
 
 async def test_a_call_from_within_the_process_does_not_pass_for_a_servers_request(cache):
@@ -372,20 +375,12 @@ async def test_a_call_from_within_the_process_does_not_pass_for_a_servers_reques
     app = Starlette(routes=[Route("/x", plain_answer)])
     inner = SWRMiddleware(app, cache, rules=[RULE])
 
-    async def ask(**beside):
-        async def outer(scope, receive, send):
-            scope.update(beside)
-            await inner(scope, receive, send)
-
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as http:
-            # The variables of the cache's own context are set for all requests.
-            return (await http.get("/x")).json()
-
+    # The variables of the cache's own context are set for all requests.
     ambient = inner.config.ambient
     for beside, right in [({"preview": 1}, "preview"), ({"auth": {"sub": "ann"}}, "auth"), ({"user": User()}, "user")]:
         for _ in range(2):
-            assert await asyncio.create_task(ask(state={}), context=ambient.copy()) == ""
-        assert await asyncio.create_task(ask(**beside), context=ambient.copy()) == right
+            assert await asyncio.create_task(ask_behind(inner, state={}), context=ambient.copy()) == ""
+        assert await asyncio.create_task(ask_behind(inner, **beside), context=ambient.copy()) == right
 
 
 async def test_claims_that_middleware_leaves_in_the_scope_are_those_of_one_user(cache):

@@ -8,7 +8,7 @@ const SILENT_AFTER = 2400;
 
 const COUNTS = ["fresh", "stale", "missing", "waited", "loads", "failed"];
 
-/** Return points whose counts are by the second. A server that nobody watches looks seldom. */
+/** Return points whose counts are per second. A server without an open page looks seldom. */
 function rates(points) {
   return points.map((point) => {
     const seconds = Math.max(0.5, point.seconds);
