@@ -848,7 +848,8 @@ class TestProcesses:
         # The first may be under way at the beginning, and the last at the end.
         numbers = sorted(rounds)[1:-1]
         assert numbers == list(range(numbers[0], numbers[-1] + 1))
-        assert all(len(rounds[number]) == 20 for number in numbers)
+        # A busy machine may take over what the killed one had begun no sooner than in the next round.
+        assert all(len({*rounds[one], *rounds[other]}) == 20 for one, other in itertools.pairwise(numbers))
 
     @pytest.mark.promise
     # The storm kills, too.
