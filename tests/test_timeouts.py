@@ -1,5 +1,6 @@
 """Slow loaders: readers whose patience ends, and loads that are given up, for values and for responses."""
 
+import contextlib
 import logging
 import math
 import threading
@@ -288,7 +289,13 @@ class TestHard:
         with pytest.raises(LoadTimeout):
             await load()
         slow.clear()
-        assert await load() == "new"
+        with anyio.fail_after(60):
+            value = ""
+            while not value:
+                # A busy machine may not begin a thread in time.
+                with contextlib.suppress(LoadTimeout):
+                    value = await load()
+        assert value == "new"
         release.set()
         await anyio.to_thread.run_sync(left.wait)
         await settle()
