@@ -14,7 +14,8 @@ from swr.http.clients import tag_of
 from swr.http.stored_response import StoredResponse, check
 from swr.middleware import Rule, SWRMiddleware
 from swr.stores.local import UNTRUSTED
-from tests.fleet import gather, settle
+from swr.stores.memory import MemoryStore
+from tests.fleet import gather, settle, until
 from tests.servers import Server
 from tests.web import App, client
 
@@ -580,3 +581,83 @@ async def test_behind_a_guard_without_anything_to_fall_back_on_they_wait(cache):
         *responses, _ = await gather(*ask, release())
         assert [response.status_code for response in responses] == [200, 200]
         assert slow.runs == 2
+
+
+def hold_back_leases(monkeypatch):
+    """Return the event until which requests for leases take, as they do of a Redis that is busy."""
+    acquire, gate = MemoryStore.acquire, anyio.Event()
+
+    async def acquire_late(*args, **kwargs):
+        await gate.wait()
+        return await acquire(*args, **kwargs)
+
+    monkeypatch.setattr(MemoryStore, "acquire", acquire_late)
+    return gate
+
+
+async def test_behind_a_guard_whoever_waits_past_the_soft_timeout_runs_the_endpoint_for_all(cache, monkeypatch):
+    slow = Slow()
+    slow.gate.set()
+    async with client(guarded(cache, slow, **TIMES, soft_timeout="1ms")) as http:
+        await http.get("/x", headers={"Authorization": "a"})
+        await cache.clear()
+        gate = hold_back_leases(monkeypatch)
+
+        async def release():
+            await anyio.sleep(0.05)
+            gate.set()
+
+        ask = [http.get("/x", headers={"Authorization": user}) for user in "ab"]
+        *responses, _ = await gather(*ask, release())
+        assert [response.headers["swr-state"] for response in responses] == ["missing"] * 2
+        assert slow.runs == 2
+        again = await http.get("/x", headers={"Authorization": "c"})
+        assert (again.headers["swr-state"], slow.runs) == ("fresh", 2)
+
+
+async def test_behind_a_guard_a_load_that_its_only_reader_left_before_it_began_says_nothing(cache, monkeypatch):
+    slow = Slow()
+    slow.gate.set()
+    release, releasing, may_release = MemoryStore.release, anyio.Event(), anyio.Event()
+
+    async def release_late(*args, **kwargs):
+        releasing.set()
+        await may_release.wait()
+        await release(*args, **kwargs)
+
+    async with client(guarded(cache, slow, **TIMES)) as http:
+        await http.get("/x", headers={"Authorization": "a"})
+        await cache.clear()
+        gate = hold_back_leases(monkeypatch)
+        monkeypatch.setattr(MemoryStore, "release", release_late)
+        with anyio.move_on_after(0.05):
+            await http.get("/x", headers={"Authorization": "a"})
+        gate.set()
+        await releasing.wait()
+
+        async def let_release():
+            await settle()
+            may_release.set()
+
+        ask = [http.get("/x", headers={"Authorization": user}) for user in "bc"]
+        *responses, _ = await gather(*ask, let_release())
+        assert [response.status_code for response in responses] == [200, 200]
+        assert slow.runs == 2
+
+
+async def test_behind_a_guard_whoever_gives_up_waiting_for_a_lease_has_the_response_refreshed(
+    cache, clock, monkeypatch
+):
+    slow = Slow()
+    slow.gate.set()
+    async with client(guarded(cache, slow, **TIMES, soft_timeout="1ms")) as http:
+        await http.get("/x", headers={"Authorization": "a"})
+        clock.advance(61)
+        gate = hold_back_leases(monkeypatch)
+        late = await http.get("/x", headers={"Authorization": "b"})
+        assert (late.headers["swr-state"], slow.runs) == ("stale", 1)
+        gate.set()
+        await until(lambda: slow.runs == 2)
+        await until(lambda: not cache.engine.flights.all())
+        again = await http.get("/x", headers={"Authorization": "b"})
+        assert (again.headers["swr-state"], slow.runs) == ("fresh", 2)

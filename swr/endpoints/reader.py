@@ -15,7 +15,7 @@ from swr.endpoints.origin import origin_of
 from swr.endpoints.raised import copied, exception_of
 from swr.endpoints.taking import Answer, Taking
 from swr.endpoints.terms import Admission, Owner
-from swr.endpoints.turns import Turns
+from swr.endpoints.turns import Turns, turns_of
 from swr.engine.engine import AGAIN
 from swr.engine.flights import Flight
 from swr.entry import Entry, State, stamp
@@ -126,7 +126,10 @@ class Reader:
 
     async def _refresh(self, key: str) -> Response | None:
         """Return None if the endpoint has to run to refresh `key`; no client gets another answer."""
-        if self.key == key and not self._engine.backs_off(key):
+        flight = self._engine.flights.get(key)
+        # A load that waits for its lease may have no reader left.
+        is_wanted = not self._engine.backs_off(key) if flight is None else not turns_of(flight).is_taken
+        if self.key == key and is_wanted:
             await self._wait(self._engine.store.peek(key))
         return Response(status_code=204) if self.turns is None else None
 
@@ -137,10 +140,12 @@ class Reader:
         if limit is None:
             limit = self._admission.asked.hard_timeout
         tags, soft_timeout = (*self._admission.asked.tags, *self._terms.policy.tags), self._terms.policy.soft_timeout
+        if self._admission.refreshing:
+            # No client waits.
+            soft_timeout = None
         while True:
             flight = engine.begin(self.key, Turns(limit, tags, origin_of(self._admission.scope)), entry)
-            turns = flight.job
-            assert isinstance(turns, Turns)
+            turns = turns_of(flight)
             with anyio.move_on_after(engine.patience_for((flight,), soft_timeout)) as patience:
                 if await turns.wait_for_turn(flight):
                     self.turns, self.running = turns, turns.running
@@ -148,6 +153,9 @@ class Reader:
             if patience.cancelled_caught:
                 fallback, soft_timeout, entry = engine.fallback(flight), None, None
                 if fallback is not None:
+                    if not turns.is_taken:
+                        # This reader leaves before its turn. Without another one nothing would be refreshed.
+                        self._admission.stale = self.key
                     return self._give_stale(fallback, b"swr; fwd=stale", detail=_SOFT_TIMEOUT)
                 continue
             loaded, error = flight.loaded, flight.error
@@ -156,6 +164,8 @@ class Reader:
                     return self._give(loaded, State.MISSING, b"swr; fwd=%b; collapsed" % self._why)
                 again += 1
                 entry = engine.store.peek(self.key)
+                continue
+            if flight.has_no_value and turns.is_abandoned:
                 continue
             if flight.has_no_value:
                 if turns.refusal is not None:

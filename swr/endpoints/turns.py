@@ -52,10 +52,17 @@ class Turns:
         self.refusal: HTTPException | None = None
         # Ends the run of the endpoint.
         self.running = anyio.CancelScope()
+        # Whether a reader runs the endpoint, or has run it.
+        self.is_taken = False
         self._hard_timeout = hard_timeout
         self._seats: deque[_Seat] = deque()
         self._is_linked = False
         self._is_over = OneShotEvent()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Return whether the load is over because all readers have left: that says nothing about the response."""
+        return self._is_over.is_set() and not self.is_taken
 
     def may_fall_back(self, entry: Entry[StoredResponse], error: BaseException, now: float) -> bool:
         """Return whether a stored response may answer for a failure; see `is_fallback`."""
@@ -97,6 +104,7 @@ class Turns:
     def pass_on(self) -> None:
         """Give the turn to the next reader; if there is none, the load is over."""
         self.running = anyio.CancelScope()
+        self.is_taken = bool(self._seats)
         if not self._seats:
             self._is_over.set()
             return
@@ -136,3 +144,10 @@ class Turns:
         for seat in self._seats:
             seat.event.set()
         self._seats.clear()
+
+
+def turns_of(flight: Flight) -> Turns:
+    """Return the job of the load of an endpoint's response."""
+    turns = flight.job
+    assert isinstance(turns, Turns)
+    return turns
