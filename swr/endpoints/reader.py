@@ -139,10 +139,9 @@ class Reader:
         limit = self._terms.policy.hard_timeout
         if limit is None:
             limit = self._admission.asked.hard_timeout
-        tags, soft_timeout = (*self._admission.asked.tags, *self._terms.policy.tags), self._terms.policy.soft_timeout
-        if self._admission.refreshing:
-            # No client waits.
-            soft_timeout = None
+        tags = (*self._admission.asked.tags, *self._terms.policy.tags)
+        # In a refresh no client waits.
+        soft_timeout = None if self._admission.refreshing else self._terms.policy.soft_timeout
         while True:
             flight = engine.begin(self.key, Turns(limit, tags, origin_of(self._admission.scope)), entry)
             turns = turns_of(flight)
@@ -153,10 +152,7 @@ class Reader:
             if patience.cancelled_caught:
                 fallback, soft_timeout, entry = engine.fallback(flight), None, None
                 if fallback is not None:
-                    if not turns.is_taken:
-                        # This reader leaves before its turn. Without another one nothing would be refreshed.
-                        self._admission.stale = self.key
-                    return self._give_stale(fallback, b"swr; fwd=stale", detail=_SOFT_TIMEOUT)
+                    return self._give_up(fallback, turns)
                 continue
             loaded, error = flight.loaded, flight.error
             if loaded is not None:
@@ -165,13 +161,10 @@ class Reader:
                 again += 1
                 entry = engine.store.peek(self.key)
                 continue
-            if flight.has_no_value and turns.is_abandoned:
-                continue
             if flight.has_no_value:
-                if turns.refusal is not None:
-                    self._mark(0, f"status {turns.refusal.status_code}")
-                    raise copied(turns.refusal)
-                self._mark(0, self._admission.asked.why_not(self.key))
+                if turns.is_abandoned:
+                    continue
+                self._take_no_value(turns)
                 return None
             fallback = engine.fallback(flight, error)
             if fallback is not None:
@@ -182,6 +175,24 @@ class Reader:
                 return self._repeat(flight, error)
             # An invalidation may have outdated the entry: another flight must not fall back on it.
             has_retried, entry = has_retried or error is not None, None
+
+    def _give_up(self, fallback: Entry[Any], turns: Turns) -> Response:
+        """Answer with a fallback after the soft time-out, before this reader had its turn."""
+        if not turns.is_taken:
+            # Without another reader nothing would be refreshed.
+            self._admission.stale = self.key
+        return self._give_stale(fallback, b"swr; fwd=stale", detail=_SOFT_TIMEOUT)
+
+    def _take_no_value(self, turns: Turns) -> None:
+        """Let this reader run the endpoint for itself, because what another run has brought is not stored.
+
+        Raises:
+            HTTPException: the endpoint raised it on purpose.
+        """
+        if turns.refusal is not None:
+            self._mark(0, f"status {turns.refusal.status_code}")
+            raise copied(turns.refusal)
+        self._mark(0, self._admission.asked.why_not(self.key))
 
     def _repeat(self, flight: Flight, error: BaseException) -> Response | None:
         """Answer with another reader's failure, after a second try."""
