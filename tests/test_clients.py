@@ -609,7 +609,7 @@ async def test_behind_a_guard_whoever_waits_past_the_soft_timeout_runs_the_endpo
 
         ask = [http.get("/x", headers={"Authorization": user}) for user in "ab"]
         *responses, _ = await gather(*ask, release())
-        assert [response.headers["swr-state"] for response in responses] == ["missing"] * 2
+        assert [response.status_code for response in responses] == [200, 200]
         assert slow.runs == 2
         again = await http.get("/x", headers={"Authorization": "c"})
         assert (again.headers["swr-state"], slow.runs) == ("fresh", 2)
