@@ -42,8 +42,9 @@ _CLAIM, _COMMIT = 0.3, 0.7
 # Looks of an idle consumer at each shard in a second, in case that a message was lost.
 _LOOKS_AGAIN = 0.2
 _EVERY = 60.0
-# Masters of a cluster.
+# Masters of a cluster, and its slots.
 _MASTERS = 6
+_SLOTS = 16_384
 _READS = 10_000
 
 
@@ -116,10 +117,15 @@ class Machine:
         heapq.heapreplace(self._cores, done)
         return done
 
-    def commands(self, keys: int) -> int:
-        """Return how many commands a batch of keys is: one for each master that has any."""
-        of_all = len(self._masters)
-        return round(of_all * (1 - (1 - 1 / of_all) ** keys)) if of_all > 1 else 1
+    def commands(self, keys: int, together: int, in_a_row: float = 1.0) -> int:
+        """Return how many commands some keys are. On a cluster a script gets the keys of one slot.
+
+        Parameters:
+            together: how many keys share a command on one server.
+            in_a_row: how many of them lie in one slot.
+        """
+        batches = math.ceil(keys / together)
+        return round(batches + (keys - batches) / in_a_row) if len(self._masters) > 1 else batches
 
     def hearing(self, workers: int, costs: Costs) -> float:
         """Return what a worker's share of all groups' commits takes it to hear, for each group that it refreshes."""
@@ -145,10 +151,10 @@ def locks(groups: int, workers: int, cores: int, costs: Costs, masters: int = 1)
         at, lane, commits = heapq.heappop(events)
         if commits:
             done = machine.serve(at, commits * _COMMIT * costs.server) + costs.trip / 2
-            together = math.ceil(commits / _TOGETHER)
-            machine.tell(at, together * machine.commands(_TOGETHER))
+            commands = machine.commands(commits, _TOGETHER)
+            machine.tell(at, commands)
             busy -= commits
-            requests += together * machine.commands(min(commits, _TOGETHER))
+            requests += commands
             ended.append((done, commits))
             took = max(took, done)
             if free or busy:
@@ -157,7 +163,7 @@ def locks(groups: int, workers: int, cores: int, costs: Costs, masters: int = 1)
         asked = min(_HALF, free + busy)
         if not asked:
             continue
-        requests += machine.commands(asked)
+        requests += machine.commands(asked, _HALF)
         # What somebody else has is refused, and not asked for again: his commit will be heard.
         won = min(free, sum(chance.random() * (free + busy) < free for _ in range(asked)))
         free, busy = free - won, busy + won
@@ -177,6 +183,8 @@ def queue(groups: int, workers: int, cores: int, costs: Costs, masters: int = 1)
     ended: list[tuple[float, int]] = []
     hearing = machine.hearing(workers, costs)
     in_one_step = 2 * _IN_ONE_COMMAND if masters > 1 else _IN_ONE_COMMAND
+    # The groups are enqueued in the order of their slots: so many lie in a slot that has any.
+    in_a_row = groups / _SLOTS / (1 - math.exp(-groups / _SLOTS))
     idle = list(range(2 * workers))
     # Arrivals at the server: of the leader (-1), or of a lane: a look (0), or so many commits; and at which shard.
     first_at = machine.compute(0.0, groups * costs.listed) + costs.trip
@@ -202,9 +210,9 @@ def queue(groups: int, workers: int, cores: int, costs: Costs, masters: int = 1)
             # The entries, and then what became of the tasks.
             stored = machine.serve(at, commits * costs.server)
             done = max(stored, machine.serve(at, commits * costs.task / 2, shard)) + 3 * costs.trip / 2
-            together = math.ceil(commits / _TOGETHER)
-            machine.tell(at, together * machine.commands(_TOGETHER))
-            requests += together * (machine.commands(min(commits, _TOGETHER)) + 1)
+            commands = machine.commands(commits, _TOGETHER, in_a_row)
+            machine.tell(at, commands)
+            requests += commands + math.ceil(commits / _TOGETHER)
             ended.append((done, commits))
             took = max(took, done)
             heapq.heappush(events, (done + costs.trip / 2, lane, 0, chance.randrange(masters)))
@@ -219,8 +227,8 @@ def queue(groups: int, workers: int, cores: int, costs: Costs, masters: int = 1)
                 queued[other] -= taken
                 break
         if taken:
-            # Their leases, in one command.
-            requests += machine.commands(taken)
+            # Their leases.
+            requests += machine.commands(taken, _HALF, in_a_row)
             ready = machine.compute(back + costs.trip, taken * (costs.worker + hearing)) + costs.load
             heapq.heappush(events, (ready + costs.trip / 2, lane, taken, from_shard))
         else:

@@ -207,7 +207,7 @@ class Cache(Configured, Loaders, StoredEntries):
             kinds: classes of `swr.events`; none: all of them.
 
         Returns:
-            What ends it, from the next event on.
+            A function that ends the subscription, from the next event on.
 
         Raises:
             ConfigurationError: arguments that cannot work.

@@ -1,6 +1,7 @@
 """One stored value with its deadlines (`Entry`), how old it was when served (`State`), and what a reader gets."""
 
 import enum
+import functools
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -36,13 +37,13 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
         version: the fencing number of the lease it was loaded under; 0 where there was none.
         tag_version: the newest tag version (or version of a `clear`) known when the load began.
         tags: the names under which it can be invalidated.
-        validator: what the next load can ask with whether the value still holds.
-        took: how long its load took, seconds.
-        absent: there is no value, as a batch loader has found, until `keep_until`. No reader is answered with it who
-            asks for the one key.
+        validator: lets the next load ask whether the value still holds.
+        took: how long its load took, seconds; three digits of it.
+        absent: a batch loader has found that there is no value; that holds until `keep_until`. A reader who asks for
+            this key alone never gets that answer.
         loader: says which loader it is of (`swr.core.keys.loader_digest`); empty for none.
-        marked_at: the version at which it was marked stale last; 0: never; below 0: see `doubtful`. Other than 0 it is
-            not fresh, whatever a clock says.
+        marked_at: the version at which it was marked stale last; 0: never; below 0: see `doubtful`. With any value but
+            0 the entry is not fresh, whatever a clock says.
     """
 
     value: T
@@ -103,9 +104,15 @@ def stamp(
         tag_version=tag_version,
         tags=policy.tags,
         validator=validator,
-        took=took,
+        took=_shared(f"{took:.3g}"),
         loader=loader,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(number: str) -> float:
+    """Return one object for each number."""
+    return float(number)
 
 
 def absence(entry: Entry[T]) -> Entry[T]:

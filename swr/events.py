@@ -6,10 +6,10 @@ from typing import Any, Final
 
 
 class Event:
-    """Something that happened. All are frozen; times are seconds, ages by the cache's clock, the others measured.
+    """Something that happened. Events are frozen. Ages are seconds by the cache's clock, other times measured seconds.
 
     Reads and loads say where they belong: `loader` is a key template, `route` a path template; empty for what has none.
-    Comparing two of them leaves that out.
+    `==` disregards these two.
     """
 
     __slots__ = ()
@@ -63,7 +63,7 @@ class Stale(Event):
 
 @dataclass(frozen=True, slots=True)
 class Miss(Event):
-    """A reader was given nothing that had been stored before it asked. Told when its wait is over, however it ended.
+    """A reader was given nothing that had been stored before it asked. Published when its wait ends, in any way.
 
     Parameters:
         key: what was asked for; for a response that of its URL, whatever selects the variant.
@@ -134,7 +134,7 @@ class Answered(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseHeld(Event):
-    """A load found the lease taken: it is the loser of a race. Told once a load.
+    """A load found the lease taken: it has lost the race. Published once for each load.
 
     Parameters:
         key: what was to be loaded.
@@ -149,7 +149,7 @@ class LeaseHeld(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseWaited(Event):
-    """A load that lost the race has waited, until it got the lease, or what the winner brought. Told once a load.
+    """A load that lost the race has waited for the lease, or for the winner's value. Published once for each load.
 
     Parameters:
         key: what was to be loaded.
@@ -198,12 +198,14 @@ class Loaded(Event):
         seconds: how long the loader ran, without the commit.
         loader: the key template that it belongs to; empty: none.
         route: the path template that it belongs to; empty: none.
+        is_outer: whether another load within it counts in its place: behind a login, that of the endpoint.
     """
 
     key: str
     seconds: float
     loader: str = _where()
     route: str = _where()
+    is_outer: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ class LoadFailed(Event):
         error: what was raised.
         loader: the key template that it belongs to; empty: none.
         route: the path template that it belongs to; empty: none.
+        is_outer: whether another load within it counts in its place: behind a login, that of the endpoint.
     """
 
     key: str
@@ -223,6 +226,7 @@ class LoadFailed(Event):
     error: BaseException
     loader: str = _where()
     route: str = _where()
+    is_outer: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

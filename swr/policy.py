@@ -112,8 +112,8 @@ class Policy:
         early: how eagerly a value is refreshed in the background while it is still fresh, the more likely the nearer
             its end is and the longer its load took: β of "Optimal Probabilistic Cache Stampede Prevention" (XFetch).
             1 is the advice of its authors, more is earlier, 0 never.
-        jitter: the share of `fresh_for`, 0 to 1, by which each entry's is shortened at most, at random, so that what
-            was stored together does not end together.
+        jitter: the largest share of `fresh_for`, 0 to 1, by which swr shortens it for each entry, at random, so that
+            entries that were stored together do not end together.
 
     Durations are seconds, a `timedelta`, or text: "90s", "10m", "1d".
 
@@ -172,7 +172,7 @@ class Limits(msgspec.Struct, frozen=True):
     Parameters:
         max_age: the greatest age in seconds.
         min_fresh: the seconds that it must stay fresh from now on; None: it need not be fresh.
-        max_stale: seconds past freshness at which it is still welcome; None leaves that to the entry.
+        max_stale: seconds past freshness up to which the reader accepts it; None leaves that to the entry.
         no_cache: nothing stored will do; the reader waits for a load.
     """
 

@@ -54,6 +54,13 @@ class Fleet:
         self._pause = pause
         self._ended = threading.Event()
 
+    def stop(self, number: int) -> int:
+        """Stop a process as a deploy does; return its id of the system."""
+        process = self._processes[number]
+        process.terminate()
+        process.wait()
+        return process.pid
+
     def kill(self, number: int) -> int:
         """Kill a process as a machine that loses its power does; return its id."""
         self._processes[number].send_signal(signal.SIGKILL)

@@ -153,6 +153,7 @@ FIELDS = [{"accept-language": "de"}, {"accept-language": "en"}, {}]
 
 
 class TestCached:
+    @pytest.mark.uncounted
     async def test_all_variants_in_all_processes_are_outdated(self, server: Server):
         rows = Rows({"vary": "accept-language"})
         async with Fleet(server, rows) as (fleet, one, other):
@@ -214,6 +215,7 @@ class TestCached:
                 while await answers(one) != "2":
                     await anyio.sleep(0.01)
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("key", KEYS[:2])
     @pytest.mark.parametrize("kind", ["a text", "a list"])
     async def test_nor_what_somebody_has_put_in_its_place(self, server: Server, key, kind):

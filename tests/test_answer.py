@@ -475,6 +475,7 @@ NAMES = [b"etag", b"last-modified", b"date", b"content-range", b"content-length"
 FIELDS = st.lists(st.tuples(st.sampled_from(NAMES), FIELD), max_size=6)
 
 
+@pytest.mark.uncounted
 @given(ASKED, FIELDS, FIELDS, st.binary(max_size=20), st.sampled_from(["GET", "HEAD"]))
 def test_no_response_raises(asked, headers, others, body, method):
     request, stored = asking(method, **asked), as_stored(200, headers, body, Verdict(Policy(1)))

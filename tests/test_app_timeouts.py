@@ -8,7 +8,7 @@ from fastapi.security import HTTPBearer
 
 from swr import LoadTimeout
 from swr.middleware import Rule, SWRMiddleware
-from tests.fleet import gather
+from tests.fleet import gather, in_time
 from tests.web import client
 
 pytestmark = pytest.mark.anyio
@@ -79,7 +79,7 @@ async def test_what_is_stored_answers_for_a_time_out_of_the_apps_loader(cache, c
     method, path, headers = WAYS[way]
     async with client(site.app) as http:
         site.hangs = False
-        await http.request(method, path, headers=headers)
+        await in_time(lambda: http.request(method, path, headers=headers))
         assert (await http.request(method, path, headers=headers)).headers["swr-state"] == "fresh"
         site.hangs = True
         await cache.invalidate("slow:x")

@@ -213,6 +213,18 @@ def test_what_is_asked_wrongly_is_said_in_one_line(server: Server, capsys, argum
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [["keys"], ["inspect", "k"], ["invalidate", "k", "--soft"]])
+def test_a_wrong_password_is_said_with_the_address_of_the_server(own_server: Server, capsys, arguments):
+    own_server.command("CONFIG", "SET", "requirepass", "right")
+    url = own_server.url.replace("redis://", "redis://:guessed@")
+    assert main([*arguments, "--redis", url]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"127.0.0.1:{own_server.port} (the server refuses this user name or password" in output.err
+    assert "guessed" not in output.err
+    assert output.err.count("\n") == 1
+
+
 def test_where_redis_is_unreachable_it_is_said_in_one_line(capsys):
     assert main(["keys", "--redis", "redis://127.0.0.1:1/0"]) == 1
     output = capsys.readouterr()

@@ -80,6 +80,12 @@ def test_what_happens_when_something_fails_is_backed_by_tests() -> None:
             assert callable(found)
 
 
+def test_each_diagram_is_on_a_page() -> None:
+    shown = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    drawn = {path.name for path in (ROOT / "docs/diagrams").iterdir()}
+    assert {name for name in drawn if f'--8<-- "docs/diagrams/{name}"' not in shown} == set()
+
+
 def test_the_readme_shows_each_face_in_under_a_screen() -> None:
     for snippet in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M):
         assert len(snippet.splitlines()) < 30

@@ -704,6 +704,7 @@ class Watching(ShowsNames):
             self.threads.add("loop" if threading.current_thread() is threading.main_thread() else "thread")
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("above", [None, 1000])
 @pytest.mark.parametrize(
     "value",

@@ -161,6 +161,7 @@ class TestAnEndlessBody:
         assert app.runs == 2
 
     # trio warns of generators that are closed when they are freed.
+    @pytest.mark.uncounted
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.parametrize("spec_version", ["2.3", "2.4"], ids=["the app listens", "sending fails"])
     async def test_that_the_app_generates_is_closed_at_once(self, cache, spec_version, no_collector):
@@ -287,6 +288,7 @@ class TestAnEndlessBody:
 class TestARunThatHangs:
     """Who: an app whose database does not answer, on the day it does not; its clients give up one by one."""
 
+    @pytest.mark.uncounted
     async def test_clients_that_leave_leave_no_tasks(self, cache):
         app = App(MAX_AGE)
         app.gate = anyio.Event()

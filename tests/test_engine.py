@@ -19,7 +19,7 @@ from swr.stores.memory import MemoryStore
 from swr.stores.tag_versions import ALL
 from swr.testing import FakeClock
 from tests.flaky_store import FlakyStore
-from tests.fleet import POLICY, Job, Process, fleet, gather, open_gate, settle, until
+from tests.fleet import GROWING, POLICY, Job, Process, fleet, gather, open_gate, settle, until
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +134,7 @@ class TestOneProcess:
 
         def elsewhere():
             with pytest.raises(ConfigurationError, match="another event loop"):
-                anyio.run(engine.fetch, "third", Job.__new__(Job))
+                anyio.run(engine.ready)
 
         job = Job()
         job.gate = anyio.Event()
@@ -146,7 +146,7 @@ class TestOneProcess:
 
         # The load that is under way here is none the worse for it.
         outcome, _ = await gather(engine.fetch("other", job), refused())
-        assert (outcome.value, engine._opened) == (1, True)
+        assert (outcome.value, engine.is_open) == (1, True)
         await engine.aclose()
         await engine.aclose()
 
@@ -596,8 +596,10 @@ class TestCancellation:
     async def test_what_the_only_reader_left_behind_is_stored(self, process):
         job = Job()
         job.gate = anyio.Event()
-        with anyio.move_on_after(0.01):
-            await process.engine.fetch("k", job)
+        async with anyio.create_task_group() as group:
+            group.start_soon(process.engine.fetch, "k", job)
+            await job.begun.wait()
+            group.cancel_scope.cancel()
         job.gate.set()
         await settle()
         assert (await process.engine.fetch("k", job)).state is State.FRESH
@@ -909,6 +911,8 @@ class TestLeases:
         job, arrives = Job(), anyio.Event()
         for process in two:
             await process.engine.fetch("k", job)
+        # A backoff that lasts longer than the machine stands still.
+        one.engine.runtime.uniform = lambda low, high: 10.0
         clock.advance(61)
         job.gate, job.begun = anyio.Event(), anyio.Event()
         if ends == "failed":
@@ -924,7 +928,8 @@ class TestLeases:
         arrives.set()
         await settle()
         # Until all may try again, as the failure says; not until a lease ends that nobody has any more.
-        assert other.engine.backoffs.left("k") == (0 if ends == "committed" else pytest.approx(1, abs=0.5))
+        left = other.engine.backoffs.left("k")
+        assert left == 0 if ends == "committed" else 0 < left <= 10
         if ends == "committed":
             assert (await other.engine.fetch("k", job)).value == 2
 
@@ -1300,15 +1305,20 @@ class TestRaces:
 
         class Limited(Job):
             async def run(self, load):
-                load.limit(0.02)
+                load.limit(limit)
                 await super().run(load)
 
         async def late():
-            await anyio.sleep(0.1)
+            await anyio.sleep(5 * limit)
 
         process.link.before["release"] = late
-        with pytest.raises(ValueError, match="mine"):
-            await process.engine.fetch("k", Limited(lambda run: ValueError("mine")))
+        for limit in GROWING:  # noqa: B007  # the job and what is late read it
+            failed.clear()
+            with pytest.raises((ValueError, LoadTimeout)):
+                await process.engine.fetch("k", Limited(lambda run: ValueError("mine")))
+            # On a machine that stands still, it may be given up before it has failed.
+            if type(failed[0].error) is ValueError:
+                break
         assert [type(event.error) for event in failed] == [ValueError]
 
     async def test_whoever_asks_in_the_last_steps_of_closing_opens_again(self, process):

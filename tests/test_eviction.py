@@ -16,7 +16,7 @@ from swr.middleware import SWRMiddleware
 from swr.policy import Policy
 from swr.stats.counts import Counts
 from swr.stores import eviction
-from swr.stores.local import LocalCache, Slot, Slots
+from swr.stores.local import LocalCache, Origin, Slot, Slots
 
 TRACE = Path(__file__).parent.parent / "examples/data/web12.trace.xz"
 ENTRY = stamp("x", Policy(60), 0.0)
@@ -24,7 +24,7 @@ COUNTS = Counts()
 
 
 def slot(key, weight=1):
-    return Slot(key, ENTRY, 0, weight, "", 0, COUNTS.of(""))
+    return Slot(key, ENTRY, weight, Origin(COUNTS.of(""), "", 0, None, 0))
 
 
 class Reference:

@@ -428,6 +428,7 @@ def test_a_traceback_without_a_loader_stays_whole():
     assert of_loader(inner) is inner
 
 
+@pytest.mark.uncounted
 async def test_callers_that_raise_the_only_member_of_a_group_have_tracebacks_of_their_own():
     """Starlette's BaseHTTPMiddleware does so with what a task group of a loader has raised."""
     async with Cache() as cache:

@@ -529,6 +529,7 @@ def test_content_range(values, expected):
     assert content_range([(b"Content-Range", value) for value in values]) == expected
 
 
+@pytest.mark.uncounted
 @given(st.lists(FIELD, max_size=4), st.integers(0, 2**40), st.floats(0, 1e11))
 def test_no_value_raises(values, complete, now):
     for read in (parse_directives, parse_targeted_directives, strings):
@@ -548,6 +549,7 @@ def test_no_value_raises(values, complete, now):
         delta_seconds(value.decode("latin-1"))
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "read",
     [

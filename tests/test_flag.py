@@ -39,3 +39,22 @@ async def test_what_has_happened_is_not_waited_for_but_others_have_their_turn():
             await flag.wait()
             await flag.wait()
             assert others
+
+
+async def test_who_leaves_in_the_turn_in_which_it_happens_holds_up_no_other():
+    flag, woken = OneShotEvent(), []
+
+    async def wait(name: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            await flag.wait()
+            woken.append(name)
+
+    leaving = anyio.CancelScope()
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait, "one", leaving)
+            group.start_soon(wait, "two", anyio.CancelScope())
+            await anyio.wait_all_tasks_blocked()
+            leaving.cancel()
+            flag.set()
+    assert woken == ["two"]

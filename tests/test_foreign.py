@@ -164,6 +164,7 @@ class TestTagVersions:
                 await until(lambda: late.engine.store.peek("k") is None)
         assert caplog.text.count("has lost tag versions") <= 2
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("text", SUMMARIES, ids=lambda text: text[:20] + str(len(text)))
     async def test_an_invalidation_that_finds_a_foreign_newest_version_outdates_everything(self, server: Server, text):
         load = Counter()

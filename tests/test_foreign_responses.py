@@ -116,7 +116,7 @@ async def test_a_time_that_is_none_is_a_miss_logged_once(server, clock, caplog, 
     texts, logged = await stored_as(server, clock, caplog, frame_of(GOOD, clock, **{time: value}))
     assert texts == ["ours"] * 12
     assert len(logged) == 1
-    assert "its times are not valid" in logged[0]
+    assert "Expected `float`" in logged[0]
 
 
 @pytest.mark.parametrize("version", [b"+000000000000017", b" 00000000000017 ", b"00000000000_0017"])

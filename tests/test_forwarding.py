@@ -125,6 +125,7 @@ class Holder:
         await self._held(dict(scope), receive, send)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("terms", ["rule", "max-age"])
 @pytest.mark.parametrize("place", ["app", "route", "mount", "inner mount"])
 async def test_an_object_that_gives_a_copy_to_an_app_that_it_hides_keeps_the_guard_of_that(cache, terms, place):
@@ -320,6 +321,7 @@ def nothing(request: Request) -> str:
     return "pool"
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("dependency", [pool, pool_of_a_connection, nothing])
 @pytest.mark.parametrize("way", ["rule", "decorator", "guard", "behind"])
 async def test_a_dependency_that_takes_the_request_for_its_app_alone_is_about_nobody(cache, dependency, way):

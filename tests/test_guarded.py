@@ -236,6 +236,7 @@ SCHEMES = [
 ]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(("scheme", "fields"), SCHEMES, ids=lambda value: type(value).__name__)
 async def test_every_scheme_that_fastapi_declares_may_guard(cache, tokens, scheme, fields):
     by_query = isinstance(scheme, APIKeyQuery)
@@ -1437,6 +1438,7 @@ async def test_key_may_read_the_scope_and_has_defaults(cache):
         assert await states(http) == ["missing", "fresh"]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("endpoint", "key"),
     [
@@ -1805,11 +1807,13 @@ class TestStarlette:
             app.add_middleware(layer, **options)
         return client(app)
 
+    @pytest.mark.uncounted
     async def test_without_a_word_the_endpoint_runs_each_time(self, cache, kind, inside):
         async with self.app(cache, kind, inside, []) as http:
             assert [(await get(http, token)).text for token in "abab"] == ["alice", "bob", "alice", "bob"]
             assert (await why(http)).endswith("argument request")
 
+    @pytest.mark.uncounted
     async def test_shared(self, cache, kind, inside):
         runs = []
         async with self.app(cache, kind, inside, runs, shared=True) as http:
@@ -1817,6 +1821,7 @@ class TestStarlette:
             assert (await get(http, "wrong")).status_code == 401
         assert runs == ["alice"]
 
+    @pytest.mark.uncounted
     async def test_key(self, cache, kind, inside):
         runs = []
         async with self.app(cache, kind, inside, runs, key=lambda request: request.user.display_name) as http:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from swr import Cache
 from swr.middleware import SWRMiddleware
 from swr.testing import FakeClock
+from tests.fleet import settle
 from tests.web import client
 
 USERS = {"a": "alice", "b": "bob"}
@@ -110,7 +111,15 @@ def make(sources, *, is_async, guard_at, cache=None, terms=None):
     return app
 
 
-requests = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("12")), min_size=3, max_size=8)
+# Each with the seconds that pass before it: after 61 an answer is stale, and swr refreshes it as the client that asked.
+requests = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from("12"), st.sampled_from([0, 0, 61])), min_size=3, max_size=8
+)
+# What says who asks: the request, or the value that a dependency has made of it.
+KEYS = {
+    "scope": lambda scope: dict(scope["headers"])[b"authorization"].decode(),
+    "user": lambda user: user,
+}
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,17 +127,21 @@ requests = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("12")), mi
     sources=st.sets(st.sampled_from(SOURCES), max_size=3),
     is_async=st.booleans(),
     guard_at=st.sampled_from(["route", "router"]),
-    word=st.sampled_from([None, None, "key"]),
+    word=st.sampled_from([None, None, *KEYS]),
     requests=requests,
 )
 def test_an_answer_is_what_the_app_would_have_said(sources, is_async, guard_at, word, requests):
     async def main():
-        terms = {"key": lambda scope: dict(scope["headers"])[b"authorization"].decode()} if word else {}
+        if word == "user":
+            sources.add("user")
+        terms = {"key": KEYS[word]} if word else {}
         bare = make(sources, is_async=is_async, guard_at=guard_at)
-        async with Cache(clock=FakeClock()) as cache:
+        clock = FakeClock()
+        async with Cache(clock=clock) as cache:
             app = make(sources, is_async=is_async, guard_at=guard_at, cache=cache, terms=terms)
             async with client(app) as http, client(bare) as wanted:
-                for token, query in requests:
+                for token, query, seconds in requests:
+                    clock.advance(seconds)
                     fields = {"authorization": token, "cookie": f"user={token}"}
                     found, expected = [
                         await side.get(f"/x/me?query={query}", headers=fields) for side in (http, wanted)
@@ -136,5 +149,6 @@ def test_an_answer_is_what_the_app_would_have_said(sources, is_async, guard_at, 
                     assert (found.status_code, found.json()) == (expected.status_code, expected.json())
                     for name in ("x-user", "x-seen"):
                         assert found.headers.get(name) == expected.headers.get(name)
+                    await settle()
 
     anyio.run(main)

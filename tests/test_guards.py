@@ -123,6 +123,7 @@ OUT_OF_REACH = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("guard", [by_request, by_connection, _TokenOrOffice(auto_error=False)])
 @pytest.mark.parametrize("place", ["below", "above", "rule", *OUT_OF_REACH])
 async def test_a_guard_that_may_look_at_anything_runs_although_the_cache_cannot_answer_behind_it(cache, place, guard):

@@ -30,6 +30,7 @@ def state(response):
 class TestStoring:
     """RFC 9111 3."""
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("status", [200, 203, 204, 299, 302, 307, 400, 404, 410, 500, 502, 503, 504, 599])
     async def test_any_status_is_stored_whose_response_says_for_how_long(self, cache, status):
         origin = Origin((status, {"cache-control": "max-age=60"}, ""))
@@ -1040,6 +1041,7 @@ class TestInvalidation:
         await SWRMiddleware(Origin((200, fields, "x")), cache)(scope, http.receive, http.send)
         assert http.sent[0]["status"] == 200
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("field", ["location", "content-location"])
     @pytest.mark.parametrize(
         ("reference", "after"),
@@ -1234,6 +1236,7 @@ class TestPost:
 class TestTargeted:
     """RFC 9213."""
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         ("fields", "after"),
         [

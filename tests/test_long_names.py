@@ -91,6 +91,7 @@ async def test_long_urls_that_differ_at_the_end_have_their_own_responses():
         assert len(set(first)) == app.runs == 2
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("how", ["invalidate_url", "POST"])
 async def test_a_long_url_is_invalidated_and_no_other(how):
     app = App(FRESH)

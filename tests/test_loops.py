@@ -1,19 +1,21 @@
 """One app in several event loops of a process: no request fails, and what one loop changes is invalidated for all."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Header
 
-from swr import Cache, SWRError
+from swr import Cache, Policy, SWRError
 from swr.middleware import Rule, SWRMiddleware
+from tests.servers import Server
 
 with warnings.catch_warnings():
     # It would rather have httpx2.
@@ -58,11 +60,22 @@ class App:
         async def prices(name: str) -> int:
             return await price(name) + (await stock([name]))[name]
 
-        self.price = price
+        async def login() -> None:
+            await self.log_in()
 
-    async def get(self, path: str, method: str = "GET") -> httpx.Response:
+        @app.get("/offers/{name}", dependencies=[Depends(login)])
+        @cache.response(fresh_for=60, shared=True)
+        async def offers(name: str, authorization: Annotated[str, Header()]) -> int:
+            return count(f"offer {name}")
+
+        self.price, self.stock = price, stock
+
+    async def log_in(self) -> None:
+        """Let everybody in; a test may put something else in its place."""
+
+    async def get(self, path: str, method: str = "GET", **fields: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test") as client:
-            return await client.request(method, path)
+            return await client.request(method, path, headers=fields)
 
 
 def beside(function: Callable[[], Awaitable[Any]]) -> Any:
@@ -165,6 +178,136 @@ def test_test_clients_in_several_threads_at_once_get_answers_and_no_errors(app: 
             await asyncio.gather(*(asyncio.to_thread(use) for _ in range(3)))
 
     asyncio.run(first())
+
+
+async def _get_or_load(app: App) -> int:
+    async def load() -> int:
+        return 1
+
+    return (await app.cache.get_or_load("k", load, Policy(fresh_for=60))).value
+
+
+@pytest.mark.parametrize(
+    ("use", "answer"),
+    [
+        (lambda app: app.price("a"), 1),
+        (lambda app: app.price.refresh("a"), 1),
+        (lambda app: app.price.peek("a"), None),
+        (lambda app: app.price.set(5, "a"), False),
+        (lambda app: app.stock(["a"]), {"a": 1}),
+        (lambda app: app.stock.refresh(["a"]), {"a": 1}),
+        (_get_or_load, 1),
+    ],
+)
+def test_a_call_goes_past_a_cache_that_another_loop_takes_at_the_same_moment(app: App, use, answer, monkeypatch):
+    """Two servers in threads, or two tests, begin together. Each has seen that no loop has the cache."""
+
+    async def main() -> None:
+        async with taken_meanwhile(app, monkeypatch):
+            assert await use(app) == answer
+        # Nothing is stored.
+        runs = app.runs.get("price a", 0)
+        assert [await app.price("a"), await app.price("a")] == [runs + 1, runs + 1]
+        await app.cache.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("path", "fields"), [("/pages/a", {}), ("/offers/a", {"authorization": "a"})])
+def test_a_request_goes_past_a_cache_that_another_loop_takes_at_the_same_moment(app: App, path, fields, monkeypatch):
+    async def main() -> None:
+        async with taken_meanwhile(app, monkeypatch):
+            answer = await app.get(path, **fields)
+            assert answer.json() == 1
+            assert 'detail="' in answer.headers["cache-status"]
+            assert 'off"' in answer.headers["cache-status"]
+        answer = await app.get(path, **fields)
+        assert (answer.json(), answer.headers["swr-state"]) == (2, "missing")
+        assert (await app.get(path, **fields)).headers["swr-state"] == "fresh"
+        await app.cache.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_request_goes_past_a_cache_that_another_loop_takes_during_its_login(app: App, monkeypatch):
+    """The first server stops, and closes the cache, while its last requests run; a second one begins."""
+
+    async def close() -> None:
+        await app.cache.aclose()
+
+    async def main() -> None:
+        # From now on it is known that the endpoint is behind a login.
+        await app.get("/offers/a", authorization="a")
+        await app.cache.clear()
+        async with taken_meanwhile(app, monkeypatch):
+            app.log_in = close
+            answer = await app.get("/offers/a", authorization="a")
+            assert (answer.json(), answer.headers["swr-state"]) == (2, "missing")
+            assert 'off"' in answer.headers["cache-status"]
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def taken_meanwhile(app: App, monkeypatch) -> AsyncIterator[None]:
+    """Another event loop opens the cache when the block first wants to open it, and closes it after the block."""
+    engine, taken, done = app.cache.engine, asyncio.Event(), threading.Event()
+    here, opens = asyncio.get_running_loop(), engine.ready
+
+    async def other() -> None:
+        async with app.cache:
+            here.call_soon_threadsafe(taken.set)
+            await asyncio.to_thread(done.wait)
+
+    async def opens_too_late() -> None:
+        monkeypatch.setattr(engine, "ready", opens)
+        threads.submit(asyncio.run, other())
+        await taken.wait()
+        await opens()
+
+    monkeypatch.setattr(engine, "ready", opens_too_late)
+    with ThreadPoolExecutor() as threads:
+        try:
+            yield
+            assert taken.is_set()
+        finally:
+            done.set()
+
+
+def test_an_opening_under_way_is_waited_for_although_another_loop_wants_the_cache(own_server: Server, monkeypatch):
+    """That loop's reader goes past the cache at once, and those of the first loop do not open it again."""
+    app = App(own_server.url)
+    engine, openings, begun = app.cache.engine, [], threading.Event()
+    engine.on_opened.append(lambda: openings.append(None))
+    opens = engine.ready
+
+    async def opens_too_late() -> None:
+        monkeypatch.setattr(engine, "ready", opens)
+        here.call_soon_threadsafe(asked.set)
+        await asyncio.to_thread(begun.wait)
+        await opens()
+
+    async def main() -> None:
+        nonlocal asked, here
+        asked, here = asyncio.Event(), asyncio.get_running_loop()
+        monkeypatch.setattr(engine, "ready", opens_too_late)
+        second = asyncio.create_task(beside(lambda: app.price("a")))
+        await asked.wait()
+        own_server.pause()
+        readers = [asyncio.create_task(app.price("b"))]
+        await asyncio.sleep(0)
+        begun.set()
+        assert await second == 1
+        readers += [asyncio.create_task(app.price("b"))]
+        await asyncio.sleep(0)
+        own_server.resume()
+        assert [await reader for reader in readers] == [1, 1]
+        await app.cache.aclose()
+
+    asked: asyncio.Event
+    here: asyncio.AbstractEventLoop
+    asyncio.run(main())
+    assert openings == [None]
 
 
 def test_an_invalidation_is_made_although_another_loop_takes_the_cache_meanwhile(app: App):

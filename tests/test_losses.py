@@ -202,6 +202,7 @@ class Job:
 
     context = None
     new_seat = None
+    is_outer = False
 
     def __init__(self, load: Callable[[], Awaitable[int]], policy: Policy) -> None:
         self._load, self._policy = load, policy
@@ -482,6 +483,7 @@ class TestOlderData:
                 lambda: own_server.command("ZSCORE", "swr:{!}b", stamp_of(cache)).split(b"\r\n")[1].startswith(b"-1")
             )
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("starts", [1, 3])
     async def test_how_old_the_data_are_is_not_hidden_by_a_process_that_connects_first(
         self, own_server: Server, monkeypatch, starts

@@ -165,6 +165,39 @@ def test_the_bytes_that_slots_take_stay_below_the_cap():
     assert sum(slot.weight for slot in local.slots.values()) == local.slots.currsize <= 10_000
 
 
+def test_what_very_many_entries_have_in_common_is_there_once():
+    """A shop keeps a million small pages in each process: what swr adds to each decides how many fit."""
+    many = 2000
+    local = LocalCache(2**30, many)
+
+    def load(number):
+        took = 0.0123 + number * 1e-9
+        page = stamp(b"%0200d" % number, Policy(60), 1e9 + number, 10**15 + number, took=took, loader="pages")
+        local.put(f"page:{number:06}", page, 1000, "fingerprint")
+
+    load(0)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(1, many):
+            load(number)
+        taken = (tracemalloc.get_traced_memory()[0] - before) / (many - 1)
+    finally:
+        tracemalloc.stop()
+    slots = list(local.slots.values())
+    assert len({id(slot.origin) for slot in slots}) == len({id(slot.entry.took) for slot in slots}) == 1
+    assert len({id(slot.weight) for slot in slots}) == 1
+    # The value and the key are 290 of them, the item of the dictionary about 80.
+    assert taken < 780
+    assert taken < slots[0].weight
+
+
+def test_the_time_of_a_load_is_kept_with_three_digits():
+    assert stamp("x", Policy(60), 0.0, took=12.3456).took == 12.3
+    assert stamp("x", Policy(60), 0.0, took=0.00123456).took == 0.00123
+    assert stamp("x", Policy(60), 0.0, took=123456.0).took == 123000.0
+
+
 def test_entries_are_bounded_by_number_too():
     local = LocalCache(2**30, 3)
     for number in range(10):

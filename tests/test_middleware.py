@@ -60,6 +60,7 @@ class TestServing:
         assert [age for age, _ in ages] == ["0", "0", "0", "1", "1"]
         assert [status.rpartition("=")[2] for _, status in ages] == ["60", "59", "59", "58", "58"]
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         "outdate",
         [
@@ -147,6 +148,7 @@ class TestServing:
             assert response.headers.raw[: len(headers)] == headers
         assert app.runs == 1
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("chunks", [[b"a", b"", b"b"], [b""], [b"x"] * 100])
     @pytest.mark.parametrize("last", [b"", b"end"])
     async def test_a_body_in_many_messages_is_cached_alike(self, cache, chunks, last):
@@ -330,6 +332,7 @@ class TestConditions:
 class TestNeverShared:
     """Promise 9."""
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         "headers",
         [
@@ -353,6 +356,7 @@ class TestNeverShared:
         else:
             assert answers[2] == (200, "1", "fresh")
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
     async def test_credentials(self, cache, header):
         app = App([(b"cache-control", b"max-age=60")])
@@ -809,6 +813,7 @@ class TestErrors:
             assert brief(await http.get("/x")) == (200, "down", "missing")
             assert brief(await http.get("/x")) == (200, "down", "fresh")
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         "headers", [[(b"set-cookie", b"a=b")], [(b"cache-control", b"private")], [(b"cache-control", b"no-store")]]
     )

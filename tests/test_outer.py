@@ -4,12 +4,15 @@ import asyncio
 import copy
 import operator
 import sys
+import threading
+import time
 from collections import ChainMap
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
@@ -17,6 +20,7 @@ from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from swr import Cache
 from swr.http.request import plain_url
 from swr.middleware import Rule, SWRMiddleware
 from swr.middleware.usual import Usual
@@ -192,6 +196,18 @@ async def test_however_the_app_takes_it_what_middleware_around_swr_has_set_is_no
 async def test_a_name_of_middleware_is_not_taken_for_one_of_a_framework(cache, name):
     inner = SWRMiddleware(app_that_takes(lambda scope: scope.get(name)), cache, rules=[RULE])
     assert [(await ask_as(inner, **{name: value}))[0] for value in "aba"] == ['"a"', '"b"', '"a"']
+
+
+@pytest.mark.parametrize("place", ["scope", "state"])
+async def test_what_the_app_has_put_in_its_place_is_the_apps_own(cache, place):
+    def take(scope):
+        own = scope if place == "scope" else scope["state"]
+        own["tenant"] = "all"
+        return own["tenant"]
+
+    inner = SWRMiddleware(app_that_takes(take), cache, rules=[RULE])
+    besides = [{"tenant": tenant} if place == "scope" else {"state": {"tenant": tenant}} for tenant in "ab"]
+    assert [await ask_as(inner, **beside) for beside in besides] == [('"all"', "missing"), ('"all"', "fresh")]
 
 
 async def test_an_app_of_another_framework_may_take_whatever_middleware_around_swr_has_set(cache, monkeypatch):
@@ -376,7 +392,7 @@ async def test_a_call_from_within_the_process_does_not_pass_for_a_servers_reques
     inner = SWRMiddleware(app, cache, rules=[RULE])
 
     # The variables of the cache's own context are set for all requests.
-    ambient = inner.config.ambient
+    ambient = inner.config.ambient()
     for beside, right in [({"preview": 1}, "preview"), ({"auth": {"sub": "ann"}}, "auth"), ({"user": User()}, "user")]:
         for _ in range(2):
             assert await asyncio.create_task(ask_behind(inner, state={}), context=ambient.copy()) == ""
@@ -437,6 +453,34 @@ async def test_a_background_refresh_sees_the_variables_that_are_set_for_all_requ
         await settle()
         found = await http.get("/x")
     assert (found.json(), found.headers["swr-state"]) == ("of all", "fresh")
+
+
+def answers_of_a_server_in_a_thread(app, lifespan):
+    """Return `SWR-State` of two answers. A thread begins without the context variables of the one that starts it."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan=lifespan, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        return [httpx.get(f"http://127.0.0.1:{port}/x").headers["swr-state"] for _ in range(2)]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize(("lifespan", "second"), [("on", "fresh"), ("off", "missing")])
+def test_a_variable_that_a_module_sets_is_not_of_a_server_in_a_thread(caplog, lifespan, second):
+    app = FastAPI()
+    app.get("/x")(tenant_of_all)
+    setting = copy_context()
+    setting.run(TENANT.set, "of the module")
+    # Not by `add_middleware`, which makes it when the server starts.
+    middleware = setting.run(SWRMiddleware, app, Cache(), [RULE])
+    assert answers_of_a_server_in_a_thread(middleware, lifespan) == ["missing", second]
+    said = [text for text in caplog.messages if "context variable tenant" in text]
+    assert said == [] if lifespan == "on" else said[0].startswith("the context variable tenant is not the same for all")
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -73,7 +73,7 @@ def test_no_file_makes_markup_or_code_of_data_or_asks_another_host(path: Path) -
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    with started(pause=0.15) as fleet:
+    with started(pause=0.4) as fleet:
         yield fleet
 
 
@@ -551,7 +551,7 @@ def test_what_redis_refuses_is_at_the_top_and_every_process_stays(fleet: Fleet, 
 
 @in_a_browser
 def test_a_process_that_is_killed_is_gone(fleet: Fleet, chromium: Any) -> None:
-    """Comes last: the fleet has two processes from then on."""
+    """From then on the fleet has two processes."""
     with opened(chromium, fleet.url) as page:
         page.locator("swr-processes li").first.wait_for()
         pid = fleet.kill(2)
@@ -560,3 +560,14 @@ def test_a_process_that_is_killed_is_gone(fleet: Fleet, chromium: Any) -> None:
         expect_text(page.locator(".tile").filter(has_text="Processes"), "2")
         expect_text(page.locator(".tile").filter(has_text="Processes"), "1 gone")
         assert json.dumps(fleet.state()["processes"]).count('"gone": true') == 1
+
+
+@in_a_browser
+def test_a_process_that_is_stopped_has_ended_without_a_warning(fleet: Fleet, chromium: Any) -> None:
+    """Comes last: from then on the fleet has one process."""
+    with opened(chromium, fleet.url) as page:
+        page.locator("swr-processes li").first.wait_for()
+        pid = fleet.stop(1)
+        expect_text(page.locator("swr-processes li.is-ended").filter(has_text=f":{pid}"), "ended")
+        expect_text(page.locator(".tile").filter(has_text="Processes"), "1")
+        assert not any(f" {pid} " in problem["text"] for problem in fleet.state()["problems"])

@@ -446,6 +446,7 @@ VIAS = [(b"1.1 edge", 508), (b"1.0 a, 1.1 edge", 508), (b"1.0 a (b), HTTP/1.1\tE
         (b"1.1 edges", 200), (b"1.1 a-edge", 200), (b"1.1 a (edge)", 200), (b"edge", 200), (b"1.1 edge (another)", 200)]  # fmt: skip
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(("via", "status"), VIAS)
 async def test_a_loop_is_found_by_the_pseudonym_and_whose_it_is(via, status):
     """RFC 9110 7.6.3: two proxies of one name may stand one behind the other, if nobody has removed the comments."""
@@ -1501,6 +1502,7 @@ async def test_a_client_that_does_not_read_its_answer_is_let_go(reads):
         assert free(proxy)
 
 
+@pytest.mark.uncounted
 async def test_a_client_that_reads_nothing_has_little_of_its_answer_buffered():
     """The system would give each such client megabytes."""
     sent = 0
@@ -1744,6 +1746,7 @@ async def test_who_has_a_field_taken_away_is_one_who_did_not_send_it():
             assert (await ask(app)).values("swr-state") == [b"fresh"]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "field", [b"Set-Cookie: a=b", b"Cache-Control: private", b"Vary: *", b"CDN-Cache-Control: no-store"]
 )

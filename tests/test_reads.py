@@ -356,6 +356,7 @@ async def test_a_field_that_only_other_clients_send_counts(cache):
     assert (await ask(middleware, 2)).json() == "192.0.2.2"
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "take",
     [
@@ -444,9 +445,92 @@ async def test_who_looks_among_all_fields_may_find_one_that_only_other_clients_s
     app = asgi(api(from_state), change)
     middleware = SWRMiddleware(app, cache, [RULE])
     await ask(middleware, 1, {"x-request-id": "1"})
-    for number in (2, 2) if name == "dict of text" else (2, 2, 1):
-        # swr does not see who makes text of bytes by `str`.
+    for number in (2, 2, 1):
         assert (await ask(middleware, number)).json() == (await ask(app, number)).json()
+
+
+# What these do with bytes asks none of them, and names no field.
+UNASKED = {
+    "values": lambda request: " ".join(request.headers.values()),
+    "list of values": lambda request: list(request.headers.values()),
+    "text": lambda request: [str(value, "latin-1") for _, value in request.scope["headers"]],
+    "text by keyword": lambda request: [str(value, encoding="ascii") for _, value in request.scope["headers"]],
+    "text of one or the other": lambda request: [
+        str(value if len(name) > 4 else name, "latin-1") for name, value in request["headers"]
+    ],
+    "text of many": lambda request: [str(*pair) for pair in [(value, "ascii") for _, value in request["headers"]]],
+    "text in a function": lambda request: (lambda values: [str(value, "ascii") for value in values])(
+        [value for _, value in request.scope["headers"]]
+    ),
+    "joined": lambda request: b",".join([value for _, value in request.scope["headers"]]).decode(),
+    "array": lambda request: [bytearray(value).hex() for _, value in request.scope["headers"]],
+    "view": lambda request: [memoryview(value).hex() for _, value in request.scope["headers"]],
+}
+
+
+def made_by(middleware):
+    async def endpoint(request: Request) -> Any:
+        return UNASKED[middleware](request)
+
+    return api(endpoint)
+
+
+async def asked_with(app, fields, path="/x"):
+    """Return the body and `SWR-State` for a request with these fields alone, as a client that sends few."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    await app(http_scope(path, headers=[(b"host", b"test"), *fields], client=("192.0.2.1", 1)), receive, send)
+    return sent[1]["body"], dict(sent[0]["headers"]).get(b"swr-state")
+
+
+@pytest.mark.parametrize("name", UNASKED)
+async def test_who_takes_the_values_without_asking_any_has_taken_all(cache, name):
+    app = made_by(name)
+    middleware = SWRMiddleware(app, cache, [RULE])
+    for language in (b"", b"de", b"en", b""):
+        fields = [(b"accept-language", language)] if language else []
+        alone, _ = await asked_with(app, fields)
+        assert await asked_with(middleware, fields) == (alone, b"missing")
+
+
+async def test_who_takes_one_field_and_makes_other_text_is_shared(cache):
+    """As middleware does that makes an identifier, or counts."""
+
+    async def endpoint(request: Request) -> str:
+        found = dict(request.scope["headers"]).get(b"x-request-id", b"")
+        number = str(len(found) if found else 0) + "".join(map(str, [1])) + ",".join(["a", "b"])
+        return str(number)
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    fields = [(b"accept-language", b"de")]
+    assert [(await asked_with(middleware, fields))[1] for _ in range(2)] == [b"missing", b"fresh"]
+
+
+async def test_who_takes_all_values_of_a_client_whose_first_field_selects_has_taken_all(cache):
+    async def endpoint(request: Request) -> Any:
+        return list(request.headers.values())
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for fields in ([(b"content-type", b"a"), (b"host", b"test")], [(b"content-type", b"a"), (b"from", b"b")]):
+        assert await asked_with(asgi(middleware, lambda scope: {**scope, "headers": fields}), []) == (  # noqa: B023
+            json.dumps([value.decode() for _, value in fields], separators=(",", ":")).encode(),
+            b"missing",
+        )
+
+
+async def test_copies_of_the_first_value_are_of_use(cache):
+    async def endpoint(request: Request) -> str:
+        (_, value), *_ = request.headers.raw
+        return f"{copy.copy(value)!r} {copy.deepcopy(value) is value} {type(copy.copy(value)) is bytes}"
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    assert await asked_with(middleware, []) == (b"\"b'test' True True\"", b"missing")
 
 
 async def test_an_endpoint_that_answers_with_the_text_of_all_fields_is_shared_with_nobody(cache):
@@ -603,6 +687,27 @@ async def test_a_log_on_the_way_back_may_look(cache):
 
     assert await are_shared(SWRMiddleware(http(api(from_variable), log), cache, [RULE]))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("place", ["inside, with Vary", "around swr"])
+async def test_middleware_may_write_on_the_way_back_what_it_has_looked_at(cache, place):
+    app = api(from_query)
+
+    async def named(request, call_next):
+        response = await call_next(request)
+        response.headers["content-language"] = request.headers.get("accept-language", "none")
+        if place != "around swr":
+            response.headers.append("vary", "accept-language")
+        return response
+
+    layers = [(BaseHTTPMiddleware, {"dispatch": named}), (SWRMiddleware, {"cache": cache, "rules": [RULE]})]
+    for layer, options in layers if place != "around swr" else reversed(layers):
+        app.add_middleware(layer, **options)
+    for state in ("missing", "fresh"):
+        for language in ("de", "en"):
+            found = await ask(app, 1, {"accept-language": language})
+            assert found.headers["content-language"] == language
+            assert found.headers["swr-state"] == ("fresh" if place == "around swr" and language == "en" else state)
 
 
 async def test_what_identifies_a_request_may_be_kept(cache):

@@ -443,6 +443,7 @@ class TestLitestar:
 
 
 class TestDjango:
+    @pytest.mark.uncounted
     async def test_values_and_responses_are_cached_refreshed_and_outdated(
         self, clock, url, caplog, tmp_path, monkeypatch
     ):
@@ -622,6 +623,7 @@ class TestWholeAPI:
             users[name] = {"Authorization": f"Bearer {answer.json()['access_token']}"}
         return users
 
+    @pytest.mark.uncounted
     async def test_a_hit_asks_the_database_nothing_and_pages_are_kept_apart(self, page, http, users):
         for path in ("/leagues/one/ranking", "/leagues/one/ranking?offset=10"):
             first = await http.get(path, headers=users["ann"])

@@ -3,6 +3,9 @@
 import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import yaml
 
 import swr
+from examples.demo.servers import free_port
 from swr.cli.main import _parser
 from tests.package import EXTRAS
 from tests.simulation.simulate import SCENARIOS
@@ -89,6 +93,34 @@ def test_a_unit_runs_a_command_that_there_is_and_lets_it_end(words, seconds):
     assert callable(options.run)
     # The default of `drain_for`, 10 s, and what is written to Redis after that.
     assert seconds > 10 + 2
+
+
+@pytest.mark.parametrize(("words", "seconds"), list(units()))
+def test_a_unit_starts_and_ends_by_its_signal(words, seconds, server, tmp_path):
+    (tmp_path / "rankings.py").write_text(
+        "from swr import Cache, Refresher\n"
+        "cache = Cache.from_env()\n"
+        "@cache.cached('ranking:{group}', fresh_for=60)\n"
+        "async def ranking(group: str) -> str:\n    return group\n"
+        "refresher = Refresher(ranking, keys=['ATL'], every=0.5)\n"
+    )
+    if "--listen" in words:
+        words[words.index("--listen") + 1] = f"127.0.0.1:{free_port()}"
+    unit = subprocess.Popen(
+        [sys.executable, "-m", "swr", *words[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SWR_REDIS_URL": server.url, "SWR_NAMESPACE": "units"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert unit.stdout is not None
+    # The proxy says where it listens, the refresher its name or its first round. A refusal names neither.
+    first = unit.stdout.readline()
+    unit.terminate()
+    unit.communicate(timeout=60)
+    assert re.search(r"-> http|ranking:", first)
+    assert unit.returncode in (0, -signal.SIGTERM)
 
 
 def test_the_links_of_the_readme_work_outside_of_the_repository():

@@ -227,7 +227,9 @@ async def test_each_version_has_a_lease_of_its_own(server: Server):
 
 
 @pytest.mark.anyio
-async def test_each_version_backs_off_after_its_own_failures(server: Server):
+async def test_each_version_backs_off_after_its_own_failures(server: Server, monkeypatch):
+    # The backoff must not end meanwhile.
+    monkeypatch.setattr("swr.engine.endings.backoff_after", lambda failures, uniform: 60.0)
     async with (
         Release(server.url, policy=Policy(0.001, 0, 600), l1_max_bytes=0) as old,
         Release(server.url, New) as new,
@@ -600,7 +602,10 @@ async def test_versions_live_side_by_side_in_a_cluster():
 # -- looking ------------------------------------------------------------------------------------------------------
 
 
-def test_inspect_shows_each_version(server: Server, capsys: Any):
+def test_inspect_shows_each_version(server: Server, capsys: Any, monkeypatch):
+    # The backoff must not end meanwhile.
+    monkeypatch.setattr("swr.engine.endings.backoff_after", lambda failures, uniform: 60.0)
+
     def said() -> dict[str, Any]:
         assert main(["inspect", "k", "--redis", server.url, "--json"]) == 0
         found: dict[str, Any] = json.loads(capsys.readouterr().out)

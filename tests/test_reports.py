@@ -34,6 +34,7 @@ from swr.dashboard.own_token import own_token
 from swr.dashboard.sums import WINDOW
 from swr.dashboard.telling import About, call_of, state_of
 from swr.events import CommandRefused, CommitRejected, Invalidated, RenewalRejected, RoundEnded, RoundQueued
+from swr.http.request import host_tag, url_tag
 from swr.refreshers.queue.queue import Queue
 from swr.reports.digest import (
     FORMAT,
@@ -268,6 +269,19 @@ def test_the_plots_mark_deploys_new_and_ended_processes_outages_and_invalidation
     # It was only paused.
     fleet.look({"b": digest_of("b", clock(), release="2", pid=2)}, is_whole=True)
     assert not fleet.processes["b"].gone
+    # One that says that it ends is no fault, and is marked once.
+    seen, clock.now = clock(), clock() + 1
+    ends = {"b": digest_of("b", clock(), release="2", pid=2, is_last=True)}
+    ends["d"] = digest_of("d", clock(), release="2", pid=4, started=clock() - 0.5, is_last=True)
+    for _ in range(2):
+        fleet.look(ends, is_whole=True)
+    state = told(fleet, clock)
+    assert [one["id"] for one in state["processes"] if one["ended"]] == ["b", "d"]
+    assert {problem["target"] for problem in state["problems"] if problem["kind"] == "process"} == {"c"}
+    marks = [mark["text"] for mark in fleet.remembered.since(seen)["marks"]]
+    assert marks == ["process 2 on h ended", "process 4 on h began", "process 4 on h ended"]
+    # It was there when nobody looked.
+    Fleet(clock, clock).look(ends, is_whole=True)
     clock.now += REMEMBERED_FOR + 1
     fleet.look({}, is_whole=True)
     assert fleet.processes == {}
@@ -589,6 +603,8 @@ async def test_rare_events_are_told_in_sentences():
         publish(RoundEnded, "q", 1, 2.0, 3, 3, 0, 0, 0, 1, 0)
         publish(Invalidated, "k", None, True)
         publish(Invalidated, None, "t", False, None, True)
+        publish(Invalidated, None, host_tag(b"shop.example:443", url_tag("/flights/ATL", "token=x")), False)
+        publish(Invalidated, None, host_tag(b"shop.example", f"path:{url_tag('/flights', '')}"), False)
         publish(Invalidated, None, None, False, "x:{n}")
         publish(Invalidated, None, None, False)
         events = cache.report().watching.happenings()
@@ -601,6 +617,8 @@ async def test_rare_events_are_told_in_sentences():
         ("RoundEnded", None, "q", True),
         ("RoundEnded", None, "q", True),
         ("Invalidated", None, "t", False),
+        ("Invalidated", None, "shop.example/flights/ATL?…", False),
+        ("Invalidated", None, "shop.example/flights", False),
         ("Invalidated", None, "x:{n}", False),
         ("Invalidated", None, None, False),
     ]
@@ -608,7 +626,7 @@ async def test_rare_events_are_told_in_sentences():
     assert events[4].text == "A round was enqueued: 2 new, 3 still there; before it 4 rounds were left out."
     assert events[6].text == "A round took 2.0 s: 3 loaded, 0 failed; before it 1 round was left out."
     assert [event.text for event in events[7:]] == [
-        "A tag was marked stale.", "All of a loader was invalidated.", "Everything was invalidated."
+        "A tag was marked stale.", "A URL was invalidated.", "A URL was invalidated.", "All of a loader was invalidated.", "Everything was invalidated."
     ]  # fmt: skip
 
 
@@ -686,6 +704,8 @@ def test_on_trio_in_memory_a_dashboard_works():
 async def test_a_dashboard_shows_every_process_and_which_has_ended(server, quick, monkeypatch):
     monkeypatch.setattr(fleet_module, "GONE_AFTER", 1.0)
     async with Cache(server.url) as own, page_of(own, actions=True, simulate=True) as http:
+        # What was there before the first look is no deploy.
+        await state_when(http, lambda state: len(state["processes"]) == 1)
         other = Cache(server.url, reports=True, release="2")
 
         @other.cached("x:{n}", fresh_for=60, stale_if_error=60)
@@ -754,11 +774,18 @@ async def test_a_dashboard_shows_every_process_and_which_has_ended(server, quick
             assert (life["entry"], life["lease"]["kind"]) == (None, "loading")
             gate.set()
             await loading
+        # It has ended as it should: that is no fault, and its last reads count.
         state = await state_when(http, lambda state: any(one["gone"] for one in state["processes"]))
+        assert [one["ended"] for one in state["processes"] if one["gone"]] == [True]
+        assert state["problems"] == []
+        assert sum(row["missing"] for row in state["rows"]) >= 8
         kinds = [mark["kind"] for mark in (await http.get("/history")).json()["marks"]]
         assert kinds[0] == "deploy"
-        assert "gone" in kinds
+        assert ("ended" in kinds, "gone" in kinds) == (True, False)
         assert "invalidation" in kinds
+        # A cache that opens again, as for another task of a worker, is there again.
+        async with other:
+            await state_when(http, lambda state: not any(one["gone"] for one in state["processes"]))
 
 
 async def test_one_of_several_processes_simulates_a_failure_and_another_that_was_slower_does_not(server, quick):

@@ -635,6 +635,7 @@ def test_what_a_response_is_controlled_by(headers, expected):
     assert control(headers, TARGETED) == expected
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("override", [False, True])
 @pytest.mark.parametrize(
     "value",
@@ -855,6 +856,7 @@ NAMES = [
 HEADERS = st.lists(st.tuples(st.one_of(st.sampled_from(NAMES), st.binary(max_size=15)), FIELD), max_size=12)
 
 
+@pytest.mark.uncounted
 @given(
     HEADERS,
     st.integers(100, 599),

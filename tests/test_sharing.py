@@ -129,6 +129,7 @@ async def statuses(app, *tokens):
 
 
 # What is read from the request itself under the app's own terms needs `Vary` (RFC 9111 4.1).
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("dependency", "terms"),
     [
@@ -290,6 +291,7 @@ class TestUnknownFields:
 
 
 class TestSelectingFields:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         "name", ["origin", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix", "hx-request", "save-data"]
     )
@@ -304,6 +306,7 @@ class TestSelectingFields:
                     found = await http.get("/x", headers={} if value == "none" else {name: value})
                     assert (found.text, found.headers["swr-state"]) == (value, state)
 
+    @pytest.mark.uncounted
     async def test_many_values_evict_no_other_response(self, cache):
         app = App()
         async with client(SWRMiddleware(app, cache, rules=[RULE])) as http:

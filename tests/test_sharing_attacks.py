@@ -146,6 +146,7 @@ async def test_overrides_of_another_app_replace_no_guard(cache):
     assert await tokens(outer, "right", "") == [True, False]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("mounted", [False, True])
 @pytest.mark.parametrize("terms", ["rule", "decorator", "max-age"])
 async def test_a_copy_of_the_scope_hides_no_guard(cache, mounted, terms):
@@ -267,6 +268,7 @@ def forwards_to(inner):
     return app
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("place", ["whole", "object", "mount", "host"])
 @pytest.mark.parametrize("terms", ["rule", "max-age"])
 async def test_an_app_that_forwards_a_copy_of_the_scope_hides_no_guard(cache, place, terms):
@@ -433,6 +435,7 @@ async def test_a_rule_that_keeps_or_names_what_the_route_asks_for_applies(cache,
     assert states == ["missing", "fresh"]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("options", [{"drop_params": ("utm_*",)}, {"keep_params": ("page",)}, {"keep_params": ()}])
 @pytest.mark.parametrize("query", ["utm_a=1;page=2", "utm_a;page=2", "utm_a=&amp;page=2", "utm_;page=2&utm_b=1"])
 async def test_a_parameter_after_a_semicolon_is_part_of_the_key(cache, options, query):
@@ -796,6 +799,7 @@ class Flags:
         self.name = name
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("terms", ["rule", "max-age"])
 @pytest.mark.parametrize("kind", ["dict", "object", "scopes", "certificate"])
 async def test_every_kind_of_user_is_somebody(cache, kind, terms):

@@ -82,6 +82,7 @@ class TestABadRequest:
             pages.is_down = True
             assert brief(await http.get("/page")) == (200, "1", "stale")
 
+    @pytest.mark.uncounted
     async def test_turns_neither_caching_nor_collapsing_off(self, cache, bad, refusal):
         pages = Pages(cache)
         async with client(pages.app) as http:
@@ -227,6 +228,7 @@ class TestTheOneThatFails:
             assert brief(await http.get("/page"))[2] == "fresh"
         assert [user == "bad" for user in choosy.users] == [True, False]
 
+    @pytest.mark.uncounted
     async def test_an_app_that_fails_for_all_runs_twice_at_most_for_those_who_share_its_answer(self, cache, failure):
         choosy = Choosy(cache, failure)
         choosy.is_down = True
@@ -340,6 +342,7 @@ class TestTheOneThatHangs:
 
 @pytest.mark.parametrize("failure", [500, 502, 503, RuntimeError("boom")], ids=str)
 class TestAFieldThatMakesTheAppFail:
+    @pytest.mark.uncounted
     async def test_does_not_stop_the_refresh_for_others(self, cache, clock, failure):
         choosy = Choosy(cache, failure)
         choosy.gate.set()
@@ -352,6 +355,7 @@ class TestAFieldThatMakesTheAppFail:
                 await settle()
                 assert brief(await http.get("/page")) == (200, str(2 * round_ + 3), "fresh")
 
+    @pytest.mark.uncounted
     async def test_an_app_that_fails_without_it_too_is_left_alone_for_a_while(self, cache, clock, failure):
         choosy = Choosy(cache, failure)
         choosy.gate.set()
@@ -418,6 +422,7 @@ ROUND = [{"foo": foo, "bar": bar} for foo in "12" for bar in "12"]
     ids=str,
 )
 class TestAUrlThatVariesAtTimes:
+    @pytest.mark.uncounted
     async def test_is_cached(self, cache, clock, varies):
         app = Sometimes(*varies)
         async with client(SWRMiddleware(app, cache)) as http:
@@ -432,6 +437,7 @@ class TestAUrlThatVariesAtTimes:
                 assert {answer.headers["swr-state"] for answer in answers} == {"fresh"}
             assert app.runs == runs
 
+    @pytest.mark.uncounted
     async def test_stays_cached_when_its_responses_run_out_one_by_one(self, cache, clock, varies):
         app = Sometimes(*varies, headers=[(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache)) as http:
@@ -714,6 +720,7 @@ class TestUnsafeMethods:
                 await http.post(path)
                 assert (await http.get("/items/5")).headers["swr-state"] == "fresh"
 
+    @pytest.mark.uncounted
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
     async def test_a_write_outdates_its_url_on_its_own_host_whatever_the_scheme(self, cache, method):
         app = App(MAX_AGE)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from swr import Cache, ConfigurationError, LoadTimeout, Policy, State
 from swr.engine.flights import Flight
 from swr.middleware import Rule, SWRMiddleware
-from tests.fleet import Job, Loader, fleet, settle, until
+from tests.fleet import GROWING, Job, Loader, fleet, in_time, settle, until
 from tests.web import MAX_AGE, App, Client, brief, client, http_scope
 
 pytestmark = pytest.mark.anyio
@@ -59,31 +59,43 @@ class TestSoft:
 
     async def test_what_was_invalidated_reaches_no_reader_by_way_of_one_whose_patience_has_ended(self, cache, clock):
         """He had found it before it was invalidated, and goes on to wait for the load of those who came after that."""
-        gate, runs = anyio.Event(), []
 
-        @cache.cached("k", fresh_for=10, stale_if_error=600, soft_timeout=0.05)
-        async def load() -> int:
-            runs.append(1)
-            if len(runs) > 1:
-                await gate.wait()
-            return len(runs)
+        async def values(key: str, soft_timeout: float) -> list[int]:
+            gate, runs, found = anyio.Event(), [], []
 
-        outcomes = []
+            @cache.cached(key, fresh_for=10, stale_if_error=600, soft_timeout=soft_timeout)
+            async def load() -> int:
+                runs.append(1)
+                if len(runs) > 1:
+                    await gate.wait()
+                return len(runs)
 
-        async def read() -> None:
-            outcomes.append(await load.outcome())
+            async def read() -> None:
+                found.append((await load.outcome()).value)
 
-        await load()
-        clock.advance(20)
-        async with anyio.create_task_group() as group:
-            group.start_soon(read)
-            await until(lambda: len(runs) == 2)
-            await load.invalidate()
-            group.start_soon(read)
-            await until(lambda: len(cache.engine.flights.all()) == 2 and cache.engine.flights.get("k").waiters == 2)
-            await anyio.sleep(0.2)
-            gate.set()
-        assert [outcome.value for outcome in outcomes] == [3, 3]
+            def all_wait() -> bool:
+                flight = cache.engine.flights.get(key)
+                return len(cache.engine.flights.all()) == 2 and flight.waiters == 2
+
+            await load()
+            clock.advance(20)
+            async with anyio.create_task_group() as group:
+                group.start_soon(read)
+                await until(lambda: len(runs) == 2)
+                await load.invalidate()
+                group.start_soon(read)
+                await until(lambda: found or all_wait())
+                if not found:
+                    await anyio.sleep(4 * soft_timeout)
+                gate.set()
+            return found
+
+        for soft_timeout in GROWING:
+            found = await values(f"k{soft_timeout}", soft_timeout)
+            # On a machine that stands still, his patience may end before the invalidation.
+            if found[0] != 1:
+                break
+        assert found == [3, 3]
 
     async def test_a_fallback_that_another_process_has_stored_meanwhile_is_fresh(self, cache, clock):
         outcome = await cache.get_or_load("k", Loader(), Policy(10, 600, 600))
@@ -197,7 +209,7 @@ class TestSoft:
 
     async def test_what_was_invalidated_meanwhile_stands_in_for_nothing(self, cache, clock):
         # On a machine that stands still, patience may end before the invalidation; then there is something to serve.
-        for soft_timeout in (0.01, 0.1, 1.0, 10.0, 100.0):
+        for soft_timeout in GROWING:
             runs, invalidated, gate = [], anyio.Event(), anyio.Event()
 
             async def load(runs=runs, invalidated=invalidated, gate=gate):
@@ -250,13 +262,15 @@ class TestHard:
                     ended.append(True)
             return a
 
-        with pytest.raises(LoadTimeout, match=r"'k:1' was given up after 0\.2 s, its hard_timeout") as caught:
-            await load(1)
-        assert isinstance(caught.value, TimeoutError)
-        assert (caught.value.key, caught.value.seconds) == ("k:1", 0.2)
-        await settle()
+        while not ended:
+            # On a machine that stands still, a load may be given up before it has begun.
+            with pytest.raises(LoadTimeout, match=r"'k:1' was given up after 0\.2 s, its hard_timeout") as caught:
+                await load(1)
+            assert isinstance(caught.value, TimeoutError)
+            assert (caught.value.key, caught.value.seconds) == ("k:1", 0.2)
+            await settle()
         assert ended == [True]
-        assert await load(1) == 1
+        assert await in_time(lambda: load(1)) == 1
 
     async def test_what_is_stored_stands_in(self, cache, clock, caplog):
         hangs = []
@@ -266,11 +280,10 @@ class TestHard:
                 await anyio.sleep_forever()
             return 1
 
-        policy = Policy(10, stale_if_error=60, hard_timeout=0.2)
-        await cache.get_or_load("k", load, policy)
+        await cache.get_or_load("k", load, Policy(10, stale_if_error=60))
         clock.advance(20)
         hangs.append(True)
-        outcome = await cache.get_or_load("k", load, policy)
+        outcome = await cache.get_or_load("k", load, Policy(10, stale_if_error=60, hard_timeout=0.2))
         assert (outcome.value, outcome.state, type(outcome.error)) == (1, State.STALE, LoadTimeout)
         assert "LoadTimeout" in caplog.text
         assert "Traceback" not in caplog.text
@@ -290,12 +303,8 @@ class TestHard:
         with pytest.raises(LoadTimeout):
             await load()
         with anyio.fail_after(60):
-            value = ""
-            while not value:
-                # A busy machine may begin no thread in time, so the run that hangs may be a later one.
-                with contextlib.suppress(LoadTimeout):
-                    value = await load()
-        assert value == "new"
+            # A busy machine may begin no thread in time, so the run that hangs may be a later one.
+            assert await in_time(load) == "new"
         release.set()
         assert await anyio.to_thread.run_sync(left.wait, 60)
         await settle()
@@ -378,15 +387,20 @@ class TestHard:
 
         class RunsOn(Job):
             async def run(self, load):
-                load.limit(0.01)
+                load.limit(limit)
                 await super().run(load)
-                load.limit(0.01)
-                await anyio.sleep(0.05)
+                load.limit(limit)
+                await anyio.sleep(5 * limit)
                 ended.append(True)
 
-        assert (await process_of_job(RunsOn())).value == 1
-        await anyio.sleep(0.1)
-        assert ended == [True]
+        outcome = None
+        for limit in GROWING:  # noqa: B007  # the job reads it
+            # On a machine that stands still, it may be given up before it is stored.
+            with contextlib.suppress(LoadTimeout):
+                outcome = await process_of_job(RunsOn())
+                break
+        assert outcome.value == 1
+        await until(lambda: ended)
 
     async def test_one_that_ends_in_the_moment_its_time_is_up_has_ended(self, clock):
         class Ends(Job):
@@ -431,7 +445,7 @@ def hangs_at(*runs):
 class TestResponses:
     async def test_an_app_that_hangs_keeps_nobody_waiting(self, cache, caplog):
         app = hangs_at(1)
-        async with client(SWRMiddleware(app, cache, hard_timeout=0.2)) as http:
+        async with client(SWRMiddleware(app, cache, hard_timeout=1)) as http:
             answers = []
 
             async def get():
@@ -444,7 +458,7 @@ class TestResponses:
             assert answers[0].headers["cache-status"] == 'swr; fwd=uri-miss; detail="timeout"'
             assert app.runs == 1
             assert brief(await http.get("/x")) == (200, "2", "missing")
-        assert "given up after 0.2 s" in caplog.text
+        assert "given up after 1 s" in caplog.text
 
     async def test_a_loader_of_the_app_that_hangs_is_an_exception_of_the_app(self, cache, caplog):
         """It says which loader it was; the server logs it."""
@@ -467,18 +481,20 @@ class TestResponses:
 
     async def test_what_is_stored_stands_in(self, cache, clock):
         app = hangs_at(2, 3)
-        async with client(SWRMiddleware(app, cache, hard_timeout=0.2)) as http:
+        async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
-            clock.advance(700)
+        clock.advance(700)
+        async with client(SWRMiddleware(app, cache, hard_timeout=0.2)) as http:
             answer = await http.get("/x")
             assert brief(answer) == (200, "1", "stale")
             assert answer.headers["cache-status"] == "swr; fwd=stale; fwd-status=504"
 
     async def test_a_refresh_that_hangs_is_given_up(self, cache, clock):
         app = hangs_at(2)
-        async with client(SWRMiddleware(app, cache, hard_timeout=0.2)) as http:
+        async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
-            clock.advance(61)
+        clock.advance(61)
+        async with client(SWRMiddleware(app, cache, hard_timeout=0.2)) as http:
             assert brief(await http.get("/x")) == (200, "1", "stale")
             await settle()
             while cache.engine.flights:
@@ -495,17 +511,22 @@ class TestResponses:
 
         visitor = Client()
         with pytest.raises(LoadTimeout):
-            await SWRMiddleware(app, cache, hard_timeout=0.02)(http_scope("/x"), visitor.receive, visitor.send)
+            await SWRMiddleware(app, cache, hard_timeout=1)(http_scope("/x"), visitor.receive, visitor.send)
         assert [message.get("body") for message in visitor.sent] == [None, b"begin"]
 
     async def test_what_passes_through_has_no_limit(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"no-store")]})
-            await anyio.sleep(0.05)
+            await anyio.sleep(5 * limit)
             await send({"type": "http.response.body", "body": b"whole"})
 
-        async with client(SWRMiddleware(app, cache, hard_timeout=0.01)) as http:
-            assert (await http.get("/x")).text == "whole"
+        for limit in GROWING:
+            async with client(SWRMiddleware(app, cache, hard_timeout=limit)) as http:
+                answer = await http.get("/x")
+            # On a machine that stands still, it may be given up before its head is there.
+            if answer.status_code != 504:
+                break
+        assert answer.text == "whole"
 
     @pytest.mark.parametrize("rule", [Rule("/{rest:path}", hard_timeout=0.01), Rule("/x", fresh_for=1)])
     async def test_a_rule_goes_before_the_middleware(self, cache, rule):
@@ -566,9 +587,10 @@ class TestResponses:
             assert (await http.post("/x")).text == "x"
 
     async def test_an_app_that_will_not_be_cancelled_is_told_when_it_sends(self, cache, caplog):
-        heard = []
+        begun, heard = [], []
 
         async def app(scope, receive, send):
+            begun.append(1)
             with anyio.CancelScope(shield=True):
                 await gate.wait()
                 try:
@@ -579,7 +601,8 @@ class TestResponses:
 
         gate = anyio.Event()
         async with client(SWRMiddleware(app, cache, hard_timeout=0.01)) as http:
-            assert (await http.get("/x")).status_code == 504
+            while not begun:
+                assert (await http.get("/x")).status_code == 504
             gate.set()
             await settle()
         assert heard == ["this request was given up: it took longer than its hard_timeout"]

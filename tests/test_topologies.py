@@ -4,14 +4,14 @@ import asyncio
 import secrets
 import socket
 from collections import Counter as Counted
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError
 
-from swr import Cache, Policy, StoreUnavailable
+from swr import Cache, Policy, Refresher, StoreUnavailable
 from swr.core.codec import ANY
 from swr.events import StoreUnreachable
 from swr.middleware import SWRMiddleware
@@ -24,7 +24,7 @@ from swr.stores.tiered import TieredStore
 from tests.servers import ClusterOfSix, Sentinels, free_port, kinds
 from tests.store_conformance import StoreConformance
 from tests.test_announcements import Rows
-from tests.test_redis import Counter, until
+from tests.test_redis import Counter, committed, until
 from tests.test_stores import opened
 from tests.web import client
 
@@ -53,6 +53,14 @@ def sentinels(request) -> Iterator[Sentinels]:
 def fresh() -> str:
     """Return a namespace that nobody uses: after a flush, messages from before it would still arrive."""
     return secrets.token_hex(4)
+
+
+def slots_with(most: int, entry: Callable[[int], bytes]) -> list[list[int]]:
+    """Return, for some slots of a cluster, so many numbers whose entries lie in them."""
+    numbers: dict[int, list[int]] = {}
+    for number in range(8_000):
+        numbers.setdefault(key_slot(entry(number)), []).append(number)
+    return [some[:most] for some in numbers.values() if len(some) >= most]
 
 
 def store_of(url: str) -> RedisStore:
@@ -203,6 +211,43 @@ class TestCluster:
                 store.on_message(link, together)
             names = [notification.name for notification in received if notification.kind is Kind.COMMITTED]
         assert names == ["one", "two"]
+
+    async def test_leases_and_commits_of_one_slot_share_a_command(self, cluster: ClusterOfSix, no_heartbeats):
+        """Of another slot no key can be in it. The newest tag version, in a slot of its own, is read once for all."""
+        async with opened(store_of(cluster.url)) as store:
+            slots = slots_with(3, lambda number: store.names.entry(f"k{number}"))
+            keys = [f"k{number}" for numbers in slots[:2] for number in numbers]
+            await store.read("known", ANY)
+            sent = store.sent
+            leases = await asyncio.gather(*(store.acquire(key, "t", 30, 0, ANY) for key in keys))
+            assert store.sent - sent == 3
+            sent = store.sent
+            ends = [store.commit(lease, committed(lease, lease.key), ANY) for lease in leases]
+            assert await asyncio.gather(*ends) == [None] * 6
+            assert store.sent - sent == 2
+            assert [(await store.read(key, ANY)).value for key in keys] == keys
+
+    async def test_a_queue_hands_out_the_groups_of_one_slot_together(self, cluster: ClusterOfSix):
+        """So that those who load them can ask for their leases together."""
+        loaded: list[int] = []
+        async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
+
+            @cache.cached("k{number}", fresh_for=3600)
+            async def load(number: int) -> int:
+                loaded.append(number)
+                return number
+
+            await cache.engine.ready()
+
+            def entry(number: int) -> bytes:
+                return cache.engine.store.store.names.entry(load.key(number))
+
+            slots = slots_with(2, entry)[:5]
+            # Of each slot one, and then the others.
+            groups = [number for place in range(2) for number in (numbers[place] for numbers in slots)]
+            async with Refresher(load, groups, 3600, "queue", name="slots", at_once=1):
+                await until(lambda: len(loaded) == len(groups))
+        assert [key_slot(entry(number)) for number in loaded] == sorted(key_slot(entry(number)) for number in groups)
 
     async def test_what_other_masters_pass_on_of_tag_versions_leaves_no_gap(self, cluster: ClusterOfSix):
         """Only where they are made do they come in the order of their numbers."""

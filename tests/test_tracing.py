@@ -1,5 +1,6 @@
 """Spans of OpenTelemetry, read back through its SDK: what was loaded, for whom, and what its loader did meanwhile."""
 
+import asyncio
 import contextlib
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from swr.middleware import SWRMiddleware
 from swr.otel import trace_loads
 from swr.policy import NO_LIMITS, Limits
 from tests.fleet import POLICY, Job, settle, until
+from tests.servers import ClusterOfSix, kinds
 from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
@@ -424,3 +426,36 @@ async def test_tracing_ends_and_begins_again_and_one_tracer_at_a_time_is_enough(
         again()
     with pytest.raises(ConfigurationError, match="is not a swr"):
         trace_loads("redis://127.0.0.1")
+
+
+def test_over_a_cluster_a_load_and_a_refresh_have_their_commits_whichever_server_has_the_key(traced):
+    async def run(url):
+        async with Cache(url, namespace="shop", timeout=60) as cache, Cache(url, namespace="shop", timeout=60) as other:
+            trace_loads(cache, traced.tracer)
+
+            def decorated(cache):
+                @cache.cached("top:{n}", fresh_for=60, stale_for=60, tags=("t",))
+                async def top(n: int) -> int:
+                    with traced.tracer.start_as_current_span("query"):
+                        return n
+
+                return top
+
+            top = decorated(cache)
+            with traced.tracer.start_as_current_span("request"):
+                await asyncio.gather(*map(top, range(9)))
+            await other.mark_stale_tags("t")
+            await until(lambda: cache.stats().invalidations["tag"])
+            with traced.tracer.start_as_current_span("later request"):
+                assert (await top.outcome(1)).state is State.STALE
+            await until(lambda: len(traced.named("swr refresh")) == 1)
+
+    with ClusterOfSix(kinds()[0]) as cluster:
+        asyncio.run(run(cluster.url))
+    (request,), (later,), (refresh,) = map(traced.named, ("request", "later request", "swr refresh"))
+    loads = traced.named("swr load")
+    assert {span.parent.span_id for span in loads} == {request.context.span_id}
+    assert (refresh.parent, links_of(refresh)) == (None, [later.context.span_id])
+    parents = sorted(span.context.span_id for span in (*loads, refresh))
+    assert sorted(span.parent.span_id for span in traced.named("swr commit")) == parents
+    assert sorted(span.parent.span_id for span in traced.named("query")) == parents

@@ -94,7 +94,8 @@ def add(commands: Commands) -> None:
     add("--key", help="the same as KEY")
     add("--url", help="the responses to a path or URL with its query, /rankings/ATL?limit=10")
     add("--tag", help="all that carries this tag")
-    add("--loader", metavar="MODULE:FUNCTION", help="what this loader has stored for calls, or with --all")
+    help_of_loader = "what this loader has stored for the calls KEY, or with --all for every call"
+    add("--loader", metavar="MODULE:FUNCTION", help=help_of_loader)
     add("--all", action="store_true", help="everything of the namespace; after --loader, everything of the loader")
     add("--soft", action="store_true", help="mark it stale, instead of removing it")
     add_store(invalidate)
@@ -120,7 +121,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _hint(key: str) -> str:
-    """Return what a key may be meant for that is a path or a URL."""
+    """Return a hint for a key that is a path or a URL, and so perhaps means a response."""
     is_url = key.startswith(("/", "http://", "https://"))
     return "; a response has a key as 'GET http://host\\n/path?', see Cache-Status with show_key=True" if is_url else ""
 

@@ -120,7 +120,7 @@ class Rounds:
         self._look()
 
     def _look(self) -> None:
-        """Show the rounds that are over for all, or for so long that nobody is waited for."""
+        """Show the rounds that all workers have reported, or that are too old to wait for the rest."""
         reported = self._last.values()
         over = max(min(reported, default=sys.maxsize), max(reported, default=0) - _WAITED_FOR)
         for number in sorted(self._open):

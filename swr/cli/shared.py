@@ -194,7 +194,7 @@ def find_store(options: argparse.Namespace) -> None:
 
 
 async def with_store(options: argparse.Namespace, ask: "Callable[[RedisStore], Awaitable[T]]") -> T:
-    """Do something with the store alone, where what fails is said and not made up for later.
+    """Do something with the store alone. A failure ends the command; swr replays nothing later.
 
     Raises:
         ConfigurationError: nothing says where it is.
@@ -388,7 +388,7 @@ def say(message: str, code: int) -> int:
 
 
 def write_nowhere(file: TextIO) -> None:
-    """Send further output of a file without a reader to nowhere, so that the end of the process cannot fail again."""
+    """Discard further output to a pipe that nobody reads, so that the end of the process cannot fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)

@@ -105,7 +105,7 @@ _IN_CONTAINER: Final = str.maketrans({char: f"%{ord(char):02X}" for char in "%()
 
 
 def _item(value: Any) -> str:
-    """A value inside a container: strings lose the characters that give the container its shape."""
+    """A value inside a container: the characters of strings that would change its shape are quoted."""
     if isinstance(value, str):
         return _text(str.__str__(value).translate(_IN_CONTAINER))
     return canonical(value)

@@ -88,9 +88,9 @@ class Codec:
             self._is_plain = is_plain(kind)
         except (TypeError, NotImplementedError) as error:
             raise ConfigurationError(
-                f"values of type {name_of(kind)} cannot be stored in Redis: {error}. Of several classes let one object "
-                f"hold the value, such as a pydantic RootModel; a loader whose values need not leave this process may "
-                f"be annotated with Any"
+                f"values of type {name_of(kind)} cannot be stored in Redis: {error}. To allow several classes, wrap "
+                f"them in one, such as a pydantic RootModel; a loader whose values need not leave this process may be "
+                f"annotated with Any"
             ) from None
         # Returns the value that a payload was made of.
         self.decode_value: Callable[[bytes], Any] = bytes if kind is bytes else self._decode_marked
@@ -102,7 +102,8 @@ class Codec:
     def tagged(self, templates: Sequence[str]) -> "Codec":
         """Return the codec for values that carry the tags of these templates.
 
-        Those of a release that has declared other tags are of another type. Invalidating a tag would not reach them.
+        Values of a release that has declared other tags count as another type, because invalidating a tag would not
+        reach them.
         """
         return Codec(self.kind, tags=templates) if templates else self
 

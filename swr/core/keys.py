@@ -151,9 +151,9 @@ class CallKeys:
         return key
 
     def types_of(self, values: tuple[Any, ...], key: str) -> tuple[type, ...] | None:
-        """Return the types by which a call with these arguments, whose key this is, is told from one that equals it.
+        """Return the types of these arguments; they tell calls apart whose arguments are equal, such as `1` and `True`.
 
-        It is empty if all are strings: what equals a str gets the str's key. None: the call cannot be remembered.
+        It is empty if all are strings: whatever equals a string gets its key. None: the call cannot be remembered.
         """
         types = tuple(map(type, values))
         if len(key) > _LONGEST_REMEMBERED or not self._key.is_pure or not PLAIN.issuperset(types):
@@ -215,7 +215,7 @@ def storage_name(key: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text, such as a key that clients have chosen a part of, as a terminal shows it and does nothing else."""
+    """Return text, such as a key that a client has chosen in part, with everything escaped that is not printable."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

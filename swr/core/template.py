@@ -48,7 +48,7 @@ class Slot:
 
 
 class _Chars(NamedTuple):
-    """One character of a key, as a template has it: a certain one, or any but some; perhaps repeated."""
+    """One character in the keys of a template: a certain one, or any except some. It may be repeated."""
 
     only: str
     but: frozenset[str]
@@ -151,7 +151,7 @@ class Template:
         return pattern
 
     def texts_in(self, key: str) -> dict[str, str] | None:
-        """Return the canonical text of what fills each slot in a key; None: a value alone does not make this key."""
+        """Return the canonical text of what fills each slot in a key; None: the key does not tell that."""
         if any(slot.attributes for slot in self.slots):
             return None
         one = "([^" + re.escape("".join(char for char in map(chr, self._escapes) if char != "%")) + "]+)"

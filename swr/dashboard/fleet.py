@@ -114,7 +114,10 @@ class Fleet:
             pairs.append((self._before(known, digest, at_start), digest))
             # A digest is in Redis for a minute; its process may have ended since then.
             age = ages.get(name, 0.0) if known is None else 0.0
+            has_ended = digest.is_last and self._looked is not None and (known is None or not known.gone)
             one = self._see(name, known, digest, t - age, now - age)
+            if has_ended:
+                self.remembered.mark(t, "ended", f"process {digest.pid} on {digest.host} ended")
             one.ahead = ahead
             happenings += [(name, event) for event in digest.happenings if event.number > one.numbers[0]]
             calls += [(name, call) for call in digest.calls if call.number > one.numbers[1]]
@@ -152,7 +155,7 @@ class Fleet:
         self._note_failing(change)
 
     def _before(self, known: Seen | None, digest: Digest, started: float) -> Digest:
-        """Return what a digest is compared with: that before, an empty one if its process is new, itself for an old.
+        """Return the digest to compare with: the last one; an empty one for a new process; itself for an old process.
 
         Parameters:
             started: when the process began, by its own clock.
@@ -164,7 +167,7 @@ class Fleet:
 
     def _see(self, name: str, known: Seen | None, digest: Digest, t: float, now: float) -> Seen:
         if known is None:
-            one = Seen(digest, t, now)
+            one = Seen(digest, t, now, gone=digest.is_last)
             if self._looked is not None and digest.started >= self._began - GONE_AFTER:
                 self._mark_new(digest, t)
             else:
@@ -173,7 +176,7 @@ class Fleet:
             self.processes[name] = one
             return one
         known.reads_per_s = _reads(known.digest, digest) / max(0.1, digest.at - known.digest.at)
-        known.digest, known.at, known.seen, known.gone = digest, t, now, False
+        known.digest, known.at, known.seen, known.gone = digest, t, now, digest.is_last
         return known
 
     def _mark_new(self, digest: Digest, t: float) -> None:
@@ -222,7 +225,7 @@ class Fleet:
 
 
 def _ahead(ahead: float, oldest: float) -> float:
-    """Return how many seconds this clock is ahead of that of a process, or 0: as much as a digest may be old.
+    """Return by how many seconds this clock is ahead of that of a process; 0 if the age of its digest explains that.
 
     A digest that changes was written after the last look. One that is new may be in Redis for a minute already.
     """

@@ -139,7 +139,7 @@ def unseal(sealed: str, secret: bytes) -> str | None:
 
 
 def _masked(data: bytes, tag: bytes, secret: bytes) -> bytes:
-    """Return data with the key stream of a tag added, bit by bit; twice is the same data."""
+    """Return data with the key stream of a tag added, bit by bit. To add it twice gives the data back."""
     stream = b"".join(
         hashlib.blake2b(tag + number.to_bytes(4), key=secret, person=b"stream").digest()
         for number in range(-(-len(data) // 64))

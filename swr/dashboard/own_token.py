@@ -79,7 +79,7 @@ def _read(path: Path) -> str | None:
         found = os.fstat(file)
         is_own = os.name != "posix" or (found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077)
         if not is_own or not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path} is not this user's alone: remove it")
+            raise ValueError(f"{path} can be read or written by other users: remove it")
         text = opened.read(_LONGEST).strip()
     if not _TOKEN.fullmatch(text):
         raise ValueError(f"{path} holds no token: remove it")

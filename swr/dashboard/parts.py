@@ -67,7 +67,8 @@ class Process(TypedDict):
         swr: the version of swr.
         started: when its cache opened.
         seen: when its last digest arrived.
-        gone: whether that is so long ago that it counts as ended.
+        gone: whether that is so long ago that it counts as ended, or was its last.
+        ended: whether it was: the process was stopped, and has not died.
         silent: for how many seconds it has not reported, if that is longer than usual; None: it has, or it is gone.
         reachable: whether it reaches every node.
         unreachable_since: since when not; null if it does.
@@ -87,6 +88,7 @@ class Process(TypedDict):
     started: float
     seen: float
     gone: bool
+    ended: bool
     silent: float | None
     reachable: bool
     unreachable_since: float | None
@@ -334,7 +336,8 @@ class Mark(TypedDict):
 
     Attributes:
         t: when.
-        kind: "deploy" (a new version), "process" (a new process), "gone", "outage", "reachable" or "invalidation".
+        kind: "deploy" (a new version), "process" (a new process), "ended", "gone", "outage", "reachable" or
+            "invalidation".
         text: a phrase that says it.
     """
 

@@ -96,7 +96,7 @@ def _unreachable(state: State) -> list[Problem]:
 
 
 def _unseen(state: State, fleet: Fleet) -> list[Problem]:
-    """Redis answers, and refuses what the dashboard asks for; or it does not, and the link is not given up yet."""
+    """Redis refuses what the dashboard asks for, or does not answer while the link still counts as whole."""
     text = fleet.unseen if state["fleet"] else f"The fleet cannot be seen. {state['note']}"
     return [_problem("error", "fleet", text)] if text else []
 
@@ -189,7 +189,10 @@ def _gone(state: State, fleet: Fleet) -> list[Problem]:
             one["id"],
         )
         for one in state["processes"]
-        if one["gone"] and state["now"] - one["seen"] < _GONE_FOR and (one["host"], one["pid"]) not in successors
+        if one["gone"]
+        and not one["ended"]
+        and state["now"] - one["seen"] < _GONE_FOR
+        and (one["host"], one["pid"]) not in successors
     ]
 
 

@@ -26,7 +26,7 @@ class Sum(msgspec.Struct):
     Parameters:
         t: its end, in seconds since 1970.
         seconds: how long it was.
-        rows: by loader and route. Counts are those of this time; what is now is of no meaning.
+        rows: by loader and route. Only its counts mean something, not the fields about the present.
         commands: by bucket of `OF_COMMANDS`.
         invalidations: how many.
         uncached: by the reason.
@@ -46,8 +46,8 @@ def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest, Digest]],
     """Return what happened between two digests of each process.
 
     Parameters:
-        within: of what a process did while nothing was heard of it, count the part of the last seconds. Else minutes
-            without Redis look like one second with all of their reads.
+        within: seconds. Of what a process did in a longer silence, only their share counts. Otherwise one second after
+            an outage of Redis would show the reads of minutes.
     """
     rows: dict[RowName, RowReport] = {}
     commands: tuple[int, ...] = ()
@@ -99,7 +99,7 @@ class Window:
             self._sums.popleft()
 
     def seconds(self, t: float) -> float:
-        """Return how many seconds the sums hold that are not too old at a moment."""
+        """Return how many seconds the sums cover, without those that are too old at a moment."""
         return sum(one.seconds for one in self._sums if one.t > t - WINDOW)
 
     def whole(self) -> Sum:

@@ -120,6 +120,7 @@ def _process(name: str, one: Seen) -> Process:
         "started": digest.started,
         "seen": one.at,
         "gone": one.gone,
+        "ended": digest.is_last,
         "silent": one.age if one.age > SILENT_AFTER and not one.gone else None,
         "reachable": not lost,
         "unreachable_since": min((node.lost_at for node in lost if node.lost_at is not None), default=None),
@@ -145,7 +146,7 @@ def _rows(whole: Sum, live: Iterable[Seen], keys: Keys) -> list[Row]:
 
 
 def _says_anything(row: Row) -> bool:
-    """Return whether a row says more than that a load is under way whose route is not known yet."""
+    """Return False for a row that only says that a load is under way whose route is not known yet."""
     reads = row["fresh"] + row["stale"] + row["missing"]
     return bool(row["name"] or reads or row["loads"] or row["bytes"] or _is_failing(row))
 

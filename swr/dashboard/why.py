@@ -74,6 +74,7 @@ _REASONS: Final = (
     ),
     ("event-stream", "The response is a stream of events.", "http#what-is-never-shared"),
     ("decorator", "A decorator is above the route, so that swr does not see the endpoint.", "http#endpoints"),
+    ("exception handler", "The endpoint raised an exception that the app answers.", "login#how-it-loads"),
     ("another app", "Another app answers the route.", "login#what-swr-cannot-see"),
     ("response of a dependency", "A dependency answers instead of the endpoint.", "login#what-swr-cannot-see"),
     ("too many tags", "The response brings more tags than swr takes.", "http#limits"),

@@ -5,8 +5,9 @@ import functools
 import inspect
 import itertools
 from collections.abc import Iterator
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 # With these a function gets at its variables in other ways than by their names.
 _INTROSPECTION: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
@@ -14,8 +15,14 @@ _INTROSPECTION: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
 _LOADS: Final = ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF")
 _ABOUT_VARIABLES: Final = ("_FAST", "_DEREF", "_CLOSURE")
 _READS: Final = ("LOAD_ATTR", "LOAD_METHOD")
+# What begins a call: before Python 3.12 the first.
+_CALLS: Final = frozenset({"PRECALL", "CALL", "CALL_KW"})
+# These take bytes as they lie in memory.
+_OF_BUFFERS: Final = frozenset({"bytearray", "memoryview"})
 # The names of the address, in a request and in its scope.
 _ADDRESS: Final = "client"
+# By the function that a route calls: its code, and whether that takes the address. Each miss asks for it.
+_READS_ADDRESS: Final[WeakKeyDictionary[FunctionType, tuple[CodeType, bool]]] = WeakKeyDictionary()
 
 
 def function_of(call: Any) -> Any:
@@ -62,7 +69,14 @@ def reads_address(call: Any) -> bool:
         function = bare(getattr(function, "__call__", None))  # noqa: B004  # the method itself is wanted
     if not inspect.isfunction(function):
         return False
-    code, annotations = function.__code__, function.__annotations__
+    code = function.__code__
+    known = _READS_ADDRESS.get(function)
+    if known is None or known[0] is not code:
+        known = _READS_ADDRESS[function] = code, _function_reads_address(code, function.__annotations__)
+    return known[1]
+
+
+def _function_reads_address(code: CodeType, annotations: dict[str, Any]) -> bool:
     for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         annotation = str(annotations.get(name, ""))
         is_request = name == "request" or "Request" in annotation or "HTTPConnection" in annotation
@@ -99,6 +113,44 @@ def _uses_of(code: CodeType, name: str) -> frozenset[str]:
         is_taken = following.opname in _READS or (following.opname, following.argval) == ("LOAD_CONST", _ADDRESS)
         uses.add(following.argval if is_loaded and is_taken else "")
     return frozenset(uses)
+
+
+@functools.lru_cache(256)
+def reads_unseen(code: CodeType) -> bool:
+    """Return whether a function makes something of bytes without asking them: by `str(value, "latin-1")`, or a join."""
+    return any(_decodes_or_joins(part) for part in _codes_of(code))
+
+
+def _decodes_or_joins(code: CodeType) -> bool:
+    instructions = [*dis.get_instructions(code)]
+    for number, (instruction, following) in enumerate(itertools.pairwise(instructions), 1):
+        if isinstance(instruction.argval, bytes) and following.argval == "join":
+            return True
+        if instruction.opname != "LOAD_GLOBAL":
+            continue
+        # `str` is called, and not an argument as in `map(str, values)`.
+        is_text = instruction.argval == "str" and (instruction.arg or 0) & 1
+        if instruction.argval in _OF_BUFFERS or (is_text and _arguments_of(instructions[number:]) not in (0, 1)):
+            return True
+    return False
+
+
+def _arguments_of(instructions: list[dis.Instruction]) -> int | None:
+    """Return with how many arguments a function is called that lies on the stack; None: that does not show.
+
+    Parameters:
+        instructions: those after the one that put it there.
+    """
+    depth = 0
+    for instruction in instructions:
+        # The names of keywords lie on the stack as well.
+        if instruction.opname in _CALLS and depth - (instruction.opname == "CALL_KW") == instruction.arg:
+            return depth
+        depth += dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
+        if instruction.opname == "JUMP_FORWARD":
+            # The other value of a conditional expression takes the same place.
+            depth -= 1
+    return None
 
 
 def takes_request(part: Any) -> bool:

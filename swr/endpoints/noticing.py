@@ -2,7 +2,7 @@
 
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Container, Iterator, MutableMapping
 from types import FrameType
 from typing import Any, Final, SupportsIndex
 
@@ -17,35 +17,46 @@ class Noticing(dict[str, Any]):
 
     Parameters:
         items: of the client.
+        watched: the names that are noted, as they are now. The items of others are taken without a note, unless the
+            method `__getitem__` of something else hands them on.
     """
 
-    def __init__(self, items: MutableMapping[str, Any]) -> None:
+    def __init__(self, items: MutableMapping[str, Any], watched: Container[object]) -> None:
         super().__init__(items)
         self._of_client = items
+        self._watched: Container[object] = watched
 
     @abstractmethod
     def _note(self, name: object, frame: FrameType) -> None:
         """Note that the code of a frame takes the item of a name."""
+
+    # Frameworks take most items of a scope a dozen times, so these three look at once whether one is noted.
 
     @abstractmethod
     def _note_all(self, frame: FrameType) -> None:
         """Note that the code of a frame takes all items."""
 
     def __getitem__(self, name: str) -> Any:
-        self._note(name, sys._getframe(1))
-        return super().__getitem__(name)
+        frame = sys._getframe(1)
+        if name in self._watched or frame.f_code.co_name == "__getitem__":
+            self._note(name, frame)
+        return dict.__getitem__(self, name)
 
     def __contains__(self, name: object) -> bool:
-        self._note(name, sys._getframe(1))
-        return super().__contains__(name)
+        frame = sys._getframe(1)
+        if name in self._watched or frame.f_code.co_name == "__getitem__":
+            self._note(name, frame)
+        return dict.__contains__(self, name)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of a name, or `default`."""
-        self._note(name, sys._getframe(1))
-        return super().get(name, default)
+        frame = sys._getframe(1)
+        if name in self._watched or frame.f_code.co_name == "__getitem__":
+            self._note(name, frame)
+        return dict.get(self, name, default)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        super().__setitem__(name, value)
+        dict.__setitem__(self, name, value)
         self._of_client[name] = value
 
     def __delitem__(self, name: str) -> None:
@@ -117,9 +128,13 @@ class Noticing(dict[str, Any]):
         self._of_client.pop(name, None)
         return super().pop(name, *default)
 
+    def update(self, *others: Any, **more: Any) -> None:
+        """Take the items of another mapping, and these."""
+        for name, value in dict(*others, **more).items():
+            self[name] = value
+
     # `dict` does these without the methods above.
-    update, setdefault = _MIXIN.update, _MIXIN.setdefault
-    popitem, clear = _MIXIN.popitem, _MIXIN.clear
+    setdefault, popitem, clear = _MIXIN.setdefault, _MIXIN.popitem, _MIXIN.clear
 
     def __ior__(self, other: Any) -> Any:
         self.update(other)

@@ -31,6 +31,8 @@ def _prefix(scope: Mapping[str, Any]) -> str:
     """Return the templates of the mounts on the way to the route."""
     root: str = scope.get("root_path", "")
     before: str = scope.get("app_root_path", root)
+    if root == before:
+        return ""
     values, prefix = scope.get("path_params", {}), f"{root.removeprefix(before)}/"
     for name, value in values.items():
         if isinstance(value, str) and "/" in value:

@@ -1,4 +1,4 @@
-"""Notes of where the app takes what middleware around swr has left in a scope for one request. It selects nothing.
+"""Notes of where the app takes what middleware around swr has left in a scope for one request. Keys do not contain it.
 
 The state of the app's lifespan is the same for all requests.
 """
@@ -82,20 +82,19 @@ class OuterState(Noticing):
     """
 
     def __init__(self, state: MutableMapping[str, Any], reads: Reads, names: set[str]) -> None:
-        super().__init__(state)
+        self._names = {name.removeprefix("state ") for name in names if name.startswith("state ")}
+        super().__init__(state, self._names)
         self._reads = reads
-        self._names = names
 
     def _note(self, name: object, frame: FrameType) -> None:
-        if f"state {name}" in self._names:
+        if name in self._names:
             self._reads.note(f"state {name}", frame)
 
     def _note_all(self, frame: FrameType) -> None:
         for name in [*self._names]:
-            if name.startswith("state "):
-                self._reads.note(name, frame)
+            self._reads.note(f"state {name}", frame)
 
     def __setitem__(self, name: str, value: Any) -> None:
         # From here on it is the app's own.
-        self._names.discard(f"state {name}")
+        self._names.discard(name)
         super().__setitem__(name, value)

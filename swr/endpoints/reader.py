@@ -32,6 +32,8 @@ log = logging.getLogger("swr")
 # RFC 8941: of two parameters with one name a client reads the last, so each member has one `detail`.
 _DETAIL: Final = b'; detail="after dependencies"'
 _TIMEOUT: Final = b'; detail="timeout, after dependencies"'
+# Why the answer to an exception of the endpoint's is not stored, for which the app has a handler.
+_HANDLED: Final = "exception handler"
 _SOFT_TIMEOUT: Final = b'; detail="soft timeout, after dependencies"'
 
 
@@ -108,7 +110,9 @@ class Reader:
         decision = decide(entry, engine.clock(), limits)
         asked = not decision.serve
         if decision is not FRESH:
-            await engine.ready()
+            if not await engine.enter():
+                self._mark(0, "off")
+                return None
             if asked:
                 entry = await engine.store.read(key, RESPONSES)
                 decision = decide(entry, engine.clock(), limits)
@@ -125,7 +129,7 @@ class Reader:
         return await self._wait(entry)
 
     async def _refresh(self, key: str) -> Response | None:
-        """Return None if the endpoint has to run to refresh `key`; no client gets another answer."""
+        """Return None if the endpoint has to run to refresh `key`, and else an empty answer, which no client gets."""
         flight = self._engine.flights.get(key)
         # A load that waits for its lease may have no reader left.
         is_wanted = not self._engine.backs_off(key) if flight is None else not turns_of(flight).is_taken
@@ -192,7 +196,7 @@ class Reader:
         if turns.refusal is not None:
             self._mark(0, f"status {turns.refusal.status_code}")
             raise copied(turns.refusal)
-        self._mark(0, self._admission.asked.why_not(self.key))
+        self._mark(0, turns.reason)
 
     def _repeat(self, flight: Flight, error: BaseException) -> Response | None:
         """Answer with another reader's failure, after a second try."""
@@ -239,7 +243,7 @@ class Reader:
             if is_about_all:
                 asked, load = self._admission.asked, turns.load
                 asked.note(self.key, answer.reason, (*asked.tags, *self._terms.policy.tags), load.tag_version)
-            await turns.skip(drop=is_about_all and self.flight.entry is not None)
+            await turns.skip(answer.reason, drop=is_about_all and self.flight.entry is not None)
             self._mark(0, answer.reason)
             return answer.value
         await turns.store(answer.stored, answer.policy)
@@ -261,7 +265,8 @@ class Reader:
             raise error
         if not isinstance(error, HTTPException) and self._handles(error):
             # The app has an answer of its own, a 404 perhaps, which swr cannot know before the dependencies end.
-            await turns.skip(drop=False)
+            self._mark(0, _HANDLED)
+            await turns.skip(_HANDLED, drop=False)
             raise error
         await turns.fail(error)
         fallback = self._engine.fallback(self.flight, error)
@@ -281,10 +286,11 @@ class Reader:
             return True
         if status >= 500:
             return False
-        self._mark(0, answer.reason or f"status {status}")
+        reason = answer.reason or f"status {status}"
+        self._mark(0, reason)
         if not is_own:
             turns.refusal = error
-        await turns.skip(drop=status in GONE and self.flight.entry is not None)
+        await turns.skip(reason, drop=status in GONE and self.flight.entry is not None)
         return True
 
     def _handles(self, error: Exception) -> bool:

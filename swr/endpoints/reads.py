@@ -1,6 +1,6 @@
-"""Notes of where the app's own code looks in a request beyond what selects.
+"""Notes of which parts of a request the app's own code looks at, beyond those that select its response.
 
-That is the address, ignored fields, and what middleware around swr puts into the scope or its state.
+These are the address, ignored fields, and what middleware around swr puts into the scope or its state.
 
 The names of fields in a run's scope tell who compares them with what, so a field counts that is missing, too.
 """
@@ -80,8 +80,7 @@ class Reads:
 
     def note(self, name: str, frame: FrameType | None) -> None:
         """Note that the code of a frame looks at a part of the request, if it is the app's."""
-        while frame is not None and module_of(frame) in _ACCESSORS:
-            frame = frame.f_back
+        frame = asking(frame)
         if frame is None or (module_of(frame).startswith(NOT_OF_THE_APP) and module_of(frame) not in _OF_RESPONSES):
             return
         if not _is_of_middleware(frame):
@@ -91,6 +90,13 @@ class Reads:
 
 
 NO_READS: Final = Reads()
+
+
+def asking(frame: FrameType | None) -> FrameType | None:
+    """Return the frame that has asked for a part of the request, behind those that hand it on."""
+    while frame is not None and module_of(frame) in _ACCESSORS:
+        frame = frame.f_back
+    return frame
 
 
 def _is_of_middleware(frame: FrameType | None) -> bool:
@@ -145,6 +151,33 @@ class _Name(bytes):
         return _noting_text(bytes.decode(self, *args, **kwargs), self.reads)
 
 
+class _First(bytes):
+    """The value of the first field, if it tells nothing. It notes who takes all values, as `headers.values()` does."""
+
+    reads: Reads
+
+    def __deepcopy__(self, memo: object) -> "_First":
+        """Return the value itself, so that copied fields note the same."""
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Tell `copy` and `pickle` to make plain bytes."""
+        return bytes, (bytes(self),)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """Return the value as text."""
+        _note_values(self.reads, sys._getframe(1))
+        return bytes.decode(self, *args, **kwargs)
+
+
+def _note_values(reads: Reads, frame: FrameType) -> None:
+    """Note that `Headers` makes text of all values: one may be missing that other clients send."""
+    # Before Python 3.12 a comprehension has a frame of its own.
+    caller = frame.f_back if frame.f_code.co_name == "<listcomp>" else frame
+    if caller is not None and (module_of(caller), caller.f_code.co_name) == (DATASTRUCTURES, "values"):
+        reads.note(ALL_FIELDS, frame)
+
+
 class _Noting:
     """The value of a field that may tell something of the client. It notes who makes something of it."""
 
@@ -171,7 +204,7 @@ class _Noting:
 
 
 def _operations(kind: type) -> list[str]:
-    """Return the methods of bytes or text that tell something of it, and those of its operators."""
+    """Return the methods of bytes or text whose results tell something of it, operators included."""
     # A buffer is asked for by C alone.
     own = {*dir(kind)} - {*dir(object)} - {"__getnewargs__", "__buffer__", "maketrans"}
     return sorted({*own, "__lt__", "__le__", "__gt__", "__ge__", "__str__", "__repr__", "__format__"})
@@ -206,6 +239,7 @@ class _Value(_Noting, bytes):
         if module_of(frame) in _ACCESSORS or not _is_of_middleware(frame):
             # An endpoint may answer with all of them.
             _note_value(self, frame)
+            _note_values(object.__getattribute__(self, "reads"), frame)
             return bytes.decode(self, *args, **kwargs)
         text = _ValueText(bytes.decode(self, *args, **kwargs))
         text.reads, text.field = (object.__getattribute__(self, name) for name in ("reads", "field"))
@@ -304,6 +338,12 @@ def _noting_value(name: bytes, value: bytes, reads: Reads) -> bytes:
     return noting
 
 
+def _noting_first(value: bytes, reads: Reads) -> bytes:
+    noting = _First(value)
+    noting.reads = reads
+    return noting
+
+
 def watched(headers: list[tuple[bytes, bytes]], reads: Reads) -> list[tuple[bytes, bytes]]:
     """Return fields whose names note who looks for which field that may tell something of the client.
 
@@ -313,7 +353,7 @@ def watched(headers: list[tuple[bytes, bytes]], reads: Reads) -> list[tuple[byte
     return [
         (
             _noting(name, reads) if number == 0 or tells(name) else name,
-            _noting_value(name, value, reads) if tells(name) else value,
+            _noting_value(name, value, reads) if tells(name) else _noting_first(value, reads) if number == 0 else value,
         )
         for number, (name, value) in enumerate(headers)
     ]

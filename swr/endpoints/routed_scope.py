@@ -8,9 +8,20 @@ from typing import Any, Final
 
 from starlette.routing import Router
 
+from swr.endpoints.looking import reads_unseen
 from swr.endpoints.noticing import Noticing
 from swr.endpoints.outer import OuterState
-from swr.endpoints.reads import ADDRESS, DATASTRUCTURES, NO_READS, SERVER, Reads, module_of, watched
+from swr.endpoints.reads import (
+    ADDRESS,
+    ALL_FIELDS,
+    DATASTRUCTURES,
+    NO_READS,
+    SERVER,
+    Reads,
+    asking,
+    module_of,
+    watched,
+)
 from swr.http.request_fields import FIELD_NAMES
 
 # Apps that wrap apps are looked into so deep.
@@ -38,7 +49,9 @@ class RoutedScope(Noticing):
     """
 
     def __init__(self, scope: MutableMapping[str, Any]) -> None:
-        super().__init__(scope)
+        # The names that are noted: `_PARTS`, and what middleware around swr has left and the app has not overwritten.
+        self._parts = {**_PARTS}
+        super().__init__(scope, self._parts)
         # Each with the context of its inclusion, which a router of FastAPI leaves beside the route.
         self.routes: list[tuple[Any, Any]] = []
         # Whether the scope was copied or wrapped since the last route was chosen: an app that gets that chooses its
@@ -47,17 +60,15 @@ class RoutedScope(Noticing):
         self.reads = Reads()
         # Where a copy was made before a route was chosen on the scope itself: who made it has taken all.
         self._reads_of_copies = Reads()
-        # The same with what middleware around swr has left, and the app has not overwritten.
-        self._parts = {**_PARTS}
         # The step of the code that copies the scope now.
         self._copying: tuple[CodeType, int] | None = None
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
-        if name not in _PARTS:
-            self._parts.pop(name, None)
+        if name in self._parts and name not in _PARTS:
+            del self._parts[name]
         if name == "route":
-            self.routes.append((value, self.get("fastapi", {}).get("effective_route_context")))
+            self.routes.append((value, dict.get(self, "fastapi", {}).get("effective_route_context")))
         if name in ("route", "endpoint"):
             self.is_copied = False
             self.reads.add(self._reads_of_copies)
@@ -68,7 +79,8 @@ class RoutedScope(Noticing):
     def watch(self, headers: list[tuple[bytes, bytes]], outer: set[str]) -> None:
         """Give these fields to the app, and note which of them it looks for, and what it takes of `outer`."""
         self["headers"] = watched(headers, self.reads)
-        self._parts = {**_PARTS, **{name.removeprefix("scope "): name for name in outer if name.startswith("scope ")}}
+        of_scope: dict[object, str] = {name.removeprefix("scope "): name for name in outer if name.startswith("scope ")}
+        self._parts = self._watched = {**_PARTS, **of_scope}
         if outer:
             # Middleware around swr keeps its own.
             dict.__setitem__(self, "state", OuterState(self._of_client.setdefault("state", {}), self.reads, outer))
@@ -84,7 +96,9 @@ class RoutedScope(Noticing):
             return
         # `Headers` of Starlette notes by itself which field it is asked for, and its `URL` reads the `Host`.
         if name not in _OF_HEADERS or module_of(frame) != DATASTRUCTURES:
-            self.reads.note(self._parts[name], frame)
+            asks = asking(frame)
+            takes_all = name == "headers" and asks is not None and reads_unseen(asks.f_code)
+            self.reads.note(ALL_FIELDS if takes_all else self._parts[name], frame)
 
     def _note_all(self, frame: FrameType) -> None:
         self._copying = frame.f_code, frame.f_lasti

@@ -1,7 +1,7 @@
 """The load of an endpoint's response: one of the readers whose dependencies are resolved runs the endpoint for all.
 
-It does so in its own task, and another one takes over if it leaves. So a reader never waits for anything that still
-needs a dependency: the readers may hold all there are.
+It does so in its own task, and another one takes over if it leaves. So a reader never waits for a run that still needs
+a dependency, such as a connection: the readers may hold all of them.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Turns:
         loader: what entries carry of the route.
     """
 
-    codec, new_seat = RESPONSES, None
+    codec, new_seat, is_outer = RESPONSES, None, False
     # Of the flight, once a reader has the turn.
     load: Load
 
@@ -50,6 +50,8 @@ class Turns:
         self.context: Context | None = Context()
         # The exception that the endpoint raised on purpose, for those who wait.
         self.refusal: HTTPException | None = None
+        # Why the response was not stored.
+        self.reason = ""
         # Ends the run of the endpoint.
         self.running = anyio.CancelScope()
         # Whether a reader runs the endpoint, or has run it.
@@ -120,12 +122,14 @@ class Turns:
             await self.load.store(response, policy)
         self._is_over.set()
 
-    async def skip(self, *, drop: bool) -> None:
+    async def skip(self, reason: str, *, drop: bool) -> None:
         """End without a response to store.
 
         Parameters:
+            reason: why.
             drop: remove what is stored so far.
         """
+        self.reason = reason
         with anyio.CancelScope(shield=True):
             await self.load.skip(drop=drop)
         self._is_over.set()

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVarTuple
 
@@ -92,6 +93,8 @@ class BackgroundTasks:
         self._ended = ended
         self._pid = 0
         self._loop: object | None = None
+        # Two threads may find at once that the event loop of before has ended.
+        self._taking = threading.Lock()
         # On asyncio, the task that all others hang on.
         self._root: asyncio.Task[None] | None = None
         self._group: Tasks | TaskGroup | None = None
@@ -103,8 +106,12 @@ class BackgroundTasks:
         return self._loop if self._pid == os.getpid() else None
 
     def keep_all(self) -> object:
-        """Return what holds every task, for a child process, which must keep what it cannot end."""
+        """Return an object that keeps every task alive, for a child process, which cannot end them."""
         return vars(self).copy()
+
+    def forget_threads(self) -> None:
+        """Note that this process is a child, in which one thread runs."""
+        self._taking = threading.Lock()
 
     def leave(self) -> None:
         """Let go of an event loop that has ended.
@@ -149,10 +156,10 @@ class BackgroundTasks:
                 return
             # It is being closed, and no more can be started.
             await self._over.wait()
-        if self._loop not in (None, loop) and self._pid == pid and not is_over(self._loop):
-            raise InUse
-        # Nothing is called in between: another thread may be about to take it for its event loop.
-        self._loop, self._pid = loop, pid
+        with self._taking:
+            if self._loop not in (None, loop) and self._pid == pid and not is_over(self._loop):
+                raise InUse
+            self._loop, self._pid = loop, pid
         # Whatever the last event loop left behind when it ended without a word.
         self._group = self._last = None
         self._ended()

@@ -42,7 +42,8 @@ def stats_of(
         at: wall clock, seconds.
         is_shared: whether the store is Redis.
     """
-    loading = Counter(counts.of(flight.job.loader) for flight in flights.all() if isinstance(flight.state, Loading))
+    running = (flight.job for flight in flights.all() if isinstance(flight.state, Loading))
+    loading = Counter(counts.of(job.loader) for job in running if not job.is_outer)
     backing_off = Counter(map(counts.of, backoffs.origins()))
     by_name: dict[bool, dict[str, Counted]] = {False: {}, True: {}}
     for tally in list(counts.tallies.values()):

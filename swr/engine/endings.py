@@ -61,10 +61,10 @@ class Endings:
         return entry if error is None or flight.job.may_fall_back(entry, error, now) else None
 
     def patience_for(self, flights: Iterable[Flight]) -> float | None:
-        """Return the seconds that a reader waits who has said nothing of it; None: to the end of the load.
+        """Return how many seconds a reader waits by default; None: to the end of the load.
 
-        That depends on how long the load has been under way. One that hangs so costs its first readers some time, and
-        the later ones none.
+        That depends on how long the load has been under way. So a load that hangs costs its first readers some time,
+        and the later ones none.
         """
         now, longest = self.runtime.time(), 0.0
         for flight in flights:
@@ -93,12 +93,13 @@ class Endings:
         if load is not None:
             events, seconds = self.runtime.events, (self.runtime.time() if ended is None else ended) - load.began
             error = result.error if isinstance(result, Failed) else None
-            tally = self.runtime.counts.of(flight.job.loader)
-            tally.end_load(flight.key, seconds, error, self.runtime.clock())
+            tally, is_outer = self.runtime.counts.of(flight.job.loader), flight.job.is_outer
+            if not is_outer:
+                tally.end_load(flight.key, seconds, error, self.runtime.clock())
             if error is not None:
-                events.publish(LoadFailed, flight.key, seconds, error, tally.loader, tally.route)
+                events.publish(LoadFailed, flight.key, seconds, error, tally.loader, tally.route, is_outer)
             else:
-                events.publish(Loaded, flight.key, seconds, tally.loader, tally.route)
+                events.publish(Loaded, flight.key, seconds, tally.loader, tally.route, is_outer)
         if log.isEnabledFor(logging.DEBUG):
             if isinstance(result, Failed):
                 log.debug("load of %r: failed (%s)", flight.key, text_of(result.error))

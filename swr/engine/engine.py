@@ -5,19 +5,18 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVarTuple
 
-import anyio
-
 from swr.core.codec import Codec
 from swr.core.decision import FRESH, MISSING, Revalidate, decide, is_due_early
 from swr.engine import deadlocks, direct
-from swr.engine.background import BackgroundTasks, running_loop
+from swr.engine.background import BackgroundTasks, InUse
 from swr.engine.backoff import Backoffs
 from swr.engine.endings import Endings
 from swr.engine.entries import Entries
 from swr.engine.flights import Finished, Flight, Flights
 from swr.engine.lease import Renewals
-from swr.engine.load import Job, Snapshot
+from swr.engine.load import Job, Reading, Snapshot
 from swr.engine.notifications import Notifications
+from swr.engine.opening import Opening
 from swr.engine.portal import Portal
 from swr.engine.read_log import log_read
 from swr.engine.refresh_path import RefreshPath
@@ -83,17 +82,15 @@ class Engine:
         self._reads = StoreReads(self._path, self.flights, self.backoffs)
         self.notifications = Notifications(self.events, self.flights, self.backoffs, self._path.give_way)
         self.entries = Entries(self)
-        # Called at every opening, when tasks can be started.
-        self.on_opened: list[Callable[[], object]] = []
-        self._opened = False
-        self._opening: tuple[object, anyio.Event] | None = None
+        self._opening = Opening(self.runtime, self.portal, self.notifications)
+        self.on_opened = self._opening.on_opened
 
     def configure(self, store: LeasingStore, lease_for: float, drain_for: float, clock: Callable[[], float]) -> None:
-        """Go by these from the next opening on; see the class. It must be closed."""
+        """Use these from the next opening on; see the class. The engine must be closed."""
         self._tasks.drain_for = drain_for
         self._ended()
         self.notifications.forget_outage()
-        self.store, self._opened = store, False
+        self.store, self._opening.is_done = store, False
         self.runtime.configure(store, lease_for, clock)
 
     def clock(self) -> float:
@@ -107,27 +104,26 @@ class Engine:
             InUse: the cache is in use on another event loop.
         """
         while not self.is_open:
-            loop = running_loop()
-            if self._opening is not None and self._opening[0] is loop:
-                await self._opening[1].wait()
-                continue
-            self._opening = opening = (loop, anyio.Event())
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self.portal.give_way()
-                    await self._tasks.open()
-                    self.runtime.enter(loop)
-                    try:
-                        await self.store.open(self._tasks.start_last, self.notifications.handle)
-                    except BaseException:
-                        await self._tasks.aclose()
-                        raise
-                    self._opened = True
-                    for begin in self.on_opened:
-                        begin()
-            finally:
-                self._opening = None
-                opening[1].set()
+            await self._opening.run()
+
+    @property
+    def is_entered(self) -> bool:
+        """Return whether it is open here, and the caller uses it."""
+        return self.is_open and not self.switch.is_disabled
+
+    async def enter(self) -> bool:
+        """Open, unless it is open here already; return whether the caller uses the cache.
+
+        It does not if the cache is off or in use on another event loop, which may take it at this very moment.
+        """
+        if self.switch.is_off:
+            return False
+        try:
+            await self.ready()
+        except InUse:
+            self.switch.warn()
+            return False
+        return True
 
     async def aclose(self) -> None:
         """Wait for loads within the grace period, cancel the rest, give back their leases, disconnect.
@@ -140,14 +136,14 @@ class Engine:
                 raise ConfigurationError(
                     f"the loader of {flight.key!r} closes the cache that waits for it: close it where it was opened"
                 )
-        if self._opened and self._tasks.is_here:
+        if self._opening.is_done and self._tasks.is_here:
             await self._tasks.aclose()
             await self.store.aclose(self.notifications.handle)
 
     @property
     def is_open(self) -> bool:
         """Return whether it is open on the event loop that runs now."""
-        return self._opened and self._tasks.is_open
+        return self._opening.is_done and self._tasks.is_open
 
     @property
     def is_store_up(self) -> bool:
@@ -163,16 +159,18 @@ class Engine:
         await self.store.settled()
 
     def _ended(self) -> None:
-        self._opened = False
+        self._opening.is_done = False
         self.flights.clear()
         self.backoffs.clear()
         self._renewals.clear()
         self.store.forget()
 
     async def fetch(
-        self, key: str, job: Job, limits: Limits = NO_LIMITS, patience: Timeout = None, early: float = 0.0
+        self, key: str, job: Reading, limits: Limits = NO_LIMITS, patience: Timeout = None, early: float = 0.0
     ) -> Outcome[Any]:
         """Return the value of `key`: what is stored if it may be served, else what the job loads.
+
+        If another event loop has just taken the cache, the job goes past it.
 
         Parameters:
             key: what is asked for.
@@ -186,20 +184,23 @@ class Engine:
             Exception: whatever the loader raised, if there is no entry to fall back on.
             CodecError: the value cannot be stored in Redis.
         """
-        entry = self.store.peek(key)
-        decision = MISSING if entry is None else decide(entry, self.clock(), limits)
+        entry, clock = self.store.peek(key), self.runtime.clock
+        decision = MISSING if entry is None else decide(entry, clock(), limits)
         error: BaseException | None = None
+        if decision is not FRESH and not self.is_open and not await self.enter():
+            return await job.call_past()
         try:
-            if decision is not FRESH and not self.is_open:
-                await self.ready()
             asked = not decision.serve
             if asked:
-                entry, decision = await self._reads.read(key, job, entry, limits)
+                tally = self.counts.of(job.loader)
+                entry = await self._reads.read(key, job, tally, entry, limits)
+                decision = decide(entry, clock(), limits)
+                tally.note_read(found=entry is not None)
             if entry is not None and decision.serve:
                 state = decision.state
                 if decision.revalidate is Revalidate.BACKGROUND:
                     self.refresh_soon(key, job, entry)
-                elif early and is_due_early(entry, self.clock(), early, self.runtime.uniform(0.0, 1.0)):
+                elif early and is_due_early(entry, clock(), early, self.runtime.uniform(0.0, 1.0)):
                     await self.ready()
                     self.refresh_soon(key, job, entry)
             else:
@@ -211,7 +212,7 @@ class Engine:
         self.tell(key, entry, state, error, layer)
         if asked or state is not State.FRESH:
             log_read(self.backoffs, key, decision.serve, asked, state, error)
-        return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
+        return Outcome(entry.value, state, max(0.0, clock() - entry.created_at), error)
 
     async def _wait_for(
         self, key: str, job: Job, entry: Entry[Any] | None, patience: Timeout

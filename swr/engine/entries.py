@@ -15,7 +15,6 @@ from swr.engine.flights import Flights
 from swr.engine.notifications import Notifications, publish_named
 from swr.engine.portal import Portal
 from swr.engine.runtime import RELEASED_WITHIN, Runtime
-from swr.engine.switch import Switch
 from swr.entry import Entry, Outcome, absence, stamp
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.events import CommitRejected, Committed, Invalidated
@@ -34,10 +33,12 @@ class Engine(Protocol):
     flights: Flights
     notifications: Notifications
     portal: Portal
-    switch: Switch
 
     async def ready(self) -> None:
         """Open, unless it is open here already."""
+
+    async def enter(self) -> bool:
+        """See `swr.engine.engine.Engine.enter`."""
 
     async def invalidate(self, *keys: str) -> None:
         """See `Store.invalidate`."""
@@ -82,13 +83,12 @@ class Entries:
 
     async def peek(self, key: str, codec: Codec) -> Outcome[Any] | None:
         """Return what a reader of `key` would get at once, or None: a reader would wait for a load."""
-        if self._engine.switch.is_off:
+        if not await self._engine.enter():
             return None
         store, clock = self._runtime.store, self._runtime.clock
         entry = store.peek(key)
         decision = decide(entry, clock())
         if decision is not FRESH:
-            await self._engine.ready()
             entry = await store.read(key, codec)
             decision = decide(entry, clock())
         if entry is None or not decision.serve:
@@ -101,11 +101,10 @@ class Entries:
         Raises:
             CodecError: the value cannot be stored. The stored entry is gone anyway.
         """
-        if self._engine.switch.is_off or not value.is_stored:
+        if not value.is_stored or not await self._engine.enter():
             # Nothing is left in the cache, nor anything older.
             await self._engine.invalidate(key)
             return False
-        await self._engine.ready()
         # A caller that is cancelled meanwhile must leave no lease behind.
         with anyio.CancelScope(shield=True), _Overtaken(self._engine, key) as overtaken:
             version = await self._set(key, codec, value, overtaken)

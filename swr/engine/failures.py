@@ -30,7 +30,7 @@ _RUNNERS: Final = frozenset(("swr", "anyio", "asyncio", "trio", "outcome", "conc
 
 
 class _WithReference(Exception):
-    """As a class of Python code is, which adds room for a weak reference."""
+    """An exception class written in Python, whose objects have room for a weak reference."""
 
 
 _REFERENCE: Final = _WithReference.__basicsize__ - Exception.__basicsize__
@@ -199,7 +199,7 @@ class _Copying:
 def shortened(
     error: BaseException, traceback: TracebackType | None
 ) -> tuple[BaseException, TracebackType | None] | None:
-    """Return what all callers but one raise copies of, and its traceback, if a failure is long to tell.
+    """Return a shortened failure for all callers but one to copy, and its traceback, if the failure is long.
 
     It has all members of a group. The first exceptions have their tracebacks and what they were raised from.
     None: all callers get copies of the failure as it is.
@@ -268,7 +268,7 @@ class _Shortening:
         return copied
 
     def members(self, members: Sequence[BaseException]) -> list[BaseException]:
-        """Return the members that the copy of a group has."""
+        """Return copies of the members of a group, or of the first ones."""
         copies: list[BaseException] = []
         for member in members:
             copied = self.short(member) if self.left else another(member)

@@ -31,11 +31,15 @@ class LoadTerms(Protocol):
 
     @property
     def loader(self) -> str:
-        """The loader's name as entries carry it, see `Entry`; empty: it is none's."""
+        """The loader's name as entries carry it, see `Entry`; empty: no loader has caused it."""
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags of what is loaded, as far as they are known before."""
+
+    @property
+    def is_outer(self) -> bool:
+        """Return whether a load within this one counts in its place: behind a login, that of the endpoint."""
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Return whether `entry`, while its policy allows it, may be served instead of this failure."""
@@ -192,7 +196,6 @@ class Flight:
     def result(self) -> Result | None:
         """The result of the flight; None: its waiters have to wait."""
         state = self.state
-        # A load that timed out is finished before its lease is given back. Until then waiters learn nothing.
         return state.result if type(state) is Finished and self.done.is_set() else None
 
     @property

@@ -12,7 +12,7 @@ from swr.engine.flights import Finished, Flight, Loading, LoadTerms
 from swr.engine.lease import LIVES, Renewals
 from swr.engine.results import Failed, LocalOnly, NoValue, Stored, Unstored
 from swr.engine.tracing import UNTRACED
-from swr.entry import Entry, absence, marked_stale, stamp
+from swr.entry import Entry, Outcome, absence, marked_stale, stamp
 from swr.errors import LeaseLost, LoadTimeout, StoreUnavailable
 from swr.events import CommitRejected, Committed, Invalidated
 from swr.policy import Policy, Timeout
@@ -26,6 +26,13 @@ class Job(LoadTerms, Protocol):
 
     def run(self, load: "Load") -> Coroutine[Any, Any, None]:
         """Load, and call `load.store(...)` or `load.skip()` once; an exception is the load's failure."""
+
+
+class Reading(Job, Protocol):
+    """A job of a reader, who gets its answer whether or not the cache is used."""
+
+    def call_past(self) -> Coroutine[Any, Any, Outcome[Any]]:
+        """Return what is loaded as if there were no cache."""
 
 
 class Snapshot(NamedTuple):

@@ -127,7 +127,7 @@ class Place:
             self._give_back()
 
     def give_up(self, flight: Waited) -> None:
-        """Say that the load of `flight` ends, and waits for no slot. One that it has it gives back itself."""
+        """Note that the load of `flight` ends and waits for no slot. A load that has a slot gives it back itself."""
         if not self._has_slot:
             self.leave(flight)
 

@@ -64,7 +64,7 @@ class AskAgain(msgspec.Struct, frozen=True):
 
     Parameters:
         known: only an entry newer than this version counts from now on; None: what counted so far.
-        held: the refusal that a notification has overtaken, if it is that.
+        held: the refusal, if a notification has overtaken it.
     """
 
     known: int | None = None

@@ -89,7 +89,7 @@ class Notifications:
         self._flights.wake(key)
 
     def _on_commit(self, key: str, fingerprint: str) -> None:
-        """Count what is being loaded without a lease as superseded: nothing says which of the two is newer."""
+        """Count a load without a lease as superseded by the commit, because nothing says which value is newer."""
         flight = self._flights.get(key)
         if flight is None or flight.load is None or flight.load.lease is not None:
             return

@@ -1,4 +1,4 @@
-"""An event that in most cases no task waits for."""
+"""An event that in most cases no task waits for, or one."""
 
 import asyncio
 
@@ -9,11 +9,12 @@ import anyio.lowlevel
 class OneShotEvent:
     """anyio's `Event` at a tenth of its price, until somebody waits."""
 
-    __slots__ = ("_event", "_is_set")
+    __slots__ = ("_is_set", "_waiting")
 
     def __init__(self) -> None:
         self._is_set = False
-        self._event: asyncio.Event | anyio.Event | None = None
+        # On asyncio a future for each task that waits, in the order in which they came.
+        self._waiting: dict[asyncio.Future[None], None] | anyio.Event | None = None
 
     def is_set(self) -> bool:
         """Return whether it has happened."""
@@ -22,23 +23,37 @@ class OneShotEvent:
     def set(self) -> None:
         """Say that it has happened, for good."""
         self._is_set = True
-        if self._event is not None:
-            self._event.set()
+        waiting, self._waiting = self._waiting, None
+        if isinstance(waiting, dict):
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+        elif waiting is not None:
+            waiting.set()
 
     async def wait(self) -> None:
         """Wait until it has happened."""
         if self._is_set:
             await anyio.lowlevel.checkpoint()
             return
-        if self._event is None:
-            self._event = _event()
-        await self._event.wait()
+        if self._waiting is None:
+            self._waiting = _waiting()
+        waiting = self._waiting
+        if not isinstance(waiting, dict):
+            await waiting.wait()
+            return
+        # An event of anyio does the same, and finds out each time which event loop this is.
+        future = asyncio.get_running_loop().create_future()
+        waiting[future] = None
+        try:
+            await future
+        finally:
+            waiting.pop(future, None)
 
 
-def _event() -> asyncio.Event | anyio.Event:
+def _waiting() -> dict[asyncio.Future[None], None] | anyio.Event:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return anyio.Event()
-    # What anyio's own consists of, without its finding out each time which event loop this is.
-    return asyncio.Event()
+    return {}

@@ -119,10 +119,10 @@ class Portal:
         return loop is not None and not (own is not None and own.loop is loop) and not is_over(loop)
 
     async def reach(self, function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-        """Await an invalidation, `function(*args)`, in the event loop that has the cache open; here if none has.
+        """Await an invalidation, `function(*args)`, in the event loop that has the cache open; here if it is closed.
 
         Raises:
-            SWRError: that event loop is held up. It is made as soon as it turns.
+            SWRError: something holds up that event loop. The invalidation is made as soon as the loop turns.
         """
         while True:
             try:
@@ -151,6 +151,7 @@ class Portal:
     def forget(self) -> None:
         """Forget the thread: this process is a child, in which its parent's thread does not run."""
         self._lock = threading.Lock()
+        self._tasks.forget_threads()
         if self._own is not None:
             # The parent's event loop and tasks would complain if they were thrown away.
             _INHERITED.append((self._own, self._tasks.keep_all()))

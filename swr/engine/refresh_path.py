@@ -142,8 +142,9 @@ class RefreshPath:
                 return
             lease = step.lease
             load = Load(self._endings, self._renewals, flight, lease)
-            loader = self.runtime.counts.of(job.loader).loader
-            self.runtime.events.publish(LoadBegun, flight.key, self.runtime.time() - asked, loader)
+            if self.runtime.events.has_subscriber(LoadBegun):
+                loader = self.runtime.counts.of(job.loader).loader
+                self.runtime.events.publish(LoadBegun, flight.key, self.runtime.time() - asked, loader)
             with UNTRACED if traced is None else await traced():
                 await self._run(load, job, chain)
         except BaseException as error:

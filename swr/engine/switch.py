@@ -44,11 +44,16 @@ class Switch:
             self._set_clock()
 
     @property
-    def is_off(self) -> bool:
-        """Return whether the caller gets nothing from the cache and leaves nothing in it."""
+    def is_disabled(self) -> bool:
+        """Return whether nobody uses the cache, or the caller is in a `disabled` block."""
         if not self.is_enabled:
             return True
-        if self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get()):
+        return self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get())
+
+    @property
+    def is_off(self) -> bool:
+        """Return whether the caller gets nothing from the cache and leaves nothing in it."""
+        if self.is_disabled:
             return True
         if not self.is_elsewhere():
             return False

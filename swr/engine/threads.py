@@ -20,7 +20,7 @@ _THREADS: Final = 80
 
 
 class Threads:
-    """Run functions in a limited number of threads, and fewer of each loader the less are free.
+    """Run functions in a limited number of threads. The fewer are free, the fewer one loader may have.
 
     A thread cannot be ended. A load that is cancelled leaves its thread behind; that counts until its function returns.
 

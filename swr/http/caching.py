@@ -112,7 +112,7 @@ class Verdict(NamedTuple):
         client_max_age: seconds that clients may keep it without asking, as the endpoint's decorator says; None: no
             decorator has said.
         soft_timeout: how long a reader waits for the next load of it, as the decorator says.
-        unnamed: those fields of `vary` that not this response names, but others to its URL.
+        unnamed: the fields of `vary` that other responses to its URL name, and this one does not.
         tags_of: returns the tags of its content, once that is complete; see `Terms`.
     """
 
@@ -168,7 +168,7 @@ def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, 
     """Return the directives that say how a response is stored, and whether they come from a targeted field.
 
     RFC 9213 2.2: the first targeted field that is there and well-formed goes before `Cache-Control` and `Expires`.
-    A malformed one does not count, but for the words in it that forbid: its author wanted to say something.
+    A malformed one does not count, except for the words in it that forbid, because its author meant something.
     """
     words: Directives = {}
     for name in targeted:

@@ -128,7 +128,7 @@ class RequestFacts(NamedTuple):
         no_store, only_if_cached: whether it has the directive, and swr honours it.
         is_off: whether the cache is off.
         is_safe: whether it changes nothing, whatever its method: its content says what it reads.
-        has_override: whether a field names another method, by which an app may go.
+        has_override: whether a field names another method, which an app may obey.
         has_long_content, has_part_of_content: whether its content would be part of its key, and is too long for that,
             or did not come whole in time.
     """
@@ -178,7 +178,7 @@ class Miss(NamedTuple):
 
 _INVALIDATE: Final = Handling(Action.INVALIDATE, Reason.UNSAFE_METHOD, b"swr; fwd=method")
 _PASS_THROUGH: Final = Handling(Action.PASS_THROUGH, Reason.SAFE_METHOD)
-_OFF: Final = Handling(Action.BYPASS, Reason.OFF, b'swr; fwd=bypass; detail="off"')
+OFF: Final = Handling(Action.BYPASS, Reason.OFF, b'swr; fwd=bypass; detail="off"')
 _TOO_LONG: Final = Handling(Action.BYPASS, Reason.TOO_LONG, b'swr; fwd=bypass; detail="header too long"')
 _LONG_CONTENT: Final = Handling(Action.BYPASS, Reason.LONG_CONTENT, b'swr; fwd=bypass; detail="content too large"')
 _PART_OF_CONTENT: Final = Handling(
@@ -217,7 +217,7 @@ def classify(request: RequestFacts) -> Handling:
     if not request.is_safe and request.method not in _CACHED:
         return _PASS_THROUGH if request.method in SAFE else _INVALIDATE
     if request.is_off:
-        return _OFF
+        return OFF
     if request.is_too_long:
         return _TOO_LONG
     if request.has_long_content or request.has_part_of_content:

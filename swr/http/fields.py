@@ -101,7 +101,7 @@ def values_of(headers: Headers, name: bytes) -> list[bytes]:
 def parse_directives(values: Iterable[bytes]) -> Directives:
     """Return the directives of `Cache-Control` fields: lower-case names, arguments unquoted, the first of a name.
 
-    RFC 9111 5.2. What cannot be read is passed over, but for the words in it that forbid.
+    RFC 9111 5.2. swr passes over what it cannot read, except for the words in it that forbid.
     """
     found: Directives = {}
     # The arguments of directives that name fields. Of two with the names of fields both count.
@@ -278,7 +278,7 @@ def delta_seconds(argument: str | None) -> int | None:
 def vary_of(headers: Headers) -> tuple[str, ...] | None:
     """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`.
 
-    Whatever is between the names: `Cookie; Accept` names two fields.
+    Any characters may separate the names: `Cookie; Accept` names two fields.
     """
     names: set[str] = set()
     for value in values_of(headers, b"vary"):

@@ -134,7 +134,7 @@ def path_of(scope: Scope) -> bytes:
 
 
 def is_ambiguous(path: str, raw_path: bytes) -> bool:
-    """Return whether an app may take a path for another one than a rule does, as `/static/..%2faccount`.
+    """Return whether an app and a rule may read a path in two ways, such as `/static/..%2faccount`.
 
     Parameters:
         path: decoded.

@@ -193,7 +193,7 @@ class Ready:
         until: when it has to be made again, because `Age` and `ttl` count seconds.
         headers: of the whole response.
         brief: of a 304.
-        etag: what `If-None-Match` has to be, to the byte, for the 304; None: that takes more than a glance.
+        etag: the bytes of `If-None-Match` that get the 304; None: it takes more than comparing bytes.
         stored: the response.
         own_tag: the entity tag that swr has made for it; None: the app has one, or swr makes none.
     """

@@ -6,7 +6,8 @@
 | `xkey` | white space or commas | Varnish |
 | `Cache-Tag`, `Edge-Cache-Tag`, any `...-Tag` or `...-Tags` | commas | Cloudflare, Akamai, Netlify |
 
-Apps send text beyond ASCII as UTF-8 or as Latin-1 (Starlette does), and no field says which. Such a tag is two tags.
+Apps send text beyond ASCII as UTF-8 or as Latin-1 (Starlette does), and no field says which. So swr counts such a tag
+as both.
 """
 
 from collections.abc import Collection
@@ -29,7 +30,7 @@ def tags_in(headers: Headers, names: Collection[bytes]) -> tuple[str, ...] | Non
     found: dict[bytes, None] = {}
     for name in names:
         for value in values_of(headers, name):
-            for tag in parted(name, value):
+            for tag in separated(name, value):
                 if len(tag) > LONGEST_TAG:
                     return None
                 found[tag] = None
@@ -47,7 +48,7 @@ def _texts_of(tag: bytes) -> tuple[str, ...]:
         return (latin,)
 
 
-def parted(name: bytes, value: bytes) -> list[bytes]:
+def separated(name: bytes, value: bytes) -> list[bytes]:
     """Return the tags that one line of a field names; see the table of this module."""
     if name.endswith((b"-tag", b"-tags")):
         parts = [part.strip(b" \t") for part in value.split(b",")]

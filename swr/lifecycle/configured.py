@@ -150,7 +150,7 @@ class Configured:
         self.first.clear()
 
     def _report_anew(self, reports: bool, release: str) -> None:
-        """Report to where the cache is now, if it was to report before or is to from now on."""
+        """Report to the place where the cache is now, if reporting was on before or is turned on."""
         before, self._release = self.reporter, release
         self.reporter = None
         if before is not None:

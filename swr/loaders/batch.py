@@ -221,6 +221,8 @@ class Part:
 
     __slots__ = ("_item", "batch", "codec", "context", "loader", "policy")
 
+    is_outer = False
+
     def __init__(self, batch: Batch, item: Any, policy: Policy) -> None:
         self.batch = batch
         self._item = item

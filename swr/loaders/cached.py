@@ -19,7 +19,7 @@ from swr.loaders.parsing import arguments_in
 from swr.loaders.sync import SyncLoader
 from swr.loaders.tag_functions import TagFunction
 from swr.loaders.terms import LoaderTerms
-from swr.policy import Policy
+from swr.policy import NO_LIMITS, Policy
 from swr.stores.local import LocalCache, NoSlot, Slot
 from swr.stores.tag_versions import OfLoader, Soft
 from swr.stores.threads import deep_copy
@@ -108,15 +108,11 @@ class Cached(Generic[P, R]):
         value: R = (await self._fetch(slot.key, args, kwargs)).value
         return await deep_copy(value) if self._copies else value
 
-    @property
-    def _policy(self) -> Policy:
-        return self._terms.policies.now
-
     def _slot(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot | NoSlot:
-        """Return what is held for a call to which its arguments do not lead, and have them do so."""
+        """Return the local cache's slot of a call whose arguments are no alias yet, and make them one."""
         key = self._keys.key(args, kwargs)
         # Where values may be refreshed early or are copied, a hit takes more than this.
-        slot = None if self._copies or self._policy.early else self._local.slots.get(key)
+        slot = None if self._copies or self._terms.policies.now.early else self._local.slots.get(key)
         if slot is None:
             return NoSlot(key)
         if slot.aliases is None and not kwargs:
@@ -126,16 +122,18 @@ class Cached(Generic[P, R]):
         return slot
 
     def _fetch(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Outcome[Any]]:
-        policy = self._policy
+        policy = self._terms.policies.now
         if self._engine.switch.is_off:
             return self._loader.call_past(args, kwargs, policy.hard_timeout)
-        return self._engine.fetch(key, self._job(args, kwargs), patience=policy.soft_timeout, early=policy.early)
+        return self._engine.fetch(key, self._job(args, kwargs), NO_LIMITS, policy.soft_timeout, policy.early)
 
     def _job(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return Call(self._loader, self._keys.keep(args, kwargs), self._policy_of(args, kwargs), self.codec)
+        codec = self._codec
+        policy = self._policy_of(args, kwargs)
+        return Call(self._loader, self._keys.keep(args, kwargs), policy, self.codec if codec is None else codec)
 
     def _policy_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Policy:
-        policy = self._policy
+        policy = self._terms.policies.now
         return policy if self._keys.fixed_tags is not None else policy.tagged(self._keys.tags(args, kwargs))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -201,7 +199,7 @@ class Cached(Generic[P, R]):
             Exception: whatever the loader raised; what is stored stays.
         """
         key = self._keys.key(args, kwargs)
-        if self._engine.switch.is_off:
+        if not await self._engine.enter():
             return await self.uncached(*args, **kwargs)
         return (await self._copied(await self._engine.refresh(key, self._job(args, kwargs)))).value
 
@@ -214,7 +212,7 @@ class Cached(Generic[P, R]):
             Exception: whatever the loader raised.
             LoadTimeout: it ran longer than `hard_timeout`.
         """
-        value: R = (await self._loader.call_past(args, kwargs, self._policy.hard_timeout)).value
+        value: R = (await self._loader.call_past(args, kwargs, self._terms.policies.now.hard_timeout)).value
         return value
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -225,8 +223,9 @@ class Cached(Generic[P, R]):
         """Store `value` as if the loader had just returned it for these arguments.
 
         It replaces what is stored, here and in every process. A load under way is not stored any more. An invalidation
-        that comes later outdates the value, as does another `set`. If Redis does not take the value, its key is
-        invalidated: at once in this process, which keeps the value meanwhile, and elsewhere when Redis takes that.
+        that comes later outdates the value, as does another `set`. If Redis does not take the value, swr invalidates
+        its key: at once in this process, which keeps the value meanwhile, and elsewhere when Redis takes the
+        invalidation.
 
         Returns:
             Whether every process gets the value from now on. False: Redis did not take it, or an invalidation or
@@ -258,7 +257,7 @@ class Cached(Generic[P, R]):
     async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Mark the entry of these arguments as stale, here and in every process.
 
-        The next reader gets it at once, and it is refreshed. A load that is under way is not enough: it is not stored.
+        The next reader gets it at once, and it is refreshed. swr does not store a load that is already under way.
         An entry without `stale_for` is then an answer only if its load fails (`stale_if_error`).
         """
         await self._engine.entries.mark_stale(self._keys.key(args, kwargs))

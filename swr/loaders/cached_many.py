@@ -68,7 +68,7 @@ class CachedMany(Generic[P, K, V]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
         """Return what the loader returns for these items, from the cache where it may.
 
-        Items that there are none for are left out. Fresh and stale items come from the cache. One call of the loader
+        The dict leaves out items without a value. Fresh and stale items come from the cache. One call of the loader
         for each 1000 items loads the rest, without those that somebody else loads already.
 
         Raises:
@@ -78,7 +78,7 @@ class CachedMany(Generic[P, K, V]):
             ConfigurationError: an argument or an item cannot be part of a key.
             CodecError: a value cannot be stored in Redis.
         """
-        if self._engine.switch.is_off:
+        if not (self._engine.is_entered or await self._engine.enter()):
             return await self._call_past(args, kwargs, checks=True)
         items, answers = await self._ask(args, kwargs)
         values = {item: answers[item][0].value for item in items if item in answers}
@@ -86,7 +86,7 @@ class CachedMany(Generic[P, K, V]):
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
         """The same as a call, with the state, the age and the error of each answer."""
-        if self._engine.switch.is_off:
+        if not (self._engine.is_entered or await self._engine.enter()):
             values = await self._call_past(args, kwargs, checks=True)
             return {item: Outcome(value, State.MISSING, 0.0, bypassed=True) for item, value in values.items()}
         items, answers = await self._ask(args, kwargs)
@@ -100,7 +100,7 @@ class CachedMany(Generic[P, K, V]):
         return outcomes
 
     async def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[Any, Answer]]:
-        """Return the items of a call, and the answers to those that there is a value for."""
+        """Return the items of a call, and the answers to those that have a value."""
         call, items = self._bind(args, kwargs)
         if len(items) <= MOST_AT_ONCE:
             return items, await self._answer(call, items)
@@ -225,10 +225,9 @@ class CachedMany(Generic[P, K, V]):
         Raises:
             Exception: whatever the loader raised; what is stored stays.
         """
-        if self._engine.switch.is_off:
+        if not (self._engine.is_entered or await self._engine.enter()):
             return await self._call_past(args, kwargs, checks=True)
         call, items = self._bind(args, kwargs)
-        await self._engine.ready()
         values: dict[Any, Any] = {}
         for number, some in parts(items, MOST_AT_ONCE):
             if number:
@@ -273,7 +272,7 @@ class CachedMany(Generic[P, K, V]):
     async def set(self, values: Mapping[K, V | Fresh[V]], /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Store `values` as if the loader had just returned this dict for these arguments; see `Cached.set`.
 
-        Of an item that the dict leaves out it is stored that there is none (`absent_for`).
+        For an item that the dict leaves out, swr stores that there is none (`absent_for`).
 
         Returns:
             Whether every process gets all of it from now on.
@@ -290,7 +289,7 @@ class CachedMany(Generic[P, K, V]):
         )
 
     async def peek(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
-        """Return what is stored for these items, fresh or stale; see `Cached.peek`. Items without are left out."""
+        """Return what is stored for these items, fresh or stale; see `Cached.peek`. The dict leaves out the others."""
         return await Items(self._engine, *self._bind(args, kwargs), self._copies).peek(self.codec)
 
     async def _load(self, call: ManyCall, wanted: dict[Any, Entry[Any] | None], *, forced: bool) -> dict[Any, Answer]:

@@ -88,6 +88,7 @@ class Call:
     __slots__ = ("_arguments", "_loader", "codec", "policy")
 
     context: Context | None = None
+    is_outer = False
 
     def __init__(self, loader: Loader, arguments: Arguments, policy: Policy, codec: Codec) -> None:
         self._loader = loader
@@ -123,6 +124,10 @@ class Call:
         self._arguments.check()
         tags_of = None if tags is None else tags(args, kwargs)
         await store_answer(load, value, self.policy, last, tags_of, loader.store_if)
+
+    async def call_past(self) -> Outcome[Any]:
+        """Return what the loader returns, as if there were no cache."""
+        return await self._loader.call_past(*self._arguments.for_load(), self.policy.hard_timeout)
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
         """Return True: the entry's own policy says how long it may be served after a failure."""

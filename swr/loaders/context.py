@@ -20,7 +20,7 @@ class LoadContext(msgspec.Struct, Generic[T], frozen=True):
         value: the last value, fresh or not, or None. It is the stored object itself: it must not be changed.
         age: seconds since its load began; infinite where there is none.
         validator: what came with it: an ETag, a date, a revision; or None.
-        has_value: whether there is a last value, for None is a value.
+        has_value: whether there is a last value, because None is a value, too.
     """
 
     value: T | None = None

@@ -82,11 +82,11 @@ class Loaders:
                 `LoadContext`.
             soft_timeout: how long a reader waits if there is an entry to fall back on; see `Policy`.
             hard_timeout: how long a load may run; see `Policy`.
-            early: refresh a value before its time, the more of this the earlier; see `Policy`. A fresh hit then costs
-                some microseconds more.
+            early: refresh a value before its time; a greater number does so earlier; see `Policy`. A fresh hit then
+                costs some microseconds more.
             jitter: shorten each lifetime by a random share of up to this, so that values do not end together.
-            store_if: returns whether a value is stored, as in `store_if=bool`. Those who wait for a value that is not
-                get it anyway, and what was stored before goes.
+            store_if: returns whether a value is stored, as in `store_if=bool`. Callers who wait for a value that is not
+                stored get it anyway, and swr removes what was stored before.
             local: whether this process's memory holds values. `local=False` has no effect without Redis.
             shared: whether Redis holds values. With `shared=False` each process loads for itself, and a value may be
                 any object.
@@ -157,10 +157,10 @@ class Loaders:
 
         Parameters:
             template: the key of one item, "ranking:{group}:{limit}" for `async def top(groups, limit=100)`: it names
-                every parameter but the list, or leaves it to `ignore`, and the item by any other name. The entries are
-                those of a `cached` loader with this template, if there is one.
+                every parameter but the list, or leaves it to `ignore`, and the item by any other name. A `cached`
+                loader with this template shares the entries, if there is one.
             key: returns the key of one item, in the place of a template. It names the same, as its parameters.
-            absent_for: how long it is remembered that an item was not in the dict.
+            absent_for: how long swr remembers that an item was not in the dict.
             fresh_for: see `cached`.
             stale_for: see `cached`.
             stale_if_error: see `cached`.

@@ -39,6 +39,6 @@ def arguments_in(
         # An ignored parameter may be a connection. A value of a type that is not known may be of any class.
         values = [msgspec.convert(plain_of(texts[name]), kinds[name]) for name in names]
         is_sure = key_of(*values) == key and not {Any, object}.intersection(kinds[name] for name in names)
-    except (ConfigurationError, KeyError, NameError, TypeError, ValueError):
+    except (ConfigurationError, KeyError, NameError, TypeError, ValueError, msgspec.ValidationError):
         return None
     return tuple(values) if is_sure else None

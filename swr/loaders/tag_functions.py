@@ -25,7 +25,7 @@ def names_in(function: TagsOf, where: str, known: Collection[str]) -> list[str]:
         # A function of C that does not say what it takes.
         return []
     if answer is None or answer.kind in (answer.KEYWORD_ONLY, answer.VAR_KEYWORD):
-        raise ConfigurationError(f"tags= of {where} takes no argument: its first one is what is answered")
+        raise ConfigurationError(f"tags= of {where} takes no argument: give it one for the value or the response")
     names = [other.name for other in others if other.name in known and other.kind is not other.POSITIONAL_ONLY]
     for parameter in others:
         if parameter.name not in names and parameter.default is parameter.empty:

@@ -63,7 +63,7 @@ _LAYERS: Final = tuple(layer.value for layer in Layer)
 
 # -- added when an event is published -------------------------------------------------------------------------------
 
-STALENESS: Final = Metric("swr.staleness", "s", "How long ago what was served stale was last fresh", _WHERE, _AGES)
+STALENESS: Final = Metric("swr.staleness", "s", "How long ago stale answers had ceased to be fresh", _WHERE, _AGES)
 LOADS: Final = Metric(
     "swr.load.duration", "s", "How long loads ran", {**_WHERE, "result": ("loaded", "failed")}, OF_LOADS
 )
@@ -299,6 +299,8 @@ def _subscriber(series: Series, added: Collection[Metric]) -> Subscriber:
                 add(STALENESS, event.staleness, event.loader, event.route)
                 if adds_reads:
                     on_read(event)
+            case Loaded() | LoadFailed() if event.is_outer:
+                pass
             case Loaded():
                 add(LOADS, event.seconds, event.loader, event.route, "loaded")
             case LoadFailed():

@@ -1,4 +1,4 @@
-"""Metrics for OpenTelemetry, by way of its API: what becomes of them is for the SDK to say that the program sets up."""
+"""Metrics for OpenTelemetry, through its API. The SDK that the program sets up says what becomes of them."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -87,10 +87,10 @@ def export(cache: Cache, meter: Meter = _METER) -> Callable[[], None]:
             several caches; those of one namespace are counted as one.
 
     Returns:
-        What ends that.
+        A function that ends the export.
 
     Raises:
-        ConfigurationError: `cache` is none, or is at this meter already.
+        ConfigurationError: `cache` is not a cache, or this meter has it already.
     """
     if not isinstance(cache, Cache):
         raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")

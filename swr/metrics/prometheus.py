@@ -76,10 +76,10 @@ def export(cache: Cache, registry: CollectorRegistry = REGISTRY) -> Callable[[],
             caches; those of one namespace are counted as one.
 
     Returns:
-        What ends that. The metrics leave the registry with its last cache.
+        A function that ends the export. The metrics leave the registry with its last cache.
 
     Raises:
-        ConfigurationError: `cache` is none, or is in this registry already.
+        ConfigurationError: `cache` is not a cache, or this registry has it already.
     """
     if not isinstance(cache, Cache):
         raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")

@@ -227,20 +227,20 @@ def _fail(span: Span, error: BaseException) -> None:
 def trace_loads(cache: Cache, tracer: Tracer = _TRACER) -> Callable[[], None]:
     """Make spans for OpenTelemetry of what `cache` loads from now on: `swr load`, `swr refresh` and `swr commit`.
 
-    A load belongs to the trace of the request that waits for it, and what its loader does to the load's span. A refresh
-    in the background is a trace of its own, with a link to the request that caused it. A request that waits for a load
-    of another one's has a link from its own span to that of the load. A batch loader has one span for
-    each call. No span has a key; where a load belongs is in `swr.cache`, `swr.loader` and `swr.route`.
+    A load belongs to the trace of the request that waits for it, and the spans of its loader belong to the load's span.
+    A refresh in the background is a trace of its own, with a link to the request that caused it. A request that waits
+    for another request's load has a link from its own span to that of the load. A batch loader has one span for each
+    call. No span has a key; where a load belongs is in `swr.cache`, `swr.loader` and `swr.route`.
 
     Parameters:
         cache: its `namespace` is the attribute `swr.cache`.
         tracer: makes the spans; by default that of the global tracer provider which is called "swr".
 
     Returns:
-        What ends that, from the next load on.
+        A function that ends it, from the next load on.
 
     Raises:
-        ConfigurationError: `cache` is none, or is traced already.
+        ConfigurationError: `cache` is not a cache, or is traced already.
     """
     if not isinstance(cache, Cache):
         raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")

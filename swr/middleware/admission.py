@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import anyio
@@ -70,8 +70,7 @@ class AskedByClient:
     @property
     def hard_timeout(self) -> Timeout:
         """See `Asked`."""
-        rule = self._request.find_rule()
-        return (None if rule is None else rule.hard_timeout) or self._config.hard_timeout or "auto"
+        return self._config.limit_by(self._request.find_rule())
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -129,14 +128,23 @@ def admission_of(
     return admission
 
 
-@contextlib.contextmanager
-def admitted(scope: Scope, admission: Admission | None) -> Iterator[None]:
-    """Put the admission into the scope, where the endpoint that answers within finds it."""
-    scope[ADMISSION] = admission
-    try:
-        yield
-    finally:
-        scope.pop(ADMISSION, None)
+class admitted:
+    """Put the admission into the scope, where the endpoint that answers within finds it.
+
+    A class, because each run of the app enters it, and a generator takes three times as long.
+    """
+
+    __slots__ = ("_admission", "_scope")
+
+    def __init__(self, scope: Scope, admission: Admission | None) -> None:
+        self._scope = scope
+        self._admission = admission
+
+    def __enter__(self) -> None:
+        self._scope[ADMISSION] = self._admission
+
+    def __exit__(self, *_: object) -> None:
+        self._scope.pop(ADMISSION, None)
 
 
 def is_guarded(config: Config, request: Request, found: Found) -> bool:
@@ -145,7 +153,7 @@ def is_guarded(config: Config, request: Request, found: Found) -> bool:
     Parameters:
         found: what is stored by the URL.
     """
-    if request.key_behind not in config.guarded or not (request.authorized or request.unknown):
+    if not (request.authorized or request.unknown) or request.key_behind not in config.guarded:
         return False
     return found.entry is None or not is_response(found.entry) or not may_use(request, found.entry)
 
@@ -155,7 +163,7 @@ def marked_after(admission: Admission | None, message: Message, status: bytes) -
 
     Parameters:
         admission: of the request, if there is one.
-        status: the member of `Cache-Status` if the cache has not answered after the dependencies.
+        status: the member of `Cache-Status` for an answer that did not come from the cache behind the dependencies.
     """
     if admission is None or (admission.marks is None and not admission.reason):
         return marked(message, status)
@@ -172,7 +180,7 @@ def marked_after(admission: Admission | None, message: Message, status: bytes) -
 
 
 def why_outer(config: Config, admission: Admission | None) -> str:
-    """Return what middleware around swr has set, by which the app may answer, though no `key=` says that it selects."""
+    """Return what middleware around swr has set for the request if the app may answer by it and no `key=` covers it."""
     name = "" if admission is None else admission.asked.outer_variable
     if name:
         config.warn_outer(name)

@@ -1,7 +1,7 @@
 """The job that runs the app to fill the cache: for a waiting client, or in the background."""
 
 import logging
-from typing import Any, Final, Literal
+from typing import Final
 
 import anyio
 from starlette.types import Message, Receive
@@ -10,7 +10,7 @@ from swr.endpoints.decorator import warn_if_above
 from swr.endpoints.terms import EndpointTerms, endpoint_terms
 from swr.endpoints.variables import replayed
 from swr.engine.load import Load
-from swr.entry import Entry, State, stamp
+from swr.entry import State, stamp
 from swr.errors import LoadTimeout, SWRError
 from swr.http.failures import ErrorResponse, is_fallback
 from swr.http.statuses import ABOUT_THE_CLIENT
@@ -26,7 +26,7 @@ from swr.middleware.outbox import Outbox
 from swr.middleware.request import Request
 from swr.middleware.storing import store_response, withdraw
 from swr.middleware.telling import beginning, told_to
-from swr.policy import Policy
+from swr.policy import Policy, Timeout
 
 log = logging.getLogger("swr")
 
@@ -46,6 +46,7 @@ class Capture:
     """
 
     new_seat = None
+    may_fall_back = staticmethod(is_fallback)
     _load: Load  # Of the run, as long as that lasts.
 
     def __init__(
@@ -58,7 +59,7 @@ class Capture:
     ) -> None:
         self.codec, self.context = RESPONSES, None
         if outbox is None:
-            self.context = replayed(config.ambient, request.outer, is_keyed=request.has_key)
+            self.context = replayed(config.ambient(), request.outer, is_keyed=request.has_key)
         self.outbox = Outbox() if outbox is None else outbox
         admission = None if outbox is None else admission_of(config, request)
         self._terms = EndpointTerms(config.cache, self._limit, admission)
@@ -94,13 +95,15 @@ class Capture:
         return self.response.origin
 
     @property
+    def is_outer(self) -> bool:
+        """Return whether the dependencies have let the request in to what the endpoint's own load stores."""
+        admission = self._terms.admission
+        return admission is not None and admission.is_admitted
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """The tags of the URL; the response may have others."""
         return self._request.tags
-
-    def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
-        """Return whether a stored response may answer for a failure; see `is_fallback`."""
-        return is_fallback(entry, error, now)
 
     def detach(self) -> None:
         """The client is gone: go on for the store, or end if nothing will be stored."""
@@ -122,8 +125,7 @@ class Capture:
     async def run(self, load: Load) -> None:
         """Run the app; the load ends with the last message of the body, before background tasks of the app."""
         self._load, self.is_begun = load, True
-        rule = self._request.find_rule()
-        self._limit((None if rule is None else rule.hard_timeout) or self._config.hard_timeout or "auto")
+        self._limit(self._config.limit_by(self._request.find_rule()))
         endpoint_terms.set(self._terms)
         self.response.choose_base(load.flight.entry)
         response = self.response
@@ -162,7 +164,7 @@ class Capture:
             if response.is_replay and log.isEnabledFor(logging.DEBUG):
                 log.debug("%s %r: background refresh: %s", self._request.method, self._request.url, self.outcome)
 
-    def _limit(self, seconds: float | Literal["auto"]) -> None:
+    def _limit(self, seconds: Timeout) -> None:
         self._load.limit(seconds, self._give_up)
 
     def _give_up(self, error: BaseException) -> None:

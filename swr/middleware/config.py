@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from contextvars import Context, copy_context
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Scope
 from swr.cache import Cache
 from swr.endpoints.outer import outer_names
 from swr.endpoints.reads import ADDRESS, ALL_FIELDS, SERVER
+from swr.endpoints.variables import OF_VARIABLES
 from swr.engine.deadlocks import chain, loads_already
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
@@ -28,7 +29,7 @@ from swr.middleware.request import Request
 from swr.middleware.rules import Rule, RuleSet
 from swr.middleware.selection import Selection
 from swr.middleware.variants import Variants
-from swr.policy import Duration, seconds, timeout
+from swr.policy import Duration, Timeout, seconds, timeout
 
 log = logging.getLogger("swr")
 
@@ -83,7 +84,7 @@ class Config:
         selection: what selects responses.
         purge_token: what a `PURGE` has to know; None: swr knows no such method.
         warned: the warnings that were logged, each with the name that it is about.
-        ambient: the context variables that are set for all requests.
+        ambient: returns the context variables that are set for all requests.
     """
 
     app: ASGIApp
@@ -106,7 +107,7 @@ class Config:
     selection: Selection
     purge_token: Bearer | None
     warned: set[tuple[str, str]]
-    ambient: Context
+    ambient: Callable[[], Context]
 
     def warn_unknown(self, field: str) -> None:
         """Log once for a request field that it keeps requests away from the cache, and what to do."""
@@ -133,8 +134,21 @@ class Config:
             once="",
         )
 
+    def limit_by(self, rule: Rule | None) -> Timeout:
+        """Return how long a load may run under a rule, if there is one; see `Policy.hard_timeout`."""
+        return (None if rule is None else rule.hard_timeout) or self.hard_timeout or "auto"
+
     def warn_outer(self, name: str) -> None:
         """Log once for what middleware around swr has left that swr shares nothing made of it, and what to do."""
+        if name.startswith(OF_VARIABLES):
+            # Also one that was set where swr was made, and that a server in another thread does not see.
+            self._warn_once(
+                "the %s is not the same for all requests, and the app may answer by it, so swr shares no such response "
+                "under its own terms: put the middleware that sets it inside, set it where the server starts if it is "
+                "for all requests, or say in key= what selects",
+                name,
+            )
+            return
         self._warn_once(
             "middleware around swr sets the %s, and the app may answer by it, so swr shares no such response under its "
             "own terms: put that middleware inside, or say in key= what selects",
@@ -211,19 +225,19 @@ class Config:
         return found.reason
 
 
-def refuse_second(cache: Cache, key: str, url: str) -> None:
+def refuse_second(cache: Cache, key: str, request: Request) -> None:
     """Refuse to run the app for `key` inside a run of the app for the same key: each would wait for the other.
 
     Parameters:
-        url: names the request in the error.
+        request: what is asked.
 
     Raises:
         ConfigurationError: it would be so.
     """
     if loads_already(cache.engine.runtime, key, chain()):
         raise ConfigurationError(
-            f"the app was asked for {url!r} while it answers the same request: add SWRMiddleware once for the cache "
-            f"{cache.namespace!r}, with the rules of both. No endpoint may ask for its own URL"
+            f"the app was asked for {request.url!r} while it answers the same request: add SWRMiddleware once for the "
+            f"cache {cache.namespace!r}, with the rules of both. No endpoint may ask for its own URL"
         )
 
 
@@ -279,6 +293,7 @@ def make_config(
     strip_tag_fields: bool,
     purge_token: str | bytes,
     app_state: Callable[[], dict[str, Any]],
+    ambient: Callable[[], Context],
 ) -> Config:
     """Return the checked options; see `SWRMiddleware`.
 
@@ -310,10 +325,10 @@ def make_config(
     if not isinstance(version, str) or not version.isprintable():
         raise ConfigurationError(f"version={version!r} is not text without line breaks, such as the name of a release")
     ignored = frozenset(name.encode() for name in field_names(ignore_fields, "ignore_fields"))
-    engine, ambient = cache.engine, copy_context()
+    engine = cache.engine
 
     def outer(scope: Scope) -> tuple[str, ...]:
-        return outer_names(scope, app_state(), ambient)
+        return outer_names(scope, app_state(), ambient())
 
     return Config(
         app,

@@ -10,7 +10,7 @@ from swr.core.decision import FRESH, Revalidate, decide, is_fresh
 from swr.engine.flights import Flight
 from swr.entry import Entry, State
 from swr.errors import LoadTimeout, SWRError
-from swr.http.classify import ADMITTING, CONTENT, Action, Handling, Miss, Reason, classify, classify_miss
+from swr.http.classify import ADMITTING, CONTENT, OFF, Action, Handling, Miss, Reason, classify, classify_miss
 from swr.http.failures import ErrorResponse, has_timed_out
 from swr.http.stored_response import Varies, answers_range, is_response
 from swr.middleware.admission import admission_of, is_guarded
@@ -90,6 +90,11 @@ class RequestHandler:
             if self._request.method == "GET" and not is_unsure and await self._has_unannounced_content():
                 await self._bypass(CONTENT, CONTENT.cache_status)
                 return
+        if not await self._engine.enter():
+            # Another event loop has taken the cache since this request began.
+            self._facts = self._facts._replace(is_off=True)
+            await self._bypass(OFF, OFF.cache_status)
+            return
         for _ in range(_MOST_LOOKUPS):
             if await self._ask_store():
                 return
@@ -225,7 +230,7 @@ class RequestHandler:
         await self._engine.ready()
         outbox = Outbox(self._receive)
         job = Capture(self._config, request, outbox, found.varies, why)
-        refuse_second(self._config.cache, key, request.url)
+        refuse_second(self._config.cache, key, request)
         flight = self._engine.begin(key, job, entry)
         soft_timeout = self._soft_timeout(flight.entry)
         delivery = Delivery(self._config, flight, job, soft_timeout, lambda: self._usable_fallback(flight) is not None)
@@ -288,7 +293,7 @@ class RequestHandler:
             self._engine.refresh_soon(flight.key, job, fallback, forced=True)
 
     def _may_retry(self) -> bool:
-        """Return whether to look the request up again, because a load failed that another client caused; once."""
+        """Return True the first time: another client's load has failed, so the request is looked up again."""
         may_retry, self._has_retried = not self._has_retried, True
         return may_retry
 
@@ -332,7 +337,7 @@ class RequestHandler:
         request.result.pass_through(status)
         admission = admission_of(self._config, request, self._facts, self._accepted)
         await bypass(self._config, request, self._receive, send, status, admission=admission)
-        return "another request's load was of no use; the app answered"
+        return "another request's load brought no answer for this one; the app answered"
 
     def _blames_client(self, flight: Flight, error: BaseException) -> bool:
         """Return whether a run of the app failed for a reason that may be in the client that caused it.

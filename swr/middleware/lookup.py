@@ -1,4 +1,4 @@
-"""Looking up what is stored for a request, and whether the request may be answered with it."""
+"""The lookup of a request: what is stored for it, and whether that may answer it."""
 
 import math
 from typing import Any, Final, NamedTuple

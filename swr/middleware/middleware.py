@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextvars import copy_context
 from typing import Any, Literal
 
 from starlette.types import Message, Receive, Scope, Send
 
 from swr.cache import Cache
+from swr.core.decision import is_fresh
 from swr.engine.background import InUse
 from swr.entry import State
 from swr.events import Answered
@@ -49,12 +51,13 @@ class SWRMiddleware:
             as it comes, and those who wait for it ask the app themselves. None: as long as it likes. The content of a
             request that selects its response may take as long to come.
         max_content_bytes: a request of QUERY, or of POST where a rule says so, with longer content goes to the app.
-        max_variants: how many responses one URL may have that varies; of more the oldest ones go.
+        max_variants: how many responses swr stores of one URL that varies. Of more, those go that no other request has
+            used, or else the least recently used.
         request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age",
             "min-fresh" and "pragma" are not by default, because any client can make the app work with them. They force
             one load for all who ask meanwhile.
         targeted: fields that go before `Cache-Control`, in order of preference (RFC 9213).
-        heuristic: the share of the time since `Last-Modified` that a response without any word on it counts as fresh,
+        heuristic: the share of the time since `Last-Modified` for which a response is fresh that says nothing itself,
             a day at most (RFC 9111 4.2.2); 0, the default: never.
         stale_if_unreachable: how long past its lifetime swr serves a response for an app that gives no answer, unless a
             directive forbids it. A connection error, a time-out, a 502 and a 504 are no answer. swr stores it that
@@ -67,14 +70,15 @@ class SWRMiddleware:
         key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
             scope: a string, a number, a date, a UUID or a tuple of these.
         version: names the version of the app, such as its release. Processes of another version that share the cache
-            have responses of their own; invalidations reach those of every version.
-        tag_fields: response fields that name tags of the response: parted by commas in `Cache-Tag` and its like, by
+            have responses of their own; invalidations reach those of every version. Two apps that share a cache and
+            see the same URL each need one.
+        tag_fields: response fields that name tags of the response: separated by commas in `Cache-Tag` and its like, by
             white space in the others.
         strip_tag_fields: whether clients do not get these fields. By default they do, because a CDN between reads the
             same ones, and takes them away itself.
         purge_token: lets clients invalidate by `PURGE /path` with `Authorization: Bearer` and this token; empty, the
             default: `PURGE` goes to the app like any method that may change something.
-        show_key: `Cache-Status` names the key (RFC 9211 2.7); for looking into things.
+        show_key: `Cache-Status` names the key (RFC 9211 2.7), so that you can look the entry up.
 
     Every answer to GET, HEAD and QUERY carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method
     that may change something outdates its URL, and what its answer names (RFC 9111 4.4, RFC 9875).
@@ -128,9 +132,10 @@ class SWRMiddleware:
             strip_tag_fields=strip_tag_fields,
             purge_token=purge_token,
             app_state=lambda: self._usual.state,
+            ambient=lambda: self._usual.context,
         )
         # Its state is the lifespan's: background runs get it, and nothing that other middleware wrote for one client.
-        self._usual = Usual(self.config.selection.outer, self.config.ambient)
+        self._usual = Usual(self.config.selection.outer, copy_context())
         self.app = app
         self.cache = cache
         self._engine = cache.engine
@@ -153,7 +158,7 @@ class SWRMiddleware:
             # hold, a second at most, the URL as it was sent leads to them, without a key.
             url, condition = plain_url(scope, self._usual)
             slot = self._aliases.get(url)
-            if slot is None or (now := self._local.clock.time()) >= slot.ready_until or now >= slot.trust.until:
+            if slot is None or (now := self._local.clock.time()) >= slot.fresh_until or now >= slot.trust.until:
                 slot = self._ready(url, condition) if url is not None else None
             if slot is not None:
                 slot.is_used, ready = True, slot.ready
@@ -210,17 +215,17 @@ class SWRMiddleware:
         now = self._local.clock.time()
         if slot is None or now >= slot.trust.until or type(slot.value) is not StoredResponse or slot.value.validate:
             return None
-        if now < slot.fresh_until:
+        if is_fresh(slot.entry, now):
             slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
-            slot.ready_until, slot.hits = slot.ready.until, slot.tally.fresh
+            slot.fresh_until, slot.hits = slot.ready.until, slot.origin.tally.fresh
             if not is_long(url):
                 self._local.alias(slot, url, self._aliases)
             return slot
         # A stale hit is as cheap while a refresh is under way or the key backs off.
-        if now < slot.stale_until and self._engine.backs_off(key):
+        if now < slot.entry.stale_until and self._engine.backs_off(key):
             if slot.ready is None or now >= slot.ready.until:
                 slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
-            slot.hits = slot.tally.stale
+            slot.hits = slot.origin.tally.stale
             if condition in (None, slot.ready.etag):
                 self._engine.publish_read(key, slot.entry, State.STALE, None, Layer.L1)
             if log.isEnabledFor(logging.DEBUG):
@@ -237,7 +242,7 @@ class SWRMiddleware:
         """Publish the events of an answer that was ready; that of a stale read was published when it was made ready."""
         assert url is not None
         key, state = url_key(url, self._digest, self._version), State.STALE
-        if slot.hits is slot.tally.fresh:
+        if slot.hits is slot.origin.tally.fresh:
             state = State.FRESH
             self._engine.publish_read(key, slot.entry, state, None, Layer.L1)
         self._events.publish(Answered, "GET", key, state.value, "l1", status, "hit", None)
@@ -246,7 +251,8 @@ class SWRMiddleware:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open the cache before the app starts, drain it after the app has stopped."""
-        self._usual.state = scope.get("state", {})
+        # A server in another thread does not see the variables that were set where swr was made.
+        self._usual.state, self._usual.context = scope.get("state", {}), copy_context()
         opened = False
 
         async def open_cache() -> Message:

@@ -7,7 +7,7 @@ from swr.middleware.request import Request
 
 
 def tell(engine: Engine, request: Request) -> None:
-    """Count a request that the app has answered, unless it was told of as a read already."""
+    """Count a request that the app has answered, unless it was counted as a read already."""
     result, counts = request.result, engine.counts
     if result.is_told:
         return

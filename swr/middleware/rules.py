@@ -56,12 +56,12 @@ class Rule:
         override: whether the rule goes before the response's own directives. `no-store`, `private`, `no-cache`,
             `Set-Cookie` and `Vary: *` win even so.
         vary: request fields that the responses depend on, beside those that they name in `Vary`.
-        sort_query: whether the order of the query's parameters does not matter; those of one name keep theirs.
+        sort_query: whether the order of the query's parameters does not matter; those of one name keep their order.
         keep_params: the query's parameters that matter, "utm_*" for several; None: all.
-        drop_params: parameters that do not. An app that answers a client still sees the dropped ones, and must not
-            answer by them. swr drops nothing with a `;` in it, because some apps part parameters there, too. swr stores
-            nothing of a FastAPI route that declares a parameter which `keep_params` leaves out and `drop_params` does
-            not name, or a key (`APIKeyQuery`) that either leaves out.
+        drop_params: parameters that do not. An app that answers a client still sees the dropped ones, and its answer
+            must not depend on them. swr drops nothing with a `;` in it, because some apps separate parameters by it.
+            swr stores nothing of a FastAPI route that declares a parameter which `keep_params` leaves out and
+            `drop_params` does not name, or a key (`APIKeyQuery`) that either leaves out.
         cookies: the cookies that the response depends on. swr then answers a request with cookies from the cache as
             if it had these alone. A run of the app whose response may be stored sees these alone. Without this, swr
             does not answer it from the cache at all.
@@ -175,7 +175,7 @@ class Rule:
             if "%" in name or "+" in name:
                 name = unquote_plus(name)
             is_kept = self._keep_params is None or name in self._keep_params
-            # Some apps part parameters at `;`, too, so another one that counts may follow.
+            # Some apps separate parameters by `;`, too, so another one that counts may follow.
             if b";" in part or (is_kept and name not in self._drop_params):
                 counted.append((name, part))
         if self._sort_query:

@@ -105,8 +105,8 @@ async def _add_variant(
     Parameters:
         verdict: of the new variant.
         key: of the new variant.
-        put: store the result, if it is new. If others change the variants again and again meanwhile, the new
-            one is invalidated: what no list has would never be among the oldest.
+        put: store the result, if it is new. If others change the variants again and again meanwhile, the new one is
+            invalidated, because a variant in no list would never be removed as the oldest.
     """
     engine = config.engine
     url, mine = request.key, key[len(request.key) :]

@@ -41,8 +41,8 @@ class Variants:
     def make_room(self, url: str, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the variants that stay when one comes, and those that go.
 
-        Those go that no request has used since they were stored, the newest first: who sends values that nobody else
-        sends, displaces only such. After them the least recently used ones go.
+        First those go that no request has used since they were stored, newest first. So a client that sends values that
+        no other client sends displaces only variants of that kind. After them the least recently used ones go.
 
         Parameters:
             url: the key of the URL.

@@ -39,8 +39,9 @@ class Proxy:
         upstream: the service, "http://127.0.0.1:9000"; a path, "http://127.0.0.1:9000/api", is put before every path.
         timeout: how long the service may be silent, before and during its answer.
         connect_timeout: how long connecting may take, and how long a request waits for one of the connections.
-        max_connections: to the service. Where all are taken, a client gives way that is a second or more behind,
-            or a request that changes nothing and whose answer takes longer than usual to begin.
+        max_connections: how many connections to the service. If all are taken, the proxy ends the exchange with a
+            client that is a second or more behind. Or it ends a GET, HEAD or OPTIONS whose answer takes longer than
+            usual to begin.
         client_timeout: seconds that a client may fall behind while it sends a body or takes an answer. That is how long
             the proxy has waited for it, less the time for its bytes at 500 a second.
         preserve_host: the service sees the `Host` that the client sent; else its own.

@@ -43,7 +43,8 @@ class Refresher:
     Parameters:
         loader: what `@cache.cached` or `@cache.cached_many` made.
         keys: the groups: a list, or a function (`def`, `async def`, a generator of either kind) that is asked at every
-            round; of one argument each, or a tuple of arguments. For a batch loader, of one item in the list's place.
+            round. Each group is one argument or a tuple of arguments; for a batch loader, with one item in the list's
+            place.
         every: how much time lies between the beginnings of two rounds.
         strategy: "locks": every process walks all groups and loads those whose lease it gets. "queue": one process
             enqueues, all take and load. "read": nothing, because the decorator refreshes what is asked for.

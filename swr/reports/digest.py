@@ -234,6 +234,7 @@ class Digest(msgspec.Struct, array_like=True, frozen=True):
         dropped: how many calls were left out so far.
         faults: what is simulated: kind, row, and until when.
         refusal: what Redis refuses this process of late, and since when, in seconds since 1970.
+        is_last: whether the process has ended as it should, and reports no more.
     """
 
     format: Count
@@ -257,6 +258,7 @@ class Digest(msgspec.Struct, array_like=True, frozen=True):
     dropped: Count = 0
     faults: Annotated[tuple[tuple[Text, Text, Moment | None], ...], _FEW] = ()
     refusal: tuple[Text, Moment] | None = None
+    is_last: bool = False
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):

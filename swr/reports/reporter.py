@@ -103,9 +103,13 @@ class Reporter:
             self._identity = Identity(secrets.token_hex(6), pid, time.time())
         return self._identity
 
-    def make(self) -> bytes:
-        """Return the digest of this moment, as it is in Redis."""
-        data = encode(self.digest())
+    def make(self, *, is_last: bool = False) -> bytes:
+        """Return the digest of this moment, as it is in Redis.
+
+        Parameters:
+            is_last: whether this process ends, and reports no more.
+        """
+        data = encode(self.digest(is_last=is_last))
         self.turn()
         return data
 
@@ -134,8 +138,8 @@ class Reporter:
 
     # -- the digest -------------------------------------------------------------------------------------------
 
-    def digest(self) -> Digest:
-        """Return the digest of this moment."""
+    def digest(self, *, is_last: bool = False) -> Digest:
+        """Return the digest of this moment; see `make`."""
         stats, identity, watching = self._stats(), self.identity, self.watching
         return Digest(
             FORMAT,
@@ -159,6 +163,7 @@ class Reporter:
             watching.dropped,
             self.faults.told(),
             self._refusal(),
+            is_last,
         )
 
     def _refusal(self) -> tuple[str, float] | None:
@@ -215,7 +220,7 @@ class Reporter:
         now = runtime.time() if self._engine.is_open else 0.0
         found = []
         for flight in self._engine.flights.all():
-            if not isinstance(flight.state, Loading):
+            if not isinstance(flight.state, Loading) or flight.job.is_outer:
                 continue
             row, took = self._row_of_flight(flight), now - flight.state.began
             counted = stats.loaders.get(row) or stats.routes.get(row)

@@ -1,11 +1,13 @@
 """Watch a process for a dashboard: events always, calls and hot keys only while one is open."""
 
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from cachetools import LRUCache
 
+from swr.core.keys import URL_ON_HOST
 from swr.engine.engine import Engine
 from swr.events import (
     Answered,
@@ -35,6 +37,8 @@ _LONGEST: Final = 512
 _FADING: Final = 0.8
 
 _RESPONSE: Final = "GET "
+# The tag of what is stored for a URL on one host: requests with unsafe methods invalidate it.
+_OF_URL: Final = re.compile(rf"{URL_ON_HOST}([^\n]*)\n(?:path:)?url:(/.*)", re.DOTALL)
 
 # Called with a key and what its entry carries of its loader; returns the name of the row.
 RowOf = Callable[[str], str]
@@ -197,6 +201,8 @@ class Watching:
     def _told(self, event: Any) -> tuple[str, str | None, str | None, bool] | None:
         """Return a sentence about an event, its key, its row, and whether something is wrong; None: no matter."""
         match event:
+            case LoadFailed(is_outer=True):
+                return None
             case LoadFailed():
                 row = event.loader or event.route or self._row_of(event.key)
                 return f"A load failed after {_lasting(event.seconds)}: {_text_of(event.error)}", event.key, row, True
@@ -227,11 +233,18 @@ class Watching:
         if event.key is not None:
             return f"A key was {done}.", event.key, None, False
         if event.tag is not None:
+            what, name = _named(event.tag)
             # The tag of a URL has its query.
-            return f"A tag was {done}.", None, self._clean(event.tag), False
+            return f"{what} was {done}.", None, self._clean(name), False
         if event.loader is not None:
             return f"All of a loader was {done}.", None, event.loader, False
         return f"Everything was {done}.", None, None, False
+
+
+def _named(tag: str) -> tuple[str, str]:
+    """Return what kind of a thing a tag invalidates, and its name for people."""
+    of_url = _OF_URL.fullmatch(tag)
+    return ("A tag", tag) if of_url is None else ("A URL", "".join(of_url.groups()))
 
 
 def _missed(rounds: int) -> str:

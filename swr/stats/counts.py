@@ -152,7 +152,7 @@ class Tally:
             self.error = LastError(type(error).__name__, _text_of(error)[:_LONGEST_TEXT], now, key)
 
     def snapshot(self, in_flight: int, backoffs: int) -> Counted:
-        """Return the numbers as they are, with those that others know."""
+        """Return the numbers as they are now, with those that the caller knows."""
         return Counted(
             self.fresh.snapshot(),
             self.stale.snapshot(),

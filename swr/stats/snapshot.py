@@ -85,7 +85,7 @@ class Counted(msgspec.Struct, frozen=True):
     Attributes:
         fresh: reads that got a fresh value, by the layer that answered.
         stale: reads that got a stale value, likewise.
-        missing: reads that waited for a load. A request that can have no answer from the cache is none; see
+        missing: reads that waited for a load. A request that the cache cannot answer is not a read; see
             `Stats.bypasses`.
         loads: how many loads have ended with a value.
         failed: how many without one.

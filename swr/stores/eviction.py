@@ -135,7 +135,7 @@ class Eviction(Generic[E]):
         return cast(E, self._main.at_hand())
 
     def _note(self, key: str, held: int) -> None:
-        """Remember that an item went that was never used."""
+        """Remember an item that was evicted and never used."""
         if len(self._gone) < held:
             self._gone = array("I", bytes(4 << held.bit_length()))
         place, mark = self._mark(key)

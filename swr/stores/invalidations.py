@@ -147,7 +147,7 @@ class SharedInvalidations:
             self._start(self._replay_all)
 
     async def _replay_all(self) -> None:
-        """Replay what is pending; if the store is reachable and refuses, again and again."""
+        """Replay what is pending, again and again as long as the store is reachable and refuses."""
         while self._is_reachable() and not self.pending.is_empty:
             try:
                 # What other processes have invalidated meanwhile was not told, because the store knew of no such load.

@@ -5,9 +5,10 @@ The fresh hit reads it with as few calls as possible. It compares the clock with
 trust; every entry is then checked again when it is next asked for.
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -22,7 +23,11 @@ from swr.stores.tag_versions import ALL, Name, OfKey, Raised, Soft
 from swr.stores.threads import in_thread
 
 # Bytes that a slot, its entry, key and alias, and their dictionary items take beside the texts of both and the value.
-_OVERHEAD: Final = 800
+_OVERHEAD: Final = 640
+# Weights are multiples of this, in bytes.
+_WEIGHED_IN: Final = 64
+# Weights and origins of which one object is remembered for all slots.
+_MOST_SHARED: Final = 4096
 # Objects of a value that are measured at once: some milliseconds. A thread measures larger values afterwards.
 _MEASURED_AT_ONCE: Final = 10_000
 # Entries that are freed at once, and tags that are remembered as forgotten.
@@ -31,7 +36,7 @@ _MOST_FORGOTTEN: Final = 10_000
 
 
 class Trust:
-    """Until when, by the wall clock, entries may be served that were checked while this was `LocalCache.trust`."""
+    """The wall-clock time until which entries may be served that were checked while this was `LocalCache.trust`."""
 
     __slots__ = ("until",)
 
@@ -42,85 +47,80 @@ class Trust:
 H = TypeVar("H", bound=Hashable)
 
 UNTRUSTED: Final = Trust(-math.inf)
+_SUPERSEDED: Final = Trust(-math.inf)
 
 # The entry that a gap replaces: which servers had it, its version, and when it was marked.
 Replaced = tuple[str, int, int]
 
 
-class Slot(Evictable):
-    """An entry in the local cache, with what the fresh hit needs at hand.
+class Origin(NamedTuple):
+    """The origin of an entry in the local cache. Most entries of a loader share one object.
 
-    `replaced` belongs to the store in front of which the cache is. `ready` and `ready_until` belong to the decorator
-    or middleware that serves it: what it has prepared, and until when that may be used. `hits` is where the fresh hit
-    counts itself. `types` belongs to the alias: those of the arguments that it consists of, if they are not all
-    strings.
+    Parameters:
+        tally: where its loader or route is counted.
+        fingerprint: of the type of its value.
+        epoch, replaced: they belong to the store in front of which the cache is.
+        number: of what came later it is greater, if anything was forgotten in between.
     """
 
-    __slots__ = (
-        "alias",
-        "aliases",
-        "entry",
-        "epoch",
-        "fingerprint",
-        "fresh_until",
-        "hits",
-        "number",
-        "ready",
-        "ready_until",
-        "replaced",
-        "stale_until",
-        "superseded",
-        "tally",
-        "trust",
-        "types",
-        "value",
-    )
+    tally: Tally
+    fingerprint: str
+    epoch: int
+    replaced: Replaced | None
+    number: int
 
-    def __init__(
-        self, key: str, entry: Entry[Any], epoch: int, weight: int, fingerprint: str, number: int, tally: Tally
-    ) -> None:
+
+class Slot(Evictable):
+    """An entry in the local cache, with what the fresh hit needs at hand. It takes as few bytes as it can.
+
+    Attributes:
+        fresh_until: until when the short way to a fresh hit may be taken: to the entry's deadline, or to that of the
+            messages that the middleware has prepared.
+        ready: what the middleware has prepared.
+        hits: where the fresh hit counts itself.
+        types: of the arguments that the alias consists of, if they are not all strings.
+    """
+
+    __slots__ = ("alias", "aliases", "entry", "fresh_until", "hits", "origin", "ready", "trust", "types", "value")
+
+    def __init__(self, key: str, entry: Entry[Any], weight: int, origin: Origin) -> None:
         super().__init__(key, weight)
         self.entry = entry
-        self.tally = tally
-        self.hits = tally.fresh
-        # Of those that came later it is greater, if anything was forgotten in between.
-        self.number = number
-        self.fingerprint = fingerprint
+        self.origin = origin
+        self.hits = origin.tally.fresh
         self.value = entry.value
         # Whatever a clock says.
         self.fresh_until = 0.0 if entry.is_marked else entry.fresh_until
-        self.stale_until = entry.stale_until
         self.trust = UNTRUSTED
-        self.epoch = epoch
-        self.superseded = False
-        self.replaced: Replaced | None = None
         self.alias: Hashable = None
         self.aliases: dict[Any, Slot] | None = None
         self.types: tuple[type, ...] = ()
         self.ready: Any = None
-        self.ready_until = 0.0
 
     def mark_stale(self, version: int) -> None:
         """Mark the entry as stale; 0: it was not marked."""
         if version > self.entry.marked_at:
-            self.entry = entry = marked_stale(self.entry, version)
-            self.fresh_until, self.stale_until = 0.0, entry.stale_until
-            self.ready, self.ready_until = None, 0.0
+            self.entry = marked_stale(self.entry, version)
+            self.fresh_until, self.ready = 0.0, None
 
     def supersede(self) -> None:
         """Have the entry compared with the store before it is served as fresh."""
-        self.superseded = True
-        self.trust = UNTRUSTED
+        self.trust = _SUPERSEDED
+
+    @property
+    def is_superseded(self) -> bool:
+        """Return whether the store has a newer entry."""
+        return self.trust is _SUPERSEDED
 
     def weighing(self, weight: int) -> "Slot":
         """Return a slot for the same entry, in the same state, of another weight."""
-        slot = Slot(self.key, self.entry, self.epoch, weight, self.fingerprint, self.number, self.tally)
-        slot.trust, slot.superseded, slot.replaced = self.trust, self.superseded, self.replaced
+        slot = Slot(self.key, self.entry, weight, self.origin)
+        slot.trust = self.trust
         return slot
 
 
 class NoSlot:
-    """In the place of a slot where none is held. It is never fresh, so nothing else of it is read."""
+    """The slot of a key that is not held. It is never fresh, so nothing else of it is read."""
 
     __slots__ = ("key",)
 
@@ -171,7 +171,7 @@ class Slots(dict[str, Slot]):
             self.drop(self.eviction.victim(len(self)).key)
         self[slot.key] = slot
         self.eviction.add(slot, replaced)
-        slot.tally.bytes += slot.weight
+        slot.origin.tally.bytes += slot.weight
         for tag in slot.entry.tags:
             self.tags[tag] = self.tags.get(tag, 0) + 1
         return True
@@ -181,7 +181,7 @@ class Slots(dict[str, Slot]):
         slot = self.pop(key, None)
         if slot is not None:
             self.eviction.remove(slot)
-            slot.tally.bytes -= slot.weight
+            slot.origin.tally.bytes -= slot.weight
             for tag in slot.entry.tags:
                 left = self.tags.pop(tag) - 1
                 if left:
@@ -233,6 +233,8 @@ class LocalCache:
         self._forgotten, self._marked = Raised(), Raised()
         # The version at which slots were marked last.
         self._marked_at = 0
+        # Returns one object for equal origins.
+        self._shared_origin = functools.lru_cache(maxsize=_MOST_SHARED)(_same)
 
     def configure(self, max_bytes: int) -> None:
         """Forget everything, and hold at most this many bytes from now on."""
@@ -245,12 +247,12 @@ class LocalCache:
     def get(self, key: str) -> Slot | None:
         """Return the slot of `key`; who serves it sets its `is_used`."""
         slot = self.slots.get(key) if self._holds else None
-        if slot is not None and slot.number <= self._suspect:
+        if slot is not None and (number := slot.origin.number) <= self._suspect:
             tags, loader = slot.entry.tags, slot.entry.loader
-            if slot.number <= self._forgotten.of(tags, loader):
+            if number <= self._forgotten.of(tags, loader):
                 self.drop(key)
                 return None
-            if slot.number <= self._marked.of(tags, loader):
+            if number <= self._marked.of(tags, loader):
                 slot.mark_stale(self._marked_at)
         return slot
 
@@ -262,9 +264,8 @@ class LocalCache:
             self.on_refused(key)
             return
         size, is_whole = measure(entry.value, _MEASURED_AT_ONCE)
-        tally = self.counts.of(entry.loader)
-        slot = Slot(key, entry, epoch, _overhead(key) + size, fingerprint, self._number, tally)
-        slot.replaced = replaced
+        origin = self._shared_origin(Origin(self.counts.of(entry.loader), fingerprint, epoch, replaced, self._number))
+        slot = Slot(key, entry, _weight(key, size), origin)
         if not self.slots.put(slot, self._most):
             self.on_refused(key)
         elif not is_whole and self.start is not None:
@@ -273,7 +274,7 @@ class LocalCache:
     async def _weigh(self, slot: Slot) -> None:
         """Measure a large value in a thread, and hold it with its true weight."""
         size = await in_thread(memory_size, slot.value)
-        weighed = slot.weighing(_overhead(slot.key) + size)
+        weighed = slot.weighing(_weight(slot.key, size))
         if self.slots.get(slot.key) is slot and not self.slots.put(weighed, self._most):
             self.on_refused(slot.key)
 
@@ -343,7 +344,7 @@ class LocalCache:
         return self._suspect
 
     def recheck_tag(self, name: Name) -> None:
-        """Have every entry checked again before it is served, unless none has the tag that it is the name of."""
+        """Have every entry checked again before it is served, unless `name` is a tag that no entry has."""
         of = name.of if isinstance(name, Soft) else name
         if of == ALL or not isinstance(of, str) or of in self.slots.tags:
             self.recheck_all()
@@ -354,8 +355,19 @@ class LocalCache:
         trust.until = -math.inf
 
 
-def _overhead(key: str) -> int:
-    return _OVERHEAD + 3 * len(key)
+def _weight(key: str, size: int) -> int:
+    """Return the weight of a slot, rounded up, so that very many slots share few numbers."""
+    return _shared_number(-(-(_OVERHEAD + 3 * len(key) + size) // _WEIGHED_IN) * _WEIGHED_IN)
+
+
+@functools.lru_cache(maxsize=_MOST_SHARED)
+def _shared_number(number: int) -> int:
+    """Return one object for equal numbers."""
+    return number
+
+
+def _same(origin: Origin) -> Origin:
+    return origin
 
 
 def _ignore(key: str) -> None:

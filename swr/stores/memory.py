@@ -5,13 +5,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from cachetools import TLRUCache, TTLCache
-
 from swr.core.codec import Codec
 from swr.entry import Entry
 from swr.errors import LeaseLost
 from swr.stores.base import Held, Kind, Lease, Notification, Start, Subscriber
 from swr.stores.clocks import wall_clock
+from swr.stores.expiring import Expiring
 from swr.stores.local import LocalCache
 from swr.stores.tag_versions import ALL, Name, TagVersions, is_announced
 
@@ -20,6 +19,9 @@ _MOST_WARNINGS: Final = 100
 _GROUPS: Final = 4096
 _MOST_ANNOUNCED: Final = 10_000
 _ANNOUNCED_FOR: Final = 300.0
+_MOST_HOLDS: Final = 1_000_000
+# Seconds.
+_PAUSE_KEPT: Final = 60.0
 # With more loads under way than these, any tag may be that of one.
 _MOST_SEARCHED: Final = 1000
 
@@ -27,7 +29,7 @@ _MOST_SEARCHED: Final = 1000
 class _Hold:
     """A lease, or a pause after failures, which keep a key from being loaded."""
 
-    __slots__ = ("failures", "tags", "token", "until", "version")
+    __slots__ = ("ends_at", "failures", "tags", "token", "until", "version")
 
     def __init__(
         self, token: str | None, version: int, until: float, failures: int, tags: tuple[str, ...] = ()
@@ -35,8 +37,19 @@ class _Hold:
         self.token = token
         self.version = version
         self.until = until
+        # A pause is remembered for a while after its end, so that failures go on being counted.
+        self.ends_at = until + (_PAUSE_KEPT if token is None else 0.0)
         self.failures = failures
         self.tags = tags
+
+
+class _Announced:
+    """The announcement of the tags of a load."""
+
+    __slots__ = ("ends_at",)
+
+    def __init__(self, ends_at: float) -> None:
+        self.ends_at = ends_at
 
 
 class MemoryStore:
@@ -63,15 +76,10 @@ class MemoryStore:
         self._clock = clock
         self._last = 0
         # Tags of loads of late, which may have taught others something that is not stored here.
-        self._announced: TTLCache[str, None] = TTLCache(_MOST_ANNOUNCED, _ANNOUNCED_FOR, timer=clock)
+        self._announced: Expiring[_Announced] = Expiring(_MOST_ANNOUNCED, clock)
         # When invalidations were passed over, by group of tags.
         self._passed_over = [0] * _GROUPS
-        # A pause is remembered for a while after its end, so that failures go on being counted.
-        self._holds: TLRUCache[str, _Hold] = TLRUCache(
-            1_000_000,
-            ttu=lambda _key, hold, _now: hold.until + (60.0 if hold.token is None else 0.0),
-            timer=clock,
-        )
+        self._holds: Expiring[_Hold] = Expiring(_MOST_HOLDS, clock)
         self._subscribers: list[Subscriber] = []
 
     async def open(self, start: Start, subscriber: Subscriber) -> None:
@@ -110,7 +118,7 @@ class MemoryStore:
         return 0
 
     def forget(self) -> None:
-        """Nothing: what is here is the truth, with or without subscribers."""
+        """Do nothing: no other process changes what is stored here."""
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Do nothing: a commit that this store did not confirm did not happen."""
@@ -172,8 +180,7 @@ class MemoryStore:
             return entry
         now = self._clock()
         before = await self.now()
-        # To ask for a key that is not there costs a TLRUCache more.
-        hold = self._holds.get(key) if key in self._holds else None
+        hold = self._holds.get(key)
         failures = 0
         if hold is not None and hold.token is None:
             if now < hold.until and not force:
@@ -183,7 +190,9 @@ class MemoryStore:
             return Held(hold.until - now, before)
         version = hold.version if hold is not None and hold.token == token else self._next()
         self._holds[key] = _Hold(token, version, now + ttl, failures, tags)
-        self._announced.update((tag, None) for tag in tags if is_announced(tag))
+        for tag in tags:
+            if is_announced(tag):
+                self._announced[tag] = _Announced(now + _ANNOUNCED_FOR)
         return Lease(key, token, version, self.tag_versions.newest, failures)
 
     async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:

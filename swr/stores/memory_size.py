@@ -3,7 +3,6 @@
 import gc
 import sys
 import types
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -27,6 +26,8 @@ _SIZES: Final[dict[type, Callable[[Any], int]]] = {
     types.NoneType: object.__sizeof__,
 }
 _FLAT: Final = tuple(_SIZES)
+# Most of what leads to something else: it is looked up at once, where a search among the classes above takes longer.
+_CONTAINERS: Final = frozenset({dict, list, tuple, set, frozenset})
 _MOST_OBJECTS: Final = 1_000_000
 # Objects that are counted between two looks at the limit, and by one call that keeps other threads waiting.
 _AT_ONCE: Final = 1000
@@ -51,32 +52,34 @@ def measure(value: Any, most: int) -> tuple[int, bool]:
     total = 0
     seen: set[int] = set()
     pending = [value]
+    size_of = _SIZES.get
     while pending and len(seen) < most:
-        batch = {id(item): item for item in pending[-_AT_ONCE:]}
+        batch = pending[-_AT_ONCE:]
         del pending[-_AT_ONCE:]
-        of_kind: defaultdict[type, list[Any]] = defaultdict(list)
-        for number, item in batch.items():
-            if number not in seen:
-                of_kind[type(item)].append(item)
-        seen.update(batch)
-        for kind, items in of_kind.items():
-            if kind in _SIZES:
-                total += sum(map(_SIZES[kind], items))
+        owners: list[Any] = []
+        for item in batch:
+            number = id(item)
+            if number in seen:
+                continue
+            seen.add(number)
+            kind = type(item)
+            size = size_of(kind)
+            if size is not None:
+                total += size(item)
+            elif kind in _CONTAINERS:
+                owners.append(item)
+                if kind is dict:
+                    # The collector passes over keys that are strings.
+                    pending += item
+            elif issubclass(kind, _FLAT):
+                total += sys.getsizeof(item)
             elif not issubclass(kind, _SHARED):
-                total += sum(map(sys.getsizeof, items))
-                pending += _led_to_by(kind, items)
+                owners.append(item)
+                if issubclass(kind, dict):
+                    pending += item
+        if owners:
+            total += sum(map(sys.getsizeof, owners))
+            pending += gc.get_referents(*owners)
     if not pending:
         return total, True
     return total + len(pending) * total // len(seen), False
-
-
-def _led_to_by(kind: type, items: list[Any]) -> list[Any]:
-    """Return what objects of one type lead to."""
-    if issubclass(kind, _FLAT):
-        return []
-    found = gc.get_referents(*items)
-    if issubclass(kind, dict):
-        for item in items:
-            # The collector passes over keys that are strings.
-            found += item
-    return found

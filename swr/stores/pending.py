@@ -80,7 +80,8 @@ class Pending:
         if isinstance(error, StoreRefused) and not self._is_refused:
             self._is_refused = True
             log.warning(
-                "Redis refuses invalidations (%s): they take effect in the processes that run now, which replay them",
+                "Redis refuses invalidations (%s): swr replays them; until then they count only in the processes "
+                "that run now",
                 error,
             )
 
@@ -123,7 +124,8 @@ class Pending:
             await _replay(self._keys, self._store.invalidate, (key,))
 
     async def replay(self) -> list[str]:
-        """Have the store get everything; return the keys of what it did not know, and ALL for more of them.
+        """Send the store all that is pending; return the keys of loads that it did not know of, ALL if they are too
+        many.
 
         Raises:
             StoreUnavailable: no answer, or a refusal.

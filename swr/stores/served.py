@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from swr.core.codec import Codec
-from swr.entry import Entry
+from swr.entry import Entry, doubtful
 from swr.stores.base import NEWEST
 from swr.stores.local import LocalCache, Replaced, Slot
 
@@ -37,9 +37,9 @@ class Served:
         An entry that was loaded without a lease has none. Then it is 0 if the store was unreachable, and `NEWEST` if
         it refused the lease. The version of a commit whose fate is unknown is negative.
         """
-        versions = self._versions
-        versions.pop((key, fingerprint), None)
-        versions[key, fingerprint] = version
+        versions, place = self._versions, (key, fingerprint)
+        versions.pop(place, None)
+        versions[place] = version
         if len(versions) > _MOST:
             del versions[next(iter(versions))]
 
@@ -52,30 +52,38 @@ class Served:
         """Return the version that was served last; None: it is not known."""
         return self._versions.get((key, fingerprint))
 
-    def newer(self, key: str, entry: Entry[Any], codec: Codec) -> Slot | None:
-        """Return what the local cache holds of the same type if the store's entry may be older."""
-        slot = self._local.get(key)
-        if slot is None or slot.fingerprint != codec.fingerprint or not self._admits(slot.entry):
+    def newer(self, slot: Slot | None, entry: Entry[Any], codec: Codec) -> Slot | None:
+        """Return what the local cache holds, if that is of the same type and the store's entry may be older."""
+        held = self.held(slot, codec)
+        if held is None:
             return None
-        return slot if self.replaces(slot, entry) or self._may_be_older(entry, slot.entry.version) else None
+        return held if self.replaces(held, entry) or self._may_be_older(entry, held.entry.version) else None
+
+    def held(self, slot: Slot | None, codec: Codec) -> Slot | None:
+        """Return what the local cache holds, if that is of the same type and may still be served."""
+        if slot is None or slot.origin.fingerprint != codec.fingerprint or not self._admits(slot.entry):
+            return None
+        return slot
 
     def replaces(self, slot: Slot, entry: Entry[Any]) -> bool:
-        """Return whether nothing has changed in the store since this process loaded something newer, in vain."""
-        return slot.replaced is not None and slot.replaced[:2] == (self.servers, entry.version)
+        """Return whether the store has not changed since it did not take what this process has loaded."""
+        replaced = slot.origin.replaced
+        return replaced is not None and replaced[:2] == (self.servers, entry.version)
 
     def replaced_by_keeping(self, slot: Slot | None) -> Replaced | None:
-        """Return what the store has in the place of an entry that takes a slot and that the store did not take."""
+        """Return what the store has under a key, for the slot of an entry that the store did not take."""
         if slot is None:
             return None
-        return slot.replaced or (self.servers, slot.entry.version, slot.entry.marked_at)
+        return slot.origin.replaced or (self.servers, slot.entry.version, slot.entry.marked_at)
 
     def was_marked(self, slot: Slot, entry: Entry[Any]) -> bool:
         """Return whether the store's entry was marked stale since the slot's entry took its place here."""
-        return slot.replaced is not None and slot.replaced[2] != entry.marked_at
+        replaced = slot.origin.replaced
+        return replaced is not None and replaced[2] != entry.marked_at
 
     def is_older(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
         """Return whether the store's entry may be older than what this process has served last."""
-        served = self.version(key, codec.fingerprint)
+        served = self._versions.get((key, codec.fingerprint))
         return served is not None and self._may_be_older(entry, served)
 
     def is_overtaken(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
@@ -93,7 +101,7 @@ class Served:
 
     def knows_newer(self, key: str, entry: Entry[Any], codec: Codec) -> bool:
         """Return whether the store's entry may be older than what this process holds, or has served last."""
-        return self.is_older(key, entry, codec) or self.newer(key, entry, codec) is not None
+        return self.is_older(key, entry, codec) or self.newer(self._local.get(key), entry, codec) is not None
 
     def _may_be_older(self, entry: Entry[Any], version: int) -> bool:
         if version > 0:
@@ -107,3 +115,17 @@ def is_newest(held: Entry[Any], entry: Entry[Any] | None) -> bool:
     """Return whether a confirmed entry of the local cache is not older than the store's."""
     # Of what was stored after a load without a lease there would be a notification.
     return entry is None or not held.version or held.version >= entry.version
+
+
+def in_doubt(entry: Entry[Any], own: Entry[Any] | None, now: float) -> Entry[Any]:
+    """Return the entry on which readers fall back if the store's may be older than what this process has served.
+
+    The process prefers what it holds. Otherwise one reader gets the store's entry, and a later one, for whom the store
+    is unreachable, what was held before.
+
+    Parameters:
+        entry: the store's.
+        own: what this process holds; None: nothing any more.
+        now: the wall-clock time, seconds.
+    """
+    return doubtful(entry if own is None or now >= own.servable_until else own)

@@ -80,7 +80,7 @@ class Raised:
         return known
 
     def of(self, tags: tuple[str, ...], loader: str) -> int:
-        """Return the greatest number that concerns an entry."""
+        """Return the newest tag version that concerns an entry."""
         newest = max(self.all, self.loaders[loader][0]) if loader in self.loaders else self.all
         for tag in tags:
             newest = max(newest, self.tags.get(tag, 0))
@@ -156,7 +156,9 @@ class TagVersions:
 
         One that knew a newer version is of a time before the store lost its versions, and its clock was put back.
         """
-        return entry.tag_version <= self.newest and self.admits_entry(entry)
+        # Of most entries, nothing was invalidated since.
+        known, newest = entry.tag_version, self.newest
+        return known == newest or (known < newest and self.admits_entry(entry))
 
     def admits(self, tag_version: int, tags: tuple[str, ...], loader: str = "") -> bool:
         """Return whether a value with these tags counts whose load began when `tag_version` was the newest."""

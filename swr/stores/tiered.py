@@ -19,14 +19,14 @@ from typing import Any, Final
 
 from swr.core.codec import Codec
 from swr.core.decision import is_fresh
-from swr.entry import Entry, doubtful, marked_stale
+from swr.entry import Entry, marked_stale
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.stores.base import NEWEST, Held, Kind, Lease, Notification, SharedStore, Start, Subscriber
 from swr.stores.clocks import wall_clock
 from swr.stores.hearing import Hearing
 from swr.stores.invalidations import SharedInvalidations
 from swr.stores.local import LocalCache, Replaced, Slot
-from swr.stores.served import Served, is_newest
+from swr.stores.served import Served, in_doubt, is_newest
 from swr.stores.tag_versions import Name, TagVersions
 from swr.stores.watch import Watch
 
@@ -89,8 +89,9 @@ class TieredStore:
         return self._pending.invalidations > 0
 
     async def settled(self) -> None:
-        """Wait until nothing is pending."""
+        """Wait until nothing is pending, and let the shared store end."""
         await self._invalidations.settled()
+        await self.store.settled()
 
     async def now(self) -> int:
         """Return the shared store's clock."""
@@ -169,11 +170,11 @@ class TieredStore:
         if own is not None:
             own.minimum = max(own.minimum, version)
         slot = self.local.get(key)
-        if slot is not None and slot.fingerprint == fingerprint and slot.entry.version < version:
+        if slot is not None and slot.origin.fingerprint == fingerprint and slot.entry.version < version:
             slot.supersede()
 
     def _watching(self, key: str, codec: Codec) -> Watch:
-        of_key = self._watches.setdefault(key, {})
+        of_key = self._watches.get(key) or self._watches.setdefault(key, {})
         watch = of_key.get(codec.fingerprint)
         if watch is None:
             watch = of_key[codec.fingerprint] = Watch(self._watches, key, codec.fingerprint)
@@ -198,11 +199,12 @@ class TieredStore:
             return False
         slot.mark_stale(self.tag_versions.marked_at(entry))
         # While its server is unreachable this will do; every entry is checked again once a server can be reached.
-        if self.is_reachable or not self.store.is_unreachable(key):
-            if slot.epoch != self._epoch:
-                return False
-            if slot.superseded:
-                return not is_fresh(entry, self._clock()) and not entry.absent
+        is_unreachable = not self.is_reachable and self.store.is_unreachable(key)
+        if not is_unreachable and slot.origin.epoch != self._epoch:
+            return False
+        if slot.is_superseded:
+            # It stays so: the store may be reachable again before anything else ends this trust.
+            return is_unreachable or (not is_fresh(entry, self._clock()) and not entry.absent)
         slot.trust = self.local.trust
         return True
 
@@ -228,15 +230,16 @@ class TieredStore:
                 self.local.drop(key)
                 return None
             entry = self._marked(key, entry, watch)
-            newer = self._served.newer(key, entry, codec)
+            newer = self._served.newer(slot, entry, codec)
             if newer is not None and self._served.replaces(newer, entry):
                 kept = self._marked(key, newer.entry, watch)
                 if self._served.was_marked(newer, entry):
                     kept = marked_stale(kept, entry.marked_at)
-                self._hold(key, kept, epoch, codec, newer.replaced)
+                self._hold(key, kept, epoch, codec, newer.origin.replaced)
                 return kept
             if newer is not None or self._served.is_older(key, entry, codec):
-                return doubtful(entry)
+                own = None if (held := self._served.held(slot, codec)) is None else self._marked(key, held.entry, watch)
+                return in_doubt(entry, own, self._clock())
             self._put(key, entry, epoch, codec)
             return entry
 
@@ -249,7 +252,7 @@ class TieredStore:
             self.local.put(key, entry, epoch, codec.fingerprint, replaced)
 
     def _read_unshared(self, key: str) -> Entry[Any] | None:
-        """Return the local entry of a value that no other process has, or None: there is nothing to compare it with."""
+        """Return the local entry of a value that no other process has, or None; the store cannot confirm it."""
         slot = self.local.get(key)
         is_unreachable = not self.is_reachable and self.store.is_unreachable(key)
         if slot is not None and not is_unreachable and not self._confirmed(slot):
@@ -278,7 +281,7 @@ class TieredStore:
         return self.tag_versions.admits_entry(entry)
 
     def _confirmed(self, slot: Slot) -> bool:
-        return slot.epoch == self._epoch and not slot.superseded and self._admits(slot.entry)
+        return slot.origin.epoch == self._epoch and not slot.is_superseded and self._admits(slot.entry)
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
         """Hold an entry that the store did not take; it is checked as soon as the store is reachable again."""

@@ -156,6 +156,7 @@ class Job:
 
     context: Context | None = None
     new_seat = None
+    is_outer = False
 
     def __init__(self, worker: "Worker", key: str, *, forced: bool = False) -> None:
         self.codec = worker.codec

@@ -256,7 +256,7 @@ export class Plot {
       pen.stroke();
       pen.setLineDash([]);
       pen.globalAlpha = 1;
-      const words = { deploy: "deploy", process: "process", gone: "process gone", outage: "outage", reachable: "reachable", invalidation: "invalidated" }[mark.kind] ?? mark.kind;
+      const words = { deploy: "deploy", process: "process", ended: "process ended", gone: "process gone", outage: "outage", reachable: "reachable", invalidation: "invalidated" }[mark.kind] ?? mark.kind;
       const taken = pen.measureText(words).width;
       // At the right edge a name stands before its mark.
       const start = at + 3 + taken > width ? at - 3 - taken : at + 3;

@@ -33,7 +33,7 @@ class Processes extends Panel {
     this.sayNone(state, !processes.length, "No process reports.", "Give the caches of the fleet Cache(reports=True), or set SWR_REPORTS=1 for Cache.from_env().");
     const ended = problems.filter(({ kind }) => kind === "process").map(({ target }) => target);
     // Of many that ended at once the line at the top names some.
-    const missed = new Set(ended.includes(null) ? processes.filter(({ gone, seen }) => gone && now - seen < 60).map(({ id }) => id) : ended);
+    const missed = new Set(ended.includes(null) ? processes.filter(({ gone, ended: stopped, seen }) => gone && !stopped && now - seen < 60).map(({ id }) => id) : ended);
     const classOf = (process) => (process.gone ? (missed.has(process.id) ? "is-gone" : "is-ended") : process.reachable && process.silent === null ? "is-fine" : "is-wrong");
     const ORDER = ["is-gone", "is-wrong", "is-fine", "is-ended"];
     const order = (process) => `${ORDER.indexOf(classOf(process))} ${process.host}:${process.pid}`;

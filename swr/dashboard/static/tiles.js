@@ -35,8 +35,8 @@ class Tiles extends Panel {
     const { totals, processes, nodes, rows } = state;
     const { reads_per_s: reads, loads_per_s: loads, without_waiting: free, stale } = totals;
     const alive = processes.filter(({ gone, silent }) => !gone && silent === null);
-    const lost = processes.filter(({ gone }) => gone).length;
-    const unheard = processes.length - lost - alive.length;
+    const lost = processes.filter(({ gone, ended }) => gone && !ended).length;
+    const unheard = processes.filter(({ gone }) => !gone).length - alive.length;
     const failing = rows.filter(isFailing).length;
     const sum = (name) => alive.reduce((all, process) => all + process[name], 0);
     this.put(0, share(free, reads ? 1 : 0), reads ? `${share(1 - free, 1)} waited` : "no reads yet");

@@ -172,7 +172,7 @@ class Consumer:
             self._limiter.change()
 
     def _wait_for(self, settlements: list[Settlement]) -> None:
-        """Look when tasks may be taken again that this consumer has made wait: all others need not."""
+        """Look when the tasks that this consumer has put off may be taken again; the other consumers need not."""
         for settlement in settlements:
             if settlement.delay > 0:
                 self._looks.wake_in(settlement.delivery.shard, settlement.delay + _LATER)

@@ -13,6 +13,7 @@ from swr.engine.failures import text_of
 from swr.errors import SWRError
 from swr.events import RoundQueued
 from swr.refreshers.queue.queue import Queue
+from swr.refreshers.queue.spreading import in_order_of_places
 from swr.refreshers.queue.tasks import Superseded
 from swr.refreshers.rounds.groups import in_turns
 from swr.refreshers.rounds.load_limiter import Loader
@@ -84,7 +85,7 @@ class Leader:
                 await anyio.sleep(pause)
 
     async def _tried(self) -> float:
-        """Do what is to be done now; return in how many seconds to look again, later and later where it fails."""
+        """Lead: do what is due now. Return in how many seconds to look again; after failures that grows."""
         try:
             pause = await self._turn()
         except Superseded:
@@ -130,7 +131,7 @@ class Leader:
         new = merged = 0
         await self._queue.heal()
         if last is None or not self._dirty_only:
-            groups = await self._kept(self._groups)
+            groups = await in_order_of_places(await self._kept(self._groups), self._place_of)
             tasks = [(key, begins_at, args) for key, args in groups.items()]
             # Of as many groups as it takes long to enqueue, a leader that is killed leaves the rest to the next.
             these = f"{begins_at}:{await _digest(groups, self._queue.store.names.digest_key)}:"
@@ -162,6 +163,10 @@ class Leader:
                 "%d rounds of the refresher %r were left out; this one makes up for all", missed, self._queue.name
             )
         self._engine.events.publish(RoundQueued, self._queue.name, number, new, merged, missed)
+
+    def _place_of(self, key: str) -> int:
+        store = self._queue.store
+        return store.commands.place_of(store.names.entry(key))
 
     async def _keep(self, part: str = "") -> None:
         """Renew the lease, and say what part of the round is enqueued."""

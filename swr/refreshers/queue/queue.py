@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import logging
 import re
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
+from redis.crc import key_slot
 
 from swr.engine.engine import Engine
 from swr.errors import CodecError, ConfigurationError
@@ -81,7 +81,7 @@ class Queue:
         return await self.store.commands.replicated(replicas, script, self._keys[shard], *args, *told)
 
     def _shard(self, key: str) -> int:
-        return zlib.crc32(self._names.hidden(key)) % len(self.shards)
+        return key_slot(self.store.names.entry(key)) % len(self.shards)
 
     async def register(self) -> None:
         """Make the queue known to `swr queue`."""
@@ -115,7 +115,7 @@ class Queue:
         return await self._in_each(enqueue)
 
     async def _in_each(self, enqueue: Callable[[int], AsyncIterator[list[Any]]]) -> tuple[int, int]:
-        """Enqueue in all shards at once, whether or not some fail; return how many tasks are new, and were there.
+        """Enqueue in all shards at once, even if some fail; return how many tasks are new, and how many were there.
 
         Raises:
             Superseded: there is a newer leader.

@@ -1,15 +1,19 @@
-"""Hash tags by which the shards of a queue lie evenly on the masters of a cluster."""
+"""The places of a queue's shards, and of its groups, on a cluster."""
 
 import itertools
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from redis.crc import key_slot
+
+from swr.refreshers.rounds.groups import in_turns
 
 # Of a cluster.
 _SLOTS: Final = 16_384
 # Each takes as many tries as there are ranges.
 _MOST_RANGES: Final = 64
+
+T = TypeVar("T")
 
 
 def hash_tags(name: str, shards: int, key_of: Callable[[str], bytes]) -> list[str]:
@@ -35,3 +39,18 @@ def hash_tags(name: str, shards: int, key_of: Callable[[str], bytes]) -> list[st
         candidates = itertools.chain((f"{name}:{shard}",), (f"{name}:{shard}.{n}" for n in itertools.count(1)))
         tags.append(next(tag for tag in candidates if range_of(tag) == (first + shard) % ranges))
     return tags
+
+
+async def in_order_of_places(groups: dict[str, T], place_of: Callable[[str], int]) -> dict[str, T]:
+    """Return groups in the order of where they lie: on a cluster, leases and commits of one slot share a command.
+
+    The groups of one place, which on one server are all, stay in their order. A shard has all groups of a slot.
+
+    Parameters:
+        place_of: returns where the entry of a key lies; see `Servers.place_of`.
+    """
+    by_place: dict[int, list[str]] = {}
+    async for key in in_turns(groups):
+        by_place.setdefault(place_of(key), []).append(key)
+    keys = itertools.chain.from_iterable(by_place[place] for place in sorted(by_place))
+    return {key: groups[key] async for key in in_turns(keys)}

@@ -72,7 +72,7 @@ class Led(NamedTuple):
 
     Parameters:
         epoch: one's own; "": somebody else leads.
-        held_for: seconds for which he does.
+        held_for: seconds for which that process does.
         last: when the last round began that was enqueued whole, in microseconds.
         now: the server's clock, in microseconds.
         part: what part of another round is enqueued, as the leader has said.

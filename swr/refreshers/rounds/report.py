@@ -45,7 +45,7 @@ class Report:
         """End the round, and report it.
 
         Parameters:
-            groups: their number; None: that of all that were loaded, current, held or failing.
+            groups: their number; None: the sum of those that were loaded, current, held or failing.
         """
         if self._this is None:
             return

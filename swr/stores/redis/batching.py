@@ -54,19 +54,28 @@ class Batcher(Generic[Asked]):
     def __init__(self, send: Callable[[list[Asked], list[asyncio.Future[Any]]], None], most: int) -> None:
         self._send = send
         self._most = most
-        self._asked: list[tuple[Asked, int, asyncio.Future[Any]]] = []
+        # By place.
+        self._asked: dict[int, list[tuple[Asked, int, asyncio.Future[Any]]]] = {}
 
-    def ask(self, asked: Asked, weight: int = 1) -> asyncio.Future[Any]:
-        """Return a future that will hold the answer, or the exception that was raised instead."""
+    def ask(self, asked: Asked, place: int, weight: int = 1) -> asyncio.Future[Any]:
+        """Return a future that will hold the answer, or the exception that was raised instead.
+
+        Parameters:
+            place: only what is asked of one place can be in one command; see `Servers.place_of`.
+        """
         loop = asyncio.get_running_loop()
         if not self._asked:
             loop.call_soon(self._send_all)
         future: asyncio.Future[Any] = loop.create_future()
-        self._asked.append((asked, weight, future))
+        self._asked.setdefault(place, []).append((asked, weight, future))
         return future
 
     def _send_all(self) -> None:
-        waiting, self._asked = self._asked, []
+        asked, self._asked = self._asked, {}
+        for waiting in asked.values():
+            self._send_some(waiting)
+
+    def _send_some(self, waiting: list[tuple[Asked, int, asyncio.Future[Any]]]) -> None:
         some: list[Asked] = []
         futures: list[asyncio.Future[Any]] = []
         total = 0

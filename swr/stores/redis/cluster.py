@@ -113,6 +113,10 @@ class Cluster:
             raise StoreUnavailable(f"no master is known for slot {key_slot(name)} ({self._unmapped})")
         return link
 
+    def place_of(self, name: bytes) -> int:
+        """Return the slot of a key."""
+        return key_slot(name)
+
     async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
         """Ask the master that has the key `name`, and the one that it redirects to.
 

@@ -91,6 +91,10 @@ class Commands:
                 )
         return answer
 
+    def place_of(self, name: bytes) -> int:
+        """Return where a key lies: one command can name several keys of one place."""
+        return self._servers.place_of(name)
+
     def is_at(self, name: bytes, link: ServerLink) -> bool:
         """Return whether `link` leads to the server that has the key `name`."""
         try:

@@ -6,6 +6,7 @@ ended. Both have a time-to-live. Three keys more say whether a dashboard is open
 dashboards seal the names of keys with.
 """
 
+import contextlib
 import logging
 import time
 from typing import Any, Final, NamedTuple, Protocol
@@ -99,8 +100,12 @@ class Reports(Protocol):
 
     id: str
 
-    def make(self) -> bytes:
-        """Return the digest of this moment."""
+    def make(self, *, is_last: bool = False) -> bytes:
+        """Return the digest of this moment.
+
+        Parameters:
+            is_last: whether this process ends, and reports no more.
+        """
 
     def on_wanted(self, is_open: bool, faults: bytes) -> None:
         """Note whether a dashboard is open, and which faults are simulated."""
@@ -148,20 +153,41 @@ class Digests:
         self._keys = (names.digests, names.digest_times, names.is_watched, names.faults)
         # By the monotonic clock.
         self._reported_at = 0.0
+        self._has_left = False
+
+    def open(self) -> None:
+        """Report from now on."""
+        self._has_left = False
 
     def due(self, link: ServerLink) -> Report | None:
         """Return the digest of this process for the heartbeat of a link, about once a second; None: it is not due."""
-        reports, now = self.reports, time.monotonic()
-        if reports is None or now - self._reported_at < _EVERY:
+        now = time.monotonic()
+        if self._has_left or now - self._reported_at < _EVERY:
             return None
         if not self._commands.is_at(self._names.newest_tag_version, link):
             return None
         self._reported_at = now
+        part = self._part(is_last=False)
+        return None if part is None else Report(part, self._on_reply)
+
+    async def leave(self) -> None:
+        """Write the last digest of this process: it has not died."""
+        part, self._has_left = self._part(is_last=True), True
+        if part is not None:
+            # Without it dashboards notice that this process reports no more.
+            with contextlib.suppress(StoreUnavailable):
+                await self._commands.script(part.script, part.keys, *part.arguments)
+
+    def _part(self, *, is_last: bool) -> Part | None:
+        """Return the script that writes the digest of this process; None: it does not report."""
+        reports = self.reports
+        if reports is None:
+            return None
         try:
-            made = reports.make()
+            made = reports.make(is_last=is_last)
         except Exception:
             # The link to Redis is worth more than what a dashboard shows.
-            log.exception("swr could not make the digest of this process; it reports no more")
+            log.exception("swr could not make the digest of this process, so dashboards no longer show it")
             self.reports = None
             return None
         try:
@@ -169,8 +195,7 @@ class Digests:
         except StoreUnavailable as error:
             self._commands.warn_once("digest", f"no dashboard shows this process: {error}")
             return None
-        arguments = (reports.id, digest, _KEPT_FOR, _REMOVED_AT_ONCE)
-        return Report(Part(REPORT, self._keys, arguments), self._on_reply)
+        return Part(REPORT, self._keys, (reports.id, digest, _KEPT_FOR, _REMOVED_AT_ONCE))
 
     def _on_reply(self, reply: Any) -> None:
         reports = self.reports

@@ -111,7 +111,7 @@ class Heartbeat:
         return lesson
 
     async def send(self, lesson: Part | None = None) -> Any:
-        """Send the heartbeat, and return the reply of the lesson; None: it has not run.
+        """Send the heartbeat, and return the reply of the script `lesson`; None: that script has not run.
 
         Raises:
             StoreUnavailable, RedisError: no answer.

@@ -16,10 +16,11 @@ class LastInvalidation(NamedTuple):
 
 
 class Invalidations:
-    """Which keys were invalidated or marked last, and at which version.
+    """The keys that were invalidated or marked last, each with its version.
 
     Attributes:
-        forgotten: the newest version of those that were too many to remember.
+        forgotten: the newest version among the invalidations and marks that were forgotten, because there were too
+            many.
     """
 
     def __init__(self) -> None:

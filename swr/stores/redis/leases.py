@@ -153,11 +153,11 @@ class RedisLeases:
 
     async def _request(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
         """Return what the key of the newest holds, and the script's answer."""
-        if self._servers.is_single:
-            # Otherwise once more, alone.
-            with contextlib.suppress(StoreUnavailable, RedisError):
-                answer: tuple[bytes | None, list[Any]] = await self._requests.ask(request)
-                return answer
+        # Otherwise once more, alone.
+        with contextlib.suppress(StoreUnavailable, RedisError):
+            newest = None if self._servers.is_single else self._shared.newest_soon()
+            answer: tuple[bytes, list[Any]] = await self._requests.ask(request, self._servers.place_of(request.keys[0]))
+            return (answer[0] if newest is None else await newest), answer[1]
         return await self._request_alone(request)
 
     async def _request_alone(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
@@ -167,14 +167,13 @@ class RedisLeases:
         return await newest, answer
 
     def _send_requests(self, requests: list[LeaseRequest], futures: list[asyncio.Future[Any]]) -> None:
-        keys = [key for request in requests for key in request.keys]
+        keys: list[bytes] = [key for request in requests for key in request.keys]
         arguments = [part for request in requests for part in request.arguments]
-        newest = self._names.newest_tag_version
-        self._commands.send(
-            newest,
-            ("EVAL", scripts.ACQUIRE, len(keys) + 1, *keys, newest, *arguments),
-            functools.partial(_settle_requests, futures),
-        )
+        if self._servers.is_single:
+            # A cluster has it in a slot of its own.
+            keys.append(self._names.newest_tag_version)
+        command = ("EVAL", scripts.ACQUIRE, len(keys), *keys, *arguments)
+        self._commands.send(keys[0], command, functools.partial(_settle_requests, futures))
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the lease."""
@@ -222,12 +221,11 @@ class RedisLeases:
         return frames.pack(draft, self._packing)
 
     async def _commit(self, commit: Commit) -> int:
-        if self._servers.is_single:
-            try:
-                return int(await self._commits.ask(commit, len(commit.frame)))
-            except (StoreUnavailable, RedisError):
-                # Once more, alone.
-                pass
+        try:
+            return int(await self._commits.ask(commit, self._servers.place_of(commit.keys[0]), len(commit.frame)))
+        except (StoreUnavailable, RedisError):
+            # Once more, alone.
+            pass
         (done,) = await self._commands.script(scripts.COMMIT, commit.keys, self._messages.channel, *commit.arguments)
         return int(done)
 

@@ -103,7 +103,8 @@ class Names:
         Raises:
             StoreUnavailable: the codec cannot hide it.
         """
-        return self._before_entry + self.storage_name(key).encode() + b"}"
+        name = storage_name(key) if self._codec is None else self.storage_name(key)
+        return b"%b%b}" % (self._before_entry, name.encode())
 
     def entry_and_lease(self, key: str) -> tuple[bytes, bytes]:
         """Return where the entry of `key` is, and its lease; a cluster keeps both in one slot."""

@@ -69,7 +69,7 @@ class Notifications:
         )
 
     def _on_foreign_name(self, data: bytes) -> None:
-        """Invalidate everything if something was invalidated that has another name here, or none."""
+        """Invalidate everything if another process has invalidated something whose name this one cannot read."""
         self._commands.warn_once(
             "foreign name",
             f"a process in the namespace {self._names.prefix.decode()!r} has another secret or codec, so that neither "

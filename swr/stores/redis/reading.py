@@ -53,10 +53,11 @@ class Reading:
         """Return the entry of a codec's type, or await the thread that decodes a large one for all readers."""
         if self.codec is codec:
             return self.entry
-        frame = frame_of(self.frame, codec)
-        if _is_large(frame):
+        data = self.frame
+        frame = frames.frame_of(data, codec.fingerprint) if data else None
+        if frame is not None and frames.weight(frame) > LARGE:
             return self._decode_in_thread(frame, codec, packing, warn_once)
-        self.codec, self.entry = codec, decode(self.key, self.frame, frame, codec, packing, warn_once)
+        self.codec, self.entry = codec, decode(self.key, data, frame, codec, packing, warn_once)
         return self.entry
 
     async def _decode_in_thread(
@@ -106,21 +107,12 @@ def settle_one(reading: Reading, reply: Any) -> None:
         reading.settle(reply[0], None)
 
 
-def frame_of(data: bytes | None, codec: Codec) -> bytes | None:
-    """Return the frame of a codec's type in what is stored for a key; None: there is none."""
-    return frames.frame_of(data, codec.fingerprint) if data else None
-
-
-def _is_large(frame: bytes | None) -> bool:
-    return frame is not None and frames.weight(frame) > LARGE
-
-
 async def decode_soon(
     key: str, data: bytes, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
 ) -> Entry[Any] | None:
     """Return what `decode` returns, from a thread if that takes long."""
-    frame = frame_of(data, codec)
-    if _is_large(frame):
+    frame = frames.frame_of(data, codec.fingerprint) if data else None
+    if frame is not None and frames.weight(frame) > LARGE:
         return await in_thread(decode, key, data, frame, codec, packing, warn_once)
     return decode(key, data, frame, codec, packing, warn_once)
 

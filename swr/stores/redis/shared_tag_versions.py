@@ -254,7 +254,7 @@ class SharedTagVersions:
         """
         if held is None:
             if self._servers.is_single or not self.learned:
-                raise StoreUnavailable(f"cannot reach Redis ({self._servers.error})")
+                raise StoreUnavailable(f"cannot reach Redis at {self._servers.name} ({self._servers.error})")
             # The master that knows cannot be reached, but the one that has the key can: use what is known here.
         elif held != self.learned:
             await self.learn(self._ask)

@@ -102,6 +102,7 @@ class RedisStore:
         self._messages.open()
         self.commands.refusals.open(subscriber)
         self._leases.open()
+        self.digests.open()
         self._shared.open(subscriber)
         self._reachability.open(subscriber)
         self._notifications.open(start, subscriber)
@@ -164,7 +165,8 @@ class RedisStore:
         return False
 
     async def settled(self) -> None:
-        """At once: this store keeps no invalidation back."""
+        """Tell dashboards that this process ends; this store keeps no invalidation back."""
+        await self.digests.leave()
 
     async def now(self) -> int:
         """Return the clock of the server that makes the tag versions."""
@@ -276,7 +278,7 @@ class RedisStore:
         }
 
     async def has_replicas(self, key: str, fingerprint: str, newer_than: int, replicas: int) -> bool:
-        """Return whether this many replicas have an entry of `key` and a type that is newer than a version."""
+        """Return whether this many replicas have an entry of `key` and of this type that is newer than a version."""
         keys = (self.names.entry(key),)
         try:
             return bool(await self.commands.replicated(replicas, scripts.SECURE, keys, fingerprint, newer_than))
@@ -361,10 +363,10 @@ class RedisStore:
         await self._shared.announce(tags)
 
     def around_consumers(self, name: str) -> tuple[bytes, bytes, bytes]:
-        """Return the channel, and what is in a message that wakes consumers around their names.
+        """Return the channel, and two parts of a message that wakes consumers; a script puts their names in between.
 
         Parameters:
-            name: that of what has tasks.
+            name: names what has tasks.
         """
         return self._messages.channel, *self._messages.around_consumers(name)
 

@@ -51,6 +51,9 @@ class Servers(Protocol):
     def link_to(self, name: bytes) -> ServerLink:
         """Return the link to the server that has a key. Raises StoreUnavailable."""
 
+    def place_of(self, name: bytes) -> int:
+        """Return where a key lies: one command can name several keys of one place."""
+
     async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
         """Ask the server that has the key `name`. Raises StoreUnavailable, ResponseError."""
 
@@ -127,6 +130,10 @@ class Single:
     def link_to(self, name: bytes) -> ServerLink:
         """Return the link."""
         return self._link
+
+    def place_of(self, name: bytes) -> int:
+        """Return 0: all keys are in one place."""
+        return 0
 
     async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
         """Ask the server."""
