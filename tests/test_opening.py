@@ -1,6 +1,7 @@
 """Connecting: a slow server is waited for, a hung one once, a refused one never, and the log says what is wrong."""
 
 import asyncio
+import contextlib
 import inspect
 import re
 import socket
@@ -41,19 +42,44 @@ def test_the_time_outs_are_by_default_what_the_documentation_says():
 
 class TestPatience:
     async def test_a_block_that_takes_too_long_is_cancelled(self):
-        with pytest.raises(TimeoutError, match=r"^no answer within 0\.05 s$"):
-            async with patience(0.05, "no answer"):
-                await asyncio.sleep(LONG)
+        with pytest.raises(TimeoutError, match=r"^no answer within 0\.05 s$"), patience(0.05, "no answer"):
+            await asyncio.sleep(LONG)
 
     async def test_time_in_which_the_process_itself_stands_still_does_not_count(self):
-        async with patience(0.2, "no answer"):
+        with patience(0.2, "no answer"):
             time.sleep(0.5)  # noqa: ASYNC251  # holds the event loop on purpose
             await asyncio.sleep(0.001)
 
+    async def test_it_is_a_time_out_also_in_a_task_that_was_cancelled_once_and_went_on(self):
+        """As before Python 3.11.3 each task is in which a task group has failed."""
+        task = asyncio.current_task()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        with pytest.raises(TimeoutError, match="no answer"), patience(0.05, "no answer"):
+            await asyncio.sleep(LONG)
+        task.uncancel()
+
     async def test_a_time_out_within_the_block_stays_what_it_is(self):
-        with pytest.raises(TimeoutError, match="another"):
-            async with patience(LONG, "no answer"):
-                raise TimeoutError("another")
+        with pytest.raises(TimeoutError, match="another"), patience(LONG, "no answer"):
+            raise TimeoutError("another")
+
+
+class TestConnectingAgain:
+    @pytest.mark.parametrize("outages", [1, 3])
+    async def test_a_link_that_was_lost_outlasts_connections_that_take_too_long(self, server: Server, outages):
+        """A switch is replaced at night: connections break, new ones hang, and then all is well again."""
+        async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=0.2, connect_timeout=0.2) as cache:
+            link = cache.engine.store.store.links[0]
+            for _ in range(outages):
+                proxy.hang = True
+                proxy.cut()
+                accepted = proxy.connections
+                # Each try makes two. So three have timed out.
+                await until(lambda accepted=accepted: proxy.connections >= accepted + 8)
+                proxy.hang = False
+                await until(lambda: link.connection is not None)
+                await cache.invalidate("k")
 
 
 class TestOpening:

@@ -388,7 +388,7 @@ def say(message: str, code: int) -> int:
 
 
 def write_nowhere(file: TextIO) -> None:
-    """Discard further output to a pipe that nobody reads, so that the end of the process cannot fail again."""
+    """Discard further output to a pipe without a reader, so that the process cannot fail again at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""Notes of where the app takes what middleware around swr has left in a scope for one request. Keys do not contain it.
+"""Notes of where the app takes what middleware around swr has left in a request's scope. Keys do not contain it.
 
 The state of the app's lifespan is the same for all requests.
 """

@@ -38,14 +38,14 @@ class Switch:
         self.is_elsewhere: Callable[[], bool] = lambda: False
 
     def configure(self, clock: Clock, is_enabled: bool) -> None:
-        """Go by these from now on."""
+        """Use these from now on."""
         with self._lock:
             self._clock, self.is_enabled = clock, is_enabled
             self._set_clock()
 
     @property
     def is_disabled(self) -> bool:
-        """Return whether nobody uses the cache, or the caller is in a `disabled` block."""
+        """Return whether the cache is switched off, for all callers or by a `disabled` block around this one."""
         if not self.is_enabled:
             return True
         return self._blocks > 0 and any(block.switch is self and block.is_active for block in BLOCKS.get())

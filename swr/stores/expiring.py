@@ -47,8 +47,7 @@ class Expiring(MutableMapping[str, E]):
         return iter([key for key, value in self._values.items() if now < value.ends_at])
 
     def __contains__(self, key: object) -> bool:
-        value = self._values.get(key)  # type: ignore[call-overload]  # of any key
-        return value is not None and self._clock() < value.ends_at
+        return self.get(key) is not None
 
     def __getitem__(self, key: str) -> E:
         value = self._values[key]
@@ -56,7 +55,7 @@ class Expiring(MutableMapping[str, E]):
             raise KeyError(key)
         return value
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of a key, unless it has ended."""
         value = self._values.get(key)
         return default if value is None or self._clock() >= value.ends_at else value

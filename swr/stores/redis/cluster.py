@@ -1,7 +1,6 @@
 """The masters of a Redis or Valkey Cluster: a link to each, and the map of slots, refreshed at every failover."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
@@ -156,9 +155,8 @@ class Cluster:
             self._owner.on_link_changed()
             # Whatever is amiss was so while the map was made.
             self._map_outdated.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SELDOM if self.is_reachable else _SOON):
-                    await self._map_outdated.wait()
+            with anyio.move_on_after(_SELDOM if self.is_reachable else _SOON):
+                await self._map_outdated.wait()
             # However often somebody is unsure.
             await asyncio.sleep(_SOON * random.uniform(0.2, 0.5))
 
@@ -196,7 +194,7 @@ class Cluster:
         return answers[0]
 
     async def _ask_node(self, client: Redis) -> list[Any]:
-        async with patience(self._timeouts.connect, "no connection"):
+        with patience(self._timeouts.connect, "no connection"):
             connection = await connection_of(client.connection_pool)
             await connection.send_command("CLUSTER", "SLOTS")
             return cast(list[Any], await connection.read_response(disable_decoding=True))

@@ -1,16 +1,18 @@
 """A time-out that is counted in this process's own turns, so that no server is late while the process itself sleeps."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+
+import anyio
 
 # A turn that comes late, because the machine is busy or the process was stopped, counts as one anyway.
 _TURNS: Final = 30
 
 
-@asynccontextmanager
-async def patience(seconds: float, failure: str) -> AsyncIterator[None]:
+@contextmanager
+def patience(seconds: float, failure: str) -> Iterator[None]:
     """Cancel the block after some seconds.
 
     Parameters:
@@ -28,16 +30,13 @@ async def patience(seconds: float, failure: str) -> AsyncIterator[None]:
         if left:
             timer = loop.call_later(seconds / _TURNS, turn, left - 1)
         else:
-            scope.reschedule(loop.time())
+            scope.cancel()
 
-    try:
-        async with asyncio.timeout(None) as scope:
-            turn(_TURNS)
-            try:
-                yield
-            finally:
-                timer.cancel()
-    except TimeoutError:
-        if scope.expired():
-            raise TimeoutError(f"{failure} within {seconds:g} s") from None
-        raise
+    with anyio.CancelScope() as scope:
+        turn(_TURNS)
+        try:
+            yield
+        finally:
+            timer.cancel()
+    if scope.cancelled_caught:
+        raise TimeoutError(f"{failure} within {seconds:g} s")

@@ -115,7 +115,10 @@ class ServerLink:
             while not self.retired:
                 began, self._was_whole = time.monotonic(), False
                 try:
-                    await self._session()
+                    # In a task of its own. Before Python 3.11.3, a task in which a task group has failed counts as
+                    # cancelled for good, so that its next time limit, redis-py's too, ends it as a cancellation.
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(self._session)
                 except Exception as error:
                     # Whatever it was: without the link the store is useless, so connect again.
                     self.lose(reason_of(error))
@@ -166,13 +169,14 @@ class ServerLink:
         # The probe that is published there comes back over this subscription, if messages do.
         self._probe = b"%b:%b" % (self._owner.channel, secrets.token_hex(8).encode())
         try:
-            async with patience(self._timeouts.connect, "no connection"), asyncio.TaskGroup() as group:
-                subscribing = group.create_task(self._subscribe(channel))
-                if has_sentinels(pool):
-                    # One after the other: redis-py loses sentinels if two connections look for the master at once.
-                    await subscribing
-                # At once: a name server, a handshake of TLS and a server far away make each take long.
-                raw = await connection_of(pool)
+            with patience(self._timeouts.connect, "no connection"):
+                async with asyncio.TaskGroup() as group:
+                    subscribing = group.create_task(self._subscribe(channel))
+                    if has_sentinels(pool):
+                        # One after the other: redis-py loses sentinels if two connections look for the master at once.
+                        await subscribing
+                    # At once: a name server, a handshake of TLS and a server far away make each take long.
+                    raw = await connection_of(pool)
             if _address(raw) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while swr connected to it")
             connection = Connection(raw, self._timeouts.reply, self._owner.on_answer)
@@ -273,9 +277,8 @@ class ServerLink:
             StoreUnavailable: the link is broken.
         """
         if self.connection is None and not self.is_unreachable:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._waits_until - time.monotonic()):
-                    await self._tried_again.wait()
+            with anyio.move_on_after(self._waits_until - time.monotonic()):
+                await self._tried_again.wait()
         if self.connection is None:
             raise self._unreachable()
         return self.connection
