@@ -37,6 +37,14 @@ def binary(kind: str) -> str:
     return "redis-server"
 
 
+# How many ports a server tries at its first start.
+_PORTS_TRIED = 5
+
+
+class Ended(Exception):
+    """A server ended as soon as it was started."""
+
+
 class Server:
     """A server on a free port of the loopback, in memory.
 
@@ -51,11 +59,27 @@ class Server:
         self.port = free_port()
         # Where a node of a cluster listens for the others.
         self.bus = 0
-        self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = tempfile.mkdtemp(prefix="swr-server-")
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def url(self) -> str:
+        """Where swr finds it, once it has started."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
     def start(self) -> None:
+        """Start; the first time on another port if a process of another test has taken this one meanwhile."""
+        tries = _PORTS_TRIED if self._process is None else 1
+        for left in reversed(range(tries)):
+            try:
+                self._launch()
+                return
+            except Ended:
+                if not left:
+                    raise
+                self.port = free_port()
+
+    def _launch(self) -> None:
         command = [
             binary(self.kind),
             "--port",
@@ -68,7 +92,8 @@ class Server:
             self._folder,
         ]
         self._process = subprocess.Popen([*command, *self.options], stdout=subprocess.DEVNULL)
-        until(self._answers)
+        # Another server may answer on the port while this one finds it taken.
+        until(lambda: self._replies("CONFIG", "GET", "dir", reply=self._folder.encode()))
 
     def watch(self, port: int, down_after: float) -> None:
         """Start as a sentinel of the master on `port`, which counts as down after so many seconds of silence."""
@@ -80,13 +105,14 @@ class Server:
         )
         command = [binary(self.kind), str(settings), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        until(self._answers)
+        until(lambda: self._replies("PING", reply=b"+PONG\r\n"))
 
-    def _answers(self) -> bool:
+    def _replies(self, *words: str, reply: bytes) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, f"the server on port {self.port} ended as soon as it was started"
+        if self._process.poll() is not None:
+            raise Ended(f"the server on port {self.port} ended as soon as it was started")
         try:
-            return self.command("PING") == b"+PONG\r\n"
+            return reply in self.command(*words)
         except OSError:
             return False
 
@@ -147,7 +173,11 @@ class ClusterOfSix:
                 *("--cluster-node-timeout", str(int(node_timeout * 1000)), "--repl-diskless-sync-delay", "0"),
             )
         self.node_timeout = node_timeout
-        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
+
+    @property
+    def url(self) -> str:
+        """Where swr finds it, once it has started."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
 
     def __enter__(self) -> Self:
         try:

@@ -65,6 +65,17 @@ class TestPatience:
             raise TimeoutError("another")
 
 
+@pytest.mark.uncounted
+def test_a_server_of_the_tests_takes_another_port_if_its_own_is_taken_meanwhile():
+    """The tests run side by side, and each draws its ports by chance."""
+    with Server(kinds()[0]) as first, Server(kinds()[0]) as second:
+        third = Server(kinds()[0])
+        third.port = first.port
+        with third:
+            assert len({first.port, second.port, third.port}) == 3
+            assert third.command("PING") == b"+PONG\r\n"
+
+
 class TestConnectingAgain:
     @pytest.mark.parametrize("outages", [1, 3])
     async def test_a_link_that_was_lost_outlasts_connections_that_take_too_long(self, server: Server, outages):

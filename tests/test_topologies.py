@@ -183,11 +183,9 @@ class TestCluster:
                 copies[data] += 1
 
         monkeypatch.setattr(RedisStore, "on_message", count)
-        async with (
-            # A command that swr repeats notifies again: it has to wait for a slow machine.
-            Cache(cluster.url, namespace=namespace, timeout=60) as one,
-            Cache(cluster.url, namespace=namespace, timeout=60) as other,
-        ):
+        # A command that swr repeats notifies again: it has to wait for a slow machine.
+        one, other = (Cache(cluster.url, namespace=namespace, timeout=60) for _ in range(2))
+        async with one, other:
             other.engine.notifications.subscribe(
                 lambda notification: received.append((notification.kind, notification.name))
             )
