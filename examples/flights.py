@@ -1,6 +1,6 @@
-"""New York's flights of 2013 in SQLite, and the rankings that are slow enough to be worth caching.
+"""New York's flights of 2013 in SQLite, and rankings that are slow enough to be worth caching.
 
-`python -m examples.flights flights.db` makes the database.
+`python -m examples.flights flights.db` creates the database.
 """
 
 import csv
@@ -23,7 +23,7 @@ _SCHEMA: Final = """
         origin TEXT, dest TEXT, arr_delay INTEGER, distance INTEGER
     );
 """
-# Of a table that is full: to keep it in order with each row takes longer.
+# Created when the table is full, because updating the index with each row takes longer.
 _INDEX: Final = "CREATE INDEX flights_by_dest ON flights (dest)"
 _BY_DELAY: Final = """
     SELECT tailnum, name, flights, total FROM (
@@ -65,13 +65,13 @@ class Flight:
 
 
 class Flights:
-    """The database. Its methods block; every call has a connection of its own, so any thread may make it.
+    """The database. Its methods block. Each call has a connection of its own, so any thread may call them.
 
     Parameters:
-        path: what `build` made.
+        path: the path of a database that `build` has created.
 
     Raises:
-        FileNotFoundError: there is no database.
+        FileNotFoundError: there is no database at `path`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,26 +101,26 @@ class Flights:
 
     @property
     def loads(self) -> int:
-        """How many rankings have been asked of the database, by all processes together."""
+        """How many rankings all processes together have loaded from the database."""
         return self._log.stat().st_size if self._log.exists() else 0
 
     def _ranking(self, query: str, *parameters: str | int) -> list[Aircraft]:
-        # One byte a query: unlike a counter, appends of several processes cannot overwrite one another.
+        # Each query appends one byte: unlike with a counter, several processes cannot overwrite each other's updates.
         with self._log.open("ab") as log:
             log.write(b".")
         with closing(self._connect()) as connection:
             return [Aircraft(rank, *row) for rank, row in enumerate(connection.execute(query, parameters), start=1)]
 
     def _connect(self) -> sqlite3.Connection:
-        # Without mode=rw a wrong path would quietly become an empty database.
+        # Without mode=rw, SQLite would silently create an empty database at a wrong path.
         return sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=rw", uri=True)
 
 
 def build(path: Path) -> Flights:
-    """Make the database from `examples/data`; it takes a few seconds.
+    """Create the database from `examples/data`, which takes a few seconds.
 
     Raises:
-        FileExistsError: there is something at `path` already.
+        FileExistsError: `path` already exists.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already")
@@ -138,11 +138,11 @@ def build(path: Path) -> Flights:
 
 
 def _rows(lines: Iterable[str]) -> Iterator[Sequence[str | None]]:
-    """The rows of a CSV below its header; what is missing is None."""
+    """Yield the rows of a CSV file without its header, with None for a missing value."""
     reader = csv.reader(lines)
     next(reader)
     for row in reader:
-        # Most rows lack nothing.
+        # Most rows have all values, and need no new list.
         yield [None if cell in ("", "NA") else cell for cell in row] if "NA" in row or "" in row else row
 
 

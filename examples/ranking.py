@@ -3,13 +3,12 @@
     python -m examples.flights flights.db
     REDIS_URL=redis://127.0.0.1:6379/0 python -m uvicorn examples.ranking:app --workers 2
 
-Both faces of swr are here: `@cache.cached` on a loader, whose value any endpoint may use and a `Refresher` can keep
-warm, and `@cache.response` on an endpoint, whose whole response is cached and which then costs nothing but sending
-bytes.
+It uses both decorators of swr. `@cache.cached` caches the value of a loader, which any endpoint may use and a
+`Refresher` can keep warm. `@cache.response` caches the whole response of an endpoint, so a hit only sends bytes.
 
-What is stale is refreshed when somebody reads it. With `STRATEGY=locks` or `STRATEGY=queue` the workers also load all
-airports every `EVERY`, whether anybody reads them or not; `swr refresh examples.ranking:refresher` does the same in
-processes of its own.
+A stale entry is refreshed when somebody reads it. With `STRATEGY=locks` or `STRATEGY=queue` the workers also load all
+airports every `EVERY`, even without readers. `swr refresh examples.ranking:refresher` does the same in processes of its
+own.
 """
 
 import os
@@ -29,27 +28,27 @@ from swr.middleware import SWRMiddleware
 
 FRESH_FOR = os.environ.get("FRESH_FOR", "60s")
 STALE_FOR = os.environ.get("STALE_FOR", "10m")
-# Well below FRESH_FOR: a round takes a while, and until it has come to an airport, readers have what the last one left.
+# Well below FRESH_FOR: a round takes some time, and until it loads an airport, readers get the value of the last round.
 EVERY = os.environ.get("EVERY", "20s")
-# What a process has in hand when it dies, another does after so many seconds.
+# When a process dies, another one takes over its loads and tasks after this time, in seconds.
 SILENT_FOR = 2
 STRATEGY: Any = os.environ.get("STRATEGY", "read")  # read, locks or queue
 
 flights = Flights(pathlib.Path(os.environ.get("FLIGHTS_DB", "flights.db")))
-# Without a URL: in the memory of each process.
+# Without a URL the cache is in the memory of each process.
 cache = Cache(os.environ.get("REDIS_URL"), lease_for=SILENT_FOR)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Refresh as long as the app runs."""
+    """Run the refresher as long as the app runs."""
     async with refresher:
         yield
 
 
 app = FastAPI(title="Top 100 aircraft", lifespan=lifespan)
 app.add_middleware(SWRMiddleware, cache=cache)
-app.add_middleware(WorkerHeader)  # added last, it is outside the cache and names the process that answers
+app.add_middleware(WorkerHeader)  # added last, so it is outside of the cache and names the process that answers
 
 Airport = Annotated[str, Path(pattern="^[A-Z]{3}$", description="where the flights went: ATL, ORD, LAX ...")]
 
@@ -65,7 +64,7 @@ class Ranking:
 
 @cache.cached("delay:{airport}", fresh_for=FRESH_FOR, stale_for=STALE_FOR)
 def load_by_delay(airport: str) -> Ranking:
-    """Ask the database, in a thread; the endpoint below awaits it like any coroutine."""
+    """Ask the database. swr runs this in a thread, and the endpoint below awaits it like any coroutine."""
     return Ranking(f"minutes late at {airport}", flights.by_delay(airport))
 
 
@@ -74,7 +73,7 @@ refresher = Refresher(
     keys=flights.airports,
     every=EVERY,
     strategy=STRATEGY,
-    at_once=4,  # the database has others to serve, too
+    at_once=4,  # leaves the database time for other queries
     lead_for=SILENT_FOR,
     reclaim_after=SILENT_FOR,
 )
@@ -97,12 +96,12 @@ def by_miles() -> Ranking:
 
 @app.post("/flights/{airport}", status_code=204)
 async def add(airport: Airport, arrived: list[Flight]) -> None:
-    """Add flights; whoever asks for this airport's ranking from now on finds them in it."""
+    """Add flights; from now on this airport's ranking includes them."""
     await run_in_threadpool(flights.add, airport, arrived)
-    # The ranking over all airports hardly moves with one flight: it is left to grow stale in its own time.
+    # One flight hardly changes the ranking over all airports, so that entry stays until it is stale.
     await load_by_delay.invalidate(airport)
-    # If nobody asks, the next round of the queue loads it. With Redis away there is no queue to mark it in; but with
-    # no `dirty_only` a round loads what is not marked, too.
+    # If nobody reads the ranking, the next round of the queue loads it. While Redis is unreachable, a mark fails; but
+    # without `dirty_only` a round also loads groups without a mark.
     with suppress(StoreUnavailable):
         await refresher.mark_dirty(airport)
 
@@ -111,7 +110,7 @@ async def add(airport: Airport, arrived: list[Flight]) -> None:
 
 
 def no_store(response: Response) -> None:
-    """Keep a response out of every cache, the middleware's too."""
+    """Keep a response out of every cache, including the middleware."""
     response.headers["Cache-Control"] = "no-store"
 
 

@@ -1,6 +1,6 @@
 """swr: a stale-while-revalidate cache. Served at once, refreshed exactly once.
 
-`import swr` imports none of its modules; a name does when it is first used, as in `from swr import Cache`.
+`import swr` imports no module of swr. The first use of a name, as in `from swr import Cache`, imports its module.
 """
 
 import importlib
@@ -54,7 +54,7 @@ __all__ = [
     "dashboard",
 ]
 
-# The module of each public name. `tests/test_imports.py` holds it to the imports above.
+# The module of each public name. `tests/test_imports.py` checks that the names match the imports above.
 _MODULES: Final = {
     "NOT_MODIFIED": "swr.loaders.context",
     "ByteCodec": "swr.core.byte_codec",
@@ -80,16 +80,16 @@ _MODULES: Final = {
 }
 
 if not TYPE_CHECKING:
-    # Type checkers look for what is misspelled.
+    # If type checkers saw a module's `__getattr__`, they would accept misspelled names.
     def __getattr__(name: str) -> Any:
-        """Return a public name, and import its module. Python's own lock makes other threads wait for that."""
+        """Import the module of a public name and return the object. Python's import lock makes other threads wait."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
         return value
 
     class _Package(types.ModuleType):
-        """A package whose public names are not hidden by its modules: Python sets `swr.dashboard` to the folder."""
+        """A package whose submodules cannot replace public names: Python would set `swr.dashboard` to the folder."""
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name not in _MODULES or not isinstance(value, types.ModuleType):

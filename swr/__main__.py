@@ -1,4 +1,4 @@
-"""`python -m swr` is the command `swr`."""
+"""The command `swr` as `python -m swr`."""
 
 import sys
 

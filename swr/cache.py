@@ -1,4 +1,4 @@
-"""The cache: decorators, middleware and refreshers are made from this object."""
+"""`Cache`, the object from which users make decorators, middleware and refreshers."""
 
 from collections.abc import Callable, Sequence
 from types import EllipsisType
@@ -36,32 +36,32 @@ class Cache(Configured, Loaders, StoredEntries):
             or `redis+cluster://host:port,host:port`; None keeps everything in memory.
         redis: a client of your own instead of a URL, `redis.asyncio.Redis` or `RedisCluster`; you close it.
         namespace: the beginning of every key in Redis; caches that share it share their entries.
-        l1_max_bytes: the most that this process holds in memory, in bytes; 0 with Redis: nothing.
-        lease_for: how long a load may be silent before another process takes over. A lease is renewed at a third
-            of it, so a load may last longer.
+        l1_max_bytes: limit of the local cache, in this process's memory, in bytes; 0, with Redis: no local cache.
+        lease_for: how long the lease of a load lasts without a renewal; then another process takes over. swr renews
+            a lease after a third of that time, so a load may take longer.
         drain_for: how long closing waits for loads that are under way.
-        secret: hides the values of request fields and cookies in keys; the same for all processes. Without one,
-            somebody who reads Redis can guess short values.
+        secret: the key with which swr hashes values of request fields and cookies in keys; the same for all
+            processes. Without a secret, somebody who reads Redis can guess short values.
         timeout: how long Redis may stay silent before it counts as unreachable.
         connect_timeout: how long connecting to Redis may take. The first readers wait for it; a refused connection
             fails at once.
-        codec: encodes what goes to Redis, such as `swr.encryption.Encryption`; None: nothing does. This process's
-            memory holds values as they are.
-        compress_above: bytes; longer values are compressed on their way to Redis. "auto": above 16,384 without a codec,
-            never with one, because the length of what is encrypted would tell something of what is in it. None: never.
-        clock: wall clock, seconds; None: that of this machine.
-        policy: how long values may be served and loaded where a decorator or a call does not say; see `Policy`.
-        reports: whether this process writes some 2 kB a second into Redis that say what it does, for dashboards of
-            other processes. `swr.dashboard` turns that on.
-        release: what a deploy changes, such as a date or a commit; dashboards mark when it changes.
-        enabled: False: every call goes to its loader and every request to the app, nothing is stored, and no
-            connection is made.
+        codec: encodes data on its way to Redis, such as `swr.encryption.Encryption`; None: data is not encoded. The
+            local cache never encodes values.
+        compress_above: length in bytes above which swr compresses values on their way to Redis; None: never.
+            "auto": 16,384 without a codec, never with one, because the length of encrypted data reveals some of it.
+        clock: function that returns the wall-clock time in seconds; None: this machine's clock.
+        policy: the lifetimes and time limits that a decorator or a call does not set; see `Policy`.
+        reports: whether this process writes about 2 kB of statistics to Redis each second, for dashboards of other
+            processes. `swr.dashboard` turns reports on.
+        release: text that changes with each deploy, such as a date or a commit; dashboards mark the change.
+        enabled: False turns the cache off: every call runs its loader, every request reaches the app, and swr stores
+            nothing and opens no connection.
 
-    It opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time. Until then
-    `configure` may change what you give here.
+    A cache opens at its first use (on trio too) or by `async with`, and belongs to one event loop at a time. Until it
+    opens, `configure` can change these parameters.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: a parameter has a value that cannot work.
     """
 
     def __init__(
@@ -108,19 +108,19 @@ class Cache(Configured, Loaders, StoredEntries):
 
     @classmethod
     def from_env(cls, url: str | None = None, **options: Unpack[Options]) -> Self:
-        """Return a cache with the options of the environment.
+        """Return a cache with options from environment variables.
 
         The variables are `SWR_REDIS_URL`, `SWR_NAMESPACE`, `SWR_ENABLED`, `SWR_REPORTS`, `SWR_RELEASE`, `SWR_SECRET`,
-        and `SWR_ENCRYPTION_KEYS` for `codec`: `Encryption.from_text` of these keys and of `SWR_SECRET`.
+        and `SWR_ENCRYPTION_KEYS`. The last sets `codec` to `Encryption.from_text` of these keys and of `SWR_SECRET`.
 
         Parameters:
-            url: that of `Cache`, for what the environment leaves open.
-            **options: those of `Cache`, likewise. A variable goes before its option; one that is empty counts as not
-                there. `SWR_ENABLED` and `SWR_REPORTS` are 1, true, yes, on, 0, false, no or off.
+            url: the URL of Redis if `SWR_REDIS_URL` is not set; see `Cache`.
+            **options: the options of `Cache` for which no variable is set. A variable overrides its option; an empty
+                variable counts as not set. `SWR_ENABLED` and `SWR_REPORTS` are 1, true, yes, on, 0, false, no or off.
 
         Raises:
-            ConfigurationError: an option, or the value of a variable, cannot work. It names the variable, and shows no
-                password.
+            ConfigurationError: an option, or the value of a variable, cannot work. The message names the variable and
+                shows no password.
         """
         url, options = with_environment(url, options)
         return cls(url, **options)
@@ -150,45 +150,46 @@ class Cache(Configured, Loaders, StoredEntries):
         client_max_age: Duration = 0,
         soft_timeout: Duration | None = None,
     ) -> "ResponseRule":
-        """Tell the middleware how to cache this endpoint's responses; its signature stays as it is.
+        """Tell the middleware how to cache this endpoint's responses. The endpoint's signature does not change.
 
         Parameters:
             fresh_for: how long the response is fresh: seconds, or "90s", "10m", "1d".
-            stale_for: how long after that swr serves it and refreshes it in the background.
-            stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
-                The response's own directives go before these three. What you leave out of them is as the policy of the
-                cache says.
-            tags: names to invalidate by; they may name the endpoint's parameters. Or a function that returns them, of
-                what the endpoint returns, and of parameters that it names: `lambda flights, group: ...`. If it raises,
-                swr does not store the response.
-            override: go before the response's own directives.
-            vary: request fields that the response depends on and does not name in `Vary`. Those that the route
-                declares to FastAPI (`Header()`, `APIKeyHeader`), in its endpoint or a dependency, are found without it.
-            hard_timeout: how long a load of these responses may run; instead of the middleware's.
-            ignore_fields: request fields that the response does not depend on, beside those that swr knows as harmless.
-            credentials: "private": a request with credentials gets the response only if that says it is for everybody.
-                "vary": each credential has a response of its own, and a revoked one gets it until it ends.
-            key: returns what selects the response among the requests that the endpoint's dependencies admit, from
-                parameters of the endpoint, which it names (`lambda user: user.id`), or from `scope`.
-            shared: whether every request that they admit gets the same response, whatever the endpoint's arguments.
-                Without `key` and `shared`, responses are shared behind dependencies if path and query alone reach
-                the endpoint.
-            client_max_age: how long clients may keep a response without asking, if it has no `Cache-Control` of its
-                own; see `Rule`. Behind dependencies only the client itself may, and no shared cache.
+            stale_for: how long after `fresh_for` swr serves the response and refreshes it in the background.
+            stale_if_error: how long after `fresh_for` the response is a fallback if a load fails.
+                The response's own directives take precedence over these three. If you omit one, the policy of the
+                cache applies.
+            tags: names for invalidation, which may contain parameters of the endpoint. Or a function that returns the
+                tags: it takes the endpoint's result and the parameters that it names: `lambda flights, group: ...`.
+                If the function raises, swr does not store the response.
+            override: whether these parameters take precedence over the response's own directives.
+            vary: request fields that the response depends on and does not name in `Vary`. swr itself finds the fields
+                that the endpoint or a dependency declares to FastAPI (`Header()`, `APIKeyHeader`).
+            hard_timeout: how long a load of these responses may run; None: the `hard_timeout` of the middleware.
+            ignore_fields: request fields that the response does not depend on, besides those that swr always ignores.
+            credentials: "private": a request with credentials gets the stored response only if the response allows that
+                (`public`, `s-maxage` or `must-revalidate`). "vary": each credential has its own response; a revoked
+                credential gets it until it ends.
+            key: function whose result selects the response for a request that the endpoint's dependencies admit. It
+                takes parameters of the endpoint, which it names (`lambda user: user.id`), or `scope`.
+            shared: whether all requests that the dependencies admit get the same response, whatever the endpoint's
+                arguments. Without `key` and `shared`, these requests share responses if only the path and the query
+                reach the endpoint.
+            client_max_age: how long clients may reuse a response without asking, if it has no `Cache-Control` of its
+                own; see `Rule`. Behind dependencies this allows only the client's own cache, not shared caches.
             soft_timeout: how long a client waits for a load if there is an entry to fall back on; see `Policy`. None:
-                to its end. Behind dependencies it applies to those who wait for another's run of the endpoint.
+                until the load ends. Behind dependencies it limits only waits for another request's run of the endpoint.
 
         Raises:
-            ConfigurationError: one of these cannot work.
+            ConfigurationError: a parameter has a value that cannot work.
         """
-        # It takes Starlette, which an app without endpoints does not need.
+        # This module imports Starlette, which an app without endpoints need not install.
         from swr.endpoints.decorator import ResponseRule
 
         rule = ResponseRule(self, fresh_for, stale_for, stale_if_error, tags, override, vary, hard_timeout)
         rule = rule.about_requests(ignore_fields, credentials).about_readers(key, shared)
         return rule.about_clients(client_max_age, soft_timeout)
 
-    # -- what happens -------------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------------
 
     @overload
     def subscribe(self, subscriber: Callable[[Event], object]) -> Callable[[], None]: ...
@@ -199,21 +200,21 @@ class Cache(Configured, Loaders, StoredEntries):
         self, subscriber: Subscriber, kind: type[Event], other: type[Event], /, *kinds: type[Event]
     ) -> Callable[[], None]: ...
     def subscribe(self, subscriber: Subscriber, *kinds: type[Event]) -> Callable[[], None]:
-        """Call `subscriber` with every event of this cache; call the returned function to end that.
+        """Call `subscriber` with every event of this cache; return a function that ends the subscription.
 
         Parameters:
-            subscriber: called with each event at once, in the task in which it happens: it must be quick, and must not
-                block. swr logs once what it raises, and no caller sees it.
-            kinds: classes of `swr.events`; none: all of them.
+            subscriber: called at once with each event, in the task that publishes the event. It must be quick and must
+                not block. If it raises, swr logs that once, and no caller sees the exception.
+            kinds: classes of `swr.events`; none: all kinds.
 
         Returns:
             A function that ends the subscription, from the next event on.
 
         Raises:
-            ConfigurationError: arguments that cannot work.
+            ConfigurationError: `subscriber` or one of `kinds` cannot work.
         """
         if not callable(subscriber):
-            raise ConfigurationError(f"subscriber={subscriber!r} cannot be called: give a function of one event")
+            raise ConfigurationError(f"subscriber={subscriber!r} cannot be called: give a function that takes an event")
         if is_async(subscriber):
             raise ConfigurationError(
                 f"subscriber={subscriber!r} is async, and swr would not await it: give a def, which may put the "
@@ -222,5 +223,5 @@ class Cache(Configured, Loaders, StoredEntries):
         for kind in kinds:
             if kind not in KINDS:
                 known = ", ".join(known.__name__ for known in KINDS)
-                raise ConfigurationError(f"{kind!r} is not a kind of event; of swr.events there are: {known}")
+                raise ConfigurationError(f"{kind!r} is not a kind of event: give classes of swr.events, {known}")
         return self.engine.events.subscribe(subscriber, kinds or KINDS)

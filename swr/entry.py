@@ -1,4 +1,4 @@
-"""One stored value with its deadlines (`Entry`), how old it was when served (`State`), and what a reader gets."""
+"""A stored value with its deadlines (`Entry`), and a reader's answer (`Outcome`) with its state (`State`)."""
 
 import enum
 import functools
@@ -9,12 +9,12 @@ import msgspec
 from swr.policy import Policy
 
 T = TypeVar("T")
-# Instead of the version of a mark.
+# The `marked_at` of an entry that is doubtful and was never marked stale.
 _DOUBTFUL: Final = -1
 
 
 class State(enum.StrEnum):
-    """The state of an answer: fresh, stale, or missing, for which the reader waited for a load."""
+    """The state of an answer: fresh, stale, or missing (the reader waited for a load)."""
 
     FRESH = "fresh"
     STALE = "stale"
@@ -22,28 +22,28 @@ class State(enum.StrEnum):
 
 
 class Entry(msgspec.Struct, Generic[T], frozen=True):
-    """A value with absolute deadlines (wall clock, seconds), so that it explains itself wherever it is.
+    """A value with absolute deadlines (wall clock, seconds), which mean the same in every process.
 
-    All deadlines count from `created_at`, the time at which its load *began*: what was read before an
-    invalidation must lose against it.
+    All deadlines count from `created_at`, the time at which the load *began*. A value that was read before an
+    invalidation must lose against that invalidation.
 
     Parameters:
-        value: what the loader returned; None is a value.
+        value: the loader's result; None is a value.
         created_at: when the load began.
-        fresh_until: the end of the first window of `swr.core.decision`.
-        stale_until: the end of the second.
-        error_until: the end of the third.
-        keep_until: when a store may forget it.
-        version: the fencing number of the lease it was loaded under; 0 where there was none.
+        fresh_until: when the entry ceases to be fresh.
+        stale_until: until when it may be served while it is refreshed.
+        error_until: until when it is a fallback if a load fails.
+        keep_until: when a store may delete it.
+        version: the fence version of the lease under which it was loaded; 0 if there was no lease.
         tag_version: the newest tag version (or version of a `clear`) known when the load began.
         tags: the names under which it can be invalidated.
-        validator: lets the next load ask whether the value still holds.
-        took: how long its load took, seconds; three digits of it.
-        absent: a batch loader has found that there is no value; that holds until `keep_until`. A reader who asks for
-            this key alone never gets that answer.
-        loader: says which loader it is of (`swr.core.keys.loader_digest`); empty for none.
-        marked_at: the version at which it was marked stale last; 0: never; below 0: see `doubtful`. With any value but
-            0 the entry is not fresh, whatever a clock says.
+        validator: lets the next load ask its source whether the value has changed.
+        took: how long its load took, in seconds, rounded to three digits.
+        absent: a batch loader found that the item does not exist, which holds until `keep_until`. A reader who asks
+            for this key alone never gets that answer.
+        loader: the digest of the loader that loaded it (`swr.core.keys.loader_digest`), or "".
+        marked_at: the version at which it was last marked stale; 0: never; below 0: see `doubtful`. Unless this is 0,
+            the entry is not fresh, whatever a clock says.
     """
 
     value: T
@@ -63,7 +63,7 @@ class Entry(msgspec.Struct, Generic[T], frozen=True):
 
     @property
     def is_marked(self) -> bool:
-        """Return whether it was marked stale, or is doubtful."""
+        """Return whether the entry was marked stale, or is doubtful."""
         return self.marked_at != 0
 
     @property
@@ -86,11 +86,11 @@ def stamp(
     """Return `value` as an entry whose deadlines follow from `policy` and the time its load began.
 
     Parameters:
-        shortened: the share of `policy.fresh_for` that is taken off.
+        shortened: the share of `policy.fresh_for`, 0 to 1, that is taken off.
         loader: see `Entry`.
     """
     fresh_until = created_at + policy.fresh_for * (1 - shortened)
-    # Equal times are one object: there may be very many entries.
+    # Equal deadlines share one float object, which saves memory if there are many entries.
     stale_until = fresh_until + policy.stale_for if policy.stale_for else fresh_until
     error_until = fresh_until + policy.stale_if_error if policy.stale_if_error else fresh_until
     return Entry(
@@ -111,26 +111,27 @@ def stamp(
 
 @functools.lru_cache(maxsize=4096)
 def _shared(number: str) -> float:
-    """Return one object for each number."""
+    """Return the same float object for equal texts."""
     return float(number)
 
 
 def absence(entry: Entry[T]) -> Entry[T]:
-    """Return `entry` as a mark that there is no value; whatever the clock says, it is never fresh nor stale."""
+    """Return `entry` as a mark that there is no value, which is neither fresh nor stale, whatever the clock says."""
     return msgspec.structs.replace(entry, fresh_until=0.0, stale_until=0.0, error_until=0.0, absent=True)
 
 
 def marked_stale(entry: Entry[T], version: int) -> Entry[T]:
-    """Return `entry` as one that is stale since it was first marked; its other windows count from then.
+    """Return `entry` as stale from its first mark on; `stale_for` and `stale_if_error` then count from that time.
 
-    Without a `stale_for` it may not be served stale: it is an answer only if its load fails (`stale_if_error`).
+    Without a `stale_for`, the entry may not be served stale: it is an answer only if its load fails
+    (`stale_if_error`).
 
     Parameters:
-        version: at which it was marked.
+        version: the version of the mark.
     """
     if entry.marked_at > 0:
         return entry if version <= entry.marked_at else msgspec.structs.replace(entry, marked_at=version)
-    # Versions are times of servers, whose clocks need not agree with the one that stamped the entry.
+    # Versions are microseconds by a server's clock, which may differ from the clock that stamped the entry.
     at = entry.created_at + max(0, version - entry.version) / 1e6 if entry.version else version / 1e6
     stale_for, stale_if_error = entry.stale_until - entry.fresh_until, entry.error_until - entry.fresh_until
     return msgspec.structs.replace(
@@ -143,9 +144,9 @@ def marked_stale(entry: Entry[T], version: int) -> Entry[T]:
 
 
 def doubtful(entry: Entry[T]) -> Entry[T]:
-    """Return `entry` as one that has to be loaded again, and is served only if that fails.
+    """Return `entry` as one that must be loaded again, and is served only if that load fails.
 
-    It keeps the beginning of its windows: if it is marked stale meanwhile, they say for how long it may be served.
+    `fresh_until` stays: if the entry is marked stale later, `marked_stale` computes its fallback window from it.
     """
     marked_at = entry.marked_at or _DOUBTFUL
     return msgspec.structs.replace(entry, stale_until=0.0, error_until=entry.servable_until, marked_at=marked_at)
@@ -155,10 +156,10 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True):
     """A value and how it came to be the answer.
 
     Attributes:
-        value: what was asked for.
+        value: the value of the key.
         state: fresh, stale, or missing (this reader waited for a load).
         age: seconds since its load began.
-        error: why a stale value was given instead of a new one, where a load failed; else None.
+        error: the error of a failed load, because of which the reader got a stale value; else None.
         bypassed: whether the cache was off, so that the loader was called and nothing was stored.
     """
 

@@ -2,27 +2,27 @@
 
     SWRError
     ├── ConfigurationError    a policy, template, URL, rule or argument that cannot work
-    ├── StoreError            something between swr and its store
+    ├── StoreError            a failure between swr and its store
     │   ├── StoreUnavailable  the store did not answer, or refused; callers of a cache never see it
     │   └── CodecError        a value that cannot be written as bytes and come back the same
-    ├── LeaseLost             the lease was taken away before the commit; callers of a cache never see it
+    ├── LeaseLost             a load lost its lease before the commit; callers of a cache never see it
     └── LoadTimeout           a load ran longer than its `hard_timeout`, and there was no entry to fall back on
 
-A loader's own exception is none of these: it reaches the caller as it was raised. If several callers waited for the
-load, each but one gets an equal exception with the loader's traceback.
+swr does not wrap an exception that a loader raises: it reaches the caller unchanged. If several callers waited for the
+load, one of them gets the exception itself. The others get an equal exception with the loader's traceback.
 """
 
 
 class SWRError(Exception):
-    """The base of everything that swr raises of its own accord."""
+    """The base class of all errors that swr itself raises."""
 
 
 class ConfigurationError(SWRError):
-    """Something that was written cannot work: the message names it, its value and the remedy."""
+    """An option or argument that cannot work: the message names it, its value and the remedy."""
 
 
 class StoreError(SWRError):
-    """The base of what goes wrong between swr and its store."""
+    """The base class of failures between swr and its store."""
 
 
 class StoreUnavailable(StoreError):
@@ -30,7 +30,7 @@ class StoreUnavailable(StoreError):
 
 
 class CodecError(StoreError):
-    """A value cannot be encoded, or bytes cannot be decoded, without losing something."""
+    """A value that cannot be encoded, or bytes that cannot be decoded, without losing something."""
 
 
 class LeaseLost(SWRError):
@@ -38,12 +38,12 @@ class LeaseLost(SWRError):
 
 
 class LoadTimeout(SWRError, TimeoutError):
-    """A load was given up because it ran too long.
+    """A load that swr gave up because it ran too long.
 
     Parameters:
-        key: what was loaded.
-        seconds: how long it was allowed to take.
-        limit: the option that says so.
+        key: the key of the load.
+        seconds: how long the load was allowed to run.
+        limit: the option that sets this time.
     """
 
     def __init__(self, key: str, seconds: float, limit: str = "hard_timeout") -> None:

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 
 class Event:
-    """Something that happened. Events are frozen. Ages are seconds by the cache's clock, other times measured seconds.
+    """An event of a cache; immutable. Ages are seconds by the cache's clock, all other durations are elapsed seconds.
 
-    Reads and loads say where they belong: `loader` is a key template, `route` a path template; empty for what has none.
-    `==` disregards these two.
+    `loader` is the key template of a loader and `route` the path template of a route; each is empty if there is none.
+    `==` ignores `loader`, `route`, `layer` and `is_outer`.
     """
 
     __slots__ = ()
@@ -21,14 +21,14 @@ def _where() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Hit(Event):
-    """A reader is given a fresh entry, or a batch loader knows an item to be absent.
+    """A reader gets a fresh entry, or the answer that an item does not exist, as its batch loader found.
 
     Parameters:
         key: of the entry.
         age: seconds since its load began.
-        layer: what the reader has waited for: "l1" for nothing, "redis" for an answer of Redis, or "load".
-        loader: the key template that it belongs to; empty: none.
-        route: the path template that it belongs to; empty: none.
+        layer: what the reader waited for: "l1" for nothing, "redis" for an answer of Redis, "load" for a load.
+        loader: the key template of the entry's loader, or "".
+        route: the path template of the request, or "".
     """
 
     key: str
@@ -40,13 +40,13 @@ class Hit(Event):
 
 @dataclass(frozen=True, slots=True)
 class Stale(Event):
-    """A reader is given a stale entry.
+    """A reader gets a stale entry.
 
     Parameters:
         key: of the entry.
         age: seconds since its load began.
         staleness: seconds since it ceased to be fresh; 0 if it is fresh, but not as fresh as this reader asked for.
-        error: why the load failed that this reader waited for; None if it waited for none.
+        error: why the load failed for which this reader waited; None if it did not wait.
         layer: see `Hit`.
         loader: see `Hit`.
         route: see `Hit`.
@@ -63,12 +63,12 @@ class Stale(Event):
 
 @dataclass(frozen=True, slots=True)
 class Miss(Event):
-    """A reader was given nothing that had been stored before it asked. Published when its wait ends, in any way.
+    """A reader did not get a stored entry: it waited for a load. Published when its wait ends, whatever the result.
 
     Parameters:
-        key: what was asked for; for a response that of its URL, whatever selects the variant.
-        loader: the key template that it belongs to; empty: none.
-        route: the path template that it belongs to; empty: none.
+        key: the key that the reader asked for; for a response the key of its URL, whatever selects the variant.
+        loader: the key template of the loader, or "".
+        route: the path template of the request, or "".
     """
 
     key: str
@@ -78,12 +78,12 @@ class Miss(Event):
 
 @dataclass(frozen=True, slots=True)
 class Bypassed(Event):
-    """A request has bypassed the cache, and could not have been answered from it. It is not a read.
+    """A request bypassed the cache, which cannot answer such requests. It does not count as a read.
 
     Parameters:
         key: of its URL.
-        reason: why, as `Cache-Status` says it in `detail`.
-        route: the path template, or nothing.
+        reason: why, in the words of the `detail` of `Cache-Status`.
+        route: the path template of the request, or "".
     """
 
     key: str
@@ -93,12 +93,12 @@ class Bypassed(Event):
 
 @dataclass(frozen=True, slots=True)
 class NotStored(Event):
-    """A request was answered by the app with a response that could not be stored. It is not a read.
+    """The app answered a request with a response that swr may not store. The request does not count as a read.
 
     Parameters:
         key: of its URL.
-        reason: why, as `Cache-Status` says it in `detail`.
-        route: the path template, or nothing.
+        reason: why, in the words of the `detail` of `Cache-Status`.
+        route: the path template of the request, or "".
     """
 
     key: str
@@ -108,19 +108,19 @@ class NotStored(Event):
 
 @dataclass(frozen=True, slots=True)
 class Answered(Event):
-    """The middleware begins to answer a GET or HEAD, from the cache or not.
+    """The middleware begins to answer a request that the cache may serve, or that bypasses it.
 
-    It is for dashboards, which show single requests. `KINDS` leaves it out: `Hit`, `Stale` and `Miss` tell the same.
+    Dashboards use it to show single requests. `KINDS` leaves it out, because `Hit`, `Stale` and `Miss` say the same.
 
     Parameters:
         method: of the request.
         key: of its URL.
-        state: "fresh", "stale" or "missing", as `SWR-State` says it; "bypass" if the app answers past the cache.
-        layer: what answers: "l1", "load", "flight" (a load that another request began) or "app"; None: `Hit` or `Stale`
-            has said it just before.
+        state: "fresh", "stale" or "missing", as in `SWR-State`; "bypass" if the app answers without the cache.
+        layer: what answers: "l1", "load", "flight" (a load that another request began) or "app"; None: see the layer of
+            the `Hit` or `Stale` just before.
         status: of the response.
         cache_status: what swr adds to `Cache-Status`.
-        seconds: since the request came; None for a hit that was ready.
+        seconds: since the request came; None for a hit that needed no wait.
     """
 
     method: str
@@ -134,12 +134,12 @@ class Answered(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseHeld(Event):
-    """A load found the lease taken: it has lost the race. Published once for each load.
+    """A load did not get the lease: another load holds it, or the key backs off. Published once for each load.
 
     Parameters:
-        key: what was to be loaded.
-        retry_after: seconds until the lease expires, or the pause ends.
-        failures: above 0, the key backs off after this many failures in a row.
+        key: of the load.
+        retry_after: seconds until the lease expires, or the backoff ends.
+        failures: failures in a row because of which the key backs off; 0: another load holds the lease.
     """
 
     key: str
@@ -149,10 +149,10 @@ class LeaseHeld(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseWaited(Event):
-    """A load that lost the race has waited for the lease, or for the winner's value. Published once for each load.
+    """A load that did not get the lease has ended its wait for it, or for the holder's value. Once for each load.
 
     Parameters:
-        key: what was to be loaded.
+        key: of the load.
         seconds: from the refusal of the lease to the end of the wait.
     """
 
@@ -162,10 +162,10 @@ class LeaseWaited(Event):
 
 @dataclass(frozen=True, slots=True)
 class RenewalRejected(Event):
-    """While it was loading, a process learned that its lease is gone: expired, or deleted by an invalidation.
+    """A process learned during a load that its lease is gone: expired, or deleted by an invalidation.
 
     Parameters:
-        key: what is being loaded.
+        key: of the load.
     """
 
     key: str
@@ -176,9 +176,9 @@ class LoadBegun(Event):
     """A loader, or the app for a response, begins to run. Exactly one `Loaded` or `LoadFailed` follows.
 
     Parameters:
-        key: what is loaded.
+        key: of the load.
         waited: seconds that it took to get the lease, or to find the store unreachable.
-        loader: the key template of the loader that runs, or nothing.
+        loader: the key template of the loader that runs, or "".
     """
 
     key: str
@@ -190,15 +190,15 @@ class LoadBegun(Event):
 class Loaded(Event):
     """A load ended with a value, stored or not.
 
-    `Committed` or `CommitRejected` comes before it where it was to be stored. While the store is unreachable
-    neither may come.
+    If the value is to be stored, `Committed` or `CommitRejected` comes before this event. While the store is
+    unreachable, neither may come.
 
     Parameters:
-        key: what was loaded.
+        key: of the load.
         seconds: how long the loader ran, without the commit.
-        loader: the key template that it belongs to; empty: none.
-        route: the path template that it belongs to; empty: none.
-        is_outer: whether another load within it counts in its place: behind a login, that of the endpoint.
+        loader: the key template of the loader, or "".
+        route: the path template of the request, or "".
+        is_outer: whether a load inside this one counts instead: behind a login, the load of the endpoint.
     """
 
     key: str
@@ -213,12 +213,12 @@ class LoadFailed(Event):
     """A load ended without a value: its loader raised, its value cannot be stored, or the cache was closed.
 
     Parameters:
-        key: what was loaded.
+        key: of the load.
         seconds: how long the loader ran.
-        error: what was raised.
-        loader: the key template that it belongs to; empty: none.
-        route: the path template that it belongs to; empty: none.
-        is_outer: whether another load within it counts in its place: behind a login, that of the endpoint.
+        error: the exception of the load.
+        loader: the key template of the loader, or "".
+        route: the path template of the request, or "".
+        is_outer: whether a load inside this one counts instead: behind a login, the load of the endpoint.
     """
 
     key: str
@@ -234,8 +234,8 @@ class Committed(Event):
     """A value was stored.
 
     Parameters:
-        key: under which.
-        version: of the entry; later ones of the same key are greater.
+        key: of the entry.
+        version: of the entry; later entries of the same key have greater versions.
     """
 
     key: str
@@ -247,7 +247,7 @@ class CommitRejected(Event):
     """A value was not stored, because an invalidation or another load superseded it.
 
     Parameters:
-        key: under which.
+        key: of the value.
     """
 
     key: str
@@ -255,14 +255,14 @@ class CommitRejected(Event):
 
 @dataclass(frozen=True, slots=True)
 class Invalidated(Event):
-    """A key, a tag, all that a loader has stored, or everything was invalidated or marked stale.
+    """A key, a tag, all entries of a loader, or all entries were invalidated or marked stale.
 
     Parameters:
-        key: what, if it is a key.
-        tag: what, if it is a tag.
-        elsewhere: another process did it, and this one was notified.
-        loader: the key template of a loader, if it is all that this loader has stored.
-        soft: it was marked stale, instead of removed.
+        key: the invalidated key, or None.
+        tag: the invalidated tag, or None.
+        elsewhere: whether another process did it, and notified this process.
+        loader: the key template of the loader of all these entries, or None.
+        soft: whether the entries were marked stale instead of removed.
     """
 
     key: str | None
@@ -279,10 +279,10 @@ class Invalidated(Event):
 
 @dataclass(frozen=True, slots=True)
 class StoreUnreachable(Event):
-    """The link to the store was lost, or not there to begin with: memory and loaders answer alone.
+    """swr lost the store, or could not reach it at the start: only the local cache and loaders answer.
 
     Parameters:
-        reason: what was wrong, as the log says.
+        reason: why, as in the log.
     """
 
     reason: str
@@ -301,10 +301,10 @@ class StoreReachable(Event):
 
 @dataclass(frozen=True, slots=True)
 class CommandRefused(Event):
-    """The store, which is reachable, has refused a command of this process: its memory is full, say.
+    """The store answered a command of this process with a refusal, for example because its memory is full.
 
     Parameters:
-        reason: what it has answered.
+        reason: the store's answer.
     """
 
     reason: str
@@ -317,9 +317,9 @@ class RoundQueued(Event):
     Parameters:
         name: of the refresher.
         number: of the round: its start, in seconds since 1970, divided by `every`.
-        new: how many tasks there are now that were not there before.
-        merged: how many groups were in the queue already, since an earlier round.
-        missed: rounds that no leader has enqueued since the last one.
+        new: how many tasks the leader added to the queue.
+        merged: how many groups were still in the queue from an earlier round.
+        missed: how many rounds no leader has enqueued since the last enqueued round.
     """
 
     name: str
@@ -336,14 +336,14 @@ class RoundEnded(Event):
     Parameters:
         name: of the refresher.
         number: of the round: its start, in seconds since 1970, divided by `every`.
-        seconds: that it took.
-        groups: how many it has looked at; with a queue, how many tasks have ended.
-        loaded: how many it has loaded.
-        current: how many had been loaded already.
-        held: how many groups another process was loading, or all processes left alone after failures.
-        failed: how many loads have failed.
-        missed: rounds that no process has done since the last one.
-        commands: how many commands this process sent to Redis in that time, whoever caused them.
+        seconds: how long the worker's part took.
+        groups: how many groups the worker looked at; with a queue, how many tasks ended.
+        loaded: how many groups the worker loaded.
+        current: how many groups were loaded already.
+        held: how many groups were skipped because another process loaded them or they back off after failures.
+        failed: how many loads failed.
+        missed: how many rounds no process has done since the last one that was done.
+        commands: how many commands this process sent to Redis in that time, for whatever reason.
     """
 
     name: str

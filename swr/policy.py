@@ -1,4 +1,4 @@
-"""`Policy`: for how long a value may be served and loaded, as its author says. `Limits`: what one reader accepts."""
+"""`Policy`: how long a value may be served, and how long a load may run. `Limits`: what one reader accepts."""
 
 import math
 import re
@@ -29,7 +29,7 @@ def seconds(duration: Duration, name: str = "duration") -> float:
         name: what the duration is called in the error.
 
     Raises:
-        ConfigurationError: it is not one of these, negative, or longer than 100 years.
+        ConfigurationError: `duration` is not one of these, is negative, or is longer than 100 years.
     """
     value = math.nan
     if isinstance(duration, timedelta):
@@ -52,7 +52,7 @@ def timeout(duration: Duration | None, name: str) -> float | None:
     """Return a time-out in seconds; None means no limit.
 
     Raises:
-        ConfigurationError: it is not a duration, or 0.
+        ConfigurationError: `duration` is not a duration, or is 0.
     """
     if duration is None:
         return None
@@ -68,7 +68,7 @@ def timeout_or_auto(duration: Duration | None, name: str) -> Timeout:
     """Return a time-out in seconds; "auto" and None stay as they are.
 
     Raises:
-        ConfigurationError: it is not a duration, or 0.
+        ConfigurationError: `duration` is not a duration, or is 0.
     """
     return "auto" if duration == "auto" else timeout(duration, name)
 
@@ -81,7 +81,7 @@ def _number(value: float, name: str, most: float) -> float:
 
 
 def tag_names(tags: object, name: str = "tags") -> tuple[str, ...]:
-    """Return `tags` as a tuple, refusing what is not a list of non-empty strings (a lone string included)."""
+    """Return `tags` as a tuple; raise ConfigurationError for one string, and for items other than non-empty strings."""
     if isinstance(tags, (str, bytes)):
         raise ConfigurationError(f"{name}={tags!r} is one string: give a tuple of strings, ({tags!r},)")
     if not isinstance(tags, Iterable):
@@ -95,27 +95,27 @@ def tag_names(tags: object, name: str = "tags") -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Policy:
-    """Says for how long a value may be served after its load began, and what a load may cost. Attributes are seconds.
+    """The lifetimes of a value, counted from the start of its load, and the limits of a load.
 
     Parameters:
-        fresh_for: how long it is served without a question.
-        stale_for: how long after that it is served at once while one refresh runs behind the reader
+        fresh_for: how long a value is fresh: swr serves it and does not refresh it.
+        stale_for: how long after `fresh_for` swr serves the value at once while one refresh runs in the background
             (RFC 5861, `stale-while-revalidate`).
-        stale_if_error: how long after `fresh_for` it is the answer if the load fails (RFC 5861).
+        stale_if_error: how long after `fresh_for` the value is the answer if a load fails (RFC 5861).
         tags: names under which the entry can be invalidated together with others.
-        keep_for: how long after `fresh_for` a store keeps it at least, served or not, for its validators.
-        soft_timeout: how long a reader waits for a load if there is an entry to fall back on; then that is the
-            answer, and the load goes on. "auto": until the load has run for ten seconds, or for three times what the
-            last one took if that is longer. None: to its end.
-        hard_timeout: how long a load may run; then it is cancelled and has failed. "auto": ten times the cache's
-            `lease_for`, five minutes by default. None: as long as it likes, and its lease is renewed all the while.
-        early: how eagerly a value is refreshed in the background while it is still fresh, the more likely the nearer
-            its end is and the longer its load took: β of "Optimal Probabilistic Cache Stampede Prevention" (XFetch).
-            1 is the advice of its authors, more is earlier, 0 never.
-        jitter: the largest share of `fresh_for`, 0 to 1, by which swr shortens it for each entry, at random, so that
-            entries that were stored together do not end together.
+        keep_for: how long after `fresh_for` a store keeps the entry at least, served or not, for its validator.
+        soft_timeout: how long a reader waits for a load if there is an entry to fall back on; then that entry is the
+            answer, and the load goes on. "auto": until the load has run for ten seconds, or for three times as long as
+            the last load took, if that is longer. None: until the load ends.
+        hard_timeout: how long a load may run; then swr cancels it, and it counts as failed. "auto": ten times the
+            cache's `lease_for`, five minutes by default. None: without limit; swr renews the load's lease meanwhile.
+        early: how eagerly swr refreshes a value in the background while it is fresh: β of "Optimal Probabilistic Cache
+            Stampede Prevention" (XFetch). A refresh gets more likely towards the end of `fresh_for`, and the longer the
+            last load took. The authors advise 1; more is earlier, 0 is never.
+        jitter: the largest share of `fresh_for`, 0 to 1, by which swr shortens it for each entry, at random. Entries
+            that were stored together then do not end together.
 
-    Durations are seconds, a `timedelta`, or text: "90s", "10m", "1d".
+    Durations are seconds, a `timedelta`, or text: "90s", "10m", "1d". As attributes they are seconds.
 
     Raises:
         ConfigurationError: a duration, a tag or a number is malformed.
@@ -170,10 +170,10 @@ class Limits(msgspec.Struct, frozen=True):
     """Limits of one reader, which narrow or widen those of the entry (RFC 9111 5.2.1).
 
     Parameters:
-        max_age: the greatest age in seconds.
-        min_fresh: the seconds that it must stay fresh from now on; None: it need not be fresh.
-        max_stale: seconds past freshness up to which the reader accepts it; None leaves that to the entry.
-        no_cache: nothing stored will do; the reader waits for a load.
+        max_age: the greatest age that the reader accepts, in seconds.
+        min_fresh: seconds for which the entry must stay fresh from now on; None: it need not be fresh.
+        max_stale: seconds past freshness up to which the reader accepts the entry; None: as the entry says.
+        no_cache: whether the reader accepts no stored entry and waits for a load.
     """
 
     max_age: float = math.inf

@@ -1,4 +1,4 @@
-"""The settings of a cache, checked when they are given; and what the environment says of them."""
+"""The checked settings of a cache, and the settings from environment variables."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from swr.errors import ConfigurationError
 from swr.policy import Duration, seconds
 
-# Seconds. A lease in Redis that lasts longer is foreign, and is overwritten.
+# The longest lease, in seconds. swr takes a longer lease in Redis for foreign data, and overwrites it.
 _LONGEST_LEASE: Final = 86_400.0
 SCHEMES: Final = (
     "redis://",
@@ -27,10 +27,11 @@ KEYS: Final = "SWR_ENCRYPTION_KEYS"
 REPORTS: Final = "SWR_REPORTS"
 RELEASE: Final = "SWR_RELEASE"
 PURGE_TOKEN: Final = "SWR_PURGE_TOKEN"
-# The account in a URL, up to the last @ in front of the next URL: a password may hold spaces and quotes.
-_ACCOUNT: Final = re.compile(r"(\w[\w+.-]*://)(?:(?![\s'\"]\w[\w+.-]*://).)*@")
-# The query of a URL of Redis, which may hold a password, too.
-_QUERY: Final = re.compile(r"((?:rediss?|unix)[\w+]*://[^\s?]*\?)[^\s'\"]*")
+# Matches the places where a text is split. No user name or password extends across them, although a password may
+# contain spaces and quotes.
+_PART: Final = re.compile(r"(?=\n|[\s'\"]\w[\w+.-]*://)")
+# The query of a Redis URL, which may also contain a password.
+_QUERY: Final = re.compile(r"((?:rediss?|unix)(?:\+\w+)?://(?:(?!://)[^\s?])*\?)[^\s'\"]*")
 _YES: Final = ("1", "true", "yes", "on")
 _NO: Final = ("0", "false", "no", "off")
 
@@ -40,12 +41,12 @@ class Settings(NamedTuple):
 
     Parameters:
         namespace: the beginning of every key in Redis.
-        l1_max_bytes: the most that the local cache holds, in bytes.
-        lease_for: how long a load may be silent before another process takes over, in seconds.
+        l1_max_bytes: limit of the local cache, in bytes.
+        lease_for: how long a lease lasts without a renewal before another process takes over, in seconds.
         drain_for: how long closing waits for loads that are under way, in seconds.
         timeout: how long Redis may stay silent before it counts as unreachable, in seconds.
         connect_timeout: how long connecting to Redis may take, in seconds.
-        secret: the key of the digests of secret values.
+        secret: the key with which secret values are hashed.
     """
 
     namespace: str
@@ -69,7 +70,7 @@ def checked(
     """Return the settings that a user gave to `Cache`, with durations in seconds.
 
     Raises:
-        ConfigurationError: one of them cannot work.
+        ConfigurationError: a setting has a value that cannot work.
     """
     if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
         raise ConfigurationError(f"l1_max_bytes={l1_max_bytes!r} is not a number of bytes, 0 or more")
@@ -101,31 +102,33 @@ def checked_reports(reports: object, release: object) -> tuple[bool, str]:
     """Return whether a cache reports to dashboards, and the release of the application.
 
     Raises:
-        ConfigurationError: one of them cannot work.
+        ConfigurationError: `reports` or `release` is of the wrong type.
     """
     if not isinstance(reports, bool):
         raise ConfigurationError(f"reports={reports!r} is neither True nor False")
     if not isinstance(release, str):
-        raise ConfigurationError(f"release={release!r} is not text: give what a deploy changes, such as '2026-11-29'")
+        raise ConfigurationError(
+            f"release={release!r} is not text: give text that changes with each deploy, such as '2026-11-29'"
+        )
     return reports, release
 
 
 def _check_namespace(namespace: object, option: str) -> None:
     if not isinstance(namespace, str) or not namespace or not namespace.isascii() or set(namespace) & set("{}% \r\n"):
         raise ConfigurationError(
-            f"{option}={namespace!r} begins every key in Redis: give a word of ASCII without braces, '%' and spaces"
+            f"{option}={namespace!r} cannot begin keys in Redis: give a word of ASCII without braces, '%' and spaces"
         )
 
 
 class Environment:
-    """The settings of a cache in the environment; each is None if it is not there.
+    """The settings of a cache from environment variables; each is None if its variable is not set.
 
     Parameters:
-        url: of `SWR_REDIS_URL`. It may hold a password, so no text of this object has it.
+        url: of `SWR_REDIS_URL`. It may contain a password, which `repr` leaves out.
         namespace: of `SWR_NAMESPACE`.
         enabled: of `SWR_ENABLED`.
-        secret: of `SWR_SECRET`; no text of this object has it.
-        keys: of `SWR_ENCRYPTION_KEYS`; likewise.
+        secret: of `SWR_SECRET`; `repr` leaves it out.
+        keys: of `SWR_ENCRYPTION_KEYS`; `repr` leaves them out.
         reports: of `SWR_REPORTS`.
         release: of `SWR_RELEASE`.
     """
@@ -156,29 +159,29 @@ class Environment:
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
-    """Return what the environment variables say of a cache. One that is empty says nothing.
+    """Return the settings from environment variables. An empty variable counts as not set.
 
     Parameters:
-        variables: None: those of this process.
+        variables: the variables by name; None: the environment of this process.
 
     Raises:
-        ConfigurationError: naming the variable whose value cannot work.
+        ConfigurationError: the value of a variable cannot work; the message names the variable.
     """
     variables = os.environ if variables is None else variables
     url, namespace, secret, keys, release = (
         variables.get(name, "").strip() or None for name in (URL, NAMESPACE, SECRET, KEYS, RELEASE)
     )
     if url is not None and not url.startswith(SCHEMES):
-        # Without a scheme there is no telling which part is a password.
+        # Without a scheme, swr cannot tell which part is a password.
         shown = redacted(url) if "://" in url else "its value"
-        raise ConfigurationError(f"{URL}: {shown} is not a URL of {', '.join(SCHEMES)}")
+        raise ConfigurationError(f"{URL}: {shown} does not begin with {', '.join(SCHEMES)}")
     if namespace is not None:
         _check_namespace(namespace, NAMESPACE)
     return Environment(url, namespace, _switch(variables, ENABLED), secret, keys, _switch(variables, REPORTS), release)
 
 
 def _switch(variables: Mapping[str, str], name: str) -> bool | None:
-    """Return what a variable says that turns something on or off; None: nothing."""
+    """Return the value of a boolean variable, or None if it is not set."""
     text = variables.get(name, "").strip() or None
     if text is not None and text.lower() not in _YES + _NO:
         raise ConfigurationError(f"{name}={text!r} is neither {', '.join(_YES)} nor {', '.join(_NO)}")
@@ -186,29 +189,37 @@ def _switch(variables: Mapping[str, str], name: str) -> bool | None:
 
 
 def refusal_of(url: object) -> str:
-    """Return why `url` cannot be the URL of Redis or Valkey, and what to give in its place."""
+    """Return why `url` cannot be the URL of Redis or Valkey, and what to give instead."""
     if not isinstance(url, str):
         kind = f"{type(url).__module__}.{type(url).__qualname__}"
         return (
             f"a {kind} is not a URL, which is text: give str(...) of a URL object, get_secret_value() of a SecretStr, "
             f"or a client as redis="
         )
-    return f"{redacted(url)} is not a URL of {', '.join(SCHEMES)}"
+    return f"{redacted(url)} does not begin with {', '.join(SCHEMES)}"
 
 
 def redacted(url: object) -> str:
-    """A URL without its passwords, for errors and logs."""
+    """Return a URL without its passwords, for errors and logs."""
     scheme, slashes, rest = str(url).partition("://")
     if not slashes:
         scheme, rest = "", scheme
     location, mark, query = rest.partition("?")
     if "@" in query:
-        # A password with a question mark in it, or one in the query: there is no telling where it begins.
+        # A password contains a question mark, or is in the query: swr cannot tell where it begins.
         return repr(f"{scheme}{slashes}…")
     _, at, host = location.rpartition("@")
     return repr(f"{scheme}{slashes}{'…@' if at else ''}{host}{mark and '?…'}")
 
 
 def without_passwords(text: str) -> str:
-    """Return a text whose URLs have no account, and those of Redis no query."""
-    return _QUERY.sub(r"\1…", _ACCOUNT.sub(r"\1…@", text))
+    """Return `text` with the user and password of each URL left out, and the query of each Redis URL."""
+    # Each part is searched only once, so the time grows in proportion to the length of the text.
+    return _QUERY.sub(r"\1…", "".join(map(_without_account, _PART.split(text))))
+
+
+def _without_account(part: str) -> str:
+    """Return a part of a text without all that is between the beginning of its first URL and its last @."""
+    scheme, _, rest = part.partition("://")
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}://…@{host}" if at else part

@@ -1,6 +1,6 @@
 """One of the instances behind tests/test_balancer.py: an app with the middleware and a cached loader over one Redis.
 
-Every load appends a line to the file `loads` in the folder LOADS and gives the group's number, a file beside it.
+Every load appends a line to the file `loads` in the folder LOADS and returns the group's number, from a file beside it.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from swr.middleware import Rule, SWRMiddleware
 FOLDER = Path(os.environ["LOADS"])
 NO_STORE = {"Cache-Control": "no-store"}
 
-# Patient, for all instances and a thousand clients share what may be two cores.
+# A long timeout, because all instances and a thousand clients may share two cores.
 cache = Cache(os.environ["REDIS_URL"], timeout=10)
 heard: Counter[bool] = Counter()
 
 
 def hear(event: Invalidated) -> None:
-    # A POST outdates its own URL besides.
+    # A POST also invalidates its own URL.
     if event.tag is not None and event.tag.startswith("group:"):
         heard[event.elsewhere] += 1
 
@@ -44,7 +44,7 @@ async def load(kind: str, group: str) -> dict[str, Any]:
         number = int((FOLDER / group).read_text())
     with (FOLDER / "loads").open("a") as loads:
         loads.write(f"{kind} {group} {number}\n")
-    # Long enough for readers to come meanwhile.
+    # Long enough for other readers to come during the load.
     await asyncio.sleep(0.02)
     return {"group": group, "number": number}
 
@@ -83,7 +83,7 @@ app = Starlette(
         Route("/heard", show_heard),
     ],
     middleware=[
-        # Outside the cache it names the instance that answers.
+        # Outside the cache, so that it names the instance that answers.
         Middleware(WorkerHeader),
         Middleware(
             SWRMiddleware, cache=cache, rules=[Rule("/responses/{group}", fresh_for=3600, tags=("group:{group}",))]

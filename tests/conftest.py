@@ -8,27 +8,28 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from coverage import Coverage
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from swr import Cache
 from swr.testing import FakeClock
 from tests.fleet import Process, fleet
 from tests.servers import Server, kinds
 
-# What a shell starts in the background ignores Ctrl-C, and so do its children; some tests send it.
+# Processes that a shell starts in the background ignore Ctrl-C, and so do their children. Some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The token of dashboards, of this process and of those that it starts, is not that of who runs the tests.
+# This process and its children use a dashboard token of their own, not the token of the user who runs the tests.
 _STATE = tempfile.TemporaryDirectory(prefix="swr-tests-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
 
-# Hypothesis measures time, which says something of the machine.
+# Without deadlines: the time that Hypothesis measures depends on the machine.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
-# Where swr has branches of its own for trio, or goes on after a time-out: asyncio throws the cancellation into a coroutine,
-# and coverage does not see the lines that follow (Python 3.11). Elsewhere tests on asyncio reach the same branches.
+# Files whose tests on trio count, too: swr has branches for trio there, or goes on after a time-out. asyncio throws the
+# cancellation into a coroutine, and coverage does not see the lines that follow (Python 3.11). In other files, tests on
+# asyncio reach the same branches.
 _COUNTED_ON_TRIO = frozenset(
     f"tests.test_{name}"
     for name in (
@@ -49,7 +50,10 @@ _COUNTED_ON_TRIO = frozenset(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests on trio as uncounted, and put what is uncounted at the end of its file."""
+    """Mark tests of Hypothesis and tests on trio as uncounted, and move uncounted tests to the end of their file.
+
+    Hypothesis tries other inputs in each run: a branch that only Hypothesis reaches lacks a test.
+    """
     places: dict[object, int] = {}
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
@@ -58,12 +62,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_on_trio = params.get("anyio_backend") == "trio" or params.get("place") == "memory on trio"
         if is_on_trio and module is not None and module.obj.__name__ not in _COUNTED_ON_TRIO:
             item.add_marker("uncounted")
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker("uncounted")
     items.sort(key=lambda item: (places[item.getparent(pytest.Module)], is_uncounted(item)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Pause coverage, and look for no garbage, while test files are imported: that is a third of the time it takes.
+    """Pause coverage and garbage collection while test files are imported, which saves a third of that time.
 
     `tests.imports` counts what importing swr reaches.
     """
@@ -80,21 +86,21 @@ def pytest_collection() -> Iterator[None]:
 
 
 def go_on(coverage: Coverage) -> None:
-    """Count again."""
-    # Or it would look through all modules again, which takes longer than most tests.
+    """Let coverage count again."""
+    # Without this, coverage would search all modules again, which takes longer than most tests.
     coverage._warn_preimported_source = False
     coverage.start()
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports made out of all collections, and collect less often: that is a tenth of the tests' time."""
+    """Exclude the imported objects from garbage collections, and collect less often: this saves a tenth of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_unconfigure() -> None:
-    """Find the garbage of the last tests. pytest collects five times more, which finds what these two have left."""
+    """Collect the garbage of the last tests, and freeze the rest: pytest collects five times more after this."""
     gc.collect()
     gc.collect()
     gc.freeze()
@@ -106,7 +112,7 @@ def is_uncounted(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Pause coverage, which more than doubles the time of a test, from the first uncounted test of a file to its last."""
+    """Pause coverage from the first uncounted test of a file to its last: it more than doubles the time of a test."""
     global _paused
     if _paused is None and is_uncounted(item) and (_paused := Coverage.current()) is not None:
         _paused.stop()
@@ -150,14 +156,14 @@ async def two(clock: FakeClock) -> AsyncIterator[list[Process]]:
 
 @pytest.fixture(scope="session", params=kinds())
 def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """One server of each kind for the whole run; nobody hurts it."""
+    """One server of each kind for the whole run; no test stops it."""
     with Server(request.param) as server:
         yield server
 
 
 @pytest.fixture
 def server(shared_server: Server) -> Server:
-    """A server, empty."""
+    """An empty server."""
     shared_server.command("FLUSHALL")
     return shared_server
 
@@ -171,20 +177,20 @@ def own_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def any_server() -> Iterator[Server]:
-    """One server for the whole run, of whatever kind there is; nobody hurts it."""
+    """One server for the whole run, of the first available kind; no test stops it."""
     with Server(kinds()[0]) as server:
         yield server
 
 
 @pytest.fixture(params=["memory on asyncio", "memory on trio", "server on asyncio"])
 def place(request: pytest.FixtureRequest) -> str:
-    """Where a cache can be: for tests of what is the same everywhere, whose backend the last word is."""
+    """The places of a cache, for tests of behaviour that is the same everywhere. The last word is the async backend."""
     return request.param
 
 
 @pytest.fixture
 def place_url(place: str, any_server: Server) -> str | None:
-    """The URL of a cache at `place`, empty."""
+    """The URL of an empty cache at `place`."""
     if place.startswith("memory"):
         return None
     any_server.command("FLUSHALL")
@@ -193,7 +199,7 @@ def place_url(place: str, any_server: Server) -> str | None:
 
 @pytest.fixture(params=["memory", "server"])
 def url(request: pytest.FixtureRequest) -> str | None:
-    """The URL of a cache, empty, without Redis and with."""
+    """The URL of an empty cache, without Redis and with it."""
     if request.param == "memory":
         return None
     server: Server = request.getfixturevalue("any_server")
@@ -203,11 +209,11 @@ def url(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture
 def no_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that count commands: a heartbeat among them would be one more."""
+    """No heartbeats, for tests that count commands: a heartbeat would count, too."""
     monkeypatch.setattr("swr.stores.redis.server_link._HEARTBEAT", 3600.0)
 
 
 @pytest.fixture(autouse=True)
 def _patience_with_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine that stands still for a second makes swr ask again what it holds: test_standstill tries that."""
+    """Keep swr from checking its entries again after a busy machine stood still; test_standstill tests that case."""
     monkeypatch.setattr("swr.stores.hearing.HEARD_FOR", 3600.0)

@@ -1,4 +1,4 @@
-"""A store that fails when told to."""
+"""A store that fails when a test says so."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 
 class FlakyStore:
-    """A store that fails when told to.
+    """A store that fails when a test says so.
 
     Parameters:
         store: the store behind it.
 
     Attributes:
-        is_down: every operation fails, and nothing reaches the store behind. Set it with `set_down` to notify the subscriber.
-        lost: names of operations whose next reply is lost: they happen, and fail anyway.
-        before, after: by name of an operation, what to await before it is carried out or before its reply comes.
+        is_down: whether every operation fails and does not reach the store behind; `set_down` notifies the subscriber.
+        lost: names of operations whose next reply is lost: the store carries them out, and they fail anyway.
+        before, after: by name of an operation, functions to await before it is carried out, or before its reply comes.
         calls: the names of the operations so far.
     """
 
@@ -57,7 +57,7 @@ class FlakyStore:
 
     @property
     def tag_versions(self) -> TagVersions:
-        """Those of the store behind."""
+        """The tag versions of the store behind."""
         return self.store.tag_versions
 
     async def open(self, start: Start, subscriber: Subscriber) -> None:
@@ -83,30 +83,30 @@ class FlakyStore:
         await self.store.aclose(self._on_notification)
 
     def is_unreachable(self, key: str) -> bool:
-        """Never: nobody knows before it is asked."""
+        """Return False: this store is known to be down only once it is asked."""
         return False
 
     @property
     def has_pending(self) -> bool:
-        """Never: this store keeps no invalidation back."""
+        """Return False: this store has no pending invalidations."""
         return False
 
     def tell_pending(self, kind: Kind, name: Name) -> None:
-        """Nothing: the others are not told."""
+        """Do nothing: other processes get no notification."""
 
     async def settled(self) -> None:
-        """At once."""
+        """Return at once."""
 
     def forget(self) -> None:
-        """Have the store behind forget."""
+        """Let the store behind forget."""
         self.store.forget()
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
-        """Have the store behind keep."""
+        """Let the store behind keep an entry."""
         self.store.keep(key, entry, codec)
 
     def peek(self, key: str) -> Entry[Any] | None:
-        """Look at the store behind."""
+        """Peek into the store behind."""
         return self.store.peek(key)
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
@@ -139,7 +139,7 @@ class FlakyStore:
         return await self._do("was_passed_over", lambda: self.store.was_passed_over(tags, since))
 
     def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of which an announcement failed, or all where the store is down."""
+        """Return the tags that have not been announced: none, or if the store is down, all that must be announced."""
         return tuple(tag for tag in tags if is_announced(tag)) if self.is_down else ()
 
     async def announce(self, tags: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Engines for tests: one process's, or several over one store, with a job that counts."""
+"""Engines for tests: of one process, or of several processes over one store; and jobs that count their runs."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,12 +18,12 @@ from swr.testing import FakeClock
 from tests.flaky_store import FlakyStore
 
 POLICY = Policy(60, 600, 3600)
-# Time limits, in seconds, to be tried in turn: a machine that stands still may be too slow for the first.
+# Time limits in seconds, for a test to try in turn: a busy machine may be too slow for the first one.
 GROWING = (0.02, 0.2, 2.0, 20.0)
 
 
 class Job:
-    """Counts its runs; each asks `answer` at once, waits for `gate` if there is one, and gives what it was told."""
+    """A job that counts its runs. Each run calls `answer` at once, waits for `gate` if any, and stores that answer."""
 
     codec = ANY
     loader = ""
@@ -61,7 +61,7 @@ class Job:
 
 
 class Process:
-    """What represents one process: an engine with a local cache over a link of its own."""
+    """A simulated process: an engine with a local cache, over a link of its own to the store."""
 
     def __init__(self, shared: MemoryStore, clock: FakeClock, l1_max_bytes: int = 2**20) -> None:
         self.link = FlakyStore(shared)
@@ -71,7 +71,7 @@ class Process:
 
 
 class Loader:
-    """A loader that counts; waits for a gate, raises, or calls something half-way if told to."""
+    """A loader that counts its runs. If a test says so, it waits for a gate, raises, or calls `meanwhile` half-way."""
 
     def __init__(self):
         self.runs = 0
@@ -95,7 +95,7 @@ class Loader:
 
 
 def define(cache, **options):
-    """Return a loader of the rank of a group, which counts its calls, and waits for its gate if there is one."""
+    """Return a loader of a group's rank that counts its calls, and waits for its gate if there is one."""
     calls = []
 
     @cache.cached("rank:{group}", **{"fresh_for": 60, "stale_for": 600, "tags": ("group:{group}",), **options})
@@ -112,7 +112,7 @@ def define(cache, **options):
 
 @asynccontextmanager
 async def fleet(number: int, clock: FakeClock, l1_max_bytes: int = 2**20) -> AsyncIterator[list[Process]]:
-    """Several processes over one store."""
+    """Yield several processes over one store."""
     shared = MemoryStore(clock=clock)
     processes = [Process(shared, clock, l1_max_bytes) for _ in range(number)]
     try:
@@ -142,14 +142,14 @@ async def gather(*calls):
 
 
 async def open_gate(job) -> None:
-    """Let a job that has begun go once everyone has asked."""
+    """Open the gate of a job once it has begun and all callers have asked."""
     await job.begun.wait()
     await settle()
     job.gate.set()
 
 
 async def in_time(call):
-    """Return what a call returns whose time limit is short: a machine that stands still tries it again."""
+    """Return the result of a call that has a short time limit; try again if a busy machine exceeds it."""
     while True:
         with suppress(LoadTimeout):
             return await call()

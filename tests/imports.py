@@ -1,4 +1,7 @@
-"""Imports all modules of swr: `scripts/test` counts so what importing reaches, and pauses while tests are collected."""
+"""Imports all modules of swr, so that `scripts/test` counts the branches that imports reach.
+
+In the other parts coverage pauses while pytest collects tests, and so while the tests import swr.
+"""
 
 import importlib
 import pkgutil
@@ -6,6 +9,6 @@ import pkgutil
 import swr
 
 for module in pkgutil.walk_packages(swr.__path__, "swr."):
-    # That one runs the command.
+    # This module is the command itself.
     if module.name != "swr.__main__":
         importlib.import_module(module.name)

@@ -1,8 +1,8 @@
-"""Whether swr reads what clients and apps send in linear time. Costs of longer and shorter texts are compared.
+"""A check that swr parses input of clients and apps in linear time: it compares costs of longer and shorter texts.
 
     python -m tests.linear --inputs 1000000 --seed 1
 
-tries texts made at random of pieces that mean something to some reader.
+tries random texts, made of pieces that mean something to some parser.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from swr.middleware.request import Request
 from swr.middleware.rules import first_match
 from swr.proxy.headers import FieldRules, end_to_end, request_fields, response_fields
 from swr.proxy.targets import misdirected, origin_form
+from swr.reports.reporter import cleaned
+from swr.settings import without_passwords
 
 RULE: Final = Rule("/x", cookies=("a", "aa"), sort_query=True, drop_params=("utm_*_*_id", "*a*a*a*", "a*"))
 KEEPING: Final = Rule("/x", keep_params=("a", "*_*_*", "p*"))
@@ -86,7 +88,7 @@ def _paths(text: bytes) -> None:
 
 
 def _proxied(text: bytes) -> None:
-    """Read a request and an answer as the proxy does, with this text wherever it may stand."""
+    """Parse a request and an answer as the proxy does, with this text in every place where it may be."""
     lines = [(part.strip().lower(), b"1") for part in text.split(b",")]
     named = [*lines, (b"connection", text), (b"x-forwarded-proto", text), (b"host", text), (b"max-forwards", text)]
     scope = {"type": "http", "method": "GET", "scheme": "http", "http_version": "1.1", "headers": [*named]}
@@ -96,7 +98,7 @@ def _proxied(text: bytes) -> None:
 
 
 def _directed(text: bytes) -> None:
-    """Find out where the proxy is asked to send a request."""
+    """Parse the target of a request as the proxy does."""
     for target in (text, b"http://" + text):
         origin_form({"raw_path": target, "path": "/", "http_version": "1.1", "headers": [(b"host", text)]})
     for name in (b"host", b"via"):
@@ -104,7 +106,13 @@ def _directed(text: bytes) -> None:
     misdirected({"http_version": "1.0", "headers": [(b"via", part) for part in text.split(b",")]}, PROXY)
 
 
-# What reads a field or a part of a URL.
+def _shown(text: bytes) -> None:
+    """Remove the secrets from a text, as before it is shown: the text of a loader's error for example."""
+    without_passwords(text.decode("latin-1"))
+    cleaned(text.decode("latin-1"))
+
+
+# Functions that parse a field, a part of a URL, or a text that is shown.
 READERS: Final[dict[str, Callable[[bytes], object]]] = {
     "cache-control": lambda text: control([(b"Cache-Control", text)], (b"cdn-cache-control",)),
     "lines of cache-control": lambda text: parse_directives(text.split(b",")),
@@ -134,9 +142,10 @@ READERS: Final[dict[str, Callable[[bytes], object]]] = {
     "proxied": _proxied,
     "target": _directed,
     "request": lambda text: request_with((b"accept", text), (b"x", text), query=text, path="/x"),
+    "shown": _shown,
 }
 
-# What some reader knows, or stops at.
+# Texts that some parser knows, or stops at.
 PIECES: Final = [
     *(b" ", b"\t", b",", b";", b"=", b'"', b"\\", b"/", b"-", b"_", b".", b"&", b"%", b"(", b")", b"*", b"?", b":"),
     *(b"a", b"0", b"\x80", b"W/", b"%2", b"%2f", b"..", b"no-cache", b"private", b"max-age", b"no-store", b"s-maxage"),
@@ -144,15 +153,16 @@ PIECES: Final = [
     *(b"for=1.1.1.1;", b"for=", b"Mon, 01 Jan 2024 00:00:00 GMT", b"gzip;q=1,", b"a=1; ", b"/x", b"/../", b"//"),
     *(b"1.1 swr", b" swr (x)", b"close, ", b"proto=", b"-cache-control", b"cache-", b"[::", b"http://"),
     *(b"@1", b"1.5", b'%"', b":a:", b"?1", b"(a", b"a=(", b"https://", b"test", b"aa", b"a" * 50, b"0" * 50),
+    *(b"redis://", b"url=redis://h ", b"'", b"@"),
 ]
 
 
-# Of the shorter texts of the fuzz, in bytes.
+# Sizes of the shorter texts of the fuzz, in bytes.
 _SIZES: Final = (500, 500, 500, 500, 500, 500, 500, 500, 500, 5_000)
 
 
 def cost(read: Callable[[bytes], object], text: bytes, tries: int = 3) -> float:
-    """Return the seconds of this thread that reading takes, the least of several."""
+    """Return the processor time that reading takes, in seconds: the least of several tries."""
     return min(_once(read, text) for _ in range(tries))
 
 
@@ -165,7 +175,7 @@ def _once(read: Callable[[bytes], object], text: bytes) -> float:
 def is_linear(read: Callable[[bytes], object], start: bytes, piece: bytes, end: bytes, size: int = 1_000) -> bool:
     """Return whether sixteen times as much of `piece` costs less than forty-eight times as much.
 
-    Twice as much, if it takes a square of time, costs four times as much, and sixteen times as much 256 times.
+    In quadratic time, sixteen times as much costs 256 times as much.
 
     Parameters:
         size: of the shorter text, in bytes.
@@ -190,7 +200,7 @@ def is_suspicious(read: Callable[[bytes], object], start: bytes, piece: bytes, e
 
 
 def fuzz(inputs: int, seed: int) -> list[str]:
-    """Try this many texts, made at random; return those that take more than linear time to read."""
+    """Try this many random texts; return those that take more than linear time to parse."""
     chance = random.Random(seed)
     found = []
     names = list(READERS)

@@ -1,6 +1,6 @@
-"""Writes constraints for pip: the lowest releases that pyproject.toml allows of what swr needs where it runs.
+"""Writes constraints for pip: the lowest releases of swr's runtime dependencies that pyproject.toml allows.
 
-`python -m tests.lowest`. Tools of the tests alone, pytest for one, are not among them.
+`python -m tests.lowest`. Tools that only the tests use, such as pytest, are not among them.
 """
 
 import re
@@ -8,9 +8,9 @@ import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
-# What users bring along: swr supports it, and does not depend on it.
+# The dependency group of libraries that swr supports without depending on them.
 _BESIDE = "demo"
-# The lowest uvicorn uses what newer ones deprecate.
+# The lowest uvicorn uses functions that newer releases of websockets deprecate.
 _OF_THEIR_TIME = ("websockets==13.1",)
 
 

@@ -1,7 +1,7 @@
 """Checks built packages: `python -m tests.package dist/*` says what is wrong with them and ends with 1.
 
-`--extras` prints the names of the extras. `--imports EXTRA` imports what an installation with that extra offers; it
-needs nothing but swr, and not this repository.
+`--extras` prints the names of the extras. `--imports EXTRA` imports the modules that an installation with this extra
+offers. It needs only swr, not this repository.
 """
 
 import email
@@ -14,17 +14,17 @@ from pathlib import Path
 
 EXTRAS = {
     "": ["swr", "swr.middleware", "swr.refreshers", "swr.events", "swr.dashboard", "swr.testing", "swr.cli.main"],
-    # What `swr top` and `swr dashboard` import once they run.
+    # Modules that `swr top` and `swr dashboard` import only when they run.
     "dashboard": ["swr.cli.dashboard", "swr.cli.top", "rich.live", "uvicorn"],
     "encryption": ["swr.encryption"],
-    # What `swr proxy --server granian` takes beside the extra `proxy`.
+    # Modules that `swr proxy --server granian` needs besides the extra `proxy`.
     "granian": ["granian.server.embed", "uvloop"],
     "otel": ["swr.otel"],
     "prometheus": ["swr.prometheus"],
     "proxy": ["swr.proxy"],
     "testing": ["swr.testing.pytest_plugin"],
 }
-# Data, tests and tools that carry licences of their own, or are of no use to who installs swr.
+# Data, tests and tools that have licences of their own, or are of no use in an installation of swr.
 _OUTSIDE = ("examples/", "tests/", "benchmarks/", "docs/", ".github/")
 
 

@@ -1,4 +1,4 @@
-"""What the processes of `tests/test_page.py` serve: loaders, routes and a queue that fail when a file says so."""
+"""The app of the processes in `tests/test_page.py`: loaders, routes and a queue that fail while a file exists."""
 
 import asyncio
 import os

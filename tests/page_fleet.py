@@ -55,21 +55,21 @@ class Fleet:
         self._ended = threading.Event()
 
     def stop(self, number: int) -> int:
-        """Stop a process as a deploy does; return its id of the system."""
+        """Stop a process as a deploy does; return its process id."""
         process = self._processes[number]
         process.terminate()
         process.wait()
         return process.pid
 
     def kill(self, number: int) -> int:
-        """Kill a process as a machine that loses its power does; return its id."""
+        """Kill a process, as a loss of power does; return its process id."""
         self._processes[number].send_signal(signal.SIGKILL)
         self._processes[number].wait()
         return self._processes[number].pid
 
     @contextlib.contextmanager
     def held_up(self, number: int) -> Iterator[None]:
-        """Stop a process for a while."""
+        """Suspend a process during the `with` block."""
         self._processes[number].send_signal(signal.SIGSTOP)
         try:
             yield
@@ -81,19 +81,19 @@ class Fleet:
         return (self.faults / f"{self.ports[number]}.log").read_text()
 
     def ask(self, path: str, number: int = 0, method: str = "GET", **parameters: Any) -> None:
-        """Send a request, whatever becomes of it."""
+        """Send a request, and ignore its failure."""
         with contextlib.suppress(httpx.HTTPError):
             httpx.request(
                 method, f"http://127.0.0.1:{self.ports[number]}{path}", timeout=60, trust_env=False, **parameters
             )
 
     def state(self) -> dict[str, Any]:
-        """Return what the server knows."""
+        """Return the state that the dashboard serves as JSON."""
         return httpx.get(f"{self.url}state", headers=TOKEN, timeout=60, trust_env=False).json()
 
     @contextlib.contextmanager
     def under_load(self) -> Iterator[None]:
-        """Send requests to each process."""
+        """Send requests to each process during the `with` block."""
         threads = [threading.Thread(target=self._read, args=(port,)) for port in self.ports]
         for thread in threads:
             thread.start()
@@ -106,14 +106,14 @@ class Fleet:
 
     def _read(self, port: int) -> None:
         paths = [f"/rankings/{group}" for group in GROUPS for _ in range(3)] + ["/price/north", "/price/south"]
-        # As behind a load balancer, all are asked for one host.
+        # All processes get requests for the same host, as behind a load balancer.
         headers = {"Host": "shop.example"}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10, trust_env=False) as client:
             for number in count():
                 began = time.monotonic()
                 with contextlib.suppress(httpx.HTTPError):
                     client.get(paths[number % len(paths)])
-                # A slow machine is asked for less, and has time left for the page.
+                # A slow machine gets fewer requests, so that it has time left for the page.
                 took = time.monotonic() - began
                 if self._ended.wait(max(self._pause, min(5 * took, 2.0)) * (1 + math.sin(time.monotonic() / 5) / 2)):
                     return
@@ -124,7 +124,7 @@ def started(pause: float = 0.03) -> Iterator[Fleet]:
     """Run a fleet under load.
 
     Parameters:
-        pause: between two requests to one process, in seconds; longer where answers take their time.
+        pause: seconds between two requests to one process; longer if answers are slow.
     """
     with (
         tempfile.TemporaryDirectory(prefix="swr-page-") as name,
@@ -169,7 +169,7 @@ def started(pause: float = 0.03) -> Iterator[Fleet]:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Any]:
-    """Run Debian's Chromium."""
+    """Run Debian's Chromium, and yield it."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -179,13 +179,13 @@ def browser() -> Iterator[Any]:
 
 
 def let_in(context: Any) -> None:
-    """Give a browser the cookie that it gets by the link of this user's dashboards."""
+    """Give a browser the cookie that the link to this user's dashboards would set."""
     cookie = {"name": "swr-dashboard", "value": own_token(), "url": "http://127.0.0.1/swr/", "httpOnly": True}
     context.add_cookies([cookie])
 
 
 def missing() -> str:
-    """Return what this machine lacks to look at the page in a browser, or nothing."""
+    """Return what this machine lacks to show the page in a browser; "" if nothing."""
     try:
         import playwright.sync_api  # noqa: F401  # imported to see whether it is there
     except ImportError:
@@ -194,7 +194,7 @@ def missing() -> str:
 
 
 def picture(page: Any, path: Path) -> None:
-    """Save what a page shows, with few colours."""
+    """Save a picture of a page, with few colours."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
@@ -202,7 +202,7 @@ def picture(page: Any, path: Path) -> None:
 
 
 def pictures(folder: Path) -> None:
-    """Take the pictures of the documentation: a fleet that is well, its requests, and one that is not."""
+    """Take the pictures of the documentation: a healthy fleet, its requests, and a fleet with problems."""
     wide, narrow = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
     with started() as fleet, browser() as chromium:
         page = chromium.new_page(viewport=wide, color_scheme="light")

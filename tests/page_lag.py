@@ -1,6 +1,6 @@
-"""How long after something happens each panel of the dashboard shows it: `python -m tests.page_lag [times]`.
+"""Measures how soon each panel of the dashboard shows what has happened: `python -m tests.page_lag [times]`.
 
-A fleet of three processes under load, and Chromium, which looks at each frame. The process that serves the page is not the one
+A fleet of three processes is under load, and Chromium checks each frame. The process that serves the page is not the one
 in which things happen. On an idle machine no figure is above three seconds.
 """
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from tests.page_fleet import Fleet, browser, let_in, started
 
-# Returns when a text is in an element, or no longer.
+# Returns whether the text is in a visible element, or is in none, as wanted.
 _SHOWN = """([selector, text, wanted]) => [...document.querySelectorAll(selector)].some(
     (one) => one.checkVisibility() && one.textContent.includes(text)) === wanted"""
 
 
 class Lags:
-    """Measures.
+    """The measured times.
 
     Parameters:
-        fleet: where things happen.
-        page: which shows them.
+        fleet: the fleet in which things happen.
+        page: the page that shows them.
     """
 
     def __init__(self, fleet: Fleet, page: Any) -> None:
@@ -31,15 +31,15 @@ class Lags:
         self._page = page
 
     def take(self, what: str, cause: Callable[[], object], selector: str, text: str, wanted: bool = True) -> None:
-        """Cause something, and measure until an element has a text, or has it no longer."""
+        """Call `cause`, and measure until an element contains a text, or no longer contains it."""
         began = time.monotonic()
         cause()
-        # The cause has happened by now at the latest; when it began counts.
+        # The measured time includes the call of `cause`.
         self._page.wait_for_function(_SHOWN, arg=[selector, text, wanted], timeout=60_000)
         self.figures.setdefault(what, []).append(time.monotonic() - began)
 
     def fleet_view(self, number: int) -> None:
-        """Measure what the view of the fleet shows."""
+        """Measure the panels in the view of the fleet."""
         fleet, page, ask = self._fleet, self._page, self._fleet.ask
         page.goto(f"{fleet.url}#/fleet")
         page.locator("swr-loaders tbody tr").first.wait_for()
@@ -77,7 +77,7 @@ class Lags:
             self.take("the server of the page stops: the top", lambda: None, top, "no longer hears")
 
     def requests_view(self, number: int) -> None:
-        """Measure what the view of the requests shows."""
+        """Measure the panel in the view of the requests."""
         fleet, page = self._fleet, self._page
         page.goto(f"{fleet.url}#/requests")
         page.get_by_role("searchbox", name="Filter by path, loader or key").fill("any:")
@@ -87,7 +87,7 @@ class Lags:
 
 
 def main(times: int) -> None:
-    """Print the figures."""
+    """Measure `times` times, and print the figures."""
     with browser() as chromium:
         figures: dict[str, list[float]] = {}
         for number in range(times):

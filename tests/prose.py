@@ -1,8 +1,8 @@
 """Finds sentences that are hard to read: `python -m tests.prose` prints where they are and ends with 1 if there are any.
 
-It reads what people read: the docstrings, comments, errors and log lines of `swr/`, and the pages. It finds sentences of
-more than 30 words, phrases that a reader must translate, and docstrings whose first line says neither what is returned or
-done nor what the thing is.
+It reads the docstrings, comments, errors and log lines of `swr/`, and the pages of the documentation. It finds sentences
+of more than 30 words, phrases that a reader must translate, and docstrings whose first line begins with neither a verb
+nor a noun.
 """
 
 import ast
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 30
-# Each with the word to look for in a better sentence.
+# Each phrase, with advice for a better sentence.
 PHRASES = {
     r"^What (is|was|has|keeps|lies|are|were|can|may|the|a|an|it|they|this|reads|costs)\b(?![^?]*\?)": "begin with who acts",
     r"^Whoever\b": "begin with who acts",
@@ -36,7 +36,7 @@ PHRASES = {
     r", [\w` ]*(?<!wait)(?<!waits)(?<!waited)(?<!waiting)(?<!asks) for one(?=[,.;)])": "for example",
     r", for (it|they|he|she|there|nobody|what) (is|are|has|have|was|were|can|may|does|do)\b": "because",
 }
-# What begins the first line of a docstring that says what is done by nobody.
+# The first word of a docstring that begins with neither a verb nor a noun.
 _BAD_FIRST = re.compile(r"^(That|What|Whether|Who|Whoever|How|Where|When|If|It|This)\b")
 _LOGGING = {"debug", "info", "warning", "error", "exception"}
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z`\"'(\[*]|swr\b)")
@@ -64,7 +64,7 @@ def sentences(text: str) -> list[str]:
 
 def judge(text: str) -> Iterator[tuple[str, str]]:
     """Yield why a sentence of `text` is hard to read, and the sentence."""
-    # The keys, arguments and replies of a script, and trees, are no sentences.
+    # Lists of keys, arguments and replies of a script, and trees, are not sentences.
     if " -> " in text or "├" in text:
         return
     for sentence in sentences(text):
@@ -103,14 +103,14 @@ def paragraphs_of_page(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _text_of(node: ast.expr) -> str:
-    """Return the text of a string, with "x" for what is filled in; empty if it is none."""
+    """Return the text of a string, with "x" for each filled-in value; "" if `node` is not a string."""
     if isinstance(node, ast.JoinedStr):
         return "".join(part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def texts_of_module(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """Yield what a module says: its line, the text, and whether that is a docstring."""
+    """Yield the prose of a module: the line, the text, and whether the text is a docstring."""
     source = path.read_text()
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -141,7 +141,7 @@ def texts_of_module(path: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 def findings(path: Path) -> Iterator[Finding]:
-    """Yield what is hard to read in a module or a page."""
+    """Yield the sentences of a module or a page that are hard to read."""
     if path.suffix == ".md":
         for line, text in paragraphs_of_page(path.read_text()):
             yield from (Finding(path, line, why, sentence) for why, sentence in judge(text))
@@ -154,7 +154,7 @@ def findings(path: Path) -> Iterator[Finding]:
 
 
 def main() -> int:
-    """Print the findings of all that people read; return 1 if there are any."""
+    """Print the findings in all modules and pages; return 1 if there are any."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [finding for path in [*sorted((ROOT / "swr").rglob("*.py")), *pages] for finding in findings(path)]
     for finding in found:

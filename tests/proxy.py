@@ -11,31 +11,32 @@ from asyncio.subprocess import PIPE
 from types import TracebackType
 from typing import Final, Self
 
-# What a server pushes to those who have subscribed.
+# A message that a server pushes to a subscriber.
 _MESSAGE: Final = re.compile(rb"[*>]3\r\n\$7\r\nmessage\r\n\$\d+\r\n[^\r]*\r\n\$\d+\r\n[^\r]*\r\n")
 
 
 class Proxy:
-    """Forwards to a port.
+    """A proxy that forwards to a port.
 
     Parameters:
-        port: where to.
-        tls: what clients have to speak, if any; the server is spoken to in the clear.
-        rate: bytes a second that get through to the server on each connection, as on a thin line; None: all at once.
+        port: the port of the server.
+        tls: TLS for the connections of clients, or None; connections to the server have none.
+        rate: bytes per second that reach the server on each connection, as on a slow line; None: no limit.
 
     Attributes:
-        lose: what a command must contain for its reply, and all after it, to vanish; the command gets through. Once.
-        hang: nothing is forwarded any more, in either direction; connections are accepted.
-        delay: seconds by which replies are late, those on subscriptions apart.
-        holds_replies: replies wait until this is over, those on subscriptions apart.
-        latency: seconds that everything takes in either direction, connecting too, as on a long line.
-        swallow: messages on subscriptions vanish; what answers a command there passes.
-        swallowed: how many have vanished.
-        hang_subscriptions: the same for connections that have subscribed.
-        refuse: connections are closed as soon as they come.
+        lose: bytes of a command. The next command that contains them reaches the server, but its reply and all later
+            replies on its connection vanish.
+        hang: whether nothing is forwarded any more, in either direction; connections are still accepted.
+        delay: seconds by which replies are late, except on subscriptions.
+        holds_replies: whether replies are held back, except on subscriptions.
+        latency: seconds that all data takes in each direction, as on a long line; connecting takes a round trip.
+        swallow: whether messages on subscriptions vanish; replies to commands there pass.
+        swallowed: how many messages have vanished.
+        hang_subscriptions: like `hang`, but only for connections that have subscribed.
+        refuse: whether connections are closed as soon as they are accepted.
         connections: how many were accepted.
         commands: how many were counted since `arm`.
-        struck: whether that fault has struck.
+        struck: whether the fault of `arm` has struck.
     """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None, rate: float | None = None) -> None:
@@ -62,7 +63,7 @@ class Proxy:
     async def __aenter__(self) -> Self:
         listening = socket.create_server(("127.0.0.1", 0))
         if self._rate:
-            # What the kernel takes is on its way for the client; it does not take much of a thin line's.
+            # The client counts bytes that the kernel accepts as sent. With a small buffer it accepts few of them.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self._server = await asyncio.start_server(self._accept, sock=listening, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -79,22 +80,24 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def arm(self, fault: str, number: int) -> None:
-        """Have one fault strike at the command of that number, counted from now on all connections, from 1.
+        """Let one fault strike at a command.
 
         Parameters:
-            fault: "unsent": the connection breaks before the command gets through; "unanswered": after that, before
-                its reply; "silent": it gets through, and nothing comes back on any connection until `hang` is ended;
-                "swallowed": nothing gets through any more, either, until then; "late": its reply takes a second.
+            fault: "unsent": the connection breaks before the command reaches the server. "unanswered": it breaks after
+                that, before the reply. "silent": the command reaches the server, but nothing more is forwarded on any
+                connection until `hang` is False. "swallowed": the same, but the command does not reach the server.
+                "late": the reply takes a second.
+            number: the number of the command, counted on all connections from now on, from 1.
         """
         self._fault, self._strikes_at = fault, number
         self.commands, self.struck = 0, False
 
     def heal(self) -> None:
-        """End the fault, or have it never strike."""
+        """End the fault, or keep it from striking."""
         self._fault, self.hang = "", False
 
     async def _strike(self, writer: asyncio.StreamWriter, command: bytes) -> None:
-        """Do to one command, and its connection, what `arm` said."""
+        """Apply the fault of `arm` to a command and its connection."""
         self.struck = True
         if self._fault in ("unanswered", "silent", "late"):
             writer.write(command)
@@ -108,7 +111,7 @@ class Proxy:
             self.cut()
 
     def tell(self, *, hang: bool = False, refuse: bool = False, delay: float = 0.0, latency: float = 0.0) -> None:
-        """Do this from now on, and nothing else; to refuse is to close what is open, too."""
+        """Apply these faults from now on, and no others; `refuse` also closes the open connections."""
         self.hang, self.refuse, self.delay, self.latency = hang, refuse, delay, latency
         if refuse:
             self.cut()
@@ -125,7 +128,7 @@ class Proxy:
             writer.close()
             return
         self._writers.add(writer)
-        # There and back, before the connection is made.
+        # Connecting takes a round trip.
         await asyncio.sleep(2 * self.latency)
         try:
             their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._target)
@@ -133,7 +136,7 @@ class Proxy:
             writer.close()
             return
         if writer not in self._writers:
-            # It was cut meanwhile.
+            # The connection was cut meanwhile.
             their_writer.close()
             return
         self._writers.add(their_writer)
@@ -169,7 +172,7 @@ class Proxy:
                         self.commands += 1
                         if self.commands == self._strikes_at:
                             if self._fault in ("silent", "swallowed", "late"):
-                                # What came before it in the same packet goes before it; a broken connection loses it.
+                                # Earlier commands of the packet get through first; a broken connection loses them.
                                 sink.write(data)
                                 data = b""
                             has_lost = self._fault == "swallowed"
@@ -185,7 +188,7 @@ class Proxy:
                 ):
                     await asyncio.sleep(0.005)
                 if has_lost:
-                    # Nothing on this connection may follow what it has lost: each reply would be that of another command.
+                    # Nothing may follow a lost command on its connection: each reply would be for another command.
                     break
                 if not commands and lost.is_set():
                     continue
@@ -197,20 +200,20 @@ class Proxy:
                     continue
                 if commands and self._rate:
                     await asyncio.sleep(len(data) / self._rate)
-                # A second `close` of a TLS transport leaves it without what `write` needs (Python 3.11).
+                # After a second `close` of a TLS transport, `write` would fail (Python 3.11).
                 if sink.is_closing():
                     break
                 sink.write(data)
                 await sink.drain()
-        # After what is still on its way.
+        # Close after the data that is still on its way.
         asyncio.get_running_loop().call_later(self.latency, sink.close)
 
 
 class ProxyElsewhere:
-    """A proxy in a process of its own, whose work is not on the event loop of those who ask.
+    """A proxy in a process of its own, so that it does not use the event loop of a test.
 
     Parameters:
-        port: where to.
+        port: the port of the server.
     """
 
     def __init__(self, port: int) -> None:
@@ -230,7 +233,7 @@ class ProxyElsewhere:
         await self._process.wait()
 
     async def tell(self, **what: bool | float) -> None:
-        """See `Proxy.tell`; it is so when this returns."""
+        """Apply faults, as `Proxy.tell` does; they apply when this returns."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(what).encode() + b"\n")
         await self._heard()
@@ -244,7 +247,7 @@ class ProxyElsewhere:
 
 
 async def _obey(port: int) -> None:
-    """Proxy to `port`, say where, and do what each line says, until there are no more."""
+    """Run a proxy to `port`, print its URL, and apply the faults that each line of input says, until input ends."""
     loop = asyncio.get_running_loop()
     told = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
@@ -256,7 +259,7 @@ async def _obey(port: int) -> None:
 
 
 def _end_of_command(data: bytes) -> int:
-    """Return where the first command ends, 0 if it is not all there (RESP: an array of bulk strings)."""
+    """Return the end of the first command (RESP: an array of bulk strings); 0 if the command is incomplete."""
     at = data.find(b"\r\n") + 2
     if at < 2:
         return 0

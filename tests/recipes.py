@@ -18,13 +18,13 @@ def recipe(name: str, clock: FakeClock, url: str = "", number: int = 0) -> Modul
     """Run a program on the page `name`, on a clock and a server of the test, and return its module.
 
     Parameters:
-        clock: instead of the wall clock of its cache.
-        url: of a server, instead of the one that the page names.
+        clock: the clock of its cache, instead of the wall clock.
+        url: the URL of a server, instead of the one that the page names.
         number: which program of the page.
     """
     text = programs(name)[number]
     text = text.replace("Cache()", "Cache(clock=clock)").replace('"redis://127.0.0.1:6379/0"', f'"{url}", clock=clock')
-    # A module of its own: pydantic, strawberry and SQLAlchemy look annotations up there.
+    # pydantic, strawberry and SQLAlchemy look up annotations in the module, which must therefore be importable.
     module = ModuleType(f"{name.replace('/', '_')}_{number}")
     module.__dict__["clock"] = clock
     sys.modules[module.__name__] = module

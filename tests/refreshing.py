@@ -2,7 +2,7 @@
 
 FILE gets a line for every load: when it began (seconds since 1970), the process, the group. OPTIONS are JSON: those of
 `Refresher`, `groups` (how many), `takes` (seconds a load lasts), and `lease_for`. It ends at SIGTERM, in good order.
-FILE.held says from how many loads on none ends, in all processes, until the process of the load is told to end.
+FILE.held contains a number. Once all processes together have begun this many loads, loads end only with their process.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 
 from swr import Cache, Refresher
 
-# Seconds between two rounds, which begin at multiples: no second one comes while a test runs.
+# Seconds between two rounds. Rounds begin at multiples of it, so no second round begins while a test runs.
 FOR_GOOD = 1e9
 
 

@@ -1,4 +1,4 @@
-"""Models as they are before a deploy and after it: for each kind of change a pair of types, and a value of each."""
+"""Models before a deploy and after it: for each kind of change a pair of types, and a value of each."""
 
 import dataclasses
 import enum
@@ -58,7 +58,7 @@ _arbitrary: Final = pydantic.ConfigDict(arbitrary_types_allowed=True)
 
 
 class Unresolvable:
-    """A class with an annotation that nobody can resolve, and without a schema."""
+    """A class without a schema, and with an annotation that cannot be resolved."""
 
     other: "Nowhere"  # noqa: F821  # the name is missing on purpose
 
@@ -66,7 +66,7 @@ class Unresolvable:
 SCHEMALESS = pydantic.create_model("Row", __config__=_arbitrary, a=(int, ...), p=(Unresolvable | None, None))
 SCHEMALESS_AFTER = pydantic.create_model("Row", __config__=_arbitrary, b=(int, ...), p=(Unresolvable | None, None))
 
-# By name: the type and a value of the old release, and of the new one.
+# By name of the change: the type and a value of the old release, then those of the new release.
 CHANGES: Final[dict[str, tuple[Any, Any, Any, Any]]] = {
     "pydantic, a required field": (
         (old := _model("Row", a=(int, ...))), old(a=1),

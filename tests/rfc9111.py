@@ -1,7 +1,7 @@
-"""A naive model of a shared HTTP cache: RFC 9111, 5861 and 9213 read once more, without a look at `swr`.
+"""A naive model of a shared HTTP cache, written from RFC 9111, 5861 and 9213 alone, without a look at `swr`.
 
-One list of responses, everything worked out again from their raw header fields at every request. What the RFCs leave
-open is in docs/http.md; where both are silent, the model does not know either and says so (`Unsure`).
+It keeps one list of responses, and computes everything from their raw header fields again at every request. docs/http.md
+decides what the RFCs leave open. If both are silent, the model does not know the answer and says so (`Unsure`).
 """
 
 import re
@@ -14,7 +14,7 @@ Fields = list[tuple[str, str]]  # names in lower case
 CAP = 2**31  # RFC 9111 1.2.2
 DAY = 86400
 ERRORS = {500, 502, 503, 504}  # RFC 5861 4
-ABOUT_CLIENT = {*range(400, 600)} - {404, 410}  # policy: says nothing of what is stored
+ABOUT_CLIENT = {*range(400, 600)} - {404, 410}  # policy: these tell nothing about stored responses
 HEURISTIC = {200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501}  # RFC 9110 15.1 (206 is not stored)
 REGISTERED = {*range(200, 209), 226, *range(300, 306), 307, 308, *range(400, 418), 421, 422, 423, 424, 425, 426, 428}
 REGISTERED |= {429, 431, 451, *range(500, 509), 510, 511}
@@ -42,7 +42,7 @@ class Answer:
     asked: list[tuple[str, Fields]]  # what the origin was asked: the method, and the conditions
     fields: Fields | None = None  # of the stored response, if this comes from it
     age: int | None = None  # if this comes from the cache without the origin
-    last: str = ""  # what comes afterwards is not known, because of this
+    last: str = ""  # why the model does not know what comes afterwards
 
 
 # --- Header fields
@@ -142,12 +142,12 @@ def control(fields: Fields) -> tuple[dict[str, Directive], bool]:
 
 
 def unqualified(directives: dict[str, Directive], name: str) -> bool:
-    """RFC 9111 5.2.2.4 and 5.2.2.7: with an argument it is about the fields that it names only."""
+    """RFC 9111 5.2.2.4 and 5.2.2.7: with an argument, a directive applies only to the fields that it names."""
     return name in directives and directives[name].argument is None
 
 
 def without_qualified(fields: Fields) -> Fields:
-    """What `private="a, b"` and `no-cache="a, b"` name is not stored."""
+    """Remove the fields that `private="a, b"` and `no-cache="a, b"` name, which must not be stored."""
     directives, _ = control(fields)
     names = ",".join((directives[n].argument or "") for n in ("private", "no-cache") if n in directives)
     dropped = {name.strip(' \t"').lower() for name in names.split(",")}
@@ -199,7 +199,7 @@ def age(entry: Stored, now: float) -> float:
 
 
 def overdue(entry: Stored, now: float) -> float:
-    """0 or more: stale, for so many seconds (RFC 9111 4.2)."""
+    """Seconds since the response became stale; negative: it is fresh (RFC 9111 4.2)."""
     return age(entry, now) - lifetime(entry)
 
 
@@ -233,7 +233,7 @@ def validators(entry: Stored) -> Fields:
 
 
 def not_modified(entry: Stored, request: Fields) -> bool:
-    """RFC 9111 4.3.2, RFC 9110 13.2.2: does what is stored answer the client's condition?"""
+    """RFC 9111 4.3.2, RFC 9110 13.2.2: does the stored response answer the client's condition with a 304?"""
     if lines(request, "if-none-match"):
         asked = [tag.strip() for tag in (combined(request, "if-none-match") or "").split(",")]
         etag = lines(entry.fields, "etag")
@@ -286,7 +286,7 @@ def selects(entry: Stored, request: Fields) -> bool:
 
 
 def shared(entry: Stored) -> bool:
-    """RFC 9111 3.5: is it for everybody, though its request had Authorization? Policy: not by a guessed lifetime."""
+    """RFC 9111 3.5: is it for all clients although its request had Authorization? Policy: not by a guessed lifetime."""
     directives = control(entry.fields)[0]
     own = explicit_lifetime(entry.fields, entry.received) is not None or unqualified(directives, "no-cache")
     return "public" in directives or (own and bool(directives.keys() & {"s-maxage", "must-revalidate"}))
@@ -315,7 +315,7 @@ def storable(request: Fields, new: Stored) -> bool:
     if unqualified(directives, "no-cache"):
         return validated
     if explicit is None and lifetime(new) <= 0:
-        return False  # it says nothing
+        return False  # it gives no lifetime
     over = overdue(new, new.received)
     windows = max(window(new, "stale-while-revalidate"), window(new, "stale-if-error"))
     return over < 0 or validated or (over < windows and not never_stale(new))
@@ -327,13 +327,13 @@ class NaiveCache:
     alone: dict[str, float] = field(default_factory=dict)  # until when a URL need not be stored (docs/http.md)
 
     def moments(self, url: str, now: float) -> list[float]:
-        """In how many seconds something happens to what is stored."""
+        """Seconds until each change of state of the stored responses to a URL."""
         names = ("stale-while-revalidate", "stale-if-error")
         entries = [entry for entry in self.stored if entry.url == url]
         return [end - overdue(e, now) for e in entries for end in (0, *(window(e, name) for name in names))]
 
     def request(self, method: str, url: str, request: Fields, now: float, origin: Any) -> Answer:
-        """`origin(method, conditions)` gives status, fields and body."""
+        """Answer a request; `origin(method, conditions)` returns status, fields and body."""
         asked: list[tuple[str, Fields]] = []
 
         def ask(method: str, conditions: Fields) -> Stored:
@@ -352,7 +352,7 @@ class NaiveCache:
         if entry and lines(request, "authorization") and not shared(entry):
             if conditional or lines(request, "range") or "only-if-cached" in wants:
                 raise Unsure("what is not for this client, and conditions")
-            new = ask(method, [])  # RFC 9111 3.5 would let it have it, but a cache need not
+            new = ask(method, [])  # RFC 9111 3.5 allows the stored response, but does not require it
             return Answer(new.status, new.body, "missing", asked, last="what is stored is not for this client")
         if entry and (state := self.servable(entry, wants, now)):
             answer = self.answer(entry, method, request, state, asked)
@@ -392,7 +392,7 @@ class NaiveCache:
             if self.stands_in(entry, new.status, now):
                 answer = self.answer(entry, method, request, "stale", asked)
                 answer.age, answer.last = int(age(entry, now)), "a failed load: back-off"
-                ask("GET", validators(entry))  # once more, without what this client alone sends
+                ask("GET", validators(entry))  # once more, without this client's own fields
                 return answer
         if alone and storable(request, new):
             return Answer(new.status, new.body, "missing", asked, last="a URL that is left alone")
@@ -402,7 +402,7 @@ class NaiveCache:
             if kept or not entry or not lines(request, "authorization")
             else "does what is for one client end what is stored?"
         )
-        if kept:  # RFC 9111 4.3.2: conditions are looked at once the whole is there
+        if kept:  # RFC 9111 4.3.2: conditions apply to the whole response
             return self.answer(kept, method, request, "missing", asked)
         if new.status == 304:
             if conditional:
@@ -448,7 +448,7 @@ class NaiveCache:
         return Answer(status, b"" if method == "HEAD" else body, state, asked, list(entry.fields))
 
     def take(self, new: Stored, old: Stored | None, request: Fields, now: float) -> Stored | None:
-        """A response to GET has come: what is stored now, if it is."""
+        """Store a response to GET if it may be stored; return the stored response, or None."""
         if new.status == 304:
             assert old
             if lines(new.fields, "etag") and lines(new.fields, "etag") != lines(old.fields, "etag"):
@@ -505,7 +505,7 @@ class NaiveCache:
 
 
 def updated(old: Fields, new: Fields) -> Fields:
-    """RFC 9111 3.2 and 4.3.4; Date and Age are those of the message, so the old ones end with it."""
+    """RFC 9111 3.2 and 4.3.4; Date and Age belong to a message, so the new message ends the old ones."""
     names = {name for name, _ in new} - {"content-length", "content-encoding", "content-range"}
     kept = [(name, value) for name, value in old if name not in names | {"date", "age"}]
     return kept + [(name, value) for name, value in new if name in names]

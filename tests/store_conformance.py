@@ -1,4 +1,4 @@
-"""What every store must do, as tests for pytest."""
+"""Tests of everything that a store must do."""
 
 from collections.abc import Awaitable
 from typing import Any
@@ -15,7 +15,7 @@ from swr.testing.clock import START
 
 
 class StoreConformance:
-    """What every store must do, as tests for pytest: inherit, and provide a fixture `store`, open.
+    """Tests for pytest of everything that a store must do: inherit them, and provide a fixture `store`, an open store.
 
     The store's clock may be real; no test waits longer than it must for a lease to expire.
     """
@@ -29,7 +29,7 @@ class StoreConformance:
         return lease
 
     async def is_refused(self, operation: Awaitable[None]) -> bool:
-        """Whether an operation comes to LeaseLost."""
+        """Return whether an operation raises LeaseLost."""
         try:
             await operation
         except LeaseLost:
@@ -37,7 +37,7 @@ class StoreConformance:
         return False
 
     async def put(self, store: LeasingStore, key: str, value: Any, tags: tuple[str, ...] = ()) -> Entry[Any]:
-        """Load and commit."""
+        """Take a lease and commit a value; return its entry."""
         lease = await self.take(store, key)
         entry = stamp(value, Policy(60, 600, tags=tags), START, lease.version, lease.tag_version)
         await store.commit(lease, entry, ANY)
@@ -63,7 +63,7 @@ class StoreConformance:
         assert entry.value is None
 
     async def test_keys_are_not_mixed_up(self, store: LeasingStore) -> None:
-        """Odd keys are keys like others."""
+        """Odd keys are stored apart, like all others."""
         odd = ["a", "{a}", "}x", "a:l", "%7Da", "", "일", "a\ud800b", "x" * 500, "x" * 499 + "y", "a b\r\n"]
         for number, key in enumerate(odd):
             await self.put(store, key, number)
@@ -73,7 +73,7 @@ class StoreConformance:
             assert entry.value == number
 
     async def test_a_lease_has_one_holder(self, store: LeasingStore) -> None:
-        """A second token is refused and told how long; the first gets its own lease again."""
+        """A second token is refused, with the time to wait; the first token gets its own lease again."""
         lease = await self.take(store, "k", "a", 30)
         held = await store.acquire("k", "b", 30, 0, ANY)
         assert isinstance(held, Held)
@@ -84,7 +84,7 @@ class StoreConformance:
         assert again.version == lease.version
 
     async def test_a_released_lease_is_free(self, store: LeasingStore) -> None:
-        """Release gives the lease to whoever comes next; a stranger's release gives nothing."""
+        """After a release the next token gets the lease; a release with another token has no effect."""
         lease = await self.take(store, "k", "a")
         await store.release(lease._replace(token="b"))
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Held)
@@ -92,13 +92,13 @@ class StoreConformance:
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
 
     async def test_a_lease_whose_grant_never_arrived_can_be_released(self, store: LeasingStore) -> None:
-        """Version 0 represents whichever lease has this token."""
+        """Version 0 matches any lease with this token."""
         await self.take(store, "k", "a")
         await store.release(Lease("k", "a", 0, 0))
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
 
     async def test_a_seized_lease_is_taken_from_its_holder(self, store: LeasingStore) -> None:
-        """Seizing invalidates, so that no load that began before can commit, and what is committed then counts."""
+        """Seizing invalidates the key: earlier loads cannot commit, and the commit of the seized lease counts."""
         old = await self.put(store, "k", 1)
         before = await self.take(store, "k", "a")
         lease = await store.seize("k", "b", 30, ANY)
@@ -121,7 +121,7 @@ class StoreConformance:
             lease = await store.seize("k", "a", 30, ANY)
             await later()
             entry = stamp(1, self.policy, START, lease.version, lease.tag_version)
-            # A store may take what a tag has outdated, and pass it over afterwards.
+            # A store may accept an entry that a tag has outdated, and ignore the entry in reads.
             await self.is_refused(store.commit(lease, entry, ANY))
             assert await store.read("k", ANY) is None
 
@@ -131,13 +131,13 @@ class StoreConformance:
         assert versions == sorted(set(versions))
 
     async def test_acquire_returns_an_entry_newer_than_the_known_one(self, store: LeasingStore) -> None:
-        """Acquire returns an entry that is newer than the known one, and the lease where none is."""
+        """Acquire returns an entry that is newer than the known one, or the lease if there is none."""
         entry = await self.put(store, "k", 1)
         assert await store.acquire("k", "b", 30, entry.version - 1, ANY) == entry
         assert isinstance(await store.acquire("k", "b", 30, entry.version, ANY), Lease)
 
     async def test_what_is_loaded_after_a_refusal_is_newer_than_its_clock(self, store: LeasingStore) -> None:
-        """`Held.now` tells what was loaded before the question from what was loaded after it."""
+        """`Held.now` separates values loaded before the request from values loaded after it."""
         lease = await self.take(store, "k", "a")
         held = await store.acquire("k", "b", 30, NEWEST, ANY)
         assert isinstance(held, Held)
@@ -146,7 +146,7 @@ class StoreConformance:
         assert (await self.take(store, "k", "c")).version > held.now
 
     async def test_the_stores_clock_is_that_of_versions(self, store: LeasingStore) -> None:
-        """What is loaded before is older than its clock, and what is loaded after is newer."""
+        """Values loaded earlier are older than the store's clock, and values loaded later are newer."""
         before = await self.put(store, "k", 1)
         now = await store.now()
         assert before.version <= now
@@ -156,7 +156,7 @@ class StoreConformance:
         assert not store.has_pending
 
     async def test_leases_asked_for_at_once_do_not_mix(self, store: LeasingStore) -> None:
-        """Each asker gets the answer to its own question, whatever the others get."""
+        """Each caller gets the answer to its own request, whatever other callers get."""
         await self.put(store, "stored", 1)
         await self.take(store, "taken", "somebody")
         answers: dict[str, object] = {}
@@ -176,7 +176,7 @@ class StoreConformance:
             await store.commit(lease, stamp(1, self.policy, START, lease.version, lease.tag_version), ANY)
 
     async def test_a_commit_without_the_lease_is_rejected(self, store: LeasingStore) -> None:
-        """Released, taken over or never held: LeaseLost, and nothing is stored."""
+        """If the lease was released or never held, a commit raises LeaseLost and stores nothing."""
         lease = await self.take(store, "k", "a")
         await store.release(lease)
         for stale in (lease, lease._replace(token="z")):
@@ -185,14 +185,14 @@ class StoreConformance:
         assert await store.read("k", ANY) is None
 
     async def test_a_renewal_without_the_lease_fails(self, store: LeasingStore) -> None:
-        """A holder learns that it holds no longer."""
+        """The renewal tells a holder that it has lost its lease."""
         lease = await self.take(store, "k", "a")
         await store.renew(lease, 30)
         await store.release(lease)
         assert await self.is_refused(store.renew(lease, 30))
 
     async def test_an_invalidation_removes_the_entry_and_fences_the_load(self, store: LeasingStore) -> None:
-        """What was loading when the key was invalidated cannot be committed; the next load can."""
+        """A load that ran during the invalidation cannot commit; the next load can."""
         await self.put(store, "k", 1)
         lease = await self.take(store, "k", "a")
         await store.invalidate("k")
@@ -213,7 +213,7 @@ class StoreConformance:
         assert await store.read("x", ANY) is not None
 
     async def test_clear_outdates_everything(self, store: LeasingStore) -> None:
-        """Tagged or not; a tag of that name is a tag like others."""
+        """Clear outdates entries with and without tags."""
         await self.put(store, "a", 1, ("x",))
         await self.put(store, "b", 2)
         await store.invalidate_tag(ALL)
@@ -224,13 +224,13 @@ class StoreConformance:
         """The tag version counts from when the load began, not from when it was committed."""
         lease = await self.take(store, "k", "a")
         await store.invalidate_tag("t1")
-        # A store may find out at once, or when it is read.
+        # A store may reject the commit, or ignore the entry in reads.
         await self.is_refused(store.commit(lease, stamp(1, self.policy, START, lease.version, lease.tag_version), ANY))
         assert await store.read("k", ANY) is None
         assert store.peek("k") is None
 
     async def test_after_a_failure_every_process_backs_off(self, store: LeasingStore) -> None:
-        """Everyone is told how often it failed; force gets the lease anyway, and the count goes on."""
+        """Each process learns how often loads failed; `force` gets the lease anyway, and the count goes on."""
         lease = await self.take(store, "k", "a")
         await store.release(lease, pause=20)
         held = await store.acquire("k", "b", 30, 0, ANY)
@@ -246,7 +246,7 @@ class StoreConformance:
         assert held.failures == 2
 
     async def test_a_tag_that_nothing_carries_is_passed_over_without_a_version(self, store: LeasingStore) -> None:
-        """And whoever stores something with it later, without having announced it before, can find that out."""
+        """A process that stores an entry with the tag later, without an earlier announcement, can detect this."""
         tag, before = "host:a\nurl:/x", store.heard
         newest = store.tag_versions.newest
         await store.invalidate_announced((tag, "host:a\nurl:/y"))
@@ -256,7 +256,7 @@ class StoreConformance:
         assert not await store.was_passed_over(("host:a\nurl:/z",), before)
 
     async def test_a_tag_of_a_load_or_an_entry_gets_a_version(self, store: LeasingStore) -> None:
-        """From the moment when the load may begin."""
+        """An announced tag gets a version from the moment when the load may begin."""
         tag = "host:a\nurl:/x"
         lease = await store.acquire("k", "a", 30, NEWEST, ANY, tags=(tag, "other"))
         assert isinstance(lease, Lease)

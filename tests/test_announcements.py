@@ -267,8 +267,9 @@ class TestCached:
 
             async def announce_and_clear(tags):
                 await announce(tags)
-                shared.announce = announce
+                shared.announce, cleared = announce, shared.known.cleared
                 await other.clear()
+                await until(lambda: shared.known.cleared > cleared)
 
             shared.announce = announce_and_clear
             await one.engine.store.store.acquire("k", "token", 30, 0, ANY, tags=tags)
@@ -397,6 +398,7 @@ class TestUnannounced:
     async def test_what_is_loaded_while_others_are_announced_is_announced_next(self):
         link = FlakyStore(MemoryStore())
         pending = Pending(link)
+        pending.open()
 
         async def load_more():
             link.before.clear()

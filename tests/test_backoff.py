@@ -39,3 +39,24 @@ def test_a_backoff_that_is_ended_leaves_nothing(end):
     backoffs.begin("k", 5, ValueError("down"))
     end(backoffs)
     assert (backoffs.left("k"), backoffs.last_error("k")) == (0.0, None)
+
+
+def test_a_backoff_that_another_thread_ends_while_they_are_counted_is_left_out():
+    backoffs = Backoffs(lambda: 0.0)
+
+    class EndsTheNext(str):
+        """A key during whose lookup the other backoff ends."""
+
+        ends = False
+
+        def __hash__(self):
+            if self.ends:
+                backoffs.end("next")
+            return super().__hash__()
+
+    first = EndsTheNext("first")
+    for key in (first, "next"):
+        backoffs.begin(key, 10.0, ValueError(), "prices")
+    assert backoffs.origins() == ["prices", "prices"]
+    first.ends = True
+    assert backoffs.origins() == ["prices"]

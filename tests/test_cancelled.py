@@ -7,11 +7,15 @@ import pytest
 
 from swr import Cache, Policy, State
 from tests.fleet import define
+from tests.proxy import Proxy
 from tests.servers import Server, kinds
 from tests.test_redis import until
 
 pytestmark = pytest.mark.anyio
 LONG = Policy(fresh_for=1000, stale_for=1000)
+# A tag that loads announce.
+OF_URL = "host:example.org/"
+TAGGED = Policy(fresh_for=1000, stale_for=1000, tags=("t", OF_URL))
 
 
 @pytest.fixture
@@ -30,7 +34,11 @@ async def load(value):
 
 
 async def of_url(cache):
-    await cache.engine.invalidate_announced("t")
+    await cache.engine.invalidate_announced(OF_URL)
+
+
+async def gather(tasks):
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 OPERATIONS = {
@@ -48,8 +56,7 @@ OPERATIONS = {
 async def test_a_cancelled_caller_leaves_no_older_value_fresh_in_its_process(one_server, operation, request):
     namespace = request.node.callspec.id
     async with Cache(one_server.url, namespace=namespace) as cache:
-        policy = Policy(fresh_for=1000, stale_for=1000, tags=("t",))
-        assert (await cache.get_or_load("k", lambda: load(1), policy)).value == 1
+        assert (await cache.get_or_load("k", lambda: load(1), TAGGED)).value == 1
         one_server.pause()
         task = asyncio.create_task(operation(cache))
         # The command is on its way, and its reply never comes to the caller.
@@ -59,8 +66,57 @@ async def test_a_cancelled_caller_leaves_no_older_value_fresh_in_its_process(one
         one_server.resume()
         with pytest.raises(asyncio.CancelledError):
             await task
-        outcome = await cache.get_or_load("k", lambda: load(2), policy)
+        outcome = await cache.get_or_load("k", lambda: load(2), TAGGED)
         assert outcome.value == 2 or outcome.state is State.STALE
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+async def test_a_caller_that_is_cancelled_while_the_cache_opens_leaves_no_older_value_fresh_anywhere(
+    one_server, operation, request
+):
+    namespace = f"opening-{request.node.callspec.id}"
+    async with Proxy(one_server.port) as proxy, Cache(one_server.url, namespace=namespace) as other:
+        assert (await other.get_or_load("k", lambda: load(1), TAGGED)).value == 1
+        cache = Cache(proxy.url, namespace=namespace, connect_timeout=60)
+        proxy.holds_replies = True
+        # The first one opens the cache, and the second one waits for that.
+        tasks = [asyncio.create_task(operation(cache)) for _ in range(2)]
+        await until(lambda: proxy.connections)
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0)
+        proxy.holds_replies = False
+        assert all(isinstance(answer, asyncio.CancelledError) for answer in await gather(tasks))
+        await cache.aclose()
+
+        async def is_outdated():
+            found = await other.peek("k")
+            return found is None or found.value == 2 or found.state is State.STALE
+
+        async with asyncio.timeout(60):
+            while not await is_outdated():
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("change", ["invalidate", "mark_stale", "set"])
+@pytest.mark.parametrize("turns", [1, 20, 60])
+async def test_a_cancelled_caller_leaves_no_older_value_of_a_long_list_fresh(change, turns):
+    items = list(range(2500))
+    async with Cache() as cache:
+
+        @cache.cached_many("item:{number}", fresh_for=1000, stale_for=1000)
+        async def many(numbers: list[int]) -> dict[int, int]:
+            return dict.fromkeys(numbers, 1)
+
+        await many(items)
+        call = many.set(dict.fromkeys(items, 2), items) if change == "set" else getattr(many, change)(items)
+        task = asyncio.create_task(call)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await gather([task])
+        left = (await many.peek(items)).values()
+        assert not [outcome for outcome in left if outcome.value == 1 and outcome.state is State.FRESH]
 
 
 async def test_what_a_cancelled_caller_invalidates_reaches_all_processes(one_server):
@@ -97,6 +153,23 @@ async def test_a_block_whose_end_is_cancelled_repeats_everything(one_server):
             await task
         for key, policy in policies.items():
             assert (await cache.get_or_load(key, lambda: load(2), policy)).value == 2
+
+
+async def test_a_block_that_is_cancelled_while_it_looks_for_its_values_repeats_everything(one_server):
+    async with Cache(one_server.url, namespace="values", l1_max_bytes=0) as cache:
+        block = cache.until_committed()
+        await block.__aenter__()
+        await cache.invalidate("a")
+        await cache.set("b", 1, LONG)
+        await cache.get_or_load("a", lambda: load(1), LONG)
+        one_server.pause()
+        task = asyncio.create_task(block.__aexit__(None, None, None))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        one_server.resume()
+        assert isinstance((await gather([task]))[0], asyncio.CancelledError)
+        assert (await cache.get_or_load("a", lambda: load(2), LONG)).value == 2
 
 
 async def test_a_block_repeats_the_marks_of_several_keys():

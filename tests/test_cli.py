@@ -335,7 +335,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         ),
         (
             ("proxy", "ftp://x"),
-            "swr: upstream='ftp://x' is not a URL of http:// or https://: give one such as \"http://127.0.0.1:9000\"",
+            "swr: upstream='ftp://x' is not a valid http:// or https:// URL: give one such as \"http://127.0.0.1:9000\"",
         ),
         (
             ("proxy", "http://x", "--stale-for", "60"),
@@ -352,7 +352,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         (("proxy", "http://x", "--keep-alive", "0"), "swr: --keep-alive must be more than 0 seconds"),
         (
             ("proxy", "http://x", "--redis", "redis:6379"),
-            "swr: 'redis:6379' is not a URL of redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
+            "swr: 'redis:6379' does not begin with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
             "redis+cluster://, rediss+cluster://",
         ),
     ],
@@ -394,7 +394,10 @@ def test_granian_that_is_not_installed_is_named(capsys, monkeypatch):
 
 def test_a_limit_that_granian_does_not_have_is_refused(capsys):
     assert run("proxy", "http://x", "--server", "granian", "--keep-alive", "5") == 2
-    assert "granian has none; there --head-timeout also counts between two requests" in capsys.readouterr().err
+    assert (
+        "does not work with granian: use --head-timeout, which also counts between two requests"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("missing", ["httpx", "uvicorn"])
@@ -440,6 +443,12 @@ def test_an_example_is_the_same_command_however_narrow_the_terminal_is(capsys, m
         lines = re.sub(r" \\\n +", " ", examples).splitlines()
         shown.append([line for line in lines if re.match(r"  \S", line)])
     assert shown[0] == shown[1] == shown[2] != []
+
+
+@pytest.mark.parametrize("arguments", [("proxy", "http://127.0.0.1:1"), ("dashboard", "--redis", "redis://x")])
+def test_a_server_prints_no_json_and_says_so(capsys, arguments):
+    assert run(*arguments, "--json") == 2
+    assert "unrecognized arguments: --json" in capsys.readouterr().err
 
 
 def test_the_version_is_said(capsys):

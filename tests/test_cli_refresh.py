@@ -225,7 +225,7 @@ def test_a_worker_tells_of_each_event(warmed, monkeypatch):
         (["tests.warmed:nobody"], 2, "cannot find 'tests.warmed:nobody': module 'tests.warmed' has no attribute"),
         (["no.such:refresher"], 2, "there is no module 'no'"),
         (["tests.no_such:refresher"], 2, "there is no module 'tests.no_such'"),
-        (["tests.warmed:top"], 2, ", and no swr.Refresher"),
+        (["tests.warmed:top"], 2, ", not a swr.Refresher"),
         (["tests.warmed:Refreshers.read"], 2, 'has strategy="read"'),
         (["tests.warmed:Refreshers.alone"], 2, "is in the memory of one process"),
         (["tests.warmed:Refreshers.locks", "--workers", "0"], 2, "--workers 0 is not 1 or more"),
@@ -253,7 +253,7 @@ def test_it_is_looked_for_in_the_current_directory(warmed, monkeypatch, capsys):
     monkeypatch.chdir(warmed)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     assert main(["refresh", "found_here:refresher"]) == 2
-    assert "'found_here:refresher' is 1, and no swr.Refresher" in capsys.readouterr().err
+    assert "'found_here:refresher' is 1, not a swr.Refresher" in capsys.readouterr().err
     # Once.
     assert main(["refresh", "found_here:refresher"]) == 2
     assert sys.path.count("") == 1
@@ -366,12 +366,12 @@ SAYS = f"print({written(ended(7))!r}, flush=True)"
         (
             f"import signal, time; signal.signal(15, signal.SIG_IGN); {SAYS}; time.sleep(600)",
             1,
-            "was killed by SIGKILL when it was to leave\n",
+            "was killed by SIGKILL while it was stopping\n",
         ),
         (
             f"import signal, time; signal.signal(15, lambda *_: exit(3)); {SAYS}; time.sleep(600)",
             1,
-            "ended with 3 when it was to leave\n",
+            "ended with 3 while it was stopping\n",
         ),
     ],
 )
@@ -383,6 +383,47 @@ def test_how_a_process_leaves(code, failed, says, capsys):
 
     assert asyncio.run(run()) == failed
     assert capsys.readouterr().err.endswith(says)
+
+
+def test_a_process_is_started_again_and_leaves_although_its_children_live_on(capfd):
+    """The children have its standard output, too: its end does not end the pipe."""
+    code = f"import subprocess, time; subprocess.Popen(['sleep', '600']); {SAYS}; time.sleep(600)"
+    died: list[int] = []
+
+    async def run() -> int:
+        stop = asyncio.Event()
+
+        def show(line: str) -> None:
+            [process] = workers._running.values()
+            died.append(process.pid)
+            if len(died) == 1:
+                process.kill()
+            else:
+                stop.set()
+
+        workers = Workers((sys.executable, "-c", code), 1, Rounds("top", 60, "locks", show, as_json=True))
+        return await asyncio.wait_for(workers.run(stop, PATIENCE), PATIENCE)
+
+    try:
+        assert asyncio.run(run()) == 0
+    finally:
+        for pid in died:
+            os.killpg(pid, signal.SIGKILL)
+    assert capfd.readouterr().err == (
+        f"swr: worker 1, process {died[0]}, was killed by SIGKILL; another is started in 1 s\n"
+    )
+
+
+def test_a_line_that_is_too_long_is_left_out_and_the_next_ones_are_read(capfd):
+    code = f"import time; print('x' * 2**26, flush=True); print('junk', flush=True); {SAYS}; time.sleep(600)"
+
+    async def run() -> int:
+        stop = asyncio.Event()
+        workers, _ = work(code, stop, 1.0)
+        return await asyncio.wait_for(workers.run(stop, PATIENCE), PATIENCE)
+
+    assert asyncio.run(run()) == 0
+    assert capfd.readouterr().err.endswith("junk\n")
 
 
 def test_one_that_is_being_started_leaves_too():

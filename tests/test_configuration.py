@@ -163,7 +163,7 @@ class TestConfigure:
         cache = Cache(namespace="shop", l1_max_bytes=2**16)
         store = cache.engine.store
         for options, message in (
-            ({"url": "http://h"}, "is not a URL of redis://"),
+            ({"url": "http://h"}, "does not begin with redis://"),
             ({"url": "redis://h", "redis": object()}, "both a URL"),
             ({"namespace": "a b"}, "namespace='a b'"),
             ({"lease_for": 0}, "lease_for=0"),
@@ -299,16 +299,16 @@ class TestEnvironment:
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
-            (URL, "h:6379", "SWR_REDIS_URL: its value is not a URL of redis://"),
-            (URL, "me:hunter2@h:6379", "SWR_REDIS_URL: its value is not a URL of redis://"),
-            (URL, "hunter2", "SWR_REDIS_URL: its value is not a URL"),
-            (URL, "http://me:hunter2@h", "SWR_REDIS_URL: 'http://…@h' is not a URL of redis://"),
+            (URL, "h:6379", "SWR_REDIS_URL: its value does not begin with redis://"),
+            (URL, "me:hunter2@h:6379", "SWR_REDIS_URL: its value does not begin with redis://"),
+            (URL, "hunter2", "SWR_REDIS_URL: its value does not begin with redis:"),
+            (URL, "http://me:hunter2@h", "SWR_REDIS_URL: 'http://…@h' does not begin with redis://"),
             (URL, "redis://me:hunter2@h/hunter", "SWR_REDIS_URL: 'redis://…@h/hunter': .*not the number of a database"),
             (URL, "redis://me:hunter2/x@h", "SWR_REDIS_URL: 'redis://…@h'"),
             (URL, "redis://me:hunter2\u2100@h", "SWR_REDIS_URL: 'redis://…@h': .*percent-encoded"),
             (URL, "redis+sentinel://me:hunter2@h", "SWR_REDIS_URL: .*the master's name"),
-            (NAMESPACE, "a b", "SWR_NAMESPACE='a b' begins every key"),
-            (NAMESPACE, "ü", "SWR_NAMESPACE='ü' begins"),
+            (NAMESPACE, "a b", "SWR_NAMESPACE='a b' cannot begin keys"),
+            (NAMESPACE, "ü", "SWR_NAMESPACE='ü' cannot begin"),
             (ENABLED, "maybe", "SWR_ENABLED='maybe' is neither 1, true, yes, on nor 0, false, no, off"),
             (ENABLED, "2", "SWR_ENABLED='2' is neither"),
         ],

@@ -663,6 +663,11 @@ def test_an_id_leads_to_its_key_in_every_process_with_the_secret():
     assert unseal(seal("x" * 500, one.secret), one.secret) == "x" * 500
 
 
+def rows_of(table):
+    """Return the rows of a table in Markdown, without its head."""
+    return table.strip().split("\n")[2:]
+
+
 def test_every_reason_that_swr_gives_is_explained_and_links_to_a_heading():
     import re
     from pathlib import Path
@@ -672,7 +677,18 @@ def test_every_reason_that_swr_gives_is_explained_and_links_to_a_heading():
         path.read_text() for folder in ("http", "middleware", "endpoints") for path in (root / folder).rglob("*.py")
     )
     given = {*re.findall(r'Verdict\(None, "([^"]+)"', text), *re.findall(r'detail="([a-z][^"%\\]*)"', text)}
-    given |= {*re.findall(r'Refused\("([^"]+)"', text), "field x-a", "argument user", "status 404", "parameter q"}
+    given |= {*re.findall(r'(?:Refused\(|_pass_through\(|reason=)"([^"]+)"', text), "parameter q"}
+    http, login = ((root.parent / "docs" / f"{page}.md").read_text() for page in ("http", "login"))
+    # Details that functions return are in the first column of these tables, and in the second one of the last.
+    cells = [
+        row.split("|")[1]
+        for table in re.findall(r"^\| `detail` \|.*?\n\n", http, re.S | re.M)
+        for row in rows_of(table)
+    ]
+    cells += [row.split("|")[2] for row in rows_of(login[login.index("| in the way |") :].split("\n\n")[0])]
+    documented = {code.removesuffix(" ...") for cell in cells for code in re.findall("`([^`]+)`", cell)}
+    assert len(documented) > 40
+    given |= documented
     for code in given - {"after dependencies"}:
         found = explained(code)
         assert "did not come" not in found["text"], code
@@ -1019,6 +1035,26 @@ async def test_the_life_of_a_key_is_told_without_its_value():
                 await load("bad")
             cache.engine.backoffs.begin("x:a", 5.0, ValueError("x"))
             assert (await http.get("/swr/key?key=x:a")).json()["lease"]["kind"] == "backoff"
+
+
+async def test_the_life_of_a_key_in_memory_counts_its_failures_in_a_row(cache):
+    app, _, _ = site(cache)
+    ends = iter(["value", ValueError("1"), ValueError("2"), ValueError("3")])
+
+    @cache.cached("failing", fresh_for=60, stale_if_error=600)
+    async def failing() -> str:
+        end = next(ends)
+        if isinstance(end, ValueError):
+            raise end
+        return end
+
+    async with browser(app) as http:
+        await failing()
+        for count in (1, 2, 3):
+            with pytest.raises(ValueError, match=str(count)):
+                await failing.refresh()
+            lease = (await http.get("/swr/key?key=failing")).json()["lease"]
+            assert (lease["kind"], lease["failures"]) == ("backoff", count)
 
 
 async def test_nothing_is_collected_while_nobody_watches(cache, monkeypatch):

@@ -86,7 +86,7 @@ async def test_a_batch_writes_a_line_for_each_item_that_is_no_fresh_hit(cache, c
     fails.append(True)
     await load_many([2])
     first, second = reads(caplog)
-    assert first == "read of 'k:2': stale, from what was stored so far"
+    assert first == "read of 'k:2': stale, from the stored entry"
     assert second.startswith("read of 'k:2': the load failed (ValueError: down); backing off for ")
 
 
@@ -116,7 +116,7 @@ async def test_a_failed_load_names_the_error_and_the_backoff(cache, clock, caplo
     await cache.get_or_load("k", fail, policy)
     _, result, read, why = lines(caplog)
     assert result == "load of 'k': failed (ValueError: down)"
-    assert read == "read of 'k': stale, from what was stored so far"
+    assert read == "read of 'k': stale, from the stored entry"
     assert why.startswith("read of 'k': the load failed (ValueError: down); backing off for ")
 
 
@@ -144,13 +144,13 @@ def test_each_result_of_a_load_has_its_line(result, text):
     ("step", "text"),
     [
         (LoadNow(Lease("k", "token", 7, 3)), "taken; loading version 7"),
-        (LoadNow(None), "the store gives none; loading without"),
+        (LoadNow(None), "the store gave none; loading without it"),
         (Take(FRESH), "not needed; another load stored version 5"),
         (AskAgain(), "asking again"),
         (BackOff(Held(2.0, 9, 3)), "refused for 2.000 s, because 3 loads in a row failed; backing off"),
         (BackOff(Held(2.0, 9)), "refused for 2.000 s, because another load holds it; backing off"),
         (Wait(Held(2.0, 9)), "held by another load for 2.000 s at most; waiting"),
-        (GiveUp(StoreUnavailable("refused")), "the store is unreachable (refused); giving up, because no reader waits"),
+        (GiveUp(StoreUnavailable("refused")), "the store gave none (refused); giving up, because no reader waits"),
     ],
 )
 def test_each_step_after_a_lease_request_has_its_line(step, text):

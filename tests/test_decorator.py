@@ -528,9 +528,9 @@ class TestDecoration:
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
-            ({"url": "redis:/127.0.0.1"}, "not a URL of redis://"),
+            ({"url": "redis:/127.0.0.1"}, "does not begin with redis://"),
             ({"url": "redis://127.0.0.1/0?nonsense=1"}, "nonsense"),
-            ({"url": "http://x"}, "not a URL of redis://"),
+            ({"url": "http://x"}, "does not begin with redis://"),
             ({"url": "redis://:hunter2@host:port"}, r"redis://…@host:port"),
             ({"url": 5}, "not a URL"),
             ({"redis": 5}, "redis= is a builtins.int"),

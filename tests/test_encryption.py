@@ -307,7 +307,7 @@ class TestReading:
             for key in ("a", "b", "a"):
                 await cache.get_or_load(key, load, LONG)
         assert load.runs == 4
-        assert caplog.text.count("is encrypted with the key 'old', which is not there") == 1
+        assert caplog.text.count("is encrypted with the key 'old', which this cache does not have") == 1
         assert await read_by(url, load, encryption("new"), "a") == (3, State.FRESH)
 
     @pytest.mark.parametrize(
@@ -394,9 +394,9 @@ class TestReading:
     @pytest.mark.parametrize(
         ("codec", "says"),
         [
-            (Fails(), "the codec could not write (TimeoutError: no key server)"),
+            (Fails(), "the codec could not encode (TimeoutError: no key server)"),
             (HidesNothing(), "the codec could not hide a name (TimeoutError: no key server)"),
-            (MakesText(), "the codec could not write (TypeError: it made a str instead of bytes)"),
+            (MakesText(), "the codec could not encode (TypeError: it made a str instead of bytes)"),
         ],
     )
     async def test_a_codec_that_fails_stores_nothing_and_no_caller_notices(self, url, caplog, codec, says):
@@ -500,7 +500,7 @@ def test_commands_find_what_is_hidden_with_the_secret_of_the_environment(server:
         asyncio.run(fill())
     monkeypatch.setenv("SWR_ENCRYPTION_KEYS", f"new={base64.b64encode(NEW).decode()}")
     capsys.readouterr()
-    assert "which is not there" in inspected()["why"]
+    assert "which this cache does not have" in inspected()["why"]
 
 
 def test_from_env_takes_secret_and_keys(server: Server, monkeypatch):

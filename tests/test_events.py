@@ -15,6 +15,7 @@ from swr.engine.engine import Engine
 from swr.engine.publisher import Publisher
 from swr.events import (
     KINDS,
+    Answered,
     Bypassed,
     CommitRejected,
     Committed,
@@ -733,3 +734,43 @@ def test_kinds_are_all_there_are_frozen_and_documented():
         assert all(field.name in kind.__doc__ for field in dataclasses.fields(kind)), kind
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(kind(*[None] * len(dataclasses.fields(kind))), dataclasses.fields(kind)[0].name, "other")
+
+
+class TestAnswered:
+    """What the event of an answer says, and what the answer says to the client."""
+
+    async def test_it_says_where_each_answer_comes_from(self, cache, clock):
+        age = {"cache-control": "max-age=60, stale-while-revalidate=600, stale-if-error=3600", "etag": '"1"'}
+        app = Origin((200, age, "one"))
+        heard = []
+        cache.engine.events.subscribe(heard.append, [Answered])
+
+        async def answered(**fields):
+            fields = {name.replace("_", "-"): value for name, value in fields.items()}
+            await http.get("/", headers=fields)
+            event = heard.pop()
+            return event.state, event.layer, event.cache_status.split("; ttl")[0]
+
+        middleware = SWRMiddleware(app, cache, request_directives={"no-cache"})
+        async with client(middleware) as http:
+            assert await answered() == ("missing", "load", "fwd=uri-miss; stored")
+            assert await answered() == ("fresh", None, "hit")
+            assert await answered(cache_control="no-cache") == (
+                "missing",
+                "load",
+                "fwd=request; fwd-status=304; stored",
+            )
+            clock.now += 1000
+            assert await answered() == ("missing", "load", "fwd=stale; fwd-status=304; stored")
+            clock.now += 30
+            app.answers((500, {}, "two"))
+            assert await answered(cache_control="no-cache") == ("fresh", None, "fwd=request; fwd-status=500")
+            assert await answered(authorization="Basic x") == ("bypass", "app", 'fwd=bypass; detail="authorization"')
+
+    async def test_a_key_that_looks_like_a_status_changes_nothing(self, cache):
+        heard = []
+        cache.engine.events.subscribe(heard.append, [Answered])
+        async with client(SWRMiddleware(App(MAX_AGE), cache, show_key=True)) as http:
+            for _ in range(2):
+                await http.get("/fwd=bypass;collapsed;fwd=stale")
+        assert [(event.state, event.layer) for event in heard] == [("missing", "load"), ("fresh", None)]

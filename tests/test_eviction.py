@@ -140,7 +140,8 @@ class Model(RuleBasedStateMachine):
         assert {key for key, slot in self.slots.items() if slot.is_main} == set(self.reference.main)
 
 
-@pytest.mark.parametrize("visits", [3, pytest.param(500, marks=pytest.mark.uncounted)])
+@pytest.mark.uncounted
+@pytest.mark.parametrize("visits", [3, 500])
 def test_slots_go_as_in_the_reference(visits, monkeypatch):
     monkeypatch.setattr(eviction, "_MOST_VISITS", visits)
 
@@ -194,6 +195,21 @@ def test_one_eviction_looks_at_a_bounded_number_of_slots():
     slots.put(slot("new"), 10_000)
     assert len(slots) == 10_000
     assert sum(not slot.is_used for slot in slots.values()) <= eviction._MOST_VISITS
+
+
+def test_the_hand_passes_what_was_used_since_its_last_visit():
+    slots = Slots(4, COUNTS)
+    for key in ("a", "b", "c", "d"):
+        slots.put(slot(key), 4)
+        slots[key].is_used = True
+    # All four enter the main queue, and lose their flag.
+    slots.put(slot("e"), 4)
+    assert set(slots) == {"b", "c", "d", "e"}
+    assert all(slots[key].is_main and not slots[key].is_used for key in ("b", "c", "d"))
+    slots["b"].is_used = slots["e"].is_used = True
+    slots.put(slot("f"), 4)
+    assert set(slots) == {"b", "d", "e", "f"}
+    assert not slots["b"].is_used
 
 
 def test_a_slot_that_is_gone_keeps_no_other_in_memory():

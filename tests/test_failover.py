@@ -400,6 +400,24 @@ async def test_a_process_that_cannot_learn_what_was_invalidated_takes_nothing_fr
 
 
 @pytest.mark.parametrize("kind", kinds())
+async def test_a_load_whose_url_cannot_be_announced_leaves_no_lease_at_another_master(kind):
+    """The master of the tag versions is down. A process that has announced the URL before needs the lease."""
+    policy = Policy(600, tags=("host:h\nurl:/x",))
+    with ClusterOfSix(kind, "--cluster-require-full-coverage", "no", node_timeout=60) as cluster:
+        owner, load = cluster.master_of(b"swr:{!}h"), Counter()
+        key = next(f"k{n}" for n in range(100) if cluster.master_of(f"swr:{{k{n}}}".encode()) is not owner)
+        async with Cache(cluster.url, timeout=1) as one, Cache(cluster.url, timeout=1) as other:
+            await other.get_or_load(key, load, policy)
+            await other.invalidate(key)
+            owner.pause()
+            await until(lambda: not (one.engine.store.is_reachable or other.engine.store.is_reachable))
+            assert (await one.get_or_load(key, load, policy)).value == 2
+            with anyio.fail_after(20):
+                assert (await other.get_or_load(key, load, policy)).value == 3
+            owner.resume()
+
+
+@pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("how", ["restart", "late promotion"])
 async def test_what_a_node_has_lost_is_replayed_however_long_ago_it_was(kind, how, monkeypatch):
     """A node without the tag versions comes back with older data, or its replica takes over long after its end."""

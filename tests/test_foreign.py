@@ -61,13 +61,13 @@ class TestLeases:
                     # It is not fresh any more.
                     await asyncio.sleep(0.01)
                 assert server.command("EXISTS", f"swr:{{{key}}}:l") == b":0\r\n"
-        assert caplog.text.count("what lay instead of the lease of 'k'") == 1
+        assert caplog.text.count("swr replaced a lease of 'k'") == 1
 
     async def test_a_list_in_place_of_a_lease_keeps_no_reader_waiting(self, server: Server, caplog):
         async with Cache(server.url, timeout=2) as cache:
             server.command("RPUSH", "swr:{k}:l", "x")
             assert (await cache.get_or_load("k", Counter(), LONG)).value == 1
-        assert caplog.text.count("what lay instead of the lease of 'k'") == 1
+        assert caplog.text.count("swr replaced a lease of 'k'") == 1
 
     async def test_a_lease_without_an_end_gives_no_value_away_that_was_invalidated(self, server: Server):
         """Nor does a version in it that is far too high make those after it too long."""

@@ -1,16 +1,18 @@
 """The middleware among others, in the order that docs/http.md gives, and in what frameworks do around an endpoint."""
 
 import gzip
+from typing import Annotated
 
+import anyio
 import httpx
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI, Header
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Host, Mount, Route
 
 from swr import Cache
@@ -264,3 +266,72 @@ class TestInsideOfRoutes:
                 await settle()
                 assert brief(await http.get(url)) == (200, "a /outer/x", "fresh")
         assert not caplog.records
+
+
+class TestSecondRuns:
+    """A second run of the app for one request gets the same as the first one."""
+
+    async def test_a_304_about_something_else_has_an_app_below_a_mount_asked_again(self, cache, clock):
+        fields = {"cache-control": "max-age=10", "etag": '"1"'}
+
+        async def page(request):
+            if "if-none-match" in request.headers:
+                return PlainTextResponse(status_code=304, headers=fields | {"etag": '"other"'})
+            return PlainTextResponse("page", headers=fields)
+
+        app = Starlette(routes=[Mount("/below", routes=[Route("/x", page)])])
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/below/x")
+            clock.advance(20)
+            assert brief(await http.get("/below/x")) == (200, "page", "missing")
+            assert brief(await http.get("/below/x")) == (200, "page", "fresh")
+
+    async def test_an_error_whose_fallback_is_invalidated_meanwhile_is_that_of_the_app_below_a_mount(
+        self, cache, clock
+    ):
+        status, below = 200, FastAPI()
+
+        async def failing():
+            yield b"fail"
+            await cache.invalidate_url("/below/x")
+            yield b"ed"
+
+        @below.get("/x")
+        async def page(x_units: Annotated[str, Header()] = ""):
+            headers = {"cache-control": "max-age=10, stale-if-error=600"}
+            return PlainTextResponse("page", headers=headers) if status == 200 else StreamingResponse(failing(), status)
+
+        app = FastAPI()
+        app.mount("/below", below)
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.get("/below/x")
+            clock.advance(20)
+            status = 500
+            assert brief(await http.get("/below/x")) == (500, "failed", "missing")
+
+    @pytest.mark.parametrize("method", ["GET", "QUERY"])
+    async def test_an_error_whose_fallback_is_invalidated_meanwhile_is_that_of_an_app_that_reads_content(
+        self, cache, clock, method
+    ):
+        status = 200
+
+        async def failing(content):
+            yield content
+            await cache.invalidate_url("/x")
+            yield b"failed"
+
+        async def page(request):
+            content = await request.body()
+            if status == 500 and request.client:
+                return StreamingResponse(failing(content), status)
+            return PlainTextResponse("page", headers={"cache-control": "max-age=10, stale-if-error=600"})
+
+        app = Starlette(routes=[Route("/x", page, methods=["GET", "QUERY"])])
+        content = b"asked " if method == "QUERY" else None
+        async with client(SWRMiddleware(app, cache)) as http:
+            await http.request(method, "/x", content=content)
+            clock.advance(20)
+            status = 500
+            with anyio.fail_after(10):
+                answer = await http.request(method, "/x", content=content)
+        assert brief(answer) == (500, "asked failed" if content else "failed", "missing")

@@ -289,7 +289,7 @@ def test_a_path_is_no_key(server: Server, capsys):
     for path in ("/rankings/ATL", "https://app:pass@word/x"):
         assert main(["invalidate", path, "--redis", server.url]) == 2
         said = capsys.readouterr().err
-        assert "is a URL and no key: swr invalidate --url" in said
+        assert "is a URL, not a key: swr invalidate --url" in said
         assert "pass" not in said
 
 

@@ -247,11 +247,11 @@ class CallsHash:
         ({"template": "t:{group}", "key": lambda group: group}, "give one of them"),
         ({"key": lambda: "k"}, "leaves out group"),
         ({"key": lambda group, limt: group}, "no parameter 'limt'"),
-        ({"key": lambda group: str(hash(group))}, r"calls hash\(\), which differs"),
-        ({"key": lambda group: f"{id}:{group}"}, r"calls id\(\), which differs"),
+        ({"key": lambda group: str(hash(group))}, r"calls hash\(\), whose result differs"),
+        ({"key": lambda group: f"{id}:{group}"}, r"calls id\(\), whose result differs"),
         ({"key": AsyncKey()}, "is async"),
         ({"key": dict.get}, "no parameter|does not say"),
-        ({"key": map}, "does not say what it takes"),
+        ({"key": type}, "does not say which parameters it takes"),
     ],
 )
 def test_a_key_function_that_cannot_work_is_refused_at_decoration(memory, options, reason):

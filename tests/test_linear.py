@@ -41,6 +41,8 @@ async def cache():
         (b"for=", b"1", b";"),
         (b"", b"-", b"/"),
         (b"", b"/x", b""),
+        (b"", b"redis://", b""),
+        (b"", b"url=redis://h ", b""),
     ],
 )
 def test_reading_takes_time_in_proportion_to_what_is_read(read, start, piece, end):

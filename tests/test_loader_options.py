@@ -534,7 +534,7 @@ class TestDefaultPolicy:
                 clock.advance(seconds)
                 states.append((await http.get("/a")).headers["swr-state"])
             assert states == ["missing", "fresh", "stale"]
-        with pytest.raises(ConfigurationError, match=r"@cache\.response says nothing of how long"):
+        with pytest.raises(ConfigurationError, match=r"@cache\.response does not say how long"):
             Cache().response(stale_for=5)
 
     @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, Header
 
-from swr import Cache, Policy, SWRError
+from swr import Cache, Policy, State, SWRError
 from swr.middleware import Rule, SWRMiddleware
 from tests.servers import Server
 
@@ -69,6 +70,15 @@ class App:
             return count(f"offer {name}")
 
         self.price, self.stock = price, stock
+
+    def count_later(self, name: str) -> Callable[[], Awaitable[int]]:
+        """Return a loader that counts."""
+
+        async def load() -> int:
+            self.runs[name] = self.runs.get(name, 0) + 1
+            return self.runs[name]
+
+        return load
 
     async def log_in(self) -> None:
         """Let everybody in; a test may put something else in its place."""
@@ -132,10 +142,13 @@ def test_what_a_second_loop_changes_is_invalidated_for_both(app: App):
         await app.price.set(10, "c")
         async with app.cache.until_committed():
             await app.cache.invalidate_url("/pages/b")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await app.cache.invalidate("price:d")
 
     async def first() -> None:
         async with app.cache:
-            for name in ("a", "b", "c"):
+            for name in ("a", "b", "c", "d"):
                 for _ in range(2):
                     assert (await app.get(f"/pages/{name}")).json() == 1
                     assert await app.price(name) == 1
@@ -143,7 +156,7 @@ def test_what_a_second_loop_changes_is_invalidated_for_both(app: App):
             assert (await app.get("/pages/a")).json() == 2
             assert (await app.get("/pages/b")).json() == 2
             # The second loop cannot store its value, and leaves none that is older.
-            assert [await app.price(name) for name in ("a", "b", "c")] == [2, 1, 2]
+            assert [await app.price(name) for name in ("a", "b", "c", "d")] == [2, 1, 2, 2]
 
     asyncio.run(first())
 
@@ -209,6 +222,21 @@ def test_a_call_goes_past_a_cache_that_another_loop_takes_at_the_same_moment(app
         runs = app.runs.get("price a", 0)
         assert [await app.price("a"), await app.price("a")] == [runs + 1, runs + 1]
         await app.cache.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_fresh_hit_is_answered_although_another_loop_takes_the_cache_before_its_early_refresh(monkeypatch):
+    app = App(None)
+
+    async def main() -> None:
+        # So eager that each hit begins a refresh.
+        policy, job = Policy(fresh_for=60, early=1e300), app.count_later("hit")
+        assert (await app.cache.get_or_load("k", job, policy)).value == 1
+        await app.cache.aclose()
+        async with taken_meanwhile(app, monkeypatch):
+            outcome = await app.cache.get_or_load("k", job, policy)
+            assert (outcome.value, outcome.state) == (1, State.FRESH)
 
     asyncio.run(main())
 

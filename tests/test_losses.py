@@ -155,10 +155,15 @@ async def test_an_older_copy_of_one_key_outdates_everything(server: Server, key:
         assert (await late.get_or_load("k", load, TAGGED)).value == 2
 
 
+# Seconds by which a server's clock was ahead until it was put back.
+AHEAD = (7200, 2 * 86_400, 300 * 86_400)
+
+
+@pytest.mark.parametrize("seconds", AHEAD)
 @pytest.mark.parametrize("how", ["key", "mark"])
-async def test_copies_of_before_the_servers_clock_was_put_back_are_outdated_all_the_same(server: Server, how):
+async def test_copies_of_before_the_servers_clock_was_put_back_are_outdated_all_the_same(server: Server, how, seconds):
     """Redis has lost what it stored then, so what it does now gets lower versions."""
-    load, ahead = Counter(), f"{(time.time() + 7200) * 1e6:.0f}"
+    load, ahead = Counter(), f"{(time.time() + seconds) * 1e6:.0f}"
     async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
         server.command("SET", "swr:{k}", f"{ahead}t")
         for cache in (one, other):
@@ -171,13 +176,18 @@ async def test_copies_of_before_the_servers_clock_was_put_back_are_outdated_all_
         assert (await other.get_or_load("k", load, TAGGED)).value > 1
 
 
-async def test_entries_of_before_the_servers_clock_was_put_back_are_lost_with_the_tag_versions(server: Server):
+@pytest.mark.parametrize("seconds", AHEAD)
+async def test_entries_of_before_the_servers_clock_was_put_back_are_lost_with_the_tag_versions(server: Server, seconds):
     load = Counter()
     async with Cache(server.url, timeout=2) as one:
         # What a process knows, its server has to know.
-        one.engine.store.tag_versions.raise_to("u", int((time.time() + 7200) * 1e6))
+        one.engine.store.tag_versions.raise_to("u", int((time.time() + seconds) * 1e6))
         await until(lambda: one.engine.store.tag_versions.cleared > time.time() * 1e6)
         await one.get_or_load("k", load, TAGGED)
+        lessons = one.engine.store.store._shared._succeeded
+        await until(lambda: one.engine.store.store._shared._succeeded > lessons + 1)
+        # It knows that now, and does not outdate everything again.
+        assert (await one.get_or_load("k", load, TAGGED)).value == 1
     server.command("DEL", *KEYS[2:])
     async with Cache(server.url, timeout=2) as late:
         assert (await late.get_or_load("k", load, TAGGED)).value == 2
@@ -447,6 +457,19 @@ class TestOlderData:
             await until(lambda: cache.engine.store.is_reachable)
             async with Cache(own_server.url) as late:
                 assert (await late.get_or_load("k", load, LONG)).value == 2
+
+    async def test_more_tags_than_a_process_remembers_outdate_everything(self, own_server: Server, monkeypatch):
+        """The server has room for all that the process still remembers, so it forgets none of it."""
+        monkeypatch.setattr("swr.stores.redis.shared_tag_versions._MOST_TAGS", 40)
+        load = Counter()
+        async with Cache(own_server.url) as cache:
+            await cache.get_or_load("k", load, TAGGED)
+            own_server.command("SAVE")
+            await cache.invalidate_tags("t", *map(str, range(40)))
+            await asyncio.to_thread(restart, own_server)
+            await until(lambda: cache.engine.store.is_reachable)
+            async with Cache(own_server.url) as late:
+                assert (await late.get_or_load("k", load, TAGGED)).value == 2
 
     async def test_what_was_stamped_later_tells_that_nothing_is_lost(self, own_server: Server, monkeypatch):
         """A server that has lost nothing is told nothing, however many invalidations are known or forgotten."""

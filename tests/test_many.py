@@ -993,7 +993,7 @@ class TestArguments:
         assert kind(None) is kind(dict[str, object]) or kind(None)
         for wrong in (list[Row], dict, Row, int | None):
             with pytest.raises(
-                ConfigurationError, match=r"a batch loader returns a dict, and its annotation says of what"
+                ConfigurationError, match=r"a batch loader returns a dict, so annotate it with the types"
             ):
                 kind(wrong)
 

@@ -652,7 +652,7 @@ class TestTagsOfTheValue:
         [
             (lambda: ["a"], "takes no argument"),
             (lambda **named: [], "takes no argument"),
-            (lambda rows, code: [], "takes 'code', which is none of its parameters: airport"),
+            (lambda rows, code: [], "takes 'code', but it gets only these parameters: airport"),
             (lambda rows, *rest: [], "takes 'rest'"),
             (lambda rows, airport, /: [], "takes 'airport'"),
         ],

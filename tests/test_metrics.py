@@ -244,7 +244,7 @@ class TestBoth:
     async def test_an_export_ends_and_begins_again(self, system):
         async with Cache(namespace="shop") as cache:
             end = system.export(cache)
-            with pytest.raises(ConfigurationError, match="the cache 'shop' is exported there already"):
+            with pytest.raises(ConfigurationError, match="the cache 'shop' is already exported here"):
                 system.export(cache)
             await cache.get_or_load("k", Loader(), POLICY)
             for _ in range(2):
@@ -296,6 +296,15 @@ class TestPrometheus:
                     continue
                 expected = 1 if name == "swr.store.up" else 0
                 assert system.value(name, labels) in (expected, (expected, 0)), (name, labels)
+
+    async def test_a_scrape_asks_each_cache_once_for_its_numbers(self):
+        """They take milliseconds if thousands of keys back off, and a scrape holds up the event loop."""
+        registry, asked, caches = CollectorRegistry(), [], [Cache(namespace="a"), Cache(namespace="b")]
+        for cache in caches:
+            prometheus.export(cache, registry)
+            cache.stats = lambda cache=cache, stats=cache.stats: asked.append(cache) or stats()
+        generate_latest(registry)
+        assert asked == caches
 
     async def test_the_metrics_leave_the_registry_with_the_last_cache(self):
         system = Scraped()
@@ -449,7 +458,8 @@ def row(metric):
     called = name_of(metric) + ("_total" if is_counter(metric) else "")
     kind = "counter" if is_counter(metric) else "histogram" if metric.buckets else "gauge"
     labels = "; ".join(f"`{label}`: {', '.join(values)}".removesuffix(": ") for label, values in metric.labels.items())
-    cells = [f"`{called}`", f"`{metric.name}`", kind, {"s": "seconds", "By": "bytes"}.get(metric.unit, ""), labels]
+    unit = {"s": ", seconds", "By": ", bytes"}.get(metric.unit, "")
+    cells = [f"`{called}`", f"`{metric.name}`", kind + unit, labels]
     return "|".join(["", *(f" {cell} " if cell else " " for cell in [*cells, metric.about]), ""])
 
 

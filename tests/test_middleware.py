@@ -1530,6 +1530,12 @@ class TestConstruction:
         with pytest.raises(ConfigurationError, match=complaint):
             Rule(*arguments)
 
+    @pytest.mark.parametrize("name", ["Authorization", "X-Auth-Token", "X_API_Key", "Cf-Access-Jwt-Assertion"])
+    def test_varying_by_a_credential_is_refused_with_the_remedy(self, name):
+        for make in (lambda: Rule("/x", vary=("Accept", name)), lambda: Cache().response(fresh_for=1, vary=(name,))):
+            with pytest.raises(ConfigurationError, match=rf"no answer to a request with {name}.*credentials=\"vary\""):
+                make()
+
     @pytest.mark.parametrize("name", ["keep_params", "drop_params"])
     @pytest.mark.parametrize("value", ["utm_*", ("",), (1,)])
     def test_parameters_that_are_no_names_are_refused(self, name, value):

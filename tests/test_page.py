@@ -158,7 +158,7 @@ def test_each_panel_shows_the_fleet(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         expect_nothing_wrong(page)
         tiles = page.locator(".tile")
-        expect_text(tiles.filter(has_text="Waited for nothing"), re.compile(r"[\d.]+ %"))
+        expect_text(tiles.filter(has_text="Without waiting"), re.compile(r"[\d.]+ %"))
         expect_text(tiles.filter(has_text="Reads"), re.compile(r"[1-9][\d.]* /s"))
         expect_text(tiles.filter(has_text="Processes"), "3")
         rows = page.locator("swr-loaders tbody tr")
@@ -214,7 +214,7 @@ def test_redis_that_stops_is_told_of_until_it_continues(fleet: Fleet, chromium: 
             expect_text(page.locator(".tile.is-wrong").filter(has_text="Redis"), "unreachable")
             expect_text(page.locator("swr-processes .nodes .is-wrong"), "unreachable")
             expect_text(page.locator(".tile.is-wrong").filter(has_text="Processes"), "others unseen")
-            expect_text(page.locator("swr-queues .is-wrong:visible"), "This is how it was before")
+            expect_text(page.locator("swr-queues .is-wrong:visible"), "These are the last known numbers")
             expect_text(page.locator("swr-events"), re.compile("unreachable|cannot reach"))
             # Who sees no process says so: they read, and report, all the same.
             for panel in ("swr-loaders", "swr-keys", "swr-processes"):

@@ -179,7 +179,7 @@ def test_a_decorator_without_parentheses_is_refused_with_what_to_write(name, giv
 )
 def test_an_option_without_its_name_is_refused_with_what_to_write(name, given):
     with pytest.raises(
-        ConfigurationError, match=rf"@cache\.{name} got .* without a name: write @cache\.{name}\(.*fresh_for="
+        ConfigurationError, match=rf"@cache\.{name} got the positional argument .*: write @cache\.{name}\(.*fresh_for="
     ):
         getattr(Cache(), name)(given)
 

@@ -69,6 +69,15 @@ async def test_tags_purge_in_place_of_the_url(cache):
             assert await states(http, "/x", "/y") == ["missing", "missing"]
 
 
+async def test_tags_purge_however_long_the_request_is(cache):
+    tagged = [MAX_AGE, (b"cache-tag", b"a")]
+    async with client(SWRMiddleware(App(tagged), cache, purge_token="s3cret")) as http:
+        await states(http, "/x")
+        answer = await http.request("PURGE", "/x", headers={**TOKEN, "cache-tag": "a", "x": "x" * 70_000})
+        assert answer.status_code == 200
+        assert await states(http, "/x") == ["missing"]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

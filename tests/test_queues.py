@@ -362,6 +362,25 @@ class TestTheDead:
         status = await queue.status()
         assert (status.counts["late"], status.counts["reclaimed"]) == (3, 3)
 
+    async def test_the_tasks_of_many_long_dead_consumers_come_back_in_pieces_and_none_is_forgotten(
+        self, store, backend
+    ):
+        queue, many = Queue(store, "r", backend), 700
+        for consumer in ("first", "second", "third"):
+            await queue.enqueue(EPOCH, tasks({f"{consumer}:{number}": (number,) for number in range(many)}))
+            for _ in range(2):
+                await queue.take(0, consumer, 500)
+        assert (await queue.status()).running == 3 * many
+        # So long ago that consumers without tasks are forgotten.
+        await asyncio.sleep(0.1)
+        back = []
+        while not back or back[-1]:
+            back.append(await queue.tend(0, "one", 0.001, ()))
+        assert sum(back) == 3 * many
+        assert max(back) < 2 * many
+        status = await queue.status()
+        assert (status.running, status.queued, set(status.consumers)) == (0, 3 * many, {"one"})
+
     async def test_who_says_that_he_lives_keeps_what_he_has(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks())
         mine = await taken(queue, "slow")
@@ -510,7 +529,10 @@ class TestMarks:
             return answer
 
         monkeypatch.setattr(store.commands, "script", breaking)
-        with pytest.raises(StoreUnavailable, match="the connection broke before the replicas had confirmed"):
+        # On a busy machine another connection may break before the script.
+        with pytest.raises(
+            StoreUnavailable, match=r"the connection broke before the replicas had confirmed|cannot reach"
+        ):
             await queue.mark(GROUPS)
 
     @pytest.mark.parametrize("args", [(object(),), (b"x",), ((1, 2),), (float("nan"),), ({1: 2},), ("\ud800",)])

@@ -21,9 +21,10 @@ from starlette.routing import Mount, Route, Router
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from swr import Cache
+from swr.endpoints.looking import reads_unseen
 from swr.endpoints.routed_scope import RoutedScope, routed
 from swr.middleware import Rule, SWRMiddleware
-from tests.fleet import settle
+from tests.fleet import gather, settle
 from tests.web import App, http_scope
 
 pytestmark = pytest.mark.anyio
@@ -246,8 +247,22 @@ def gated_below():
     return app
 
 
-def gated_route():
-    return Starlette(routes=[Route("/x", nothing, middleware=[Middleware(BaseHTTPMiddleware, dispatch=gate)])])
+async def let_through(request, go_on):
+    return await go_on(request)
+
+
+def layers(*dispatches):
+    return [Middleware(BaseHTTPMiddleware, dispatch=dispatch) for dispatch in dispatches]
+
+
+def gated_route(*outer):
+    return Starlette(routes=[Route("/x", nothing, middleware=layers(*outer, gate))])
+
+
+def forwarded():
+    """Return an app whose endpoint lets another app answer."""
+    other = Starlette(routes=[Route("/x", nothing)], middleware=layers(let_through, gate))
+    return Starlette(routes=[Route("/x", lambda request: other)])
 
 
 # Each with the reason that `Cache-Status` gives.
@@ -257,6 +272,8 @@ LOOKING = {
     "address by a gate": (lambda: http(api(from_variable), gate), "address"),
     "address by a gate of an app below": (gated_below, "address"),
     "address by a gate of a route": (gated_route, "address"),
+    "address by the second gate of a route": (lambda: gated_route(let_through), "address"),
+    "address by a gate of an app behind an endpoint": (forwarded, "address"),
     "field into a variable": (lambda: asgi(api(from_variable), into_variable(field_of)), "field"),
     "field into the state": (lambda: http(api(from_state), into_state(in_state_of_field)), "field"),
     "field in a loop": (lambda: asgi(api(from_variable), in_a_loop), "field"),
@@ -685,7 +702,8 @@ async def test_a_log_on_the_way_back_may_look(cache):
         seen.append((host_of(request), request.headers.get("user-agent"), dict(request.headers)))
         return answer
 
-    assert await are_shared(SWRMiddleware(http(api(from_variable), log), cache, [RULE]))
+    app = http(http(http(api(from_variable), let_through), log), let_through)
+    assert await are_shared(SWRMiddleware(app, cache, [RULE]))
     assert len(seen) == 1
 
 
@@ -763,6 +781,39 @@ async def test_a_failure_of_an_app_that_looks_is_for_nobody_who_waits(cache):
     assert [answer.status_code for answer in found] == [503, 200, 503]
 
 
+async def from_middleware(request: Request) -> str:
+    return request.state.here
+
+
+async def declared_address(x_forwarded_for: Annotated[str, Header()]) -> str:
+    return x_forwarded_for
+
+
+@pytest.mark.parametrize("look", [helped, direct, declared_address, from_middleware, from_query])
+async def test_an_exception_of_an_app_that_looks_is_for_nobody_else_who_waits(cache, look):
+    looked: list[str] = []
+
+    @functools.wraps(look)
+    async def failing(**arguments: Any) -> str:
+        found = await look(**arguments)
+        looked.append(found)
+        await settle()
+        raise RuntimeError(found)
+
+    async def outer(scope, receive, send):
+        scope["state"] = {"here": scope["client"][0]}
+        await app(scope, receive, send)
+
+    app = api(failing)
+    app.add_middleware(SWRMiddleware, cache=cache, rules=[RULE])
+    said = [str(error) for error in await gather(*(ask(outer, number) for number in range(1, 5)))]
+    if look is from_query:
+        # Nothing tells these clients apart.
+        assert (said, len(looked)) == (["none"] * 4, 2)
+    else:
+        assert said == [f"192.0.2.{number}" for number in range(1, 5)]
+
+
 async def test_an_app_that_makes_a_dict_of_the_scopes_fields_is_shared(cache):
     seen = []
 
@@ -796,3 +847,46 @@ def test_only_what_may_be_an_app_of_starlette_gets_a_scope_that_notes(monkeypatc
     assert isinstance(routed(http_scope("/x", app=app)), RoutedScope)
     monkeypatch.delitem(sys.modules, "starlette.applications")
     assert isinstance(routed(http_scope("/x"), app), RoutedScope) == (notes and app is not plain)
+
+
+def _awaits(v):
+    async def code():
+        return str(await v), str(await v, "latin-1")
+
+    return code
+
+
+@pytest.mark.parametrize(
+    ("code", "is_unseen"),
+    [
+        (lambda v: str(v), False),
+        (lambda v: "" + str(v or None), False),
+        (lambda v: str(any(name.startswith(b"x") for name, _ in v)), False),
+        (lambda v: str(all(part for part in v) and [part + 1 for part in v]), False),
+        (lambda v: str((v and v) or 3 if v else [1, *v]), False),
+        (lambda v: {str(name): f"{str(value)!r}" for name, value in v}, False),
+        (lambda v: str(tuple(part for part in v)), False),
+        (lambda v: str(lambda: 1 if v else 2), False),
+        (lambda v: list(map(str, v)), False),
+        (lambda v: str((yield v)), False),
+        (lambda v: str(v, "latin-1"), True),
+        (lambda v: str(object=v, encoding="latin-1"), True),
+        (lambda v: str(v if v else b"", "latin-1"), True),
+        (lambda v: str(any(part for part in v), "latin-1"), True),
+        (lambda v: [str(part, encoding="latin-1") for part in v], True),
+        (lambda v: str(*v), True),
+        (_awaits(b""), True),
+        (lambda v: b", ".join(v), True),
+        (lambda v: bytearray(v).decode(), True),
+    ],
+)
+def test_code_that_reads_bytes_without_their_methods_is_told_from_other_code(code, is_unseen):
+    """On each version of Python, whose compilers write different instructions."""
+    assert reads_unseen(code.__code__) is is_unseen
+
+
+def test_a_scope_takes_its_endpoint_in_a_thread_without_an_event_loop():
+    scope = RoutedScope(http_scope("/x"))
+    scope.watch([], set())
+    contextvars.copy_context().run(scope.__setitem__, "endpoint", plain)
+    assert scope.reads.is_routed

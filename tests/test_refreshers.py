@@ -1,6 +1,7 @@
 """Refreshers over memory, on asyncio and trio: what is due is loaded, once; by locks, and what all strategies share."""
 
 import math
+import sqlite3
 from collections import Counter
 
 import anyio
@@ -365,7 +366,25 @@ class TestLocks:
             assert (await ranking.outcome("ATL")).state == "fresh"
         assert (rounds[0].failed, rounds[0].loaded) == (1, 1)
 
-    async def test_keys_that_fail_leave_a_round_out_and_say_so(self, caplog):
+    async def test_keys_that_fail_are_asked_again_in_the_same_round(self, monkeypatch, caplog):
+        """The next round may be a day away."""
+        monkeypatch.setattr("swr.refreshers.locks._AGAIN_IN", 0.01)
+        asked, rounds = [], []
+
+        def keys():
+            asked.append(1)
+            if len(asked) < 3:
+                raise OSError("the database is away")
+            return ["ATL"]
+
+        cache, loads, refresher = make(keys=keys)
+        cache.subscribe(rounds.append, RoundEnded)
+        async with cache, refresher:
+            await until(lambda: rounds)
+        assert (len(asked), loads["ATL"], rounds[0].missed) == (3, 1, 0)
+        assert caplog.text.count("of the refresher 'ranking:group' failed") == 2
+
+    async def test_keys_that_fail_are_asked_again_in_the_next_round_at_the_latest(self, caplog):
         asked = []
 
         def keys():
@@ -377,7 +396,7 @@ class TestLocks:
         cache, loads, refresher = make(every=0.1, keys=keys)
         async with cache, refresher:
             await until(lambda: loads)
-        assert "of the refresher 'ranking:group' could not be done" in caplog.text
+        assert "of the refresher 'ranking:group' failed" in caplog.text
         assert "the database is away" in caplog.text
 
     async def test_a_round_that_takes_longer_overlaps_nothing_and_is_reported(self, caplog):
@@ -599,6 +618,14 @@ class TestGroups:
         for keys in (plain(), plain, generator, coroutine, stream, lambda: coroutine(), lambda: stream()):
             assert await groups_of(keys) == expected
 
+    async def test_a_cursor_that_keys_return_is_read_in_the_thread_of_keys(self):
+        """A driver may read from the network meanwhile, or refuse other threads as this one does."""
+
+        def keys():
+            return sqlite3.connect(":memory:").execute("VALUES ('ATL', 1), ('ORD', 10)")
+
+        assert await groups_of(keys) == [("ATL", 1), ("ORD", 10)]
+
     async def test_a_batch_loader_is_called_for_many(self):
         cache, calls, rounds = Cache(), [], []
 
@@ -751,7 +778,7 @@ class TestBadInput:
     async def test_a_function_that_returns_one_group_and_no_list(self, caplog):
         cache, loads, refresher = make(every=0.1, keys=lambda: "ATL")
         async with cache, refresher:
-            await until(lambda: "returned 'ATL', and not a list of groups" in caplog.text)
+            await until(lambda: "returned 'ATL', which is not a list of groups" in caplog.text)
         assert not loads
 
     async def test_what_failed_to_begin_can_begin_again(self, monkeypatch):

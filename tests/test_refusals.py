@@ -11,10 +11,13 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
-from swr import Cache, Policy, State
+from swr import Cache, Policy, State, StoreUnavailable
+from swr.core.codec import ANY
+from swr.entry import stamp
+from swr.errors import LeaseLost
 from swr.events import CommandRefused
 from swr.prometheus import export
-from swr.stores.base import Kind, Notification
+from swr.stores.base import Kind, Lease, Notification
 from swr.stores.redis.refusals import Refusals
 from tests.servers import Server
 from tests.test_losses import refresh
@@ -204,6 +207,16 @@ async def test_each_change_of_what_a_server_refuses_is_logged_and_each_refusal_t
         assert registry.get_sample_value("swr_store_refusals_total", {"cache": "swr"}) == len(events)
 
 
+async def test_a_commit_whose_lease_is_lost_does_not_show_that_redis_stores_values_again(own_server: Server, caplog):
+    async with Cache(own_server.url, timeout=5) as cache:
+        with without_memory(own_server):
+            await cache.get_or_load("refused", Counter(), TAGGED)
+            lost = Lease("lost", "token", 1, cache.engine.store.tag_versions.newest)
+            with pytest.raises(LeaseLost):
+                await cache.engine.store.commit(lost, stamp(1, TAGGED, 0.0, 1), ANY)
+            assert said(caplog) == ["Redis refused a command"]
+
+
 def test_a_server_that_changes_its_mind_again_and_again_does_not_fill_the_log(caplog, monkeypatch):
     now = 0.0
     monkeypatch.setattr("swr.stores.redis.refusals.time.monotonic", lambda: now)
@@ -362,6 +375,18 @@ async def test_a_user_who_may_not_publish_gives_leases_back_and_stores_what_it_l
         assert await value_of(one, Counter()) == 1
         assert own_server.command("EXISTS", "swr:{k}") == b":1\r\n"
     await mute.aclose()
+
+
+async def test_a_write_of_a_user_who_may_not_wait_for_replicas_is_refused_with_what_redis_says(own_server: Server):
+    own_server.command("ACL", "SETUSER", "hasty", "on", ">secret", "~*", "&*", "+@all", "-wait")
+    hasty = Redis(port=own_server.port, username="hasty", password="secret")
+    async with Cache(redis=hasty, timeout=2) as one:
+        await one.get_or_load("k", Counter(), TAGGED)
+        store = one.engine.store.store
+        with pytest.raises(StoreUnavailable, match="wait"):
+            await store.commands.replicated(1, "return 1", (store.names.entry("k"),))
+        assert not await store.has_replicas("k", ANY.fingerprint, 0, 1)
+    await hasty.aclose()
 
 
 async def test_what_a_user_who_may_not_publish_invalidates_is_learned_though_newer_messages_come(own_server: Server):

@@ -467,7 +467,7 @@ async def _store(store: Any, codec: Codec, value: Any, policy: Policy = POLICY) 
 
 
 @pytest.mark.anyio
-async def test_a_read_is_one_command_and_its_answer_holds_all_versions(server: Server):
+async def test_a_read_is_one_command_and_its_answer_holds_all_versions(server: Server, no_heartbeats):
     async with Release(server.url, l1_max_bytes=0) as old, Release(server.url, New) as new:
         await old.get()
         await new.get()

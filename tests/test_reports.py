@@ -179,7 +179,7 @@ def test_loads_of_one_loader_that_hang_are_one_problem():
     hanging += [HangingReport(f"{n}", "", clock() - 10 - n, 300.0) for n in range(2)]
     fleet.look({"a": digest_of("a", clock(), hanging=tuple(hanging))}, is_whole=True)
     assert sorted(problem["text"] for problem in told(fleet, clock)["problems"]) == [
-        "A load of 1 has run for 11 s, and 1 more of what has no name hangs.",
+        "A load of 1 has run for 11 s, and 1 more of an unknown route hangs.",
         "A load of x:2 has run for 12 s, and 2 more of x hang.",
     ]
 
@@ -324,7 +324,7 @@ def test_what_is_wrong_is_said_the_worst_first():
     texts = "\n".join(problem["text"] for problem in state["problems"])
     assert "2 processes cannot reach Redis at r:1: refused" in texts
     assert "Loads of x fail: ValueError: no; 2 keys back off" in texts
-    assert "Loads of what has no name fail: E: t; 1 key backs off" in texts
+    assert "Loads of an unknown route fail: E: t; 1 key backs off" in texts
     assert "The next load of {y} fails" in texts
     node = state["nodes"][0]
     assert (node["name"], node["since"], node["unreachable_from"]) == ("r:1", 990.0, ["a", "b"])
@@ -532,6 +532,7 @@ def test_a_text_of_an_error_keeps_no_account_and_no_query():
     assert cleaned("'https://h/p#access_token=t' of #12, h/p?q='a'&key=k") == "'https://h/p#…' of #12, h/p?…"
     # What is cut may end in the middle of an account.
     assert cleaned(f"{'x' * 179} redis://ann:password"[:200]).endswith(" redis://…")
+    assert cleaned(f"redis://ann:{'p' * 2000}@h") == "redis://…"
     assert len(cleaned("x" * 999)) == 200
 
 
@@ -626,7 +627,7 @@ async def test_rare_events_are_told_in_sentences():
     assert events[4].text == "A round was enqueued: 2 new, 3 still there; before it 4 rounds were left out."
     assert events[6].text == "A round took 2.0 s: 3 loaded, 0 failed; before it 1 round was left out."
     assert [event.text for event in events[7:]] == [
-        "A tag was marked stale.", "A URL was invalidated.", "A URL was invalidated.", "All of a loader was invalidated.", "Everything was invalidated."
+        "A tag was marked stale.", "A URL was invalidated.", "A URL was invalidated.", "All entries of a loader were invalidated.", "Everything was invalidated."
     ]  # fmt: skip
 
 
@@ -653,6 +654,29 @@ async def test_a_load_that_runs_long_hangs(monkeypatch):
         gate.set()
         await asyncio.gather(*tasks)
     assert {(one.key, one.row, one.timeout) for one in hanging} == {("slow:1", "slow:{n}", 50.0), ("k", "", 70.0)}
+
+
+async def test_of_many_loads_that_hang_only_those_that_are_reported_are_looked_at_closely(monkeypatch):
+    """A digest is made once a second on the event loop, and a database that hangs may have thousands of loads hang."""
+    monkeypatch.setattr("swr.reports.reporter._HANGS_AFTER", 0.0)
+    asked, gate = [], anyio.Event()
+    async with Cache(reports=True) as cache:
+        reporter = cache.report()
+        timeout = reporter._timeout
+        monkeypatch.setattr(reporter, "_timeout", lambda flight: asked.append(flight.key) or timeout(flight))
+
+        async def load() -> int:
+            await gate.wait()
+            return 1
+
+        async with anyio.create_task_group() as group:
+            for number in range(40):
+                group.start_soon(cache.get_or_load, f"k{number}", load, Policy(60))
+            await anyio.wait_all_tasks_blocked()
+            hanging = reporter.digest().hanging
+            gate.set()
+    assert asked == [one.key for one in hanging]
+    assert len(asked) == 10
 
 
 def test_a_process_gets_another_id_after_a_fork(monkeypatch):
@@ -929,7 +953,7 @@ async def test_what_lies_in_redis_and_is_none_of_swr_does_no_harm(server, quick)
         server.command("SET", "n:{!}df", "junk")
         state = await state_when(http, lambda state: state["fleet"] and state["problems"])
         assert len(state["processes"]) == 1
-        assert "1 process reports what this dashboard cannot read" in state["problems"][0]["text"]
+        assert "1 process reports data that this dashboard cannot read" in state["problems"][0]["text"]
         server.command("HSET", "n:{!}d", "y", "junk")
         await state_when(http, lambda state: "2 processes report" in state["problems"][0]["text"])
         # Queues that are none hide no process.

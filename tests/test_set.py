@@ -448,6 +448,14 @@ class TestMany:
             await ranks.set({"ATL": [1], "BOS": NOT_MODIFIED}, ["ATL", "BOS"])
         assert await ranks.peek(["ATL"]) == {}
 
+    async def test_where_a_value_cannot_be_stored_nothing_older_stays(self, server: Server):
+        async with Cache(server.url) as cache:
+            ranks, groups = self.define(cache, ignore=("scale",)), list(map(str, range(1500)))
+            await ranks(groups)
+            with pytest.raises(CodecError):
+                await ranks.set({group: ["x"] if group == "0" else [1] for group in groups}, groups)
+            assert [0] not in [outcome.value for outcome in (await ranks.peek(groups)).values()]
+
     async def test_peek_gives_what_is_there(self, cache, clock):
         ranks = self.define(cache, ignore=("scale",), stale_for=600, copy=True)
         await ranks(["ATL"])
@@ -553,6 +561,24 @@ class TestInABlock:
             assert await one.engine.entries.set("k", job.codec, value(7)) is False
         one.link.set_down(False)
         await settle()
+        assert (await other.engine.fetch("k", job)).value == 2
+
+    @pytest.mark.parametrize("end", ["error", "cancelled"])
+    async def test_a_key_whose_value_was_not_stored_is_invalidated_once_more(self, two, end):
+        one, other = two
+        job = Job()
+        failure = CodecError("cannot be written") if end == "error" else asyncio.CancelledError()
+
+        async def fail():
+            del one.link.before["commit"]
+            raise failure
+
+        one.link.before["commit"] = fail
+        async with Repeats(one.engine):
+            with pytest.raises(type(failure)):
+                await one.engine.entries.set("k", job.codec, value(7))
+            # A reader before the commit of the transaction.
+            assert (await other.engine.fetch("k", job)).value == 1
         assert (await other.engine.fetch("k", job)).value == 2
 
     async def test_a_block_of_another_cache_has_no_part_in_it(self, cache):

@@ -21,12 +21,14 @@ from fastapi.security import (
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 
 from swr import Cache, ConfigurationError
 from swr.middleware import Rule, SWRMiddleware
+from tests.fleet import settle
 from tests.web import App, client
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +51,11 @@ def guard(x_token: Annotated[str, Header()]) -> None:
 
 def guard_by_string(x_token: "Annotated[str, Header()]") -> None:
     guard(x_token)
+
+
+def language_of(scope):
+    """Return the language that a client prefers, for `key=`."""
+    return Headers(scope=scope).get("accept-language", "")[:2]
 
 
 class TokenHeaders(BaseModel):
@@ -381,6 +388,45 @@ class TestCredentials:
                     found = await http.get("/x", headers={} if user == "nobody" else {"authorization": user})
                     assert (found.json(), found.headers["swr-state"]) == (user, state)
         assert len(runs) == 3
+
+    @pytest.mark.parametrize("options", [{"key": language_of}, {"credentials": "vary"}])
+    async def test_a_refresh_has_the_fields_that_the_key_or_the_credentials_cover(self, cache, clock, options):
+        seen = []
+
+        async def app(scope, receive, send):
+            fields = Headers(scope=scope)
+            seen.append(dict(fields))
+            told = [(scope["client"] or ["none"])[0], *map(fields.get, ("accept-language", "x-app", "x-release"))]
+            await App(body=" ".join(map(str, told)).encode())(scope, receive, send)
+
+        rule = Rule("/x", fresh_for=60, stale_for=600, ignore_fields=("X-App",), **options)
+        middleware = SWRMiddleware(app, cache, [rule], ignore_fields=("X-Release",))
+        fields = {"accept-language": "de-AT", "x-app": "7", "x-release": "8"}
+        if "credentials" in options:
+            fields["authorization"] = "Bearer a"
+        async with client(middleware) as http:
+            for state in ("missing", "stale", "fresh"):
+                answer = await http.get("/x", headers=fields)
+                assert (answer.text, answer.headers["swr-state"]) == ("127.0.0.1 de-AT 7 8", state)
+                await settle()
+                clock.advance(61 if state == "missing" else 1)
+        assert [found.get("authorization") for found in seen] == [fields.get("authorization")] * 2
+
+    @pytest.mark.parametrize("options", [{"key": language_of}, {"credentials": "vary"}])
+    async def test_a_refresh_lacks_the_fields_of_a_client_that_nothing_covers(self, cache, clock, options):
+        app = App([(b"cache-control", b"public, max-age=60, stale-while-revalidate=600")])
+        middleware = SWRMiddleware(app, cache, [Rule("/x", **options)])
+        known = {"authorization": "Bearer a"}
+        others = {"x-unknown": "1", "range": "bytes=0-0", "cache-control": "max-stale"}
+        async with client(middleware) as http:
+            await http.get("/x", headers=known)
+            clock.advance(61)
+            await http.get("/x", headers=known | others)
+            await settle()
+        assert len(app.scopes) == 2
+        refreshed = Headers(scope=app.scopes[1])
+        assert not any(name in refreshed for name in others)
+        assert ("authorization" in refreshed) == ("credentials" in options)
 
     @pytest.mark.parametrize("make", [lambda: Rule("/x", credentials="all"), lambda: Rule("/x", key="tenant")])
     async def test_what_is_no_choice_is_refused(self, make):

@@ -827,6 +827,66 @@ async def test_every_kind_of_user_is_somebody(cache, kind, terms):
             assert (await http.get("/x", headers={"user-agent": user})).text == user
 
 
+@pytest.mark.parametrize("tls", [{"client_cert_name": "CN=alice"}, {"client_cert_chain": ["alice"]}])
+async def test_a_client_with_a_certificate_gets_its_own_answer_after_hits_of_others(cache, tls):
+    async def app(scope, receive, send):
+        user = scope["extensions"]["tls"]
+        await App(body=str(user).encode())(scope, receive, send)
+
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+    users = [{}, {}, {}, tls]
+
+    async def outer(scope, receive, send):
+        scope["extensions"] = {"tls": users.pop(0)}
+        await inner(scope, receive, send)
+
+    async with client(outer) as http:
+        answers = [await http.get("/x") for _ in range(4)]
+    assert [answer.text for answer in answers] == ["{}", "{}", "{}", str(tls)]
+    assert [answer.headers["swr-state"] for answer in answers] == ["missing", "fresh", "fresh", "missing"]
+
+
+@pytest.mark.parametrize("field", ["x-forwarded-host", "x_forwarded_host", "x-forwarded_host", "X_API_Key", "api_key"])
+async def test_a_field_with_underscores_counts_as_an_app_on_wsgi_takes_it(cache, field):
+    async def app(scope, receive, send):
+        environ = {name.decode().upper().replace("-", "_"): value for name, value in scope["headers"]}
+        taken = [value for name, value in environ.items() if name in ("X_FORWARDED_HOST", "X_API_KEY", "API_KEY")]
+        await App([(b"cache-control", b"max-age=60")], body=b"".join(taken) or b"nobody")(scope, receive, send)
+
+    async with client(SWRMiddleware(app, cache)) as http:
+        for sent in ("mallory", "alice", "", "mallory"):
+            assert (await http.get("/x", headers={field: sent} if sent else {})).text == (sent or "nobody")
+
+
+async def test_a_field_with_underscores_selects_where_an_app_on_wsgi_varies_by_it(cache, clock):
+    async def app(scope, receive, send):
+        environ = {name.decode().upper().replace("-", "_"): value for name, value in scope["headers"]}
+        headers = [
+            (b"cache-control", b"max-age=60, stale-while-revalidate=60"),
+            (b"vary", b"Accept-Language"),
+        ]
+        await App(headers, body=environ.get("ACCEPT_LANGUAGE", b"none"))(scope, receive, send)
+
+    async with client(SWRMiddleware(app, cache)) as http:
+        for state in ("missing", "fresh", "stale", "fresh"):
+            for sent in ("de", ""):
+                answer = await http.get("/x", headers={"accept_language": sent} if sent else {})
+                assert (answer.text, answer.headers["swr-state"]) == (sent or "none", state)
+            await settle()
+            if state == "fresh":
+                clock.advance(61)
+
+
+async def test_a_scope_may_have_no_extensions(cache):
+    async def outer(scope, receive, send):
+        scope["extensions"] = None
+        await inner(scope, receive, send)
+
+    inner = SWRMiddleware(App(), cache, rules=[RULE])
+    async with client(outer) as http:
+        assert [(await http.get("/x")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
+
+
 @pytest.mark.parametrize("way", ["directly", "late"])
 async def test_a_session_that_is_read_directly_or_late_is_not_shared(cache, way):
     app = FastAPI()

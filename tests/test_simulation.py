@@ -49,6 +49,8 @@ TRIED |= {"older-data": OLDER, "no-memory": REFUSED, "hung-loaders": HUNG, "fall
 # Which scenario, which seed, and what swr did wrong in it.
 RARE = {
     "readers whose loads fail are taken back to what this process held before": ("fallbacks", 1_080_688),
+    "readers whose loads fail get what was invalidated while the link was down": ("fallbacks", 1_081_224),
+    "a stale entry that the process kept during an outage outlives it": ("stalls", 1_081_272),
 }
 
 
@@ -136,7 +138,7 @@ SABOTAGES = {
     ),
     "without a lease anything is kept": Sabotage(
         Load, "_commit", "if flight.fence != flights.fence or not flights.is_current(flight)", "if False",
-        "invalidation", "older than", 14,
+        "invalidation", "older than", 100,
     ),
     "an invalidation supersedes no flight": Sabotage(
         Notifications, "_on_key", "outdate(key, notification.version or NEWEST)", "pass", "mixed", "older than", 50,
@@ -195,14 +197,14 @@ SABOTAGES = {
         Engine, "aclose", "await self._tasks.aclose()", "pass", "mixed", "tasks are left over",
     ),
     "a silent link is never found out": Sabotage(
-        Link, "_found_out", "if broken is self._broken", "if False", "invalidation", "that it should know of by now", 100,
+        Link, "_found_out", "if broken is self._broken", "if False", "invalidation", "that it should know of by now", 90,
     ),
     "tag versions that were missed are not learned": Sabotage(
         Link, "_learn", "if self._learned == head and head[1]", "if True", "invalidation", "before its link came up", 128,
     ),
     "that tag versions were evicted is never found out": Sabotage(
         Server, "lacks", "return not mine.cleared or mine.newest < known.newest or", "return False and", "loss",
-        "before its link came up", 79,
+        "before its link came up", 1375,
     ),
     "what was served last is forgotten": Sabotage(
         Served, "is_older", "served is not None and self._may_be_older(entry, served)", "False", "older-data",
@@ -266,7 +268,7 @@ SABOTAGES = {
         Flights, "mark_stale", "one.entry = marked_stale(one.entry, version)", "pass", "fallbacks", "which is wrong", 260,
     ),
     "what flights fall back on outlives a gap": Sabotage(
-        Flights, "on_gap", "flight.entry = None", "pass", "fallbacks", "before its link came up", 55,
+        Flights, "on_gap", "flight.entry = None", "pass", "fallbacks", "before its link came up", 755,
     ),
     "a value that is set and not stored outlives a gap": Sabotage(
         Overtaken, "_note", "self._has_gap = True", "pass", "fallbacks", "that it had heard of", 20,
@@ -275,7 +277,7 @@ SABOTAGES = {
         Notifications, "handle", "self._flights.fence += 1", "pass", "fallbacks", "older than its own invalidation", 36,
     ),
     "who joins a flight brings it nothing to fall back on": Sabotage(
-        RefreshPath, "join", "self._flights.fall_back(flight, entry)", "pass", "fallbacks", "older than its answer", 87,
+        RefreshPath, "join", "self._flights.fall_back(flight, entry)", "pass", "fallbacks", "older than its answer", 208,
     ),
     "what a commit outdates on its way is read": Sabotage(
         TieredStore, "_on_commit", "own.minimum = max(own.minimum, version)", "pass", "lost-reply",

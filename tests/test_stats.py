@@ -1,7 +1,11 @@
 """What `cache.stats()` counts, in memory and with real servers."""
 
+import asyncio
 import json
 import random
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import msgspec
@@ -299,6 +303,7 @@ def test_the_difference_of_two_distributions_is_what_came_in_between():
     assert earlier.since(earlier).quantile(0.5) is None
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("seed", range(20))
 def test_the_bytes_of_all_loaders_are_those_of_the_local_cache_whatever_comes_and_goes(seed):
     draw, local = random.Random(seed), LocalCache(20_000, 12)
@@ -358,3 +363,40 @@ async def test_an_absent_item_of_a_call_that_fails_counts_as_missing(cache):
         await rows([2, 3])
     counted = cache.stats().loaders["row:{n}"]
     assert (counted.fresh.total, counted.missing.total) == (0, 3)
+
+
+def test_another_thread_may_read_statistics_while_loads_are_superseded():
+    """As the thread of an exporter does."""
+    cache = Cache()
+    is_over = threading.Event()
+
+    def read_until_the_end() -> int:
+        reads = 0
+        while not is_over.is_set():
+            reads += 1
+            cache.stats()
+        return reads
+
+    async def supersede() -> None:
+        @cache.cached("key:{number}", fresh_for=60)
+        async def load(number: int) -> int:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return number
+
+        async with cache:
+            for _ in range(300):
+                await asyncio.gather(*(load.refresh(number % 10) for number in range(30)))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            reads = thread.submit(read_until_the_end)
+            try:
+                asyncio.run(supersede())
+            finally:
+                is_over.set()
+            assert reads.result() > 0
+    finally:
+        sys.setswitchinterval(interval)

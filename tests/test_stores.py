@@ -51,6 +51,35 @@ async def test_a_lease_that_a_tag_has_ended_is_told_to_be_free():
         assert isinstance(await store.acquire("k", "another", 30, 0, ANY), Lease)
 
 
+class _Jumps:
+    """A clock that jumps a minute ahead at one of its readings."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self) -> float:
+        self.left -= 1
+        return 1000.0 if self.left >= 0 else 1060.0
+
+
+async def test_a_lease_that_expires_during_a_command_is_lost_or_held_and_nothing_else():
+    ends = set()
+    for at in range(4, 16):
+        store = MemoryStore(clock=(clock := _Jumps(10**6)))
+        async with opened(store):
+            lease = await store.acquire("k", "token", 30, 0, ANY, tags=("t",))
+            clock.left = at
+            await store.invalidate_announced(("other",))
+            clock.left = at - 4
+            try:
+                await store.renew(lease, 30)
+            except LeaseLost:
+                ends.add("lost")
+            else:
+                ends.add("held")
+    assert ends == {"lost", "held"}
+
+
 class TestMemory(StoreConformance):
     @pytest.fixture
     async def store(self) -> AsyncIterator[LeasingStore]:

@@ -7,8 +7,10 @@ from typing import Any
 import anyio
 import pytest
 
-from swr import Cache
+from swr import Cache, Policy
 from swr.engine.tasks import Tasks
+from swr.testing import FakeClock
+from tests.fleet import until
 from tests.servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -132,3 +134,32 @@ async def test_a_loop_that_starts_tasks_eagerly_loads_a_batch_by_one_call(any_se
             assert await asyncio.gather(*(load_one(item) for item in range(5))) == [0, 10, 20, 30, 40]
     finally:
         loop.set_task_factory(None)
+
+
+def test_an_event_loop_that_ends_during_loads_counts_none_of_them_as_failed(caplog):
+    """As that of a script, or of an app without a lifespan: `asyncio.run` cancels every task in any order."""
+    clock = FakeClock()
+    cache = Cache(clock=clock)
+    keys, begun = [f"k{number}" for number in range(8)], list[str]()
+
+    async def read(key: str, forever: bool) -> None:
+        async def load() -> int:
+            begun.append(key)
+            if forever:
+                await asyncio.sleep(3600)
+            return 1
+
+        await cache.get_or_load(key, load, Policy(60, 600))
+
+    async def main(forever: bool) -> None:
+        begun.clear()
+        for key in keys:
+            await read(key, forever)
+        await until(lambda: len(begun) == len(keys))
+
+    asyncio.run(main(forever=False))
+    clock.advance(61)
+    asyncio.run(main(forever=True))
+    assert not caplog.records
+    # No load backs off.
+    asyncio.run(main(forever=False))

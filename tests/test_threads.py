@@ -9,8 +9,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from swr import Cache, LoadContext, LoadTimeout, Policy
-from swr.engine.threads import _THREADS, Threads, _Call, _Place
+from swr import Cache, LoadContext, LoadTimeout, Policy, SWRError
+from swr.engine.threads import _THREADS, Threads, _Call, _Place, lent
 from swr.testing import FakeClock
 from tests.fleet import until
 
@@ -197,6 +197,76 @@ async def test_a_place_that_is_lent_when_its_call_ends_is_given_back_once():
         place.give_back()
         assert threads.taken == 1
         other.give_back()
+        assert not threads.taken
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_call_in_another_event_loop_gives_a_loader_that_hangs_no_further_threads(database):
+    async with Cache() as cache:
+
+        @cache.cached("hangs:{n}", fresh_for=60)
+        def hangs(n):
+            return database.query()
+
+        @cache.cached("quick", fresh_for=60)
+        def quick():
+            return 2
+
+        def elsewhere():
+            assert anyio.run(quick) == 2
+
+        async with anyio.create_task_group() as group:
+            for half in range(2):
+                for n in range(_EACH):
+                    group.start_soon(hangs, half * _EACH + n)
+                await until(lambda: database.running == _EACH)
+                await anyio.to_thread.run_sync(elsewhere)
+            for n in range(_EACH):
+                group.start_soon(hangs, 2 * _EACH + n)
+            await until(lambda: len(cache.engine.flights) == 3 * _EACH)
+            for _ in range(3):
+                # Every load that may get a thread has one now.
+                await anyio.to_thread.run_sync(lambda: None)
+            database.gate.set()
+        assert database.most == _EACH
+        assert len(cache.engine.runtime._threads) <= 2
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_place_whose_thread_comes_after_the_end_of_its_call_is_given_back(database, monkeypatch):
+    """Something blocks the event loop when a loader returns from `.sync`, so that its call fails."""
+    monkeypatch.setattr("swr.engine.crossing._LOOKED_AFTER", 0.001)
+    loop, is_lent = asyncio.get_running_loop(), asyncio.Event()
+    begins, is_blocked, unblocks = threading.Event(), threading.Event(), threading.Event()
+
+    def block():
+        is_blocked.set()
+        unblocks.wait(60)
+
+    def lends():
+        try:
+            with lent():
+                loop.call_soon_threadsafe(is_lent.set)
+                begins.wait(60)
+                loop.call_soon_threadsafe(block)
+                is_blocked.wait(60)
+        finally:
+            unblocks.set()
+
+    async with Cache() as cache:
+        threads = cache.engine.runtime.threads
+        async with anyio.create_task_group() as group:
+            lending = asyncio.create_task(threads.run("lends", lends))
+            await is_lent.wait()
+            # No thread is left for the loader.
+            for number in range(_THREADS):
+                group.start_soon(threads.run, f"hangs {number}", database.query)
+            await until(lambda: threads.taken == _THREADS)
+            begins.set()
+            with pytest.raises(SWRError, match="held up for"):
+                await lending
+            database.gate.set()
+        await until(lambda: not threads._waiting)
         assert not threads.taken
 
 

@@ -6,7 +6,9 @@ import socket
 from collections import Counter as Counted
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import anyio
 import pytest
+from redis import CredentialProvider
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError
@@ -284,6 +286,27 @@ class TestCluster:
             await other.get_or_load("k", load, POLICY)
         assert load.runs == 1
         await client.aclose()
+
+    async def test_credentials_that_cannot_be_had_are_an_outage_until_they_can(self, cluster: ClusterOfSix, caplog):
+        """A provider asks a cloud for a token, and may raise whatever its library raises."""
+
+        class Provider(CredentialProvider):
+            tries = 0
+
+            def get_credentials(self):
+                self.tries += 1
+                if self.tries <= 3:
+                    raise LookupError("no token today")
+                return "default", "any"
+
+        port = cluster.nodes[0].port
+        client = RedisCluster("127.0.0.1", port, credential_provider=Provider())
+        async with Cache(redis=client, namespace=fresh(), timeout=2) as cache:
+            with anyio.fail_after(60):
+                assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
+            await until(lambda: cache.engine.store.is_reachable)
+        await client.aclose()
+        assert "no token today" in caplog.text
 
     @pytest.mark.parametrize("may_ask", [True, False])
     async def test_a_node_of_a_cluster_is_not_a_server(self, cluster: ClusterOfSix, caplog, may_ask):

@@ -413,7 +413,7 @@ async def test_who_waits_for_another_process_has_a_link_only_if_its_own_then_loa
 async def test_tracing_ends_and_begins_again_and_one_tracer_at_a_time_is_enough(traced):
     async with Cache() as cache:
         end = trace_loads(cache, traced.tracer)
-        with pytest.raises(ConfigurationError, match="traced already"):
+        with pytest.raises(ConfigurationError, match="is already traced"):
             trace_loads(cache)
         end()
         top = cache.cached("top", fresh_for=60)(lambda: 1)

@@ -1,4 +1,4 @@
-"""What the tests of `swr refresh` name: a module with refreshers, on the server of WARMED_URL."""
+"""A module with refreshers on the server of WARMED_URL, for the tests of `swr refresh`."""
 
 import asyncio
 import os
@@ -11,11 +11,11 @@ from swr import Cache, Refresher
 print("a module that prints")
 
 EVERY = float(os.environ.get("WARMED_EVERY", "0.5"))
-# How long a load takes.
+# How long a load takes, in seconds.
 SECONDS = float(os.environ.get("WARMED_SECONDS", "0"))
-# How long importing this takes.
+# How long the import of this module takes, in seconds.
 IMPORT = float(os.environ.get("WARMED_IMPORT", "0"))
-# A line for each process, and one for each load.
+# Files with a line for each process, and with a line for each load.
 PROCESSES = Path(os.environ["WARMED_FOLDER"]) / "processes"
 LOADS = Path(os.environ["WARMED_FOLDER"]) / "loads"
 
@@ -29,7 +29,7 @@ time.sleep(IMPORT)
 
 @cache.cached("top:{group}", fresh_for=60)
 async def top(group: str) -> str:
-    """Load one."""
+    """Load a group."""
     print("a loader that prints")
     with LOADS.open("a") as file:
         file.write(f"{group}\n")
@@ -39,7 +39,7 @@ async def top(group: str) -> str:
 
 @in_memory.cached("top:{group}", fresh_for=60)
 async def alone(group: str) -> str:
-    """Load one that nobody else sees."""
+    """Load a group into the memory of this process."""
     return group
 
 
@@ -50,7 +50,7 @@ async def groups() -> AsyncIterator[str]:
 
 
 class Refreshers:
-    """One of each kind."""
+    """One refresher of each kind."""
 
     locks = Refresher(top, groups, every=EVERY, strategy="locks", drain_for=5)
     queue = Refresher(top, groups, every=EVERY, strategy="queue", name="top", drain_for=5)

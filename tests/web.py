@@ -1,4 +1,4 @@
-"""What represents the web in tests: apps that do as they are told, and clients."""
+"""Apps and clients for tests: a test sets how they behave."""
 
 import importlib.metadata
 
@@ -9,7 +9,7 @@ import pytest
 from swr import Cache
 from tests.fleet import settle
 
-# Starlette before 1 leaves it open on trio.
+# Starlette before 1 leaves this generator open on trio.
 LEFT_OPEN = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <async_generator object Request.stream:pytest.PytestUnraisableExceptionWarning"
 )
@@ -18,7 +18,7 @@ NAMES_ROUTES = pytest.mark.skipif(_STARLETTE < (1, 7), reason="Starlette tells t
 
 
 class App:
-    """An ASGI app that does as it is told and counts."""
+    """An ASGI app that answers as a test sets, and counts its runs."""
 
     def __init__(self, headers=(), status=200, body=None, chunks=None):
         self.headers, self.status, self.chunks = list(headers), status, chunks
@@ -101,10 +101,10 @@ class Client:
 
 
 class Origin:
-    """An app that answers as an honest origin: each request by the next of its responses, the last one for good.
+    """An app that answers as an honest origin: each request gets the next response, and the last one repeats.
 
-    A response is `(status, fields, body)`, the fields as text; one with a validator that the request names is
-    answered with 304 and the same fields. An exception is raised.
+    A response is `(status, fields, body)`, with the fields as text. If the request names the validator of a response,
+    the answer is a 304 with the same fields. If a response is an exception, the app raises it.
     """
 
     def __init__(self, *responses):

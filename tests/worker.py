@@ -1,8 +1,8 @@
-"""One process of a fleet, told what to do by lines of JSON: python -m tests.worker URL LOADS [OPTIONS]
+"""One process of a fleet, which executes commands from lines of JSON: python -m tests.worker URL LOADS [OPTIONS]
 
-Every load appends a line to the file LOADS and returns the truth, a file that the test writes. While the test holds the
-gate, another file, the loads of a process that is `gated` do not end. With the option "release" its value is a model,
-of the release before a deploy ("old") or after it ("new").
+Every load appends a line to the file LOADS and returns the truth, from a file that the test writes. While another file,
+the gate, exists, the loads of a process that is `gated` do not end. With the option "release", the value is a model: of
+the release before a deploy ("old") or after it ("new").
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Worker:
         """Read with many readers at once, from the time `at` on.
 
         Parameters:
-            says: a file for a line that says that all of them wait for one load.
+            says: a file that gets a line as soon as all readers wait for one load.
         """
         await asyncio.sleep(max(0.0, at - time.time()))
         seconds: list[float] = []
@@ -82,7 +82,7 @@ class Worker:
         }
 
     async def watch(self, key: str, last: str) -> list[str]:
-        """Read again and again until the value is `last`; return the values that were seen, each once in a row."""
+        """Read repeatedly until the value is `last`; return the sequence of different values."""
         seen: list[str] = []
         while not seen or seen[-1] != last:
             value = (await self.cache.get_or_load(key, self.load, self.policy, returns=self.returns)).value

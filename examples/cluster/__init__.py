@@ -1,1 +1,1 @@
-"""A queue on a cluster that loses a master under load, and no mark: `python -m examples.cluster`."""
+"""A queue on a cluster that loses a master under load but no mark: `python -m examples.cluster`."""

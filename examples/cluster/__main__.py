@@ -1,4 +1,4 @@
-"""Producers mark groups, consumers keep them warm, a master is killed under load: what was acknowledged is there."""
+"""Mark and load groups through a queue on a cluster, kill a master under load, and check that no mark is lost."""
 
 import argparse
 import asyncio
@@ -91,7 +91,7 @@ async def _show(binary: str, folder: Path, seconds: float) -> int:
 
 @contextmanager
 def _reporting(role: str, count: int, kind: type[R], url: str, database: Path) -> Iterator[list[R]]:
-    """Run so many processes until the block ends; what they report then is in the list."""
+    """Run `count` processes until the block ends, and yield a list that then has their reports."""
     reports = [database.with_name(f"{role}-{number}.json") for number in range(count)]
     found: list[R] = []
     with ExitStack() as stack:
@@ -107,14 +107,14 @@ def _reporting(role: str, count: int, kind: type[R], url: str, database: Path) -
 
 
 async def _kill(master: Server, replica: Server) -> float:
-    """Kill a master, wait for its replica to take over, start the dead one again; return the seconds without it."""
+    """Kill a master, wait for its replica to take over, restart the dead node; return the seconds without a master."""
     began = time.monotonic()
     master.kill()
     _say(f"kill -9: the master on port {master.port}, which had the leader's lease and a third of the queue")
     await asyncio.to_thread(until, lambda: replica.is_master, "its replica takes over")
     failover = time.monotonic() - began
     _say(f"its replica on port {replica.port} has taken over, after {failover:.1f} s; until it has one itself, no mark")
-    # Not before: it comes back empty, and would be believed.
+    # A restart before the takeover would bring it back as a master without data, and the cluster would accept it.
     master.start()
     await asyncio.to_thread(until, lambda: replica.has_replica, "the dead one is back as a replica")
     _say(f"the dead one is back as its replica, after {time.monotonic() - began:.1f} s")
@@ -122,10 +122,10 @@ async def _kill(master: Server, replica: Server) -> float:
 
 
 async def _status_once(condition: Callable[[QueueStatus], bool], refresher: Refresher) -> QueueStatus:
-    """Return what the queue holds as soon as `condition` is true of it, or what it held after five minutes.
+    """Return the status of the queue as soon as `condition` is true of it, or after five minutes in any case.
 
     Raises:
-        StartError: it gave no answer.
+        StartError: the queue gave no answer.
     """
     end, status = time.monotonic() + _PATIENCE, None
     while True:

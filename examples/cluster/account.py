@@ -1,4 +1,4 @@
-"""What was acknowledged, what it took, and what of it was lost."""
+"""The account of a run: how many marks were acknowledged, how long they took, and how many were lost."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +11,12 @@ from swr.refreshers import QueueStatus, Refresher
 async def lost_of(
     cache: Cache, refresher: Refresher, acknowledged: Mapping[str, int]
 ) -> dict[str, tuple[int, int | None]]:
-    """Return what is not in the cache: by group the number that was acknowledged, and the one that is there.
+    """Return the groups with a missing or older number in the cache, with the acknowledged number and the cached one.
 
     Parameters:
-        cache: of a process that has loaded nothing itself.
-        refresher: of the groups.
-        acknowledged: by group the newest number whose mark counts.
+        cache: the cache of a process that has loaded nothing itself.
+        refresher: the refresher of the groups.
+        acknowledged: the newest number of each group whose mark was acknowledged.
     """
     lost: dict[str, tuple[int, int | None]] = {}
     for group, number in acknowledged.items():
@@ -46,11 +46,11 @@ def account(produced: Sequence[Produced], consumed: Sequence[Consumed], failover
     """Return the account of a run, a line for each figure.
 
     Parameters:
-        produced: what the producers report.
-        consumed: what the consumers report.
+        produced: the reports of the producers.
+        consumed: the reports of the consumers.
         failover: seconds without a master.
-        left: what the queue still holds.
-        lost: how many groups' marks were acknowledged and not honoured.
+        left: how many tasks, marks and dead letters the queue still holds.
+        lost: how many groups have an acknowledged mark, but an older number or none in the cache.
     """
     lines = (
         ("marks acknowledged", f"{sum(each.acknowledged for each in produced):,}"),

@@ -1,4 +1,4 @@
-"""One consumer: loads what is marked, until SIGTERM.
+"""One consumer: loads marked groups until SIGTERM.
 
 python -m examples.cluster.consumer URL DATABASE REPORT
 """
@@ -16,11 +16,11 @@ from swr.events import Loaded, LoadFailed
 
 
 class Consumed(msgspec.Struct):
-    """What a consumer has done.
+    """The report of a consumer.
 
     Parameters:
-        loads: how many groups' numbers it has asked the database for.
-        failed: how many of them without an answer.
+        loads: how many loads it has run.
+        failed: how many of these loads failed.
     """
 
     loads: int = 0
@@ -28,7 +28,7 @@ class Consumed(msgspec.Struct):
 
 
 async def consume(url: str, database: Path, begun: Callable[[], None]) -> Consumed:
-    """Work until SIGTERM; what has been taken is finished, or handed back."""
+    """Load marked groups until SIGTERM, finish or hand back the tasks under way, and return the report."""
     stop, done = asyncio.Event(), Consumed()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     cache, refresher = warm(url, Numbers(database).of)

@@ -1,4 +1,4 @@
-"""One producer: gives groups new numbers and marks them, until SIGTERM.
+"""One producer: gives groups new numbers and marks them until SIGTERM.
 
 python -m examples.cluster.producer URL DATABASE REPORT
 """
@@ -22,13 +22,13 @@ _AT_ONCE: Final = 8
 
 
 class Produced(msgspec.Struct):
-    """What a producer has done.
+    """The report of a producer.
 
     Parameters:
-        acknowledged: marks that count.
-        refused: attempts that failed, and were repeated.
-        slowest: seconds between the first attempt and the acknowledgement of a mark, at most.
-        latest: by group the newest number whose mark was acknowledged.
+        acknowledged: the number of acknowledged marks.
+        refused: the number of attempts that failed and were repeated.
+        slowest: the longest time between the first attempt and the acknowledgement of a mark, in seconds.
+        latest: the newest number of each group whose mark was acknowledged.
     """
 
     acknowledged: int = 0
@@ -38,7 +38,7 @@ class Produced(msgspec.Struct):
 
 
 async def produce(url: str, database: Path, begun: Callable[[], None]) -> Produced:
-    """Work until SIGTERM; every mark that was begun is repeated until it is acknowledged."""
+    """Mark groups until SIGTERM, repeat each mark until it is acknowledged, and return the report."""
     numbers, stop, done = Numbers(database), asyncio.Event(), Produced()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     cache, refresher = warm(url, numbers.of)
@@ -53,7 +53,7 @@ async def produce(url: str, database: Path, begun: Callable[[], None]) -> Produc
                     await refresher.mark_dirty(group)
                     break
                 except StoreUnavailable:
-                    # No replica has it, or nobody knows whether one has.
+                    # No replica has the mark, or the reply that says so was lost.
                     done.refused += 1
                     await asyncio.sleep(0.1)
             done.acknowledged += 1

@@ -18,20 +18,20 @@ SLOTS: Final = 16384
 class Node(Protocol):
     """A server of a cluster."""
 
-    # Where it listens for clients, and for the other nodes.
+    # The ports for clients and for the other nodes.
     port: int
     bus: int
 
     def command(self, *words: str) -> bytes:
-        """Send one command; return the raw reply, or nothing."""
+        """Send one command; return the raw reply, or b"" if there is none."""
 
 
 class Server:
-    """A node that keeps its data in memory, and in `folder` what it knows of the others.
+    """A node that keeps its data in memory, and its knowledge of the other nodes in `folder`.
 
     Parameters:
-        binary: of Valkey or Redis.
-        folder: its own.
+        binary: the path of the server, Valkey or Redis.
+        folder: the node's own folder.
         node_timeout: seconds of silence after which another node counts as down.
     """
 
@@ -45,7 +45,7 @@ class Server:
         self._process: Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, for the first time or again. Raises StartError."""
+        """Start the server, for the first time or again. Raises StartError."""
         self._folder.mkdir(exist_ok=True)
         log = self._folder / "server.log"
         self._process = self._stack.enter_context(running(self._arguments, {}, log, self._pongs))
@@ -54,39 +54,39 @@ class Server:
         return self.command("PING").startswith(b"+PONG")
 
     def command(self, *words: str) -> bytes:
-        """Send one command on a connection of its own; return the raw reply, or nothing."""
+        """Send one command on a connection of its own; return the raw reply, or b"" if there is none."""
         parts = (f"${len(word.encode())}\r\n{word}\r\n" for word in words)
         return exchange(self.port, f"*{len(words)}\r\n{''.join(parts)}".encode())
 
     @property
     def is_master(self) -> bool:
-        """Whether it takes writes."""
+        """Whether the server is a master."""
         return b"role:master" in self.command("INFO", "replication")
 
     @property
     def has_replica(self) -> bool:
-        """Whether a replica follows it."""
+        """Whether a connected replica follows the server."""
         return b"state=online" in self.command("INFO", "replication")
 
     def kill(self) -> None:
-        """End it with SIGKILL: what it has not told its replica is lost."""
+        """End the server with SIGKILL: writes that its replica does not have are lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
         self.end()
 
     def end(self) -> None:
-        """End it."""
+        """End the server."""
         self._stack.close()
         self._process = None
 
 
 class Six:
-    """The cluster, its replicas in sync.
+    """The cluster, with replicas that are in sync.
 
     Parameters:
-        binary: of Valkey or Redis.
-        folder: for the nodes' files.
+        binary: the path of the server, Valkey or Redis.
+        folder: the folder for the files of the nodes.
         node_timeout: seconds of silence after which a node counts as down.
     """
 
@@ -116,22 +116,22 @@ class Six:
 
 
 def _follows(replica: Node, name: str) -> bool:
-    """Have a node follow a master; whether it knows of it yet."""
+    """Tell a node to follow a master; return whether the node already knows that master."""
     return replica.command("CLUSTER", "REPLICATE", name) == b"+OK\r\n"
 
 
 def _knows_all(node: Node) -> bool:
     """Return whether a node knows the master of every slot."""
     says = node.command("CLUSTER", "INFO")
-    # A cluster that may serve without some of its slots is "ok" before they are known.
+    # With cluster-require-full-coverage off, the state is "ok" before all slots are known.
     return b"cluster_state:ok" in says and b"cluster_slots_assigned:%d\r" % SLOTS in says
 
 
 def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
-    """Make one cluster of empty nodes, a replica to each master or none; return when any master could be replaced.
+    """Make one cluster of empty nodes, with a replica for each master or none; return when a failover is possible.
 
     Raises:
-        StartError: they did not come together.
+        StartError: the nodes did not form a cluster in time.
     """
     nodes, first = [*masters, *replicas], masters[0]
     for number, node in enumerate(masters):
@@ -147,7 +147,7 @@ def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
     until(lambda: all(_knows_all(node) for node in nodes), "all are one cluster")
     in_sync = b"master_link_status:up"
     until(lambda: all(in_sync in node.command("INFO", "replication") for node in replicas), "replicas are in sync")
-    # Only a node that knows of its master's replica, and the others of it, can be replaced.
+    # A failover is possible only when a master and the other nodes know its replica.
     known = len(replicas)
     until(
         lambda: all(node.command("CLUSTER", "NODES").count(b"slave") == known for node in nodes),
@@ -156,10 +156,10 @@ def join(masters: Sequence[Node], replicas: Sequence[Node]) -> None:
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Wait for something to become true.
+    """Wait until `condition` returns True.
 
     Raises:
-        StartError: it did not, within so many seconds.
+        StartError: it did not within `seconds`.
     """
     end = time.monotonic() + seconds
     while not condition():

@@ -1,4 +1,4 @@
-"""The ranking API with what Prometheus scrapes, for one of several processes.
+"""The ranking API with `/metrics` for Prometheus, as one of several processes.
 
 FLIGHTS_DB=flights.db REDIS_URL=redis://127.0.0.1:6379/0 python -m uvicorn examples.compose.app:app
 """

@@ -1,4 +1,4 @@
-"""Real rankings, asked for in the order of a real trace, from worker processes in front of a real Valkey server."""
+"""Serve real rankings from worker processes and a real Valkey server, and request them in the order of a real trace."""
 
 import argparse
 import asyncio
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--strategy",
         choices=STRATEGIES,
         default="read",
-        help="who refreshes: whoever reads (read, the default), or all workers in rounds, each ranking by whoever gets "
-        "its lease (locks) or takes it from a queue (queue); rounds take 15 seconds at least",
+        help="when rankings are refreshed: when they are read (read, the default), or in rounds, in which all workers "
+        "get leases (locks) or take tasks from a queue (queue); the tour of rounds takes 15 seconds at least",
     )
     parser.add_argument(
         "--no-browser", dest="browser", action="store_false", help="do not open the dashboard in a browser"
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _until_signal(console: Console, options: argparse.Namespace, stays: bool) -> int:
-    """Run the demo and, at a signal, end it in good order."""
+    """Run the demo, and shut it down at a signal; return the exit status."""
     received = cancelled_by_signals()
     served = False
     try:
@@ -76,7 +76,7 @@ async def _until_signal(console: Console, options: argparse.Namespace, stays: bo
                 _invite(console, url)
                 await tour.keep_busy(url, WORKERS, airports)
     except asyncio.CancelledError:
-        # Ctrl-C is how serving ends.
+        # After the tour, Ctrl-C is the usual way to end the demo.
         return 0 if served and received[0] is signal.SIGINT else 128 + received[0]
     except StartError as error:
         console.print(str(error), markup=False)
@@ -104,7 +104,7 @@ async def _show(
         console.print("building the database of 336,776 flights ...")
         flights = build(database)
     await asyncio.sleep(0)
-    # A fifth of the tour: long enough to be hit often, short enough to be seen going stale, or loaded again.
+    # A fifth of the tour is long enough for many hits, and short enough to see entries go stale or be loaded again.
     every = seconds / rounds.ROUNDS
     fresh_for = max(2.0, every) if strategy == "read" else 2 * every
     stale_for = 2 * fresh_for
@@ -148,7 +148,7 @@ async def _show(
 
 
 def _token(folder: Path) -> str:
-    """Make the token of the demo's dashboard, which goes when the demo does, and return it."""
+    """Make the token of the demo's dashboard, which is deleted with the demo's folder, and return it."""
     folder.mkdir()
     path, token = folder / "dashboard-token", secrets.token_urlsafe(16)
     path.touch(0o600)
@@ -157,7 +157,7 @@ def _token(folder: Path) -> str:
 
 
 def _has_screen() -> bool:
-    """Return whether a browser would have a window."""
+    """Return whether this machine can show a browser window."""
     return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
 
 

@@ -1,4 +1,4 @@
-"""The ranking API with its dashboard, whose workers tell of their rounds."""
+"""The ranking API with its dashboard; its workers log their rounds for the demo."""
 
 import os
 from pathlib import Path
@@ -17,10 +17,10 @@ def _tell(event: Event) -> None:
     if isinstance(event, RoundQueued):
         _log.write(event.number, "")
     elif isinstance(event, Committed) and event.key.startswith("delay:"):
-        # Versions are microseconds of the server's clock: they tell in which round a load began.
+        # Versions are microseconds of the server's clock, so they show in which round a load began.
         _log.write(int(event.version / 1e6 // refresher.every), event.key.removeprefix("delay:"))
 
 
-# For this machine's user alone, as there is no `auth`: any button may be tried.
+# Without `auth=` only this machine's user can open the page, so it may offer all actions.
 app.mount("/swr", dashboard(cache, actions=True, simulate=True))
 cache.subscribe(_tell, Committed, RoundQueued)

@@ -13,7 +13,7 @@ from typing import Final
 import httpx
 
 TIMEOUT: Final = httpx.Timeout(30)
-# Seconds that a request waits for a client.
+# How long a request waits for a free client, in seconds.
 _PATIENCE: Final = 1.0
 
 
@@ -22,12 +22,12 @@ class Answer:
     """One answer.
 
     Parameters:
-        request: that was answered.
-        state: how it came.
+        request: the path, or the method and path, of the request.
+        state: the state of the answer: fresh, stale, missing or added.
         worker: the process that answered.
-        milliseconds: from the request to its answer.
-        due: when the request was due, in seconds since the replay began; infinite outside of one.
-        waited: milliseconds from then to the answer.
+        milliseconds: the time from the request to its answer.
+        due: when the request was due, in seconds since the replay began; infinite outside of a replay.
+        waited: the time from then to the answer, in milliseconds.
     """
 
     request: str
@@ -41,7 +41,8 @@ class Answer:
 async def connect(url: str, readers: int, workers: int, stack: AsyncExitStack) -> list[httpx.AsyncClient]:
     """Return clients with one open connection each, the same number to every worker process.
 
-    The kernel gives a new connection to whichever process is quicker; a load balancer would do better.
+    The kernel gives a new connection to the process that accepts it first, so this opens connections until each process
+    has its share, as a load balancer does.
     """
     clients: list[httpx.AsyncClient] = []
     taken: Counter[str] = Counter()
@@ -61,7 +62,7 @@ async def connect(url: str, readers: int, workers: int, stack: AsyncExitStack) -
 
 
 async def ask(client: httpx.AsyncClient, path: str) -> tuple[Answer, httpx.Response]:
-    """Ask for a ranking; once more where the worker died that was asked, as a load balancer does."""
+    """Ask for a ranking, and ask again if the worker died meanwhile, as a load balancer does."""
     began = time.monotonic()
     try:
         response = await client.get(path)
@@ -69,7 +70,7 @@ async def ask(client: httpx.AsyncClient, path: str) -> tuple[Answer, httpx.Respo
         response = await client.get(path)
     milliseconds = (time.monotonic() - began) * 1000
     response.raise_for_status()
-    # Where only the loader is cached, not the response, the endpoint itself names the state.
+    # If only the loader is cached and not the response, the endpoint itself sends the state.
     state = response.headers.get("Loader-State") or response.headers["SWR-State"]
     return Answer(path, state, response.headers["Worker"], milliseconds), response
 
@@ -83,14 +84,14 @@ async def replay(
 ) -> None:
     """Have the clients work through `paths` together.
 
-    Requests are due at a constant rate, however long the answers take, as with clients that know nothing of one
-    another. A request for which no client is free waits for one, and the wait counts; after a second it is given up.
+    Requests are due at a constant rate, however long the answers take, as from independent clients. A request waits for
+    a free client, and this wait counts; after a second it is dropped.
 
     Parameters:
-        clients: who asks.
-        paths: what for.
-        seconds: how long.
-        on_answer: told of each answer.
+        clients: the clients that send the requests.
+        paths: the paths to request.
+        seconds: how long to send requests.
+        on_answer: called with each answer.
         rate: requests a second.
     """
     start = time.monotonic()
@@ -113,7 +114,7 @@ async def replay(
 
 
 async def add_late_flight(client: httpx.AsyncClient, airport: str, on_answer: Callable[[Answer], None]) -> bool:
-    """Make the last aircraft of a ranking so late that it leads; return whether the next answer shows it."""
+    """Make the last aircraft of a ranking so late that it leads; return whether the next answer shows this."""
     path = f"/rankings/{airport}"
     answer, response = await ask(client, path)
     on_answer(answer)

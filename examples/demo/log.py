@@ -1,4 +1,4 @@
-"""What the workers say of their rounds: a line in a file for each round that one enqueues and each ranking it loads."""
+"""The workers' log of their rounds: a line for each round that a worker enqueues and each ranking that it loads."""
 
 import os
 from collections import Counter
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """One thing that was done.
+    """One line: a worker has loaded a ranking, or enqueued a round.
 
     Parameters:
-        round: in which.
-        worker: the process that did it.
-        airport: whose ranking it has loaded; "": it has enqueued the round.
+        round: the number of the round.
+        worker: the id of the worker process.
+        airport: the airport whose ranking was loaded; "": the worker has enqueued the round.
     """
 
     round: int
@@ -22,23 +22,23 @@ class Line(NamedTuple):
 
 
 class Log:
-    """The file, which several processes write.
+    """The log file, which several processes write.
 
     Parameters:
-        path: of the file.
+        path: the path of the file.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, number: int, airport: str) -> None:
-        """Say that this process has loaded a ranking, or enqueued a round."""
-        # One write a line: appends of several processes do not mix.
+        """Log that this process has loaded a ranking, or with airport "" enqueued a round."""
+        # A line is one write, so that lines of several processes do not mix.
         with self._path.open("ab", buffering=0) as file:
             file.write(f"{number},{os.getpid()},{airport}\n".encode())
 
     def read(self) -> list[Line]:
-        """Return what all have said so far."""
+        """Return the lines of all processes so far."""
         text = self._path.read_text() if self._path.exists() else ""
         split = (line.split(",") for line in text.splitlines())
         return [Line(int(number), int(worker), airport) for number, worker, airport in split]

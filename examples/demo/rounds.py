@@ -1,4 +1,4 @@
-"""The tour of a refresher: rankings that are warm before anyone asks, and stay so when a worker is killed."""
+"""The tour of a refresher: rankings are warm before anyone reads them, even after a worker is killed."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from examples.flights import Flights
 READERS: Final = 16
 RATE: Final = 100.0
 ROUNDS: Final = 5
-# Nobody asks for the last airports but the tour itself: what it finds there, a round has loaded.
+# Readers never ask for these last airports. So if the tour finds a fresh ranking there, a round has loaded it.
 QUIET: Final = ROUNDS
 _WARM_WITHIN: Final = 60.0
 _COLUMNS: Final = ("round", "queued by", "loads", "late flight", "fresh", "p99 ms")
@@ -31,19 +31,19 @@ _LINE: Final = "{:>5}  {:>9}  {:<28}  {:<12}  {:>5}  {:>6}"
 async def rounds_tour(
     console: Console, url: str, workers: int, flights: Flights, log: Log, every: float, rate: float
 ) -> None:
-    """Show a refresher at work, for five rounds.
+    """Show a refresher at work for five rounds.
 
     Parameters:
-        console: where to.
-        url: of the ranking API.
+        console: where to print.
+        url: the URL of the ranking API.
         workers: the number of its worker processes.
         flights: its database, to count the loads and name the airports.
-        log: what the workers say.
+        log: the log of the workers.
         every: seconds between the beginnings of two rounds.
         rate: requests a second.
 
     Raises:
-        StartError: the rankings are not loaded.
+        StartError: the rankings were not loaded in time.
     """
     airports = flights.airports()
     await _warm(console, log, len(airports), every)
@@ -71,7 +71,7 @@ async def rounds_tour(
 
 
 async def _warm(console: Console, log: Log, airports: int, every: float) -> None:
-    """Wait until all rankings are loaded, and say who has done so."""
+    """Wait until all rankings are loaded, and print which workers have loaded them."""
     until = time.monotonic() + _WARM_WITHIN
     while len({line.airport for line in log.read()} - {""}) < airports:
         if time.monotonic() > until:
@@ -81,15 +81,15 @@ async def _warm(console: Console, log: Log, airports: int, every: float) -> None
 
 
 class _Tour:
-    """Rounds as they are shown.
+    """The rounds that the tour shows.
 
     Parameters:
-        console: where to.
-        client: who adds flights and looks for them.
-        log: what the workers say.
+        console: where to print.
+        client: the client that adds flights and looks for them.
+        log: the log of the workers.
         every: seconds between the beginnings of two rounds.
-        first: the number of the first round to be shown.
-        airports: all; the last ones are quiet.
+        first: the number of the first round to show.
+        airports: all airports; readers never ask for the last ones.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class _Tour:
         self._fresh = 0
 
     def on_answer(self, answer: Answer) -> None:
-        """Take note of an answer."""
+        """Count an answer."""
         self.states[answer.state] += 1
         self._milliseconds.append(answer.milliseconds)
         self._fresh += answer.state == "fresh"
 
     async def run(self) -> None:
-        """Show the rounds; add a flight in each but the last, and kill a worker in the middle one."""
+        """Show the rounds; add a flight in each except the last, and kill a worker in the middle one."""
         added = ""
         for number in range(self._first, self._first + ROUNDS):
             await self._until(number + 0.4)
@@ -130,7 +130,7 @@ class _Tour:
                 self.shown += await self._find(late)
 
     async def _until(self, number: float) -> None:
-        """Wait until so much of a round is over: 7.5 is the middle of round 7."""
+        """Wait until a point in a round: 7.5 is the middle of round 7."""
         await asyncio.sleep(number * self._every - time.time())
 
     async def _add(self, airport: str) -> None:
@@ -144,7 +144,7 @@ class _Tour:
         return answer.state == "fresh" and response.json()["aircraft"][0]["tailnum"] == "N0LATE"
 
     def _kill(self, number: int) -> None:
-        """Kill who leads, where one does, else who has loaded most."""
+        """Kill the leader of the queue, or without a queue the worker that has loaded most."""
         lines = self._log.read()
         queued = [line.worker for line in lines if not line.airport]
         [(busiest, _)] = Counter(line.worker for line in lines if line.round == number).most_common(1)
@@ -155,7 +155,7 @@ class _Tour:
     def _show(self, number: int, late: str) -> None:
         lines = [line for line in self._log.read() if line.round == number]
         loaded = [line for line in lines if line.airport]
-        # A worker that was killed has loaded, and so has its successor: two of three fit into the line.
+        # After a kill, three workers have loaded: the killed one, its successor and the other. Two fit into the line.
         shares = loads(lines).split(", ")
         row = (
             str(number - self._first + 1),
@@ -173,5 +173,5 @@ class _Tour:
 
 
 def _late(airport: str, loaded: list[Line]) -> str:
-    """Return which worker has loaded the airport of the last round's flight."""
+    """Return the airport of the previous round's flight, with the worker that has loaded it."""
     return next((f"{airport}: {line.worker}" for line in loaded if line.airport == airport), airport)

@@ -1,4 +1,4 @@
-"""What the demo shows: a table that builds up during the tour, and the figures at its end."""
+"""The output of the demo: a table that grows during the tour, and the figures at its end."""
 
 import asyncio
 import math
@@ -23,11 +23,11 @@ _ROWS: Final = 16
 
 
 class Progress:
-    """A sample of the answers: each second (half a second in a terminal) the last one of each state.
+    """A sample of the answers: the last one of each state in each second (half a second in a terminal).
 
     Parameters:
-        console: where to.
-        loads: gives the number of loads so far.
+        console: where to print.
+        loads: returns the number of loads so far.
         live: whether to redraw one table in place, or to print line after line.
     """
 
@@ -42,16 +42,16 @@ class Progress:
 
     @property
     def requests(self) -> int:
-        """How many rankings have been asked for."""
+        """How many requests for rankings were answered."""
         return sum(len(self.answers[state]) for state in STATES)
 
     def on_answer(self, answer: Answer) -> None:
-        """Take note of an answer."""
+        """Record an answer."""
         self.answers[answer.state].append(answer)
         self._latest[answer.state] = answer
 
     async def run(self) -> None:
-        """Show what is new, again and again."""
+        """Show new answers at intervals, until cancelled."""
         while True:
             await asyncio.sleep(0.5 if self._live else 1)
             self._show()
@@ -93,11 +93,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of the comparison: what became of the requests that were due.
+    """One side of the comparison, with or without the cache.
 
     Parameters:
-        name: of the side.
-        milliseconds: from when each request was due to its answer.
+        name: the name of the side.
+        milliseconds: for each answered request, the time from when it was due to its answer.
         loads: how often the database was asked.
     """
 
@@ -107,7 +107,7 @@ class Side:
 
 
 def states_table(progress: Progress) -> Table:
-    """Return how many requests were answered in which state, and how long they took."""
+    """Return a table of how many requests were answered in each state, and how long they took."""
     rows = [
         (state, f"{len(progress.answers[state]):,}", *_times([each.milliseconds for each in progress.answers[state]]))
         for state in STATES
@@ -116,9 +116,9 @@ def states_table(progress: Progress) -> Table:
 
 
 def comparison(due: int, sides: Sequence[Side]) -> Table:
-    """Return both sides, of which the same requests were due at the same rate.
+    """Return a table of both sides, which had the same requests at the same rate.
 
-    A request that was not answered counts in the percentiles, as one that waits for ever.
+    In the percentiles, a request without an answer counts as one that waits for ever.
     """
     rows = []
     for side in sides:
@@ -128,7 +128,7 @@ def comparison(due: int, sides: Sequence[Side]) -> Table:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest of `values` that is not exceeded by `percent` % of them."""
+    """Return the smallest of `values` that at least `percent` % of them do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 

@@ -1,4 +1,4 @@
-"""Servers and workers as child processes on free ports of the loopback, ended with the block that started them."""
+"""Servers and workers as child processes on free ports of the loopback; they end with the block that starts them."""
 
 import os
 import secrets
@@ -29,15 +29,15 @@ def redis_binary() -> str | None:
 
 
 class StartError(RuntimeError):
-    """A server did not start; the message holds what it printed."""
+    """Raised when a server did not start; the message has its output."""
 
 
 @contextmanager
 def redis(binary: str, folder: Path) -> Iterator[str]:
-    """Run a Redis or Valkey server that keeps nothing on disk; gives its URL.
+    """Run a Redis or Valkey server that keeps nothing on disk, and yield its URL.
 
     Raises:
-        StartError: it did not start.
+        StartError: the server did not start.
     """
     port = free_port()
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
@@ -47,10 +47,10 @@ def redis(binary: str, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def workers(app: str, count: int, environment: Mapping[str, str], folder: Path) -> Iterator[str]:
-    """Run an ASGI app under uvicorn in `count` worker processes; gives its URL.
+    """Run an ASGI app under uvicorn in `count` worker processes, and yield its URL.
 
     Raises:
-        StartError: it did not start.
+        StartError: the server did not start.
     """
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--workers", str(count)]
@@ -63,18 +63,18 @@ def workers(app: str, count: int, environment: Mapping[str, str], folder: Path) 
 def running(
     command: Sequence[str], environment: Mapping[str, str], log: Path, ready: Callable[[], bool]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command until the block ends; gives its process once it is ready.
+    """Run a command until the block ends, and yield its process when it is ready.
 
     Parameters:
-        command: with its arguments.
-        environment: variables beside those of this process.
-        log: where to write what it prints.
-        ready: whether it has started.
+        command: the command with its arguments.
+        environment: variables in addition to those of this process.
+        log: the file for its output.
+        ready: returns whether the command is ready.
 
     Raises:
-        StartError: it did not start.
+        StartError: the command did not start.
     """
-    # A session of its own keeps the terminal's Ctrl-C from a child: it is ended here, after those that need it.
+    # A session of its own keeps the terminal's Ctrl-C from the child. It ends here, after the processes that need it.
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -100,7 +100,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_ENDS_WITHIN)
-    # Its session holds what it has started and nothing else: workers that did not end with it.
+    # Its session contains only processes that it has started: here, workers that did not end with it.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -110,11 +110,11 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on, and that no connection is given by chance until then."""
+    """Return a free port of the loopback that no outgoing connection gets by chance."""
     while True:
-        # Below what systems give to outgoing connections, and not from `random`, which tests seed.
+        # Below the ports that systems give to outgoing connections. Not from `random`, because tests seed it.
         port = 10_000 + secrets.randbelow(20_000)
-        # Never the same again: whoever was given it may not listen there yet.
+        # Never return a port twice: the server for which it was chosen may not listen there yet.
         if port in _given:
             continue
         with suppress(OSError), socket.socket() as probe:
@@ -132,7 +132,7 @@ def _answers(port: int) -> bool:
 
 
 def exchange(port: int, request: bytes) -> bytes:
-    """Send a request to a port of the loopback; return the beginning of the answer, nothing if there is none."""
+    """Send a request to a port of the loopback; return the beginning of the answer, or b"" if there is none."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
         connection.sendall(request)
         return connection.recv(4096)

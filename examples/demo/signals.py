@@ -1,4 +1,4 @@
-"""Signals that end a program in good order."""
+"""Lets signals end a program in good order, with its cleanup."""
 
 import asyncio
 import signal
@@ -8,10 +8,10 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def cancelled_by_signals() -> list[signal.Signals]:
-    """Have the first signal cancel this task; return the list in which signals will be found.
+    """Let the first signal cancel this task; return a list to which each received signal is appended.
 
-    It takes effect where the task awaits and nowhere else: no child process can be started and then forgotten, and a
-    second Ctrl-C does not cut short the end of the first.
+    The cancellation takes effect only where the task awaits, so no child process is started and then forgotten. A
+    second Ctrl-C does not interrupt the cleanup.
     """
     task, received = asyncio.current_task(), list[signal.Signals]()
 

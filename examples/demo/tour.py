@@ -1,4 +1,4 @@
-"""The tour: readers and a writer at work on the ranking API, then the same reads once more without the cache."""
+"""The tour: readers and a writer use the ranking API, then the same reads run again without the cache."""
 
 import asyncio
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
     """Show the ranking API at work.
 
     Parameters:
-        console: where to.
-        url: of the ranking API.
+        console: where to print.
+        url: the URL of the ranking API.
         workers: the number of its worker processes.
         flights: its database, to count the loads and name the airports.
-        seconds: how long; a third of it more goes to the comparison.
+        seconds: how long the tour takes; the comparison takes a third of this time in addition.
         rate: requests a second.
     """
     airports = flights.airports()
@@ -79,18 +79,18 @@ async def tour(console: Console, url: str, workers: int, flights: Flights, secon
 
 
 async def keep_busy(url: str, workers: int, airports: list[str]) -> None:
-    """Ask for some rankings a second until this is cancelled, so that the dashboard has something to show.
+    """Ask for some rankings a second until cancelled, so that the dashboard has something to show.
 
     Parameters:
-        url: of the ranking API.
+        url: the URL of the ranking API.
         workers: the number of its worker processes.
-        airports: the busiest first.
+        airports: all airports, the busiest first.
     """
     paths = requests(_paths(airports))
 
     async def read(client: httpx.AsyncClient, paths: Iterator[str]) -> None:
         while True:
-            # Somebody who tries the dashboard's buttons makes loads fail.
+            # A user of the dashboard may let loads fail.
             with suppress(httpx.HTTPError):
                 await ask(client, next(paths))
             await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Requests with the skew of a real trace: which rankings are asked for, and in which order."""
+"""Requests in the order and with the skew of a real trace."""
 
 import lzma
 import struct
@@ -10,7 +10,7 @@ from examples.flights import DATA
 
 
 def keys() -> tuple[int, ...]:
-    """Return the keys of the trace in their order: big-endian 4-byte integers, one a request."""
+    """Return the keys of the trace in their order, one for each request; the file has big-endian 4-byte integers."""
     data = lzma.decompress((DATA / "web12.trace.xz").read_bytes())
     return struct.unpack(f">{len(data) // 4}i", data)
 
@@ -19,7 +19,7 @@ def requests(paths: Sequence[str]) -> Iterator[str]:
     """Yield the paths in the order in which the trace asks for its hottest keys, over and over.
 
     Parameters:
-        paths: the most popular first; the first represents the trace's hottest key, and so on.
+        paths: the most popular first; the first takes the place of the trace's hottest key, and so on.
     """
     trace = keys()
     path_of = {key: path for path, (key, _) in zip(paths, Counter(trace).most_common(), strict=False)}

@@ -1,4 +1,4 @@
-"""`swr dashboard`: the page of a fleet, beside it."""
+"""`swr dashboard`: serves the page of a fleet from a process that is not part of the fleet."""
 
 import argparse
 import asyncio
@@ -16,13 +16,14 @@ TOKEN: Final = "SWR_DASHBOARD_TOKEN"
 _EXAMPLES: Final = f"""\
 examples:
   swr dashboard --redis redis://127.0.0.1:6379/0
-      A page that shows every process which reports: those with Cache(reports=True),
-      SWR_REPORTS=1, or a dashboard of their own. It prints the address to open, with
-      the token that this user's dashboards share.
+      Serves a page that shows all processes that report: those with Cache(reports=True),
+      SWR_REPORTS=1, or a dashboard of their own. The command prints the address to open,
+      which contains the token that this user's dashboards share.
   {AUTH}=user:password swr dashboard --listen :8010 --actions
-      On all interfaces, for who knows these, and with buttons that invalidate.
+      Listens on all interfaces, asks for this user and password, and shows buttons that
+      invalidate.
   {TOKEN}=secret swr dashboard
-      A program may invalidate: curl -H 'Authorization: Bearer secret' \\
+      Lets programs invalidate: curl -H 'Authorization: Bearer secret' \\
           -d tag=group:ATL http://127.0.0.1:8010/invalidate
 """
 
@@ -33,8 +34,8 @@ def add(commands: Commands) -> None:
         commands,
         "dashboard",
         _dashboard,
-        "a page that shows what a fleet does now",
-        "A page that shows what the processes of a namespace do now, and what is wrong.",
+        "serve a page that shows what a fleet does now",
+        "Serve a page that shows what the processes of a namespace do now, and what is wrong.",
         _EXAMPLES,
     )
     option = dashboard.add_argument
@@ -43,17 +44,17 @@ def add(commands: Commands) -> None:
         type=address,
         default="127.0.0.1:8010",
         metavar="ADDRESS",
-        help=f"host:port, [::1]:port or :port; beyond this machine only with {AUTH} (%(default)s)",
+        help=f"host:port, [::1]:port or :port; needs {AUTH} if other machines can reach it (%(default)s)",
     )
     option(
-        "--actions", action="store_true", help="also let those who may look invalidate entries and retry dead letters"
+        "--actions", action="store_true", help="also let viewers of the page invalidate entries and retry dead letters"
     )
-    option("--show-queries", action="store_true", help="show the values of queries, which may be secrets")
+    option("--show-queries", action="store_true", help="show the values in URL queries, which may be secrets")
     add_store(dashboard)
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    """Serve the page until a signal comes."""
+    """Serve the page until a signal ends the process."""
     try:
         import uvicorn
     except ImportError as error:
@@ -67,7 +68,7 @@ def _dashboard(options: argparse.Namespace) -> int:
     cache = cache_of(options)
     auth, token = os.environ.get(AUTH), os.environ.get(TOKEN)
     if auth is None and not _is_loopback(options.listen[0]):
-        raise ConfigurationError(f"others than this machine could reach the page: set {AUTH} to user:password")
+        raise ConfigurationError(f"other machines could reach the page: set {AUTH} to user:password")
     user, colon, password = (auth or "").partition(":")
     gate = gate_of((user, secret_of(password, AUTH)) if colon else auth)
     app = Server(
@@ -89,7 +90,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        # A client behind a proxy is not on this machine.
+        # With True, uvicorn would take the client's address from a header field. The gate must check the real address.
         proxy_headers=False,
         timeout_graceful_shutdown=1,
     )

@@ -1,4 +1,4 @@
-"""`swr inspect` and `swr invalidate`: what is in Redis for a key, and removing it."""
+"""`swr inspect` shows what is in Redis for a key; `swr invalidate` removes entries, or marks them stale."""
 
 import argparse
 import asyncio
@@ -13,6 +13,7 @@ from swr.cli.shared import (
     FAILURE,
     Commands,
     Failure,
+    add_json,
     add_store,
     add_watch,
     arguments_of,
@@ -36,35 +37,35 @@ if TYPE_CHECKING:
 _INSPECT: Final = """\
 examples:
   swr inspect ranking:ATL:100 --redis redis://127.0.0.1:6379/0
-      Whether the entry is fresh, stale or missing, why, until when, and who is
-      loading it.
+      Shows whether the entry is fresh, stale or missing, why, until when, and
+      who is loading it.
   swr inspect ranking:ATL:100 --watch
-      The same every two seconds, of the Redis that SWR_REDIS_URL names.
+      Shows the same every two seconds, in the Redis of SWR_REDIS_URL.
   swr inspect 'GET http://example.com\\n/rankings/ATL?'
-      The same for a response; \\n represents the line break in a key.
+      Shows the same for a response; \\n represents the line break in its key.
 
-The key is that of the template with its arguments filled in; a decorated
-function tells it: top100.key("ATL").
+The key is the key template with the arguments filled in. A decorated function
+returns it: top100.key("ATL").
 """
 _INVALIDATE: Final = """\
 examples:
   swr invalidate --key ranking:ATL:100 --redis redis://127.0.0.1:6379/0
-      One key, in Redis and in the memory of every process.
+      Removes one key, in Redis and in the memory of every process.
   swr invalidate --url '/rankings/ATL?limit=10'
-      The responses to a URL with its query, on all hosts; Redis is the one that
-      SWR_REDIS_URL names.
+      Removes the responses to a URL with its query, of all hosts, in the Redis of
+      SWR_REDIS_URL.
   swr invalidate --tag group:ATL
-      All that carries a tag.
+      Removes all entries with a tag.
   swr invalidate --loader ranking:top100 ATL '["JFK", 10]'
-      What a loader has stored for top100("ATL") and top100("JFK", 10), where its
-      own cache is.
+      Removes the entries of top100("ATL") and top100("JFK", 10). It uses the
+      loader's own cache.
   swr invalidate --loader ranking:top100 --all
-      All that a loader has stored.
+      Removes all entries of a loader.
   swr invalidate --tag group:ATL --soft
-      All that carries a tag is stale from now on: the next reader gets it at
-      once, and it is refreshed.
+      Makes all entries with a tag stale: the next reader still gets the old value
+      at once, and swr refreshes it.
   swr invalidate --all
-      Everything of the namespace.
+      Removes all entries of the namespace.
 """
 
 
@@ -74,35 +75,37 @@ def add(commands: Commands) -> None:
         commands,
         "inspect",
         _inspect,
-        "what is in Redis for one key",
-        "What is in Redis for one key: state, age, deadlines, version, size, tags and lease.",
+        "show what is in Redis for one key",
+        "Show what is in Redis for one key: state, age, deadlines, version, size, tags and lease.",
         _INSPECT,
     )
-    inspect.add_argument("key", help="the key, ranking:ATL:100")
+    inspect.add_argument("key", help="the key, such as ranking:ATL:100")
     add_store(inspect)
+    add_json(inspect)
     add_watch(inspect)
     invalidate = command(
         commands,
         "invalidate",
         _invalidate,
-        "remove a key, a URL, all that carries a tag, or everything, in every process",
-        "Remove what is stored, in Redis and in the memory of every process that uses it.",
+        "remove the entries of a key, a URL, a tag or a loader, or all, in every process",
+        "Remove entries, in Redis and in the memory of every process.",
         _INVALIDATE,
     )
     add = invalidate.add_argument
-    add("what", nargs="*", metavar="KEY", help="a key, ranking:ATL:100; after --loader, the arguments of a call")
+    add("what", nargs="*", metavar="KEY", help="a key, such as ranking:ATL:100; with --loader, the arguments of a call")
     add("--key", help="the same as KEY")
-    add("--url", help="the responses to a path or URL with its query, /rankings/ATL?limit=10")
-    add("--tag", help="all that carries this tag")
-    help_of_loader = "what this loader has stored for the calls KEY, or with --all for every call"
+    add("--url", help="the responses to a path or URL with its query, such as /rankings/ATL?limit=10")
+    add("--tag", help="all entries with this tag")
+    help_of_loader = "the entries of this loader: those of the calls KEY, or all with --all"
     add("--loader", metavar="MODULE:FUNCTION", help=help_of_loader)
-    add("--all", action="store_true", help="everything of the namespace; after --loader, everything of the loader")
-    add("--soft", action="store_true", help="mark it stale, instead of removing it")
+    add("--all", action="store_true", help="all entries of the namespace; with --loader, all entries of the loader")
+    add("--soft", action="store_true", help="mark entries stale instead of removing them")
     add_store(invalidate)
+    add_json(invalidate)
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    """Say what is in Redis for a key."""
+    """Print what is in Redis for a key."""
     return watched(options, lambda: _show(options))
 
 
@@ -121,17 +124,17 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _hint(key: str) -> str:
-    """Return a hint for a key that is a path or a URL, and so perhaps means a response."""
+    """Return a hint for a key that is a path or a URL, because the user may have meant a response."""
     is_url = key.startswith(("/", "http://", "https://"))
     return "; a response has a key as 'GET http://host\\n/path?', see Cache-Status with show_key=True" if is_url else ""
 
 
 def _invalidate(options: argparse.Namespace) -> int:
-    """Remove what is stored."""
+    """Remove entries, or mark them stale."""
     given = {name: getattr(options, name) for name in ("key", "url", "tag", "loader", "all") if getattr(options, name)}
     empty = [name for name in ("key", "url", "tag", "loader") if getattr(options, name) == ""]
     if "" in options.what and not options.loader:
-        # A variable of a shell that is empty, say.
+        # A shell variable may be empty, for example.
         raise ConfigurationError("KEY is empty: give a key, or --all for everything")
     if empty:
         raise ConfigurationError(f"--{empty[0]} is empty: give it a value, or --all for everything")
@@ -155,18 +158,18 @@ def _invalidate(options: argparse.Namespace) -> int:
         return _invalidated(options, "url", options.url, f"the responses to {without_passwords(options.url)!r}")
     key = key_of(options.key or options.what[0])
     if key.startswith(("/", "http://", "https://")):
-        raise ConfigurationError(f"{without_passwords(key)!r} is a URL and no key: swr invalidate --url {key!r}")
+        raise ConfigurationError(f"{without_passwords(key)!r} is a URL, not a key: swr invalidate --url {key!r}")
     found = asyncio.run(with_store(options, lambda store: _remove(store, key, options.soft)))
     return _invalidated(options, "key", key, f"{key!r}{'' if found else ', under which nothing was stored,'}")
 
 
 def _named(options: argparse.Namespace, name: str | OfLoader) -> Name:
-    """Return a name as it is invalidated, or marked stale with --soft."""
+    """Return a tag or a loader in the form that the store invalidates, or with --soft marks stale."""
     return Soft(name) if options.soft else name
 
 
 async def _remove(store: "RedisStore", key: str, is_soft: bool) -> bool:
-    """Invalidate a key, or mark it stale; return whether something was stored under it."""
+    """Invalidate a key, or mark it stale; return whether it had an entry."""
     from swr.stores.redis.inspection import inspect, is_nothing
 
     found = await inspect(store, key)
@@ -175,7 +178,7 @@ async def _remove(store: "RedisStore", key: str, is_soft: bool) -> bool:
 
 
 def _invalidate_calls(options: argparse.Namespace) -> int:
-    """Remove what a loader has stored for calls, where its own cache is."""
+    """Remove entries of a loader, in the loader's own cache."""
     if not options.what and not options.all:
         raise ConfigurationError(
             f"for which calls of {options.loader!r}? Give the arguments of each, ATL or '[\"ATL\", 10]'; or --all for "
@@ -184,7 +187,7 @@ def _invalidate_calls(options: argparse.Namespace) -> int:
     if options.redis is not None or options.namespace is not None:
         raise ConfigurationError("--loader works where the loader's own cache is: leave out --redis and --namespace")
     out = sys.stdout
-    # A module may print; that is not the answer.
+    # Anything that the module prints goes to stderr: stdout is for the answer alone.
     with contextlib.redirect_stdout(sys.stderr), quiet():
         loader = loader_of(options.loader)
         keys = [key_with(loader, arguments_of(loader, text)) for text in options.what]

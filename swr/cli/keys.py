@@ -1,4 +1,4 @@
-"""`swr keys`: which entries are in Redis, some at a time."""
+"""`swr keys`: lists the entries in Redis, page by page."""
 
 import argparse
 import asyncio
@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from swr.cli.shared import Commands, add_store, command, with_store
+from swr.cli.shared import Commands, add_json, add_store, command, with_store
 from swr.core import frames
 from swr.core.keys import loader_digest, one_line
 from swr.errors import ConfigurationError
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
 _EXAMPLES: Final = """\
 examples:
   swr keys --redis redis://127.0.0.1:6379/0
-      Some entries of the namespace, with their state, age and bytes; then how
-      to go on.
+      Lists some entries of the namespace, with their state, age and size, and then
+      the option for the next ones.
   swr keys --loader 'ranking:{group}' --limit 20
-      Twenty of those of one loader, by its key template; Redis is the one that
-      SWR_REDIS_URL names.
+      Lists twenty entries of the loader with this key template, in the Redis of
+      SWR_REDIS_URL.
   swr keys --route '/rankings/{group}' --tags
-      Responses of one route, with their tags.
+      Lists responses of one route, with their tags.
   swr keys --cursor 0.1408 --json
-      The next ones, as one JSON object.
+      Lists the next ones, as one JSON object.
 
-It goes through the keys of each server with SCAN, some at a time: it holds up
-nobody. What comes or goes meanwhile may be missing, or be there twice.
+The command goes through the keys of each server with SCAN, in small steps that do
+not block other clients. The list may lack entries that are stored or removed
+meanwhile, or have them twice.
 """
-# Keys that a server looks at in one step, at most, and entries that one trip reads.
+# The most keys that a server looks at in one step.
 _STEP: Final = 250
+# The most entries that are read concurrently.
 _AT_ONCE: Final = 25
 _DIGEST: Final = "it cannot be read: the name is a digest of a long key, and the key itself is encrypted"
 
@@ -50,32 +52,33 @@ def add(commands: Commands) -> None:
         commands,
         "keys",
         _keys,
-        "which entries are in Redis, by loader or route, some at a time",
-        "Which entries are in Redis: key, state, age, bytes and tags of each.",
+        "list the entries in Redis, by loader or route, page by page",
+        "List the entries in Redis: key, state, age, bytes and tags of each.",
         _EXAMPLES,
     )
     add = keys.add_argument
-    add("--loader", metavar="TEMPLATE", help="those of the loader with this key template, ranking:{group}")
-    add("--route", metavar="PATH", help="responses of the route with this path template, /rankings/{group}")
+    add("--loader", metavar="TEMPLATE", help="entries of the loader with this key template, such as ranking:{group}")
+    add("--route", metavar="PATH", help="responses of the route with this path template, such as /rankings/{group}")
     add("--limit", type=int, default=100, metavar="N", help="end after N keys (%(default)s), or a few more")
-    add("--cursor", default="0.0", metavar="CURSOR", help="go on where the last answer ended")
-    add("--tags", action="store_true", help="also show the tags of each")
+    add("--cursor", default="0.0", metavar="CURSOR", help="continue where the last answer ended")
+    add("--tags", action="store_true", help="also show the tags of each entry")
     add_store(keys)
+    add_json(keys)
 
 
 class _Page(NamedTuple):
-    """Some entries, and where to go on; None: these were the last."""
+    """Some entries, and the cursor of the next ones; None: there are no more."""
 
     found: "list[Inspection]"
     cursor: str | None
 
 
 class _Wanted(NamedTuple):
-    """Which entries are asked for.
+    """The entries that the user asks for.
 
     Parameters:
-        origin: what they carry of their loader or route; None: any.
-        prefix: how their names in Redis begin, where names are not hidden.
+        origin: the loader or route that the entries name; None: any.
+        prefix: the beginning of their names in Redis, if the codec does not hide names.
     """
 
     origin: str | None
@@ -83,7 +86,7 @@ class _Wanted(NamedTuple):
 
 
 def _keys(options: argparse.Namespace) -> int:
-    """Say which entries there are."""
+    """Print a page of entries."""
     number, _, cursor = options.cursor.partition(".")
     if not (number.isdecimal() and cursor.isdecimal() and number.isascii() and cursor.isascii()):
         raise ConfigurationError(f"--cursor {options.cursor!r} is not a cursor that swr keys has shown, such as 0.1408")
@@ -113,11 +116,14 @@ def _wanted(options: argparse.Namespace) -> _Wanted:
 
 
 async def _page(store: "RedisStore", wanted: _Wanted, number: int, cursor: int, limit: int) -> _Page:
-    """Return the entries from a cursor on, until there are enough.
+    """Return the entries from a cursor on, at least `limit` of them if there are enough.
 
     Parameters:
-        number: which server comes next, in the order of their names.
-        cursor: of that server.
+        store: the store in Redis.
+        wanted: the entries to return.
+        number: the index of the server to continue with, in the order of the servers' names.
+        cursor: the cursor of SCAN on that server.
+        limit: the number of entries after which the page ends.
 
     Raises:
         StoreUnavailable: a server does not answer.
@@ -126,7 +132,8 @@ async def _page(store: "RedisStore", wanted: _Wanted, number: int, cursor: int, 
     await store.learn_tag_versions()
     links = sorted(store.links, key=lambda link: link.name)
     found: list[Inspection] = []
-    # As many keys as are missing: a step finds few more. Where it finds none, the next one is longer.
+    # A step looks at as many keys as are still missing, so that it finds few too many. After a step without a hit, the
+    # next step is longer.
     step = limit
     if number >= len(links):
         raise ConfigurationError(f"--cursor {number}.{cursor} belongs to a server that is gone: begin without --cursor")
@@ -142,21 +149,21 @@ async def _page(store: "RedisStore", wanted: _Wanted, number: int, cursor: int, 
 
 
 async def _scan(store: "RedisStore", link: "ServerLink", cursor: int, count: int) -> tuple[int, list[bytes]]:
-    """Return the next cursor, and the names of entries, without those of leases. The server looks at `count` keys."""
+    """Return the next cursor, and the Redis names of entries, not of leases. The server looks at about `count` keys."""
     prefix = "".join(f"\\{char}" if char in "*?[]\\^" else char for char in store.names.prefix.decode())
     step = await link.ask("SCAN", cursor, "MATCH", f"{prefix}:{{*}}", "COUNT", count)
-    # A server that moves its keys to another table may say one of them twice.
+    # While a server resizes its hash table, SCAN may return a key twice.
     return int(step[0]), list(dict.fromkeys(step[1]))
 
 
 async def _inspected(
     store: "RedisStore", link: "ServerLink", names: list[bytes], wanted: _Wanted
 ) -> "list[Inspection]":
-    """Return what is under names, as far as it is wanted."""
+    """Return the wanted entries among those with the given Redis names."""
     before = len(store.names.prefix) + 2
     texts = {name: name[before:-1].decode("latin-1") for name in names}
     if store.packing.names is None and wanted.prefix:
-        # A long key is a digest there; only the entry says what it is.
+        # The name of a long key is a digest ("%%…"). Only the entry itself tells the key.
         texts = {name: text for name, text in texts.items() if text.startswith((wanted.prefix, "%%"))}
     found: list[Inspection] = []
     for some in _parts(list(texts)):
@@ -168,7 +175,7 @@ async def _inspected(
 
 
 async def _get(link: "ServerLink", name: bytes) -> bytes | None:
-    """Return what is under a name; None: it has gone, or moved to another server, or is none of swr's."""
+    """Return the value of a Redis key; None: it is gone, has moved to another server, or belongs to another program."""
     from redis.exceptions import ResponseError
 
     try:
@@ -184,7 +191,7 @@ def _parts(names: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def _inspect(store: "RedisStore", name: str, data: bytes, wanted: _Wanted) -> "Inspection | None":
-    """Return what is under a name; None: no entry, or one that is not wanted."""
+    """Return the inspected entry, or None if the value is not an entry or not wanted."""
     from swr.stores.redis.inspection import of_data
 
     if not frames.is_entry(data):
@@ -197,7 +204,7 @@ def _inspect(store: "RedisStore", name: str, data: bytes, wanted: _Wanted) -> "I
 
 
 def _key_of(store: "RedisStore", name: str, data: bytes) -> str:
-    """Return the key that has a name in Redis; the name, if that cannot be told."""
+    """Return the cache key of an entry by its name in Redis, or the name if the key cannot be found out."""
     try:
         if name.startswith("%%"):
             return frames.key_in(data, store.packing) or name
@@ -209,7 +216,7 @@ def _key_of(store: "RedisStore", name: str, data: bytes) -> str:
 
 
 def _told(found: "list[Inspection]", with_tags: bool) -> Iterator[str]:
-    """Return them as lines for people."""
+    """Yield the lines of a table of entries."""
     if found:
         yield f"{'state':<8}{'age':>9}{'bytes':>12}  key"
     for one in found:

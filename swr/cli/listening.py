@@ -19,10 +19,13 @@ def address(text: str) -> tuple[str, int]:
 
 
 def listener_at(where: tuple[str, int]) -> tuple[socket.socket, str]:
-    """Return a socket that listens, and how its address is shown.
+    """Return a listening socket, and its address as text.
+
+    Parameters:
+        where: host and port; host "": all IPv4 interfaces.
 
     Raises:
-        Failure: it cannot.
+        Failure: the socket cannot listen there.
     """
     host, port = where
     shown = f"[{host}]" if ":" in host else host or "0.0.0.0"
@@ -34,5 +37,5 @@ def listener_at(where: tuple[str, int]) -> tuple[socket.socket, str]:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """Return the family of an address."""
+    """Return the socket family for a host."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""The command `swr`: its parser, and what its exit codes are."""
+"""The command `swr`: its parser and its exit codes."""
 
 import signal
 import sys
@@ -10,19 +10,19 @@ from swr.cli import dashboard, entries, keys, proxy, queue, refresh, top, warm
 from swr.cli.shared import FAILURE, USAGE, Failure, Parser, say, write_nowhere
 from swr.errors import ConfigurationError, StoreUnavailable
 
-# As a shell shows a process that ends by SIGPIPE.
+# The exit code that a shell shows for a process that ends by SIGPIPE.
 _NOBODY_READS: Final = 128 + 13
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 2 for what was asked wrongly, 1 for what failed."""
+    """Run the command and return its exit code: 0 for success, 2 for wrong arguments, 1 for a failure."""
     try:
         try:
             return _run(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # `swr queue status | head -1`, which has seen enough.
+        # The reader of a pipe has ended, as in `swr queue status | head -1`.
         write_nowhere(sys.stdout)
         return _NOBODY_READS
 
@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except StoreUnavailable as error:
         return say(f"Redis did not carry out the command: {error}", FAILURE)
     except KeyboardInterrupt:
-        # Ctrl-C, after everything has been closed.
+        # After Ctrl-C, the command has already closed everything.
         return 128 + signal.SIGINT
     return code
 

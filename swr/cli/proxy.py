@@ -17,20 +17,21 @@ from swr.lifecycle.options import codec_in
 from swr.policy import seconds
 from swr.settings import PURGE_TOKEN, URL, read_environment
 
-# Seconds that requests may take on after a signal.
+# Seconds for which running requests may go on after a signal.
 _GRACE: Final = 10
 _EXAMPLES: Final = """\
 examples:
   swr proxy http://127.0.0.1:9000
-      A cache on 127.0.0.1:8000 that obeys the Cache-Control of the service on port 9000.
+      Listens on 127.0.0.1:8000, and obeys the Cache-Control of the service on port 9000.
   swr proxy http://127.0.0.1:9000 --fresh-for 60 --stale-for 10m --stale-if-error 1d
-      The same, for answers that say nothing: a minute fresh, ten more served while they are
-      refreshed in the background, and a day instead of errors.
+      Also stores answers without a lifetime: they are fresh for a minute, are then served for
+      ten minutes while the proxy refreshes them, and replace errors for a day.
   swr proxy http://app:9000 --listen :8000 --redis redis://redis:6379/0
-      On all interfaces (IPv4), sharing what is stored with every other such process.
+      Listens on all interfaces (IPv4), and shares its entries with all proxies that use this Redis.
 
 Durations are seconds (60) or have a unit: 500ms, 90s, 10m, 12h, 1d, 2w.
-Every answer says what was done, in SWR-State and Cache-Status: curl -si http://127.0.0.1:8000/
+The fields SWR-State and Cache-Status of each answer say what the proxy did:
+curl -si http://127.0.0.1:8000/
 """
 
 
@@ -40,12 +41,12 @@ def add(commands: Commands) -> None:
         commands,
         "proxy",
         _proxy,
-        "a caching reverse proxy in front of an HTTP service",
-        "A caching reverse proxy: a shared HTTP cache (RFC 9111) in front of an HTTP service.",
+        "run a caching reverse proxy in front of an HTTP service",
+        "Run a caching reverse proxy: a shared HTTP cache (RFC 9111) in front of an HTTP service.",
         _EXAMPLES,
     )
     proxy.add_argument(
-        "upstream", help="the service, http://host:port; its path, if any, is put before the path of every request"
+        "upstream", help="the service, http://host:port; a path in it is put before the path of every request"
     )
     option = proxy.add_argument
     option(
@@ -63,27 +64,27 @@ def add(commands: Commands) -> None:
         help="granian: more requests a second, and fewer limits for clients (%(default)s)",
     )
 
-    lifetimes = proxy.add_argument_group("how long, where an answer does not say it itself")
+    lifetimes = proxy.add_argument_group("lifetimes of answers that name none themselves")
     time = functools.partial(lifetimes.add_argument, type=duration, metavar="TIME")
-    time("--fresh-for", help="served without a question (not at all)")
-    time("--stale-for", default=0, help="after that, served and refreshed in the background (0)")
-    time("--stale-if-error", default=0, help="after --fresh-for, the answer if the service fails (0)")
+    time("--fresh-for", help="how long an answer is served without asking the service (not at all)")
+    time("--stale-for", default=0, help="how long after that it is still served, and refreshed in the background (0)")
+    time("--stale-if-error", default=0, help="how long after --fresh-for it is served if the service fails (0)")
 
-    storage = proxy.add_argument_group("what is stored, and where")
+    storage = proxy.add_argument_group("storage")
     option = storage.add_argument
     option(
         "--redis",
         metavar="URL",
-        help=f"Redis or Valkey, redis://host:port/db (what {URL} says, or this process's memory)",
+        help=f"Redis or Valkey, redis://host:port/db (the value of {URL}, or the memory of this process)",
     )
     option("--namespace", metavar="NAME", help=NAMESPACE_HELP)
-    option("--l1-max-bytes", type=int, default=64 * 2**20, metavar="N", help="the most held in memory (%(default)s)")
+    option("--l1-max-bytes", type=int, default=64 * 2**20, metavar="N", help="the most bytes in memory (%(default)s)")
     option("--max-body-bytes", type=int, default=2**20, metavar="N", help="longer answers are not stored (%(default)s)")
     option(
         "--cookies",
         choices=("private", "rfc9111"),
         default="private",
-        help="private: requests with cookies go past the cache; rfc9111: cookies do not matter (%(default)s)",
+        help="private: requests with cookies bypass the cache; rfc9111: cookies do not matter (%(default)s)",
     )
 
     option(
@@ -91,35 +92,35 @@ def add(commands: Commands) -> None:
         type=_names,
         default=(),
         metavar="NAMES",
-        help="request fields that no answer depends on, with commas between them (only the harmless ones)",
+        help="request fields, separated by commas, on which no answer depends (only fields known to be harmless)",
     )
 
     service = proxy.add_argument_group("the service")
     option = service.add_argument
     time = functools.partial(option, type=duration, metavar="TIME")
-    time("--timeout", default=30, help="how long it may be silent (%(default)s)")
+    time("--timeout", default=30, help="how long the service may be silent (%(default)s)")
     time("--connect-timeout", default=5, help="how long connecting may take (%(default)s)")
     option("--max-connections", type=int, default=100, metavar="N", help="the most connections to it (%(default)s)")
-    time("--hard-timeout", default=60, help="how long an answer that is to be stored may take as a whole (%(default)s)")
+    time("--hard-timeout", default=60, help="how long an answer that is to be stored may take in total (%(default)s)")
     option(
         "--trust-forwarded",
         action="store_true",
-        help="behind another proxy: keep the Forwarded and X-Forwarded-* that it sends",
+        help="behind another proxy: pass on the Forwarded and X-Forwarded-* fields that it sends",
     )
     clients = proxy.add_argument_group("the clients")
     time = functools.partial(clients.add_argument, type=duration, metavar="TIME")
-    time("--head-timeout", default=10, help="for the head of a request (%(default)s)")
+    time("--head-timeout", default=10, help="how long the header section of a request may take (%(default)s)")
     time(
         "--client-timeout",
         default=30,
         help="how far a client may fall behind 500 bytes a second, sending a body or taking an answer (%(default)s)",
     )
-    time("--keep-alive", help="for the next request to begin (5; with granian --head-timeout)")
+    time("--keep-alive", help="how long an idle connection stays open (5; with granian --head-timeout)")
     proxy.add_argument(
         "--log-level",
         choices=("critical", "error", "warning", "info", "debug"),
         default="warning",
-        help="(%(default)s)",
+        help="the least severe level that is logged (%(default)s)",
     )
 
 
@@ -128,12 +129,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _proxy(options: argparse.Namespace) -> int:
-    """Serve a caching proxy until a signal comes."""
+    """Serve a caching proxy until a signal ends the process."""
     try:
-        # Before anything is opened: what the proxy needs may be missing.
-        import uvicorn  # noqa: F401  # imported to see whether it is there
+        # Missing packages must show before anything is opened.
+        import uvicorn  # noqa: F401  # imported to see whether it is installed
 
-        import swr.proxy.server  # noqa: F401  # imported to see whether it is there
+        import swr.proxy.server  # noqa: F401  # imported to see whether its packages are installed
         from swr.proxy import caching_proxy
     except ImportError as error:
         return say(f"proxy needs httpx and uvicorn ({error}): pip install 'swr[proxy]'", FAILURE)
@@ -160,7 +161,7 @@ def _proxy(options: argparse.Namespace) -> int:
         client_timeout=options.client_timeout,
         hard_timeout=options.hard_timeout,
         trust_forwarded=options.trust_forwarded,
-        # Not an option: everybody on the machine sees those of a process.
+        # The token is not an option: every user of the machine can see the options of a process.
         purge_token=os.environ.get(PURGE_TOKEN, "").strip(),
     )
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -173,7 +174,7 @@ def _proxy(options: argparse.Namespace) -> int:
 
 
 def _started(shown: str, options: argparse.Namespace) -> None:
-    # A full collection looks at no module, class or function: it holds up all clients at once.
+    # Freezing keeps modules, classes and functions out of later garbage collections, which stop the event loop.
     gc.collect()
     gc.freeze()
     print(f"swr: http://{shown} -> {options.upstream}", flush=True)
@@ -186,7 +187,7 @@ def _on_uvicorn(app: ASGIApp, options: argparse.Namespace) -> None:
     from swr.proxy.server import ClientProtocol
 
     class Protocol(ClientProtocol):
-        """With the operator's time-outs."""
+        """A protocol with the operator's time-outs."""
 
     Protocol.head_timeout = _positive("--head-timeout", options)
     Protocol.client_timeout = _positive("--client-timeout", options)
@@ -204,15 +205,15 @@ def _on_uvicorn(app: ASGIApp, options: argparse.Namespace) -> None:
         app,
         http=Protocol,
         lifespan="on",
-        # An upgrade to WebSocket is not offered; the request is answered as if it had not been asked for.
+        # The proxy does not offer WebSocket. It answers a request for an upgrade as a normal request.
         ws="none",
         log_config=None,
         log_level=options.log_level,
         access_log=False,
-        # The answers are the service's, with its own Date and Server.
+        # An answer keeps the Date and Server of the service.
         date_header=False,
         server_header=False,
-        # It is for the service to believe what another proxy says of the client.
+        # The service decides whether to trust what another proxy says about the client.
         proxy_headers=False,
         timeout_keep_alive=keep_alive,  # type: ignore[arg-type]  # asyncio takes fractions
         timeout_graceful_shutdown=_GRACE,
@@ -228,20 +229,20 @@ def _on_granian(app: ASGIApp, options: argparse.Namespace) -> None:
         raise Failure(f"--server granian needs granian and uvloop ({error}): pip install 'swr[granian]'") from None
     if options.keep_alive is not None:
         raise ConfigurationError(
-            "--keep-alive: granian has none; there --head-timeout also counts between two requests"
+            "--keep-alive does not work with granian: use --head-timeout, which also counts between two requests"
         )
     head_timeout = _positive("--head-timeout", options)
     listener, shown = listener_at(options.listen)
     host, port = listener.getsockname()[:2]
-    # granian listens itself; this one was to find out that it can.
+    # granian opens its own socket. This one only tested that the address is free.
     listener.close()
     serve(app, host, port, head_timeout=head_timeout, grace=_GRACE, on_start=lambda: _started(shown, options))
 
 
 def _without_traceback(app: ASGIApp) -> ASGIApp:
-    """Return an app that logs a line where a client is let go, or the service breaks off its answer.
+    """Return an app that logs one line, without a traceback, if the client or the service breaks off or is too slow.
 
-    The server breaks the connection to the client then, as it does after an exception.
+    Afterwards the server closes the connection to the client, as after any exception.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -257,7 +258,7 @@ def _positive(name: str, options: argparse.Namespace) -> float:
     """Return the seconds of an option.
 
     Raises:
-        ConfigurationError: it is none, or leaves no time.
+        ConfigurationError: the value is not a duration above 0.
     """
     value = getattr(options, name.removeprefix("--").replace("-", "_"))
     if seconds(value, name) <= 0:

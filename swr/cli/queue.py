@@ -1,4 +1,4 @@
-"""`swr queue`: what a refresher's queue holds, and its dead letters."""
+"""`swr queue`: shows the numbers of refreshers' queues, and shows, retries and deletes dead letters."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from swr.cli.shared import Commands, Failure, add_store, add_watch, command, key_of, watched, with_store
+from swr.cli.shared import Commands, Failure, add_json, add_store, add_watch, command, key_of, watched, with_store
 from swr.core.keys import one_line
 from swr.errors import ConfigurationError
 from swr.stores.redis.inspection import moment
@@ -25,15 +25,15 @@ T = TypeVar("T")
 _EXAMPLES: Final = """\
 examples:
   swr queue status --redis redis://127.0.0.1:6379/0
-      Every queue of the namespace: how many tasks are to be done, are being done, wait for another try.
+      Shows how many tasks of each queue of the namespace are queued, are running, or wait for another try.
   swr queue dead ranking:group --redis redis://127.0.0.1:6379/0
-      The groups that were given up, and why.
+      Shows the dead letters: the groups that the queue gave up, and why.
   swr queue retry ranking:group ranking:ATL ranking:JFK --redis redis://127.0.0.1:6379/0
-      Two of them are tasks again; for all of them: --all.
+      Turns two dead letters back into tasks. For all of them, give --all.
   swr queue purge ranking:group --all --redis redis+cluster://node1,node2
-      All are thrown away, in a cluster.
+      Deletes all dead letters of the queue, in a cluster.
 
-A queue has the name of its Refresher, which is its key template without the braces unless it was given another.
+A queue has the name of its Refresher: its name= or else its key template without the braces.
 """
 
 
@@ -43,32 +43,34 @@ def add(commands: Commands) -> None:
         commands,
         "queue",
         None,
-        "what the queues of refreshers hold, and their dead letters",
-        "What the queues of refreshers hold, and their dead letters.",
+        "show the queues of refreshers, and manage their dead letters",
+        "Show the queues of refreshers, and manage their dead letters.",
         _EXAMPLES,
     )
     actions = queue.add_subparsers(title="commands", metavar="command", required=True)
     for name, run, about in (
-        ("status", _status, "how many tasks there are, who takes them, who leads"),
-        ("dead", _dead, "the groups that were given up, and why"),
+        ("status", _status, "the numbers of tasks, the consumers, and the leader"),
+        ("dead", _dead, "the groups that a queue gave up, and why"),
     ):
         action = command(actions, name, run, about, f"Show {about}.", _EXAMPLES)
-        action.add_argument("name", nargs="?", help="of the queue; without it, all queues of the namespace")
+        action.add_argument("name", nargs="?", help="the name of the queue (all queues of the namespace)")
         add_store(action)
+        add_json(action)
         add_watch(action)
     for name, run, about in (
-        ("retry", _retry, "make dead letters tasks again"),
-        ("purge", _purge, "throw dead letters away"),
+        ("retry", _retry, "turn dead letters back into tasks"),
+        ("purge", _purge, "delete dead letters"),
     ):
         action = command(actions, name, run, about, f"{about.capitalize()}.", _EXAMPLES)
-        action.add_argument("name", help="of the queue")
-        action.add_argument("keys", nargs="*", default=[], metavar="key", help="as `swr queue dead` shows it")
+        action.add_argument("name", help="the name of the queue")
+        action.add_argument("keys", nargs="*", default=[], metavar="key", help="a key, as `swr queue dead` shows it")
         action.add_argument("--all", action="store_true", help="every dead letter of the queue")
         add_store(action)
+        add_json(action)
 
 
 def _status(options: argparse.Namespace) -> int:
-    """Say what queues hold."""
+    """Print the numbers of queues."""
     return watched(options, lambda: _show_status(options))
 
 
@@ -95,7 +97,7 @@ def _told(status: "QueueStatus") -> str:
 
 
 def _dead(options: argparse.Namespace) -> int:
-    """Say which groups were given up."""
+    """Print the dead letters."""
     return watched(options, lambda: _show_dead(options))
 
 
@@ -114,12 +116,12 @@ def _given_up(name: str, letter: "DeadLetter") -> str:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    """Make dead letters tasks again."""
+    """Turn dead letters back into tasks."""
     return _settle(options, "retried", lambda queue, keys: queue.retry(keys))
 
 
 def _purge(options: argparse.Namespace) -> int:
-    """Throw dead letters away."""
+    """Delete dead letters."""
     return _settle(options, "purged", lambda queue, keys: queue.purge(keys))
 
 
@@ -143,7 +145,7 @@ def _settle(options: argparse.Namespace, done: str, do: "Callable[[Queue, list[s
 
 
 def _of_each(options: argparse.Namespace, ask: "Callable[[Queue], Awaitable[T]]") -> list[tuple[str, T]]:
-    """Return what is answered for the queue that is named, or for each, with its name."""
+    """Return the name and the answer of the queue that the user names, or of each queue."""
 
     async def every(store: "RedisStore") -> list[tuple[str, T]]:
         return [(name, await ask(queue)) for name, queue in sorted((await _queues(store, options)).items())]
@@ -152,10 +154,10 @@ def _of_each(options: argparse.Namespace, ask: "Callable[[Queue], Awaitable[T]]"
 
 
 async def _queues(store: "RedisStore", options: argparse.Namespace) -> "dict[str, Queue]":
-    """Return the queue that is named, or all.
+    """Return the queue that the user names, or all queues, by name.
 
     Raises:
-        ConfigurationError: there is none of this name.
+        ConfigurationError: there is no queue of this name.
     """
     from swr.refreshers.queue.queue import known
 

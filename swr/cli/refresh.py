@@ -1,4 +1,4 @@
-"""`swr refresh`: a refresher, in worker processes of its own."""
+"""`swr refresh`: runs a refresher, in this process or in several worker processes."""
 
 import argparse
 import asyncio
@@ -18,7 +18,7 @@ from swr.errors import ConfigurationError
 from swr.events import RoundEnded, RoundQueued
 from swr.refreshers import Refresher
 
-# What leaving takes beside the loads that are waited for: the interpreter's end, and what is told to Redis.
+# Seconds that a worker may need to end after its loads: for its last commands to Redis, and the interpreter's exit.
 _LEAVING: Final = 5.0
 _EXAMPLES: Final = """\
 examples:
@@ -26,13 +26,14 @@ examples:
   swr refresh examples.ranking:refresher
       Runs the Refresher that examples/ranking.py calls `refresher`, in this process, until SIGTERM or Ctrl-C.
   swr refresh examples.ranking:refresher --workers 4
-      In four processes; one that dies is started again.
+      Runs it in four processes, and starts another process if one dies.
   swr refresh examples.ranking:refresher --workers 4 --json | jq .loaded
-      The same; a JSON object a line for each round.
+      Does the same, and prints each round as a line with a JSON object.
 
-Each round is one line: how many groups there were (with a queue: were taken from it), how many were loaded, were
-current already, were held by another process, or failed; how long the slowest worker took; how many commands went to
-Redis; how many workers have reported. Loads that are under way at the end get the refresher's `drain_for`.
+The command prints one line for each round: the number of groups (with a queue: of those taken from it), and how many
+were loaded, were already current, were held by another process, or failed. Then come the time of the slowest worker,
+the number of Redis commands, and the number of workers that have reported. At the end, the command waits for running
+loads up to the refresher's `drain_for`.
 """
 
 
@@ -43,30 +44,32 @@ def add(commands: Commands) -> None:
         "refresh",
         _refresh,
         "keep groups warm: run a Refresher",
-        "Run a swr.Refresher, and say what each round has done.",
+        "Run a swr.Refresher, and print the results of each round.",
         _EXAMPLES,
     )
-    refresh.add_argument("refresher", metavar="MODULE:REFRESHER", help="where it is, from the current directory")
+    refresh.add_argument(
+        "refresher", metavar="MODULE:REFRESHER", help="the refresher; the module is found from the current directory"
+    )
     refresh.add_argument("--workers", type=int, default=1, metavar="N", help="how many processes (%(default)s)")
     add_json(refresh, "one JSON object a line")
-    # A report of a worker process to the one that has started it.
+    # With this internal option, a worker process reports its rounds to the process that started it.
     refresh.add_argument("--events", action="store_true", help=argparse.SUPPRESS)
 
 
 def _refresh(options: argparse.Namespace) -> int:
-    """Run a refresher until a signal comes."""
+    """Run a refresher until a signal ends it."""
     if options.workers < 1:
         raise ConfigurationError(f"--workers {options.workers} is not 1 or more")
     out = sys.stdout
-    # A module or a loader may print; that is none of the lines.
+    # Anything that the module or a loader prints goes to stderr: stdout is for the lines of rounds alone.
     with contextlib.redirect_stdout(sys.stderr):
         refresher = imported(options.refresher)
         if not isinstance(refresher, Refresher):
-            raise ConfigurationError(f"{options.refresher!r} is {reprlib.repr(refresher)}, and no swr.Refresher")
+            raise ConfigurationError(f"{options.refresher!r} is {reprlib.repr(refresher)}, not a swr.Refresher")
         if refresher.strategy == "read":
             raise ConfigurationError(
-                f'{options.refresher!r} has strategy="read", where the decorator refreshes what is asked for and there '
-                f'is nothing to run: give it "locks" or "queue"'
+                f'{options.refresher!r} has strategy="read", with which only readers cause refreshes and there is '
+                f'nothing to run: give it "locks" or "queue"'
             )
         redis_of(refresher.loader.engine, options.refresher)
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s")
@@ -111,7 +114,7 @@ async def _work(refresher: Refresher, on_event: Callable[[Any], None], stop: asy
 
 @contextlib.contextmanager
 def _until_a_signal(stop: asyncio.Event) -> Iterator[None]:
-    """Make SIGTERM and SIGINT set `stop`, and do nothing else."""
+    """Return a context manager in which SIGTERM and SIGINT only set `stop`."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:

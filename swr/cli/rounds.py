@@ -1,4 +1,4 @@
-"""The lines of rounds: the sums over all workers of a refresher."""
+"""The output of `swr refresh`: a line for each round, with sums over all workers."""
 
 import json
 import sys
@@ -13,16 +13,16 @@ from swr.events import RoundEnded, RoundQueued
 
 RoundEvent = RoundEnded | RoundQueued
 _KINDS = {kind.__name__: kind for kind in (RoundEnded, RoundQueued)}
-# Rounds by which a worker may be behind before the others' line goes out.
+# How many rounds a worker may be behind before the line of a round goes out without it.
 _WAITED_FOR = 2
 
 
 class Lines:
-    """Writes lines.
+    """A writer of lines.
 
     Parameters:
-        file: where to.
-        gone: called when the reader there has gone.
+        file: the file to write to.
+        gone: called when the reader of a pipe has ended.
     """
 
     def __init__(self, file: TextIO, gone: Callable[[], None]) -> None:
@@ -41,16 +41,16 @@ class Lines:
 
 
 class Totals(msgspec.Struct):
-    """A round over all workers.
+    """The results of a round, over all workers.
 
     Parameters:
-        name: of the refresher.
-        round: see `RoundEnded`.
-        workers: how many have reported.
+        name: the name of the refresher.
+        round: the number of the round; see `RoundEnded`.
+        workers: the number of workers that have reported.
         groups, loaded, current, held, failed, commands: see `RoundEnded`; over all workers.
-        seconds: of the slowest one.
+        seconds: the time of the slowest worker.
         queued, merged: `new` and `merged` of `RoundQueued`; 0 without a queue.
-        missed: rounds before this one that no process has done.
+        missed: the number of skipped rounds directly before this one.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Totals(msgspec.Struct):
 
 
 class Rounds:
-    """Gathers what workers report, and shows a round when all who are there have done their part of it.
+    """A collector of the workers' reports, which shows a round when all running workers have reported it.
 
     Parameters:
-        name: of the refresher.
-        every: seconds between two rounds.
-        strategy: "locks", where each worker looks at all groups, or "queue".
-        show: is given each line.
-        as_json: whether it is for programs.
+        name: the name of the refresher.
+        every: seconds from the beginning of one round to the next.
+        strategy: "locks", with which each worker looks at all groups, or "queue".
+        show: called with each line.
+        as_json: whether lines are JSON objects.
     """
 
     def __init__(self, name: str, every: float, strategy: str, show: Callable[[str], None], as_json: bool) -> None:
@@ -90,16 +90,16 @@ class Rounds:
         self._last: dict[int, int] = {}
 
     def begin(self, worker: int) -> None:
-        """A worker is there, and will report."""
+        """Note that a worker runs and will report."""
         self._last[worker] = -1
 
     def end(self, worker: int) -> None:
-        """Forget a worker that is gone, and count its reports."""
+        """Forget a worker that has ended, so that no round waits for it."""
         del self._last[worker]
         self._look()
 
     def on_event(self, worker: int, event: RoundEvent) -> None:
-        """Count what a worker reports."""
+        """Add a worker's report to the totals of its round."""
         if event.name != self._name:
             return
         totals = self._open.setdefault(event.number, Totals(event.name, event.number))
@@ -120,13 +120,13 @@ class Rounds:
         self._look()
 
     def _look(self) -> None:
-        """Show the rounds that all workers have reported, or that are too old to wait for the rest."""
+        """Show the rounds that all workers have reported, and the rounds that are too old to wait for more reports."""
         reported = self._last.values()
         over = max(min(reported, default=sys.maxsize), max(reported, default=0) - _WAITED_FOR)
         for number in sorted(self._open):
             if number <= over:
                 totals = self._open.pop(number)
-                # One that was enqueued, and whose workers have left before its end, has not been done.
+                # Without a report, the round was only enqueued, and its workers ended before they could report it.
                 if totals.workers:
                     self._show(self._line(totals))
 
@@ -151,12 +151,12 @@ class Rounds:
 
 
 def written(event: RoundEvent) -> str:
-    """Return an event as a line between processes."""
+    """Return an event as a line for the process that started this worker."""
     return json.dumps({"event": type(event).__name__, **msgspec.to_builtins(event)})
 
 
 def read(line: bytes) -> RoundEvent | None:
-    """Return the event that a line is, or None."""
+    """Return the event in a line of a worker, or None if the line is something else."""
     try:
         fields = json.loads(line)
         return _KINDS[fields.pop("event")](**fields)

@@ -1,4 +1,4 @@
-"""Parts that the commands share: parsers, messages, and the loaders and caches that they work on."""
+"""Parts that several commands use: parsers, messages, and access to loaders and caches."""
 
 import argparse
 import contextlib
@@ -25,6 +25,7 @@ from uuid import UUID
 import msgspec
 
 from swr.cache import Cache
+from swr.core.signatures import signature_of
 from swr.engine.failures import text_of
 from swr.errors import ConfigurationError, StoreUnavailable
 from swr.lifecycle.options import codec_in
@@ -43,10 +44,10 @@ else:
 
 T = TypeVar("T")
 
-NAMESPACE_HELP: Final = f"the beginning of every key in Redis (what {NAMESPACE} says, or swr)"
-# Examples begin with a command; what it does is below, further to the right.
+NAMESPACE_HELP: Final = f"the beginning of every key in Redis (the value of {NAMESPACE}, or swr)"
+# Indentation of the command in an example. The explanation below has a deeper one.
 _COMMAND: Final = "  "
-# A text for one of these says which one is meant.
+# Types of parameters for which a text argument is converted.
 _NO_TEXT: Final = (int, float, Decimal, Enum, UUID, date, timeofday, timedelta)
 
 USAGE: Final = 2
@@ -54,26 +55,26 @@ FAILURE: Final = 1
 
 
 class Failure(Exception):
-    """The command could not do its work; the text is the line that says why."""
+    """A failure of a command. Its text is the line that the user gets."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """End with the message and where help is."""
+        """Exit with the message and a hint to `--help`."""
         self.exit(USAGE, f"swr: {without_passwords(message)} ({self.prog} --help)\n")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Folds the paragraphs and the examples of a description at the width of the terminal."""
+    """A formatter that wraps the paragraphs and examples of a description at the width of the terminal."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(_folded(lines, width) for lines in _paragraphs(text))
 
 
 def _paragraphs(text: str) -> list[list[str]]:
-    """Return lines that belong together: those of one indentation, but for commands and lines of their own."""
+    """Return groups of lines to wrap together: of one indentation, up to a ":" or "."; commands are separate groups."""
     found: list[list[str]] = []
     for line in text.splitlines():
         before = found[-1][-1] if found else ""
@@ -99,20 +100,20 @@ def _folded(lines: list[str], width: int) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    # A command goes on in its next line.
+    # A shell reads a wrapped command as one line only if each line break is escaped.
     return (" \\\n" if is_command else "\n").join(folded)
 
 
 def command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int] | None, about: str, more: str, examples: str
 ) -> Parser:
-    """Add a command.
+    """Add a command and return its parser.
 
     Parameters:
-        run: does it, and returns the exit code; None: it has commands of its own.
-        about: a line for the list of commands.
-        more: what is above its options.
-        examples: what is below them.
+        run: runs the command and returns the exit code; None: the command has subcommands.
+        about: the line in the list of commands.
+        more: the text above the options in its help.
+        examples: the text below the options.
     """
     parser = commands.add_parser(
         name,
@@ -128,41 +129,40 @@ def command(
 
 
 def add_json(parser: argparse.ArgumentParser, what: str = "one JSON object") -> None:
-    """Add the option that every command has for programs."""
+    """Add the option `--json`."""
     parser.add_argument("--json", action="store_true", help=f"for programs: {what}")
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """Add what says where a cache is."""
+    """Add the options that say where the cache is."""
     add = parser.add_argument
     add(
         "--redis",
         metavar="URL",
-        help=f"redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (what {URL} says)",
+        help=f"redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (the value of {URL})",
     )
     add("--namespace", metavar="NAME", help=NAMESPACE_HELP)
     add("--timeout", type=duration, default=2, metavar="TIME", help="how long Redis may be silent (%(default)s)")
-    add_json(parser)
 
 
 def add_watch(parser: argparse.ArgumentParser) -> None:
-    """Add the option that shows something again and again."""
+    """Add the option `--watch`, which repeats a command."""
     parser.add_argument(
         "--watch",
         nargs="?",
         type=float,
         const=2.0,
         metavar="SECONDS",
-        help="show it again every SECONDS (2), until Ctrl-C",
+        help="repeat the command every SECONDS (2), until Ctrl-C",
     )
 
 
 def watched(options: argparse.Namespace, show: Callable[[], int]) -> int:
-    """Show something once, or again and again; return the exit code.
+    """Call `show` once and return its exit code, or with --watch call it periodically without end.
 
     Raises:
         ConfigurationError: the pause is out of range.
-        Failure: it could not be shown, without --watch.
+        Failure: `show` failed, without --watch.
     """
     if options.watch is None:
         return show()
@@ -170,7 +170,7 @@ def watched(options: argparse.Namespace, show: Callable[[], int]) -> int:
         raise ConfigurationError(f"--watch {options.watch:g} is not between 0.01 and 86400 seconds")
     while True:
         if sys.stdout.isatty():
-            # From the top of an empty screen.
+            # Clear the screen, and move the cursor to its top.
             sys.stdout.write("\x1b[H\x1b[2J")
         try:
             show()
@@ -181,7 +181,7 @@ def watched(options: argparse.Namespace, show: Callable[[], int]) -> int:
 
 
 def find_store(options: argparse.Namespace) -> None:
-    """Fill in what the environment says of where a cache is.
+    """Set the options --redis and --namespace from the environment if the user did not give them.
 
     Raises:
         ConfigurationError: a variable cannot work.
@@ -194,10 +194,10 @@ def find_store(options: argparse.Namespace) -> None:
 
 
 async def with_store(options: argparse.Namespace, ask: "Callable[[RedisStore], Awaitable[T]]") -> T:
-    """Do something with the store alone. A failure ends the command; swr replays nothing later.
+    """Call `ask` with the store in Redis itself. A failure ends the command: no part of swr repeats the call later.
 
     Raises:
-        ConfigurationError: nothing says where it is.
+        ConfigurationError: neither the options nor the environment say where Redis is.
     """
     with quiet():
         async with cache_of(options) as cache:
@@ -206,10 +206,10 @@ async def with_store(options: argparse.Namespace, ask: "Callable[[RedisStore], A
 
 
 def cache_of(options: argparse.Namespace) -> Cache:
-    """Return a cache where the options and the environment say, which holds nothing in memory.
+    """Return a cache without a local cache, in the Redis that the options or the environment name.
 
     Raises:
-        ConfigurationError: nothing says where it is.
+        ConfigurationError: neither the options nor the environment say where Redis is.
     """
     find_store(options)
     if options.redis is None:
@@ -220,7 +220,7 @@ def cache_of(options: argparse.Namespace) -> Cache:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Log nothing meanwhile: the caller says in one line what there is to say."""
+    """Return a context manager in which swr logs almost nothing, because the command prints its own error line."""
     log = logging.getLogger("swr")
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -231,18 +231,18 @@ def quiet() -> Iterator[None]:
 
 
 def imported(name: str) -> Any:
-    """Return the object that a module, such as one of the current directory, has under a name.
+    """Return the object of a name. Its module may be in the current directory.
 
     Parameters:
-        name: "examples.ranking:refresher"; behind the colon dots are attributes.
+        name: "examples.ranking:refresher"; a dot after the colon means an attribute.
 
     Raises:
-        ConfigurationError: there is no such thing.
-        Failure: the module raised something else.
+        ConfigurationError: there is no such module or object.
+        Failure: importing the module raised another error.
     """
     where, colon, what = name.partition(":")
     if not (colon and all(part.isidentifier() for part in (*where.split("."), *what.split(".")))):
-        # A URL perhaps, that is without its option.
+        # This may be a URL for which the user forgot to write `--redis`, so the message must not show its password.
         shown = redacted(name) if "@" in name else repr(name)
         raise ConfigurationError(f"{shown} is not MODULE:NAME, such as examples.ranking:refresher")
     if "" not in sys.path:
@@ -264,10 +264,11 @@ def imported(name: str) -> Any:
 
 
 def redis_of(engine: "Engine", name: str) -> "RedisStore":
-    """Return the store in Redis behind a cache.
+    """Return the store in Redis of a cache.
 
     Parameters:
-        name: what was asked for that uses this cache.
+        engine: the engine of the cache.
+        name: the name of a loader or refresher that uses the cache, for errors.
 
     Raises:
         ConfigurationError: the cache has no store in Redis.
@@ -292,7 +293,7 @@ def described(error: BaseException | None) -> str:
 
 
 def duration(text: str) -> Duration:
-    """Return a number as seconds, and anything else unchanged, for swr to check."""
+    """Return a number as seconds, and any other text unchanged; swr checks it later."""
     try:
         return float(text)
     except ValueError:
@@ -300,12 +301,16 @@ def duration(text: str) -> Duration:
 
 
 def arguments_of(loader: Any, text: str) -> tuple[Any, ...]:
-    """Return the arguments of a call of a loader: one as text, or several as a JSON array.
+    """Return the arguments of a call of a loader.
 
-    Make numbers, dates, UUIDs and the like of the text, as the loader declares: the key of 1 is not that of "1".
+    A text becomes a number, date, UUID or the like if the loader declares that: 1 and "1" have different keys.
+
+    Parameters:
+        loader: the cached loader.
+        text: a single argument, or several as a JSON array.
 
     Raises:
-        ConfigurationError: it cannot be one.
+        ConfigurationError: the text does not fit the declared type.
     """
     args: tuple[Any, ...] = (text,)
     with contextlib.suppress(msgspec.DecodeError):
@@ -319,13 +324,13 @@ def arguments_of(loader: Any, text: str) -> tuple[Any, ...]:
 
 
 def _kinds_of(loader: Any) -> list[Any]:
-    """Return the type of each parameter of a loader, and for the list of a batch loader that of an item."""
+    """Return the type of each parameter of a loader. For the list of a batch loader, it is the type of an item."""
     try:
         hints = typing.get_type_hints(inspect.unwrap(loader))
     except (NameError, TypeError):
-        # A type that is there for type checkers alone.
+        # An annotation may name a type that is imported for type checkers alone.
         hints = {}
-    names = [name for name in inspect.signature(loader).parameters if name.lstrip("_") not in ("self", "cls")]
+    names = [name for name in signature_of(loader).parameters if name.lstrip("_") not in ("self", "cls")]
     kinds = [hints.get(name) for name in names]
     if isinstance(loader, CachedMany):
         kinds = [
@@ -336,7 +341,7 @@ def _kinds_of(loader: Any) -> list[Any]:
 
 
 def _as_declared(value: Any, kind: Any) -> Any:
-    """Return text as the type that it is declared with, if that is not text; anything else as it is."""
+    """Return a text converted to its declared type if that is in `_NO_TEXT`; return other values unchanged."""
     is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     kinds = [one for one in (typing.get_args(kind) if is_union else (kind,)) if one is not types.NoneType]
     if isinstance(value, str) and all(isinstance(one, type) and issubclass(one, _NO_TEXT) for one in kinds):
@@ -345,11 +350,11 @@ def _as_declared(value: Any, kind: Any) -> Any:
 
 
 def loader_of(name: str) -> Any:
-    """Return the cached loader MODULE:FUNCTION.
+    """Return the cached loader of a name MODULE:FUNCTION.
 
     Raises:
-        ConfigurationError: it is not a cached loader.
-        Failure: its module raised something.
+        ConfigurationError: there is no such object, or it is not a cached loader.
+        Failure: importing the module failed.
     """
     loader = imported(name)
     if not all(hasattr(loader, attribute) for attribute in ("begin", "template", "engine")):
@@ -375,20 +380,20 @@ def key_with(loader: Any, args: tuple[Any, ...]) -> str:
 
 
 def key_of(text: str) -> str:
-    """Return the key that is meant; those of responses have a line break in them."""
+    """Return the key that the user typed, with a line break for each `\\n`: keys of responses contain one."""
     return text.replace("\\n", "\n")
 
 
 def say(message: str, code: int) -> int:
-    """Say a line of what is wrong; return the exit code."""
-    # In one write: several processes may say something at once.
+    """Write an error line to stderr, and return the exit code."""
+    # This is a single write, because several processes may write lines at once.
     sys.stderr.write(f"swr: {without_passwords(message)}\n")
     sys.stderr.flush()
     return code
 
 
 def write_nowhere(file: TextIO) -> None:
-    """Discard further output to a pipe without a reader, so that the process cannot fail again at its end."""
+    """Discard further output to a pipe without a reader, so that flushing it at exit cannot fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)

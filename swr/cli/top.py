@@ -1,4 +1,4 @@
-"""`swr top`: what a fleet does now, in a terminal."""
+"""`swr top`: shows in a terminal what a fleet does now."""
 
 import argparse
 import asyncio
@@ -6,7 +6,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Final
 
-from swr.cli.shared import FAILURE, Commands, add_store, cache_of, command, quiet, say
+from swr.cli.shared import FAILURE, Commands, add_json, add_store, cache_of, command, quiet, say
 from swr.dashboard.hub import Hub
 from swr.dashboard.keys import Keys
 from swr.dashboard.parts import Queue, Row
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _EXAMPLES: Final = """\
 examples:
   swr top --redis redis://127.0.0.1:6379/0
-      What is wrong, the processes, and each loader and route, until Ctrl-C.
+      Shows problems, the number of processes, and each loader and route, until Ctrl-C.
   swr top --once --json
-      The same once, as JSON: what GET state of a dashboard answers.
+      Prints the same once, as the JSON that GET state of a dashboard returns.
 
-It shows the processes that report: those with Cache(reports=True), SWR_REPORTS=1,
-or a dashboard of their own.
+The command shows the processes that report: those with Cache(reports=True),
+SWR_REPORTS=1, or a dashboard of their own.
 """
 _MOST_ROWS: Final = 12
 _MOST_PROBLEMS: Final = 5
@@ -37,12 +37,13 @@ def add(commands: Commands) -> None:
         commands,
         "top",
         _top,
-        "what a fleet does now, in a terminal",
-        "What the processes of a namespace do now, and what is wrong.",
+        "show in a terminal what a fleet does now",
+        "Show what the processes of a namespace do now, and what is wrong.",
         _EXAMPLES,
     )
-    top.add_argument("--once", action="store_true", help="show two seconds once, and end")
+    top.add_argument("--once", action="store_true", help="watch for two seconds, show the result, and exit")
     add_store(top)
+    add_json(top)
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -58,12 +59,12 @@ def _top(options: argparse.Namespace) -> int:
     async def show() -> int:
         hub = Hub(cache, Keys(), actions=False, simulate=False, beside=True)
         async with cache:
-            # What happens in a second takes two looks.
+            # A rate is the difference of two looks.
             for _ in range(3):
                 state = await _looked(hub)
             if options.once:
                 print(json.dumps(state)) if options.json else console.print(_told(state, console.width))
-                # A check of the fleet's health must fail where there is no answer.
+                # A script that checks the fleet's health needs an exit code other than 0 if Redis does not answer.
                 return 0 if state["fleet"] else FAILURE
             with contextlib.nullcontext() if options.json else Live(console=console, auto_refresh=False) as live:
                 while True:
@@ -86,7 +87,7 @@ async def _looked(hub: Hub) -> State:
 
 
 def _told(state: State, width: int) -> "Group":
-    """Return what a screen shows: a line about all, what is wrong, a table, and the queues."""
+    """Return the content of the screen: a line of totals, the problems, a table, and the queues."""
     from rich.console import Group
 
     return Group(*_lines(state), _table(state["rows"][:_MOST_ROWS], width), *map(_queue, state["queues"]))
@@ -99,7 +100,7 @@ def _lines(state: State) -> "list[Text]":
         f"{len(alive)} process{'es' * (len(alive) != 1)}{f' ({silent} silent)' if silent else ''}",
         f"{totals['reads_per_s']:,.0f} reads/s",
         f"{totals['loads_per_s']:,.1f} loads/s",
-        *([] if waited is None else [f"{waited:.1%} waited for nothing"]),
+        *([] if waited is None else [f"{waited:.1%} without waiting"]),
     ]
     if not state["fleet"]:
         numbers = ["no process can be seen"]
@@ -126,7 +127,7 @@ def _queue(queue: Queue) -> "Text":
 
 
 def _text(text: str, style: str = "") -> "Text":
-    """Return text that the terminal shows as it is: nothing in it is a command to the terminal."""
+    """Return text in which no control character can reach the terminal."""
     from rich.text import Text
 
     return Text("".join(char if char.isprintable() else "\ufffd" for char in text), style)

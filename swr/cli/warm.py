@@ -1,4 +1,4 @@
-"""`swr warm`: load what is missing before anybody asks for it."""
+"""`swr warm`: loads missing and stale entries before a reader asks for them."""
 
 import argparse
 import asyncio
@@ -34,16 +34,17 @@ _EXAMPLES: Final = """\
 examples:
   export REDIS_URL=redis://127.0.0.1:6379/0; python -m examples.flights flights.db
   swr warm examples.ranking:load_by_delay --keys ATL LAX ORD
-      Loads the three rankings unless they are fresh, before anybody asks for them.
+      Loads the three rankings unless they are fresh.
   swr warm examples.ranking:load_by_delay --keys-from examples.ranking:flights.airports --at-once 8
-      What a list holds, or a function returns; eight at a time.
+      Takes the keys from a list, or from a function that returns one, and loads eight at a time.
   swr warm examples.ranking:load_by_delay --keys '["ATL"]' --force
-      The arguments as a JSON array, which several of them want; loaded whether it is fresh or not.
+      Loads the ranking even if it is fresh. A loader with several arguments needs a JSON array, as here.
   swr warm examples.ranking:load_by_delay --keys-file groups.txt
-      One a line; - is the standard input.
+      Takes the keys from a file, one in each line; - is the standard input.
 
-A batch loader is called for many at once; a key is one item of its list.
+The key of a batch loader is one item of its list. The command calls it with many items at once.
 """
+# Width of the progress bar, in characters.
 _WIDTH: Final = 30
 
 
@@ -53,26 +54,28 @@ def add(commands: Commands) -> None:
         commands,
         "warm",
         _warm,
-        "load what is missing before anybody asks for it",
-        "Load what is not fresh by a loader behind @cache.cached or @cache.cached_many, and store it.",
+        "load missing and stale entries before a reader asks for them",
+        "Load and store the entries of a cached loader that are not fresh.",
         _EXAMPLES,
     )
-    warm.add_argument("loader", metavar="MODULE:FUNCTION", help="where the loader is, from the current directory")
+    warm.add_argument(
+        "loader", metavar="MODULE:FUNCTION", help="the cached loader; the module is found from the current directory"
+    )
     keys = warm.add_mutually_exclusive_group(required=True)
-    keys.add_argument("--keys", nargs="+", metavar="KEY", help="one argument each, or a JSON array of several")
+    keys.add_argument("--keys", nargs="+", metavar="KEY", help="the argument of a call, or a JSON array of several")
     keys.add_argument("--keys-from", metavar="NAME", help="MODULE:NAME of a list, or of a function that returns one")
-    keys.add_argument("--keys-file", metavar="FILE", help="a file with one a line")
+    keys.add_argument("--keys-file", metavar="FILE", help="a file with one KEY in each line")
     warm.add_argument("--at-once", type=int, default=32, metavar="N", help="how many loads at a time (%(default)s)")
-    warm.add_argument("--force", action="store_true", help="also load what is fresh")
+    warm.add_argument("--force", action="store_true", help="also load fresh entries")
     add_json(warm)
 
 
 def _warm(options: argparse.Namespace) -> int:
-    """Load, and say what came of it."""
+    """Load entries, and print how many were loaded, were fresh, or failed."""
     if options.at_once < 1:
         raise ConfigurationError(f"--at-once {options.at_once} is not 1 or more")
     out = sys.stdout
-    # A module or a loader may print; that is not the answer.
+    # Anything that the module or the loader prints goes to stderr: stdout is for the answer alone.
     with contextlib.redirect_stdout(sys.stderr), quiet():
         loader = loader_of(options.loader)
         warming = Warming(loader, options.loader, options.at_once, options.force)
@@ -116,16 +119,16 @@ def _lines(name: str) -> list[str]:
 
 
 class Warming:
-    """Loads what is not fresh.
+    """One run of `swr warm`, which loads the entries that are not fresh.
 
     Parameters:
-        loader: by which.
-        name: its name as the user gave it.
+        loader: the cached loader.
+        name: the loader's name as the user gave it.
         at_once: how many loads run at a time.
-        force: whether what is fresh is loaded, too.
+        force: whether to load fresh entries, too.
 
     Raises:
-        ConfigurationError: what it loads is not stored in Redis.
+        ConfigurationError: the cache of the loader does not store its entries in Redis.
     """
 
     def __init__(self, loader: Loader, name: str, at_once: int, force: bool) -> None:
@@ -136,20 +139,20 @@ class Warming:
         self.failed: dict[str, BaseException | None] = {}
         self._store = redis_of(loader.engine, name)
         if loader.stays_here:
-            raise ConfigurationError(f"{name!r} has shared=False: what is loaded here would help no other process")
+            raise ConfigurationError(f"{name!r} has shared=False: no other process could use what is loaded here")
         self._limiter = LoadLimiter(loader, at_once)
         self._force = force
         self._todo: deque[Task] = deque()
         self._shown = -1
 
     async def run(self, calls: Sequence[tuple[Any, ...]]) -> None:
-        """Load.
+        """Load the entries of calls.
 
         Parameters:
-            calls: the arguments of each.
+            calls: the arguments of each call.
 
         Raises:
-            ConfigurationError: arguments that the loader does not take.
+            ConfigurationError: the loader does not take the arguments of a call.
             StoreUnavailable: Redis is unreachable.
         """
         keys = {}
@@ -163,7 +166,7 @@ class Warming:
             free_slots, ready = self._limiter.free_slots, len(self._todo)
             if free_slots > ready and waiting:
                 some = [waiting.popleft() for _ in range(min(free_slots - ready, len(waiting)))]
-                # All in one turn of the event loop: their commands leave in one write.
+                # These run in one turn of the event loop, so that their Redis commands share a write.
                 await asyncio.gather(*(self._look(key, args) for key, args in some))
             elif free_slots and ready:
                 self._limiter.begin([self._todo.popleft() for _ in range(min(free_slots, ready))], self._ended)
@@ -175,7 +178,7 @@ class Warming:
         return self.loaded + self.fresh + len(self.failed)
 
     async def _look(self, key: str, args: tuple[Any, ...]) -> None:
-        """Find out whether it is to be loaded."""
+        """Look up the entry of a call, and add the call to the loads unless the entry is fresh."""
         from swr.stores.redis.inspection import inspect
 
         if self._force:
@@ -194,7 +197,7 @@ class Warming:
         elif end.result is Result.CURRENT:
             self.fresh += 1
         elif end.result is Result.HELD and end.error is None:
-            # Somebody else is loading it.
+            # Another process is loading it.
             asyncio.get_running_loop().call_later(min(end.again_in, 1.0), self._again, task)
             return
         else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,8 +12,10 @@ from swr.cli.rounds import Rounds, read
 from swr.cli.shared import FAILURE, say
 
 _AGAIN_IN: Final = 1.0
-# A line is short; what a loader's own children write may be longer.
+# The most bytes of a line. Reports are short, but processes that a loader starts may write longer lines.
 _LONGEST_LINE: Final = 2**24
+# Seconds for reading the last lines of a process that has ended.
+_LAST_LINES: Final = 1.0
 
 
 class Workers:
@@ -20,8 +23,8 @@ class Workers:
 
     Parameters:
         command: the command line.
-        count: how many.
-        rounds: is told what they report.
+        count: the number of processes.
+        rounds: gets the reports of the processes.
     """
 
     def __init__(self, command: Sequence[str], count: int, rounds: Rounds) -> None:
@@ -32,10 +35,11 @@ class Workers:
         self._failed = 0
 
     async def run(self, stop: asyncio.Event, grace: float) -> int:
-        """Keep them running until `stop` is set; return how many did not leave as they should.
+        """Keep the processes running until `stop` is set; return how many of them did not end properly then.
 
         Parameters:
-            grace: seconds that they may take to leave.
+            stop: set when the processes must end.
+            grace: seconds that the processes may take to end.
         """
         keepers = [asyncio.create_task(self._keep(number, stop)) for number in range(self._count)]
         try:
@@ -65,33 +69,58 @@ class Workers:
                     await asyncio.wait_for(stop.wait(), _AGAIN_IN)
 
     async def _one(self, number: int, stop: asyncio.Event) -> str:
-        """Run one process to its end; return how it ended."""
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LONGEST_LINE,
-            # Ctrl-C reaches this process only, which passes it on once.
-            process_group=0,
-        )
+        """Run one process until it ends; return how it ended."""
+        there, here = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=here,
+                # Without its own group, a worker would get SIGINT from the terminal, and then SIGTERM from this
+                # process.
+                process_group=0,
+            )
+        except OSError:
+            os.close(there)
+            raise
+        finally:
+            os.close(here)
         self._running[number] = process
         self._rounds.begin(number)
         if stop.is_set():
             process.terminate()
-        assert process.stdout is not None
-        async for line in process.stdout:
-            event = read(line)
-            if event is None:
-                print(line.decode(errors="replace"), end="", file=sys.stderr, flush=True)
-            else:
-                self._rounds.on_event(number, event)
+        reading = asyncio.create_task(self._read(number, there))
         code = await process.wait()
+        # Processes that the worker has started may outlive it, and keep its end of the pipe open.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reading, _LAST_LINES)
         del self._running[number]
         self._rounds.end(number)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         ending = f"worker {number + 1}, process {process.pid}, {how}"
-        # One that had hardly begun to run ends by the signal itself.
+        # A worker that has not yet installed its signal handlers is ended by SIGTERM itself, which is not a failure.
         if stop.is_set() and code not in (0, -signal.SIGTERM):
             self._failed += 1
-            say(f"{ending} when it was to leave", FAILURE)
+            say(f"{ending} while it was stopping", FAILURE)
         return ending
+
+    async def _read(self, number: int, pipe: int) -> None:
+        """Take the lines of a process until the pipe ends: its reports, and text for stderr."""
+        lines = asyncio.StreamReader(_LONGEST_LINE)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(pipe, "rb")
+        )
+        try:
+            while not lines.at_eof():
+                # A line that is too long or cannot be printed is left out: without a reader, the worker would hang.
+                with contextlib.suppress(ValueError, OSError):
+                    self._on_line(number, await lines.readline())
+        finally:
+            transport.close()
+
+    def _on_line(self, number: int, line: bytes) -> None:
+        event = read(line)
+        if event is None:
+            print(line.decode(errors="replace"), end="", file=sys.stderr, flush=True)
+        else:
+            self._rounds.on_event(number, event)

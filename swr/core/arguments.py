@@ -1,4 +1,4 @@
-"""Arguments as a key saw them, for a load that runs later."""
+"""Arguments of a call as they were when its key was made, for a load that runs later."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +11,11 @@ from swr.errors import ConfigurationError
 
 
 class Watch:
-    """Keeps what a load is called with as the key and the tags saw it.
+    """A guard against arguments that change between the making of the key and the end of the load.
 
-    An argument that the key holds whole (`{filters}`) is copied. If it holds an attribute (`{user.id}`), the object
-    itself is passed on, and the attribute is compared later. So is the key that a function makes, if it depends on its
-    arguments alone; they are copied where they can be.
+    If the key contains a whole argument (`{filters}`), the load gets a copy. If the key contains an attribute
+    (`{user.id}`), the load gets the object itself, and swr checks later that the attribute has not changed. With a key
+    function, swr copies the arguments that it can, and checks the key later if it depends only on the arguments.
 
     Parameters:
         where: the function, for errors.
@@ -42,10 +42,10 @@ class Watch:
         return bool(self._looks)
 
     def keep(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `values`, by parameter, with copies of those that the key holds whole.
+        """Return `values`, by parameter, with copies of the arguments that the key contains whole.
 
         Raises:
-            ConfigurationError: one cannot be copied; the message names the argument.
+            ConfigurationError: an argument cannot be copied; the message names it.
         """
         kept = dict(values)
         for name in self._whole.intersection(values):
@@ -61,27 +61,27 @@ class Watch:
         return kept
 
     def look(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return what is compared, as it is now."""
+        """Return the current text of each value that `compare` compares."""
         return tuple(f"{look(values)!r}" for look in self._looks.values())
 
     def compare(self, values: Mapping[str, Any], seen: tuple[Any, ...]) -> None:
-        """Refuse arguments that are not as they were `seen`.
+        """Raise ConfigurationError if `look` now differs from `seen`, its earlier result.
 
         Raises:
-            ConfigurationError: naming what has changed.
+            ConfigurationError: a value has changed; the message names it.
         """
         for name, before, now in zip(self._looks, seen, self.look(values), strict=True):
             if before != now:
                 raise ConfigurationError(
                     f"{name} of {self._where} changed from {before} to {now} during its load, so the value belongs to "
-                    f"neither. Do not change what a cached loader was called with, or pass the attribute itself"
+                    f"neither. Do not change the arguments of a cached loader, or pass the attribute itself"
                 )
 
 
 class Arguments:
     """The arguments of one call as they were when its key was made.
 
-    The load runs later, perhaps in the background, and its caller may have changed them by then.
+    The load runs later, perhaps in the background, and the caller may have changed the arguments by then.
     """
 
     __slots__ = ("_args", "_kwargs")
@@ -91,14 +91,16 @@ class Arguments:
         self._kwargs = kwargs
 
     def for_load(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments for one run of the loader, which may change them."""
+        """Return the arguments for one run of the loader; the loader may change them."""
         return self._args, self._kwargs
 
     def check(self) -> None:
-        """Raise ConfigurationError if one that could not be copied has changed."""
+        """Raise ConfigurationError if an argument that is not copied has changed."""
 
 
 class WatchedArguments(Arguments):
+    """Arguments that can change before the load. A `Watch` copies them, or compares them later."""
+
     __slots__ = ("_seen", "_signature", "_values", "_watch")
 
     def __init__(self, watch: Watch, signature: inspect.Signature, values: Mapping[str, Any]) -> None:

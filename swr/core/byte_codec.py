@@ -4,29 +4,29 @@ from typing import Protocol, runtime_checkable
 
 
 class ByteCodec(Protocol):
-    """Turns the bytes of values, tags and arguments into those that are in Redis, and back.
+    """A codec that turns the bytes of values, tags and arguments into bytes for Redis, and back.
 
-    swr calls it from several threads at a time. If it cannot read bytes, they are a miss, logged once, and the next
-    load replaces them. If it cannot write a value, the value stays in the memory of the process that loaded it.
+    swr calls a codec from several threads at a time. If it cannot read bytes, swr logs that once and counts a miss, and
+    the next load replaces the bytes. If it cannot write a value, the value stays in the memory of this process.
     """
 
     def encode(self, data: bytes, context: bytes, /) -> bytes:
-        """Return what is stored for `data`.
+        """Return the bytes that swr stores for `data`.
 
         Parameters:
-            data: what is stored, compressed if it is large.
+            data: the bytes to encode, already compressed if they are large.
             context: names the place in Redis: the namespace, the key, the version and the like.
         """
 
     def decode(self, data: bytes, context: bytes, /) -> bytes:
-        """Return what `encode` was given.
+        """Return the data that `encode` was given.
 
         Parameters:
-            data: what `encode` returned, or what somebody else has put in its place.
-            context: of the place where it was found. It must raise for bytes that were encoded for another place.
+            data: a result of `encode`, or bytes that somebody else wrote in its place.
+            context: names the place where swr found `data`.
 
         Raises:
-            CodecError: it cannot be read, and why.
+            CodecError: `data` cannot be read, or was encoded for another place; the message says why.
         """
 
 
@@ -35,7 +35,7 @@ class NameCodec(ByteCodec, Protocol):
     """A codec that hides keys, tags and the names of loaders and refreshers, too."""
 
     def encode_name(self, name: bytes, context: bytes, /) -> bytes:
-        """Return what represents a name: the same in every process, and another one for every other name.
+        """Return the bytes that represent a name: the same in every process, and different for different names.
 
         Parameters:
             name: a key, a tag, or any other name.
@@ -46,5 +46,5 @@ class NameCodec(ByteCodec, Protocol):
         """Return the name that `encode_name` was given.
 
         Raises:
-            CodecError: `encode_name` has not made it.
+            CodecError: `data` is not a result of `encode_name`.
         """

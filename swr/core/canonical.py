@@ -1,8 +1,8 @@
-"""Arguments as text and as copies: the text is in a key, and the copy is what a later load is called with.
+"""Arguments as text and as copies: the text becomes part of a key, and a later load is called with the copy.
 
-Every value is written with its type in view: `1`, `"1"`, `True`, `None`, `1.0`, `("a:b",)` and `("a", "b")`
-all differ, in every process alike (`hash()` is salted and never used). A `str` or `int` subclass, such as a `StrEnum`
-member, is written as the string or number that it equals.
+The text shows the type of each value: `1`, `"1"`, `True`, `None`, `1.0`, `("a:b",)` and `("a", "b")` all differ. It is
+the same in every process (`hash()` is salted and never used). A `str` or `int` subclass, such as a `StrEnum` member,
+is written as the string or number that it equals.
 """
 
 import collections
@@ -16,8 +16,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-# Types whose equal values of the same type always have the same text: a call made of these alone can be
-# remembered. Not float (0.0 == -0.0), nor datetime (equal in two time zones).
+# Equal values of one of these types always have the same text, so the key of a call with only such values can be
+# remembered. This does not hold for float (0.0 == -0.0) and datetime (equal in two time zones).
 PLAIN: Final = frozenset({str, int, bool, type(None), bytes, uuid.UUID})
 
 _TEXT_TYPES: Final = (
@@ -28,14 +28,14 @@ _TEXT_TYPES: Final = (
     decimal.Decimal,
     uuid.UUID,
 )
-# Others may hold more than their items show: `?a=1&a=2` as a mapping has one item.
+# Other mappings may hold more than their items show: the query `?a=1&a=2` as a mapping has one item.
 _MAPPINGS: Final = frozenset({dict, collections.defaultdict, collections.Counter, types.MappingProxyType})
-# What nothing can change.
+# Immutable types, which need no copy.
 CONSTANT: Final = (str, int, float, bytes, type(None), enum.Enum, *_TEXT_TYPES)
 
 
 class Unkeyable(TypeError):
-    """A value that has no canonical text, or cannot be copied; says what it holds."""
+    """A value that has no canonical text, or cannot be copied; the message is the type of the part that prevents it."""
 
 
 def canonical(value: Any) -> str:
@@ -43,12 +43,12 @@ def canonical(value: Any) -> str:
 
     Raises:
         Unkeyable: the value, or one inside it, is of a type that has no such text.
-        RecursionError: it holds itself, or is nested too deeply.
-        ValueError: it holds an integer with more digits than Python writes.
+        RecursionError: the value contains itself, or is nested too deeply.
+        ValueError: the value contains an integer with more digits than Python writes.
     """
     kind = type(value)
     if isinstance(value, enum.Enum) and not isinstance(value, (str, int)):
-        # Flags that no member has may have no name.
+        # A combination of flags may have no name.
         name = value.name if value.name is not None else canonical(value.value)
         return f"~{kind.__module__}.{kind.__qualname__}.{name}"
     if isinstance(value, str):
@@ -76,7 +76,7 @@ def canonical(value: Any) -> str:
 
 
 def _text(value: str) -> str:
-    """Quote a string that could be taken for something else; escape the quote only where it quotes."""
+    """Return a string, in quotes if it could be taken for another value or for a quoted string."""
     if value == "" or value[0] in "'~" or value in ("None", "True", "False"):
         return f"'{value}'"
     try:
@@ -87,9 +87,9 @@ def _text(value: str) -> str:
 
 
 def _moment(value: Any) -> str:
-    """A date or time, with what its ISO text leaves out.
+    """Return a date or time as ISO text, with its fold and the name of its time zone, which ISO text leaves out.
 
-    That is the fold of a clock that goes back, and the time zone: one hour later may have another offset.
+    The fold is 1 in the second run of an hour when clocks go back. Zones with the same offset now may differ later.
     """
     zone = getattr(value, "tzinfo", None)
     named = "" if zone is None or isinstance(zone, datetime.timezone) else f"[{zone}]"
@@ -97,7 +97,7 @@ def _moment(value: Any) -> str:
 
 
 def _container(kind: type) -> str:
-    # Two classes of tuples with the same items are equal, and may mean different things.
+    # Named tuples of two classes with the same items are equal, but may mean different things.
     return kind.__name__ if kind in (list, tuple) else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -105,7 +105,7 @@ _IN_CONTAINER: Final = str.maketrans({char: f"%{ord(char):02X}" for char in "%()
 
 
 def _item(value: Any) -> str:
-    """A value inside a container: the characters of strings that would change its shape are quoted."""
+    """Return the text of a value inside a container, with the characters escaped that would change its shape."""
     if isinstance(value, str):
         return _text(str.__str__(value).translate(_IN_CONTAINER))
     return canonical(value)
@@ -120,10 +120,10 @@ _AS_TEXT: Final = re.compile(r"~(?:datetime|date|time|Decimal|UUID)\((.*)\)")
 
 
 def plain_of(text: str) -> Any:
-    """Return the value whose canonical text this is; that of a moment, a decimal number or a UUID as a string.
+    """Return the value of a canonical text; dates, times, decimal numbers and UUIDs come back as strings.
 
     Raises:
-        ValueError: only the caller's own code could make such a value, or it is a container.
+        ValueError: the value is a container, or only user code could make it.
     """
     if text in _NAMES:
         return _NAMES[text]
@@ -143,7 +143,7 @@ def plain_of(text: str) -> Any:
 
 
 def snapshot(value: Any) -> Any:
-    """Return `value`, which has a canonical text, as it is now: what is done to it later does not change the copy.
+    """Return a copy of `value`, which has a canonical text, so that later changes of `value` do not affect the copy.
 
     Raises:
         Unkeyable: the value, or one inside it, cannot be copied.

@@ -40,7 +40,7 @@ def _schema_custom(kind: Any) -> dict[str, Any]:
     raise CodecError(f"no schema for {name_of(kind)}")
 
 
-# No MessagePack begins with these.
+# Prefixes of payloads with repairs and of payloads in pages. No MessagePack data begins with these bytes.
 _REPAIRED: Final = b"\xc1"
 _PAGED: Final = b"\xc1\xc1"
 _decode_pages = msgspec.msgpack.Decoder(Paged).decode
@@ -48,22 +48,22 @@ _decode_repairs = msgspec.msgpack.Decoder(Repairs).decode
 
 
 class Codec:
-    """Writes and reads values of one type.
+    """A codec that writes and reads values of one type.
 
     Parameters:
         kind: the type that values have, as an annotation: `Ranking`, `list[Row]`, `dict[str, Decimal]`.
-            With `Any`, only what MessagePack itself can tell apart survives: None, bool, int, float, str,
+            With `Any`, only the types survive that MessagePack itself distinguishes: None, bool, int, float, str,
             bytes, list and dict.
-        check: called with a value that was read; it raises `CodecError` for one that is of the type and yet cannot
+        check: called with each value that was read; it raises `CodecError` if the value has the right type but cannot
             be used.
-        may_shrink: whether compressing a value is worth a try; None: always.
+        may_shrink: returns whether compressing a value is worth a try; None: always.
         tags: see `tagged`.
 
-    Every value is read back once when it is written. What does not come back the same is refused then, in the
-    process that loaded it, rather than served changed in all the others.
+    `encode_value` reads every value back once. It refuses a value that does not come back the same. Otherwise, all
+    other processes would serve a changed value.
 
     Raises:
-        ConfigurationError: no value of this type could be written and read again.
+        ConfigurationError: values of this type cannot be written and read again.
         NameError: the type has a part that is not defined yet.
 
     Attributes:
@@ -92,7 +92,7 @@ class Codec:
                 f"them in one, such as a pydantic RootModel; a loader whose values need not leave this process may be "
                 f"annotated with Any"
             ) from None
-        # Returns the value that a payload was made of.
+        # Returns the value in a payload.
         self.decode_value: Callable[[bytes], Any] = bytes if kind is bytes else self._decode_marked
         if check is not None:
             self.decode_value = _checked(self.decode_value, check)
@@ -102,8 +102,8 @@ class Codec:
     def tagged(self, templates: Sequence[str]) -> "Codec":
         """Return the codec for values that carry the tags of these templates.
 
-        Values of a release that has declared other tags count as another type, because invalidating a tag would not
-        reach them.
+        Values of a release that declares other tags count as another type, because invalidating one of these tags
+        would not reach them.
         """
         return Codec(self.kind, tags=templates) if templates else self
 
@@ -111,13 +111,13 @@ class Codec:
         """Return `value` as bytes.
 
         Raises:
-            CodecError: it cannot be written, or would not come back as it is; the message names its type.
+            CodecError: the value cannot be written, or would not come back unchanged; the message names its type.
         """
         if self.kind is bytes and type(value) is bytes:
             return value
         large = large_part(value)
         if large is not None:
-            # What cannot be taken in pages is refused as a whole, if at all.
+            # If pages fail, `_encode_whole` writes the value, or raises the error to report.
             with contextlib.suppress(Exception):
                 return self._encode_pages(value, *large)
         return self._encode_whole(value)
@@ -141,7 +141,7 @@ class Codec:
         except Changed as error:
             raise CodecError(
                 f"a value of type {name_of(type(value))} would come back from Redis changed, read as "
-                f"{name_of(self.kind)}: {error}. Annotate the loader's return type with what it returns"
+                f"{name_of(self.kind)}: {error}. Annotate the loader with the type that it returns"
             ) from None
         except Exception as error:
             raise CodecError(
@@ -149,7 +149,7 @@ class Codec:
             ) from error
 
     def _compared(self, back: Any, value: Any, payload: bytes) -> bytes:
-        """Return the payload, completed by what it left out of `value`.
+        """Return the payload, completed with the parts of `value` that it left out.
 
         Raises:
             Changed: `back` differs from `value`, and cannot be repaired.
@@ -197,7 +197,7 @@ class _UnsharedCodec(Codec):
 
 
 ANY: Final = Codec()
-# A value of it may be any object: no store writes it.
+# Its values may be any objects, because no store writes them.
 UNSHARED: Final = _UnsharedCodec()
 
 

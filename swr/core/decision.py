@@ -1,4 +1,4 @@
-"""The one decision of swr: may this entry answer now, and must the loader be asked?
+"""The one decision of swr: may this entry be the answer now, and must its loader run?
 
 | when                    | state   | serve | revalidate        | fallback |
 | ----------------------- | ------- | ----- | ----------------- | -------- |
@@ -9,8 +9,8 @@
 
 An entry that was marked stale is not fresh, even if a clock was set back past `fresh_until`.
 
-The decorators, the middleware and the proxy ask here. Nothing else in swr compares a deadline to decide what a reader
-gets, except the fastest hits: they copy the second and third row, because a call would double their cost.
+The decorators, the middleware and the proxy call `decide`. No other code of swr compares deadlines to decide what a
+reader gets, except the fastest hits: their code copies the second and third row, because a call would double its cost.
 """
 
 import enum
@@ -23,7 +23,7 @@ from swr.policy import NO_LIMITS, Limits
 
 
 class Revalidate(enum.Enum):
-    """Says whether the loader is asked, and whether the reader waits for it."""
+    """The kind of load that a decision requires: none, one in the background, or one for which the reader waits."""
 
     NO = "no"
     BACKGROUND = "background"
@@ -31,7 +31,14 @@ class Revalidate(enum.Enum):
 
 
 class Decision(NamedTuple):
-    """The decision about a reader: how the answer is marked, and the answers to four separate questions."""
+    """The decision for one reader.
+
+    Parameters:
+        state: of the answer.
+        serve: whether the entry is the answer.
+        revalidate: which kind of load is needed.
+        fallback: whether the entry is the answer if that load fails or takes too long.
+    """
 
     state: State
     serve: bool
@@ -46,32 +53,32 @@ MISSING: Final = Decision(State.MISSING, False, Revalidate.WAIT, False)
 
 
 def is_fresh(entry: Entry[Any], now: float) -> bool:
-    """Return whether an entry is fresh for a reader who accepts what its policy allows."""
+    """Return whether an entry is fresh for a reader without limits of its own."""
     return now < entry.fresh_until and not entry.is_marked
 
 
 def is_absent(entry: Entry[Any] | None, now: float) -> bool:
-    """Return whether a batch loader has found that there is no value, and that still counts."""
+    """Return whether `entry` is a mark, still valid, that a batch loader found no value."""
     return entry is not None and entry.absent and now < entry.keep_until
 
 
 def is_due_early(entry: Entry[Any], now: float, early: float, draw: float) -> bool:
-    """Return whether one reader of a fresh entry has it refreshed before its time (XFetch).
+    """Return whether this reader of a fresh entry begins an early refresh (XFetch).
 
     Parameters:
         early: see `Policy`.
-        draw: a random number between 0 and 1, this reader's own.
+        draw: a random number between 0 and 1, drawn for this reader.
     """
     return now - entry.took * early * math.log(max(draw, sys.float_info.min)) >= entry.fresh_until
 
 
 def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> Decision:
-    """Decide what `entry` is good for at the time `now`.
+    """Return the decision about `entry` at the time `now`.
 
     Parameters:
-        entry: what is stored, or None.
+        entry: the stored entry, or None.
         now: wall clock, seconds.
-        limits: what the reader accepts.
+        limits: the limits of the reader.
     """
     if entry is None:
         return MISSING
@@ -79,13 +86,13 @@ def decide(entry: Entry[Any] | None, now: float, limits: Limits = NO_LIMITS) -> 
     if limits is not NO_LIMITS:
         accepted = min(fresh_until, entry.created_at + limits.max_age)
         if limits.min_fresh is not None:
-            # RFC 9111 5.2.1.3: as long as that will do, to the second.
+            # RFC 9111 5.2.1.3: the reader accepts an entry that stays fresh for exactly `min_fresh` seconds.
             enough = math.nextafter(fresh_until - limits.min_fresh, math.inf)
             accepted, stale_until = min(accepted, enough), min(stale_until, enough)
         if limits.no_cache:
             fresh_until = stale_until = 0.0
         elif limits.max_stale is not None:
-            # 5.2.1.2: by no more than that, to the second.
+            # 5.2.1.2: the reader accepts an entry that is stale by exactly `max_stale` seconds.
             fresh_until, stale_until = accepted, math.nextafter(accepted + limits.max_stale, math.inf)
         elif accepted < fresh_until:
             fresh_until, stale_until = accepted, 0.0

@@ -1,7 +1,7 @@
-"""Finds out whether a value came back from its bytes as it was, and what has to be put back into it.
+"""Checks whether a value came back from its bytes unchanged, and puts back the parts that its bytes leave out.
 
-`==` is not enough: it passes over time zones, over fields that an author left out of it, and over what a model holds
-beside its fields.
+`==` is not enough: it ignores time zones, fields that an author excluded from it, and attributes of a model that are
+not fields.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import msgspec
 
 from swr.core.shapes import is_model, name_of
 
-# Parts to put back into one value: the index of a moment, or parts inside it, by position or by name.
+# The repairs of one value: an index into `Repairs.moments`, or the repairs of its parts by position or by name.
 Tree = int | dict[Any, Any]
 _FIELDS_SET: Final = ""
 
@@ -28,10 +28,10 @@ class Repairs(msgspec.Struct, array_like=True):
     """The parts of a value that its bytes leave out, and where they belong.
 
     Parameters:
-        tree: the places.
-        moments: the names of time zones, and the fold of a clock that goes back.
-        names: of fields that were given, where a model tells those from defaults.
-        payload: the bytes.
+        tree: where each repair belongs.
+        moments: names of time zones, each with a fold (1: the second run of an hour when clocks go back).
+        names: names of the fields that were set, for models that distinguish these from defaults.
+        payload: the bytes of the value.
     """
 
     tree: Tree
@@ -41,10 +41,10 @@ class Repairs(msgspec.Struct, array_like=True):
 
 
 class Changed(Exception):
-    """A value that would not come back as it was.
+    """A value that would not come back unchanged.
 
     Parameters:
-        reason: what would happen to it.
+        reason: how it would change.
     """
 
     def __init__(self, reason: str) -> None:
@@ -52,19 +52,19 @@ class Changed(Exception):
         self.path: list[str] = []
 
     def __str__(self) -> str:
-        """Return where the change is, and what it is."""
+        """Return the place of the change and the reason."""
         return f"{''.join(reversed(self.path)) or 'it'} {self.reason}"
 
 
 class Comparison:
-    """Compares what came back with what was written, and notes what has to be repaired."""
+    """A comparison of a value that came back with the written value, which collects the repairs."""
 
     def __init__(self) -> None:
         self.moments: dict[tuple[str | None, int], int] = {}
         self.names: dict[tuple[str, ...], int] = {}
 
     def of(self, back: Any, value: Any) -> Tree | None:
-        """Return what has to be put back into `back`; None: it is the same as `value`.
+        """Return the repairs that `back` needs; None: it is the same as `value`.
 
         Raises:
             Changed: they differ, and that cannot be repaired.
@@ -72,12 +72,12 @@ class Comparison:
         return _comparer(type(back), type(value))(self, back, value)
 
     def exact(self, back: Any, value: Any) -> None:
-        """Compare a part that cannot be repaired, because it cannot be replaced."""
+        """Raise Changed if `back` differs from `value` in any way: items of a set and keys cannot be repaired."""
         if self.of(back, value) is not None:
             raise Changed("holds a time zone or a fold, which cannot be kept in a set or a key: use UTC")
 
     def repaired(self, tree: Tree, payload: bytes) -> Repairs:
-        """Return `payload` with what this comparison has found."""
+        """Return `payload` with the repairs that this comparison found."""
         return Repairs(tree, list(self.moments), list(map(list, self.names)), payload)
 
 
@@ -105,7 +105,7 @@ def _wall(moment: Any) -> Any:
 
 
 def _moment(comparison: Comparison, back: Any, value: Any) -> int | None:
-    """A datetime or a time: its bytes have the offset alone."""
+    """Compare datetimes or times, whose bytes contain the offset but not the time zone."""
     zone, name = value.tzinfo, None
     if zone is back.tzinfo and value == back and value.fold == back.fold:
         return None
@@ -123,12 +123,12 @@ def _moment(comparison: Comparison, back: Any, value: Any) -> int | None:
     return comparison.moments.setdefault((name, value.fold), len(comparison.moments))
 
 
-# Equal values of one of these types are the same. Most parts are, and a call for each would take longer.
+# For values of these types `==` is enough. Most parts have these types, and a call for each part would take longer.
 _SCALARS: Final = frozenset({str, int, bool, type(None), bytes, float, uuid.UUID, datetime.date, datetime.timedelta})
 
 
 def _parts(comparison: Comparison, parts: Iterable[tuple[Any, Any, Any]], step: str) -> dict[Any, Any]:
-    """Compare named parts, (name, back, value); return what has to be put back into each."""
+    """Compare parts, each of them (name, back, value); return the repairs by name."""
     found: dict[Any, Any] = {}
     name = None
     try:
@@ -161,7 +161,7 @@ def _mapping(comparison: Comparison, back: Any, value: Any) -> Tree | None:
             changed.path.append(f"[{name!r}]")
             raise
     found = _parts(comparison, zip(value, back.values(), value.values(), strict=True), "[{!r}]")
-    # By position: a key may be of a type that only the annotation reads back.
+    # By position, because a key may be of a type that cannot be read back without the annotation.
     return {number: found[name] for number, name in enumerate(value) if name in found} if found else None
 
 
@@ -178,7 +178,7 @@ def _set(comparison: Comparison, back: Any, value: Any) -> None:
 
 
 class _Object:
-    """Compares objects that consist of their fields."""
+    """A comparer of objects that consist of their fields."""
 
     def __init__(self, kind: Any, fields: tuple[str, ...]) -> None:
         self.kind = kind
@@ -197,13 +197,14 @@ class _Object:
 
     def _refuse_others(self, names: set[str]) -> None:
         for name in names:
-            # A descriptor computes its value again. SQLAlchemy notes there where a row comes from.
+            # A descriptor, such as `cached_property`, computes its value again. SQLAlchemy keeps the origin of a row in
+            # `_sa_instance_state`.
             if name != "_sa_instance_state" and not hasattr(type(getattr(self.kind, name, None)), "__set_name__"):
                 raise Changed(f"has the attribute {name!r}, which is not a field of {self.kind.__qualname__}")
 
 
 class _Model(_Object):
-    """Compares pydantic models: also what else they were given, private attributes, and which fields are defaults."""
+    """A comparer of pydantic models, with their extra and private attributes, and which of their fields were set."""
 
     def __call__(self, comparison: Comparison, back: Any, value: Any) -> dict[Any, Any] | None:
         try:
@@ -212,7 +213,7 @@ class _Model(_Object):
             self._explain(changed, value)
             raise
         for name in ("__pydantic_extra__", "__pydantic_private__"):
-            # Most models have none.
+            # In most models both are None.
             one, other = getattr(back, name), getattr(value, name)
             if one is not other and _parts(comparison, [(name, one, other)], ".{}"):
                 raise Changed(f"has a time zone or a fold in {name}: declare a field for it")
@@ -234,7 +235,8 @@ def _other(comparison: Comparison, back: Any, value: Any) -> None:
     raise Changed(f"is of type {name_of(type(value))} and comes back as {name_of(type(back))}")
 
 
-# A value of these classes comes back as the class that the annotation names, if it is equal.
+# By the class of the value that comes back, which the annotation decides: the classes that the written value may have,
+# and the comparer.
 _CUT: Final[Mapping[type, tuple[tuple[type, ...], _Comparer]]] = {
     str: ((str,), _equal),
     bytes: ((bytes, bytearray), _equal),
@@ -260,7 +262,7 @@ _SAME: Final[Mapping[type, _Comparer]] = {
 
 
 def _find_comparer(back: Any, kind: Any) -> _Comparer:
-    """Return a comparison of values of type `kind` with those of type `back`, as which they come back."""
+    """Return the comparer for values of type `kind` that come back as type `back`."""
     if back is not kind:
         likes, comparer = _CUT.get(back, ((), _other))
         return comparer if issubclass(kind, likes) else _other
@@ -278,7 +280,7 @@ _comparer: Final[Callable[[Any, Any], _Comparer]] = functools.lru_cache(maxsize=
 
 
 def fields_of(kind: type) -> tuple[str, ...] | None:
-    """The fields of a class that consists of them, or None."""
+    """Return the names of the fields of a class, or None if it does not consist of fields."""
     if issubclass(kind, msgspec.Struct):
         return kind.__struct_fields__
     if dataclasses.is_dataclass(kind):
@@ -288,7 +290,7 @@ def fields_of(kind: type) -> tuple[str, ...] | None:
 
 
 def repair(value: Any, repairs: Repairs) -> Any:
-    """Return `value` with what its bytes left out; what can be changed is changed in place."""
+    """Return `value` with the parts that its bytes left out; mutable objects are changed in place."""
     return _repaired(value, repairs.tree, repairs)
 
 
@@ -315,7 +317,7 @@ def _repaired(value: Any, tree: Tree, repairs: Repairs) -> Any:
 
 
 def put(value: Any, name: str, part: Any) -> None:
-    """Set an attribute, of a frozen object too."""
+    """Set an attribute, even of a frozen object."""
     if isinstance(value, msgspec.Struct):
         msgspec.structs.force_setattr(value, name, part)
     elif is_model(type(value)):

@@ -1,4 +1,4 @@
-"""The fingerprint of a type: a deploy that changes a model changes it, and so gets entries of its own."""
+"""The fingerprint of a type. A deploy that changes a model changes its fingerprint, and so gets entries of its own."""
 
 import enum
 import hashlib
@@ -11,18 +11,18 @@ import msgspec
 
 from swr.core.shapes import is_model
 
-# The format of frames, raised when their meaning changes. Another format is another version of every type, so that the
-# entries of two releases of swr are side by side.
+# The format of frames; raise it when their meaning changes. It is part of every fingerprint, so two releases of swr
+# with different formats store their entries side by side.
 FORMAT: Final = 4
-# Words of a schema that say nothing of the shape. A default may differ from process to process.
+# Keywords of a schema that do not affect the shape. A default may differ from process to process.
 _NO_SHAPE: Final = {"default", "description", "examples"}
-# Below these a schema has names, not words of its own.
+# Under these keywords, a schema has the user's names instead of keywords.
 _NAMES: Final = {"properties", "$defs"}
 _PLAIN: Final = (str, bytes, int, float, type(None))
 
 
 def fingerprint(kind: Any, schema_of_custom: Callable[[Any], dict[str, Any]]) -> str:
-    """Return eight hex digits that change when the shape of a type does, the same in every process.
+    """Return eight hex digits that change when the shape of a type changes, and are the same in every process.
 
     Parameters:
         kind: the type, as an annotation.
@@ -40,13 +40,13 @@ def tagged(of_type: str, templates: Iterable[str]) -> str:
 
 
 def _schema(kind: Any, schema_of_custom: Callable[[Any], dict[str, Any]]) -> Any:
-    """Return what a schema says of constraints, required fields and names on the wire; None: there is none."""
+    """Return the constraints, required fields and encoded names from a type's schema; None: it has no schema."""
 
     def of_custom(custom: Any) -> dict[str, Any]:
         try:
             return schema_of_custom(custom)
         except Exception:
-            # A model of its own without a schema hides nothing of the others.
+            # A class without a schema must not hide the schemas of the other classes.
             return {}
 
     try:
@@ -59,7 +59,7 @@ def _shape_of(schema: Any, *, are_names: bool = False) -> Any:
     """Return the part of a schema that values depend on."""
     if isinstance(schema, list):
         parts = [_shape_of(part) for part in schema]
-        # The names of required fields, in whatever order they are in the class.
+        # Sort the names of required fields: their order in the class does not matter.
         return sorted(parts) if all(isinstance(part, str) for part in parts) else parts
     if not isinstance(schema, dict):
         return schema
@@ -71,10 +71,10 @@ def _shape_of(schema: Any, *, are_names: bool = False) -> Any:
 
 
 class _Shapes:
-    """Collects what a schema leaves out: names of enum members, fields by position, types that JSON writes alike.
+    """The details that a schema leaves out: names of enum members, fields by position, types that JSON writes alike.
 
     Attributes:
-        lines: one for each class, in the order in which they were found.
+        lines: one for each class, in the order in which `name` met the classes.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class _Shapes:
         self._seen: set[int] = set()
 
     def name(self, kind: Any) -> str:
-        """Return an annotation as text, and describe the classes in it."""
+        """Return an annotation as text, and add a line for each new class in it."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is typing.Annotated:
             return self.name(arguments[0])
@@ -106,7 +106,7 @@ class _Shapes:
         if issubclass(kind, enum.Enum):
             return sorted(f"{name}={_plain(member.value)}" for name, member in kind.__members__.items())
         fields = {name: self.name(hint) for name, hint in _hints(kind).items()}
-        # A field that is not stored is read back as the default.
+        # A field that is not stored comes back as its default, so the default counts as a part of the shape.
         for name, field in _models_fields(kind).items():
             if field.exclude:
                 fields[name] += f"={_plain(field.default)}"
@@ -118,12 +118,12 @@ class _Shapes:
 
 
 def _models_fields(kind: Any) -> dict[str, Any]:
-    """Return the fields of a pydantic model; of another class none."""
+    """Return the fields of a pydantic model; {} for other classes."""
     return kind.model_fields if is_model(kind) else {}
 
 
 def _code_of(kind: Any) -> list[str]:
-    """Return what a class's own functions do that write and read its values, where it has any."""
+    """Return the code, as text, of a class's own functions that write and read its values."""
     functions: list[Any] = [getattr(kind, "__post_init__", None)]
     if is_model(kind):
         infos = kind.__pydantic_decorators__
@@ -135,7 +135,7 @@ def _code_of(kind: Any) -> list[str]:
 
 
 def _text_of(code: types.CodeType) -> str:
-    """Return what a function does, without where it stands."""
+    """Return the code of a function as text, without its place in the source."""
     constants = [_text_of(one) if isinstance(one, types.CodeType) else _plain(one) for one in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
 

@@ -5,18 +5,18 @@ A frame begins with text, so that a Lua script on the server can tell frames apa
 - the version, 16 digits; `e`;
 - the fingerprint of the value's type, 8 hex digits;
 - the length of the frame, 10 digits;
-- the time at which it may be forgotten, 16 digits, in the unit of versions.
+- the time at which the server may delete the frame, 16 digits, in microseconds like versions.
 
-The XXH3 (64 bits) of the rest follows, with version and time as its seed. The rest is:
+A checksum follows, the XXH3 (64 bits) of the rest, with version and time as its seed. The rest is:
 
 - the format of the frame, and flags that say how the bytes were changed, 1 byte each;
-- the length of the header, and of the payload if that is compressed;
+- the length of the header, and the length of a compressed payload once it is decompressed, 4 bytes each;
 - the header (MessagePack) and the payload.
 
-Header and payload may be encoded as a whole (`swr.core.packing`).
+A codec may encode header and payload together (`swr.core.packing`).
 
 Frames of one key are side by side, one for each fingerprint. In a deploy that changes a model, both versions of the
-application then find their own.
+application then find their own frames.
 """
 
 import struct
@@ -33,35 +33,36 @@ from swr.entry import Entry
 from swr.errors import CodecError
 
 VERSION_DIGITS: Final = 16
-# Seconds that the server keeps a frame past `keep_until`, beside frames of other types, for those who wait for it.
+# The server keeps a frame this many seconds past `keep_until` when it stores frames of other types beside it, because
+# callers may still wait for the frame.
 _KEPT_LONGER: Final = 5.0
-# Times and versions that are further away from 0 are foreign: seconds, and microseconds.
+# The limits of times, in seconds, and of versions, in microseconds. swr does not write frames that exceed them.
 _FURTHEST: Final = 1e12
 _LATEST: Final = 9 * 10**15
 _KIND: Final = b"e"
-# What follows the version of a mark.
+# The byte after the version of a stale mark.
 _MARK: Final = b"s"
 # The version, the kind, the fingerprint, the frame's length, the end of its life, the checksum.
 _PREFIX: Final = struct.Struct(f">{VERSION_DIGITS}sc8s10s{VERSION_DIGITS}sQ")
 _CHECKED: Final = _PREFIX.size
-# The format, what was done to the bytes, the header's length, and how long a compressed payload is once it is read.
+# The format, the flags, the header's length, and the length of a compressed payload once it is decompressed.
 _LENGTHS: Final = struct.Struct(">BBII")
 _WHOLE: Final = struct.Struct(_PREFIX.format + _LENGTHS.format[1:])
 _BODY: Final = _WHOLE.size
 # Flags: how the bytes were changed.
 _COMPRESSED: Final = 1
 _ENCODED: Final = 2
-# Where the fingerprint stands, and the length behind it.
+# The places of the fingerprint and of the frame's length after it.
 _TYPE: Final = slice(VERSION_DIGITS + 1, VERSION_DIGITS + 9)
 _LENGTH: Final = slice(VERSION_DIGITS + 9, VERSION_DIGITS + 19)
 
 
-# What no process of swr writes is refused, and what arithmetic would stumble over: NaN, too.
+# swr does not write times beyond the limits, nor NaN. Decoding refuses such times, because arithmetic would fail.
 _Time = Annotated[float, msgspec.Meta(ge=-_FURTHEST, le=_FURTHEST)]
 
 
 class _Header(msgspec.Struct, array_like=True):
-    """The fields of a frame beside the payload."""
+    """The fields of a frame besides the payload."""
 
     key: bytes
     fingerprint: str
@@ -91,7 +92,7 @@ def _text(data: bytes) -> str:
 
 
 class Draft(NamedTuple):
-    """An entry that is written, and not yet packed.
+    """The parts of an entry's frame, before they are compressed and encoded.
 
     Parameters:
         key: of the entry.
@@ -111,7 +112,7 @@ class Draft(NamedTuple):
 
 
 def draft(key: str, entry: Entry[Any], codec: Codec) -> Draft:
-    """Return what the frame of `entry` is made of.
+    """Return the parts of the frame of `entry`.
 
     Raises:
         CodecError: its value cannot be written.
@@ -146,10 +147,10 @@ def draft(key: str, entry: Entry[Any], codec: Codec) -> Draft:
 
 
 def pack(made: Draft, packing: Packing) -> bytes:
-    """Return the frame.
+    """Return the frame of a draft.
 
     Raises:
-        StoreUnavailable: the codec of the packing has failed.
+        StoreUnavailable: the codec of the packing failed.
     """
     key, version, ends, fingerprint, header, payload, may_shrink = made
     done, length = 0, 0
@@ -179,7 +180,7 @@ def encode(key: str, entry: Entry[Any], codec: Codec, packing: Packing = PLAIN) 
 
     Raises:
         CodecError: its value cannot be written.
-        StoreUnavailable: the codec of the packing has failed.
+        StoreUnavailable: the codec of the packing failed.
     """
     return pack(draft(key, entry, codec), packing)
 
@@ -197,7 +198,7 @@ class Found(NamedTuple):
 
 
 def frames_in(data: bytes) -> Iterator[Found]:
-    """Return the frames that are side by side in `data`, up to what is not a frame."""
+    """Yield the frames that are side by side in `data`, up to the first bytes that are not a frame."""
     first = 0
     while data[first + VERSION_DIGITS : first + VERSION_DIGITS + 1] == _KIND:
         length = data[first + _LENGTH.start : first + _LENGTH.stop]
@@ -210,9 +211,9 @@ def frames_in(data: bytes) -> Iterator[Found]:
 
 
 def mark_in(data: bytes) -> int:
-    """Return the version at which what is in `data` was marked stale, which follows the last frame; 0: never.
+    """Return the version of the mark that follows the last frame in `data` and makes the frames stale; 0: no mark.
 
-    A later load is newer, and so not concerned.
+    A frame of a later load has a greater version than the mark, and so is not stale.
     """
     last = sum(len(found.frame) for found in frames_in(data))
     mark = data[last : last + VERSION_DIGITS]
@@ -234,17 +235,17 @@ def frame_of(data: bytes, fingerprint: str) -> bytes | None:
 
 
 def is_entry(frame: bytes) -> bool:
-    """Return whether `frame` is an entry's, not a tombstone's."""
+    """Return whether `frame` is the frame of an entry, not a tombstone."""
     return frame[VERSION_DIGITS : VERSION_DIGITS + 1] == _KIND
 
 
 def is_tombstone(frame: bytes) -> bool:
-    """Return whether `frame` is what an invalidation leaves behind."""
+    """Return whether `frame` is a tombstone, which an invalidation leaves behind."""
     return len(frame) == VERSION_DIGITS + 1 and frame.endswith(b"t")
 
 
 def key_in(frame: bytes, packing: Packing) -> str | None:
-    """Return the key that is in a frame; None: it cannot be read without knowing the key, or not at all."""
+    """Return the key in a frame; None: the frame cannot be read, or its codec needs the key to decode it."""
     if packing.codec is not None or len(frame) < _BODY:
         return None
     end = _LENGTHS.unpack_from(frame, _CHECKED)[2]
@@ -255,7 +256,7 @@ def key_in(frame: bytes, packing: Packing) -> str | None:
 
 
 def weight(frame: bytes) -> int:
-    """Return how many bytes must be read to decode a frame, decompressed ones included."""
+    """Return how many bytes decoding must process: the frame, or its decompressed payload if that is longer."""
     if len(frame) < _BODY or not frame[_CHECKED + 1] & _COMPRESSED:
         return len(frame)
     return max(len(frame), int.from_bytes(frame[_BODY - 4 : _BODY], "big"))
@@ -272,7 +273,7 @@ def _decoded(key: bytes, frame: bytes, packing: Packing) -> bytes:
         raise Unreadable(f"it is of the format {kind}.{done}, which another version of swr has written", "format")
     if bool(done & _ENCODED) is not (packing.codec is not None):
         raise Unreadable(
-            "a codec has written it, and this cache has none: give it codec="
+            "a codec has written it, and this cache has none: open the cache with codec="
             if done & _ENCODED
             else "it was written without a codec, and this cache has one",
             f"codec {done & _ENCODED}",
@@ -285,11 +286,11 @@ def decode(key: str, frame: bytes, codec: Codec | None, packing: Packing = PLAIN
     """Return the entry in `frame`.
 
     Parameters:
-        codec: reads its value; None: whatever its type, the number of its bytes replaces the value.
+        codec: reads the value; None: the entry gets the number of its payload's bytes as its value, whatever its type.
         packing: how it was packed.
 
     Raises:
-        CodecError: the frame is cut, changed, of another key, of another type or from another version of swr.
+        CodecError: the frame is truncated, changed, of another key, of another type or from another version of swr.
     """
     try:
         version, kind, shown, total, ends, checksum, form, done, end, length = _WHOLE.unpack_from(frame)

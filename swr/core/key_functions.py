@@ -1,4 +1,4 @@
-"""Keys that a function of the user's makes of a loader's arguments, in the place of a key template."""
+"""Keys that a user's function makes from a loader's arguments, instead of a key template."""
 
 import dis
 import functools
@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, ParamSpec, TypeVar
 
 from swr.core.canonical import PLAIN
+from swr.core.signatures import signature_of
 from swr.core.template import Slot, Template
 from swr.errors import ConfigurationError
 
@@ -26,7 +27,7 @@ FunctionOf = (
     | Callable[Q, T]
 )
 
-# What these return depends on their arguments alone, in every process alike.
+# The results of these functions depend only on their arguments, in every process.
 _PURE: Final = frozenset(
     {
         "abs", "all", "any", "ascii", "bool", "bytes", "chr", "dict", "divmod", "enumerate", "float", "format",
@@ -34,7 +35,7 @@ _PURE: Final = frozenset(
         "repr", "reversed", "round", "set", "sorted", "str", "sum", "tuple", "zip",
     }
 )  # fmt: skip
-# What these return differs from process to process.
+# The results of these functions differ from process to process.
 _OF_PROCESS: Final = frozenset({"hash", "id"})
 _HASHES: Final = frozenset({"__hash__"})
 _ADDRESS: Final = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
@@ -42,19 +43,19 @@ _NAMED: Final = frozenset({inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Para
 
 
 class KeyFunction(Template):
-    """A function in the place of a key template. Its keys begin with the loader's name, as no other loader's do.
+    """A key function instead of a key template. Its keys begin with the loader's name, unlike all other keys.
 
     Parameters:
         function: returns the key, from parameters of the loader that it names, or from all with `**kwargs`.
-        parameters: of the loader.
-        ignored: those that are left out of the key.
-        where: the loader, for errors.
+        parameters: names of the loader's parameters.
+        ignored: names of the parameters that are not part of the key.
+        where: the loader's name, for errors.
 
     Raises:
-        ConfigurationError: it is not a function that returns a string, or it depends on this process.
+        ConfigurationError: `function` is not a function that returns a string, or it depends on this process.
 
     Attributes:
-        own: what it names that is not a parameter of the loader and has no default: the item, for a batch loader.
+        own: parameters of the function that have no default and are not the loader's: the item, for a batch loader.
     """
 
     __slots__ = ("_begins", "_function", "_is_by_name", "_rest", "_signature", "own")
@@ -64,23 +65,23 @@ class KeyFunction(Template):
     ) -> None:
         if not callable(function):
             raise ConfigurationError(
-                f"key={function!r} of {where} is not a function of its parameters; give a template as the first "
-                f"argument, without key="
+                f"key={function!r} of {where} is not a function; if it is a template, give it as the first argument, "
+                f"without key="
             )
-        # Not whether it can be called, but the method, which may be a coroutine function.
+        # A callable object may have a `__call__` that is a coroutine function.
         call = getattr(function, "__call__", None)  # noqa: B004  # the method itself is wanted
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
             raise ConfigurationError(f"key={function!r} of {where} is async, and swr would not await it: give a def")
         super().__init__(where.replace("{", "{{").replace("}", "}}") + ":{key}", "default key", where)
-        # Any text may follow, and no other template may begin like this.
+        # The function may return any text. Without escapes, `overlaps` expects any character after the loader's name.
         self._escapes = {}
         self._begins = self._literals[0]
         self._function = function
         try:
-            self._signature = inspect.signature(function)
+            self._signature = signature_of(function)
         except ValueError:
             raise ConfigurationError(
-                f"key={function!r} of {where} does not say what it takes: give a lambda or a def of its parameters"
+                f"key={function!r} of {where} does not say which parameters it takes: give a lambda or a def"
             ) from None
         known, named, self.own, self._rest = set(parameters), [], [], None
         for name, parameter in self._signature.parameters.items():
@@ -99,7 +100,7 @@ class KeyFunction(Template):
         self.is_pure = _is_pure(function, where)
 
     def texts_in(self, key: str) -> None:
-        """Return None: only the function knows what its keys are made of."""
+        """Return None: only the function knows how it makes its keys."""
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the key for `values`, a mapping from every name to its value.
@@ -121,10 +122,10 @@ class KeyFunction(Template):
             raise ConfigurationError(f"the key function of {self.where} returned {key!r}: a key is a string, not empty")
         if " at 0x" in key and _ADDRESS.search(key) and not PLAIN.issuperset(map(type, taken.values())):
             raise ConfigurationError(
-                f"the key function of {self.where} returned {key!r}, with the address of an object, which another one "
-                f"may have later: name an attribute of it"
+                f"the key function of {self.where} returned {key!r}, with the address of an object, which may later "
+                f"belong to another object: return an attribute of the object instead"
             )
-        # As what it equals: an Enum that is a string would be written by its name.
+        # An Enum that is a string must appear as the string that it equals, not as its name.
         return self._begins + str.__str__(key)
 
     def _call(self, taken: dict[str, Any]) -> Any:
@@ -132,13 +133,13 @@ class KeyFunction(Template):
         bound = {name: value for name, value in taken.items() if name in parameters}
         if self._rest is not None:
             bound[self._rest] = {name: value for name, value in taken.items() if name not in parameters}
-        # In the order of the function's own parameters, which decides what is passed by position.
+        # In the order of the function's own parameters, on which positional arguments depend.
         arguments = inspect.BoundArguments(self._signature, {name: bound[name] for name in parameters if name in bound})
         return self._function(*arguments.args, **arguments.kwargs)
 
 
 def _globals_of(code: types.CodeType) -> set[str]:
-    """Return the names that code reads and that are not its own."""
+    """Return the global and imported names that code reads."""
     return {
         instruction.argval
         for instruction in dis.get_instructions(code)
@@ -147,7 +148,7 @@ def _globals_of(code: types.CodeType) -> set[str]:
 
 
 def _functions_in(function: Any) -> list[types.FunctionType]:
-    """Return the functions of Python's own that a call of `function` runs, as far as that shows."""
+    """Return the functions written in Python that a call of `function` runs, as far as inspection finds them."""
     found: list[types.FunctionType] = []
     todo = [function]
     while todo:
@@ -167,10 +168,10 @@ def _functions_in(function: Any) -> list[types.FunctionType]:
 
 
 def _is_pure(function: Callable[..., Any], where: str) -> bool:
-    """Return whether a function visibly depends on its arguments alone: it reads no variable that is not its own.
+    """Return whether inspection shows that a function depends only on its arguments: it reads no outer variable.
 
     Raises:
-        ConfigurationError: it depends on this process.
+        ConfigurationError: the function's result depends on this process.
     """
     for inner in _functions_in(function):
         codes = [inner.__code__]
@@ -179,7 +180,7 @@ def _is_pure(function: Callable[..., Any], where: str) -> bool:
             called = _OF_PROCESS & (_globals_of(code) - inner.__globals__.keys())
             for name in sorted(called or _HASHES.intersection(code.co_names)):
                 raise ConfigurationError(
-                    f"the key function of {where} calls {name}(), which differs from process to process"
+                    f"the key function of {where} calls {name}(), whose result differs from process to process"
                 )
     if not isinstance(function, types.FunctionType):
         return False

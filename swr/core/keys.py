@@ -13,11 +13,12 @@ from urllib.parse import quote
 from swr.core.arguments import Arguments, Watch, WatchedArguments
 from swr.core.canonical import PLAIN
 from swr.core.key_functions import KeyFunction
+from swr.core.signatures import signature_of
 from swr.core.template import Template
 from swr.errors import ConfigurationError
 from swr.policy import tag_names
 
-# The beginning of the tag of a URL on one host.
+# The prefix of a tag that represents a URL on one host.
 URL_ON_HOST: Final = "host:"
 _REMEMBERED: Final = 4096
 _LONGEST_REMEMBERED: Final = 512
@@ -29,7 +30,7 @@ def bound_to(
     """Return the arguments of a call by name, defaults filled in.
 
     Parameters:
-        where: names the function in errors, as those of Python do.
+        where: the function's name, for errors.
 
     Raises:
         TypeError: the function does not take these arguments.
@@ -48,24 +49,24 @@ def _where(function: Callable[..., Any]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _shared(types: tuple[type, ...]) -> tuple[type, ...]:
-    """Return one object for equal types, because very many remembered calls may hold it."""
+    """Return one tuple object for equal types, because very many remembered calls may refer to it."""
     return types
 
 
 class CallKeys:
-    """Turns the arguments of one function into a key and tags.
+    """The making of keys and tags from the arguments of one function.
 
     Parameters:
         function: the function whose calls are keyed.
         template: the key template, or None: a key is then made of the function's name and all arguments.
         tags: tag templates.
         ignore: parameters that are left out of the key.
-        signature: of its calls, where that is not the function's own.
-        key: makes the key in the place of a template.
+        signature: of the calls; None: the function's own.
+        key: a function that makes the key instead of a template.
 
     Raises:
-        ConfigurationError: a slot or an ignored name that is not a parameter, or a parameter that is neither
-            named in the template nor ignored .
+        ConfigurationError: a slot or an ignored name is not a parameter, or a parameter is neither named in the
+            template nor ignored.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class CallKeys:
         if isinstance(ignore, str):
             raise ConfigurationError(f"ignore={ignore!r} is one string: give a tuple, ({ignore!r},)")
         self._where = where = _where(function)
-        self._signature = signature = signature or inspect.signature(function)
+        self._signature = signature = signature or signature_of(function)
         parameters = list(signature.parameters)
         ignored = frozenset(ignore)
         called = "key template" if key is None else "key function"
@@ -108,11 +109,11 @@ class CallKeys:
         self.fixed_tags = tuple(tag.text for tag in self._tags) if not any(t.names for t in self._tags) else None
         self._watch = Watch(where, self._key, self._tags)
         defaults = {type(parameter.default) for parameter in signature.parameters.values()}
-        # Nothing can be changed in plain arguments: a load is called with them as they are.
+        # Plain arguments are immutable, so a load gets them without copies.
         can_change = bool(self._watch) and key is None
         self._may_be_plain = not can_change and defaults <= {*PLAIN, type(inspect.Parameter.empty)}
         kinds = {parameter.kind for parameter in signature.parameters.values()}
-        # A call by position alone needs no binding, which takes as long as the rest of a key.
+        # A call with only positional arguments skips binding, which takes as long as the rest of making a key.
         self._positional = parameters if kinds <= _BY_POSITION else None
         self.remembered: dict[tuple[Any, ...], tuple[str, tuple[type, ...]]] = {}
 
@@ -123,7 +124,7 @@ class CallKeys:
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """The parameters of its calls, by name."""
+        """The parameters of the function's calls, by name."""
         return self._signature.parameters
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -151,9 +152,10 @@ class CallKeys:
         return key
 
     def types_of(self, values: tuple[Any, ...], key: str) -> tuple[type, ...] | None:
-        """Return the types of these arguments; they tell calls apart whose arguments are equal, such as `1` and `True`.
+        """Return the types of a call's arguments, which distinguish equal arguments such as `1` and `True`.
 
-        It is empty if all are strings: whatever equals a string gets its key. None: the call cannot be remembered.
+        The result is empty if all are strings, because a value that equals a string gets the same key. None: the call
+        cannot be remembered.
         """
         types = tuple(map(type, values))
         if len(key) > _LONGEST_REMEMBERED or not self._key.is_pure or not PLAIN.issuperset(types):
@@ -176,7 +178,7 @@ class CallKeys:
         """Return the arguments as they are now, for a load that runs later.
 
         Raises:
-            ConfigurationError: one that is part of the key cannot be kept as it is.
+            ConfigurationError: an argument that is part of the key cannot be copied.
         """
         if self._may_be_plain and PLAIN.issuperset(map(type, (*args, *kwargs.values()) if kwargs else args)):
             return Arguments(args, kwargs)
@@ -193,20 +195,20 @@ _KEYWORDS: Final = object()
 _BY_POSITION: Final = frozenset({inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD})
 
 
-# Printable ASCII but `%`, `{` and `}`: encoding it would take longer than looking.
+# Printable ASCII except `%`, `{` and `}`, which encoding would not change. The match takes less time than encoding.
 _AS_IT_IS: Final = re.compile(r"[ -$&-z|~]{1,200}")
 
 
 def storage_name(key: str) -> str:
-    """Return `key` as a store holds it: safe inside a Redis hash tag, at most 200 bytes.
+    """Return the name of `key` in a store: safe inside a Redis hash tag, at most 200 bytes.
 
-    Braces are percent-encoded, because a key such as `}x` would put an entry and its lease into two slots.
-    A longer key becomes a digest; the full key is in the frame and is compared on every read.
+    Braces are percent-encoded, because a key such as `}x` would put an entry and its lease into two hash slots.
+    A longer key becomes a digest; the full key is in the frame, and every read compares it.
     """
     if _AS_IT_IS.fullmatch(key):
         return key
     if not key:
-        # An empty hash tag is none; no key is encoded to this.
+        # Redis ignores an empty hash tag. No other key is encoded as "%".
         return "%"
     name = quote(key, safe="!\"#$&'()*+,/:;<=>?@[]^`|~\\ ", errors="surrogatepass")
     if len(name) <= 200:
@@ -215,7 +217,7 @@ def storage_name(key: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text, such as a key that a client has chosen in part, with everything escaped that is not printable."""
+    """Return text, such as a key that contains a client's input, with all unprintable characters escaped."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -223,5 +225,8 @@ def one_line(text: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def loader_digest(template: str) -> str:
-    """Return what entries carry of the loader with this key template. Two with the same are invalidated together."""
+    """Return the digest by which entries name the loader with this key template.
+
+    Loaders with equal digests are invalidated together.
+    """
     return hashlib.blake2b(template.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()

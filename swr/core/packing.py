@@ -1,6 +1,6 @@
 """The packing of bytes on their way to Redis: compressed above a size, and encoded by the user's codec.
 
-zlib at level 1 compresses: `benchmarks/compression.py` says why. What does not shrink stays as it is.
+swr compresses with zlib at level 1: `benchmarks/compression.py` says why. Data that does not shrink stays as it is.
 """
 
 import zlib
@@ -9,22 +9,24 @@ from typing import Final, Literal
 from swr.core.byte_codec import ByteCodec, NameCodec
 from swr.errors import CodecError, ConfigurationError, StoreUnavailable
 
-# Bytes. Below that, compressing and reading cost more microseconds than a fast network takes for what they save.
+# The shortest value to compress, in bytes. For a shorter one, compressing and decompressing takes longer than a fast
+# network takes to send the saved bytes.
 DEFAULT: Final = 16_384
-# Bytes. More is neither compressed nor, whatever a frame says of itself, decompressed.
+# The longest payload that swr compresses, in bytes. It does not decompress a frame that claims a greater length.
 MOST: Final = 64 * 2**20
-# What compresses to more than this share stays as it is.
+# A payload that compresses to more than this share of its length stays uncompressed.
 _WORTH: Final = 0.9
-# Samples of a payload longer than this show first whether it can be compressed at all.
+# Lengths in bytes. swr first compresses samples of a payload longer than `_SAMPLED`, to see whether compressing all of
+# it is worth the time.
 _SAMPLED: Final = 65_536
 _SAMPLE: Final = 2048
 
 
 class Unreadable(CodecError):
-    """Bytes in Redis cannot be unpacked.
+    """An error about bytes in Redis that cannot be unpacked.
 
     Parameters:
-        about: the same for everything that has the same trouble, so that it is logged once.
+        about: the same text for all bytes with the same problem, so that swr logs the problem once.
     """
 
     def __init__(self, text: str, about: str) -> None:
@@ -37,12 +39,12 @@ class Packing:
 
     Parameters:
         namespace: of the cache.
-        compress_above: bytes; what is longer is compressed. "auto": 16,384 without a codec, and nothing with one: how
-            well a value is compressed shows what is in it, also once it is encrypted. None: nothing is.
-        codec: the user's; None: none.
+        compress_above: length in bytes above which values are compressed; None: never. "auto": 16,384 without a codec,
+            never with one. The compressed length tells something about a value, even if it is encrypted afterwards.
+        codec: the user's codec, or None.
 
     Raises:
-        ConfigurationError: one of these cannot work.
+        ConfigurationError: `compress_above` or `codec` cannot work.
     """
 
     __slots__ = ("codec", "compress_above", "context", "names")
@@ -65,7 +67,7 @@ class Packing:
             raise ConfigurationError(f'compress_above={compress_above!r} is neither a number of bytes, None nor "auto"')
         self.compress_above = compress_above
         self.codec = codec
-        # Hides names, if the codec does.
+        # The codec, if it also hides names; else None.
         self.names = codec if isinstance(codec, NameCodec) else None
         self.context = namespace.encode()
 
@@ -86,10 +88,10 @@ class Packing:
 
         Parameters:
             what: a word for the kind of data.
-            place: where it is.
+            place: bytes that name the place of the data in Redis.
 
         Raises:
-            StoreUnavailable: the codec has failed, so that nothing can be stored.
+            StoreUnavailable: the codec failed, so the data cannot be stored.
         """
         if self.codec is None:
             return data
@@ -99,13 +101,13 @@ class Packing:
                 raise TypeError(f"it made a {type(encoded).__name__} instead of bytes")
             return encoded
         except Exception as error:
-            raise StoreUnavailable(f"the codec could not write ({type(error).__name__}: {error})") from error
+            raise StoreUnavailable(f"the codec could not encode ({type(error).__name__}: {error})") from error
 
     def decoded(self, data: bytes, what: bytes, place: bytes) -> bytes:
-        """Return what `encoded` was given.
+        """Return the data that `encoded` was given.
 
         Raises:
-            Unreadable: the codec cannot read it.
+            Unreadable: the codec cannot read `data`.
         """
         if self.codec is None:
             return data
@@ -118,28 +120,28 @@ class Packing:
             raise Unreadable(f"the codec could not read it ({kind}: {error})", kind) from error
 
     def _context(self, what: bytes, place: bytes) -> bytes:
-        # No namespace has a line break, and no kind of data.
+        # Neither a namespace nor a kind of data contains a line break, so a context is unambiguous.
         return b"%b\n%b\n%b" % (self.context, what, place)
 
 
 def decompressed(data: bytes, length: int) -> bytes:
-    """Return what was compressed; no more than one byte past `length` is ever made of it.
+    """Return decompressed `data`; stop at one byte past `length`, the length that a frame claims.
 
     Raises:
-        CodecError: it is not so long, or too long, or was not compressed.
+        CodecError: `data` was not compressed, has another length than `length`, or is longer than swr compresses.
     """
     if length > MOST:
         raise CodecError(f"its {length} bytes are more than swr compresses")
     unpacking = zlib.decompressobj()
     try:
-        # One more, so that the end of the data is seen, or that there is more.
+        # The additional byte shows whether the data ends here or goes on.
         payload = unpacking.decompress(data, length + 1)
     except zlib.error as error:
         raise CodecError(f"it cannot be decompressed: {error}") from None
     if len(payload) != length or not unpacking.eof or unpacking.unused_data:
-        raise CodecError("it is not as long as it says")
+        raise CodecError("its length is not the one that it states")
     return payload
 
 
-# Nothing is compressed or encoded.
+# A packing that neither compresses nor encodes.
 PLAIN: Final = Packing(compress_above=None)

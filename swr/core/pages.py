@@ -1,6 +1,7 @@
 """Large lists, tuples, sets and dicts in pages, so that no single step of writing or reading a value takes long.
 
-msgspec lets no other thread run while it works. A thread that goes from page to page lets the event loop turn.
+msgspec blocks all other threads while it works. A thread that handles one page after the other lets the event loop run
+in between.
 """
 
 import copy
@@ -14,17 +15,19 @@ import msgspec
 
 from swr.core.fidelity import fields_of, put
 
-# The most items of a page, and the most parts that they should have together; and the least of what has pages.
+# The most items of a page, and the most parts that these items should have together. A value with more than `LARGE`
+# items always has pages.
 _PAGE: Final = 2000
 _PARTS: Final = 5 * _PAGE
 LARGE: Final = 2 * _PAGE
-# Of fewer items each may be what takes long.
+# A value with at most this many items gets no pages: a single item may take most of the time.
 _FEW: Final = 8
 # Characters or bytes that count as one part.
 _TEXT: Final = 1000
-# A dict with no more items is taken for an object; of longer ones some items represent all.
+# A dict with at most this many items counts as an object, and each of its items is measured. Of longer dicts and lists
+# only this many items are measured.
 _FIELDS: Final = 8
-# Pages are made of these types. A class of the user's own may do more than they do.
+# Only values of exactly these types have pages, because a subclass of the user may behave differently.
 _KINDS: Final = frozenset({list, tuple, set, frozenset, dict})
 
 
@@ -33,8 +36,8 @@ class Paged(msgspec.Struct, array_like=True):
 
     Parameters:
         outer: the bytes of the value, in which one list, tuple, set or dict is empty.
-        name: which: an attribute or a key of the value; None: the value itself.
-        pages: the bytes of its parts.
+        name: the attribute or key of the value where that empty part is; None: the value itself is that part.
+        pages: the bytes of each page of the part.
     """
 
     outer: bytes
@@ -43,7 +46,7 @@ class Paged(msgspec.Struct, array_like=True):
 
 
 def large_part(value: Any) -> tuple[str | None, Any] | None:
-    """Return the name of a large part of `value`, and the part; None: there is none where pages help."""
+    """Return the name and the value of a part of `value` that needs pages, or None if no part does."""
     if _needs_pages(value):
         return None, value
     for name, part in _parts(value):
@@ -59,7 +62,7 @@ def _needs_pages(part: Any) -> bool:
 
 
 def _item_size(part: Any) -> int:
-    """Return how many parts one item has, a guess from the first ones."""
+    """Return how many parts one item has, estimated from the first items."""
     some = islice(part.values() if isinstance(part, dict) else part, _FIELDS)
     return max((_size(item, 5) for item in some), default=1)
 
@@ -73,7 +76,7 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def is_large(value: Any) -> bool:
-    """Return whether a thread should write a value, because its parts are many or long; a guess from some of them."""
+    """Return whether a thread should write a value, because it has many or long parts. Some parts are measured."""
     return _size(value, 6) > LARGE
 
 
@@ -106,7 +109,7 @@ def without(value: Any, name: str | None, part: Any) -> Any:
 
 
 def pages_of(part: Any) -> Iterator[Any]:
-    """Yield a list, tuple, set or dict in parts."""
+    """Yield the pages of a list, tuple, set or dict."""
     length = max(1, min(_PAGE, _PARTS // _item_size(part)))
     items = iter(part.items() if isinstance(part, dict) else part)
     while page := type(part)(islice(items, length)):
@@ -114,7 +117,7 @@ def pages_of(part: Any) -> Iterator[Any]:
 
 
 def kind_of(kind: Any, value: Any, name: str) -> Any:
-    """Return the type of a part as `kind`, the annotation of `value`, says; None: it does not say."""
+    """Return the type of a part of `value` according to its annotation `kind`; None: the annotation does not tell."""
     if type(value) is dict:
         if kind in (Any, dict):
             return Any
@@ -123,7 +126,7 @@ def kind_of(kind: Any, value: Any, name: str) -> Any:
             return arguments[1]
         return _hints(kind).get(name) if isinstance(kind, type) else None
     hint = _hints(type(value)).get(name)
-    # Of a generic class, the annotation of the loader says what it holds.
+    # The hint of a generic class may be a type variable, which only the loader's annotation resolves.
     return None if getattr(hint, "__parameters__", ()) or isinstance(hint, typing.TypeVar) else hint
 
 
@@ -135,7 +138,7 @@ _hints: Final[Callable[[Any], Mapping[str, Any]]] = functools.lru_cache(maxsize=
 
 
 def fill(outer: Any, name: str | None, pages: Iterator[Any]) -> Any:
-    """Return `outer` with its pages in the place of the empty part."""
+    """Return `outer` with its empty part filled from the pages."""
     part = outer if name is None else outer[name] if isinstance(outer, dict) else getattr(outer, name)
     if isinstance(part, (list, set, dict)):
         for page in pages:
@@ -144,7 +147,7 @@ def fill(outer: Any, name: str | None, pages: Iterator[Any]) -> Any:
             else:
                 part.update(page)
         return outer
-    # Not each page by itself: what cannot be changed would be copied for each.
+    # All pages at once: an immutable part would be copied again for each page.
     filled = type(part)(chain.from_iterable(pages))
     if name is None:
         return filled

@@ -1,4 +1,4 @@
-"""Checks of a type before any value: whether Redis can hold all of its parts, and whether `==` tells a change."""
+"""Checks of a type, without a value: whether all of its parts can be stored, and whether `==` detects each change."""
 
 import typing
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import msgspec.inspect as shapes
 from swr.errors import ConfigurationError
 
 _DICTS: Final = (shapes.DataclassType, shapes.TypedDictType, shapes.StructType, shapes.DictType)
-# What `==` does not tell: a time zone, a NaN, what an `__eq__` passes over.
+# Types whose `==` does not show whether a value changed: it ignores time zones, is False for NaN, or is the user's own.
 _COMPARED: Final = (
     shapes.CustomType,
     shapes.DateTimeType,
@@ -22,7 +22,7 @@ _COMPARED: Final = (
 
 
 def is_model(kind: Any) -> bool:
-    """Return whether `kind` is a pydantic model class, told without importing pydantic."""
+    """Return whether `kind` is a pydantic model class, without importing pydantic."""
     return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate_json")
 
 
@@ -32,17 +32,17 @@ def name_of(kind: Any) -> str:
 
 
 def is_plain(kind: Any) -> bool:
-    """Return whether `==` is enough to compare two values of this type; others are compared part by part."""
+    """Return whether `==` is enough to compare values of this type; values of other types are compared by parts."""
     parts = _parts(shapes.type_info(kind), "", set())
     return not any(isinstance(part, _COMPARED) or _has_own_equality(part) for part, _ in parts)
 
 
 def check(kind: Any) -> None:
-    """Refuse a type with a part that no value can take through Redis.
+    """Raise an error if a part of a type cannot be stored in Redis.
 
     Raises:
-        ConfigurationError: names the part, `[].owner`, and what to do.
-        NameError: it has a part that is not defined yet.
+        ConfigurationError: a part cannot be stored; the message names it, such as `[].owner`, and the remedy.
+        NameError: the type has a part that is not defined yet.
     """
     for part, path in _parts(shapes.type_info(kind), "", set()):
         found = _unwritable(part)
@@ -55,7 +55,7 @@ def check(kind: Any) -> None:
 
 
 def _parts(part: Any, path: str, seen: set[int]) -> Iterator[tuple[Any, str]]:
-    """All that a type is made of, itself first, and where it stands: `[].owner`."""
+    """Yield a type and then all of its parts, each with its path, such as `[].owner`."""
     if id(part) in seen:
         return
     seen.add(id(part))
@@ -71,7 +71,7 @@ def _parts(part: Any, path: str, seen: set[int]) -> Iterator[tuple[Any, str]]:
 
 
 def _unwritable(part: Any) -> tuple[str, str] | None:
-    """Return where inside `part` and why no value can be written and read again, or None."""
+    """Return the path inside `part` that cannot be stored, and why; None: all of it can be stored."""
     if isinstance(part, shapes.CustomType) and part.cls is not object:
         if is_model(part.cls):
             return _unwritable_model(part.cls, "", set())
@@ -86,7 +86,7 @@ def _unwritable(part: Any) -> tuple[str, str] | None:
 
 
 def _has_own_equality(part: Any) -> bool:
-    """Return whether a Struct may be equal to another that differs."""
+    """Return whether `part` is a Struct type whose values may compare equal although they differ."""
     if not isinstance(part, shapes.StructType):
         return False
     kind: Any = part.cls
@@ -125,7 +125,7 @@ def _unwritable_model(kind: Any, path: str, seen: set[Any]) -> tuple[str, str] |
 
 
 def _opaque_fields(kind: Any) -> dict[str, Any]:
-    """Return the fields of a model that hold a class of which pydantic checks nothing but the type."""
+    """Return those fields of a model whose class pydantic checks only by `isinstance`."""
     schema = kind.__pydantic_core_schema__
     while schema["type"] in ("definitions", "model"):
         schema = schema["schema"]
@@ -136,7 +136,7 @@ def _opaque_fields(kind: Any) -> dict[str, Any]:
 def _opaque(schema: Any) -> Iterator[Any]:
     if schema["type"] == "is-instance":
         yield schema["cls"]
-    # Others hold functions, which may read and write anything.
+    # Other schemas contain functions, which may read and write anything.
     if schema["type"] in ("model-field", "nullable", "default", "list", "set", "frozenset", "tuple", "dict", "union"):
         members = [schema[name] for name in ("schema", "items_schema", "values_schema") if name in schema]
         for member in [*members, *schema.get("choices", ())]:
@@ -146,7 +146,7 @@ def _opaque(schema: Any) -> Iterator[Any]:
 
 
 def _written_by_functions(kind: Any) -> frozenset[str]:
-    """The fields of a model that the author's own serializers write."""
+    """Return the fields of a model that the user's own serializers write."""
     decorators = kind.__pydantic_decorators__
     if decorators.model_serializers:
         return frozenset(kind.model_fields)

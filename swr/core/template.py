@@ -37,7 +37,7 @@ class Slot:
         self.name, *self.attributes = field.split(".")
 
     def of(self, values: Mapping[str, Any]) -> Any:
-        """Return what fills the slot."""
+        """Return the value that fills the slot."""
         value = values[self.name]
         try:
             for attribute in self.attributes:
@@ -48,14 +48,14 @@ class Slot:
 
 
 class _Chars(NamedTuple):
-    """One character in the keys of a template: a certain one, or any except some. It may be repeated."""
+    """A character in the keys of a template: `only`, or any character except those of `but`; it may be repeated."""
 
     only: str
     but: frozenset[str]
     repeats: bool
 
     def meets(self, other: "_Chars") -> bool:
-        """Return whether a character may be both."""
+        """Return whether one character fits both."""
         if self.only and other.only:
             return self.only == other.only
         return not (self.only in other.but or other.only in self.but)
@@ -64,15 +64,15 @@ class _Chars(NamedTuple):
 class Template:
     """Text with slots, `"ranking:{group}:{limit}"`, that is filled so that different values give different text.
 
-    The characters between slots are percent-encoded in what fills the slots, as are `:`, `%` and braces.
+    In the values that fill slots, `:`, `%`, braces and the characters between slots are percent-encoded.
 
     Parameters:
         text: the template.
-        what: what it is called in errors: "key" or "tags".
-        where: the function it belongs to, for errors.
+        what: the template's name in errors, such as "key" or "tags".
+        where: the name of its function, for errors.
 
     Raises:
-        ConfigurationError: slots that nothing separates, conversions, format specifications, positional slots.
+        ConfigurationError: nothing separates two slots, or a slot is positional, or has a conversion or a format.
     """
 
     __slots__ = ("_escapes", "_literals", "is_pure", "slots", "text", "where")
@@ -96,7 +96,7 @@ class Template:
                 continue
             if specification or conversion or not all(map(str.isidentifier, field.split("."))):
                 raise ConfigurationError(
-                    f"{named} has the slot {{{field}}}: a slot is a parameter's name, or name.attribute, alone"
+                    f"{named} has the slot {{{field}}}: a slot has only a parameter's name, or name.attribute"
                 )
             if self.slots:
                 marks = {char for char in literal if char.isascii() and not char.isalnum() and char not in "%{}"}
@@ -131,7 +131,7 @@ class Template:
             seen.add(place)
             if i == len(one) and j == len(two):
                 return True
-            # A slot goes on, or has ended.
+            # A repeated character may go on, or end here.
             if i < len(one) and one[i].repeats:
                 ahead.append((i + 1, j))
             if j < len(two) and two[j].repeats:
@@ -141,7 +141,7 @@ class Template:
         return False
 
     def _pattern(self) -> list["_Chars"]:
-        """The characters of its keys, one after the other; a slot is one character, and any number more."""
+        """Return the pattern of the template's keys: an item for each character, and two items for a slot."""
         inside = frozenset(map(chr, self._escapes)) - {"%"}
         pattern = []
         for number, literal in enumerate(self._literals):
@@ -151,7 +151,7 @@ class Template:
         return pattern
 
     def texts_in(self, key: str) -> dict[str, str] | None:
-        """Return the canonical text of what fills each slot in a key; None: the key does not tell that."""
+        """Return the canonical text in each slot of a key; None: the key does not show the arguments."""
         if any(slot.attributes for slot in self.slots):
             return None
         one = "([^" + re.escape("".join(char for char in map(chr, self._escapes) if char != "%")) + "]+)"
@@ -159,7 +159,7 @@ class Template:
         return None if match is None else dict(zip(self.names, map(unquote, match.groups()), strict=True))
 
     def fill_plain(self, values: Mapping[str, Any]) -> str:
-        """Return the text that an f-string would give: for tags, where a clash only invalidates too much."""
+        """Return the text that an f-string would give. Only tags use it: if two clash, one invalidates too much."""
         pieces = [f"{literal}{slot.of(values)}" for literal, slot in zip(self._literals, self.slots, strict=False)]
         return "".join([*pieces, self._literals[-1]])
 

@@ -1,8 +1,8 @@
 """The dashboard: an ASGI app that shows a fleet of caches while it runs.
 
 Public name: `dashboard`, which users call as `swr.dashboard`. Everything else is private.
-`state` has the JSON messages, with the table of routes; the page in `static/`, `swr top` and programs read the same.
-Imports: the cache, the refreshers' queues and what is below them.
+`state` describes the routes and the JSON messages, which the page in `static/`, `swr top` and programs read.
+Imports: the cache, the refreshers' queues and the folders below them.
 """
 
 import sys
@@ -13,7 +13,7 @@ from swr.dashboard.mount import ASGIApp, dashboard
 
 
 class _Callable(ModuleType):
-    """Python calls this package `swr.dashboard`, too, as soon as one of its modules is imported."""
+    """A module that can be called: importing a module of this package makes `swr.dashboard` the package itself."""
 
     def __call__(self, *args: Any, **options: Any) -> ASGIApp:
         """See `swr.dashboard.mount.dashboard`."""

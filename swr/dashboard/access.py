@@ -19,10 +19,10 @@ from swr.middleware.guesses import Guesses
 
 log = logging.getLogger("swr")
 
-# What says who may look: a token, a user and a password, or a function of the request.
+# A token, a user and a password, or a function that takes the request.
 Auth = str | tuple[str, str] | Callable[[Request], bool] | Callable[[Request], Awaitable[bool]]
 
-# A page of another site cannot send it without asking first, and this app never allows that.
+# A page of another site can send this field only after a CORS preflight, which this app never allows.
 ACTION_FIELD: Final = "x-swr-action"
 _LONGEST_CREDENTIALS: Final = 4096
 _USUAL_PORTS: Final = {"http": ":80", "https": ":443"}
@@ -30,19 +30,19 @@ _SHOWN: Final = 100
 
 
 class Gate(Protocol):
-    """Lets requests in."""
+    """A check of who may look at the dashboard."""
 
     async def admit(self, request: Request) -> str | Response:
-        """Return who asks, for the log, or how the request is answered in place."""
+        """Return the name of the user for the log, or the response that refuses the request."""
 
 
 class Credentials:
-    """Lets in who knows a token, or a user and a password.
+    """A gate for users who know a token, or a user name and a password.
 
-    A browser asks for them by HTTP's basic authentication; a token is then the password of any user.
+    A browser asks for them by HTTP's basic authentication. There, a token is the password of any user name.
 
     Parameters:
-        user: None: any, or `Authorization: Bearer` with the password.
+        user: the user name; None: any user name is valid, and so is `Authorization: Bearer` with the password.
         password: the secret.
     """
 
@@ -52,9 +52,9 @@ class Credentials:
         self._guesses = Guesses("auth= of the dashboard")
 
     async def admit(self, request: Request) -> str | Response:
-        """Return the user, or a refusal."""
+        """Return the user name, or a refusal."""
         given = self._given(request.headers.getlist("authorization"))
-        challenge = refused("who are you?", 401, {"www-authenticate": 'Basic realm="swr", charset="UTF-8"'})
+        challenge = refused("credentials are required", 401, {"www-authenticate": 'Basic realm="swr", charset="UTF-8"'})
         if given is None:
             return challenge
         wait = self._guesses.wait(request.client)
@@ -62,7 +62,7 @@ class Credentials:
             text = f"too many wrong passwords came from your address: wait {wait} s"
             return refused(text, 429, {"retry-after": str(wait)})
         user, password = given
-        # Both are compared, so that the time does not tell which was wrong.
+        # Compare both, so that the time does not tell which of them was wrong.
         is_user = _same(user, user if self._user is None else self._user)
         is_password = _same(password, self._password)
         if is_user and is_password:
@@ -71,7 +71,7 @@ class Credentials:
         return challenge
 
     def _given(self, lines: list[str]) -> tuple[bytes, bytes] | None:
-        """Return user and password; None: none are given, or it is not clear which."""
+        """Return the user name and the password of a request, or None if it has none or is ambiguous."""
         if len(lines) != 1 or len(lines[0]) > _LONGEST_CREDENTIALS:
             return None
         scheme, _, rest = lines[0].partition(" ")
@@ -87,10 +87,10 @@ class Credentials:
 
 
 class Function:
-    """Lets in the requests for which a function of the application returns True.
+    """A gate for requests for which a function of the application returns True.
 
     Parameters:
-        function: takes the request; only True, or an awaitable of True, lets it in.
+        function: takes the request. Only True, or an awaitable of True, lets the request in.
     """
 
     def __init__(self, function: Callable[[Request], Any]) -> None:
@@ -114,10 +114,10 @@ class Function:
 
 
 def gate_of(auth: Auth | None) -> Gate:
-    """Return what lets requests in.
+    """Return the gate for `auth`.
 
     Raises:
-        ConfigurationError: it is not a token, a user and a password, or a function.
+        ConfigurationError: `auth` is not a token, a user and a password, or a function.
     """
     if auth is None:
         return Loopback()
@@ -130,46 +130,49 @@ def gate_of(auth: Auth | None) -> Gate:
     if callable(auth):
         return Function(auth)
     raise ConfigurationError(
-        f"auth= is a {type(auth).__name__}: give a token, a tuple of user and password, or a function of the request"
+        f"auth= is a {type(auth).__name__}: give a token, a tuple of user and password, or a function that takes the "
+        f"request"
     )
 
 
 def secret_of(secret: object, name: str) -> str:
-    """Return a secret.
+    """Return `secret` unchanged.
 
     Raises:
-        ConfigurationError: it is empty, as that of an environment variable that is not set, or no text.
+        ConfigurationError: the secret is not text, or is empty, for example from an unset environment variable.
     """
     if not isinstance(secret, str) or not secret.strip():
-        raise ConfigurationError(f"{name}= is empty or no text, and would let everybody in: give a secret")
+        raise ConfigurationError(f"{name}= is empty or not text, and would let everybody in: give a secret")
     return secret
 
 
 def why_not_answering(request: Request, *, is_file: bool) -> str | None:
-    """Return why a request gets nothing: a page of another site asks; None: it may get an answer.
+    """Return why a request is refused, because a page of another site sends it; None if it may get an answer.
 
-    Following a link to the page itself does no harm.
+    A link from another site to the page itself is allowed, because following it does no harm.
 
     Parameters:
-        is_file: whether it is a file of the page, which holds no data. Where a browser trusts no address, as it trusts
-            none of plain HTTP, it names the origin of the page's scripts, and a proxy may have changed Host.
+        request: the request.
+        is_file: whether it asks for a file of the page, which contains no data. For files, `Origin` is not compared
+            with `Host`: over plain HTTP, browsers send `Origin` for scripts but no `Sec-Fetch-Site`, and a proxy may
+            have changed `Host`.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
         is_link = request.headers.get("sec-fetch-mode") == "navigate" and request.method == "GET"
         return None if is_link else "a page of another site asks for this"
     origin = request.headers.get("origin")
-    # A proxy may have changed Host; the browser has then said that it is the same site.
+    # With Sec-Fetch-Site, the browser itself says that it is the same site. Host proves less: a proxy may change it.
     if origin is None or site is not None or is_file or _is_own(request, origin):
         return None
     return _unlike(request, origin)
 
 
 def why_not_acting(request: Request) -> str | None:
-    """Return why a request may not change anything; None: it may.
+    """Return why a request may not change anything, or None if it may.
 
-    A browser adds the credentials that it has to whatever a page of another site sends. So a request has to say that it
-    comes from the page of this site, or to carry a token, which no browser adds by itself.
+    A browser adds its stored credentials even to requests that a page of another site sends. So a request must show
+    that it comes from the dashboard's own page, or carry a token, which no browser adds by itself.
     """
     if request.headers.get(ACTION_FIELD) is None:
         return "the field X-SWR-Action is missing"
@@ -196,13 +199,13 @@ def _is_own(request: Request, origin: str) -> bool:
         scheme, host, *_ = urlsplit(origin.lower())
     except ValueError:
         return False
-    # A browser leaves out the usual port, and a proxy may write it.
+    # A browser omits the default port, but a proxy may write it.
     port = _USUAL_PORTS.get(scheme, "")
     return bool(host) and host.removesuffix(port) == request.headers.get("host", "").lower().removesuffix(port)
 
 
 def _raw(text: str) -> bytes:
-    """Return a part of a field as it was sent; a token that is not ASCII is sent as UTF-8."""
+    """Return the bytes of a field value. They are UTF-8 if a token is not ASCII."""
     return text.encode("latin-1", "replace")
 
 

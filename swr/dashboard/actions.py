@@ -1,4 +1,4 @@
-"""Actions of the dashboard on a cache: each is logged, with who asked for it."""
+"""Actions of the dashboard on a cache. Each action is logged with the user who asked for it."""
 
 import logging
 import secrets
@@ -22,18 +22,18 @@ log = logging.getLogger("swr")
 _TARGETS: Final = ("id", "key", "tag", "url", "loader", "all")
 _LONGEST: Final = 4096
 _LONGEST_ROW: Final = 200
-# Seconds.
+# Seconds: how long a failure stays pending, the most that a load hangs, and the default.
 _FAILS_WITHIN: Final = 60.0
 _LONGEST_HANG: Final = 60.0
 _HANGS_FOR: Final = 10.0
 
 
 class Refused(Exception):
-    """The action cannot be done.
+    """Raised if an action is refused.
 
     Parameters:
-        text: a sentence that says why.
-        status: of the response.
+        text: says why.
+        status: the status of the response.
     """
 
     def __init__(self, text: str, status: int = 400) -> None:
@@ -42,12 +42,12 @@ class Refused(Exception):
 
 
 class Actions:
-    """Carries out actions.
+    """The actions on one cache.
 
     Parameters:
-        cache: on which.
-        hub: knows the store and what is shown.
-        keys: knows which key an id represents.
+        cache: the cache.
+        hub: has the store in Redis.
+        keys: finds the key of an id.
         simulates: whether faults may be simulated.
     """
 
@@ -70,12 +70,12 @@ class Actions:
         """Carry out an action; return a sentence that says what was done.
 
         Parameters:
-            name: of the action.
-            target: what it is about, see `swr.dashboard.targets.Target`; not checked yet.
-            who: the name of the user who asks for it.
+            name: the name of the action.
+            target: the target as the client sent it, unchecked; see `swr.dashboard.targets.Target`.
+            who: the user who asks for the action, for the log.
 
         Raises:
-            Refused: it cannot be done.
+            Refused: the action cannot be carried out.
         """
         action = self._actions.get(name)
         if action is None:
@@ -85,7 +85,7 @@ class Actions:
     async def logged(
         self, name: str, action: Callable[[dict[str, Any]], Awaitable[str]], target: dict[str, Any], who: str
     ) -> str:
-        """Carry out an action and log it; see `run`."""
+        """Carry out an action and log it; for the parameters see `run`."""
         try:
             await self._cache.engine.ready()
             done = await action(target)
@@ -102,7 +102,7 @@ class Actions:
     # -- entries ----------------------------------------------------------------------------------------------
 
     async def invalidate(self, target: dict[str, Any]) -> str:
-        """Invalidate what a target names, or mark it stale, if it is `soft`."""
+        """Invalidate the entries of a target, or mark them stale if the target has `soft`."""
         soft = _is_true(target, "soft")
         done = "marked stale" if soft else "invalidated"
         kind, value = _only(target, _TARGETS)
@@ -127,7 +127,7 @@ class Actions:
         return await self.invalidate({**target, "soft": True})
 
     async def _refresh(self, target: dict[str, Any]) -> str:
-        """Load a key again, if its text says what its loader was called with; else have the next read refresh."""
+        """Load a key again if swr can find its call in its text; otherwise mark it stale for the next read."""
         kind, value = _only(target, _TARGETS)
         if kind in ("id", "key") and not self._cache.engine.switch.is_off:
             key = self._key(kind, value)
@@ -195,7 +195,7 @@ class Actions:
     async def _letters(self, target: dict[str, Any]) -> tuple[Queue, list[str]]:
         name = target.get("queue")
         if not isinstance(name, str) or not {*target} <= {"queue", "id", "key"}:
-            raise Refused("name the queue, and the id of a dead letter or none for all")
+            raise Refused("give the name of the queue, and the id of a dead letter; without an id, all are meant")
         store = self._hub.store
         queues = {} if store is None else await known(store)
         if name not in queues:
@@ -207,7 +207,7 @@ class Actions:
 
 
 def _in_one_line(text: str) -> str:
-    """Return a text as a log may have it: what a tag or a key holds makes no line of its own."""
+    """Return a text for the log, in which no character of a tag or a key can begin a new line."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
@@ -215,7 +215,9 @@ async def _load(key: str, refresh: Callable[[], Awaitable[Any]]) -> None:
     try:
         await refresh()
     except Exception as error:
-        log.warning("dashboard: the load of %r failed (%s: %s); what is stored stays", key, type(error).__name__, error)
+        log.warning(
+            "dashboard: the load of %r failed (%s: %s); the stored entry stays", key, type(error).__name__, error
+        )
 
 
 def _letters(count: int) -> str:
@@ -223,10 +225,15 @@ def _letters(count: int) -> str:
 
 
 def _only(target: dict[str, Any], kinds: Collection[str], beside: Collection[str] = ("soft",)) -> tuple[str, str]:
-    """Return which of `kinds` a target names, and its value.
+    """Return the field that a target has of `kinds`, and its value.
+
+    Parameters:
+        target: the target.
+        kinds: the names of fields, of which the target must have exactly one.
+        beside: the names of further fields that it may have.
 
     Raises:
-        Refused: it names none, or several, or something else.
+        Refused: the target has none or several of `kinds`, an unknown field, or an invalid value.
     """
     strange = sorted(target.keys() - {*kinds, *beside})
     if strange:
@@ -237,7 +244,7 @@ def _only(target: dict[str, Any], kinds: Collection[str], beside: Collection[str
     (kind,) = named
     if kind == "all":
         if not _is_true(target, "all"):
-            raise Refused("all must be true; or name one of  " + ", ".join(kinds))
+            raise Refused("all must be true; or name one of " + ", ".join(kinds))
         return kind, ""
     value = target[kind]
     if not isinstance(value, str) or not value or len(value) > _LONGEST:
@@ -246,10 +253,10 @@ def _only(target: dict[str, Any], kinds: Collection[str], beside: Collection[str
 
 
 def _is_true(target: dict[str, Any], name: str) -> bool:
-    """Return a switch of a target; a form has it as text.
+    """Return the boolean value of a field, which is text in a form.
 
     Raises:
-        Refused: it is something else.
+        Refused: the value is not a boolean.
     """
     value = target.get(name, False)
     if value in ("true", "1", "yes", True):

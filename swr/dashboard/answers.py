@@ -1,4 +1,4 @@
-"""Answers of the dashboard: what each carries, and refusals."""
+"""Responses of the dashboard: their security fields, JSON messages, and refusals."""
 
 from typing import Any, Final
 
@@ -9,7 +9,7 @@ from swr.dashboard.targets import Refusal
 
 JSON: Final = "application/json"
 SECURITY: Final = {
-    # No cache, swr's own included, keeps what it answers.
+    # No cache may store the dashboard's responses, not even swr's own middleware.
     "cache-control": "no-store",
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -24,17 +24,17 @@ SECURITY: Final = {
 
 
 def as_json(message: Any) -> Response:
-    """Return a message as it is sent."""
+    """Return a response with a message as JSON."""
     return Response(dumps(message), media_type=JSON)
 
 
 def refused(why: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    """Return a refusal.
+    """Return a response that refuses a request.
 
     Parameters:
-        why: a sentence that says what to do.
-        status: of the response.
-        headers: more fields.
+        why: the reason, and what to do.
+        status: the status of the response.
+        headers: further fields.
     """
     refusal: Refusal = {"error": why}
     return Response(dumps(refusal), status, {**SECURITY, **(headers or {})}, JSON)

@@ -1,4 +1,4 @@
-"""The processes of a fleet, as their digests tell: which are alive, and what they did since the last look. Pure."""
+"""The processes of a fleet, computed from their digests: which are alive, and their work since the last look. Pure."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,32 +12,33 @@ from swr.dashboard.history import REMEMBERED_FOR, Remembered
 from swr.dashboard.sums import WINDOW, RowName, Sum, Window
 from swr.reports.digest import FORMAT, CallReport, Digest, HappeningReport, shifted
 
-# Seconds. A process that has not reported for so long counts as ended, or is shown as silent; it reports once a second.
+# Seconds without a digest after which a process counts as gone, or is shown as silent. It reports once a second.
 GONE_AFTER: Final = 4.0
 SILENT_AFTER: Final = 1.7
+# The most processes that one look reads, and the most that are known, including ended ones.
 _MOST_PROCESSES: Final = 2000
-# With those that have ended.
 _MOST_KNOWN: Final = 4000
 
-# Seconds. Clocks that differ by less are alike.
+# Seconds by which clocks may differ and still count as equal.
 _ALIKE: Final = 3.0
+# Seconds after which a digest is no longer in Redis: a minute, and a margin.
 _OLDEST: Final = 65.0
 
 _REACHABLE: Final = {"StoreUnreachable": "outage", "StoreReachable": "reachable"}
 
 
 class Seen(msgspec.Struct):
-    """A process.
+    """A process as the dashboard knows it.
 
     Parameters:
-        digest: its last one.
-        at: when that came, by the clock of the process that looks; seconds since 1970.
-        seen: likewise, by its monotonic clock.
-        reads_per_s: between its last two digests.
+        digest: its last digest.
+        at: when this digest came, in seconds since 1970 by the clock of the dashboard's process.
+        seen: when this digest came, by the monotonic clock of the dashboard's process.
+        reads_per_s: its reads per second between its last two digests.
         gone: whether it counts as ended.
-        numbers: of its last event and call that were passed on, and of calls that it had dropped by then.
-        ahead: seconds by which its clock is behind that of this process; 0: too few to matter.
-        age: of its last digest in seconds, by the clock of Redis.
+        numbers: the numbers of its last event and its last call that were passed on, and its number of dropped calls.
+        ahead: seconds by which the dashboard's clock is ahead of the process's clock; 0: too few to matter.
+        age: the age of its last digest in seconds, by the clock of Redis.
     """
 
     digest: Digest
@@ -54,16 +55,16 @@ class Fleet:
     """The processes of a namespace.
 
     Parameters:
-        monotonic: a clock that never goes back, seconds.
-        clock: wall clock, seconds.
+        monotonic: returns the time of a monotonic clock, in seconds.
+        clock: returns the wall-clock time, in seconds since 1970.
 
     Attributes:
-        processes: by id.
-        window: what happened in the last seconds.
-        remembered: what happened in the last minutes.
-        unreadable: how many processes have written what this one cannot read.
-        unseen: what else cannot be seen, and why.
-        failing: for each loader and route that fails, since when it does, and when that was last seen.
+        processes: the processes by id.
+        window: sums over the last seconds.
+        remembered: points and marks of the last minutes.
+        unreadable: how many processes have written digests that this one cannot read.
+        unseen: a sentence about further data that the dashboard cannot see, or "".
+        failing: for each failing loader and route, when its failures began, and when they were last seen.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, clock: Callable[[], float] = time.time) -> None:
@@ -77,25 +78,25 @@ class Fleet:
         self._clock = clock
         self._began = clock()
         self._looked: float | None = None
-        # When it last saw all processes, and whether it did so at its last look.
+        # When a look last saw all processes, and whether the last look did.
         self._saw = monotonic()
         self._was_whole = True
 
     def live(self) -> list[Seen]:
-        """Return the processes that run."""
+        """Return the running processes."""
         return [one for one in self.processes.values() if not one.gone]
 
     def look(
         self, digests: Mapping[str, Digest], *, is_whole: bool, ages: Mapping[str, float] = MappingProxyType({})
     ) -> tuple[list[tuple[str, HappeningReport]], list[tuple[str, CallReport]], int]:
-        """Take the digests of the processes; return the events and calls that are new, each with its process.
+        """Take the digests of the processes; return new events and new calls with their processes' ids.
 
-        Beside them it returns how many calls the processes have dropped.
+        The third value is the number of calls that the processes have dropped since the last look.
 
         Parameters:
-            digests: by process.
-            is_whole: whether they are those of all; if not, nothing is known of the others.
-            ages: of the digests in seconds, as far as they are known.
+            digests: the digests by process id.
+            is_whole: whether these are the digests of all processes. If not, other processes may run unseen.
+            ages: the known ages of the digests, in seconds.
         """
         now, t, dropped = self._monotonic(), self._clock(), 0
         pairs: list[tuple[Digest, Digest]] = []
@@ -112,7 +113,7 @@ class Fleet:
             if ahead:
                 digest = shifted(digest, ahead)
             pairs.append((self._before(known, digest, at_start), digest))
-            # A digest is in Redis for a minute; its process may have ended since then.
+            # A digest stays in Redis for a minute, and its process may have ended since it was written.
             age = ages.get(name, 0.0) if known is None else 0.0
             has_ended = digest.is_last and self._looked is not None and (known is None or not known.gone)
             one = self._see(name, known, digest, t - age, now - age)
@@ -132,11 +133,11 @@ class Fleet:
         self._saw = now if is_whole else self._saw
         self._look_for_gone(t, now, is_whole=is_whole)
         if self._was_whole and not is_whole:
-            # From now on the figures are those of fewer processes.
+            # From now on the sums cover fewer processes, and must not be mixed with earlier ones.
             self.window = Window()
         self._was_whole = is_whole
         if self._looked is not None and (is_whole or digests):
-            # A first look has nothing to compare with, and a second in which nothing was seen is none without reads.
+            # The first look has nothing to compare with. If a look saw no digest, there may have been reads anyway.
             self._count(t, max(0.001, now - self._looked), pairs)
         self._looked = now
         happenings.sort(key=lambda pair: pair[1].at)
@@ -145,7 +146,7 @@ class Fleet:
         return happenings, calls, dropped
 
     def _count(self, t: float, seconds: float, pairs: list[tuple[Digest, Digest]]) -> None:
-        """Add what the processes have counted since the last look to the figures and the plots."""
+        """Add the growth of the processes' counts since the last look to the window and to the plots."""
         change = sums.difference(t, seconds, pairs, within=self.window.seconds(t) + seconds)
         self.window.add(change)
         is_late = any(sums.is_late(seconds, before, digest) for before, digest in pairs)
@@ -155,9 +156,14 @@ class Fleet:
         self._note_failing(change)
 
     def _before(self, known: Seen | None, digest: Digest, started: float) -> Digest:
-        """Return the digest to compare with: the last one; an empty one for a new process; itself for an old process.
+        """Return the digest to compare with.
+
+        For a known process this is its last digest. For a new one it is an empty digest. For a process that is older
+        than this dashboard and not yet known, it is the digest itself, so that the growth is zero.
 
         Parameters:
+            known: the process, if it is known.
+            digest: its present digest.
             started: when the process began, by its own clock.
         """
         if known is not None:
@@ -171,7 +177,7 @@ class Fleet:
             if self._looked is not None and digest.started >= self._began - GONE_AFTER:
                 self._mark_new(digest, t)
             else:
-                # These happened before anybody looked.
+                # The events in this digest happened before the dashboard looked.
                 one.numbers = (max((event.number for event in digest.happenings), default=0), 0, digest.dropped)
             self.processes[name] = one
             return one
@@ -190,7 +196,7 @@ class Fleet:
     def _look_for_gone(self, t: float, now: float, *, is_whole: bool) -> None:
         for name, one in list(self.processes.items()):
             if not is_whole and not one.gone:
-                # Nothing is known of it. Once Redis is back, it has its time to report again.
+                # This look says nothing about the process. Once Redis is back, it gets the full time to report again.
                 one.seen = now
             if is_whole and not one.gone and now - one.seen > GONE_AFTER:
                 one.gone = True
@@ -208,10 +214,11 @@ class Fleet:
         self.failing = {name: pair for name, pair in self.failing.items() if pair[1] > change.t - WINDOW}
 
     def mark(self, happenings: list[tuple[str, HappeningReport]], t: float) -> None:
-        """Mark in the plots what happened, each event with its process.
+        """Mark invalidations and outages in the plots.
 
         Parameters:
-            t: the moment, in seconds since 1970.
+            happenings: events, each with the id of its process.
+            t: the present time, in seconds since 1970.
         """
         invalidations = [event for _, event in happenings if event.kind == "Invalidated"]
         if invalidations:
@@ -225,9 +232,13 @@ class Fleet:
 
 
 def _ahead(ahead: float, oldest: float) -> float:
-    """Return by how many seconds this clock is ahead of that of a process; 0 if the age of its digest explains that.
+    """Return the seconds by which this clock is ahead of a process's clock, or 0 if the digest's age explains them.
 
-    A digest that changes was written after the last look. One that is new may be in Redis for a minute already.
+    A changed digest was written after the last look. A digest of a new process may have been in Redis for a minute.
+
+    Parameters:
+        ahead: the present time minus the time in the digest.
+        oldest: the greatest possible age of the digest, in seconds.
     """
     return 0.0 if -_ALIKE <= ahead <= oldest else ahead
 

@@ -1,4 +1,4 @@
-"""The memory of the process that serves the page: 15 minutes of points, and the marks of the plots. Pure."""
+"""The history that the dashboard's process keeps: 15 minutes of points, and the marks in the plots. Pure."""
 
 import threading
 from collections import deque
@@ -8,7 +8,7 @@ from swr.dashboard.parts import Mark, Point
 from swr.dashboard.state import History
 from swr.dashboard.sums import Sum, quantile, together
 
-# Seconds.
+# Seconds for which ended processes stay known.
 REMEMBERED_FOR: Final = 900.0
 _MOST_POINTS: Final = 1000
 _MOST_MARKS: Final = 500
@@ -18,14 +18,15 @@ class Remembered:
     """The points and marks of the last minutes."""
 
     def __init__(self) -> None:
-        # A thread adds what the event loop asks for.
+        # A thread may add points while the event loop reads them.
         self._lock = threading.Lock()
         self._points: deque[Point] = deque(maxlen=_MOST_POINTS)
-        # Each with when it was added: a process tells of the loss of Redis when it has Redis again.
+        # Pairs of the time when a mark was added, and the mark. The two times can differ: a process can report the loss
+        # of Redis only after it has Redis again.
         self._marks: deque[tuple[float, Mark]] = deque(maxlen=_MOST_MARKS)
 
     def add(self, one: Sum) -> None:
-        """Add a point."""
+        """Add the point of a sum."""
         whole = together([one])
         rows = whole.rows.values()
         seconds = together_seconds(whole)
@@ -49,15 +50,15 @@ class Remembered:
         """Add a mark.
 
         Parameters:
-            now: the moment, in seconds since 1970.
+            now: the present time, in seconds since 1970.
             kind, text: see `Mark`.
-            at: when it happened, if that was earlier.
+            at: when the marked event happened, if that was earlier.
         """
         with self._lock:
             self._marks.append((now, {"t": now if at is None else at, "kind": kind, "text": text}))
 
     def since(self, t: float) -> History:
-        """Return what was added after a moment."""
+        """Return the points after a time, and the marks that were added after it."""
         with self._lock:
             points, marks = list(self._points), list(self._marks)
         return {
@@ -67,7 +68,7 @@ class Remembered:
 
 
 def together_seconds(whole: Sum) -> tuple[int, ...]:
-    """Return how long the loads of all rows took, by bucket."""
+    """Return the number of loads of all rows in each bucket of durations."""
     counts: list[int] = []
     for row in whole.rows.values():
         counts += [0] * (len(row.seconds) - len(counts))

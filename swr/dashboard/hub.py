@@ -1,4 +1,4 @@
-"""Collects what the fleet does, for everybody who watches: one task however many pages are open."""
+"""Collects what the fleet does, in one task that serves all open pages."""
 
 import functools
 import logging
@@ -34,51 +34,52 @@ log = logging.getLogger("swr")
 # Seconds between two looks, while a page is open and while none is.
 _WATCHED_EVERY: Final = 1.0
 _UNWATCHED_EVERY: Final = 10.0
-# Seconds after the last request for which somebody counts as watching: streams are made again all the time.
+# Seconds after the last request for which a page counts as open. Pages reconnect their streams every few seconds.
 _WATCHED_FOR: Final = 5.0
+# The most events, and the most calls, that are kept for streams.
 _MOST_HELD: Final = 500
-# Calls, and events, of other processes that are shown after one look.
+# The most calls, and the most events, of other processes that one look adds.
 _MOST_SHOWN: Final = 100
-# Processes whose digests hold up no event loop.
+# The most processes whose digests are handled on the event loop. More are handled in a thread.
 _SMALL: Final = 8
 
 
 class Held:
-    """The last things of a kind, each with a number; who watches asks for what came after the last one."""
+    """The last events or calls, numbered, so that a stream can ask for those after the last one it sent."""
 
     def __init__(self) -> None:
         self.number = 0
         self._held: deque[tuple[int, Any]] = deque(maxlen=_MOST_HELD)
 
     def add(self, thing: Any) -> None:
-        """Add one; of too many the oldest goes."""
+        """Add one, and forget the oldest if there are too many."""
         self.number += 1
         self._held.append((self.number, thing))
 
     def skip(self, count: int) -> None:
-        """Note how many were never here."""
+        """Note that `count` of them were left out."""
         self.number += count
 
     def since(self, number: int) -> tuple[list[Any], int]:
-        """Return what came after a number, and how many of these are gone already."""
+        """Return those after a number, and how many after it were left out or are forgotten already."""
         found = [thing for own, thing in self._held if own > number]
         return found, max(0, self.number - number - len(found))
 
 
 class Hub:
-    """Collects what the fleet does.
+    """The collector of the fleet's state, events and calls.
 
-    While no page is open it looks at the fleet every ten seconds, so that the plots have a past when one is opened.
+    While no page is open, it looks at the fleet every ten seconds, so that the plots have a past when a page opens.
 
     Parameters:
-        cache: of the process that answers.
-        keys: shows keys.
-        actions, simulate: what is allowed; see `State`.
+        cache: the cache of the process that serves the dashboard.
+        keys: makes keys presentable.
+        actions, simulate: what users may do; see `State`.
         beside: whether this process is not part of the fleet that it shows.
 
     Attributes:
-        state: what is known now; None: there was no look yet.
-        happenings, calls: as they came.
+        state: the present state; None before the first look.
+        happenings, calls: the last events and calls, in the order in which they came.
         fleet: the processes.
     """
 
@@ -93,7 +94,7 @@ class Hub:
         self._queues: list[Queue] = []
         self._has_secret = False
         self._watched_until = 0.0
-        # Where the task runs that collects.
+        # The event loop on which the collecting task runs.
         self._loop: object = None
         self._looked, self._woken = anyio.Event(), anyio.Event()
         self._note = ""
@@ -101,10 +102,10 @@ class Hub:
         cache.report(publishes=not beside)
         cache.engine.on_opened.append(self._start)
 
-    # -- who watches ------------------------------------------------------------------------------------------
+    # -- watching ---------------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Note that somebody watches, and wait until there is something to see."""
+        """Note that a page is open, and wait until there is a recent state."""
         now = time.monotonic()
         was_watched, self._watched_until = now < self._watched_until, now + _WATCHED_FOR
         self._reporter.watch()
@@ -115,7 +116,7 @@ class Hub:
             await self._looked.wait()
 
     async def begin(self) -> None:
-        """Begin to collect, unless that goes on already on this event loop."""
+        """Begin to collect, unless the task already runs on this event loop."""
         await self._cache.engine.ready()
         self._start()
 
@@ -137,7 +138,7 @@ class Hub:
 
     @property
     def store(self) -> RedisStore | None:
-        """The store in Redis; None: everything is in memory."""
+        """The store in Redis; None: the cache is in memory."""
         tiered = self._cache.engine.store
         return tiered.store if isinstance(tiered, TieredStore) and isinstance(tiered.store, RedisStore) else None
 
@@ -147,7 +148,7 @@ class Hub:
         try:
             while True:
                 await self._look_safely()
-                # Beside a fleet of many processes it is the only one that looks.
+                # A process beside the fleet is the only one that looks, so it can always look often.
                 is_watched = self._beside or time.monotonic() < self._watched_until
                 with anyio.move_on_after(_WATCHED_EVERY if is_watched else _UNWATCHED_EVERY):
                     await self._woken.wait()
@@ -194,10 +195,10 @@ class Hub:
         self.state = await _apart(len(shown), state_of, time.time(), self.fleet, self._keys, about)
 
     async def _digests(self, own: Digest) -> tuple[dict[str, Digest], bool]:
-        """Return the digests of all processes, and whether these are all."""
+        """Return the digests of the processes that can be seen, and whether these are all processes."""
         store, digests = self.store, {own.id: own}
         if store is None:
-            # With Redis, writing the digest begins each turn.
+            # With Redis, each turn of the reporter begins when it writes its digest. Without Redis, it begins here.
             self._reporter.turn()
             self._note = "The cache is in the memory of this process."
             return digests, True
@@ -211,20 +212,20 @@ class Hub:
             self._note = f"{self._alone}: {error}"
             return digests, False
         if store.digests.refused:
-            # So it is for the others, which this server no longer hears of.
+            # Redis probably refuses the digests of the other processes, too, so the stored digests may be old.
             self._note = f"{self._alone}: Redis refuses what processes report ({store.digests.refused})"
             return digests, False
         self._note = ""
         others = await _apart(len(found), _decoded, found)
         self.fleet.unreadable = store.digests.unreadable + len(found) - len(others)
-        # Its own is newer than the one that is in Redis.
+        # This process's own digest is newer than the one in Redis.
         return {**others, **digests}, True
 
     async def _look_at_queues(self, store: RedisStore) -> None:
-        """Look at the queues; what is wrong with one of them hides no fleet.
+        """Look at the queues. If Redis refuses that, show the rest of the fleet without them.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: Redis does not answer.
         """
         try:
             self._queues, self.fleet.unseen = await queues_of(store, self._keys), ""
@@ -246,12 +247,18 @@ class Hub:
         shown: Happening = happening_of(self._reporter.id, event, self._keys)
         self.happenings.add(shown)
         if self._beside:
-            # No process of the fleet can tell now that Redis is unreachable.
+            # While Redis is unreachable, no process of the fleet can report that. So mark the outage from here.
             self.fleet.mark([(self._reporter.id, event)], event.at)
 
 
 async def _apart(processes: int, function: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Return what a function of the digests returns; those of a large fleet are looked at in a thread."""
+    """Call a function, for a large fleet in a thread, and return its result.
+
+    Parameters:
+        processes: the number of processes that the function handles.
+        function: the function.
+        args: its arguments.
+    """
     return function(*args) if processes <= _SMALL else await in_thread(function, *args)
 
 

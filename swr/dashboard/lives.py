@@ -1,4 +1,4 @@
-"""The life of one key: what is stored, who may load it, and what happened to it."""
+"""The life of one key: its entry, its lease, and its last events."""
 
 import time
 from typing import Any
@@ -20,7 +20,7 @@ _HAPPENED = {"LoadFailed": "failed", "Invalidated": "invalidated"}
 
 
 async def life_of(key: str, engine: Engine, reporter: Reporter, hub: Hub, keys: Keys) -> KeyLife:
-    """Return what is known of a key. Its value is not looked at."""
+    """Return the entry, the lease and the last events of a key, without its value."""
     slot = engine.store.peek(key)
     entry = None if slot is None else _entry_in_memory(slot, engine.clock())
     lease, note = _lease_in_memory(key, engine), ""
@@ -84,7 +84,7 @@ def _entry_in_redis(found: Inspection) -> EntryLife | None:
 def _lease_in_memory(key: str, engine: Engine) -> LeaseLife | None:
     left = engine.backoffs.left(key)
     if left > 0 and engine.backoffs.last_error(key) is not None:
-        return {"kind": "backoff", "until": time.time() + left, "failures": 1}
+        return {"kind": "backoff", "until": time.time() + left, "failures": engine.backoffs.failures(key)}
     if engine.is_loading(key):
         return {"kind": "loading", "until": time.time() + engine.runtime.lease_for, "failures": 0}
     return None
@@ -99,7 +99,7 @@ def _lease_in_redis(found: Inspection) -> LeaseLife | None:
 
 
 def _moments(name: str, hub: Hub) -> list[Moment]:
-    """Return what happened to the key with this id."""
+    """Return the last reads and events of the key with an id."""
     found: list[Moment] = []
     calls: list[CallSeen] = hub.calls.since(0)[0]
     happenings: list[Happening] = hub.happenings.since(0)[0]

@@ -1,4 +1,4 @@
-"""Lets in one browser without `auth=`: one on this machine that has been given the token of its user."""
+"""The gate without `auth=`: it lets in browsers on this machine that have the token of the process's user."""
 
 import functools
 import ipaddress
@@ -19,7 +19,7 @@ from swr.http.purge import bearer_of
 
 log = logging.getLogger("swr")
 
-# Proxies write these. The address of a client behind one is that of the proxy.
+# Fields that proxies add. With one of them, the client's address is that of the proxy, and proves nothing.
 _FORWARDING: Final = (
     "forwarded",
     "via",
@@ -36,7 +36,7 @@ _FORWARDING: Final = (
 )
 _FORWARDING_PREFIXES: Final = ("x-forward", "x-real-", "x-original-", "x-envoy-", "x-amz", "cf-", "fastly-", "fly-")
 _COOKIE: Final = "swr-dashboard"
-# Seconds.
+# Seconds that the cookie lasts, and seconds between two log lines with the address.
 _COOKIE_LASTS: Final = 30 * 86_400
 _TOLD_EVERY: Final = 60.0
 _NOT_FROM_HERE: Final = (
@@ -58,11 +58,11 @@ This browser remembers it for 30 days.</p>
 
 
 class Loopback:
-    """Lets in who uses this machine and knows the token of its user.
+    """A gate for requests from this machine with the token of the user who runs the process.
 
-    A tunnel or a proxy on this machine may say nothing of the client behind it, and other users may work on it. So the
-    address is not enough. A page of another site can have its own name resolve to the loopback. So the name that the
-    browser asked for has to be that of the loopback.
+    The client's address alone is not enough: a tunnel or a proxy on this machine may hide a remote client, and other
+    users may work on the machine. The request's `Host` must be that of the loopback, too, because another site can make
+    its own name resolve to the loopback address (DNS rebinding).
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Loopback:
         return own_token().encode()
 
     async def admit(self, request: Request) -> str | Response:
-        """Return the client's address, or a refusal. A link with the token gets a cookie that lets the browser in."""
+        """Return the client's address or a refusal; for a link with the token, a redirect that sets the cookie."""
         client = request.client
         if client is None or not _is_from_here(request, client.host):
             return refused(_NOT_FROM_HERE, 403)
@@ -105,7 +105,7 @@ class Loopback:
         return answer
 
     def _tell(self, request: Request) -> None:
-        """Log the address with the token, which only who started the app reads."""
+        """Log the address with the token, because only the user who runs the process can read its log."""
         now = time.monotonic()
         if now - self._told_at >= _TOLD_EVERY:
             self._told_at = now
@@ -120,22 +120,22 @@ def link(page: str, token: str) -> str:
     """Return the address that lets a browser in.
 
     Parameters:
-        page: where the dashboard is, with the slash at its end.
-        token: of this user, see `own_token`.
+        page: the URL of the dashboard, with a slash at its end.
+        token: the token of this user; see `own_token`.
     """
     return f"{page}?token={token}"
 
 
 def _place(request: Request) -> str:
-    """Return the path under which the dashboard is mounted, without the slash at its end."""
+    """Return the path under which the dashboard is mounted, without a slash at its end."""
     place: str = request.scope.get("root_path", "")
     return place
 
 
 def _is_from_here(request: Request, client: str) -> bool:
-    """Return whether a request comes from this machine, as far as it says so itself."""
+    """Return whether a request seems to come from this machine: by its address, its `Host`, and no field of a proxy."""
     names = request.headers.keys()
-    # No browser speaks HTTP/1.0. nginx before 1.29.7 does, and unless it is told to, it says nothing of the client.
+    # Browsers do not speak HTTP/1.0. nginx before 1.29.7 does by default, and then adds no field about the client.
     if request.scope.get("http_version") == "1.0" or not _is_loopback(client):
         return False
     if any(name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES) for name in names):

@@ -1,4 +1,4 @@
-"""The messages about what happens: events, requests and calls as they come, and the life of a key."""
+"""Messages about events, about requests and calls, and about the life of a key."""
 
 from typing import Literal, TypedDict
 
@@ -12,13 +12,13 @@ class Happening(TypedDict):
     """An event of a cache.
 
     Attributes:
-        t: when.
+        t: when the event happened.
         kind: the name of its class in `swr.events`, such as "LoadFailed".
         process: the id of the process.
-        text: a sentence that says it.
-        key: the key, if it is about one.
-        row: the loader, route, tag or queue, if it is about one; else null.
-        bad: whether it means that something is wrong.
+        text: a sentence about the event.
+        key: the key that it is about; null: none.
+        row: the loader, route, tag or queue that it is about; null: none.
+        bad: whether the event means a problem.
     """
 
     t: float
@@ -31,11 +31,11 @@ class Happening(TypedDict):
 
 
 class Events(TypedDict):
-    """Events, as they came.
+    """The events since the last message.
 
     Attributes:
-        events: the oldest first.
-        dropped: how many were left out since the last message, because too many came.
+        events: the events, the oldest first.
+        dropped: how many events were left out since the last message, because too many came.
     """
 
     events: list[Happening]
@@ -48,15 +48,15 @@ class CallSeen(TypedDict):
     Attributes:
         t: when it was answered.
         kind: "request" or "call".
-        what: "GET /rankings/ATL", or the loader's template. Values of a query are hidden.
-        state: what the reader was given.
-        layer: what answered: the local cache, Redis, an own load, the load of another reader, or the app past the
-            cache; null if that is not known.
-        seconds: how long it took; null if that was not measured.
+        what: "GET /rankings/ATL", or the loader's key template. Values of a query are hidden.
+        state: the state that the reader got.
+        layer: the layer that answered, or null if it is unknown. "l1" is the local cache, "load" the reader's own load,
+            "flight" the load of another reader, and "app" the app without the cache.
+        seconds: how long it took; null if it was not measured.
         process: the id of the process.
-        key: null if it has none.
+        key: its key; null if it has none.
         why: why it was not cached; null if it was.
-        status: of the response; null for a call.
+        status: the status of the response; null for a call.
     """
 
     t: float
@@ -72,10 +72,10 @@ class CallSeen(TypedDict):
 
 
 class Calls(TypedDict):
-    """Requests and calls, as they came.
+    """The requests and calls since the last message.
 
     Attributes:
-        calls: the oldest first.
+        calls: the requests and calls, the oldest first.
         dropped: how many were left out since the last message, because too many came.
     """
 
@@ -89,12 +89,13 @@ class EntryLife(TypedDict):
     Attributes:
         state: "fresh", "stale", "error" (served only if a load fails), or "missing" (kept for its validators).
         loaded_at: when its load began.
-        fresh_until, stale_until, error_until: until when it is fresh, may be served stale, and after a failed load.
-        version: later ones of the same key are greater.
-        bytes: how long it is where it is stored; null if that is not known.
-        tags: that it carries; those of URLs without their queries.
-        marked_stale: whether somebody has marked it stale.
-        layer: "l1" or "redis": where it was found.
+        fresh_until, stale_until, error_until: the ends of the times in which it is fresh, may be served stale, and may
+            be served after a failed load.
+        version: grows with each entry of the key.
+        bytes: its stored size; null if it is unknown.
+        tags: its tags; the tags of URLs lack the queries.
+        marked_stale: whether it was marked stale.
+        layer: where it was found, "l1" or "redis".
     """
 
     state: str
@@ -110,12 +111,12 @@ class EntryLife(TypedDict):
 
 
 class LeaseLife(TypedDict):
-    """The lease of a key: who may load it.
+    """The lease of a key.
 
     Attributes:
         kind: "loading", or "backoff" after failures.
-        until: when it ends unless it is renewed.
-        failures: in a row.
+        until: when the lease ends unless it is renewed.
+        failures: the number of consecutive failures.
     """
 
     kind: str
@@ -124,12 +125,12 @@ class LeaseLife(TypedDict):
 
 
 class Moment(TypedDict):
-    """The life of a key, as far as the process that answers saw it.
+    """A read or an event of a key that the answering process has seen.
 
     Attributes:
-        t: when.
+        t: when it happened.
         kind: "loaded", "failed", "hit", "stale", "missing", "invalidated" or "marked stale".
-        text: a phrase that says it.
+        text: a phrase about it.
     """
 
     t: float
@@ -141,13 +142,14 @@ class KeyLife(TypedDict):
     """The life of one key.
 
     Attributes:
-        now: the moment.
-        key: which.
-        row: the name of its loader or route; null if that is not known.
-        entry: what is stored; null: nothing.
-        lease: null: no process loads it, and it does not back off.
-        moments: the last 50, the oldest first; only those that happened while somebody watched.
-        note: what could not be found out, and why; or "".
+        now: the present time.
+        key: the key.
+        row: the name of its loader or route; null if it is unknown.
+        entry: its entry; null: no entry is stored.
+        lease: its lease; null: no process loads it, and it does not back off.
+        moments: the last 50 reads and events that the process has seen, the oldest first. It sees reads only while a
+            page is open.
+        note: what swr could not find out, and why; or "".
     """
 
     now: float

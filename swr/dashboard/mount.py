@@ -32,18 +32,20 @@ def dashboard(
     From now on this process reports to dashboards, as with `Cache(reports=True)`.
 
     Parameters:
-        cache: of this process. Those that share its namespace in Redis and report are shown with it.
-        auth: who may look. A token: `Authorization: Bearer`, or the password of any user where a browser asks. A tuple:
-            user and password. A function, `def` or `async def`, of the request: True lets it in. None: only a browser
-            on this machine that asks for localhost, and has opened the address with the token that the process logs.
-        actions: whether who may look may also invalidate, mark stale, and retry or purge dead letters. Each action is
-            logged.
-        simulate: whether who may act may also have loads fail and hang, for demonstrations.
-        token: lets programs invalidate by `POST invalidate` with `Authorization: Bearer`; None: none may.
-        show_queries: whether the values of queries are shown. They may be secrets.
+        cache: the cache of this process. The dashboard also shows all caches that report and share its namespace.
+        auth: who may look. A token: clients send it by `Authorization: Bearer`, or a browser's user types it as the
+            password of any user name. A tuple: user name and password. A function (`def` or `async def`) of the
+            request: True lets the request in. None: only browsers on this machine that ask for localhost, and have
+            opened the address with the token that the process logs.
+        actions: whether users who may look may also invalidate, mark stale, and retry or purge dead letters. swr logs
+            each action.
+        simulate: whether these users may also make loads fail and hang, for demonstrations.
+        token: the secret with which programs may invalidate, by `POST invalidate` with `Authorization: Bearer`; None:
+            no program may.
+        show_queries: whether to show the values of URL queries, which may be secrets.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: an option cannot work.
     """
     from swr.cache import Cache
     from swr.dashboard.access import gate_of, secret_of

@@ -11,7 +11,7 @@ from typing import Final
 log = logging.getLogger("swr")
 
 _NAME: Final = "dashboard-token"
-# Of 128 bits.
+# The token has 128 bits.
 _BYTES: Final = 16
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{22,100}")
 _LONGEST: Final = 200
@@ -19,13 +19,13 @@ _OF_THIS_PROCESS: Final = secrets.token_urlsafe(_BYTES)
 
 
 def own_token(folder: Path | None = None) -> str:
-    """Return the token of this user. The first process that asks makes it.
+    """Return the token of this user. The first process that asks creates it.
 
-    All worker processes know it then, and those that take their place after a change of the code. Where the file cannot
-    be had, each process has a token of its own.
+    So all worker processes have the same token, also after a restart. If a process cannot use the file, it makes a
+    token for itself.
 
     Parameters:
-        folder: where the file lies; None: `$XDG_STATE_HOME/swr` or `~/.local/state/swr`.
+        folder: the folder of the file; None: `$XDG_STATE_HOME/swr` or `~/.local/state/swr`.
     """
     try:
         path = (_folder() if folder is None else folder) / _NAME
@@ -37,25 +37,25 @@ def own_token(folder: Path | None = None) -> str:
 
 
 def _folder() -> Path:
-    """Return where a user's programs keep what outlives them.
+    """Return swr's folder for persistent state of the user.
 
     Raises:
-        RuntimeError: this user has no home.
+        RuntimeError: this user has no home directory.
     """
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "swr"
 
 
 def _made(path: Path) -> str:
-    """Make the file and return the token in it: that of another process, if this one is later.
+    """Create the file and return its token; if another process created it first, return that process's token.
 
     Raises:
-        OSError, ValueError: it cannot be made, or read.
+        OSError, ValueError: the file cannot be created or read.
     """
     draft = path.with_name(f"{_NAME}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write(secrets.token_urlsafe(_BYTES))
-        # The file appears as a whole, and never in the place of another.
+        # The link makes the complete file appear at once, and fails if there is a file already.
         os.link(draft, path)
     except FileExistsError:
         pass
@@ -65,11 +65,11 @@ def _made(path: Path) -> str:
 
 
 def _read(path: Path) -> str | None:
-    """Return the token in the file; None: there is no file.
+    """Return the token in the file, or None if there is no file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: others may read or write it, or it holds no token.
+        OSError: the file cannot be read.
+        ValueError: other users may read or write the file, or it contains no token.
     """
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -82,5 +82,5 @@ def _read(path: Path) -> str | None:
             raise ValueError(f"{path} can be read or written by other users: remove it")
         text = opened.read(_LONGEST).strip()
     if not _TOKEN.fullmatch(text):
-        raise ValueError(f"{path} holds no token: remove it")
+        raise ValueError(f"{path} contains no token: remove it")
     return text

@@ -1,4 +1,4 @@
-"""Pages of the documentation, for the links that say how to mend something."""
+"""Pages of the documentation, to which the dashboard's explanations link."""
 
 import html
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 _NAME: Final = re.compile(r"[a-z0-9]+")
-# A clone of swr has them; a wheel leaves them out.
+# A clone of swr has the pages, but an installed package does not.
 _FOLDER: Final = Path(__file__).parent.parent.parent / "docs"
 _PUBLISHED: Final = "https://swr-cache.github.io/swr/"
 _HEADING: Final = re.compile(r"(#{1,6}) (.*)")
@@ -15,23 +15,23 @@ _CODE: Final = re.compile(r"`([^`]+)`")
 
 
 def address_of(place: str, folder: Path = _FOLDER) -> str:
-    """Return the address of a place in the documentation: here if this process has it, else where it is published.
+    """Return the address of a place in the documentation: on this dashboard if it has the page, else on the web.
 
     Parameters:
-        place: a page and an anchor, "http#how-long-a-response-is-fresh".
-        folder: where its pages would lie.
+        place: a page and an anchor, such as "http#how-long-a-response-is-fresh".
+        folder: the folder of the pages.
     """
     page, _, anchor = place.partition("#")
-    # Beside an installed package there may be other documentation.
+    # With an installed package, the folder may contain the documentation of another program.
     if (folder / f"{page}.md").is_file():
         return f"docs/{place}"
     return f"{_PUBLISHED}{page}/{anchor and '#'}{anchor}"
 
 
 def page_of(name: str) -> str | None:
-    """Return a page as HTML, or None: there is none of that name.
+    """Return a page as HTML, or None if there is no page of that name.
 
-    Headings have the anchors that links lead to. Everything else stays nearly as it was written.
+    This is a minimal conversion of Markdown: headings get the anchors of links, and tables stay plain text.
     """
     if not _NAME.fullmatch(name):
         return None

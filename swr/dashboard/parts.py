@@ -1,16 +1,16 @@
-"""The parts of the messages in `state`: what is known of a process, a loader, a key."""
+"""Parts of the messages in `state`: a process, a loader, a key and so on."""
 
 from typing import Literal, TypedDict
 
 
 class Key(TypedDict):
-    """A key as it may be shown.
+    """A presentable key.
 
     Attributes:
-        id: names the key to the routes; opaque, and valid as long as the process that gave it remembers it.
-        text: all of it, hashed parts included, for copying and for a title.
-        parts: the same text in pieces, each with whether it is a hash: digests of fields and cookies, and the values
-            of a query, which the dashboard hides.
+        id: the opaque id that routes take. All dashboards of the namespace know it.
+        text: the whole text, including hashes, for copying and for a title.
+        parts: the same text in pieces, each with a flag that says whether it is a hash. Hashes replace fields, cookies
+            and the values of a query.
     """
 
     id: str
@@ -19,16 +19,16 @@ class Key(TypedDict):
 
 
 class Problem(TypedDict):
-    """Something that is wrong now.
+    """A present problem.
 
     Attributes:
-        level: "error" comes first.
+        level: the severity. Errors come first.
         kind: "redis", "refused", "process", "failing", "hanging", "queue", "dead", "version", "clock", "fleet",
-            "unreadable" or "simulated". Eight of a kind come at most, and one more that counts the others.
-        text: a sentence that says what happened and to which thing.
+            "unreadable" or "simulated". A kind has at most eight problems, and one more that counts the others.
+        text: a sentence that says what happened, and to which thing.
         remedy: what to do about it.
-        since: when it began; null if that is not known.
-        target: the name of the row, node, process or queue that it concerns; null: all.
+        since: when it began; null if that is unknown.
+        target: the name of the row, node, process or queue that it concerns; null: it concerns no single one.
     """
 
     level: Literal["error", "warning"]
@@ -43,11 +43,11 @@ class Node(TypedDict):
     """A server of Redis or Valkey.
 
     Attributes:
-        name: its address.
-        reachable: whether every process that reports reaches it, and so does this one.
-        since: since when it is unreachable; null if it is reachable.
-        reason: why, as the log says; "" if it is reachable.
-        unreachable_from: the ids of the processes that do not reach it.
+        name: the address of the server.
+        reachable: whether this process and every process that reports can reach it.
+        since: when it became unreachable; null if it is reachable.
+        reason: why it is unreachable, as in the log; "" if it is reachable.
+        unreachable_from: the ids of the processes that cannot reach it.
     """
 
     name: str
@@ -61,23 +61,23 @@ class Process(TypedDict):
     """A process that has a digest in Redis, or this one.
 
     Attributes:
-        id: of its cache, made when the cache opened.
-        host, pid: where it runs.
-        version: of the application, as `Cache(version=...)` or the environment says; "" if neither does.
+        id: identifies the process; new after a fork.
+        host, pid: the host name and the process id.
+        version: the release of the application, from `Cache(release=...)` or the environment; "" if it is not set.
         swr: the version of swr.
-        started: when its cache opened.
+        started: when the process began to report.
         seen: when its last digest arrived.
-        gone: whether that is so long ago that it counts as ended, or was its last.
-        ended: whether it was: the process was stopped, and has not died.
-        silent: for how many seconds it has not reported, if that is longer than usual; None: it has, or it is gone.
-        reachable: whether it reaches every node.
-        unreachable_since: since when not; null if it does.
-        reason: why not; "" if it does.
-        reads_per_s: over the last seconds.
-        loads_in_flight: loaders that run.
-        backoffs: keys whose refresh waits after failures.
-        l1_bytes, l1_entries, l1_max_bytes: its local cache.
-        evictions: entries that its local cache has given up for lack of room, so far.
+        gone: whether the process counts as ended, because it said so or has been silent for too long.
+        ended: whether it said so itself: the process was stopped properly, and has not died.
+        silent: seconds for which it has not reported, if unusually long; null: it reports, or it is gone.
+        reachable: whether it can reach every Redis server.
+        unreachable_since: when it lost a server; null if it can reach all.
+        reason: why it lost the server; "" if it can reach all.
+        reads_per_s: its reads per second between its last two digests.
+        loads_in_flight: the number of running loads.
+        backoffs: the number of keys that back off after failures.
+        l1_bytes, l1_entries, l1_max_bytes: the size of its local cache, and the limit.
+        evictions: the number of entries that its local cache has evicted so far.
     """
 
     id: str
@@ -107,9 +107,9 @@ class LastError(TypedDict):
 
     Attributes:
         type: the name of the exception's class.
-        text: of the exception, 200 characters at most, without passwords in URLs.
-        at: when.
-        key: of the load; null if that is not known.
+        text: the text of the exception, at most 200 characters, without passwords in URLs.
+        at: when the load failed.
+        key: the key of the load; null if it is unknown.
     """
 
     type: str
@@ -119,21 +119,21 @@ class LastError(TypedDict):
 
 
 class Row(TypedDict):
-    """A loader or a route. Counts are those of the last `State.window` seconds, of all processes.
+    """A loader or a route. Counts cover the last `State.window` seconds, and all processes.
 
     Attributes:
-        name: the key template, or the path template; "other" for what was too many to count one by one.
+        name: the key template or the path template. "other" sums up loaders and routes without their own row.
         kind: "loader" or "route".
-        fresh, stale, missing: reads by what the reader was given.
-        reads_per_s: their sum, by the second.
-        l1, redis, load: the same reads by the layer that answered.
-        loads, failed: loads that ended with a value, and without.
-        p50, p99: how long loads took; upper bounds from a histogram, null without loads.
-        in_flight: loads that run now.
-        backoff_keys: keys that wait after failures now.
-        retry_at: when the first of them may be tried again; null if none waits.
-        last_error: null if no load has failed.
-        bytes: stored so far.
+        fresh, stale, missing: numbers of reads, by the state that the reader got.
+        reads_per_s: all reads, per second.
+        l1, redis, load: the same reads, by the layer that answered.
+        loads, failed: numbers of loads that ended with a value, and without.
+        p50, p99: quantiles of the seconds that loads took, as upper bounds from a histogram; null without loads.
+        in_flight: the number of loads that run now.
+        backoff_keys: the number of keys that back off now.
+        retry_at: when the first of these may be tried again; null if no key backs off.
+        last_error: the newest failure; null if no load has failed.
+        bytes: the bytes of its entries in the local caches.
     """
 
     name: str
@@ -160,13 +160,13 @@ class Totals(TypedDict):
     """All rows together, over the last `State.window` seconds.
 
     Attributes:
-        reads_per_s, loads_per_s, failed_per_s: by the second.
-        fresh, stale, missing: shares of the reads, 0 to 1; null without reads.
-        without_waiting: the share of reads that waited for no load.
-        p50, p99: how long loads took; null without loads.
-        redis_p50, redis_p99: how long Redis took to answer; null if it was not asked.
-        in_flight, backoffs: now.
-        invalidations_per_s: by the second.
+        reads_per_s, loads_per_s, failed_per_s: reads, all loads, and failed loads, per second.
+        fresh, stale, missing: shares of the reads, from 0 to 1; null without reads.
+        without_waiting: the share of reads that did not wait for a load; null without reads.
+        p50, p99: quantiles of the seconds that loads took; null without loads.
+        redis_p50, redis_p99: quantiles of the seconds that Redis took to answer; null without commands.
+        in_flight, backoffs: present numbers of running loads, and of keys that back off.
+        invalidations_per_s: invalidations per second.
     """
 
     reads_per_s: float
@@ -186,12 +186,12 @@ class Totals(TypedDict):
 
 
 class Hot(TypedDict):
-    """A key that is read most. Sampled: one read in some represents all.
+    """A key that is read often, according to a sample of the reads.
 
     Attributes:
-        key: which.
+        key: the key.
         row: the name of its loader or route.
-        reads_per_s: estimated.
+        reads_per_s: its estimated reads per second.
     """
 
     key: Key
@@ -200,15 +200,15 @@ class Hot(TypedDict):
 
 
 class Hanging(TypedDict):
-    """A load that has run longer than loads of its kind do.
+    """A load that has run unusually long.
 
     Attributes:
-        key: which.
+        key: the key that it loads.
         row: the name of its loader or route.
-        process: the id of the process that loads it.
+        process: the id of the process that runs it.
         since: when the load began.
-        seconds: how long that is ago.
-        timeout: when swr cancels it, in seconds from `since`; null: never.
+        seconds: for how many seconds it has run.
+        timeout: after how many seconds swr cancels it; null: never.
     """
 
     key: Key
@@ -223,9 +223,9 @@ class Why(TypedDict):
     """Why a response was not cached, or not answered from the cache.
 
     Attributes:
-        code: the detail of `Cache-Status`, "no freshness" or "field x-token".
-        text: a sentence that says it.
-        link: the address of the paragraph that mends it, relative to where the app is mounted.
+        code: the detail of `Cache-Status`, such as "no freshness" or "field x-token".
+        text: a sentence that explains it.
+        link: the address of the documentation that says what to do: relative to the dashboard, or absolute.
     """
 
     code: str
@@ -234,11 +234,11 @@ class Why(TypedDict):
 
 
 class Uncached(TypedDict):
-    """A count of what was not cached over the last `State.window` seconds.
+    """The number of requests that were not cached for one reason, over the last `State.window` seconds.
 
     Attributes:
         why: the reason.
-        count: how many requests.
+        count: the number of requests.
     """
 
     why: Why
@@ -249,10 +249,10 @@ class DeadLetter(TypedDict):
     """A task that a queue has given up.
 
     Attributes:
-        key: of the group; its `id` is what `retry-dead` and `purge-dead` take.
-        error: why, as text.
-        attempts: how often it was tried.
-        at: when it was given up.
+        key: the key of the group. The actions `retry-dead` and `purge-dead` take its `id`.
+        error: the text of the last error.
+        attempts: the number of tries.
+        at: when the queue gave it up.
     """
 
     key: Key
@@ -265,17 +265,17 @@ class Queue(TypedDict):
     """The queue of a refresher.
 
     Attributes:
-        name: of the refresher.
-        strategy: "streams" or "list".
-        leader: whether some process leads.
-        leads_for: seconds until its lease ends unless it is renewed.
-        consumers: how many processes take tasks.
-        round_at: when the last round began that is enqueued whole; null: none yet.
-        backlog: tasks that a process may take now.
-        in_hand: tasks that a process has taken.
-        waiting: tasks that wait for another try.
-        dead: how many dead letters there are.
-        letters: the newest of them, 100 at most.
+        name: the name of the refresher.
+        strategy: the backend, "streams" or "list".
+        leader: whether a process leads.
+        leads_for: seconds until the leader's lease ends unless it is renewed.
+        consumers: the number of processes that take tasks.
+        round_at: when the last completely enqueued round began; null: there was no round.
+        backlog: the number of tasks that a process may take now.
+        in_hand: the number of tasks that a process has taken.
+        waiting: the number of tasks that wait for another try.
+        dead: the number of dead letters.
+        letters: the newest dead letters, at most 100.
     """
 
     name: str
@@ -292,12 +292,12 @@ class Queue(TypedDict):
 
 
 class Simulated(TypedDict):
-    """A fault that the dashboard has been asked to simulate.
+    """A fault that a user of the dashboard simulates.
 
     Attributes:
         kind: "fail-next" or "hang".
-        row: the loader or route.
-        until: when it ends by itself; null: with the next load.
+        row: the name of the loader or route.
+        until: when it ends by itself. "fail-next" may end earlier, with the next load.
     """
 
     kind: str
@@ -306,16 +306,16 @@ class Simulated(TypedDict):
 
 
 class Point(TypedDict):
-    """A part of the history: about a second while somebody watches, else about ten.
+    """An interval of the history: about one second while a page is open, otherwise about ten.
 
     Attributes:
-        t: its end.
-        seconds: how long it is; counts are those of all of it.
-        fresh, stale, missing: reads in it.
-        waited: those of them that waited for a load.
-        loads, failed: loads that ended in it.
-        p50, p99: how long they took; null without loads.
-        processes: how many reported.
+        t: the end of the interval.
+        seconds: its length. Counts cover the whole interval.
+        fresh, stale, missing: numbers of reads, by the state that the reader got.
+        waited: the number of reads that waited for a load.
+        loads, failed: numbers of loads that ended with a value, and without.
+        p50, p99: quantiles of the seconds that loads took; null without loads.
+        processes: the number of running processes.
     """
 
     t: float
@@ -332,13 +332,13 @@ class Point(TypedDict):
 
 
 class Mark(TypedDict):
-    """Something that the plots mark.
+    """A mark in the plots.
 
     Attributes:
-        t: when.
-        kind: "deploy" (a new version), "process" (a new process), "ended", "gone", "outage", "reachable" or
+        t: when the marked event happened.
+        kind: "deploy" (a new release), "process" (a new process), "ended", "gone", "outage", "reachable" or
             "invalidation".
-        text: a phrase that says it.
+        text: a phrase about it.
     """
 
     t: float

@@ -1,4 +1,4 @@
-"""Faults of the moment, in sentences, the worst first. Pure."""
+"""Finds the present problems of a fleet and describes them in sentences, the worst first. Pure."""
 
 from collections.abc import Iterable
 from typing import Final, Literal
@@ -8,25 +8,25 @@ from swr.dashboard.parts import Hanging, Problem, Row
 from swr.dashboard.state import State
 from swr.stats.counts import OTHER
 
-# Seconds for which a process that has ended without a successor is a problem.
+# Seconds for which a process that died is a problem, unless a new process has its host and process id.
 _GONE_FOR: Final = 60.0
-# Problems of one kind that are shown. A database that fails makes a hundred loaders fail, and hides nothing else.
+# The most problems of one kind. Without this limit, a broken database with a hundred loaders would hide other problems.
 _MOST: Final = 8
 _REMEDIES: Final = {
     "redis": "Look at the server and the network. Meanwhile memory and the loaders answer.",
     "refused": "Meanwhile memory and the loaders answer.",
-    "fleet": "Mend what stands between the dashboard and Redis; what the processes cache goes on.",
+    "fleet": "Repair the connection from the dashboard to Redis. The caches of the processes work on.",
     "failing": "Look at what it loads from; swr tries again by itself.",
     "queue": "Start a process that runs its refresher.",
     "hanging": "Look at what its loader waits for; hard_timeout= bounds it.",
-    "dead": "Mend what their errors say, then retry them: swr queue retry.",
+    "dead": "Fix the causes in their errors, then retry them: swr queue retry.",
     "process": "If no deploy or restart explains it, read its log.",
-    "unreadable": "Give all processes one release of swr and one secret.",
-    "version": "A deploy explains it; afterwards restart those that were left behind.",
+    "unreadable": "Give all processes the same release of swr and the same secret.",
+    "version": "This is normal during a deploy. Afterwards, restart the processes that still run an old release.",
     "clock": "Synchronise it, by NTP for example.",
     "simulated": "It ends by itself.",
 }
-# There is never more than one problem of any other kind.
+# The other kinds never have more than one problem.
 _MORE: Final = {
     "redis": "{} more nodes of Redis cannot be reached.",
     "failing": "{} more loaders and routes fail: the table below has them first.",
@@ -39,10 +39,11 @@ _MORE: Final = {
 
 
 def problems_of(state: State, fleet: Fleet) -> list[Problem]:
-    """Return what is wrong now.
+    """Return the present problems, errors first.
 
     Parameters:
-        state: all else that is known now.
+        state: the state of the fleet, still without problems.
+        fleet: the processes.
     """
     found = [
         *(_unreachable(state) or _unseen(state, fleet)),
@@ -69,7 +70,7 @@ def _by_kind(found: list[Problem]) -> Iterable[list[Problem]]:
 
 
 def _bounded(those: list[Problem]) -> list[Problem]:
-    """Return the first problems of a kind, and one that counts the others."""
+    """Return the first problems of a kind, and one more that counts the others."""
     left_out = len(those) - _MOST
     if left_out <= 0:
         return those
@@ -96,7 +97,7 @@ def _unreachable(state: State) -> list[Problem]:
 
 
 def _unseen(state: State, fleet: Fleet) -> list[Problem]:
-    """Redis refuses what the dashboard asks for, or does not answer while the link still counts as whole."""
+    """Return a problem if the dashboard cannot see the fleet or its queues for another reason."""
     text = fleet.unseen if state["fleet"] else f"The fleet cannot be seen. {state['note']}"
     return [_problem("error", "fleet", text)] if text else []
 
@@ -116,7 +117,7 @@ def _unreadable(fleet: Fleet) -> list[Problem]:
     if not count:
         return []
     who = "1 process reports" if count == 1 else f"{count} processes report"
-    text = f"{who} what this dashboard cannot read, and may run another release of swr, or encrypt with another secret."
+    text = f"{who} data that this dashboard cannot read: another release of swr, or another secret, may be the cause."
     return [_problem("warning", "unreadable", text)]
 
 
@@ -138,7 +139,7 @@ def _named(row: Row) -> str:
     error = row["last_error"]
     if row["name"] == OTHER and error is not None and error["key"] is not None:
         return f"{OTHER} loaders and routes, such as that of {error['key']['text']},"
-    return row["name"] or "what has no name"
+    return row["name"] or "an unknown route"
 
 
 def _without_leader(state: State) -> list[Problem]:
@@ -150,7 +151,7 @@ def _without_leader(state: State) -> list[Problem]:
 
 
 def _hanging(state: State) -> list[Problem]:
-    """Return one for each loader: a service that hangs holds up the loads of many keys."""
+    """Return one problem for each loader or route, because a service that hangs delays the loads of many keys."""
     loads: dict[str, list[Hanging]] = {}
     for load in state["hanging"]:
         loads.setdefault(load["row"], []).append(load)
@@ -158,7 +159,7 @@ def _hanging(state: State) -> list[Problem]:
     for row, those in loads.items():
         longest = max(those, key=lambda load: load["seconds"])
         text = f"A load of {longest['key']['text']} has run for {longest['seconds']:.0f} s"
-        more = f", and {len(those) - 1} more of {row or 'what has no name'} hang{'s' * (len(those) == 2)}"
+        more = f", and {len(those) - 1} more of {row or 'an unknown route'} hang{'s' * (len(those) == 2)}"
         whole = f"{text}{more if len(those) > 1 else ''}."
         found.append(_problem("warning", "hanging", whole, longest["since"], row))
     return found
@@ -219,14 +220,14 @@ def _clocks(fleet: Fleet) -> list[Problem]:
 
 
 def _simulated(state: State) -> list[Problem]:
-    # "{}" is filled with a name, which may have braces itself.
+    # Only these fixed texts are formatted: the name of a row may contain braces itself.
     words = {"fail-next": "The next load of {} fails", "hang": "Loads of {} hang"}
     return [
         _problem(
             "warning",
             "simulated",
             words.get(fault["kind"], "{} is disturbed").format(fault["row"])
-            + ", because somebody simulates that here.",
+            + ", because a user of the dashboard simulates that.",
             None,
             fault["row"],
         )

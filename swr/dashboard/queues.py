@@ -1,4 +1,4 @@
-"""The queues of refreshers as the page shows them."""
+"""The refreshers' queues in the form of the dashboard's messages."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ from swr.stores.redis.store import RedisStore
 
 _MOST_QUEUES: Final = 20
 _MOST_LETTERS: Final = 100
-# More are not asked for: each is a kilobyte or so.
+# With more dead letters, the dashboard reads none of them, because each has about a kilobyte.
 _MOST_ASKED: Final = 2000
 
 
@@ -20,7 +20,7 @@ async def queues_of(store: RedisStore, keys: Keys) -> list[Queue]:
     """Return the queues of the namespace.
 
     Raises:
-        StoreUnavailable: no answer.
+        StoreUnavailable: Redis does not answer.
     """
     found = []
     for _, queue in sorted((await known(store)).items())[:_MOST_QUEUES]:

@@ -1,4 +1,4 @@
-"""The ASGI app of the dashboard: its routes, and who may use them."""
+"""The ASGI app of the dashboard: its routes, and the checks of who may use them."""
 
 import json
 import logging
@@ -44,22 +44,22 @@ _MOST_BYTES: Final = 65_536
 _MOST_FIELDS: Final = 20
 _FORM: Final = "application/x-www-form-urlencoded"
 _EVENTS: Final = "text/event-stream"
-# Where it is mounted may be up to clients, as in /{tenant}/swr.
+# The most mount points to remember, because clients may choose the mount point, as in /{tenant}/swr.
 _MOST_MOUNTS: Final = 20
 _SECONDS: Final = 900.0
 
 
 class Server:
-    """Answers the requests of the dashboard.
+    """The ASGI app of the dashboard.
 
     Parameters:
-        cache: what it shows.
-        gate: lets in who may look.
-        actions: whether who may look may act.
-        simulate: whether faults may be simulated, too.
-        token: what a program has to know that invalidates; None: none may.
-        keys: shows keys.
-        beside: whether the process is not part of the fleet that it shows.
+        cache: the cache that it shows.
+        gate: decides who may look.
+        keys: makes keys presentable.
+        actions: whether users who may look may also act.
+        simulate: whether they may also simulate faults.
+        token: the secret with which programs may invalidate; None: no program may.
+        beside: whether this process is not part of the fleet that it shows.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Server:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one connection."""
+        """Handle one ASGI connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -96,9 +96,9 @@ class Server:
             return
         scope, place = _whole(scope)
         request = Request(scope, receive)
-        # The whole path, less where the app is mounted.
+        # The rest of the path after the mount point.
         if scope["path"].removeprefix(scope.get("root_path", "")) == "":
-            # The last part of the path may be up to clients: quoted it is not a URL of its own.
+            # Clients may choose the last segment of the path. Quoting keeps it from redirecting to another site.
             last = quote(scope.get("root_path", "").rpartition("/")[2], safe="")
             query = f"?{request.url.query}" if request.url.query else ""
             await RedirectResponse(f"./{last}/{query}", 307, SECURITY)(scope, receive, send)
@@ -107,13 +107,14 @@ class Server:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        # The middleware leaves what is below this alone from now on. A stranger who knows no token adds no place.
+        # From now on, the middleware does not cache requests below this mount point. Only requests that the gate has
+        # let in can add one.
         if len(self._cache.mounted) < _MOST_MOUNTS and not self._is_for_programs(request):
             self._cache.mounted.add(place)
         await self._app(scope, receive, _secured(send))
 
     async def _refusal(self, request: Request) -> Response | None:
-        """Return how a request is refused; None: it is let in."""
+        """Return the response that refuses a request, or None if the request is let in."""
         if self._is_for_programs(request):
             return None
         why = why_not_answering(request, is_file=_place_of(request).startswith("/static/"))
@@ -141,10 +142,10 @@ class Server:
         text = page_of(name)
         if text is not None:
             return Response(text, media_type=_TYPES[".html"])
-        # An installed swr has no pages of its own.
+        # An installed swr has no pages, so the browser must go to the published ones.
         return RedirectResponse(address_of(name), 307) if name.isalnum() else refused("there is no such page", 404)
 
-    # -- what is known ----------------------------------------------------------------------------------------
+    # -- data -------------------------------------------------------------------------------------------------
 
     async def _state(self, request: Request) -> Response:
         await self._hub.watch()
@@ -173,7 +174,7 @@ class Server:
             return refused("name a key: ?id= of one that was shown, or ?key= with its text", 404 if name else 400)
         return as_json(await life_of(key, self._cache.engine, self._cache.report(), self._hub, self._keys))
 
-    # -- what is done -----------------------------------------------------------------------------------------
+    # -- actions ----------------------------------------------------------------------------------------------
 
     async def _action(self, request: Request) -> Response:
         if not self._acts:
@@ -209,9 +210,10 @@ class Server:
 
 
 def _whole(scope: Scope) -> tuple[Scope, str]:
-    """Return a scope with its whole path, and where in the path as it came the dashboard is mounted.
+    """Return a scope with the whole path, and the mount point of the dashboard in the path that the server received.
 
-    A proxy may have taken a prefix from the path. Then only `root_path` still has it, and Starlette finds no route.
+    A proxy may have removed a prefix from the path. Then only `root_path` still contains the prefix, and Starlette
+    would find no route.
     """
     path, root, prefix = scope["path"], scope.get("root_path", ""), scope.get("app_root_path", "")
     place = root.removeprefix(prefix)
@@ -225,10 +227,10 @@ def _client(request: Request) -> str:
 
 
 async def _target(request: Request) -> dict[str, Any]:
-    """Return what a request asks for.
+    """Return the target in the body of a request.
 
     Raises:
-        Refused: it is too long, or cannot be read.
+        Refused: the body is too long, or cannot be read.
     """
     body = bytearray()
     try:
@@ -249,7 +251,7 @@ async def _target(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise Refused(f"the request is not a {kind}") from None
     if not isinstance(target, dict):
-        raise Refused("send one object")
+        raise Refused("send one JSON object")
     return target
 
 
@@ -257,7 +259,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the fields of a form or an object.
 
     Raises:
-        Refused: one comes twice, and it is not clear which is meant.
+        Refused: a field occurs twice, which is ambiguous.
     """
     fields = dict(pairs)
     if len(fields) != len(pairs):
@@ -266,7 +268,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _place_of(request: Request) -> str:
-    """Return the path below that of the dashboard."""
+    """Return the path of a request, without the dashboard's mount point."""
     path: str = request.scope["path"]
     return path.removeprefix(request.scope.get("root_path", ""))
 
@@ -282,7 +284,7 @@ def _file(name: str) -> Response:
 def _secured(send: Send) -> Send:
     async def send_secured(message: Any) -> None:
         if message["type"] == "http.response.start":
-            # Instead of what a route, or Starlette for it, has written.
+            # These replace fields of the same name that a route or Starlette has set.
             own = [(name, value) for name, value in message["headers"] if name.decode() not in SECURITY]
             added = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
             message = {**message, "headers": [*own, *added]}

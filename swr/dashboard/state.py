@@ -1,10 +1,10 @@
-"""The JSON messages of the dashboard, and its routes. The page, `swr top` and programs read the same.
+"""The JSON messages of the dashboard, and its routes. The page, `swr top` and programs read the same messages.
 
-All paths are relative to where the app is mounted. Moments are seconds since 1970 by the clock of the process that
-answers, durations are seconds. A field that cannot be known is null. Text from keys, tags and errors is data: it may
-hold any character, markup included.
+All paths are relative to the mount point of the app. Times are seconds since 1970 by the clock of the process that
+answers, durations are seconds. An unknown field is null. Text from keys, tags and errors may contain any character,
+markup included: treat it as data.
 
-| method and path | what it takes | what it answers |
+| method and path | request | response |
 | --- | --- | --- |
 | GET `./` | | the page |
 | GET `./static/NAME` | | its files |
@@ -16,8 +16,8 @@ hold any character, markup included.
 | POST `./actions/NAME` | `Target` as JSON, and the field `X-SWR-Action: 1` | `Done`, or `Refusal` with 4xx or 503 |
 | POST `./invalidate` | a form or JSON, and `Authorization: Bearer TOKEN` | `Done`, or `Refusal` |
 
-`State` and `History` are below, their parts in `parts`. `moments` has events, calls and the life of a key, `targets`
-what actions take.
+`State` and `History` are below, and their parts are in `parts`. `moments` has events, calls and the life of a key.
+`targets` has the arguments of actions.
 
 NAME of an action: `refresh`, `invalidate`, `mark-stale`, `fail-next`, `hang`, `retry-dead`, `purge-dead`.
 
@@ -27,9 +27,9 @@ The stream has these events; the data of each is one JSON object:
 | --- | --- | --- |
 | `state` | `Tick` | at once, then every second |
 | `events` | `Events` | as they come, at most four times a second |
-| `calls` | `Calls` | likewise, with `?calls=1` |
+| `calls` | `Calls` | as they come, at most four times a second, with `?calls=1` |
 
-A field may be added to any message; readers ignore what they do not know.
+Future releases may add fields to any message. Readers must ignore unknown fields.
 """
 
 from typing import TypedDict
@@ -51,28 +51,28 @@ from swr.dashboard.parts import (
 
 
 class State(TypedDict):
-    """All that is known now: what the page shows.
+    """The present state, as the page shows it.
 
     Attributes:
-        now: the moment.
-        namespace: of the cache.
-        served_by: the id of the process that answers; null beside the fleet.
-        swr: the version of swr that answers.
-        fleet: whether the figures are those of all processes that report; false: of the process that answers alone.
-        note: why it is alone, or ""; for example "the cache is in the memory of this process".
+        now: the present time.
+        namespace: the namespace of the cache.
+        served_by: the id of the process that answers; null if that process is not part of the fleet.
+        swr: the version of swr in the process that answers.
+        fleet: whether the figures cover all processes that report; false: they cover at most the process that answers.
+        note: why other processes are not shown, or ""; for example "The cache is in the memory of this process."
         actions: whether the routes under `actions/` may be used.
-        simulate: whether `fail-next` and `hang` may be.
-        window: over how many seconds counts and shares are.
-        problems: what is wrong now, the worst first.
+        simulate: whether the actions `fail-next` and `hang` may be used.
+        window: the number of seconds that counts and shares cover.
+        problems: the present problems, errors first.
         totals: all rows together.
-        nodes: servers of Redis; none: everything is in memory.
-        processes: those that report, and for 15 minutes those that have ended.
-        rows: loaders and routes: first those that fail, of each the busiest first; 100 at most.
-        hottest: the keys that are read most, 20 at most.
-        hanging: loads that run long, the longest first, 20 at most.
-        uncached: why requests were not cached, the most frequent first.
-        queues: of refreshers.
-        simulated: faults that are simulated now.
+        nodes: the Redis servers; empty if the cache is in memory.
+        processes: the processes that report, and for 15 minutes those that have ended.
+        rows: loaders and routes, at most 100: first the failing ones, and in both groups the busiest first.
+        hottest: the keys that are read most, at most 20.
+        hanging: loads that run unusually long, the longest first, at most 20.
+        uncached: why requests were not cached, the most frequent reason first.
+        queues: the queues of refreshers.
+        simulated: the faults that are simulated now.
     """
 
     now: float
@@ -97,11 +97,11 @@ class State(TypedDict):
 
 
 class History(TypedDict):
-    """The memory of the process that answers: 15 minutes at most.
+    """The history that the answering process keeps, at most 15 minutes.
 
     Attributes:
-        points: the oldest first; times in which no process counted are missing.
-        marks: the oldest first.
+        points: the points, the oldest first. Times in which no process could be seen have no points.
+        marks: the marks, in the order in which they were added.
     """
 
     points: list[Point]
@@ -109,12 +109,12 @@ class History(TypedDict):
 
 
 class Tick(TypedDict):
-    """The message that the stream brings every second.
+    """The message that the stream sends every second.
 
     Attributes:
-        state: all that is known now.
-        points: those since the last tick.
-        marks: likewise.
+        state: the present state.
+        points: the points since the last tick.
+        marks: the marks since the last tick.
     """
 
     state: State

@@ -1,4 +1,4 @@
-"""Server-sent events: the state of the fleet every second, and what happens as it comes."""
+"""Server-sent events: the state of the fleet every second, and events and calls as they come."""
 
 import time
 from collections.abc import AsyncIterator
@@ -10,25 +10,26 @@ from swr.dashboard.hub import Hub
 from swr.dashboard.json import dumps
 from swr.dashboard.state import State, Tick
 
-# Seconds. A stream ends after a while, and the browser makes another at once. A server that shuts down waits for its
-# streams, and no stream learns of that: many are given five seconds to stop, or restart at each change of a file.
+# Seconds after which a stream ends, and the browser connects again at once. A server that shuts down waits for open
+# streams, but cannot tell them. Servers often have only five seconds to stop, or restart at each change of a file.
 _LASTS: Final = 4.0
+# Seconds between two checks for something to send.
 _EVERY: Final = 0.25
 _RETRY: Final = b"retry: 300\n\n"
 
 
 class Position:
-    """The last message of a stream, as the browser repeats it when it connects again.
+    """The position of a stream, which is the id of each message. A browser that connects again sends the last id.
 
     Parameters:
-        text: what the browser has repeated; empty or foreign: nothing was sent.
-        process: the id of this process; the numbers of another mean nothing here.
-        hub: whose numbers these are.
+        text: the id that the browser sent. If it is empty or invalid, the stream is new.
+        process: the id of this process. Numbers of events and calls from another process mean nothing here.
+        hub: numbers the events and calls.
     """
 
     def __init__(self, text: str, process: str, hub: Hub) -> None:
         self._process = process
-        # A browser that comes for the first time gets the latest events.
+        # A new stream begins with the last events.
         self.at, self.happenings, self.calls = 0.0, 0, 0
         own, _, rest = text.partition(" ")
         numbers = rest.split(" ")
@@ -56,8 +57,9 @@ async def stream(hub: Hub, position: Position, *, calls: bool) -> AsyncIterator[
     """Yield the events of one stream.
 
     Parameters:
-        position: what was sent before.
-        calls: whether single calls are wanted.
+        hub: has the state, the events and the calls.
+        position: the position at which the stream begins.
+        calls: whether to send calls.
     """
     ends, last = time.monotonic() + _LASTS, None
     yield _RETRY

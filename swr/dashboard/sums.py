@@ -1,4 +1,4 @@
-"""The sums of a fleet over some seconds: differences of its processes' digests, added up. Pure."""
+"""Sums over a fleet for a time interval: the differences of its processes' digests, added up. Pure."""
 
 import itertools
 import math
@@ -12,25 +12,25 @@ from swr.reports.digest import GROWING, Digest, RowReport, added, growth, less
 from swr.stats.counts import OF_COMMANDS, OF_LOADS
 from swr.stats.snapshot import Distribution
 
-# Seconds.
+# Seconds that counts and shares cover, and seconds by which a digest may be late.
 WINDOW: Final = 15.0
 _USUAL_DELAY: Final = 2.0
 
-# A loader or a route.
+# Whether the row is of a route, and the name of the loader or route.
 RowName = tuple[bool, str]
 
 
 class Sum(msgspec.Struct):
-    """The sums of some seconds.
+    """The sums of a time interval.
 
     Parameters:
-        t: its end, in seconds since 1970.
-        seconds: how long it was.
-        rows: by loader and route. Only its counts mean something, not the fields about the present.
-        commands: by bucket of `OF_COMMANDS`.
-        invalidations: how many.
-        uncached: by the reason.
-        processes: how many reported.
+        t: the end of the interval, in seconds since 1970.
+        seconds: its length.
+        rows: the rows by loader and route. Only their counts are meaningful, not their present numbers.
+        commands: the number of Redis commands in each bucket of `OF_COMMANDS`.
+        invalidations: the number of invalidations.
+        uncached: the numbers of requests that were not cached, by reason.
+        processes: the number of processes that reported.
     """
 
     t: float
@@ -43,11 +43,14 @@ class Sum(msgspec.Struct):
 
 
 def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest, Digest]], *, within: float) -> Sum:
-    """Return what happened between two digests of each process.
+    """Return the sums of the differences between two digests of each process.
 
     Parameters:
-        within: seconds. Of what a process did in a longer silence, only their share counts. Otherwise one second after
-            an outage of Redis would show the reads of minutes.
+        t: the end of the interval, in seconds since 1970.
+        seconds: its length.
+        pairs: for each process, its digest before, and its present one.
+        within: seconds. If the two digests are further apart, only this part of their difference counts. Without this,
+            a single second after an outage of Redis would show the reads of minutes.
     """
     rows: dict[RowName, RowReport] = {}
     commands: tuple[int, ...] = ()
@@ -70,7 +73,7 @@ def difference(t: float, seconds: float, pairs: Iterable[tuple[Digest, Digest]],
 
 
 def together(sums: Iterable[Sum]) -> Sum:
-    """Return several times as one."""
+    """Return the sums of several intervals as one."""
     whole = Sum(0.0, 0.0, {})
     for one in sums:
         whole.t = max(whole.t, one.t)
@@ -87,7 +90,7 @@ def together(sums: Iterable[Sum]) -> Sum:
 
 
 class Window:
-    """The sums of the last seconds."""
+    """The sums of the last `WINDOW` seconds."""
 
     def __init__(self) -> None:
         self._sums: deque[Sum] = deque()
@@ -99,7 +102,7 @@ class Window:
             self._sums.popleft()
 
     def seconds(self, t: float) -> float:
-        """Return how many seconds the sums cover, without those that are too old at a moment."""
+        """Return how many seconds the sums cover, without sums that are too old at the time `t`."""
         return sum(one.seconds for one in self._sums if one.t > t - WINDOW)
 
     def whole(self) -> Sum:
@@ -108,7 +111,7 @@ class Window:
 
 
 def quantile(counts: tuple[int, ...], share: float, *, of_commands: bool = False) -> float | None:
-    """Return the seconds within which a share of what a histogram counts ended; None: it counts nothing."""
+    """Return the quantile `share` of a histogram of seconds, or None if the histogram is empty."""
     bounds = OF_COMMANDS if of_commands else OF_LOADS
     whole = _plus(counts[: len(bounds) + 1], (0,) * (len(bounds) + 1))
     return Distribution(bounds, whole, 0.0).quantile(share)
@@ -126,7 +129,7 @@ def _change(before: RowReport, now: RowReport, share: float) -> RowReport:
 
 
 def _part(count: int, share: float) -> int:
-    # What happened at all is shown: a single failure, for example.
+    # Rounding up keeps rare things visible: a single failure, for example.
     return math.ceil(count * share)
 
 

@@ -1,22 +1,23 @@
-"""The messages of actions: what they are about, and what came of them."""
+"""The messages of actions: their targets and results."""
 
 from typing import TypedDict
 
 
 class Target(TypedDict, total=False):
-    """The target of an action. The actions on entries take one of the first six.
+    """The target of an action. An action on entries takes exactly one of the first six fields.
 
     Attributes:
-        id: of a `Key`.
-        key: its text, as a program writes it.
-        tag: a tag.
-        url: a path or URL with its query.
-        loader: the template of a loader: all that it has stored.
-        all: true: everything of the namespace.
+        id: the id of a `Key`.
+        key: the text of a key.
+        tag: a tag, for all entries with this tag.
+        url: a path or URL with its query, for its responses.
+        loader: the key template of a loader, for all its entries.
+        all: true, for all entries of the namespace.
         row: the name of a row, for `fail-next` and `hang`.
-        seconds: how long to hang, 60 at most.
-        queue: the name of a queue, for `retry-dead` and `purge-dead`; with `id`: one letter, without: all.
-        soft: true: mark stale instead of removing; for `POST ./invalidate`.
+        seconds: how long to hang, at most 60.
+        queue: the name of a queue, for `retry-dead` and `purge-dead`: with `id` or `key` one dead letter, otherwise
+            all.
+        soft: whether to mark entries stale instead of removing them, for `POST ./invalidate`.
     """
 
     id: str
@@ -32,20 +33,20 @@ class Target(TypedDict, total=False):
 
 
 class Done(TypedDict):
-    """An action was carried out.
+    """The answer if an action was carried out.
 
     Attributes:
-        done: a sentence that says what.
+        done: a sentence that says what was done.
     """
 
     done: str
 
 
 class Refusal(TypedDict):
-    """An action was not carried out.
+    """The answer if an action was not carried out.
 
     Attributes:
-        error: a sentence that says why, and what to do.
+        error: the reason, and what to do.
     """
 
     error: str

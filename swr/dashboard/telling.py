@@ -1,4 +1,4 @@
-"""The state of a fleet as the page shows it: made of digests, sums and queues. Pure."""
+"""Makes the messages of the dashboard from digests, sums and queues. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -27,17 +27,13 @@ _STATES: Final = ("fresh", "stale", "missing", "bypass")
 
 
 class About(NamedTuple):
-    """Facts that are the same for every state of one dashboard, or do not come from the digests.
+    """Further facts for a state, which do not come from the digests of the fleet.
 
     Parameters:
-        namespace: of the cache.
-        served_by: the id of the process that answers; None: it is beside the fleet.
-        actions, simulate: see `State`.
-        fleet: whether the digests are those of all processes.
-        note: why not, or "".
-        own: the digest of the process that answers, for its servers.
-        queues: of refreshers.
-        mounted: where dashboards are, whose routes are not shown.
+        namespace, served_by, actions, simulate, fleet, note: see `State`.
+        own: the process that answers, for the Redis servers in its digest.
+        queues: the queues of refreshers.
+        mounted: the mount points of dashboards, whose routes are not shown.
     """
 
     namespace: str
@@ -52,8 +48,8 @@ class About(NamedTuple):
 
 
 def state_of(now: float, fleet: Fleet, keys: Keys, about: About) -> State:
-    """Return all that is known now."""
-    # While Redis is unreachable, what others reported before is no longer so.
+    """Return the present state."""
+    # While Redis is unreachable, the last digests of other processes are out of date.
     known = {name: one for name, one in fleet.processes.items() if about.fleet or name == about.served_by}
     live, whole = [one for one in known.values() if not one.gone], fleet.window.whole()
     rows = [row for row in _rows(whole, live, keys) if not row["name"].startswith(about.mounted)]
@@ -101,7 +97,7 @@ def _nodes(live: Iterable[Seen], about: About) -> list[Node]:
 
 
 def _processes(known: dict[str, Seen]) -> list[Process]:
-    """Return the processes that run, and those that ended last."""
+    """Return the running processes, and those that ended last."""
     ended = sorted((one.seen, name) for name, one in known.items() if one.gone)
     left_out = {name for _, name in ended[:-_MOST_ENDED]}
     return [_process(name, one) for name, one in sorted(known.items()) if name not in left_out]
@@ -146,7 +142,7 @@ def _rows(whole: Sum, live: Iterable[Seen], keys: Keys) -> list[Row]:
 
 
 def _says_anything(row: Row) -> bool:
-    """Return False for a row that only says that a load is under way whose route is not known yet."""
+    """Return False for a row without a name that has only a running load, because its route is still unknown."""
     reads = row["fresh"] + row["stale"] + row["missing"]
     return bool(row["name"] or reads or row["loads"] or row["bytes"] or _is_failing(row))
 
@@ -181,7 +177,7 @@ def _row(name: RowName, did: RowReport | None, now: list[RowReport], seconds: fl
         "p50": quantile(did.seconds, 0.5),
         "p99": quantile(did.seconds, 0.99),
         "in_flight": sum(row.in_flight for row in now),
-        # A key backs off in every process that has met it.
+        # A key backs off in each process that has asked for it, so a sum would count the key several times.
         "backoff_keys": max((row.backoffs for row in now), default=0),
         "retry_at": min(retries, default=None),
         "last_error": error,
@@ -252,11 +248,11 @@ def _simulated(live: Iterable[Seen]) -> list[Simulated]:
     return [{"kind": kind, "row": row, "until": until} for kind, row, until in sorted(found, key=str)]
 
 
-# -- as they come -----------------------------------------------------------------------------------------------------
+# -- events and calls -------------------------------------------------------------------------------------------------
 
 
 def happening_of(process: str, event: HappeningReport, keys: Keys) -> Happening:
-    """Return an event as the page shows it."""
+    """Return the message about an event."""
     return {
         "t": event.at,
         "kind": event.kind,
@@ -269,7 +265,7 @@ def happening_of(process: str, event: HappeningReport, keys: Keys) -> Happening:
 
 
 def call_of(process: str, call: CallReport, keys: Keys) -> CallSeen:
-    """Return a call as the page shows it."""
+    """Return the message about a request or a call."""
     key: Key = keys.shown(call.key)
     is_request = call.status is not None
     return {
@@ -287,7 +283,7 @@ def call_of(process: str, call: CallReport, keys: Keys) -> CallSeen:
 
 
 def _what(key: Key, method: str) -> str:
-    """Return the method and the path of a request, without its host and what else selects the response."""
+    """Return the method and the path of a request, without the rest of its key."""
     url = key["text"].partition("://")[2].partition(" ")[0]
     path = url[url.find("/") :] if "/" in url else url
     return f"{method} {path}"

@@ -1,4 +1,4 @@
-"""Encryption of what is in Redis, with keys that can be rotated; it needs `swr[encryption]`. Public.
+"""Encryption of the data in Redis, with keys that you can rotate; it needs `swr[encryption]`. Public.
 
 Imports: `swr.errors` and cryptography. Public name: `Encryption`, a `swr.NameCodec` for `Cache(codec=...)`.
 """

@@ -1,4 +1,4 @@
-"""AES-GCM for values and AES-SIV for names, with keys by id."""
+"""AES-GCM for values and AES-SIV for names; each key of values has an id."""
 
 import base64
 import binascii
@@ -16,9 +16,9 @@ try:
 except ImportError as error:
     raise ImportError(f"swr.encryption needs cryptography ({error}): pip install 'swr[encryption]'") from error
 
-# What encrypted bytes begin with, and encrypted names: raised when what follows is another.
+# The first byte of encrypted data, and of names before encryption. Raise it when the format after it changes.
 _VERSION: Final = b"\x01"
-# Bytes. NIST SP 800-38D asks for nonces of 96 bits where they are random.
+# In bytes. NIST SP 800-38D requires 96 bits for random nonces.
 _NONCE: Final = 12
 _LENGTHS: Final = (16, 24, 32)
 _LONGEST_ID: Final = 64
@@ -26,17 +26,17 @@ _SHORTEST_SECRET: Final = 16
 
 
 class Encryption:
-    """Encrypts values with AES-GCM, and hides keys, tags and other names with AES-SIV.
+    """A codec that encrypts values with AES-GCM, and hides keys, tags and other names with AES-SIV.
 
     Parameters:
-        keys: by their ids, 16, 24 or 32 bytes each, or these as base64. The first one encrypts; the others decrypt what
-            they have encrypted. Ids are in Redis in clear.
-        secret: hides names. It is at least 16 bytes long, the same for all processes, and stays as it is when keys are
-            rotated.
+        keys: encryption keys by id, of 16, 24 or 32 bytes each, or these as base64. The first key encrypts; the others
+            only decrypt older data. Ids are not encrypted in Redis.
+        secret: the secret that hides names. It is at least 16 bytes long, and the same for all processes. Do not change
+            it when you rotate keys.
 
-    A key may encrypt 2**32 values (NIST SP 800-38D, for random nonces): rotate it before, after 49 days at 1,000 a
-    second. What each value is encrypted with binds it to its key, version and namespace, so that somebody who writes
-    to Redis cannot put it in another's place.
+    A key may encrypt 2**32 values (NIST SP 800-38D, for random nonces). Rotate it before that: at 1,000 values a
+    second, after 49 days. The encryption binds each value to its cache key, version and namespace. So somebody who can
+    write to Redis cannot put a value in another one's place.
 
     Raises:
         ConfigurationError: a key, an id or the secret cannot work. The message shows neither key nor secret.
@@ -70,7 +70,7 @@ class Encryption:
             secret: see `Encryption`.
 
         Raises:
-            ConfigurationError: they cannot work.
+            ConfigurationError: a key, an id or the secret cannot work.
         """
         found: dict[str, str | bytes] = {}
         for number, part in enumerate(filter(None, map(str.strip, keys.split(","))), start=1):
@@ -87,10 +87,10 @@ class Encryption:
         return head + nonce + self._ciphers[self._first].encrypt(nonce, data, head + context)
 
     def decode(self, data: bytes, context: bytes, /) -> bytes:
-        """Return what was encrypted.
+        """Return the decrypted data.
 
         Raises:
-            CodecError: the key is not there, or the data was changed or belongs elsewhere.
+            CodecError: the key is not among the given ones, or the data was changed or belongs elsewhere.
         """
         if data[:1] != _VERSION:
             raise CodecError("it is not encrypted, or another version of swr has encrypted it")
@@ -98,7 +98,9 @@ class Encryption:
         name = data[2:end]
         cipher = self._ciphers.get(name)
         if cipher is None:
-            raise CodecError(f"it is encrypted with the key {name.decode('ascii', 'replace')!r}, which is not there")
+            raise CodecError(
+                f"it is encrypted with the key {name.decode('ascii', 'replace')!r}, which this cache does not have"
+            )
         nonce = data[end : end + _NONCE]
         try:
             return cipher.decrypt(nonce, data[end + _NONCE :], data[:end] + context)
@@ -109,14 +111,14 @@ class Encryption:
             ) from None
 
     def encode_name(self, name: bytes, context: bytes, /) -> bytes:
-        """Return what represents a name."""
+        """Return a name, encrypted; equal names give equal bytes."""
         return self._names.encrypt(_VERSION + name, [context])
 
     def decode_name(self, data: bytes, context: bytes, /) -> bytes:
-        """Return the name that something represents.
+        """Return the name that `encode_name` encrypted.
 
         Raises:
-            CodecError: it does not represent one, or was made with another secret or for another namespace.
+            CodecError: `data` is not an encrypted name, or was made with another secret or for another namespace.
         """
         try:
             name = self._names.decrypt(data, [context])
@@ -125,7 +127,7 @@ class Encryption:
         return name[1:]
 
 
-# Errors say which part is wrong, by its number: what was given as an id may be the key, if a separator was mistaken.
+# Errors name a wrong part by its number: if the user mistook a separator, the text of the id may be the key.
 
 
 def _id_of(name: object, number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Which requests to one endpoint may be answered from the cache after its dependencies, and under which key."""
+"""Decides whether an endpoint may answer a request from the cache after its dependencies, and under which key."""
 
 import inspect
 import weakref
@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from swr.core.canonical import PLAIN, canonical
+from swr.core.signatures import signature_of
 from swr.endpoints.declared import answers, calls, declared
 from swr.endpoints.looking import function_of, reads_address
 from swr.endpoints.reader import Reader
@@ -31,19 +32,19 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Admitting:
-    """Decide for one endpoint.
+    """The decision for the requests to one endpoint.
 
     Parameters:
         owner: the cache.
         endpoint: the function under the decorator.
-        name: of the endpoint.
-        words: what the user says about who gets which response.
+        name: the name of the endpoint.
+        words: the user's `key=` and `shared=`.
 
     Raises:
         ConfigurationError: `words` cannot work for this endpoint.
     """
 
-    # The function that the route calls.
+    # The function that the decorator returns, and that the route calls.
     wrapper: Any
 
     def __init__(self, owner: Owner, endpoint: Callable[..., Any], name: str, words: Words) -> None:
@@ -51,7 +52,7 @@ class Admitting:
         self._endpoint = endpoint
         self._name = name
         self._words = words
-        self._signature = signature = inspect.signature(endpoint)
+        self._signature = signature = signature_of(endpoint)
         self._key_names = words.names_for(name, signature.parameters)
         self._is_generator = any(
             is_one(inspect.unwrap(endpoint)) for is_one in (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
@@ -63,14 +64,14 @@ class Admitting:
             raise ConfigurationError(
                 f"@cache.response is above @requires of {name}, which would not run: put it below @requires"
             )
-        # An endpoint of Starlette takes its request alone.
+        # An endpoint of Starlette takes nothing but its request.
         self.is_from_request = list(signature.parameters) in (["request"], ["self", "request"])
         self._given = {kind: parameter_of(endpoint, kind) for kind in (Request, Response)}
         self._routes: dict[tuple[int, ...], tuple[Route, weakref.ref[Any]]] = {}
 
     @property
     def signature(self) -> inspect.Signature | None:
-        """The signature for FastAPI: the endpoint's own parameters, with its request and response; None: its own."""
+        """The signature that FastAPI sees: the endpoint's, plus the request and the response; None: unchanged."""
         if self.is_from_request or self._is_generator:
             return None
         own = list(self._signature.parameters.values())
@@ -79,12 +80,12 @@ class Admitting:
             for name, kind in ((_REQUEST, Request), (_RESPONSE, Response))
             if self._given[kind] is None
         ]
-        # Nothing follows `**kwargs`.
+        # No parameter may follow `**kwargs`.
         at = len(own) - any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own)
         return self._signature.replace(parameters=[*own[:at], *hidden, *own[at:]])
 
     def take_hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Request | None, Response | None]:
-        """Return the request and the response of a call, and remove from it what the endpoint does not take."""
+        """Return the request and the response of a call, and remove the arguments that the endpoint does not take."""
         request = kwargs.pop(_REQUEST, None) or kwargs.get(self._given[Request] or "request")
         own = kwargs.pop(_RESPONSE, None) or kwargs.get(self._given[Response] or "")
         if request is None and args:
@@ -94,12 +95,12 @@ class Admitting:
     def reader(
         self, collected: EndpointTerms, terms: Terms, request: Request, own: Response | None, call: Call
     ) -> Reader | None:
-        """Return what answers a request from the cache; None: the endpoint runs, whatever is stored.
+        """Return a reader that answers the request from the cache; None: the endpoint runs in any case.
 
         Parameters:
-            collected: what the middleware says.
-            terms: of the endpoint.
-            request: as the endpoint gets it.
+            collected: the terms of this request; they hold the middleware's admission.
+            terms: the terms of the endpoint.
+            request: the request, as the endpoint gets it.
             own: the response on which the dependencies of the request set fields; None: there is none.
             call: the arguments of the endpoint.
         """
@@ -107,7 +108,7 @@ class Admitting:
         if admission is None or self._is_generator or scope["method"] != admission.asked.method:
             return None
         if admission.is_taken or id(scope.get(ADMISSION)) != id(admission):
-            # An endpoint that another one has asked.
+            # This request is an inner one, which another endpoint makes while it answers.
             return None
         route, where = self._route(scope)
         if not self._is_kept_out(admission, terms, request, route):
@@ -129,29 +130,29 @@ class Admitting:
     def _is_kept_out(
         self, admission: Admission, terms: Terms, request: Request, route: Route, declares: Collection[str] = ()
     ) -> bool:
-        """Return whether the cache in front of the app does not store the response of this request for everybody.
+        """Return whether the middleware does not share the response of this request before the dependencies run.
 
         Parameters:
-            declares: request fields that it knows from the route.
+            declares: the request fields that the route declares, by which the middleware may keep responses apart.
         """
         if self._words.key is not None or self._reads_address or not calls(request.scope, self.wrapper):
             return True
         if terms.per_credential:
-            # It stores one for each credential.
+            # The middleware stores one response for each credential.
             return False
         known = (*terms.vary, *terms.ignores, *declares)
         return admission.asked.is_kept_out(request.scope, route.guard_fields, known)
 
     def _is_kept_apart(self, admission: Admission, terms: Terms, request: Request, route: Route) -> bool:
-        """Return whether the cache in front stores this response, one for each value of the fields of the route.
+        """Return whether the middleware stores this response for each value of the fields that the route declares.
 
-        It knows these only after the first response. So the first request asks the endpoint's own cache, in vain.
+        The middleware learns these fields from the first response, so the first request comes here nevertheless.
         """
         asked = declared(request.scope)
         return asked.is_complete and not self._is_kept_out(admission, terms, request, route, asked.fields)
 
     def _check(self, route: Route, request: Request, own: Response | None) -> None:
-        """Raise `Refused` if the response may depend on more than can be known."""
+        """Raise `Refused` if the response may depend on something that swr cannot see."""
         if route.hidden:
             raise Refused(route.hidden)
         if not route.is_fastapi and not answers(request.scope, self._endpoint):
@@ -164,7 +165,7 @@ class Admitting:
             raise Refused("response of a dependency")
         if self._words.are_given:
             return
-        # Of other methods the content is a part of the key.
+        # For other methods than GET, the content is part of the key.
         reason = route.reason or (route.of_content if request.method == "GET" else "")
         if reason:
             raise Refused(reason)
@@ -172,14 +173,14 @@ class Admitting:
             raise Refused("decorator")
 
     def _route(self, scope: Scope) -> tuple[Route, Any]:
-        """Return what is known of the route of a request, and FastAPI's own object for it."""
+        """Return what swr knows of the route of a request, and FastAPI's own object for it."""
         places, app = places_of(scope), scope.get("app")
         where = next((where for where in places if function_of(where.dependant.call) is self.wrapper), None)
         if overrides := overrides_of(places, app):
             return route_of(places, where, app, overrides, _HIDDEN, self._name), where
         marker = id(where), id(app)
         known = self._routes.get(marker)
-        # Another object may have got the identity of one that is gone.
+        # The reference tells a new object from a deleted one that had the same `id`.
         if known is None or known[1]() is not (where or app or self):
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.clear()
@@ -200,7 +201,7 @@ class Admitting:
     # -- the key ----------------------------------------------------------------------------------------------
 
     def _key(self, admission: Admission, terms: Terms, route: Route, request: Request, call: Call) -> str:
-        """Return the key of what is stored.
+        """Return the key of the response.
 
         Raises:
             Refused: something that selects the response cannot be part of a key.
@@ -208,11 +209,11 @@ class Admitting:
         scope, asked = request.scope, admission.asked
         texts = [route.digest]
         try:
-            # A dependency may have changed them.
+            # The path is in `asked.key`, but a dependency may have changed these parameters.
             texts.extend(f"{name}={_text(value)}" for name, value in scope.get("path_params", {}).items())
         except TypeError:
             raise Refused("path") from None
-        # The app has read the part of the query that it has changed.
+        # `asked.key` has the query as it came. If the app has changed the query, the changed one counts, too.
         texts.append("" if scope["query_string"] == asked.query else repr(scope["query_string"]))
         args, kwargs = call
         arguments = {**dict(zip(self._signature.parameters, args, strict=False)), **kwargs} if args else kwargs
@@ -220,7 +221,8 @@ class Admitting:
             try:
                 texts.append(f"{name}={_text(value)}")
             except TypeError:
-                # It is made of the path and the query, or the user says what selects.
+                # Skip this argument. Either it is made from the path and query, which are in the key, or the user says
+                # with `key=` or `shared=` what selects the response.
                 continue
         for name in terms.vary:
             texts.append(f"field {name}: {values_of(scope['headers'], name.encode('latin-1'))}")
@@ -240,16 +242,16 @@ class Admitting:
 
 
 def _text(value: Any) -> str:
-    """Return text that only an equal value of the same type has.
+    """Return a value as text; only equal values of the same type have the same text.
 
     Raises:
-        TypeError: there is no such text.
+        TypeError: the value has no such text.
     """
     return repr(value) if type(value) in PLAIN else canonical(value)
 
 
 class Refused(Exception):
-    """The cache cannot answer a request; says why."""
+    """Raised with the reason why the cache cannot answer a request."""
 
 
 def parameter_of(endpoint: Callable[..., Any], kind: type) -> str | None:
@@ -257,12 +259,12 @@ def parameter_of(endpoint: Callable[..., Any], kind: type) -> str | None:
     try:
         parameters = inspect.signature(endpoint, eval_str=True).parameters
     except Exception:
-        # A name of an annotation is not known (yet).
-        parameters = inspect.signature(endpoint).parameters
+        # An annotation contains a name that is not defined (yet).
+        parameters = signature_of(endpoint).parameters
     for parameter in parameters.values():
         annotation = parameter.annotation
         if any(type(mark).__module__.startswith("fastapi") for mark in getattr(annotation, "__metadata__", ())):
-            # Filled by `Depends` and its like.
+            # FastAPI fills this parameter by `Depends` or the like.
             continue
         if hasattr(annotation, "__metadata__"):
             annotation = annotation.__origin__

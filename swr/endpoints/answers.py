@@ -1,4 +1,4 @@
-"""Stored responses as a reader behind dependencies gets them."""
+"""Stored responses as clients get them after the endpoint's dependencies have run."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,21 +12,21 @@ from swr.http.fields import Headers, etag_of, values_of
 from swr.http.statuses import REFUSALS
 from swr.http.stored_response import StoredResponse, messages_of
 
-# They answer conditions and ranges of one request.
+# Answers with these statuses are about the conditions and ranges of one request.
 _OF_ONE_REQUEST: Final = frozenset({206, 304, 412, 416})
 
 
 def response_behind(
     entry: Entry[Any], own: Headers, asked: Mapping[bytes, bytes], max_age: float, state: State | None, age: int
 ) -> Response:
-    """Return a stored response as a reader asks for it: whole, as a range, or that it has not been modified.
+    """Return a stored response for a request: whole, as a range, or as a 304.
 
     Parameters:
-        own: the fields that the reader's dependencies have set.
+        own: the fields that the request's dependencies have set.
         asked: the request's fields, lower case.
-        max_age: seconds that the client may keep a fresh response without asking.
-        state: the client is told what it may do with a response in this state; None: it is told nothing.
-        age: in seconds, as `Age` says it.
+        max_age: how long the client may keep a fresh response without asking, in seconds.
+        state: the state of the response, for which swr adds caching fields; None: swr adds none.
+        age: the value of `Age`, in seconds.
     """
     stored: StoredResponse = entry.value
     added = own if stored.takes_fields else []
@@ -38,9 +38,9 @@ def response_behind(
 
 
 def _told(stored: StoredResponse, own: Headers, max_age: float, state: State, age: int) -> Headers:
-    """Return the fields with what the client is told where neither the app nor the dependencies say anything.
+    """Return the fields, with caching fields added if neither the app nor the dependencies have set any.
 
-    Only this client may keep it: a cache between would give it to those whom the dependencies refuse.
+    Only the client itself may keep the response: another cache would give it to clients that the dependencies refuse.
     """
     tag = None if etag_of(own) is not None else own_etag(stored)
     lasts = Told(0 if state is State.STALE else max_age, private=True)
@@ -48,12 +48,12 @@ def _told(stored: StoredResponse, own: Headers, max_age: float, state: State, ag
 
 
 def without_cookies(fields: Headers) -> Headers:
-    """Return fields without those that set cookies."""
+    """Return the fields without `Set-Cookie`."""
     return [(name, value) for name, value in fields if name.lower() != b"set-cookie"]
 
 
 def why_of_one(status: int, headers: Headers) -> str:
-    """Return why an answer is for one reader alone, whatever its terms; or nothing."""
+    """Return why an answer is for one client alone, regardless of the endpoint's terms; empty: it is not."""
     if status in _OF_ONE_REQUEST or status in REFUSALS:
         return f"status {status}"
     for name in (b"set-cookie", b"vary"):

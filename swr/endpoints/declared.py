@@ -10,19 +10,19 @@ from swr.endpoints.looking import bare, function_of, reads_address, takes_reques
 
 
 class Declared(NamedTuple):
-    """The parts of a request that a route asks for.
+    """The parts of a request that a route declares.
 
     Parameters:
-        fields: request fields that select the answer, lower case.
-        credentials: those of them that say who asks.
-        is_complete: whether these are all; False where FastAPI answers and its route is out of sight, or reads fields
-            that it does not name.
-        parameters: the parameters of the query.
-        keys: those of them that say who asks.
-        names_parameters: whether these are all; False where a model takes any.
-        guard_fields: the request fields that guards ask for, `QUERY` for the query; None: any, and the address.
-        looking: the part of the route that may look at any field, or looks at the address. It is an argument of the
-            endpoint by its dependency, the class of the route, or the endpoint itself; empty: none.
+        fields: the request fields that select the answer, lower case.
+        credentials: the fields among them that say who asks.
+        is_complete: whether `fields` has all; False if FastAPI answers and swr does not see its route, or if the route
+            reads fields without naming them.
+        parameters: the query parameters.
+        keys: the parameters among them that say who asks.
+        names_parameters: whether `parameters` has all; False if a model takes any.
+        guard_fields: the request fields that guards read, `QUERY` for the query; None: any field, and the address.
+        looking: the part of the route that may read any field, or reads the address; empty: none. It is an argument of
+            the endpoint (by its dependency), the class of the route, or the endpoint itself.
     """
 
     fields: frozenset[str] = frozenset()
@@ -39,31 +39,31 @@ _NOTHING = Declared()
 _OUT_OF_SIGHT = Declared(is_complete=False)
 _UNSEEN = Declared(looking="route not seen")
 _LOOKING = Declared(looking="argument request")
-# Among the fields that guards ask for: they ask for parameters of the query, of which a key may be revoked.
+# Represents the query among the fields that guards read. It may contain an API key, which may be revoked.
 QUERY: Final = "?"
-# Apps that wrap apps are looked into so deep.
+# The most apps, each wrapped by the one before, that swr looks into.
 _DEEPEST = 20
 
 
 def declared(scope: MutableMapping[str, Any]) -> Declared:
-    """Return what the route that has answered asks its requests for; nothing if no FastAPI app has answered.
+    """Return what the route that has answered declares; nothing if no FastAPI app has answered.
 
-    FastAPI resolves headers, header models, aliases and security schemes into the route's `dependant`, so this holds
-    for every way to declare them.
+    FastAPI resolves headers, header models, aliases and security schemes into the route's `dependant`, so this covers
+    every way to declare them.
 
     Parameters:
-        scope: of the request, after the app has answered.
+        scope: the scope of the request, after the app has answered.
     """
     chosen = [*getattr(scope, "routes", ())]
-    # A route of an included router runs with what the inclusion adds to it.
+    # A route of an included router also has the dependencies that its inclusion adds.
     chosen.append((scope.get("route"), scope.get("fastapi", {}).get("effective_route_context")))
     wheres: list[Any] = []
     for where in (where for pair in chosen for where in pair):
         if getattr(where, "dependant", None) is not None and not any(where is known for known in wheres):
             wheres.append(where)
     if getattr(scope, "is_copied", False):
-        # Another app may have got the copy, from the endpoint or from what the endpoint has returned. Only those of
-        # FastAPI declare anything.
+        # The endpoint, or the object that it has returned, may have passed the copy to another app. That app may
+        # declare something only if it is one of FastAPI.
         return _OUT_OF_SIGHT if "fastapi" in sys.modules else _UNSEEN
     if not wheres:
         if _hides_a_route(scope):
@@ -81,7 +81,7 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
         for parameter in part.header_params:
             names = names_of(parameter)
             is_complete = is_complete and names is not None
-            # FastAPI asks for the name with hyphens, unless it is told not to convert underscores.
+            # FastAPI reads the field with hyphens, unless `convert_underscores` is off.
             fields |= {form.lower() for name in names or () for form in (name, name.replace("_", "-"))}
         for parameter in part.query_params:
             names = names_of(parameter)
@@ -107,17 +107,17 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
 
 
 def answers(scope: MutableMapping[str, Any], endpoint: Any) -> bool:
-    """Return whether `endpoint`, a function under `@cache.response`, is what the visible route calls in the end."""
+    """Return whether the visible route calls `endpoint`, a function under `@cache.response`, or a wrapper of it."""
     return any(bare(candidate) is bare(endpoint) for candidate in _called(scope) if callable(candidate))
 
 
 def calls(scope: MutableMapping[str, Any], function: Any) -> bool:
-    """Return whether the visible route calls a function itself, and not a decorator around it."""
+    """Return whether the visible route calls a function directly, and not a wrapper of it."""
     return any(function_of(candidate) is function for candidate in _called(scope))
 
 
 def _called(scope: MutableMapping[str, Any]) -> list[Any]:
-    """Return what the visible route may call: an HTTPEndpoint calls one of its methods."""
+    """Return the callables that the visible route may call: of an `HTTPEndpoint`, all its methods."""
     called = scope.get("endpoint")
     if not inspect.isclass(called):
         return [called]
@@ -125,7 +125,7 @@ def _called(scope: MutableMapping[str, Any]) -> list[Any]:
 
 
 def _hides_a_route(scope: MutableMapping[str, Any]) -> bool:
-    """Return whether a FastAPI app may have routed the request on another scope than the one that swr sees."""
+    """Return whether a FastAPI app may have routed the request in another scope than the one that swr sees."""
     seen = scope.get("endpoint")
     if seen is None and scope.get("route") is None:
         return "fastapi" in scope or hasattr(scope.get("app"), "dependency_overrides")
@@ -142,15 +142,15 @@ def _overrides(where: Any, app: Any) -> dict[Any, Any]:
 
 
 def _parts(where: Any, app: Any) -> Iterator[Any]:
-    """Yield the dependant of a route and all that it depends on, overridden ones and what overrides them.
+    """Yield the dependant of a route and its dependencies, both overridden ones and those that override them.
 
     Parameters:
         where: a route, or the context of its inclusion.
-        app: what answered.
+        app: the app that answered.
     """
     overrides = _overrides(where, app)
     todo = [where.dependant]
-    # Kept, so that no other object gets the identity of one that was looked at.
+    # Keep the objects, so that no new object gets the `id` of one that was visited.
     seen: dict[int, Any] = {}
     while todo:
         part = todo.pop()
@@ -167,18 +167,18 @@ def _parts(where: Any, app: Any) -> Iterator[Any]:
 
 
 def guards_of(where: Any, overrides: dict[Any, Any]) -> Iterator[Any]:
-    """Yield all dependants of a route whose values do not reach the endpoint, and what overrides them.
+    """Yield the guards of a route: dependants whose values do not reach the endpoint, and those that override them.
 
     Parameters:
         where: a route, or the context of its inclusion.
-        overrides: the dependencies that others replace, as tests have it.
+        overrides: FastAPI's `dependency_overrides`, which tests use.
     """
-    # What `dependencies=[...]` names has no parameter.
+    # A dependency in `dependencies=[...]` has no parameter name.
     return _overridden([part for part in where.dependant.dependencies if part.name is None], overrides)
 
 
 def _overridden(parts: list[Any], overrides: dict[Any, Any]) -> Iterator[Any]:
-    """Yield dependants, all that they depend on, and what overrides them."""
+    """Yield dependants, their dependencies, and those that override any of them."""
     from fastapi.dependencies.utils import get_dependant
 
     todo = [*parts]
@@ -192,7 +192,7 @@ def _overridden(parts: list[Any], overrides: dict[Any, Any]) -> Iterator[Any]:
 
 
 def has_own_class(where: Any) -> bool:
-    """Return whether a route is of a class of the app's own, whose handler runs around all dependencies.
+    """Return whether a route has a class of the app's own, whose handler runs around all dependencies.
 
     Parameters:
         where: a route, or the context of its inclusion.
@@ -203,7 +203,7 @@ def has_own_class(where: Any) -> bool:
 
 
 def looking_part(where: Any, overrides: dict[Any, Any]) -> str:
-    """Return what of a route may look at anything in the request, guards aside; empty: nothing.
+    """Return the part of a route, apart from guards, that may read anything in the request; empty: none.
 
     Parameters:
         where, overrides: see `guards_of`.
@@ -220,12 +220,12 @@ def looking_part(where: Any, overrides: dict[Any, Any]) -> str:
 
 
 def looks_anywhere(part: Any) -> bool:
-    """Return whether a dependency takes the request, and may look at anything in it, such as the client's address."""
+    """Return whether a dependency takes the request and may read anything in it, such as the client's address."""
     return takes_request(part) and not (places_of_scheme(part.call) and _is_of_fastapi(part.call))
 
 
 def fields_of_guards(guards: list[Any]) -> frozenset[str] | None:
-    """Return the request fields that guards ask for, and `QUERY` if they ask for parameters; None: any."""
+    """Return the request fields that guards read, with `QUERY` if they read query parameters; None: any."""
     fields: set[str] = set()
     for part in guards:
         if looks_anywhere(part):
@@ -261,7 +261,7 @@ def names_of(parameter: Any) -> set[str] | None:
         validators = getattr(getattr(model, "__pydantic_decorators__", None), "model_validators", {})
         reads_all = any(validator.info.mode != "after" for validator in validators.values())
         extra = getattr(model, "model_config", {}).get("extra")
-        # A field that the model forbids is one that it looks for.
+        # A model that forbids extra fields reads which fields the request has.
         is_of_fields = getattr(getattr(info, "in_", None), "value", "") == "header"
         if reads_all or extra == "allow" or (extra == "forbid" and is_of_fields):
             return None
@@ -277,7 +277,7 @@ def names_of(parameter: Any) -> set[str] | None:
 
 
 def _texts(alias: Any) -> list[str] | None:
-    """Return the names that an alias represents; None if its kind is unknown."""
+    """Return the names of an alias, which may be a path or a choice of pydantic; None if its kind is unknown."""
     if alias is None or isinstance(alias, str):
         return [alias] if alias else []
     if isinstance(path := getattr(alias, "path", None), list) and path:
@@ -290,7 +290,7 @@ def _texts(alias: Any) -> list[str] | None:
 
 
 def places_of_scheme(call: Any) -> set[tuple[str, str]]:
-    """Return where a security scheme looks, and for which name: an API key's own, `Authorization` for all others."""
+    """Return where a security scheme looks and for which name: that of an API key, or else `Authorization`."""
     candidates = [call]
     for _ in range(_DEEPEST):
         inner = candidates[-1]

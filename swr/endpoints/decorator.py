@@ -1,4 +1,4 @@
-"""`@cache.response`: it tells the middleware how to cache the responses of one endpoint, and nothing else."""
+"""`@cache.response`: it tells the middleware how to cache the responses of one endpoint."""
 
 import contextlib
 import functools
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import anyio.from_thread
 from starlette.websockets import WebSocket
 
+from swr.core.signatures import signature_of
 from swr.core.template import Template
 from swr.endpoints.admitting import Admitting, parameter_of
 from swr.endpoints.reader import Reader
@@ -21,7 +22,7 @@ from swr.endpoints.words import Words
 from swr.engine import deadlocks
 from swr.errors import ConfigurationError
 from swr.http.caching import Terms
-from swr.http.fields import field_names
+from swr.http.request_fields import field_names
 from swr.lifecycle.default_policy import DecoratorPolicy
 from swr.loaders.call import is_async
 from swr.loaders.calling import TagsOf, tags_or_function
@@ -32,21 +33,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Placement:
-    """Notes whether the route calls the wrapper of an endpoint.
+    """A note whether anything has called the wrapper of an endpoint.
 
     Parameters:
-        name: of the endpoint.
+        name: the name of the endpoint.
     """
 
     __slots__ = ("is_called", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        # Or else a warning has said so.
+        # Also set by the warning about a wrapper that is not called, so that it comes only once.
         self.is_called = False
 
 
-# The endpoints that `@cache.response` has wrapped.
+# The placement of each endpoint that `@cache.response` has wrapped.
 placements: WeakKeyDictionary[Any, Placement] = WeakKeyDictionary()
 
 
@@ -55,13 +56,12 @@ class ResponseRule:
 
     Parameters:
         owner: the cache whose middleware applies them.
-        fresh_for, stale_for, stale_if_error: see `Rule`; `...`: as the policy of the cache says.
-        tags, override, vary, hard_timeout: see `Rule`; tags may name the
-            endpoint's parameters. Fields that the route declares (`Header()`, `APIKeyHeader`) are found without
-            `vary`.
+        fresh_for, stale_for, stale_if_error: see `Rule`; `...`: use the policy of the cache.
+        tags, override, vary, hard_timeout: see `Rule`; tags may contain the endpoint's parameters. swr finds fields
+            that the route declares (`Header()`, `APIKeyHeader`) without `vary`.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: one of these options cannot work.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ResponseRule:
         return self._policies.now
 
     def about_requests(self, ignore_fields: Sequence[str], credentials: str) -> Self:
-        """Say what request fields and credentials mean for the responses; return the rule.
+        """Set what request fields and credentials mean for the responses; return this object.
 
         Parameters:
             ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
@@ -118,7 +118,7 @@ class ResponseRule:
         return self
 
     def about_clients(self, client_max_age: Duration, soft_timeout: Duration | None) -> Self:
-        """Say what clients may do with the responses, and how long they wait for one; return the rule.
+        """Set how long clients may keep the responses, and how long they wait for one; return this object.
 
         Parameters:
             client_max_age, soft_timeout: see `Rule`.
@@ -131,7 +131,7 @@ class ResponseRule:
         return self
 
     def about_readers(self, key: Callable[..., Any] | None, shared: bool) -> Self:
-        """Say who gets which response behind the endpoint's dependencies; return the rule.
+        """Set who gets which response after the endpoint's dependencies have run; return this object.
 
         Parameters:
             key, shared: see `Cache.response`.
@@ -145,15 +145,15 @@ class ResponseRule:
         return self
 
     def __call__(self, endpoint: F) -> F:
-        """Wrap `endpoint`, `def` or `async def`; FastAPI sees two parameters more, the request and its response."""
+        """Wrap `endpoint`, `def` or `async def`; FastAPI sees two more parameters, the request and its response."""
         name = name_of(endpoint)
         if parameter_of(endpoint, WebSocket) is not None:
             raise ConfigurationError(f"@cache.response decorates {name}, which takes a WebSocket: swr caches only HTTP")
-        parameters = inspect.signature(endpoint).parameters
+        parameters = signature_of(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
         tags_of = None if self._tags_of is None else ResponseTags(self._tags_of, name, parameters)
         admitting = Admitting(self._owner, endpoint, name, self._words)
-        # Its path's parameters are known only when it runs.
+        # The parameters of its path are known only when the endpoint runs.
         from_request = admitting.is_from_request
         for placeholder in (placeholder for template in templates for placeholder in template.names):
             if placeholder not in parameters and not from_request:
@@ -171,7 +171,7 @@ class ResponseRule:
             self._client_max_age,
         )
         placement = Placement(name)
-        # What cannot be looked up again gets no warning.
+        # An object without a hash or weak references is not noted, and gets no warning.
         with contextlib.suppress(TypeError):
             placements[endpoint] = placement
 
@@ -242,19 +242,19 @@ class ResponseRule:
         if not hasattr(endpoint, "__name__"):
             # FastAPI names the route by this; a partial and a callable object have none.
             wrapper.__name__ = name.rpartition(".")[2]
-        # The wrapper takes and returns what the endpoint does, in either case.
+        # Both wrappers take and return what the endpoint does.
         return cast(F, wrapper)
 
 
 def tagged(collected: EndpointTerms | None, answer: Any) -> Any:
-    """Return what an endpoint has returned, after its tags are taken."""
+    """Return the result of an endpoint, after taking its tags."""
     if collected is not None:
         collected.add_tags(answer)
     return answer
 
 
 async def _answer(reader: Reader, run: Callable[[], Awaitable[Any]]) -> Any:
-    """Answer with what is stored, or run the endpoint."""
+    """Answer with a stored response, or run the endpoint."""
     response = await reader.seek()
     if response is not None:
         return response
@@ -274,7 +274,7 @@ async def _answer(reader: Reader, run: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def _answer_in_thread(reader: Reader, run: Callable[[], Any]) -> Any:
-    """The same, in a worker thread of the event loop."""
+    """Do the same as `_answer` in a worker thread of the event loop."""
     response = anyio.from_thread.run(reader.seek)
     if response is not None:
         return response
@@ -292,16 +292,16 @@ def _answer_in_thread(reader: Reader, run: Callable[[], Any]) -> Any:
 
 
 def name_of(endpoint: Any) -> str:
-    """Return the name of an endpoint, with its module; that of a partial is that of its function.
+    """Return the name of an endpoint, with its module; for a partial, the name of its function.
 
     Raises:
-        ConfigurationError: `endpoint` is not a function, partial or object that can be called like a function.
+        ConfigurationError: `endpoint` is not a function, a partial or a callable object.
     """
     function = endpoint
     while isinstance(function, functools.partial):
         function = function.func
     is_function = callable(function) and not inspect.isclass(function)
-    if not is_function or list(inspect.signature(endpoint).parameters)[:3] == ["scope", "receive", "send"]:
+    if not is_function or list(signature_of(endpoint).parameters)[:3] == ["scope", "receive", "send"]:
         raise ConfigurationError(
             f"@cache.response decorates an endpoint function, not {endpoint!r}; for a class or an ASGI app, "
             f"give the middleware a Rule of its path"
@@ -311,12 +311,12 @@ def name_of(endpoint: Any) -> str:
 
 
 def warn_if_above(endpoint: Any) -> None:
-    """Warn, once, if `@cache.response` is above the decorator of the route, where nothing calls it.
+    """Warn once if `@cache.response` is above the decorator of the route, where nothing calls it.
 
     Parameters:
-        endpoint: what the route has called, as the scope names it; None: not known.
+        endpoint: the callable of the route, as the scope names it; None: not known.
     """
-    # A route may call anything, also an object that has no hash.
+    # The callable may be an object without a hash.
     placement = placements.get(endpoint) if isinstance(endpoint, Hashable) and endpoint is not None else None
     if placement is not None and not placement.is_called:
         placement.is_called = True

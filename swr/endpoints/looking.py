@@ -1,4 +1,4 @@
-"""Find out which parts of a request a function of an app may look at."""
+"""Finds out which parts of a request a function of the app may read, from its code."""
 
 import dis
 import functools
@@ -9,46 +9,54 @@ from types import CodeType, FunctionType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-# With these a function gets at its variables in other ways than by their names.
+from swr.core.signatures import annotations_of
+
+# Functions by which code can read variables without naming them.
 _INTROSPECTION: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
-# Instructions that end with taking a variable, and those that take an attribute of it.
+# The ends of the names of instructions that load a variable.
 _LOADS: Final = ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF")
+# Parts of the names of all instructions about variables.
 _ABOUT_VARIABLES: Final = ("_FAST", "_DEREF", "_CLOSURE")
+# Instructions that read an attribute.
 _READS: Final = ("LOAD_ATTR", "LOAD_METHOD")
-# What begins a call: before Python 3.12 the first.
+# Instructions that begin a call; before Python 3.12, `PRECALL` comes first.
 _CALLS: Final = frozenset({"PRECALL", "CALL", "CALL_KW"})
-# These take bytes as they lie in memory.
+# Instructions after which the code does not go on with the next one.
+_LEAVES: Final = frozenset(
+    {"JUMP_FORWARD", "JUMP_BACKWARD", "RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"}
+)
+# These read the memory of bytes directly, without calling a method.
 _OF_BUFFERS: Final = frozenset({"bytearray", "memoryview"})
-# The names of the address, in a request and in its scope.
+# The name of the client's address, in a request and in its scope.
 _ADDRESS: Final = "client"
-# By the function that a route calls: its code, and whether that takes the address. Each miss asks for it.
+# The code of functions that routes call, and whether it reads the address. A cache, because each miss asks for it.
 _READS_ADDRESS: Final[WeakKeyDictionary[FunctionType, tuple[CodeType, bool]]] = WeakKeyDictionary()
 
 
 def function_of(call: Any) -> Any:
-    """Return the function of a bound method; anything else is itself."""
+    """Return the function of a bound method; return anything else as it is."""
     return getattr(call, "__func__", call)
 
 
 def bare(call: Any) -> Any:
-    """Return the function inside wrappers, and of a bound method."""
+    """Return the function inside all wrappers and bound methods."""
     return function_of(inspect.unwrap(call))
 
 
 def looks_at_request(call: Any, name: str) -> bool:
-    """Return whether a function may look at more of a request than its app, as `request.app.state.pool` does.
+    """Return whether a function may read more of a request than `request.app`, which is the same for all requests.
 
-    The app is the same for every request. What does not show that it takes nothing else may look at anything.
+    If the code does not show that it reads nothing else, it may read anything.
 
     Parameters:
         call: the function.
-        name: of its parameter.
+        name: the name of its parameter for the request.
     """
     if not inspect.isfunction(call) or hasattr(call, "__wrapped__"):
         return True
     code = call.__code__
     if name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
-        # It is in `**kwargs`, under a signature that the function has been given.
+        # The request is in `**kwargs`, under a `__signature__` that the function has been given.
         return True
     if name in code.co_cellvars or not _INTROSPECTION.isdisjoint(code.co_names):
         return True
@@ -56,23 +64,23 @@ def looks_at_request(call: Any, name: str) -> bool:
 
 
 def reads_address(call: Any) -> bool:
-    """Return whether an endpoint's own code takes the client's address from its request.
+    """Return whether an endpoint's own code reads the client's address from its request.
 
-    As in `request.client.host` or `request.scope["client"]`, also in a function within the endpoint.
+    For example by `request.client.host` or `request.scope["client"]`, also in a function inside the endpoint.
 
     Parameters:
-        call: what the route calls.
+        call: the callable that the route calls.
     """
     function = bare(call)
     if not inspect.isfunction(function):
-        # An object that can be called.
+        # A callable object: its code is in `__call__`.
         function = bare(getattr(function, "__call__", None))  # noqa: B004  # the method itself is wanted
     if not inspect.isfunction(function):
         return False
     code = function.__code__
     known = _READS_ADDRESS.get(function)
     if known is None or known[0] is not code:
-        known = _READS_ADDRESS[function] = code, _function_reads_address(code, function.__annotations__)
+        known = _READS_ADDRESS[function] = code, _function_reads_address(code, annotations_of(function))
     return known[1]
 
 
@@ -86,13 +94,13 @@ def _function_reads_address(code: CodeType, annotations: dict[str, Any]) -> bool
 
 
 def _takes_address(code: CodeType, name: str) -> bool:
-    """Return whether code takes the address of a request: as an attribute, or by its name in the scope."""
+    """Return whether code reads the address of a request: as an attribute, or by its name in the scope."""
     uses = _uses_of(code, name)
     return _ADDRESS in uses or ("scope" in uses and _ADDRESS in code.co_consts)
 
 
 def _codes_of(code: CodeType) -> Iterator[CodeType]:
-    """Yield the code of a function, and of all functions in it."""
+    """Yield the code of a function, and of all functions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -101,7 +109,7 @@ def _codes_of(code: CodeType) -> Iterator[CodeType]:
 
 @functools.lru_cache(256)
 def _uses_of(code: CodeType, name: str) -> frozenset[str]:
-    """Return which attributes of a variable a function takes, and an empty name if it does anything else with it."""
+    """Return which attributes of a variable the code reads, and an empty name if it uses the variable otherwise."""
     uses = set()
     for instruction, following in itertools.pairwise(dis.get_instructions(code)):
         # Some instructions are about two variables, one after the other.
@@ -109,7 +117,7 @@ def _uses_of(code: CodeType, name: str) -> frozenset[str]:
         if name not in variables or not any(part in instruction.opname for part in _ABOUT_VARIABLES):
             continue
         is_loaded = instruction.opname.endswith(_LOADS) and variables.index(name) == len(variables) - 1
-        # `request["client"]` takes it as well.
+        # `request["client"]` reads the address, too.
         is_taken = following.opname in _READS or (following.opname, following.argval) == ("LOAD_CONST", _ADDRESS)
         uses.add(following.argval if is_loaded and is_taken else "")
     return frozenset(uses)
@@ -117,7 +125,10 @@ def _uses_of(code: CodeType, name: str) -> frozenset[str]:
 
 @functools.lru_cache(256)
 def reads_unseen(code: CodeType) -> bool:
-    """Return whether a function makes something of bytes without asking them: by `str(value, "latin-1")`, or a join."""
+    """Return whether code reads bytes without calling their methods: by `str(value, "latin-1")`, or by a join.
+
+    The noting subclasses of bytes in `swr.endpoints.reads` do not see such reads.
+    """
     return any(_decodes_or_joins(part) for part in _codes_of(code))
 
 
@@ -128,33 +139,42 @@ def _decodes_or_joins(code: CodeType) -> bool:
             return True
         if instruction.opname != "LOAD_GLOBAL":
             continue
-        # `str` is called, and not an argument as in `map(str, values)`.
+        # The low bit: the code calls `str`, and does not pass it on as in `map(str, values)`.
         is_text = instruction.argval == "str" and (instruction.arg or 0) & 1
-        if instruction.argval in _OF_BUFFERS or (is_text and _arguments_of(instructions[number:]) not in (0, 1)):
+        if instruction.argval in _OF_BUFFERS or (is_text and _arguments_of(instructions, number) not in (0, 1)):
             return True
     return False
 
 
-def _arguments_of(instructions: list[dis.Instruction]) -> int | None:
-    """Return with how many arguments a function is called that lies on the stack; None: that does not show.
+def _arguments_of(instructions: list[dis.Instruction], first: int) -> int | None:
+    """Return the number of arguments of the call of a function on the stack; None: unknown.
 
     Parameters:
-        instructions: those after the one that put it there.
+        instructions: the code.
+        first: the index of the instruction after the one that has loaded the function.
     """
-    depth = 0
-    for instruction in instructions:
-        # The names of keywords lie on the stack as well.
-        if instruction.opname in _CALLS and depth - (instruction.opname == "CALL_KW") == instruction.arg:
+    places = {instruction.offset: place for place, instruction in enumerate(instructions)}
+    seen: set[int] = set()
+    # Where the code may go on, and how many values lie above the function on the stack then.
+    ways = [(first, 0)]
+    while ways:
+        place, depth = ways.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        name, code, argument = instructions[place].opname, instructions[place].opcode, instructions[place].arg
+        # `CALL_KW` also has the names of the keywords on the stack.
+        if name in _CALLS and depth - (name == "CALL_KW") == argument:
             return depth
-        depth += dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
-        if instruction.opname == "JUMP_FORWARD":
-            # The other value of a conditional expression takes the same place.
-            depth -= 1
+        if code in dis.hasjrel:
+            ways.append((places[instructions[place].argval], depth + dis.stack_effect(code, argument, jump=True)))
+        if name not in _LEAVES:
+            ways.append((place + 1, depth + dis.stack_effect(code, argument, jump=False)))
     return None
 
 
 def takes_request(part: Any) -> bool:
-    """Return whether a dependency takes the request, and may look at more of it than its app.
+    """Return whether a dependency takes the request, and may read more of it than its app.
 
     Parameters:
         part: a dependant of FastAPI.

@@ -1,4 +1,4 @@
-"""A dict of a request that notes what the app takes of it."""
+"""A dict that notes which of its items the app reads; for a request's scope and its state."""
 
 import sys
 from abc import abstractmethod
@@ -10,15 +10,15 @@ _MIXIN: Final = MutableMapping[str, Any]
 
 
 class Noticing(dict[str, Any]):
-    """A dict that notes who takes which item; who copies it, compares it or shows it has taken all.
+    """A dict that notes which code reads which item; code that copies, compares or shows the dict reads all items.
 
-    The app's writes go into the client's own dict, too: middleware around swr may look for them there. Code that calls
-    the methods of `dict` itself, such as `dict.get(scope, "user")`, is out of sight.
+    The app's writes also go into the client's own dict, because middleware around swr may look for them there. Reads by
+    the methods of `dict` itself, such as `dict.get(scope, "user")`, are not noted.
 
     Parameters:
-        items: of the client.
-        watched: the names that are noted, as they are now. The items of others are taken without a note, unless the
-            method `__getitem__` of something else hands them on.
+        items: the client's own dict.
+        watched: the names to note; the container may change later. Reads of other names are noted only if the method
+            `__getitem__` of another object makes them, which may be a wrapper of this dict.
     """
 
     def __init__(self, items: MutableMapping[str, Any], watched: Container[object]) -> None:
@@ -28,13 +28,13 @@ class Noticing(dict[str, Any]):
 
     @abstractmethod
     def _note(self, name: object, frame: FrameType) -> None:
-        """Note that the code of a frame takes the item of a name."""
+        """Note that the code of a frame reads the item of a name."""
 
-    # Frameworks take most items of a scope a dozen times, so these three look at once whether one is noted.
+    # Frameworks read most items of a scope a dozen times, so `[]`, `in` and `get` check `watched` before any call.
 
     @abstractmethod
     def _note_all(self, frame: FrameType) -> None:
-        """Note that the code of a frame takes all items."""
+        """Note that the code of a frame reads all items."""
 
     def __getitem__(self, name: str) -> Any:
         frame = sys._getframe(1)
@@ -105,7 +105,7 @@ class Noticing(dict[str, Any]):
         return super().items()
 
     def copy(self) -> dict[str, Any]:
-        """Return a copy, which notes nothing."""
+        """Return a plain copy, which notes nothing."""
         self._note_all(sys._getframe(1))
         return dict(super().items())
 
@@ -118,7 +118,7 @@ class Noticing(dict[str, Any]):
         return other | dict(super().items())
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        """Tell `copy` and `pickle` to make a copy that notes nothing."""
+        """Tell `copy` and `pickle` to make a plain copy, which notes nothing."""
         self._note_all(sys._getframe(1))
         return dict, (dict(super().items()),)
 
@@ -129,11 +129,11 @@ class Noticing(dict[str, Any]):
         return super().pop(name, *default)
 
     def update(self, *others: Any, **more: Any) -> None:
-        """Take the items of another mapping, and these."""
+        """Add the items of another mapping, and these."""
         for name, value in dict(*others, **more).items():
             self[name] = value
 
-    # `dict` does these without the methods above.
+    # The versions of `dict` would not call the methods above.
     setdefault, popitem, clear = _MIXIN.setdefault, _MIXIN.popitem, _MIXIN.clear
 
     def __ior__(self, other: Any) -> Any:

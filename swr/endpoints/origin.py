@@ -1,4 +1,4 @@
-"""The path template of the route that has answered a request: what its responses are counted under."""
+"""The path template of the route that has answered a request, under which swr counts its responses."""
 
 import contextlib
 import uuid
@@ -7,15 +7,15 @@ from typing import Any, Final
 
 from swr.stats.counts import ROUTE
 
-# The converters of Starlette make these of a part of a path.
+# The types into which Starlette's converters turn a part of a path.
 _CONVERTED: Final = (str, int, float, uuid.UUID)
 
 
 def origin_of(scope: Mapping[str, Any]) -> str:
-    """Return what entries carry of the route that has answered; that of no route if swr does not see it.
+    """Return the name of the route that has answered, as entries carry it; `ROUTE` alone if swr does not see a route.
 
     Parameters:
-        scope: of the request, after the app has answered.
+        scope: the scope of the request, after the app has answered.
     """
     route = scope.get("route")
     included = scope.get("fastapi", {}).get("effective_route_context")
@@ -23,7 +23,7 @@ def origin_of(scope: Mapping[str, Any]) -> str:
     if not isinstance(path, str):
         return ROUTE
     prefix = _prefix(scope)
-    # The app behind a mount has answered without a route of its own.
+    # A route with `routes` is a mount, and the app behind it has answered without a route of its own.
     return ROUTE + (prefix if hasattr(route, "routes") and prefix else prefix + path)
 
 
@@ -41,7 +41,7 @@ def _prefix(scope: Mapping[str, Any]) -> str:
 
 
 def _template_of(part: str, values: Mapping[str, Any]) -> str:
-    """Return the parameter whose value a part of a path is, however the client has written it; or else the part."""
+    """Return a part of the path; if it is the value of a parameter, return the parameter's name in braces instead."""
     for name, value in values.items():
         if isinstance(value, _CONVERTED) and part:
             with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Exceptions with a status, such as a 404, that an endpoint raises: stored, and raised again for other readers."""
+"""Storing an `HTTPException` that an endpoint raises, such as a 404, and raising it again for other requests."""
 
 import json
 from typing import Any, Final
@@ -13,7 +13,7 @@ _KNOWS: Final = {"status_code", "detail", "headers"}
 
 
 def copied(error: HTTPException) -> HTTPException:
-    """Return an exception that says the same, without the traceback."""
+    """Return a copy of an exception without its traceback."""
     copy = error.__class__.__new__(error.__class__, *error.args)
     copy.__dict__.update(error.__dict__)
     copy.headers = None if error.headers is None else dict(error.headers)
@@ -21,7 +21,7 @@ def copied(error: HTTPException) -> HTTPException:
 
 
 def headers_of(error: HTTPException) -> Headers | None:
-    """Return the fields that an exception sets; None: no server could send them."""
+    """Return the response fields of an exception; None: no server could send them."""
     try:
         return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
     except (AttributeError, UnicodeEncodeError):
@@ -29,13 +29,13 @@ def headers_of(error: HTTPException) -> Headers | None:
 
 
 def stored_exception(error: HTTPException, headers: Headers, verdict: Verdict) -> StoredResponse | None:
-    """Return an exception as it may be stored; None: it would not come back as it is.
+    """Return an exception in its stored form; None: swr could not restore it exactly.
 
-    A class of the app's own may do anything, and a detail that is more than JSON may be of any class.
+    Only the classes of Starlette and FastAPI can be restored, with a detail that JSON can represent.
 
     Parameters:
         headers: see `headers_of`.
-        verdict: about a response with its status and its fields.
+        verdict: the verdict on a response with the exception's status and fields.
     """
     kind = _kind_of(type(error))
     if not kind or error.__dict__.keys() != _KNOWS or values_of(headers, b"content-length"):
@@ -44,7 +44,7 @@ def stored_exception(error: HTTPException, headers: Headers, verdict: Verdict) -
         text = json.dumps(error.detail, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return None
-    # A tuple, a key that is not a string, and a member of an Enum come back as something else.
+    # JSON changes tuples, keys that are not strings, and members of an Enum.
     if repr(json.loads(text)) != repr(error.detail):
         return None
     stored = as_stored(error.status_code, headers, text.encode(), verdict)
@@ -53,7 +53,7 @@ def stored_exception(error: HTTPException, headers: Headers, verdict: Verdict) -
 
 
 def exception_of(stored: StoredResponse) -> HTTPException:
-    """Return the exception that a stored one was."""
+    """Return the exception that `stored_exception` has stored."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in stored.headers}
     kind: Any = HTTPException
     if stored.raised == "fastapi":

@@ -1,4 +1,4 @@
-"""One request that the dependencies of an endpoint have admitted: answered from the cache, or by the endpoint."""
+"""The answer to a request that an endpoint's dependencies have admitted: from the cache, or from the endpoint."""
 
 import logging
 import math
@@ -29,22 +29,22 @@ from swr.stats.counts import Layer
 
 log = logging.getLogger("swr")
 
-# RFC 8941: of two parameters with one name a client reads the last, so each member has one `detail`.
+# RFC 8941: of two parameters with the same name only the last counts, so each member has one `detail`.
 _DETAIL: Final = b'; detail="after dependencies"'
 _TIMEOUT: Final = b'; detail="timeout, after dependencies"'
-# Why the answer to an exception of the endpoint's is not stored, for which the app has a handler.
+# The reason for not storing an answer that an exception handler of the app makes.
 _HANDLED: Final = "exception handler"
 _SOFT_TIMEOUT: Final = b'; detail="soft timeout, after dependencies"'
 
 
 class Reader:
-    """Answer one request after its dependencies.
+    """The reader that answers one request after its dependencies have run.
 
     Parameters:
         owner: the cache.
-        admission: what the middleware says.
-        key: what is stored.
-        terms: of the endpoint.
+        admission: the admission that the middleware has put into the scope.
+        key: the key of the response.
+        terms: the terms of the endpoint.
         where: FastAPI's route; None: Starlette calls the endpoint.
         own: the response on which the dependencies set fields; None: there is none.
         tags_of: returns the tags of what the endpoint returns; see `EndpointTerms`.
@@ -76,14 +76,14 @@ class Reader:
         self._admission = admission
         self.key = key
         self._terms = terms
-        # Fields that the dependencies have set for this reader.
+        # The fields that the dependencies have set for this request.
         self._fields: Headers = [] if own is None else list(own.raw_headers)
         self._taking = Taking(admission.asked, terms, where, own, self._fields, tags_of)
         self._why = b"uri-miss"
-        # Set while this reader runs the endpoint for all.
+        # Set once this reader has the turn to run the endpoint for all.
         self.turns: Turns | None = None
 
-    # Ends the run of the endpoint, once there are `turns`.
+    # Cancels the run of the endpoint; set together with `turns`.
     running: anyio.CancelScope
 
     @property
@@ -95,13 +95,13 @@ class Reader:
     # -- before the endpoint ----------------------------------------------------------------------------------
 
     async def seek(self) -> Response | None:
-        """Return the answer; None: the endpoint has to run, for all who wait if there are `turns`.
+        """Return the answer; None: the endpoint has to run, for all waiting readers if `turns` is set.
 
         Raises:
-            Exception: what the endpoint raised in another request, which is stored or which this one has waited for.
+            Exception: the endpoint raised it in another request, and it is stored or this request has waited for it.
         """
         engine, admission, key = self._engine, self._admission, self.key
-        # Here, because the caller may run in a worker thread.
+        # Not in the constructor, which may run in a worker thread.
         admission.asked.admit()
         if admission.refreshing:
             return await self._refresh(admission.refreshing)
@@ -129,22 +129,22 @@ class Reader:
         return await self._wait(entry)
 
     async def _refresh(self, key: str) -> Response | None:
-        """Return None if the endpoint has to run to refresh `key`, and else an empty answer, which no client gets."""
+        """Return None if the endpoint has to run to refresh `key`, or else an empty answer, which no client gets."""
         flight = self._engine.flights.get(key)
-        # A load that waits for its lease may have no reader left.
+        # Join a load that no reader runs: it may still wait for its lease while all its readers have left.
         is_wanted = not self._engine.backs_off(key) if flight is None else not turns_of(flight).is_taken
         if self.key == key and is_wanted:
             await self._wait(self._engine.store.peek(key))
         return Response(status_code=204) if self.turns is None else None
 
     async def _wait(self, entry: Entry[Any] | None) -> Response | None:
-        """Wait for the turn to run the endpoint, or for what another reader's run brings."""
+        """Wait for the turn to run the endpoint and return None, or return the answer of another reader's run."""
         engine, again, has_retried = self._engine, 0, False
         limit = self._terms.policy.hard_timeout
         if limit is None:
             limit = self._admission.asked.hard_timeout
         tags = (*self._admission.asked.tags, *self._terms.policy.tags)
-        # In a refresh no client waits.
+        # A background refresh has no client, so it waits without a soft time-out.
         soft_timeout = None if self._admission.refreshing else self._terms.policy.soft_timeout
         while True:
             flight = engine.begin(self.key, Turns(limit, tags, origin_of(self._admission.scope)), entry)
@@ -181,17 +181,17 @@ class Reader:
             has_retried, entry = has_retried or error is not None, None
 
     def _give_up(self, fallback: Entry[Any], turns: Turns) -> Response:
-        """Answer with a fallback after the soft time-out, before this reader had its turn."""
+        """Answer with a fallback after the soft time-out, before this reader has had the turn."""
         if not turns.is_taken:
-            # Without another reader nothing would be refreshed.
+            # No reader runs the endpoint, so start a background refresh.
             self._admission.stale = self.key
         return self._give_stale(fallback, b"swr; fwd=stale", detail=_SOFT_TIMEOUT)
 
     def _take_no_value(self, turns: Turns) -> None:
-        """Let this reader run the endpoint for itself, because what another run has brought is not stored.
+        """Let this reader run the endpoint for itself, because swr has not stored the response of another run.
 
         Raises:
-            HTTPException: the endpoint raised it on purpose.
+            HTTPException: a copy of the one with a status below 500 that the endpoint has raised in the other run.
         """
         if turns.refusal is not None:
             self._mark(0, f"status {turns.refusal.status_code}")
@@ -199,7 +199,7 @@ class Reader:
         self._mark(0, turns.reason)
 
     def _repeat(self, flight: Flight, error: BaseException) -> Response | None:
-        """Answer with another reader's failure, after a second try."""
+        """Answer with the second failure of other readers' loads; None: run the endpoint for this reader."""
         self._admission.has_failed = True
         if not isinstance(error, ErrorResponse):
             raise flight.failure()
@@ -211,20 +211,20 @@ class Reader:
     # -- after the endpoint -----------------------------------------------------------------------------------
 
     def take(self, value: Any) -> Answer:
-        """Return what becomes of a value that the endpoint has returned; see `Taking.take`."""
+        """Return the judged answer for a value of the endpoint; see `Taking.take`."""
         assert self.turns is not None
         return self._taking.take(value, self.turns.load.began)
 
     def _may_replace(self, status: int) -> bool:
-        """Return whether a response with a lifetime of its own may take the place of what is stored."""
+        """Return whether a response with this status may replace the stored one."""
         entry = self._engine.fallback(self.flight)
         if entry is None or not is_response(entry) or status not in ABOUT_THE_CLIENT:
             return True
-        # Another client may still get what is stored.
+        # The status is about this client; others may still get the stored response, unless that is an error.
         return bool(entry.value.status >= 400)
 
     async def finish(self, answer: Answer) -> Any:
-        """Store what the endpoint has returned, and return it, as a response if it was stored."""
+        """Store the endpoint's response if it may be stored; return that response, or else the endpoint's value."""
         turns, status = self.turns, answer.status
         assert turns is not None
         if answer.policy is not None and not self._may_replace(status):
@@ -254,17 +254,17 @@ class Reader:
         return response
 
     async def fail(self, error: Exception) -> Response:
-        """Answer for an exception of the endpoint with what is stored.
+        """Answer with a fallback after an exception of the endpoint.
 
         Raises:
-            Exception: the same, if there is nothing to fall back on.
+            Exception: the exception itself, if there is no fallback for it.
         """
         turns = self.turns
         assert turns is not None
         if isinstance(error, HTTPException) and await self._end_raised(turns, error):
             raise error
         if not isinstance(error, HTTPException) and self._handles(error):
-            # The app has an answer of its own, a 404 perhaps, which swr cannot know before the dependencies end.
+            # The app's handler makes the answer, a 404 perhaps. It runs after the dependencies, so swr does not see it.
             self._mark(0, _HANDLED)
             await turns.skip(_HANDLED, drop=False)
             raise error
@@ -276,7 +276,10 @@ class Reader:
         return self._fall_back(fallback, error)
 
     async def _end_raised(self, turns: Turns, error: HTTPException) -> bool:
-        """Store an exception that the endpoint has raised, if it says how long; return whether the load has ended."""
+        """End the load with an `HTTPException`, stored if its fields say how long; do not end it for another 5xx.
+
+        Return whether the load has ended.
+        """
         status = error.status_code
         answer, is_own = self._taking.take_raised(error, turns.load.began)
         may_store = self._may_replace(status) if status < 500 else self._engine.fallback(self.flight, error) is None
@@ -294,7 +297,7 @@ class Reader:
         return True
 
     def _handles(self, error: Exception) -> bool:
-        """Return whether the app has a handler for the class of an exception, but for one of all exceptions."""
+        """Return whether the app has a handler for an exception's class; one for all exceptions does not count."""
         handlers, _ = self._admission.scope.get("starlette.exception_handlers", ({}, {}))
         return any(kind in handlers for kind in type(error).__mro__)
 
@@ -306,14 +309,14 @@ class Reader:
         return self.time_out() if fallback is None else self._fall_back(fallback, flight.error)
 
     def leave(self) -> None:
-        """The reader was cancelled: let another one run the endpoint."""
+        """Give the turn to another reader, because this one was cancelled."""
         assert self.turns is not None
         self.turns.pass_on()
 
     # -- answers ----------------------------------------------------------------------------------------------
 
     def time_out(self) -> Response:
-        """Return the answer if the endpoint is too slow."""
+        """Return the 504 for an endpoint that is too slow."""
         self._mark(504, b"swr; fwd=%b" % self._why, _TIMEOUT)
         return Response(status_code=504)
 
@@ -326,10 +329,10 @@ class Reader:
         layer: Layer = Layer.LOAD,
         detail: bytes = _DETAIL,
     ) -> Response:
-        """Return a stored response as this reader gets it, and publish that.
+        """Return a stored response for this request, and publish the read.
 
         Raises:
-            HTTPException: that is what is stored.
+            HTTPException: the entry is a stored exception.
         """
         engine, admission = self._engine, self._admission
         now = engine.clock()
@@ -356,19 +359,19 @@ class Reader:
         return self._give(entry, state, status, error, detail=detail)
 
     def _response(self, entry: Entry[Any], mark: bytes, state: State | None = None, age: int = 0) -> Response:
-        """Return a stored response as this reader asks for it; see `response_behind`."""
+        """Return a stored response for this request, whole or in part; see `response_behind`."""
         max_age = self._terms.client_max_age or 0
         response = response_behind(entry, self._fields, self._admission.asked.fields, max_age, state, age)
         self._mark(response.status_code, mark)
         return response
 
     def _mark(self, status: int, mark: bytes | str, detail: bytes = _DETAIL) -> None:
-        """Say where the answer comes from.
+        """Note for the middleware where the answer comes from.
 
         Parameters:
-            status: of the answer; 0: of the app's.
-            mark: the member of `Cache-Status`, or why the answer is not stored.
-            detail: what the member ends with.
+            status: the status code of the answer; 0, if `mark` is a reason: the app sets it.
+            mark: the member of `Cache-Status`, or the reason why swr does not store the answer.
+            detail: the end of the member.
         """
         admission = self._admission
         if isinstance(mark, str):

@@ -1,99 +1,125 @@
-"""Notes of which parts of a request the app's own code looks at, beyond those that select its response.
+"""Notes of which parts of a request the app's own code reads, beyond those that select its response.
 
-These are the address, ignored fields, and what middleware around swr puts into the scope or its state.
+These are the address, ignored fields, and values that middleware around swr puts into the scope or its state.
 
-The names of fields in a run's scope tell who compares them with what, so a field counts that is missing, too.
+The app gets field names that note what they are compared with. So swr also notices a search for a missing field.
 """
 
 import sys
 from collections.abc import Iterable
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Final, SupportsIndex
+
+import anyio
 
 from swr.http.request_fields import FIELD_NAMES, OF_FEW_VALUES, PREFERENCES, tells
 
 ADDRESS: Final = "client"
-# Which address of the server's own the client has reached: one may be open to some clients only.
+# Which of the server's addresses the client has reached: some clients may not be able to reach all of them.
 SERVER: Final = "server"
-# A copy of the fields, as `dict(request.headers)`, may be asked for any of them.
+# Noted when the app copies the fields, as by `dict(request.headers)`, because it may read any field of the copy.
 ALL_FIELDS: Final = "all fields"
-# Each request has its own, as with the request fields of these names.
+# Names of identifiers that differ for each request, in the state as in request fields; swr ignores them.
 IDENTIFIERS: Final = frozenset({"request_id", "correlation_id", "trace_id", "span_id"})
 
-# The fields that select where the app's own code has looked at them.
+# The fields that select a response if the app's own code has read them.
 SELECTING_IF_SEEN: Final = frozenset({FIELD_NAMES, *(name.decode() for name in OF_FEW_VALUES)})
 _OF_NO_CLIENT: Final = frozenset(name.decode() for name in PREFERENCES | OF_FEW_VALUES)
 
-# These hand on what somebody else asks them for.
+# Modules whose code reads a part of the request only on behalf of its caller.
 _ACCESSORS: Final = frozenset(
     {"starlette.requests", "starlette.datastructures", "_collections_abc", "collections.abc", "collections", "copy"}
 )
-# Where `Headers` and `URL` are.
+# The module of Starlette's `Headers` and `URL`.
 DATASTRUCTURES: Final = "starlette.datastructures"
-# These note an address or a field without answering by it.
+# Prefixes of modules that record an address or a field, without an effect on the response.
 OBSERVERS: Final = (
     "swr.", "uvicorn.", "hypercorn.", "granian.", "opentelemetry.", "opencensus.", "sentry_sdk.", "elasticapm.",
     "ddtrace.", "newrelic.", "logfire.", "rollbar.", "bugsnag.", "honeybadger.", "scout_apm.", "aws_xray_sdk.",
 )  # fmt: skip
-# These take all of a scope into a request of their own, whether the app looks at it or not.
+# Prefixes of modules that copy the whole scope into their own request, whether the app reads it or not.
 _CARRIERS: Final = ("django.", "channels.", "asgiref.", "a2wsgi.", "litestar.", "quart.")
 FRAMEWORKS: Final = ("starlette.", "fastapi.", "swr.", "collections.abc", "_collections_abc")
 NOT_OF_THE_APP: Final = (*FRAMEWORKS, *OBSERVERS, *_CARRIERS)
-# These make a response of what an endpoint has returned, such as the fields of its request.
+# Modules that make a response from the endpoint's value, which may be the fields of its request.
 _OF_RESPONSES: Final = frozenset({"fastapi.encoders", "starlette.responses"})
-# What calls middleware, and what calls a route.
+# Modules that call middleware, and modules that call a route.
 _CALL_MIDDLEWARE: Final = ("starlette.middleware.", "starlette.applications", "fastapi.applications", "swr.middleware.")
 _CALL_ROUTES: Final = frozenset({"starlette.routing", "fastapi.routing"})
 
 
 class Reads:
-    """Notes for one run where the app's own code has looked.
+    """The notes of one run: the parts of the request that the app's own code has read.
 
-    They are names of fields in lower case, `ALL_FIELDS`, `FIELD_NAMES`, `ADDRESS`, `SERVER`, and names of what comes
-    from around swr: "state tenant".
+    The notes are names of fields in lower case, `ALL_FIELDS`, `FIELD_NAMES`, `ADDRESS`, `SERVER`, and names such as
+    "state tenant" for values that middleware around swr has set.
     """
 
     __slots__ = ("by_middleware", "by_route", "is_routed")
 
     def __init__(self, by_middleware: Iterable[str] = ()) -> None:
-        # On the way to the endpoint.
+        # Reads by middleware, before the request has reached the endpoint.
         self.by_middleware = {*by_middleware}
-        # By the endpoint, by what it calls, by a template, or by what else belongs to a route.
+        # Reads by the endpoint, by code that it calls, by a template, or by other code of a route.
         self.by_route: set[str] = set()
-        # Whether the endpoint is chosen, so that middleware is on its way back and writes a log.
+        # Whether a router has chosen the endpoint. Afterwards, middleware around the router usually reads for its log,
+        # so its reads do not count. Reads by middleware of the route itself do.
         self.is_routed = False
 
     @property
     def names(self) -> set[str]:
-        """All that the app has looked at."""
+        """The names of all parts that the app has read."""
         return self.by_middleware | self.by_route
 
     @property
     def tell_who_asks(self) -> bool:
-        """Return whether the app has looked at more than what the client prefers."""
+        """Return whether the app has read more than the client's preferences and fields of few values."""
         return not self.names <= _OF_NO_CLIENT
 
+    def mark_route(self) -> None:
+        """Mark this task, and so all tasks that it starts, as those of the route."""
+        ROUTED.set((self, _task()))
+
     def add(self, others: "Reads") -> None:
-        """Take other notes of the same run."""
+        """Add other notes of the same run."""
         self.by_middleware |= others.by_middleware
         self.by_route |= others.by_route
 
     def note(self, name: str, frame: FrameType | None) -> None:
-        """Note that the code of a frame looks at a part of the request, if it is the app's."""
+        """Note that the code of a frame reads a part of the request, if this is code of the app."""
         frame = asking(frame)
         if frame is None or (module_of(frame).startswith(NOT_OF_THE_APP) and module_of(frame) not in _OF_RESPONSES):
             return
-        if not _is_of_middleware(frame):
+        if not _is_of_middleware(frame) or self._is_within_route():
             self.by_route.add(name)
         elif not self.is_routed:
             self.by_middleware.add(name)
 
+    def _is_within_route(self) -> bool:
+        """Return whether the route has started the current task, as a `BaseHTTPMiddleware` of a route does.
+
+        In such a task the stack does not show that a router has called the code.
+        """
+        routed = ROUTED.get()
+        return routed is not None and routed[0] is self and routed[1] != _task()
+
 
 NO_READS: Final = Reads()
+# The run that has chosen an endpoint, and the task in which it has. Tasks that this one starts have both, too.
+ROUTED: Final[ContextVar[tuple[Reads, int] | None]] = ContextVar("swr_routed", default=None)
+
+
+def _task() -> int:
+    """Return a number for the current task; 0 in a thread that runs no event loop."""
+    try:
+        return anyio.get_current_task().id
+    except RuntimeError:
+        return 0
 
 
 def asking(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that has asked for a part of the request, behind those that hand it on."""
+    """Return the frame that has asked for a part of the request, without the frames of accessors that it has called."""
     while frame is not None and module_of(frame) in _ACCESSORS:
         frame = frame.f_back
     return frame
@@ -113,7 +139,7 @@ def _is_of_middleware(frame: FrameType | None) -> bool:
 class _Name(bytes):
     """The name of a field, which notes what it is compared with, also as a key of a dict.
 
-    Starlette makes text of it for who takes all fields: a dict of that answers for a field that is missing.
+    Starlette decodes the names for code that takes all fields. A dict of these would answer for missing fields, too.
     """
 
     reads: Reads
@@ -127,7 +153,7 @@ class _Name(bytes):
         return not self == other
 
     def __hash__(self) -> int:
-        # A set or a dict of names answers for one that is missing without another look at a name.
+        # With a set or a dict of names, code can find that a field is missing without comparing this name.
         self.reads.note(FIELD_NAMES, sys._getframe(1))
         return bytes.__hash__(self)
 
@@ -141,18 +167,18 @@ class _Name(bytes):
         return bytes, (bytes(self),)
 
     def lower(self) -> bytes:
-        """Return the name in lower case, which notes the same."""
+        """Return the name in lower case; the result notes the same comparisons."""
         return _noting(bytes.lower(self), self.reads)
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
-        """Return the name as text, which notes the same."""
+        """Return the name as text; the result notes the same comparisons."""
         frame = sys._getframe(1)
         self.reads.note(ALL_FIELDS if module_of(frame) in _ACCESSORS else FIELD_NAMES, frame)
         return _noting_text(bytes.decode(self, *args, **kwargs), self.reads)
 
 
 class _First(bytes):
-    """The value of the first field, if it tells nothing. It notes who takes all values, as `headers.values()` does."""
+    """The value of the first field, if it says nothing about the client. It notes decoding by `headers.values()`."""
 
     reads: Reads
 
@@ -171,7 +197,7 @@ class _First(bytes):
 
 
 def _note_values(reads: Reads, frame: FrameType) -> None:
-    """Note that `Headers` makes text of all values: one may be missing that other clients send."""
+    """Note that `Headers.values` decodes all values, which shows whether a field is missing that others send."""
     # Before Python 3.12 a comprehension has a frame of its own.
     caller = frame.f_back if frame.f_code.co_name == "<listcomp>" else frame
     if caller is not None and (module_of(caller), caller.f_code.co_name) == (DATASTRUCTURES, "values"):
@@ -179,13 +205,13 @@ def _note_values(reads: Reads, frame: FrameType) -> None:
 
 
 class _Noting:
-    """The value of a field that may tell something of the client. It notes who makes something of it."""
+    """The value of a field that may say something of the client. It notes which code uses it."""
 
     reads: Reads
     field: str
 
     def __getattribute__(self, name: str) -> Any:
-        # Such as `split`.
+        # For methods such as `split`.
         if name not in _OF_VALUES:
             _note_value(self, sys._getframe(1))
         return super().__getattribute__(name)
@@ -204,8 +230,8 @@ class _Noting:
 
 
 def _operations(kind: type) -> list[str]:
-    """Return the methods of bytes or text whose results tell something of it, operators included."""
-    # A buffer is asked for by C alone.
+    """Return the names of the methods of bytes or text that reveal any of its content, operators included."""
+    # Only C code asks for a buffer.
     own = {*dir(kind)} - {*dir(object)} - {"__getnewargs__", "__buffer__", "maketrans"}
     return sorted({*own, "__lt__", "__le__", "__gt__", "__ge__", "__str__", "__repr__", "__format__"})
 
@@ -219,7 +245,7 @@ def _noted(name: str) -> Any:
 
 
 class _Value(_Noting, bytes):
-    """The value as it was sent."""
+    """The value of a field as bytes, as it was sent."""
 
     def __bytes__(self) -> bytes:
         _note_value(self, sys._getframe(1))
@@ -234,10 +260,10 @@ class _Value(_Noting, bytes):
         return self
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
-        """Return the value as text. It notes the same, for middleware may make text of all fields to look at one."""
+        """Return the value as text that notes its use in turn: middleware may decode all fields to read only one."""
         frame = sys._getframe(1)
         if module_of(frame) in _ACCESSORS or not _is_of_middleware(frame):
-            # An endpoint may answer with all of them.
+            # Decoding counts as a use in an endpoint, which may answer with all values.
             _note_value(self, frame)
             _note_values(object.__getattribute__(self, "reads"), frame)
             return bytes.decode(self, *args, **kwargs)
@@ -247,18 +273,18 @@ class _Value(_Noting, bytes):
 
 
 class _ValueText(_Noting, str):
-    """The same as text."""
+    """The value of a field as text; it notes like `_Value`."""
 
     def __radd__(self, other: Any) -> Any:
         _note_value(self, sys._getframe(1))
         return other + super().__str__()
 
 
-# What finding out the type of a value asks it for, copying it, and making text of it.
+# Attributes that do not count as a use: for finding out the type of a value, copying it, and decoding it.
 _OF_VALUES: Final = frozenset({"__class__", "__deepcopy__", "decode"})
 
 
-# Operators find these without asking for an attribute.
+# Operators find these methods on the class, without `__getattribute__`.
 for _kind, _plain in ((_Value, bytes), (_ValueText, str)):
     for _name in _operations(_plain):
         if _name.startswith("__") and _name not in vars(_kind):
@@ -271,7 +297,7 @@ def _note_value(value: _Noting, frame: FrameType) -> None:
 
 
 class _Text(str):
-    """The same as text."""
+    """The name of a field as text; it notes like `_Name`."""
 
     reads: Reads
     __slots__ = ("reads",)
@@ -287,24 +313,24 @@ class _Text(str):
     __hash__ = str.__hash__
 
     def lower(self) -> str:
-        """Return the name in lower case, which notes the same."""
+        """Return the name in lower case; the result notes the same comparisons."""
         return _noting_text(str.lower(self), self.reads)
 
     def title(self) -> str:
-        """Return the name with capitals, which notes the same."""
+        """Return the name with capitals; the result notes the same comparisons."""
         return _noting_text(str.title(self), self.reads)
 
     def encode(self, *args: Any, **kwargs: Any) -> bytes:
-        """Return the name as bytes, which notes the same."""
+        """Return the name as bytes; the result notes the same comparisons."""
         return _noting(str.encode(self, *args, **kwargs), self.reads)
 
 
-# These ask for a name. Their answer tells no value.
+# Methods that ask whether a name has some text. Their results tell the app nothing but names.
 _ASKING: Final = frozenset({"startswith", "endswith", "__contains__", "find", "count", "index"})
 
 
 def _noted_name(plain: type, operation: str) -> Any:
-    # What else becomes of a name is out of sight, and so is who asks for it then.
+    # The results of other methods note nothing, so after them the app may read any field unnoticed.
     note = FIELD_NAMES if operation in _ASKING else ALL_FIELDS
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -345,10 +371,10 @@ def _noting_first(value: bytes, reads: Reads) -> bytes:
 
 
 def watched(headers: list[tuple[bytes, bytes]], reads: Reads) -> list[tuple[bytes, bytes]]:
-    """Return fields whose names note who looks for which field that may tell something of the client.
+    """Return fields whose names note searches for fields that may say something about the client.
 
-    Every search begins with the first one; of the others only those that may tell something need to note. Their values
-    note who takes them without a search.
+    Every search begins with the first name, so that one notes it. Of the other names, only those of such fields need to
+    note. The values of such fields note reads without a search.
     """
     return [
         (

@@ -1,4 +1,4 @@
-"""Tags that a function makes of a response."""
+"""Tags that a function of the user's makes from a response."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -14,15 +14,15 @@ log = logging.getLogger("swr")
 
 
 class ResponseTags:
-    """Make the tags of a response.
+    """The function of a `tags=` option.
 
     Parameters:
-        function: returns tags, from what is answered, and from parameters that it names.
-        where: whose it is, in errors and logs.
-        known: names of the parameters that it may take.
+        function: returns tags from the answer and from the parameters that it names.
+        where: the name of the endpoint or rule, for errors and logs.
+        known: the names of the parameters that the function may take.
 
     Raises:
-        ConfigurationError: it takes something else.
+        ConfigurationError: the function takes another parameter.
     """
 
     def __init__(self, function: TagsOf, where: str, known: Collection[str]) -> None:
@@ -32,11 +32,11 @@ class ResponseTags:
         self._names = names_in(function, where, known)
 
     def bound(self, values: Mapping[str, Any]) -> Callable[[Any], tuple[str, ...] | None]:
-        """Return the function with the parameters of one request; see `of`."""
+        """Return the function with the parameters of one request filled in; see `of`."""
         given = {name: values[name] for name in self._names if name in values}
 
         def of(answer: Any) -> tuple[str, ...] | None:
-            """Return the tags of what is answered; None, with a warning once: it must not be stored without them."""
+            """Return the tags of an answer; None, with one warning, if that fails: then it must not be stored."""
             try:
                 tags = tag_names(self._function(answer, **given))
                 if len(tags) <= MOST_TAGS:

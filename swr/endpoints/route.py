@@ -1,6 +1,7 @@
-"""The route that calls an endpoint: what of the request reaches the endpoint, and how its value becomes a response.
+"""The route that calls an endpoint: which parts of the request it passes on, and how it makes the response.
 
-FastAPI's own objects say both. Nothing here is asked before FastAPI has routed a request, so swr does not import it.
+FastAPI's own objects say both. swr uses them only after FastAPI has routed a request, so it need not import FastAPI
+before that.
 """
 
 import functools
@@ -16,7 +17,7 @@ from swr.core.canonical import canonical
 from swr.endpoints.declared import fields_of_guards, guards_of, has_own_class, looking_part
 from swr.endpoints.looking import looks_at_request, takes_request
 
-# Arguments of a dependant that are not made of its path and query, beside the request.
+# Attributes of a dependant that name arguments made neither from path and query, nor from the request (`_REQUEST`).
 _GIVEN: Final = (
     "websocket_param_name",
     "response_param_name",
@@ -48,12 +49,12 @@ class Route(NamedTuple):
 
     Parameters:
         is_fastapi: whether FastAPI calls the endpoint.
-        identity: text that no other route has whose responses may differ.
-        digest: of the identity and the name of the endpoint.
-        hidden: why swr cannot know what reaches the endpoint or how its value is written; empty: it can.
-        reason: what of the request reaches the endpoint; empty: its path and query alone.
-        of_content: what of the content reaches the endpoint; empty: nothing.
-        guard_fields: the request fields that its guards ask for; None: any, or something else of the route may.
+        identity: text that differs between routes whose responses may differ.
+        digest: a digest of the identity.
+        hidden: why swr cannot know what reaches the endpoint or how the route writes its value; empty: it can.
+        reason: the argument by which more than path and query reaches the endpoint; empty: none.
+        of_content: the argument by which the content reaches the endpoint; empty: none.
+        guard_fields: the request fields that its guards read; None: any, or another part of the route may read any.
         sets_response: whether a dependency may set fields of the response.
     """
 
@@ -74,11 +75,11 @@ def route_of(
 
     Parameters:
         places: see `places_of`.
-        where: the one of them that calls the endpoint; None: none does.
-        app: of the request.
+        where: the one of `places` that calls the endpoint; None: none does.
+        app: the app of the request.
         overrides: see `overrides_of`.
-        hidden_names: parameters that the wrapper itself asks for.
-        name: of the endpoint.
+        hidden_names: the parameters that swr's wrapper adds to the endpoint.
+        name: the name of the endpoint.
     """
     identity = f"{name}\n{getattr(app, 'title', '')}\n{getattr(app, 'version', '')}"
     if where is None:
@@ -104,17 +105,17 @@ def _digest(text: str) -> str:
 
 
 def places_of(scope: MutableMapping[str, Any]) -> list[Any]:
-    """Return FastAPI's route of a request, and the inclusion of a router that it runs with."""
+    """Return FastAPI's route of a request, after the context of its router's inclusion, if there is one."""
     included = scope.get("fastapi", {}).get("effective_route_context")
     return [where for where in (included, scope.get("route")) if getattr(where, "dependant", None) is not None]
 
 
 def overrides_of(places: list[Any], app: Any) -> dict[Any, Any]:
-    """Return the dependencies that others replace, as tests have it.
+    """Return FastAPI's `dependency_overrides`, which tests use.
 
     Parameters:
         places: see `places_of`.
-        app: of the request.
+        app: the app of the request.
     """
     for provider in (*(getattr(where, "dependency_overrides_provider", None) for where in places), app):
         if overrides := getattr(provider, "dependency_overrides", None):
@@ -123,7 +124,7 @@ def overrides_of(places: list[Any], app: Any) -> dict[Any, Any]:
 
 
 def _text(value: Any) -> str:
-    """Return text for a value that is the same in every process."""
+    """Return a value as text that is the same in every process."""
     value = getattr(value, "value", value) if type(value).__name__ == "DefaultPlaceholder" else value
     try:
         return canonical(value)
@@ -133,7 +134,7 @@ def _text(value: Any) -> str:
 
 def _why_hidden(where: Any) -> str:
     if has_own_class(where):
-        # It may write the response in a way of its own.
+        # A custom route class may write the response in its own way.
         return "route class"
     return "" if is_plain(response_class_of(where)[0]) else "response class"
 
@@ -142,7 +143,7 @@ def _why_hidden(where: Any) -> str:
 
 
 def _parts(dependants: list[Any]) -> Iterator[Any]:
-    """Yield dependants and all that they depend on."""
+    """Yield dependants and all their dependencies."""
     todo = [*dependants]
     while todo:
         part = todo.pop()
@@ -151,7 +152,7 @@ def _parts(dependants: list[Any]) -> Iterator[Any]:
 
 
 def _why_not_shared(dependant: Any, guards: list[Any], overrides: dict[Any, Any], hidden_names: tuple[str, ...]) -> str:
-    """Return the first argument of the endpoint that may depend on more than path and query, or nothing."""
+    """Return the first argument of the endpoint that may depend on more than path and query; empty: none."""
     for kind in _OF_REQUEST:
         for parameter in getattr(dependant, kind):
             return f"argument {parameter.name}"
@@ -161,7 +162,7 @@ def _why_not_shared(dependant: Any, guards: list[Any], overrides: dict[Any, Any]
             continue
         if given not in _REQUEST or looks_at_request(dependant.call.__wrapped__, name):
             return f"argument {name}"
-    # FastAPI runs a dependency once for all that need it: by equality.
+    # FastAPI runs equal dependencies only once, so an argument may be the value of a guard.
     shared = {part.call for part in guards}
     for argument in dependant.dependencies:
         if argument.name is not None:
@@ -178,7 +179,7 @@ def _why_not_shared(dependant: Any, guards: list[Any], overrides: dict[Any, Any]
 
 
 def _argument_of_content(dependant: Any) -> str:
-    """Return the first argument of the endpoint that is made of the content of the request, or nothing."""
+    """Return the first argument of the endpoint that is made from the content of the request; empty: none."""
     for parameter in dependant.body_params:
         return f"argument {parameter.name}"
     for argument in dependant.dependencies:
@@ -195,7 +196,7 @@ _PLAIN_OF_FASTAPI: Final = frozenset({"ORJSONResponse", "UJSONResponse"})
 
 
 def is_plain(kind: type[Response]) -> bool:
-    """Return whether responses of a class are their status, fields and body, and nothing else."""
+    """Return whether responses of a class consist of nothing but status, fields and body."""
     return kind in _PLAIN or (kind.__module__ == "fastapi.responses" and kind.__qualname__ in _PLAIN_OF_FASTAPI)
 
 
@@ -209,14 +210,14 @@ def response_class_of(where: Any) -> tuple[type[Response], bool]:
 
 
 def respond(where: Any, value: Any, status: int | None) -> Response:
-    """Return the response that FastAPI makes of the value of an endpoint.
+    """Return the response that FastAPI makes from the value of an endpoint.
 
     Parameters:
         where: the route.
-        status: what a dependency or the endpoint has set; None: the route's.
+        status: the status that a dependency or the endpoint has set; None: use the route's.
 
     Raises:
-        ResponseValidationError: the value is not what the route's model says.
+        ResponseValidationError: the value does not fit the route's response model.
     """
     from fastapi.routing import serialize_response
     from fastapi.utils import is_body_allowed_for_status_code
@@ -224,7 +225,7 @@ def respond(where: Any, value: Any, status: int | None) -> Response:
     kind, is_default = response_class_of(where)
     writes_json = where.response_field is not None and is_default and _can_write_json(serialize_response)
     options: dict[str, Any] = {"dump_json": True} if writes_json else {}
-    # With `is_coroutine` it awaits nothing.
+    # With `is_coroutine=True`, `serialize_response` starts no thread, so it never really waits.
     writing = serialize_response(
         field=where.response_field,
         response_content=value,
@@ -255,7 +256,7 @@ def _can_write_json(serialize: Any) -> bool:
 
 
 def _result_of(coroutine: Awaitable[Any]) -> Any:
-    """Return the result of a coroutine that awaits nothing."""
+    """Return the result of a coroutine that never waits."""
     results: list[Any] = []
 
     async def keep() -> None:

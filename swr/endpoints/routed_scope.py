@@ -1,4 +1,4 @@
-"""The scope that a run of the app gets: which routes it has chosen, what it has looked at, whether it was copied."""
+"""The scope that a run of the app gets: it notes the chosen routes, the app's reads, and copies of itself."""
 
 import functools
 import sys
@@ -24,9 +24,9 @@ from swr.endpoints.reads import (
 )
 from swr.http.request_fields import FIELD_NAMES
 
-# Apps that wrap apps are looked into so deep.
+# The most apps, each wrapped by the one before, that swr looks into.
 _DEEPEST: Final = 20
-# What copies a scope and hands it to no app: links of Starlette, and routers that look for a path with another slash.
+# Functions that copy a scope but pass the copy to no app: for links, and for redirects to a path with another slash.
 _HARMLESS: Final = frozenset(
     {
         ("starlette.requests", "base_url"),
@@ -35,32 +35,34 @@ _HARMLESS: Final = frozenset(
         ("fastapi.routing", "app"),
     }
 )
-# Parts of a scope that Starlette takes for whoever asks for a field or a link.
+# Parts of a scope that Starlette reads when the app asks for one field or a link.
 _OF_HEADERS: Final = ("headers", "server")
-# Parts of every scope that select nothing by themselves, with how notes name them.
+# The parts of every scope whose reads swr notes, with their names in the notes.
 _PARTS: Final[dict[object, str]] = {"headers": FIELD_NAMES, "server": SERVER, "client": ADDRESS}
 
 
 class RoutedScope(Noticing):
-    """A scope that notes each route that a router chooses. An app behind the route may overwrite it with its own.
+    """A scope that notes each route that a router chooses, even if an app behind it overwrites the route later.
 
     Parameters:
-        scope: of the client.
+        scope: the client's scope.
     """
 
     def __init__(self, scope: MutableMapping[str, Any]) -> None:
-        # The names that are noted: `_PARTS`, and what middleware around swr has left and the app has not overwritten.
+        # The names to note: `_PARTS`, and values of middleware around swr until the app overwrites them.
         self._parts = {**_PARTS}
         super().__init__(scope, self._parts)
-        # Each with the context of its inclusion, which a router of FastAPI leaves beside the route.
+        # The chosen routes, each with the context of its inclusion, which a router of FastAPI puts beside the route.
         self.routes: list[tuple[Any, Any]] = []
-        # Whether the scope was copied or wrapped since the last route was chosen: an app that gets that chooses its
-        # routes out of sight.
+        # Whether the scope was copied or wrapped after the last route was chosen: swr does not see the routes that an
+        # app chooses in a copy.
         self.is_copied = False
+        # Whether swr notes reads in this run: it does not if the method is unsafe.
+        self._is_watched = False
         self.reads = Reads()
-        # Where a copy was made before a route was chosen on the scope itself: who made it has taken all.
+        # Reads by code that has copied the scope. They count once a route is chosen in the scope itself.
         self._reads_of_copies = Reads()
-        # The step of the code that copies the scope now.
+        # The instruction that copies the scope at the moment.
         self._copying: tuple[CodeType, int] | None = None
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -73,20 +75,23 @@ class RoutedScope(Noticing):
             self.is_copied = False
             self.reads.add(self._reads_of_copies)
         if name == "endpoint":
-            # An app behind a mount has middleware and routes of its own.
+            # Anything else is an app behind a mount, which has middleware and routes of its own.
             self.reads.is_routed = isinstance(value, (FunctionType, MethodType, type, functools.partial))
+            if self.reads.is_routed and self._is_watched:
+                self.reads.mark_route()
 
     def watch(self, headers: list[tuple[bytes, bytes]], outer: set[str]) -> None:
-        """Give these fields to the app, and note which of them it looks for, and what it takes of `outer`."""
+        """Give these fields to the app, and note its reads of them and of the values in `outer`."""
+        self._is_watched = True
         self["headers"] = watched(headers, self.reads)
         of_scope: dict[object, str] = {name.removeprefix("scope "): name for name in outer if name.startswith("scope ")}
         self._parts = self._watched = {**_PARTS, **of_scope}
         if outer:
-            # Middleware around swr keeps its own.
+            # Only the app's scope gets the noting state; middleware around swr keeps its own.
             dict.__setitem__(self, "state", OuterState(self._of_client.setdefault("state", {}), self.reads, outer))
 
-    # A wrapper of a scope that does not copy it, such as a ChainMap, reads it where it is read itself. Its writes need
-    # not come here.
+    # A wrapper that does not copy the scope, such as a ChainMap, reads the scope in its own `__getitem__`. Its writes
+    # may not arrive here, so it counts as a copy.
 
     def _note(self, name: object, frame: FrameType) -> None:
         code = frame.f_code
@@ -94,7 +99,7 @@ class RoutedScope(Noticing):
             self._note_copy(frame)
         if name not in self._parts or (code, frame.f_lasti) == self._copying:
             return
-        # `Headers` of Starlette notes by itself which field it is asked for, and its `URL` reads the `Host`.
+        # Starlette's `Headers` and `URL` read these to find one field, and the names in `headers` note which one.
         if name not in _OF_HEADERS or module_of(frame) != DATASTRUCTURES:
             asks = asking(frame)
             takes_all = name == "headers" and asks is not None and reads_unseen(asks.f_code)
@@ -113,21 +118,21 @@ class RoutedScope(Noticing):
 
     @property
     def names_read_late(self) -> set[str]:
-        """All that the app has looked at, also in copies of the scope that it has made while it sends the body."""
+        """The names of all parts that the app has read, also in copies of the scope that its route has made."""
         return self.reads.names | self._reads_of_copies.by_route
 
-    # The number of names tells no name.
+    # The number of items does not reveal any of them.
     __len__ = dict.__len__
 
 
 def routed(scope: MutableMapping[str, Any], app: Any = None) -> MutableMapping[str, Any]:
-    """Return a scope for one run of the app: a `RoutedScope` where the app may be one of Starlette or FastAPI.
+    """Return a scope for one run of the app: a `RoutedScope` if the app may use Starlette or FastAPI.
 
     Parameters:
-        scope: of the client.
-        app: the app, as far as it is known.
+        scope: the client's scope.
+        app: the app, if known.
     """
-    # Other frameworks may insist on a plain dict. An outer swr notes for an inner one.
+    # Other frameworks may insist on a plain dict. An inner swr uses the notes of an outer one.
     if isinstance(scope, RoutedScope) or not ("fastapi" in sys.modules or "app" in scope or _may_route(app)):
         return scope
     return RoutedScope(scope)
@@ -139,9 +144,9 @@ def _may_route(app: Any) -> bool:
         if isinstance(app, Router) or isinstance(getattr(app, "router", None), Router):
             return True
         if isinstance(app, FunctionType):
-            # Whatever it wraps is out of sight.
+            # A function may wrap any app.
             return "starlette.applications" in sys.modules
-        # Middleware keeps the app that it wraps under this name. A method is an app, too.
+        # Middleware usually keeps the app that it wraps in `app`. A bound method may be an app, too.
         app = getattr(app, "app", None) or getattr(app, "__self__", None)
     return False
 
@@ -150,7 +155,7 @@ def give_headers(scope: MutableMapping[str, Any], headers: list[tuple[bytes, byt
     """Put these fields into a scope for one run of the app.
 
     Parameters:
-        outer: what middleware around swr leaves in it; see `outer_names`.
+        outer: the names of what middleware around swr has set; see `outer_names`.
     """
     if isinstance(scope, RoutedScope):
         scope.watch(headers, outer)
@@ -159,10 +164,10 @@ def give_headers(scope: MutableMapping[str, Any], headers: list[tuple[bytes, byt
 
 
 def reads_of(scope: MutableMapping[str, Any], outer: Collection[str] = ()) -> Reads:
-    """Return what the app's own code has looked at that selects nothing.
+    """Return the notes of what the app's own code has read.
 
     Parameters:
-        outer: what middleware around swr leaves in the scope. An app whose looks swr cannot see may have taken all.
+        outer: the names of what middleware around swr has set. If swr cannot see the app's reads, it notes all these.
     """
     if isinstance(scope, RoutedScope):
         return scope.reads
@@ -170,10 +175,10 @@ def reads_of(scope: MutableMapping[str, Any], outer: Collection[str] = ()) -> Re
 
 
 def names_read_late(scope: MutableMapping[str, Any]) -> set[str]:
-    """Return the names of what the app's own code has looked at once it has sent its response."""
+    """Return the names of what the app's own code has read by the end of its response; see `RoutedScope`."""
     return scope.names_read_late if isinstance(scope, RoutedScope) else set()
 
 
 def unnoticed(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Return the scope, or a copy that an outer swr does not take for the app's."""
+    """Return the scope, or a plain copy of a `RoutedScope`: an outer swr must not take swr's reads for the app's."""
     return dict(dict.items(scope)) if isinstance(scope, RoutedScope) else scope

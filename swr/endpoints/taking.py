@@ -1,4 +1,4 @@
-"""The judgement about what an endpoint has returned or raised: whether others get it, and for how long."""
+"""The judgement about what an endpoint has returned or raised: whether swr stores it, and for how long."""
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -20,14 +20,14 @@ _MOST_GROUPS: Final = 128
 
 
 class Answer(NamedTuple):
-    """The result of an endpoint, and what becomes of it.
+    """The result of an endpoint, and whether swr stores it.
 
     Parameters:
-        value: what it has returned, or the exception that it has raised.
-        status: of the response.
-        stored: the response for others; None: it is for this reader alone.
-        policy: how long it may be served; None: it is not stored.
-        reason: why not.
+        value: the value that the endpoint has returned, or the exception that it has raised.
+        status: the status code of the response.
+        stored: the response for other clients; None: the result is for this client alone.
+        policy: how long swr may serve it; None: swr does not store it.
+        reason: why swr does not store it.
     """
 
     value: Any
@@ -38,12 +38,12 @@ class Answer(NamedTuple):
 
 
 class Taking:
-    """Says what becomes of what an endpoint returns or raises for one reader.
+    """The judge of what an endpoint returns or raises for one request.
 
     Parameters:
-        asked: what the middleware says about the request.
+        asked: the middleware's facts about the request.
         terms, where, own, tags_of: see `swr.endpoints.reader.Reader`.
-        fields: that the dependencies have set for this reader.
+        fields: the fields that the dependencies have set for this request.
     """
 
     __slots__ = ("_asked", "_fields", "_own", "_tags_of", "_terms", "_where")
@@ -62,13 +62,13 @@ class Taking:
         self._tags_of = tags_of
 
     def take(self, value: Any, began: float) -> Answer:
-        """Return what becomes of a value that the endpoint has returned; it may be called in any thread.
+        """Return the answer for a value that the endpoint has returned; you may call this in any thread.
 
         Parameters:
-            began: when its load began; wall clock, seconds.
+            began: when the load began; wall clock, seconds.
 
         Raises:
-            Exception: FastAPI cannot make a response of it.
+            Exception: FastAPI cannot make a response from the value.
         """
         own, where = self._own, self._where
         added: Headers = []
@@ -102,7 +102,7 @@ class Taking:
         return Answer(value, status, stored, verdict.policy, verdict.reason)
 
     def take_raised(self, error: HTTPException, began: float) -> tuple[Answer, bool]:
-        """Return what becomes of an exception that the endpoint has raised, and whether it is for one reader alone.
+        """Return the answer for an exception that the endpoint has raised, and whether it is for this client alone.
 
         Parameters:
             began: see `take`.
@@ -115,7 +115,7 @@ class Taking:
         reason = why_of_one(status, own)
         if reason:
             return Answer(error, status, reason=reason), False
-        # Only the exception itself says how long.
+        # An exception is stored only if its own fields say how long, so leave out the times of the decorator.
         verdict = self._judge(status, headers, self._terms._replace(timed=False), began, ())
         stored = None if verdict.validate or verdict.policy is None else stored_exception(error, headers, verdict)
         if stored is None:

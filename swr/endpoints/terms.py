@@ -1,4 +1,4 @@
-"""Messages between the middleware and the wrapper of an endpoint about one request."""
+"""The objects by which the middleware and the wrapper of an endpoint exchange what they know of one request."""
 
 import weakref
 from collections.abc import Callable, Collection, Mapping
@@ -12,12 +12,12 @@ from swr.http.request import Scope
 from swr.lifecycle.default_policy import DefaultPolicy
 from swr.policy import Limits, Timeout
 
-# Where in the scope of a request its `Admission` is, so that no request within the request takes it for its own.
+# The name of a request's `Admission` in its scope. An inner request, which has another scope, does not find it there.
 ADMISSION: Final = "swr_admission"
 
 
 class Owner(Protocol):
-    """The cache of an endpoint. It knows the first endpoint and app of each identity."""
+    """The cache of an endpoint; in `first` it has the first endpoint and app of each route identity."""
 
     engine: Engine
     default_policy: DefaultPolicy
@@ -27,12 +27,12 @@ class Owner(Protocol):
 
 
 class EndpointTerms:
-    """Collects the terms that an endpoint gives while it answers one request.
+    """The terms that an endpoint gives while it answers one request.
 
     Parameters:
         owner: the cache that the middleware uses.
-        limit: sets the time limit of the load, in seconds, if there is a load; call it in the event loop's thread.
-        admission: lets the endpoint be answered from the cache behind its dependencies; None: it runs in any case.
+        limit: sets the time limit of the load, in seconds; call it in the event loop's thread. None: there is no load.
+        admission: with it the endpoint may answer from the cache; None: the endpoint runs in any case.
     """
 
     __slots__ = ("admission", "endpoint", "has_tags", "is_keyed", "limit", "owner", "tags_of", "terms", "wrapper")
@@ -47,18 +47,18 @@ class EndpointTerms:
         self.limit = limit
         self.admission = admission
         self.terms: Terms | None = None
-        # The function that gave the terms.
+        # The endpoint that gave the terms.
         self.endpoint: Any = None
-        # What `@cache.response` has made of it.
+        # The wrapper that `@cache.response` has made of the endpoint.
         self.wrapper: Any = None
-        # Whether only the endpoint's arguments say what selects a response, so that none is stored by its URL.
+        # Whether the user's `key=` selects the response, so that swr must not store it under the URL's key.
         self.is_keyed = False
-        # Returns the tags of what the endpoint returns; and whether that has worked. Otherwise nothing may be stored.
+        # Returns the tags of the endpoint's result; and whether that has worked. If not, swr must not store the result.
         self.tags_of: Callable[[Any], tuple[str, ...] | None] | None = None
         self.has_tags = True
 
     def add_tags(self, answer: Any) -> None:
-        """Take the tags of what the endpoint has returned."""
+        """Add the tags of the endpoint's result to the terms."""
         if self.tags_of is None or self.terms is None or getattr(answer, "status_code", 200) == 304:
             # A confirmed response keeps its tags.
             return
@@ -72,19 +72,19 @@ endpoint_terms: ContextVar[EndpointTerms | None] = ContextVar("swr_endpoint_term
 
 
 class Asked(Protocol):
-    """The middleware's word about a request.
+    """The middleware's facts about a request, for the endpoint.
 
     Attributes:
-        key: of its URL, and of its content where that selects.
-        method: whose key that is.
+        key: the key of its URL, and of its content if that selects; the endpoint extends it.
+        method: the method of the request that the key is for.
         query: the query as it came.
-        fields: those that swr interprets, conditions and ranges for two; lower case.
-        may_load: whether what the endpoint returns may be stored.
-        limits: what the client accepts.
-        sharing: the operator's choices.
-        max_body_bytes: longer responses are not stored.
-        outer_variable: what middleware around swr has set for this request, as "context variable tenant"; empty:
-            nothing, or the user says what selects.
+        fields: the request fields that swr interprets, such as conditions and ranges; lower case.
+        may_load: whether swr may store what the endpoint returns.
+        limits: how old a response the client accepts.
+        sharing: the operator's choices about sharing responses.
+        max_body_bytes: the longest body that swr stores.
+        outer_variable: the context variable that middleware around swr has set for this request, such as "context
+            variable tenant"; empty: none, or `key=` says what selects.
     """
 
     key: str
@@ -103,39 +103,39 @@ class Asked(Protocol):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags of its URL."""
+        """The tags of the request's URL."""
 
     def group_tag(self, group: str) -> str:
         """Return the tag of a cache group."""
 
     def is_kept_out(self, scope: Scope, fields: frozenset[str] | None, known: Collection[str]) -> bool:
-        """Return whether the response of this request is not stored for everybody.
+        """Return whether the middleware does not store the response of this request for everybody.
 
         Parameters:
-            scope: as the app leaves it.
-            fields: the request fields that guards ask for; None: any.
-            known: the request fields of which the endpoint says what they mean.
+            scope: the scope as it is when the endpoint runs.
+            fields: the request fields that guards read; None: any.
+            known: the request fields that the endpoint names in `vary` or `ignore_fields`, or declares.
         """
 
     def admit(self) -> None:
-        """Note that the cache may answer after the dependencies."""
+        """Note that the endpoint uses the cache after its dependencies."""
 
     def why_not(self, key: str) -> str:
-        """Return why the responses of a key could not be stored lately; empty: swr may try."""
+        """Return why swr could not store the responses of a key lately; empty: swr may try."""
 
     def note(self, key: str, reason: str, tags: tuple[str, ...], tag_version: int) -> None:
-        """Remember why a response could not be stored.
+        """Remember why swr could not store a response.
 
         Parameters:
-            tag_version: the newest one when its load began.
+            tag_version: the newest tag version when the load of the response began.
         """
 
 
 class Admission:
-    """A request that the app's dependencies may admit to a stored response.
+    """The permission for an endpoint to answer a request from the cache, and notes of how the endpoint has used it.
 
     Parameters:
-        asked: what the middleware says about the request.
+        asked: the middleware's facts about the request.
         refreshing: the key that this background run refreshes; empty: a client waits.
     """
 
@@ -158,24 +158,24 @@ class Admission:
     def __init__(self, asked: Asked, refreshing: str = "") -> None:
         self.asked = asked
         self.refreshing = refreshing
-        # Of the request, as the endpoint gets it.
+        # The scope of the request, as the endpoint gets it.
         self.scope: Scope = {}
-        # Context variables that the app's own code finds set before it begins.
+        # The context variables as they are before the app begins.
         self.variables: Context = copy_context()
-        # Whether an endpoint has asked the cache; a second one in the same request runs without it.
+        # Whether an endpoint has used this admission; a second endpoint in the same request runs without the cache.
         self.is_taken = False
-        # Whether the cache could answer it.
+        # Whether the endpoint has a key for the request, so that the cache may answer.
         self.is_admitted = False
-        # Whether the cache has answered, and published that.
+        # Whether the cache has answered, and swr has published the read.
         self.is_answered = False
-        # Whether the load that the request has waited for failed, with nothing stored that could answer.
+        # Whether the load that the request has waited for failed without a fallback.
         self.has_failed = False
-        # Why the endpoint was not answered from the cache; empty: it was, or none has asked.
+        # Why the cache has not answered; empty: it has, or no endpoint has asked.
         self.reason = ""
         # The fields that say where the answer comes from, and the status of that answer.
         self.marks: Headers | None = None
         self.status = 0
         # A copy of the session from before the app ran, for a background run.
         self.session: dict[str, Any] | None = None
-        # The key of what is to be refreshed once the client has its answer; empty: nothing.
+        # The key to refresh once the client has its answer; empty: none.
         self.stale = ""

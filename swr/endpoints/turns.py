@@ -1,7 +1,8 @@
-"""The load of an endpoint's response: one of the readers whose dependencies are resolved runs the endpoint for all.
+"""The load of an endpoint's response: of all requests whose dependencies are resolved, one runs the endpoint.
 
-It does so in its own task, and another one takes over if it leaves. So a reader never waits for a run that still needs
-a dependency, such as a connection: the readers may hold all of them.
+This request, the reader that has the turn, runs the endpoint in its own task, for all of them. If it leaves, another
+reader gets the turn. So no reader waits for a run that still needs a dependency, such as a database connection: the
+waiting readers may hold all of these.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from swr.policy import Policy, Timeout
 
 
 class _Seat:
-    """A reader that waits for its turn, or for the end of the flight."""
+    """The seat of a reader that waits for the turn, or for the end of the flight."""
 
     __slots__ = ("event", "leads")
 
@@ -32,27 +33,27 @@ class _Seat:
 
 
 class Turns:
-    """A job of the engine: give one reader after the other the turn to run the endpoint, until one has done it.
+    """A job of the engine that gives the turn to one reader after the other until one has run the endpoint.
 
     Parameters:
-        hard_timeout: see `Policy`; of the run of the endpoint.
-        tags: of what is loaded, as far as they are known before.
-        loader: what entries carry of the route.
+        hard_timeout: how long the run of the endpoint may take; see `Policy`.
+        tags: the tags of the response that are known before the load.
+        loader: the name of the route, as entries carry it.
     """
 
     codec, new_seat, is_outer = RESPONSES, None, False
-    # Of the flight, once a reader has the turn.
+    # The load of the flight; set before the first reader gets the turn.
     load: Load
 
     def __init__(self, hard_timeout: Timeout, tags: tuple[str, ...], loader: str) -> None:
         self.tags = tags
         self.loader = loader
         self.context: Context | None = Context()
-        # The exception that the endpoint raised on purpose, for those who wait.
+        # The `HTTPException` with a status below 500 that the endpoint has raised, for the waiting readers.
         self.refusal: HTTPException | None = None
-        # Why the response was not stored.
+        # Why swr has not stored the response.
         self.reason = ""
-        # Ends the run of the endpoint.
+        # Cancels the run of the endpoint.
         self.running = anyio.CancelScope()
         # Whether a reader runs the endpoint, or has run it.
         self.is_taken = False
@@ -63,7 +64,7 @@ class Turns:
 
     @property
     def is_abandoned(self) -> bool:
-        """Return whether the load is over because all readers have left: that says nothing about the response."""
+        """Return whether the load has ended because all readers have left, and not because of the response."""
         return self._is_over.is_set() and not self.is_taken
 
     def may_fall_back(self, entry: Entry[StoredResponse], error: BaseException, now: float) -> bool:
@@ -82,7 +83,7 @@ class Turns:
     # -- the readers ------------------------------------------------------------------------------------------
 
     async def wait_for_turn(self, flight: Flight) -> bool:
-        """Wait for the turn to run the endpoint, or for the end of `flight`; return whether the turn is its own."""
+        """Wait for the turn to run the endpoint, or for the end of `flight`; return whether the caller has the turn."""
         if flight.done.is_set():
             return False
         if not self._is_linked:
@@ -97,7 +98,7 @@ class Turns:
             if seat.leads:
                 self.pass_on()
             else:
-                # Unless the flight has ended in this very moment.
+                # If the flight has just ended, `_release` has removed the seat already.
                 with contextlib.suppress(ValueError):
                     self._seats.remove(seat)
             raise
@@ -117,7 +118,7 @@ class Turns:
     # -- the end of the run -----------------------------------------------------------------------------------
 
     async def store(self, response: StoredResponse, policy: Policy) -> None:
-        """Store what the endpoint has returned, whether its reader stays or not."""
+        """Store the endpoint's response, even if the reader is cancelled meanwhile."""
         with anyio.CancelScope(shield=True):
             await self.load.store(response, policy)
         self._is_over.set()
@@ -126,8 +127,8 @@ class Turns:
         """End without a response to store.
 
         Parameters:
-            reason: why.
-            drop: remove what is stored so far.
+            reason: why swr does not store the response.
+            drop: whether to remove the stored response.
         """
         self.reason = reason
         with anyio.CancelScope(shield=True):
@@ -135,7 +136,7 @@ class Turns:
         self._is_over.set()
 
     async def fail(self, error: BaseException) -> None:
-        """End with a failure."""
+        """End the load with a failure."""
         with anyio.CancelScope(shield=True):
             await self.load.fail(error)
         self._is_over.set()
@@ -151,7 +152,7 @@ class Turns:
 
 
 def turns_of(flight: Flight) -> Turns:
-    """Return the job of the load of an endpoint's response."""
+    """Return the job of the flight that loads an endpoint's response."""
     turns = flight.job
     assert isinstance(turns, Turns)
     return turns

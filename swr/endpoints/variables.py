@@ -1,4 +1,4 @@
-"""The context variables that an endpoint can read, and which of them a shared response may disregard."""
+"""The context variables that an endpoint can read, and which of them swr may ignore in shared responses."""
 
 import datetime
 import decimal
@@ -10,20 +10,21 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
 from swr.core.canonical import canonical
-from swr.endpoints.reads import IDENTIFIERS, NOT_OF_THE_APP, OBSERVERS
+from swr.endpoints.reads import IDENTIFIERS, NOT_OF_THE_APP, OBSERVERS, ROUTED
 from swr.endpoints.terms import endpoint_terms
 from swr.engine import deadlocks, switch
 
-# Types of which no value can be changed.
+# Immutable types.
 _FIXED: Final = frozenset(
     {
         str, int, bool, float, bytes, type(None), decimal.Decimal, uuid.UUID,
         datetime.date, datetime.time, datetime.datetime, datetime.timedelta,
     }
 )  # fmt: skip
-# Those of swr itself say nothing about who asks.
-_OWN: Final[frozenset[ContextVar[Any]]] = frozenset({endpoint_terms, deadlocks.CHAIN, switch.BLOCKS})
-# Variables of libraries that say nothing about who asks, or nothing that an endpoint reads: where each is defined.
+# The variables of swr itself, which say nothing about who asks.
+_OWN: Final[frozenset[ContextVar[Any]]] = frozenset({endpoint_terms, ROUTED, deadlocks.CHAIN, switch.BLOCKS})
+# Library variables that say nothing about who asks, or that endpoints do not read, by name.
+# The values are the module and the attribute of the variable.
 _OF_LIBRARIES: Final = {
     "current_async_library_cvar": ("sniffio", "current_async_library_cvar"),
     "correlation_id": ("asgi_correlation_id.context", "correlation_id"),
@@ -34,14 +35,14 @@ _OF_LIBRARIES: Final = {
     "is_sentry_internal_task": ("sentry_sdk.utils", "_is_sentry_internal_task"),
     "disable_capture_event": ("sentry_sdk.utils", "disable_capture_event"),
     "client_init_debug": ("sentry_sdk.client", "_client_init_debug"),
-    # Up to pydantic 2.11 whoever makes a type of a generic model leaves the first.
+    # Up to version 2.11, pydantic leaves `_GENERIC_TYPES_CACHE` behind when code parametrizes a generic model.
     "_GENERIC_TYPES_CACHE": ("pydantic._internal._generics", "_GENERIC_TYPES_CACHE"),
     "_generic_recursion_cache": ("pydantic._internal._generics", "_generic_recursion_cache"),
 }
-# Django keeps what belongs to its own requests there. It never wraps swr.
+# Django keeps data of its own requests in this variable. It never wraps swr.
 _OF_DJANGO: Final = "asgiref.local"
 _MISSING: Final = object()
-# So the names of variables begin among those of what middleware around swr has set.
+# The prefix of variables among the names of what middleware around swr has set.
 OF_VARIABLES: Final = "context variable "
 
 
@@ -50,13 +51,13 @@ class Unknown(Exception):
 
 
 def text_of_variables(before: Context) -> str:
-    """Return text that only equal context variables have.
+    """Return the context variables as text; only equal variables have the same text.
 
     Parameters:
-        before: what the app found set when it began.
+        before: the variables as they were before the app began.
 
     Raises:
-        Unknown: the app has set or changed one, or one holds what can be changed.
+        Unknown: the app has set, changed or removed a variable, or the value of one is mutable.
     """
     now = copy_context()
     texts: list[str] = []
@@ -73,17 +74,19 @@ def text_of_variables(before: Context) -> str:
 
 
 def outer_variables(before: Context, ambient: Context) -> list[str]:
-    """Return the variables that middleware around swr may have set for one request, as "context variable tenant".
+    """Return the names of variables that middleware around swr may have set for one request.
+
+    The names are such as "context variable tenant".
 
     Parameters:
-        before: what the app finds set when it begins.
-        ambient: what is set for all requests.
+        before: the variables as they are before the app begins.
+        ambient: the variables that are set for all requests.
     """
     names = []
     for variable, value in before.items():
         if ambient.get(variable, _MISSING) is not value and not _is_unrelated(variable, value):
             names.append(f"{OF_VARIABLES}{variable.name}")
-    # If the first request has made swr, what it had set is set for some requests only.
+    # If swr was created during the first request, `ambient` may have variables of that request alone.
     for variable, value in ambient.items():
         if variable not in before and not _is_unrelated(variable, value):
             names.append(f"{OF_VARIABLES}{variable.name}")
@@ -91,33 +94,33 @@ def outer_variables(before: Context, ambient: Context) -> list[str]:
 
 
 def _is_unrelated(variable: ContextVar[Any], value: Any) -> bool:
-    """Return whether a variable is of swr, or of a library that makes nothing of it that an app answers by."""
+    """Return whether a variable belongs to swr, or to a library that uses it for nothing that an app answers by."""
     if variable in _OWN or variable.name == _OF_DJANGO:
         return True
     return _is_harmless(variable, value) or _is_defined_in(variable, NOT_OF_THE_APP)
 
 
 def carried(before: Context) -> Context:
-    """Return a context with the variables that a background run as a client gets: those whose values cannot be changed.
+    """Return the context for a background run as the same client: the variables with immutable values.
 
     Parameters:
-        before: what the app found set when it began.
+        before: the variables as they were before the app began.
     """
     return _of({variable: value for variable, value in before.items() if variable not in _OWN and _is_fixed(value)})
 
 
 def replayed(ambient: Context, outer: Collection[str], *, is_keyed: bool) -> Context:
-    """Return a context with the variables that a background run for everybody gets.
+    """Return the context for a background run whose response is for everybody.
 
     Parameters:
-        ambient: what is set for all requests, and variables of libraries, which may belong to the first request.
-        outer: what middleware around swr has set for the request; see `outer_names`.
-        is_keyed: whether `key=` says what selects, and may look at all that are set now.
+        ambient: the variables that are set for all requests, and library variables, perhaps of the first request.
+        outer: the names of what middleware around swr has set for the request; see `outer_names`.
+        is_keyed: whether `key=` says what selects. It may read every variable, so the run gets all that are set now.
     """
     if is_keyed:
         return _of({variable: value for variable, value in copy_context().items() if variable not in _OWN})
     if any(name.startswith(OF_VARIABLES) for name in outer):
-        # It has others than those, or lacks one of them.
+        # The request has other variables than `ambient`, or lacks one of them.
         return Context()
     return _of({variable: value for variable, value in ambient.items() if not _is_unrelated(variable, value)})
 
@@ -134,18 +137,18 @@ def _is_fixed(value: Any) -> bool:
 
 
 def _is_harmless(variable: ContextVar[Any], value: Any) -> bool:
-    """Return whether a variable is one of those that libraries set and that say nothing about who asks."""
+    """Return whether a variable is set by a library and says nothing about who asks."""
     module, attribute = _OF_LIBRARIES.get(variable.name, ("", ""))
     if variable is getattr(sys.modules.get(module), attribute, None):
         return True
     if variable.name.removeprefix("structlog_") in IDENTIFIERS:
-        # `structlog` puts its name in front.
+        # `structlog` prefixes the names of its variables.
         return _is_fixed(value) or value is ...
     if variable.name == "decimal_context" and type(value) is decimal.Context:
-        # Any calculation leaves one. Its flags and traps do not change a result.
+        # Any decimal calculation sets this variable. Its flags and traps do not change a result.
         return _terms_of(value) == _terms_of(decimal.DefaultContext)
     if variable.name == "current_context" and type(value).__module__ == "opentelemetry.context.context":
-        # Each request has a span of its own. Anything else in it may say who asks.
+        # Each request has a span of its own. Other values in the context may say who asks.
         return all(name.startswith("current-span-") for name in value)
     return _is_defined_in(variable, OBSERVERS)
 
@@ -155,11 +158,11 @@ def _is_defined_in(variable: ContextVar[Any], beginnings: tuple[str, ...]) -> bo
     """Return whether a library has defined a variable, in a module or in a class.
 
     Parameters:
-        beginnings: of the names of its modules.
+        beginnings: the prefixes of the names of the library's modules.
     """
     modules = [module for name, module in [*sys.modules.items()] if name.startswith(beginnings)]
     defined = [value for module in modules for value in [*vars(module).values()]]
-    # `isinstance` would ask objects that are made at their first use.
+    # Not `isinstance`, which reads `__class__` and would create lazy objects.
     inner = [value for kind in defined if issubclass(type(kind), type) for value in [*vars(kind).values()]]
     return any(value is variable for value in (*defined, *inner))
 

@@ -1,4 +1,4 @@
-"""The user's word about an endpoint behind a login: what selects its response among those who are admitted."""
+"""The options by which the user says what selects the response of an endpoint behind a login: `key=` and `shared=`."""
 
 import inspect
 import logging
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from swr.core.canonical import canonical
+from swr.core.signatures import signature_of
 from swr.engine.failures import text_of
 from swr.errors import ConfigurationError
 from swr.loaders.call import is_async
@@ -17,8 +18,8 @@ class Words:
     """The decorator's `key=` and `shared=`.
 
     Parameters:
-        key: returns what selects the response, from parameters of the endpoint, which it names, or `scope`.
-        shared: whether every reader that the dependencies admit gets the same response.
+        key: returns what selects the response. Its parameters name parameters of the endpoint, or `scope`.
+        shared: whether every client that the dependencies admit gets the same response.
 
     Raises:
         ConfigurationError: one of them cannot work, or both are given.
@@ -36,7 +37,7 @@ class Words:
         self.key = key
         self.shared = shared
         self._warned = False
-        # The reasons that a warning has named.
+        # The reasons that were logged as warnings.
         self._explained: set[str] = set()
 
     @property
@@ -48,14 +49,14 @@ class Words:
         """Return the parameters that `key` takes.
 
         Parameters:
-            name: of the endpoint.
-            parameters: of the endpoint.
+            name: the name of the endpoint.
+            parameters: the parameters of the endpoint.
 
         Raises:
-            ConfigurationError: `key` takes something else.
+            ConfigurationError: `key` takes another parameter, which has no default.
         """
         names = []
-        for parameter in inspect.signature(self.key).parameters.values() if self.key is not None else ():
+        for parameter in signature_of(self.key).parameters.values() if self.key is not None else ():
             if parameter.name in parameters or parameter.name == "scope":
                 names.append(parameter.name)
             elif parameter.default is parameter.empty:
@@ -66,11 +67,11 @@ class Words:
         return names
 
     def text(self, name: str, values: dict[str, Any]) -> str | None:
-        """Return the result of `key` as text that only an equal result has; None, with a warning once: it has none.
+        """Return the result of `key` as text that only equal results have; None, with one warning, if there is none.
 
         Parameters:
-            name: of the endpoint.
-            values: what `key` takes.
+            name: the name of the endpoint.
+            values: the arguments of `key`.
         """
         assert self.key is not None
         problem = "returned None"
@@ -91,13 +92,13 @@ class Words:
         return None
 
     def explain(self, name: str, route: str, reason: str, *, is_fastapi: bool) -> None:
-        """Log why the cache does not answer after the dependencies; once as a warning where a word is the remedy.
+        """Log why the endpoint does not use the cache; the first time as a warning, if an option can change that.
 
         Parameters:
-            name: of the endpoint.
-            route: its method and path.
+            name: the name of the endpoint.
+            route: the method and path of the endpoint.
             reason: see the table in the documentation.
-            is_fastapi: whether FastAPI calls the endpoint. One of Starlette takes its request in any case.
+            is_fastapi: whether FastAPI calls the endpoint. An endpoint of Starlette always takes its request.
         """
         kind, _, about = reason.partition(" ")
         parameter, _, more = about.partition(", which ")

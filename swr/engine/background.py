@@ -1,4 +1,4 @@
-"""The only owner of background tasks: what it starts belongs to the cache, not to the caller that caused it."""
+"""The only owner of background tasks. A task belongs to the cache, not to the caller that caused it."""
 
 import asyncio
 import contextvars
@@ -20,7 +20,7 @@ Ts = TypeVarTuple("Ts")
 
 
 def running_loop() -> object:
-    """Return what represents the event loop that runs now."""
+    """Return the running event loop, or on trio the token of the current run."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -30,7 +30,7 @@ def running_loop() -> object:
 
 
 class InUse(ConfigurationError):
-    """Another event loop, which still runs, is using the cache."""
+    """The cache is in use on another event loop, which still runs."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -40,7 +40,7 @@ class InUse(ConfigurationError):
 
 
 class _Draining:
-    """The tasks that closing waits for, and whether it still waits."""
+    """A count of the tasks that closing waits for, and whether closing has stopped waiting."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -58,21 +58,21 @@ class _Draining:
             self._idle.set()
 
     async def wait(self) -> None:
-        """Wait until there is nothing to wait for."""
+        """Wait until all counted tasks have ended."""
         while self._busy:
             self._idle = anyio.Event()
             await self._idle.wait()
 
 
 class BackgroundTasks:
-    """Runs tasks on the current event loop until it is closed, by any task.
+    """A runner of tasks on the current event loop, until any task closes it.
 
     Parameters:
-        drain_for: seconds that running tasks are given at closing before they are cancelled.
-        cut_off: called at closing, before tasks are cancelled that were given this time.
-        settle: awaited at closing, for two seconds at most, between the end of what `start` has started and that of
-            what `start_last` has.
-        ended: called when no task runs any more, whether it was closed or its event loop ended.
+        drain_for: seconds that closing waits for drained tasks before it cancels them.
+        cut_off: called at closing if drained tasks still run after `drain_for`, before they are cancelled.
+        settle: awaited at closing, for two seconds at most, after the tasks of `start` have ended and before those of
+            `start_last` are cancelled.
+        ended: called when no task runs any more, because the cache was closed or its event loop has ended.
     """
 
     _ready: anyio.Event
@@ -93,31 +93,31 @@ class BackgroundTasks:
         self._ended = ended
         self._pid = 0
         self._loop: object | None = None
-        # Two threads may find at once that the event loop of before has ended.
+        # Two threads may find at the same time that the previous event loop has ended.
         self._taking = threading.Lock()
-        # On asyncio, the task that all others hang on.
+        # On asyncio, the task of `_run`, which owns all other tasks.
         self._root: asyncio.Task[None] | None = None
         self._group: Tasks | TaskGroup | None = None
         self._last: Tasks | TaskGroup | None = None
 
     @property
     def loop(self) -> object | None:
-        """The event loop in which it is open, or was when that ended; on trio its token."""
+        """The event loop (on trio its token) that has the cache open, or had it open when the loop ended."""
         return self._loop if self._pid == os.getpid() else None
 
     def keep_all(self) -> object:
-        """Return an object that keeps every task alive, for a child process, which cannot end them."""
+        """Return an object that keeps every task alive, because a forked child cannot end its parent's tasks."""
         return vars(self).copy()
 
     def forget_threads(self) -> None:
-        """Note that this process is a child, in which one thread runs."""
+        """Replace the lock in a forked child, because a thread that runs only in the parent may hold it."""
         self._taking = threading.Lock()
 
     def leave(self) -> None:
-        """Let go of an event loop that has ended.
+        """Forget an event loop that has ended.
 
         Raises:
-            ConfigurationError: it is open, or being opened or closed.
+            ConfigurationError: the cache is open, or is being opened or closed.
         """
         loop = self._loop
         if loop is not None and self._pid == os.getpid() and not _is_closed(loop):
@@ -129,21 +129,23 @@ class BackgroundTasks:
 
     @property
     def is_open(self) -> bool:
-        """Return whether tasks can be started here and now."""
+        """Return whether tasks can be started on the running event loop."""
         return self._group is not None and self._loop is running_loop()
 
     @property
     def is_here(self) -> bool:
-        """Return whether it is open on the event loop that runs now, or in the last steps of being closed there."""
+        """Return whether the cache is open on the running event loop, or in its last steps of closing there."""
         return self._loop is running_loop()
 
     @property
     def is_closing(self) -> bool:
-        """Return whether tasks are being cancelled because of closing, or because the event loop ends."""
-        return self._group is None or self._draining.is_over
+        """Return whether tasks are being cancelled, because the cache closes or its event loop ends."""
+        # `asyncio.run` cancels every task of a loop that ends, in any order, before one of them goes on.
+        is_ending = self._root is not None and self._root.cancelling() > 0
+        return is_ending or self._group is None or self._draining.is_over
 
     async def open(self) -> None:
-        """Take the current event loop.
+        """Start to run tasks on the current event loop.
 
         Raises:
             InUse: another event loop, which still runs, is using the cache.
@@ -151,35 +153,36 @@ class BackgroundTasks:
         loop, pid = running_loop(), os.getpid()
         while self._loop is loop and self._pid == pid and not (self._root is not None and self._root.done()):
             if self._group is not None or not self._ready.is_set():
-                # The task that began this was cancelled before it was ready.
+                # The cache is open, or the task that began to open it was cancelled before `_run` was ready.
                 await self._ready.wait()
                 return
-            # It is being closed, and no more can be started.
+            # The cache is being closed, and can start no more tasks.
             await self._over.wait()
         with self._taking:
             if self._loop not in (None, loop) and self._pid == pid and not is_over(self._loop):
                 raise InUse
             self._loop, self._pid = loop, pid
-        # Whatever the last event loop left behind when it ended without a word.
+        # Clear the state of a previous event loop that ended without closing the cache.
         self._group = self._last = None
         self._ended()
-        # The scopes of this event loop: anyio finds out each time which loop that is.
+        # The scope class of this backend: `anyio.CancelScope()` would look up the backend at each call.
         self._scope = type(anyio.CancelScope())
         self._ready, self._stop, self._over = anyio.Event(), anyio.Event(), anyio.Event()
         self._draining = _Draining()
-        # In an empty context: the first caller must not lend its context variables to all.
+        # An empty context: tasks must not inherit the context variables of the first caller.
         context = contextvars.Context()
         if isinstance(loop, asyncio.AbstractEventLoop):
             self._root = context.run(asyncio.Task, self._run(Tasks(), Tasks(), self._draining), loop=loop)
         else:
             import trio
 
+            self._root = None
             groups = anyio.create_task_group(), anyio.create_task_group()
             trio.lowlevel.spawn_system_task(self._run, *groups, self._draining, context=context)
         await self._ready.wait()
 
     async def _run(self, group: Tasks | TaskGroup, last: Tasks | TaskGroup, draining: _Draining) -> None:
-        # Another event loop may have taken over by the time that this one ends.
+        # Keep these events: another event loop may have replaced the attributes by the time that this one ends.
         stop, over = self._stop, self._over
         try:
             async with last:
@@ -196,7 +199,7 @@ class BackgroundTasks:
                         draining.is_over = True
                     _cancel(group)
                 if self._last is last:
-                    # A task that starts from now on would have no one to wait for it.
+                    # From now on no code would wait for a new task.
                     self._group = None
                 with anyio.move_on_after(_SETTLED_WITHIN):
                     await self._settle()
@@ -209,7 +212,7 @@ class BackgroundTasks:
             over.set()
 
     def new_scope(self) -> anyio.CancelScope:
-        """Return a cancel scope, without looking up which event loop this is; it must be open here."""
+        """Return a cancel scope without a look-up of the backend. The cache must be open on this event loop."""
         return self._scope()
 
     def start(
@@ -219,11 +222,11 @@ class BackgroundTasks:
         drained: bool = False,
         context: contextvars.Context | None = None,
     ) -> anyio.CancelScope:
-        """Run `function(*args)` in a task of its own; return what cancels that.
+        """Run `function(*args)` in a task of its own; return the scope that cancels the task.
 
         Parameters:
-            drained: closing waits for it.
-            context: what it sees of context variables; by default a copy of the caller's.
+            drained: whether closing waits for the task.
+            context: the context variables of the task; None: a copy of the caller's.
         """
         assert self._group is not None
         draining = self._draining if drained else None
@@ -237,7 +240,7 @@ class BackgroundTasks:
         return scope
 
     def start_last(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
-        """Run `function(*args)` in a task that ends after all that `start` has started, and may be needed for that."""
+        """Run `function(*args)` in a task that outlives all tasks of `start`, because they may need it."""
         assert self._last is not None
         self._last.start_soon(self._guard, self._scope(), function, args, None)
 
@@ -258,7 +261,7 @@ class BackgroundTasks:
                     draining.remove()
 
     async def aclose(self) -> None:
-        """Wait for what is drained, then cancel the rest."""
+        """Wait for the drained tasks, then cancel all others."""
         self._stop.set()
         with anyio.CancelScope(shield=True):
             await self._over.wait()
@@ -272,11 +275,11 @@ def _cancel(group: Tasks | TaskGroup) -> None:
 
 
 def is_over(loop: object) -> bool:
-    """Return whether an event loop runs no more, or has stopped for a while."""
-    # A run of trio does not end without `_run` saying so.
+    """Return whether an event loop does not run: it has ended, or pauses between two runs."""
+    # A trio run cannot end before `_run`, which then makes the cache forget that run.
     return isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running()
 
 
 def _is_closed(loop: object) -> bool:
-    """Return whether an event loop will never run again, rather than has stopped for a while."""
+    """Return whether an event loop cannot run again. A loop that only pauses between two runs can."""
     return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()

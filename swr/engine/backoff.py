@@ -1,6 +1,5 @@
 """The backoff: keys that this process leaves alone for a while, because a load failed or another process loads."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -10,20 +9,20 @@ from cachetools import Cache, LRUCache
 from swr.engine.failures import for_later
 
 _MOST_KEYS: Final = 10_000
-# Seconds.
+# The first and the longest backoff, in seconds. Each further failure multiplies the backoff by the factor.
 _SHORTEST: Final = 1.0
 _LONGEST: Final = 60.0
 _FACTOR: Final = 2.0
 
 
 def backoff_after(failures: int, uniform: Callable[[float, float], float]) -> float:
-    """Return the seconds until the next load after `failures` failed loads in a row and one more.
+    """Return the seconds between a failed load and the next one.
 
-    The delay starts at 1 s, doubles with each failure up to 60 s, and varies by 25 % so that keys do not retry at once.
+    The delay starts at 1 s, doubles with each failure up to 60 s, and varies by 25 %, so that keys retry apart.
 
     Parameters:
         failures: failed loads in a row before this one.
-        uniform: random number between two.
+        uniform: returns a random number between its two arguments.
     """
     return min(_LONGEST, _SHORTEST * _FACTOR ** min(failures, 10)) * uniform(0.75, 1.25)
 
@@ -36,28 +35,28 @@ class _Backoff(NamedTuple):
 
 
 class Backoffs:
-    """The keys that back off, until when, and the error that caused it, if a load failed.
+    """The backoffs of keys, each with its end, and with the error if a load failed.
 
     Parameters:
-        time: the event loop's clock, seconds.
+        time: returns the event loop's time, in seconds.
     """
 
     def __init__(self, time: Callable[[], float]) -> None:
         self._time = time
         self._backoffs: LRUCache[str, _Backoff] = LRUCache(_MOST_KEYS)
 
-    def begin(self, key: str, seconds: float, error: BaseException | None, origin: str = "") -> None:
+    def begin(self, key: str, seconds: float, error: BaseException | None, origin: str = "", failures: int = 0) -> None:
         """Begin a backoff of `key` that ends in `seconds`.
 
         Parameters:
-            origin: of its loads, see `Entry.loader`.
+            origin: the loader of the key; see `Entry.loader`.
+            failures: how many loads of the key have failed in a row.
         """
         kept = None if error is None else for_later(error)
-        failures = self.failures(key) + (error is not None)
         self._backoffs[key] = _Backoff(self._time() + seconds, kept, origin, failures)
 
     def failures(self, key: str) -> int:
-        """Return how many times in a row `key` backed off for an error."""
+        """Return how many failures in a row made `key` back off."""
         backoff = self._backoffs.get(key)
         return 0 if backoff is None else backoff.failures
 
@@ -73,16 +72,20 @@ class Backoffs:
         return left
 
     def _failed(self) -> list[tuple[str, float]]:
-        """Return the origin of each key that backs off because a load has failed, and for how many seconds."""
+        """Return the origin of each key that backs off because a load has failed, and the seconds that are left."""
         if not self._backoffs:
             return []
         now, found = self._time(), []
-        for key in list(self._backoffs):
-            # Looked at in a way that does not make it the most recently used. It may end meanwhile, in another thread.
-            with contextlib.suppress(KeyError):
-                backoff = Cache.__getitem__(self._backoffs, key)
-                if backoff.error is not None and backoff.until > now:
-                    found.append((backoff.origin, backoff.until - now))
+        # Another thread may begin and end backoffs meanwhile. `list` copies the keys of a dict in one step, but would
+        # first call `LRUCache.__len__`, which is Python code.
+        for key in list(iter(self._backoffs)):
+            try:
+                # This way, the look-up does not count as a use of the key.
+                until, error, origin, _ = Cache.__getitem__(self._backoffs, key)
+            except KeyError:
+                continue
+            if error is not None and until > now:
+                found.append((origin, until - now))
         return found
 
     def end(self, key: str) -> None:
@@ -104,5 +107,5 @@ class Backoffs:
         return None if backoff is None or backoff.error is None else for_later(backoff.error)
 
     def error(self, key: str) -> BaseException | None:
-        """Return the error for which `key` backs off; None if it does not, or not for an error."""
+        """Return the error because of which `key` backs off; None: no backoff, or one without an error."""
         return self.last_error(key) if self.left(key) > 0 else None

@@ -1,4 +1,4 @@
-"""Find what is under way by a tag, without a walk over everything that is."""
+"""An index of objects by tag: it finds the flights with a tag, for example, without a scan of all flights."""
 
 from typing import Generic, TypeVar
 
@@ -6,14 +6,14 @@ T = TypeVar("T")
 
 
 class ByTag(Generic[T]):
-    """Members with tags, found by each of their tags, in the order in which they came."""
+    """An index of members by each of their tags. Members of a tag come in the order in which they were added."""
 
     def __init__(self) -> None:
         self._members: dict[str, dict[T, None]] = {}
         self._tags: dict[T, tuple[str, ...]] = {}
 
     def add(self, member: T, tags: tuple[str, ...]) -> None:
-        """Have `member` found by these tags, beside those that it has."""
+        """Index `member` by `tags`, in addition to the tags that it has already."""
         if not tags:
             return
         known = self._tags.get(member, ())
@@ -24,7 +24,7 @@ class ByTag(Generic[T]):
                 self._members.setdefault(tag, {})[member] = None
 
     def remove(self, member: T) -> None:
-        """Have `member` found no more."""
+        """Remove `member` from the index."""
         for tag in self._tags.pop(member, ()):
             members = self._members[tag]
             del members[member]

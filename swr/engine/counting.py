@@ -1,4 +1,4 @@
-"""The numbers of a cache: those that are counted, and those that the parts of its engine know now."""
+"""The statistics of a cache: its counters, and the current numbers of the parts of its engine."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from swr.stats.snapshot import Counted, LocalCacheStats, Stats, StoreStats
 
 
 def count_events(events: Publisher, counts: Counts) -> Callable[[], None]:
-    """Count what is seldom published; call the returned function to end that."""
+    """Count invalidations and waits for leases by their events; call the returned function to stop."""
 
     def on_event(event: Invalidated | LeaseWaited) -> None:
         if isinstance(event, LeaseWaited):
@@ -37,9 +37,9 @@ def stats_of(
     """Return the numbers as they are now.
 
     Parameters:
-        counts, flights, backoffs, notifications: of the engine.
-        local: bytes and entries of the local cache.
-        at: wall clock, seconds.
+        counts, flights, backoffs, notifications: these parts of the engine.
+        local: the size of the local cache in bytes, and the number of its entries.
+        at: time of the wall clock, in seconds.
         is_shared: whether the store is Redis.
     """
     running = (flight.job for flight in flights.all() if isinstance(flight.state, Loading))

@@ -1,4 +1,4 @@
-"""From a thread into an event loop of another thread, and back with the answer."""
+"""Call an async function from a thread, in the event loop of another thread, and wait for the result."""
 
 import asyncio
 import concurrent.futures
@@ -11,9 +11,9 @@ from swr.errors import SWRError
 
 T = TypeVar("T")
 
-# Seconds after which a thread that waits looks whether the event loop is still there.
+# Interval, in seconds, at which a waiting thread checks that the event loop still exists.
 _LOOKED_AFTER: Final = 1.0
-# How often it looks before the call must have begun.
+# Number of checks after which the event loop must have begun the call.
 _LOOKS: Final = 30
 
 
@@ -49,11 +49,11 @@ def is_in_loop() -> bool:
 
 
 def wait_for(loop: Any, function: Callable[[], Awaitable[T]]) -> T:
-    """Return what `function` returns in an event loop of another thread. It finds the caller's context variables.
+    """Return the result of `function`, called in another thread's event loop with the caller's context variables.
 
     Raises:
-        LoopEnded: the event loop did not live to see it.
-        HeldUp: it does not turn. The call is made as soon as it does.
+        LoopEnded: the event loop ended before there was a result.
+        HeldUp: something blocks the event loop. The loop makes the call as soon as it runs again.
     """
     if not isinstance(loop, asyncio.AbstractEventLoop):
         import trio
@@ -77,10 +77,10 @@ def wait_for(loop: Any, function: Callable[[], Awaitable[T]]) -> T:
             coroutine.close()
         raise
     except HeldUp:
-        # It is made as soon as the event loop turns: an invalidation must not get lost.
+        # The loop still makes the call as soon as it runs again: an invalidation must not get lost.
         raise
     except BaseException:
-        # The waiting thread may be interrupted. What others wait for goes on.
+        # Something interrupted the waiting thread, such as Ctrl-C. Loads that others wait for go on.
         future.cancel()
         raise
 
@@ -94,7 +94,7 @@ def _result(
             return future.result(_LOOKED_AFTER)
         except TimeoutError:
             if future.done():
-                # The function's own.
+                # The function itself raised a TimeoutError.
                 return future.result()
         if loop.is_closed():
             raise LoopEnded
@@ -107,7 +107,7 @@ async def _called(function: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseE
     try:
         return await function(), None
     except (SystemExit, KeyboardInterrupt) as error:
-        # The thread that waits raises it. Raised in a task, it would end the event loop.
+        # The waiting thread raises this error. Raised in this task, it would end the event loop.
         return None, error
 
 

@@ -1,4 +1,4 @@
-"""Waiting for flights; a loader that waits for itself, directly or through others, is refused instead of hanging."""
+"""Wait for flights. A loader that would wait for itself, directly or through others, gets an error instead."""
 
 import contextlib
 import functools
@@ -13,42 +13,42 @@ from swr.errors import ConfigurationError
 
 
 class Code:
-    """The code of a loader that runs: it is not over before the flights that it loads for are.
+    """One running call of a loader, and the flights that it loads for. A batch loader loads for several.
 
     Parameters:
-        flight: the first of these.
+        flight: the first of these flights.
     """
 
     __slots__ = ("flights", "waits_for")
 
     def __init__(self, flight: Flight) -> None:
         self.flights = {flight.key: flight}
-        # All of these flights share it, so that a wait costs the same however many a batch loads.
+        # All flights of a batch share this dict, so the cost of a wait does not grow with the batch.
         self.waits_for = flight.waits_for
 
     @property
     def is_waited_for(self) -> bool:
-        """Return whether a flight that it loads for is not over yet."""
+        """Return whether a flight that the code loads for is still under way."""
         return any(not flight.done.is_set() for flight in self.flights.values())
 
 
-# The code that runs here, last, and the code that waits for it, which is not over before this is.
+# Loaders that call each other, outermost first: each waits for the next, and the last one runs in this context.
 Chain = tuple[Code, ...]
 CHAIN: Final[ContextVar[Chain]] = ContextVar("swr_chain", default=())
 
 
 def chain() -> Chain:
-    """Return the code of loaders that runs here, and that which waits for it."""
+    """Return the loaders that run in this context, outermost first: each waits for the next."""
     return CHAIN.get()
 
 
 def begin(codes: Chain, flight: Flight) -> None:
-    """Note that what runs in this context from now on loads for `flight`, and that these wait for it."""
+    """Note that this context loads for `flight` from now on, and that `codes` wait for it."""
     CHAIN.set((*codes, Code(flight)))
 
 
 def loads_also(flights: Iterable[Flight]) -> None:
-    """Say that the code that runs here loads for these, too: it must not wait for them."""
+    """Note that the innermost loader of this context loads for `flights`, too: it must not wait for them."""
     code = CHAIN.get()[-1]
     for flight in flights:
         code.flights[flight.key] = flight
@@ -56,16 +56,16 @@ def loads_also(flights: Iterable[Flight]) -> None:
 
 
 def loads_already(owner: object, key: str, codes: Chain) -> bool:
-    """Return whether code of this chain loads `key`: a load that begins now would wait for itself."""
+    """Return whether a loader in `codes` loads `key`. A load of `key` that begins now would wait for itself."""
     flights = (code.flights.get(key) for code in codes)
     return any(flight is not None and flight.owner is owner and not flight.done.is_set() for flight in flights)
 
 
 def refuse_oneself(owner: object, key: str, codes: Chain) -> None:
-    """Refuse to load `key` if code of this chain loads it.
+    """Refuse to load `key` if a loader in `codes` loads it already.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: a loader in `codes` loads `key`.
     """
     if loads_already(owner, key, codes):
         keys = " -> ".join(repr(next(iter(code.flights))) for code in codes)
@@ -75,10 +75,10 @@ def refuse_oneself(owner: object, key: str, codes: Chain) -> None:
 
 
 def refuse_circles(blocked: Iterable[Code], flights: Iterable[Flight]) -> None:
-    """Refuse to wait for `flights` if one of them waits, directly or through others, for one that is `blocked`.
+    """Refuse to wait for `flights` if one of them waits, directly or through others, for a loader in `blocked`.
 
     Raises:
-        ConfigurationError: one does.
+        ConfigurationError: one of `flights` waits for a loader in `blocked`.
     """
     ends = {id(code.waits_for) for code in blocked}
     todo: list[tuple[Flight, tuple[str, ...]]] = [(flight, (flight.key,)) for flight in flights]
@@ -96,7 +96,7 @@ def refuse_circles(blocked: Iterable[Code], flights: Iterable[Flight]) -> None:
 
 @contextlib.contextmanager
 def loading(flight: Flight) -> Iterator[None]:
-    """Say that the code within loads for `flight`, which another task has begun: it must not wait for it."""
+    """Note that the code in this block loads for `flight`, begun by another task, so it must not wait for `flight`."""
     token = CHAIN.set((*CHAIN.get(), Code(flight)))
     try:
         yield
@@ -105,12 +105,12 @@ def loading(flight: Flight) -> Iterator[None]:
 
 
 class waiting_for:
-    """Count the code within among those who wait for `flights`.
+    """A `with` block that counts its code as a waiter of `flights`.
 
-    A class, because each miss enters it, and a generator takes three times as long.
+    Each miss enters this block, and a class takes a third of the time that a generator takes.
 
     Raises:
-        ConfigurationError: they wait for what is loaded here.
+        ConfigurationError: one of `flights` waits for a loader that runs here.
     """
 
     __slots__ = ("_blocked", "_flights")
@@ -140,23 +140,23 @@ class waiting_for:
 
 
 async def wait(flights: Collection[Flight], patience: float | None = None) -> None:
-    """Wait until all `flights` are over, for `patience` seconds at most.
+    """Wait until all `flights` have ended, for `patience` seconds at most; None: without a limit.
 
     Raises:
-        ConfigurationError: they wait for what is loaded here.
+        ConfigurationError: one of `flights` waits for a loader that runs here.
     """
     await wait_by(flights, functools.partial(_wait, flights, patience))
 
 
 async def wait_by(flights: Collection[Flight], function: Callable[[], Awaitable[None]]) -> None:
-    """Call `function`, which waits for `flights`: without a slot of the loader that waits.
+    """Call `function`, which waits for `flights`. A loader that waits lends its slot to other loads meanwhile.
 
     Raises:
-        ConfigurationError: they wait for what is loaded here.
+        ConfigurationError: one of `flights` waits for a loader that runs here.
     """
     with waiting_for(flights):
         codes = CHAIN.get()
-        # Loads of a batch share their slot.
+        # The loads of a batch share one slot, so the seat of any of them will do.
         seat = next(reversed(codes[-1].flights.values())).seat if codes else None
         if seat is None:
             await function()

@@ -1,4 +1,4 @@
-"""Store a value without a flight: the middleware's variants, and responses that pass through it."""
+"""Store a value without a flight: variants of a response, and responses that pass through the middleware."""
 
 from typing import Any
 
@@ -25,17 +25,17 @@ async def put(
     snapshot: Snapshot,
     known: int = NEWEST,
 ) -> bool:
-    """Store one more value under a key of its own; return False if something newer is stored or was invalidated.
+    """Store a value that has no flight; return False if the store has a newer entry, or an invalidation came.
 
     Parameters:
-        runtime: of the engine.
-        flights: those under way.
-        key: where the value is stored.
-        codec: how it is written.
-        value: what is stored.
-        policy: how long it may be served.
-        snapshot: what was known when the value was loaded.
-        known: the version of the entry that it is to replace, if nothing newer may have come.
+        runtime: the runtime of the engine.
+        flights: the flights under way.
+        key: the key to store the value under.
+        codec: how the value is written.
+        value: the value to store.
+        policy: how long the value may be served.
+        snapshot: the state of this process when the load of the value began.
+        known: the value does not replace an entry that is newer than this version.
     """
     lease = Lease(key, runtime.new_token(), 0, 0)
     store, publish = runtime.store, runtime.events.publish
@@ -55,14 +55,14 @@ async def put(
         publish(CommitRejected, key)
         return False
     except StoreUnavailable:
-        # No lease fences this value; only the notifications of this process can.
+        # No lease fences this value. Only notifications that this process received can show that it is outdated.
         flight = snapshot.flight
         if snapshot.fence != flights.fence or (flight is not None and not flights.is_current(flight)):
             publish(CommitRejected, key)
             return False
         store.keep(key, _stamped(value, policy, snapshot, 0), codec)
     except BaseException:
-        # The caller was cancelled. Its lease would block every other load of the key.
+        # The caller was cancelled. Without this, its lease would block every other load of the key.
         with anyio.CancelScope(shield=True), anyio.move_on_after(RELEASED_WITHIN):
             await store.release(lease)
         raise
@@ -74,7 +74,7 @@ def _stamped(value: Any, policy: Policy, snapshot: Snapshot, version: int) -> En
 
 
 async def _may_be_outdated(runtime: Runtime, tags: tuple[str, ...], since: int) -> bool:
-    """Return whether these tags may have been invalidated after a time, before the value was announced."""
+    """Return whether an invalidation after `since` may have passed over `tags`, which were not announced yet."""
     try:
         return await runtime.store.was_passed_over(tags, since)
     except StoreUnavailable:

@@ -1,4 +1,4 @@
-"""The end of a flight: what can be served if it fails, the backoff after a failure, and the wake-up of its waiters."""
+"""The end of a flight: its fallback, the backoff after a failure, and the wake-up of its waiters."""
 
 import contextlib
 import logging
@@ -20,21 +20,21 @@ from swr.stores.base import Held, Lease
 
 log = logging.getLogger("swr")
 
-# A reader with an entry to fall back on waits until a load has run for this many seconds, or this many times as long as
-# the last one.
+# With `soft_timeout="auto"`, a reader with a fallback waits until the load has run for this many seconds. It waits
+# longer after a long load: until the load has run for this many times the duration of the last one.
 _LEAST_PATIENCE: Final = 10.0
 _LOADS: Final = 3
-# Loads that closing names in its log line.
+# Number of loads that the log line of closing names.
 _MOST_NAMED: Final = 10
 
 
 class Endings:
-    """End flights.
+    """The steps that end the flights of an engine.
 
     Parameters:
-        runtime: of the engine whose flights they are.
-        flights: those under way.
-        backoffs: the keys that are left alone for a while.
+        runtime: the runtime of the engine.
+        flights: the flights under way.
+        backoffs: the keys that back off.
     """
 
     def __init__(self, runtime: Runtime, flights: Flights, backoffs: Backoffs) -> None:
@@ -50,7 +50,7 @@ class Endings:
             error: the failure; None: the load has not ended yet.
         """
         store = self.runtime.store
-        # The flight has let go of an entry that an invalidation has outdated.
+        # An invalidation that outdates `flight.entry` sets it to None.
         entry = flight.entry or store.peek(flight.key)
         now = self.runtime.clock()
         decision = decide(entry, now)
@@ -61,10 +61,10 @@ class Endings:
         return entry if error is None or flight.job.may_fall_back(entry, error, now) else None
 
     def patience_for(self, flights: Iterable[Flight]) -> float | None:
-        """Return how many seconds a reader waits by default; None: to the end of the load.
+        """Return how many seconds a reader waits with `soft_timeout="auto"`; None: until the loads end.
 
-        That depends on how long the load has been under way. So a load that hangs costs its first readers some time,
-        and the later ones none.
+        The result shrinks while a load is under way. So a hanging load costs its first readers some time, and later
+        readers none.
         """
         now, longest = self.runtime.time(), 0.0
         for flight in flights:
@@ -76,7 +76,7 @@ class Endings:
         return longest
 
     def finish(self, flight: Flight, result: Result, ended: float | None = None) -> None:
-        """Give `result` to everybody who waits for `flight`, and wake the flights that wait for its lease.
+        """End `flight` with `result`: wake its waiters, and the flights that wait for its lease.
 
         Parameters:
             ended: when the loader returned, in seconds of the event loop's clock; None: now.
@@ -108,15 +108,15 @@ class Endings:
                 log.debug("load of %r: %s", flight.key, text)
 
     async def fail(self, flight: Flight, lease: Lease | None, error: BaseException, ended: float | None = None) -> None:
-        """End `flight` with `error`: give the lease back, and back off if an entry can be served meanwhile.
+        """End `flight` with `error`, and release the lease. With a fallback, or for a refresher, the key backs off.
 
         Parameters:
             ended: see `finish`.
         """
-        runtime, pause = self.runtime, 0.0
+        runtime, pause, failures = self.runtime, 0.0, 0
         ended = runtime.time() if ended is None else ended
         if flight.entry is None and flight.fence != self.flights.fence:
-            # Notifications may have been missed, and with them what the flight could fall back on was let go of.
+            # After a gap in the notifications the flight has no fallback any more, but the store may have one.
             with contextlib.suppress(StoreUnavailable):
                 found = await runtime.store.read(flight.key, flight.job.codec)
                 if found is not None:
@@ -132,13 +132,13 @@ class Endings:
         if lease is not None:
             await runtime.store.release(lease, pause)
         if pause:
-            # The notification of the release ends a backoff, so this one begins after it.
-            self.backoffs.begin(flight.key, pause, error, flight.job.loader)
+            # The notification of the release ends backoffs of the key, so this backoff begins after it.
+            self.backoffs.begin(flight.key, pause, error, flight.job.loader, failures + 1)
         traceback = of_loader(error.__traceback__)
         self.finish(flight, Failed(error, traceback, short=shortened(error, traceback)), ended)
 
     def cut_off(self, drained_for: float) -> None:
-        """Log which loads are cancelled, because closing has waited for them long enough."""
+        """Log the loads that closing cancels because they have not ended within `drained_for` seconds."""
         keys = [flight.key for flight in self.flights.all()]
         log.warning(
             "closing cancels %d loads that have not ended within drain_for=%g s: %s%s",
@@ -156,7 +156,7 @@ class Endings:
                 f"the last {held.failures} loads of {flight.key!r} failed in another process; "
                 f"the next is tried in {held.retry_after:.1f} s"
             )
-        self.backoffs.begin(flight.key, held.retry_after, error, flight.job.loader)
+        self.backoffs.begin(flight.key, held.retry_after, error, flight.job.loader, held.failures)
         self.finish(flight, HeldElsewhere() if error is None else Failed(error, is_earlier=True))
 
 

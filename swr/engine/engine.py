@@ -36,22 +36,22 @@ from swr.stores.tag_versions import Name
 log = logging.getLogger("swr")
 Ts = TypeVarTuple("Ts")
 
-# An invalidation that supersedes a load starts it again, this many times at most. Then readers get the value that was
-# loaded, and it is not stored.
+# How often swr repeats a load that an invalidation has superseded. After that, readers get the loaded value, which is
+# not stored.
 AGAIN: Final = 2
 
 
 class Engine:
-    """Answer reads from a store, and run the jobs that fill it.
+    """The engine of a cache: it answers reads from a store, and runs the jobs that fill the store.
 
     Parameters:
         store: keeps entries and leases.
         lease_for: seconds that a lease lasts unless it is renewed.
-        drain_for: seconds that loads are given at closing.
-        clock: wall clock, seconds.
-        uniform: random number between two.
-        switch: whether callers use the cache; the decorators and the middleware ask it.
-        counts: the numbers to count in; None: new ones.
+        drain_for: seconds that closing waits for loads.
+        clock: returns the wall clock's time, in seconds.
+        uniform: returns a random number between its two arguments.
+        switch: tells whether callers use the cache; the decorators and the middleware ask it.
+        counts: the counters of the cache; None: new ones.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Engine:
         self.on_opened = self._opening.on_opened
 
     def configure(self, store: LeasingStore, lease_for: float, drain_for: float, clock: Callable[[], float]) -> None:
-        """Use these from the next opening on; see the class. The engine must be closed."""
+        """Use these options of the class from the next opening on. The engine must be closed."""
         self._tasks.drain_for = drain_for
         self._ended()
         self.notifications.forget_outage()
@@ -98,7 +98,7 @@ class Engine:
         return self.runtime.clock()
 
     async def ready(self) -> None:
-        """Open, unless it is open here already.
+        """Open the cache on the running event loop, unless it is open there already.
 
         Raises:
             InUse: the cache is in use on another event loop.
@@ -108,13 +108,13 @@ class Engine:
 
     @property
     def is_entered(self) -> bool:
-        """Return whether it is open here, and the caller uses it."""
+        """Return whether the cache is open on the running event loop, and not disabled for the caller."""
         return self.is_open and not self.switch.is_disabled
 
     async def enter(self) -> bool:
-        """Open, unless it is open here already; return whether the caller uses the cache.
+        """Open the cache unless it is open here already; return whether the caller may use it.
 
-        It does not if the cache is off or in use on another event loop, which may take it at this very moment.
+        The caller may not if the cache is off, or if another event loop has it or takes it at the same time.
         """
         if self.switch.is_off:
             return False
@@ -126,7 +126,7 @@ class Engine:
         return True
 
     async def aclose(self) -> None:
-        """Wait for loads within the grace period, cancel the rest, give back their leases, disconnect.
+        """Wait for loads up to `drain_for` seconds, cancel the rest, release their leases, and disconnect.
 
         Raises:
             ConfigurationError: a loader closes the cache that waits for it.
@@ -134,7 +134,7 @@ class Engine:
         for flight in (flight for code in deadlocks.chain() for flight in code.flights.values()):
             if flight.owner is self.runtime and not flight.done.is_set():
                 raise ConfigurationError(
-                    f"the loader of {flight.key!r} closes the cache that waits for it: close it where it was opened"
+                    f"the loader of {flight.key!r} closes the cache that waits for it: close a cache where you open it"
                 )
         if self._opening.is_done and self._tasks.is_here:
             await self._tasks.aclose()
@@ -142,16 +142,16 @@ class Engine:
 
     @property
     def is_open(self) -> bool:
-        """Return whether it is open on the event loop that runs now."""
+        """Return whether the cache is open on the running event loop."""
         return self._opening.is_done and self._tasks.is_open
 
     @property
     def is_store_up(self) -> bool:
-        """Return whether the store is reachable and no invalidation is pending, as far as is known."""
+        """Return whether, as far as this process knows, the store is reachable and no invalidation is pending."""
         return self.notifications.is_store_reachable and not self.store.has_pending
 
     def start(self, function: Callable[[*Ts], Awaitable[Any]], *args: *Ts) -> None:
-        """Run `function(*args)` in a task of the cache's own, to the end of the cache at the latest."""
+        """Run `function(*args)` in a background task of the cache, which closing cancels."""
         self._tasks.start(function, *args)
 
     async def _settled(self) -> None:
@@ -168,16 +168,16 @@ class Engine:
     async def fetch(
         self, key: str, job: Reading, limits: Limits = NO_LIMITS, patience: Timeout = None, early: float = 0.0
     ) -> Outcome[Any]:
-        """Return the value of `key`: what is stored if it may be served, else what the job loads.
+        """Return the value of `key`: the stored one if it may be served, or the one that the job loads.
 
-        If another event loop has just taken the cache, the job goes past it.
+        If the cache is off or another event loop has just taken it, the job bypasses the cache.
 
         Parameters:
-            key: what is asked for.
-            job: how it is loaded.
-            limits: what the reader accepts.
+            key: the key to read.
+            job: how the value is loaded.
+            limits: the limits of the reader.
             patience: seconds that the reader waits for a load if there is an entry to fall back on; "auto": see
-                `Policy`; None: to its end.
+                `Policy`; None: until the load ends.
             early: see `Policy`.
 
         Raises:
@@ -198,10 +198,12 @@ class Engine:
                 tally.note_read(found=entry is not None)
             if entry is not None and decision.serve:
                 state = decision.state
-                if decision.revalidate is Revalidate.BACKGROUND:
-                    self.refresh_soon(key, job, entry)
-                elif early and is_due_early(entry, clock(), early, self.runtime.uniform(0.0, 1.0)):
-                    await self.ready()
+                is_due = decision.revalidate is Revalidate.BACKGROUND
+                if early and not is_due:
+                    # The caller of a fresh hit may run on another event loop than the cache.
+                    draw = self.runtime.uniform(0.0, 1.0)
+                    is_due = is_due_early(entry, clock(), early, draw) and await self.enter()
+                if is_due:
                     self.refresh_soon(key, job, entry)
             else:
                 entry, state, error = await self._wait_for(key, job, entry, patience)
@@ -217,7 +219,7 @@ class Engine:
     async def _wait_for(
         self, key: str, job: Job, entry: Entry[Any] | None, patience: Timeout
     ) -> tuple[Entry[Any], State, BaseException | None]:
-        """Return what a load brings, or the entry to fall back on and why."""
+        """Return the entry that a load brings, or the fallback, with its state and the failure of the load."""
         again = 0
         while True:
             flight = self.begin(key, job, entry)
@@ -227,12 +229,12 @@ class Engine:
                 if not flight.superseded or again == AGAIN:
                     return loaded, State.MISSING, None
                 again += 1
-                # The flight's own entry is outdated, too. Another load may have ended meanwhile.
+                # The invalidation outdated the flight's entry, too. Another load may have stored one meanwhile.
                 entry = self.store.peek(key)
                 if entry is not None and decide(entry, self.clock()) is FRESH:
                     return entry, State.FRESH, None
             elif flight.has_no_value:
-                # A batch loader found that there is no value. This caller's own loader answers for itself.
+                # A batch loader found that there is no value. This caller has another loader, which must run, too.
                 entry = None
             else:
                 fallback = self.fallback(flight, flight.error)
@@ -240,8 +242,8 @@ class Engine:
                     return self.given(fallback, flight)
                 if flight.error is not None and not flight.must_be_repeated:
                     raise flight.failure()
-                # The reader's patience has ended, or the flight backed off. An invalidation may have outdated what it
-                # had found: for another flight, too.
+                # The reader's patience has ended, or the flight backed off. An invalidation may have outdated `entry`,
+                # so the next flight must not fall back on it.
                 entry = patience = None
 
     def tell(
@@ -252,19 +254,19 @@ class Engine:
         error: BaseException | None = None,
         layer: Layer = Layer.LOAD,
     ) -> None:
-        """Count a reader that gets an entry, and publish that.
+        """Count a read that got an entry, and publish its event.
 
         Parameters:
-            layer: what it has waited for.
+            layer: the layer that answered the read.
         """
         self.counts.of(entry.loader).reads(state).add(layer)
         self.publish_read(key, entry, state, error, layer)
 
     def tell_miss(self, key: str, origin: str) -> None:
-        """Count a reader that gets no entry, and publish that.
+        """Count a read that got no entry, and publish its event.
 
         Parameters:
-            origin: of what it asked for, see `Entry.loader`.
+            origin: the loader of the key; see `Entry.loader`.
         """
         tally = self.counts.of(origin)
         tally.missing.add(Layer.LOAD)
@@ -273,7 +275,7 @@ class Engine:
     def publish_read(
         self, key: str, entry: Entry[Any], state: State, error: BaseException | None, layer: Layer
     ) -> None:
-        """Publish the event of an entry that a reader gets, if anybody listens; see `tell`."""
+        """Publish the event of a read that got an entry, if the event has subscribers; see `tell`."""
         kind = Miss if state is State.MISSING else Hit if state is State.FRESH else Stale
         if not self.events.has_subscriber(kind):
             return
@@ -287,31 +289,31 @@ class Engine:
             events.publish(Stale, key, age, max(0.0, now - entry.fresh_until), error, layer.value, loader, route)
 
     def outcome(self, entry: Entry[Any], state: State, error: BaseException | None = None) -> Outcome[Any]:
-        """Return what a reader gets of `entry`."""
+        """Return the outcome of a read that got `entry`."""
         return Outcome(entry.value, state, max(0.0, self.clock() - entry.created_at), error)
 
     def refresh_soon(self, key: str, job: Job, entry: Entry[Any], *, forced: bool = False) -> Flight | None:
-        """Refresh `key` in the background, unless `backs_off`; with `forced`, in any case."""
-        # Closed, perhaps, while the store was asked: the entry is an answer anyway.
+        """Refresh `key` in the background, unless it `backs_off`; with `forced`, even then."""
+        # The cache may have been closed during the read. Its entry is an answer anyway.
         may_refresh = self._tasks.is_open and (forced or not self.backs_off(key))
         return self._path.launch(key, job, entry, forced=forced, is_behind=True) if may_refresh else None
 
     def backs_off(self, key: str) -> bool:
-        """Return whether a process refreshes `key` already, here or elsewhere, or all leave it alone for a while."""
+        """Return whether a load of `key` is under way, in this process or another, or the key backs off."""
         return key in self.flights or self.backoffs.left(key) > 0
 
     async def wait(self, flight: Flight, patience: Timeout = None) -> None:
-        """Wait until a flight is over, `patience` seconds at most."""
+        """Wait until `flight` has ended, for `patience` seconds at most."""
         await deadlocks.wait((flight,), self.patience_for((flight,), patience))
 
     def patience_for(self, flights: Iterable[Flight], patience: Timeout) -> float | None:
-        """Return the seconds that a reader waits for `flights`; None: to their end. See `Endings.patience_for`."""
+        """Return the seconds that a reader waits for `flights`; None: until they end. See `Endings.patience_for`."""
         return self._endings.patience_for(flights) if patience == "auto" else patience
 
     def begin(
         self, key: str, job: Job, entry: Entry[Any] | None, *, forced: bool = False, newer_than: int | None = None
     ) -> Flight:
-        """Return the flight of the load of `key` that is under way, or of one that begins now.
+        """Return the flight of `key` that is under way, or begin one.
 
         Parameters:
             forced: load even if an entry is stored or a load is under way.
@@ -357,7 +359,7 @@ class Engine:
         return self._endings.fallback(flight, error)
 
     def given(self, fallback: Entry[Any], flight: Flight) -> tuple[Entry[Any], State, BaseException | None]:
-        """Return a fallback as a reader of `flight` gets it; another process may have stored it meanwhile."""
+        """Return a fallback, its state, and the failure of `flight`. It is fresh if another load just stored it."""
         error = None if flight.error is None else flight.failure()
         is_fresh = error is None and decide(fallback, self.clock()) is FRESH
         return fallback, State.FRESH if is_fresh else State.STALE, error
@@ -367,7 +369,7 @@ class Engine:
         return key in self.flights
 
     def snapshot(self) -> Snapshot:
-        """Return what is known now, for a load without a flight."""
+        """Return a snapshot for a load without a flight that begins now."""
         return Snapshot(self.clock(), self.store.tag_versions.newest, self.flights.fence)
 
     async def invalidate(self, *keys: str) -> None:
@@ -385,5 +387,5 @@ class Engine:
     async def put(
         self, key: str, codec: Codec, value: Any, policy: Policy, snapshot: Snapshot, known: int = NEWEST
     ) -> bool:
-        """Store one more value under a key of its own; see `direct.put`."""
+        """Store a value that has no flight; see `direct.put`."""
         return await direct.put(self.runtime, self.flights, key, codec, value, policy, snapshot, known)

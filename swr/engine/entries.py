@@ -1,4 +1,4 @@
-"""Operations on stored entries without a load: store a value, and look at an entry."""
+"""Operations on stored entries without a load: set, peek, invalidate, mark stale."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +22,12 @@ from swr.policy import Policy
 from swr.stores.base import Kind, Lease, Notification
 from swr.stores.tag_versions import Name
 
-# Tags that are invalidated in one turn of the event loop, and by one command.
+# Number of tags that one command invalidates, in one turn of the event loop.
 IN_ONE_STEP: Final = 1000
 
 
 class Engine(Protocol):
-    """The engine, as stored entries see it."""
+    """The parts of the engine that `Entries` uses."""
 
     runtime: Runtime
     flights: Flights
@@ -35,7 +35,7 @@ class Engine(Protocol):
     portal: Portal
 
     async def ready(self) -> None:
-        """Open, unless it is open here already."""
+        """See `swr.engine.engine.Engine.ready`."""
 
     async def enter(self) -> bool:
         """See `swr.engine.engine.Engine.enter`."""
@@ -51,15 +51,15 @@ class Engine(Protocol):
 
 
 class Value(NamedTuple):
-    """A value as a loader could have returned it.
+    """A value to store, as if a loader had returned it.
 
     Parameters:
         value: the value.
-        policy: how long it may be served.
-        validator: what the loader may be given to ask whether the value has changed.
-        absent: there is no value.
+        policy: how long the value may be served.
+        validator: given to the next load, which can ask with it whether the value has changed.
+        absent: whether to store that there is no value.
         loader: see `Entry`.
-        is_stored: False: it is not to be stored, and what is stored so far goes.
+        is_stored: False: swr does not store the value, and removes the stored entry.
     """
 
     value: Any
@@ -71,10 +71,10 @@ class Value(NamedTuple):
 
 
 class Entries:
-    """Store values and look at them, past the refresh path.
+    """The operations on stored entries that do not take the refresh path.
 
     Parameters:
-        engine: whose entries they are.
+        engine: the engine of these entries.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -82,7 +82,7 @@ class Entries:
         self._runtime = engine.runtime
 
     async def peek(self, key: str, codec: Codec) -> Outcome[Any] | None:
-        """Return what a reader of `key` would get at once, or None: a reader would wait for a load."""
+        """Return the outcome that a reader of `key` would get at once, or None if the reader would wait for a load."""
         if not await self._engine.enter():
             return None
         store, clock = self._runtime.store, self._runtime.clock
@@ -96,27 +96,36 @@ class Entries:
         return Outcome(entry.value, decision.state, max(0.0, clock() - entry.created_at))
 
     async def set(self, key: str, codec: Codec, value: Value) -> bool:
-        """Store a value instead of whatever is stored or being loaded; see `Cached.set`.
+        """Store a value. It replaces the stored entry, and outdates loads under way; see `Cached.set`.
 
         Raises:
             CodecError: the value cannot be stored. The stored entry is gone anyway.
         """
-        if not value.is_stored or not await self._engine.enter():
-            # Nothing is left in the cache, nor anything older.
-            await self._engine.invalidate(key)
-            return False
-        # A caller that is cancelled meanwhile must leave no lease behind.
-        with anyio.CancelScope(shield=True), _Overtaken(self._engine, key) as overtaken:
-            version = await self._set(key, codec, value, overtaken)
+        repeats.note(self._engine, self._engine.invalidate, key)
+        # A caller that is cancelled here must not leave a lease behind.
+        with anyio.CancelScope(shield=True):
+            try:
+                version = await self._set(key, codec, value)
+            except asyncio.CancelledError:
+                # The store may have the value, but does not notify this process of it.
+                await self._engine.invalidate(key)
+                raise
         if version is None:
-            repeats.note(self._engine, self._engine.invalidate, key)
             return False
         self._engine.flights.wake(key)
         repeats.note_value(self._engine, self._engine.invalidate, key, lambda: self._has(key, codec, version))
         return True
 
-    async def _set(self, key: str, codec: Codec, value: Value, overtaken: "_Overtaken") -> int | None:
-        """Return the version of the entry; None: the store does not have it."""
+    async def _set(self, key: str, codec: Codec, value: Value) -> int | None:
+        """Store the value; return the version of its entry, or None if the store does not have it."""
+        if not value.is_stored or not await self._engine.enter():
+            # The value does not get into the cache, and an older value must not stay there.
+            await self._engine.invalidate(key)
+            return None
+        with _Overtaken(self._engine, key) as overtaken:
+            return await self._store(key, codec, value, overtaken)
+
+    async def _store(self, key: str, codec: Codec, value: Value, overtaken: "_Overtaken") -> int | None:
         runtime, store, publish = self._runtime, self._runtime.store, self._runtime.events.publish
         last, began = store.peek(key), runtime.clock()
         took = 0.0 if last is None else last.took
@@ -131,26 +140,21 @@ class Entries:
             if not overtaken.is_true:
                 store.keep(key, self._stamped(value, began, lease, took), codec)
             return None
-        except asyncio.CancelledError:
-            # The store may have the value, and does not notify this process of it.
-            await self._invalidate(key)
-            raise
-        except BaseException:
+        except Exception:
             with anyio.move_on_after(RELEASED_WITHIN):
                 await store.release(lease)
             raise
         publish(Committed, key, lease.version)
         if overtaken.by_unfenced_load:
-            # Its readers here have perhaps been given something newer.
+            # Readers in this process may have got a newer value, from a load without a lease.
             await self._invalidate(key)
             return None
         return lease.version
 
     async def invalidate(self, *keys: str) -> None:
-        """See `Store.invalidate`. It must run where the cache is open, as the next two."""
-        await self._engine.ready()
+        """See `Store.invalidate`. Only the cache's event loop may call this and the next two methods."""
         repeats.note(self._engine, self._engine.invalidate, *keys)
-        await carry_on(self._invalidate, keys)
+        await carry_on(self._invalidate, keys, self._engine.ready)
 
     async def _invalidate(self, key: str) -> None:
         await self._runtime.store.invalidate(key)
@@ -158,12 +162,11 @@ class Entries:
 
     async def invalidate_tag(self, *names: Name) -> None:
         """See `Store.invalidate_tag`."""
-        await self._engine.ready()
         repeats.note(self._engine, self._engine.invalidate_tag, *names)
-        await carry_on(self._invalidate_named, in_steps(names))
+        await carry_on(self._invalidate_named, in_steps(names), self._engine.ready)
 
     async def _invalidate_named(self, names: Sequence[Name]) -> None:
-        """Invalidate them, and let the event loop turn."""
+        """Invalidate `names`, and after a full step let other tasks run."""
         await self._runtime.store.invalidate_tag(*names)
         for name in names:
             publish_named(self._runtime.events, name, elsewhere=False)
@@ -172,10 +175,11 @@ class Entries:
 
     async def invalidate_announced(self, *tags: str) -> None:
         """See `Store.invalidate_announced`."""
-        await self._engine.ready()
         repeats.note(self._engine, self._engine.invalidate_announced, *tags)
-        if tags:
-            await self._runtime.store.invalidate_announced(tags)
+        await carry_on(self._invalidate_announced, [tags] if tags else [], self._engine.ready)
+
+    async def _invalidate_announced(self, tags: Sequence[str]) -> None:
+        await self._runtime.store.invalidate_announced(tags)
         for tag in tags:
             publish_named(self._runtime.events, tag, elsewhere=False)
 
@@ -184,9 +188,8 @@ class Entries:
         await self._engine.portal.reach(self._mark_stale, *keys)
 
     async def _mark_stale(self, *keys: str) -> None:
-        await self._engine.ready()
         repeats.note(self._engine, self.mark_stale, *keys)
-        await carry_on(self._mark_one_stale, keys)
+        await carry_on(self._mark_one_stale, keys, self._engine.ready)
 
     async def _mark_one_stale(self, key: str) -> None:
         await self._runtime.store.mark_stale(key)
@@ -201,27 +204,27 @@ class Entries:
         return absence(entry) if value.absent else entry
 
     async def _has(self, key: str, codec: Codec, version: int) -> bool:
-        """Return whether the entry with this version is still the one that is stored."""
+        """Return whether the stored entry still has this version."""
         store = self._runtime.store
         entry = store.peek(key) or await store.read(key, codec)
         return entry is not None and entry.version == version
 
 
 def in_steps(names: Sequence[Name]) -> Iterator[Sequence[Name]]:
-    """Yield parts of `names` that hold the event loop for some milliseconds each."""
+    """Yield parts of `names`. Each part takes some milliseconds of the event loop."""
     for first in range(0, len(names), IN_ONE_STEP):
         yield names[first : first + IN_ONE_STEP]
 
 
 class _Overtaken:
-    """Notes in a `with` block whether a value that the store does not take may be outdated already.
+    """A `with` block that notes whether something newer overtakes the value that the block stores.
 
     Parameters:
-        engine: whose notifications are heard.
-        key: where the value is to be stored.
+        engine: its notifications tell what happens to the key.
+        key: the key of the value.
 
     Attributes:
-        by_unfenced_load: whether a load without a lease has ended here meanwhile, which the store does not know of.
+        by_unfenced_load: whether a load without a lease, unknown to the store, has ended in this process meanwhile.
     """
 
     def __init__(self, engine: Engine, key: str) -> None:
@@ -233,7 +236,7 @@ class _Overtaken:
 
     @property
     def is_true(self) -> bool:
-        """Return whether anything came that may outdate the value, beside the invalidation that comes with it."""
+        """Return whether anything may outdate the value, beside the one invalidation that storing it brings."""
         return self._has_gap or self._has_load or self._invalidations > 1
 
     def __enter__(self) -> Self:

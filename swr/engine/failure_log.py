@@ -1,4 +1,4 @@
-"""Log lines about failed loads whose callers get the stored value, and so do not see the failure."""
+"""Log lines about failed loads whose callers get a stored value, and so do not see the failure."""
 
 import logging
 from typing import Final
@@ -7,27 +7,27 @@ from swr.engine.failures import text_of
 from swr.errors import SWRError
 
 log = logging.getLogger("swr")
-# The most lines of one loader within these seconds: a database that is down fails the loads of every popular key.
+# Most lines for one loader within these seconds. If a database is down, the loads of every popular key fail.
 _MOST_LINES: Final = 10
 _WITHIN: Final = 60.0
 
 
 class FailureLog:
-    """Log failed loads, some of each loader."""
+    """A log of failed loads, with a limited number of lines for each loader."""
 
     def __init__(self) -> None:
         self._lines: dict[str, int] = {}
         self._ends = 0.0
 
     def write(self, key: str, origin: str, error: BaseException, then: str, now: float) -> None:
-        """Log that the load of `key` failed, unless enough is logged of where it comes from.
+        """Log that the load of `key` failed, unless its loader or route has reached the limit.
 
         Parameters:
-            key: what was loaded.
+            key: the key that was loaded.
             origin: the loader or the route.
             error: the failure.
-            then: what follows from it.
-            now: in seconds of a clock that is not put back.
+            then: text that says what swr does after the failure.
+            now: the time in seconds, of a monotonic clock.
         """
         if now >= self._ends:
             self._lines.clear()

@@ -1,7 +1,7 @@
-"""One failure for many callers: each raises an exception of its own, and what is kept for later holds no frames.
+"""One failure for many callers: all but one raise a copy, and failures that are kept for later hold no frames.
 
-A raised exception collects the frames that it passes. If a thousand callers raised the same one, its traceback would
-have the frames of all of them, and each would log that traceback.
+A raised exception collects the frames that it passes. If a thousand callers raised the same exception, its traceback
+would have the frames of all callers, and each caller would log that traceback.
 """
 
 import copy
@@ -13,19 +13,19 @@ from typing import Any, Final
 
 from swr.errors import SWRError
 
-# Of `type.__flags__`: a class of Python code, as a rule.
+# The flag in `type.__flags__` that, as a rule, marks a class that Python code defines.
 _HEAP_TYPE: Final = 1 << 9
 _MISSING: Final = object()
-# Exceptions that each of many callers gets in full: the failure, the members of its groups, and what it was raised
-# from. To copy a hundred for each of a thousand callers would hold the event loop, and each caller logs all of them.
+# Number of exceptions that each of many callers gets in full: the failure, members of its groups, causes and contexts.
+# A hundred copies for each of a thousand callers would block the event loop, and each caller logs all of its copies.
 _MOST_TOLD: Final = 5
-# Frames that are kept of one traceback. Endless recursion leaves a thousand.
+# Number of frames that are kept of one traceback. Endless recursion leaves a thousand.
 _MOST_FRAMES: Final = 64
 _LEFT_OUT: Final = (
-    "swr: one of the callers that waited for this load raises all of it; for the others, "
-    "tracebacks and what led to an exception are left out in part"
+    "swr: this is a shortened copy, without some tracebacks and causes; "
+    "one of the callers that waited for this load raises the whole failure"
 )
-# What runs a load, up to the frames that say something of it.
+# Packages whose code runs a load. Their frames at the beginning of a traceback say nothing about the failure.
 _RUNNERS: Final = frozenset(("swr", "anyio", "asyncio", "trio", "outcome", "concurrent", "threading", "contextvars"))
 
 
@@ -37,7 +37,7 @@ _REFERENCE: Final = _WithReference.__basicsize__ - Exception.__basicsize__
 _SLOT: Final = tuple.__itemsize__
 
 
-# Returns what a copy of a group has instead of its members.
+# Returns the members that the copy of a group has.
 _Members = Callable[[Sequence[BaseException]], list[BaseException]]
 
 
@@ -46,12 +46,10 @@ def _copies(members: Sequence[BaseException]) -> list[BaseException]:
 
 
 def another(error: BaseException, members: _Members = _copies) -> BaseException | None:
-    """Return an exception equal to `error`, without its traceback and what it was raised from.
-
-    None: it holds something that cannot be copied.
+    """Return a copy of `error` without its traceback, cause and context, or None if it cannot be copied.
 
     Parameters:
-        members: returns what a copied group has instead of its members. Default: copies of all.
+        members: returns the members that the copy of a group has. Default: copies of all.
     """
     from_parts = functools.partial(_from_parts, members=members)
     for way in (from_parts,) if isinstance(error, BaseExceptionGroup) else (from_parts, _as_pickled):
@@ -59,26 +57,26 @@ def another(error: BaseException, members: _Members = _copies) -> BaseException 
             copied = way(error)
             if _says_the_same(copied, error):
                 if notes := getattr(copied, "__notes__", None):
-                    # Each caller may add its own.
+                    # This list is a copy, because each caller may add notes of its own.
                     _put(copied, "__notes__", list(notes))
                 return copied
         except Exception:
-            # Its class makes exceptions in a way of its own.
+            # The class does not support this way of copying.
             continue
     return None
 
 
 def _from_parts(error: BaseException, members: _Members) -> BaseException:
-    """Return an exception of the same parts, without calling the code of its class."""
+    """Return a copy with the same arguments, slots and attributes, without a call of the class's own code."""
     kind, args = type(error), error.args
     if isinstance(error, BaseExceptionGroup):
-        # A caller may raise one of the group alone.
+        # A caller may raise a single member of the group, so each caller needs copies of the members, too.
         args = error.message, members(error.exceptions)
     builtin = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
     slots = sum(bool(part.__objclass__.__flags__ & _HEAP_TYPE) for part in _parts_of(kind))
     if kind.__basicsize__ > builtin.__basicsize__ + slots * _SLOT + (kind.__weakrefoffset__ and _REFERENCE):
         raise TypeError("it keeps state in C code")
-    # Not by calling the class: its `__init__` may take other arguments than those that the exception keeps.
+    # This does not call the class, because its `__init__` may take other arguments than those in `args`.
     copied: BaseException = builtin.__new__(kind, *args)
     for part in _parts_of(kind):
         value = _read(part, error)
@@ -86,7 +84,7 @@ def _from_parts(error: BaseException, members: _Members) -> BaseException:
             try:
                 part.__set__(copied, value)
             except (AttributeError, TypeError):
-                # It is for reading alone: the arguments have set it, or the comparison finds that they have not.
+                # The attribute is read-only. If `args` has not set it either, `_says_the_same` finds the difference.
                 continue
     _put(copied, "args", args)
     copied.__dict__.update(error.__dict__)
@@ -94,7 +92,7 @@ def _from_parts(error: BaseException, members: _Members) -> BaseException:
 
 
 def _as_pickled(error: BaseException) -> BaseException:
-    """Return what the class itself makes of an exception's state, as pickling does."""
+    """Return a copy that the class itself makes by its methods for pickling."""
     copied = copy.copy(error)
     if copied is error or str(copied) != str(error):
         raise TypeError(f"{error!r} has no copy")
@@ -103,7 +101,7 @@ def _as_pickled(error: BaseException) -> BaseException:
 
 
 def _copied(error: BaseException, members: _Members) -> BaseException:
-    """Return another `error`.
+    """Return a copy of `error`; see `another`.
 
     Raises:
         TypeError: it cannot be copied.
@@ -115,7 +113,7 @@ def _copied(error: BaseException, members: _Members) -> BaseException:
 
 
 def _find_parts(kind: Any) -> tuple[Any, ...]:
-    """Return what an exception of this class holds beside its `args` and its `__dict__`: slots, and state of C code."""
+    """Return the descriptors of a class's state outside of `args` and `__dict__`: slots, and attributes of C code."""
     return tuple(
         part
         for base in kind.__mro__
@@ -140,11 +138,11 @@ def _put(error: BaseException, name: str, value: object) -> None:
 
 
 def _says_the_same(copied: BaseException, error: BaseException) -> bool:
-    """Return whether nothing of `error` is lost in its copy."""
+    """Return whether the copy has the same class, arguments and attributes as `error`."""
     if type(copied) is not type(error) or copied.__dict__ != error.__dict__:
         return False
     if isinstance(copied, BaseExceptionGroup) and isinstance(error, BaseExceptionGroup):
-        # The members of a group are copies themselves.
+        # The members are copies, too, and an exception is equal only to itself.
         return len(copied.exceptions) == len(error.exceptions)
     return copied.args == error.args and all(
         (mine := _read(part, copied)) is (own := _read(part, error)) or mine == own for part in _parts_of(type(error))
@@ -152,12 +150,12 @@ def _says_the_same(copied: BaseException, error: BaseException) -> bool:
 
 
 def for_caller(error: BaseException, traceback: TracebackType | None, *, is_last: bool) -> BaseException:
-    """Return what one of several callers raises for a load that has failed.
+    """Return the exception that one of several callers raises for a failed load.
 
     Parameters:
         error: the failure.
-        traceback: of the load.
-        is_last: no other caller raises it after this one, which gets the failure itself.
+        traceback: the traceback of the load.
+        is_last: whether this is the last caller, which raises `error` itself and no copy.
     """
     copied = None if is_last else another(error, _Copying().members)
     if copied is None:
@@ -169,24 +167,24 @@ def for_caller(error: BaseException, traceback: TracebackType | None, *, is_last
 
 
 def _pairs(copied: BaseException, error: BaseException) -> Iterator[tuple[BaseException, BaseException]]:
-    """Yield a copy and its original, and those of the members of a group."""
+    """Yield the copy with its original, and each copied member of a group with its original."""
     yield copied, error
     if isinstance(copied, BaseExceptionGroup) and isinstance(error, BaseExceptionGroup):
         for each, original in zip(copied.exceptions, error.exceptions, strict=True):
             if each is original:
-                # The others are, too.
+                # The members from here on are originals, too.
                 break
             yield from _pairs(each, original)
 
 
 class _Copying:
-    """Copies the first members of groups, and leaves the others as they are."""
+    """A copier of the first members of groups, which keeps the other members as they are."""
 
     def __init__(self) -> None:
         self.left = _MOST_TOLD - 1
 
     def members(self, members: Sequence[BaseException]) -> list[BaseException]:
-        """Return the members that a copied group has."""
+        """Return the members that the copy of a group has."""
         copies: list[BaseException] = []
         for member in members:
             if not self.left:
@@ -199,10 +197,10 @@ class _Copying:
 def shortened(
     error: BaseException, traceback: TracebackType | None
 ) -> tuple[BaseException, TracebackType | None] | None:
-    """Return a shortened failure for all callers but one to copy, and its traceback, if the failure is long.
+    """Return a shortened failure and its traceback, or None if the failure is short enough for all callers.
 
-    It has all members of a group. The first exceptions have their tracebacks and what they were raised from.
-    None: all callers get copies of the failure as it is.
+    All callers but one get copies of the shortened failure. It has all members of a group, but only the first
+    exceptions have tracebacks, causes and contexts.
     """
     told = list(itertools.islice(_told(error), _MOST_TOLD + 1))
     short = _innermost(traceback)
@@ -216,7 +214,7 @@ def shortened(
 
 
 def _told(error: BaseException) -> Iterator[BaseException]:
-    """Yield what a traceback tells of: an exception, the members of a group, and what each was raised from."""
+    """Yield the exceptions that a printed traceback shows: `error`, members of groups, causes and contexts."""
     waiting: list[BaseException | None] = [error]
     while waiting:
         if (each := waiting.pop()) is not None:
@@ -231,12 +229,12 @@ def _tracebacks(errors: Sequence[BaseException]) -> list[TracebackType | None]:
 
 
 def _reason(error: BaseException) -> BaseException | None:
-    """Return what a traceback names as that which `error` was raised from."""
+    """Return the cause or context that a printed traceback shows for `error`, or None."""
     return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _innermost(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the last frames of a traceback, those next to what went wrong."""
+    """Return the last frames of a traceback, which are closest to the error."""
     first = last = traceback
     for _ in range(_MOST_FRAMES):
         if last is None:
@@ -248,13 +246,13 @@ def _innermost(traceback: TracebackType | None) -> TracebackType | None:
 
 
 class _Shortening:
-    """Copies an exception, the first of its group's members, and the first of those that it was raised from."""
+    """A copier of a failure that keeps tracebacks, causes and contexts only for the first exceptions."""
 
     def __init__(self) -> None:
         self.left = _MOST_TOLD
 
     def short(self, error: BaseException) -> BaseException | None:
-        """Return a copy of `error` that is short to tell; None: it cannot be copied."""
+        """Return a shortened copy of `error`, or None if it cannot be copied."""
         self.left -= 1
         copied = another(error, self.members)
         if copied is not None:
@@ -268,7 +266,7 @@ class _Shortening:
         return copied
 
     def members(self, members: Sequence[BaseException]) -> list[BaseException]:
-        """Return copies of the members of a group, or of the first ones."""
+        """Return copies of all members of a group, of which only the first keep tracebacks, causes and contexts."""
         copies: list[BaseException] = []
         for member in members:
             copied = self.short(member) if self.left else another(member)
@@ -279,9 +277,9 @@ class _Shortening:
 
 
 def of_loader(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the part of a traceback that begins in the application; all of it, if no part does.
+    """Return the traceback from the first frame of the application on, or all of it if it has no such frame.
 
-    Each caller logs it, and what runs the load is longer than most loaders.
+    Each caller logs the traceback, and the frames of swr and the event loop often outnumber those of the loader.
     """
     part = traceback
     while part is not None and part.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _RUNNERS:
@@ -290,15 +288,15 @@ def of_loader(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def for_later(error: BaseException) -> BaseException:
-    """Return an exception that says what `error` says and keeps nothing alive that the load worked with."""
+    """Return an exception with the message of `error` that keeps no objects of the load alive."""
     copied = another(error)
     return SWRError(text_of(error)) if copied is None else copied
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return the name of an exception's class, and what it says."""
+    """Return the name of an exception's class, and its message."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
-        # The class is an application's, and so is its `__str__`.
+        # The `__str__` of an application's class may raise anything.
         return type(error).__name__

@@ -19,30 +19,30 @@ from swr.stores.tag_versions import ALL, Name, Soft, concerns
 
 
 class LoadTerms(Protocol):
-    """The job of a flight, as the flight sees it."""
+    """The parts of a job that its flight uses."""
 
     codec: Codec
-    # The context variables that a run sees; None: a copy of those of the caller that causes it.
+    # The context variables of a run; None: a copy of those of the caller that begins the flight.
     context: Context | None
 
     @property
     def new_seat(self) -> Callable[[], Seat] | None:
-        """Returns what a load of it takes of the slots of its loader; None: it needs no slot."""
+        """A function that returns a seat, with which a load takes a slot of its loader; None: it needs no slot."""
 
     @property
     def loader(self) -> str:
-        """The loader's name as entries carry it, see `Entry`; empty: no loader has caused it."""
+        """The loader's name as entries carry it, see `Entry`; empty: the job is not of a loader."""
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags of what is loaded, as far as they are known before."""
+        """The tags of the value, as far as they are known before the load."""
 
     @property
     def is_outer(self) -> bool:
-        """Return whether a load within this one counts in its place: behind a login, that of the endpoint."""
+        """Return whether a load inside this one is counted instead: behind a login, the load of the endpoint."""
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:
-        """Return whether `entry`, while its policy allows it, may be served instead of this failure."""
+        """Return whether the job allows `entry` as a fallback after `error`; the entry's policy limits for how long."""
 
 
 # -- states -------------------------------------------------------------------------------------------------------
@@ -53,10 +53,10 @@ class Asking(msgspec.Struct, frozen=True):
 
 
 class WaitingForSlot(msgspec.Struct, frozen=True):
-    """As many loads of the loader run as may run at once, and the flight has not asked for the lease yet.
+    """The flight waits for a slot of its loader, and has not asked for the lease yet.
 
     Parameters:
-        since: when it began to wait, in seconds of the event loop's clock.
+        since: when the flight began to wait, in seconds of the event loop's clock.
     """
 
     since: float
@@ -76,8 +76,8 @@ class Loading(msgspec.Struct, frozen=True):
     """The job runs.
 
     Parameters:
-        lease: the right to store the value; None: the store is unreachable.
-        began: seconds of the event loop's clock.
+        lease: the right to store the value; None: the store gave none, because it was unreachable or refused.
+        began: when the load began, in seconds of the event loop's clock.
     """
 
     lease: Lease | None
@@ -85,7 +85,7 @@ class Loading(msgspec.Struct, frozen=True):
 
     @property
     def version(self) -> int:
-        """The version of what is being loaded; 0 without a lease."""
+        """The version that the loaded entry will have; 0 without a lease."""
         return 0 if self.lease is None else self.lease.version
 
     @property
@@ -95,11 +95,11 @@ class Loading(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The result stands, and nothing that the job still does changes it.
+    """The flight has its final result, even if the job still runs.
 
     Parameters:
-        result: what came of the flight.
-        load: the load that brought it; None: this process did not load.
+        result: the result.
+        load: the load that brought the result; None: this process did not load.
     """
 
     result: Result
@@ -112,17 +112,17 @@ ASKING: Final = Asking()
 
 
 class Flight:
-    """One load of one key in this process, and everybody who waits for it.
+    """One load of one key in this process, which all callers of the key wait for.
 
     Parameters:
         owner: represents the engine; compared by identity.
-        key: what is loaded.
-        job: how it is loaded.
-        entry: what is stored so far, or None.
+        key: the key to load.
+        job: how the value is loaded.
+        entry: the stored entry, which is the fallback; or None.
         fence: `Flights.fence` when the flight began.
         forced: load even if the store has a fresh entry.
-        newer_than: load unless the stored entry is newer than this version. Such a flight belongs to a refresher: it
-            does not wait behind another's lease, and it respects a backoff, unless readers have joined it.
+        newer_than: load unless the stored entry is newer than this version. Such a flight belongs to a refresher.
+            Unless readers join it, it does not wait for a lease that another load holds, and respects a backoff.
     """
 
     __slots__ = (
@@ -132,7 +132,6 @@ class Flight:
         "entry",
         "fence",
         "forced",
-        "is_detached",
         "is_notified",
         "job",
         "key",
@@ -169,43 +168,41 @@ class Flight:
         self.forced = forced
         self.newer_than = newer_than
         self.state: State = ASKING
-        # An invalidation, or a load that began later, outdates what this flight loads.
+        # Whether an invalidation, or a load that began later, outdates the value that this flight loads.
         self.superseded = False
-        # Later callers start another flight, and notifications no longer update this one.
-        self.is_detached = False
-        # Waiters may go on. A flight that timed out is finished before that: its lease is given back first.
+        # Set when waiters may go on. A flight that timed out is `Finished` earlier, and releases its lease first.
         self.done = OneShotEvent()
-        # The store has answered the last lease request.
+        # Set when the store has answered the last lease request.
         self.answered = OneShotEvent()
-        # Something happened to the key since the last lease request.
+        # Whether something happened to the key since the last lease request.
         self.is_notified = False
         self._notified: OneShotEvent | None = None
         self.waiters = 0
-        # Called at the end, in the task of the load.
+        # Called when the flight ends, in the task that ends it.
         self.then: tuple[Callable[[Flight], None], ...] = ()
         self.seat = None if job.new_seat is None else job.new_seat()
-        # The flights that its loader waits for, and in how many places. Flights of one call of a loader share it.
+        # The flights that its loader waits for, each with the number of waits. Flights of one batch share this dict.
         self.waits_for: dict[Flight, int] = {}
 
     @property
     def is_finished(self) -> bool:
-        """Return whether the result stands."""
+        """Return whether the flight has its final result."""
         return type(self.state) is Finished
 
     @property
     def result(self) -> Result | None:
-        """The result of the flight; None: its waiters have to wait."""
+        """The result of the flight; None: its waiters have to wait longer."""
         state = self.state
         return state.result if type(state) is Finished and self.done.is_set() else None
 
     @property
     def load(self) -> Loading | None:
-        """The load of this process, under way or over; None: there is none (yet)."""
+        """The load of this flight, under way or ended; None: no load has begun."""
         state = self.state
         return state if type(state) is Loading else state.load if type(state) is Finished else None
 
     def under_way_since(self, now: float) -> float:
-        """Return when the load began, or the wait for a slot or for another load; else `now`. In the loop's seconds."""
+        """Return when the load or the wait before it began, else `now`; in seconds of the event loop's clock."""
         state = self.state
         if isinstance(state, (WaitingForSlot, WaitingForLease)):
             return state.since
@@ -227,21 +224,21 @@ class Flight:
 
     @property
     def error(self) -> BaseException | None:
-        """Why the flight failed, or None."""
+        """The error with which the flight failed, or None."""
         result = self.result
         return result.error if isinstance(result, Failed) else None
 
     @property
     def must_be_repeated(self) -> bool:
-        """Return whether a reader who has nothing to fall back on needs another flight.
+        """Return whether a reader without a fallback needs another flight.
 
-        This one backed off because something could be served, which an invalidation has outdated since.
+        This flight backed off because there was a fallback, which an invalidation has outdated since.
         """
         result = self.result
         return isinstance(result, HeldElsewhere) or (isinstance(result, Failed) and result.is_earlier)
 
     def failure(self) -> BaseException:
-        """Return the exception for one more waiting caller, if the flight failed."""
+        """Return the exception that one more waiting caller raises. The flight must have failed."""
         result = self.result
         assert isinstance(result, Failed)
         if self.waiters and result.short is not None:
@@ -254,13 +251,13 @@ class Flight:
         return self.newer_than is not None and not self.waiters
 
     def notify(self) -> None:
-        """Note that something happened to the key, and wake the flight if it waits for that."""
+        """Note that something happened to the key, and wake the flight if it waits for a notification."""
         self.is_notified = True
         if self._notified is not None:
             self._notified.set()
 
     async def notification(self) -> None:
-        """Wait until the flight `is_notified`."""
+        """Wait until `is_notified` is true."""
         self._notified = OneShotEvent()
         if self.is_notified:
             self._notified.set()
@@ -268,14 +265,14 @@ class Flight:
 
 
 class Flights:
-    """The flights under way: for each key at most one that callers join, and those that were detached from it."""
+    """The flights under way: for each key at most one that callers can join, and any number of detached ones."""
 
     def __init__(self) -> None:
         # Number of notifications so far that may outdate a load without a lease.
         self.fence = 0
         self._joinable: dict[str, Flight] = {}
         self._detached: dict[str, set[Flight]] = {}
-        # By the tags of what they load, and of what they fall back on.
+        # Flights by the tags of the values that they load, and by the tags of their fallbacks.
         self._tagged: ByTag[Flight] = ByTag()
 
     def __len__(self) -> int:
@@ -285,8 +282,9 @@ class Flights:
         return key in self._joinable
 
     def all(self) -> list[Flight]:
-        """Return every flight under way."""
-        return [*self._joinable.values(), *(flight for flights in self._detached.values() for flight in flights)]
+        """Return every flight under way. Any thread may call this, because `list` copies in one step."""
+        detached = [flight for flights in list(self._detached.values()) for flight in list(flights)]
+        return [*self._joinable.values(), *detached]
 
     def get(self, key: str) -> Flight | None:
         """Return the flight of `key` that a caller may join, or None."""
@@ -303,12 +301,12 @@ class Flights:
             self.fall_back(flight, flight.entry)
 
     def fall_back(self, flight: Flight, entry: Entry[Any]) -> None:
-        """Have `flight` fall back on `entry` from now on."""
+        """Make `entry` the fallback of `flight`."""
         flight.entry = entry
         self._tagged.add(flight, entry.tags)
 
     def remove(self, flight: Flight) -> None:
-        """Forget a flight that is over."""
+        """Forget a flight that has ended."""
         self._tagged.remove(flight)
         if self.is_current(flight):
             del self._joinable[flight.key]
@@ -318,7 +316,7 @@ class Flights:
                 del self._detached[flight.key]
 
     def is_current(self, flight: Flight) -> bool:
-        """Return whether callers still join `flight`: no refresh or invalidation came after it."""
+        """Return whether callers still join `flight`, because no refresh or invalidation has detached it."""
         return self._joinable.get(flight.key) is flight
 
     def _of(self, key: str) -> list[Flight]:
@@ -326,11 +324,11 @@ class Flights:
         return [*self._detached.get(key, ()), *([] if current is None else [current])]
 
     def invalidate(self, key: str, version: int) -> None:
-        """Detach the flight of `key` if its load began before `version`; what it loads is then superseded."""
+        """Detach the flight of `key` if its load began before `version`; its load is then superseded."""
         flight = self._joinable.get(key)
         for one in self._of(key):
             if one.entry is not None and one.entry.version < version:
-                # The load may be newer than the invalidation. The entry to fall back on is not.
+                # The load may be newer than the invalidation, but the fallback is older.
                 one.entry = None
         if flight is not None and (flight.load is None or flight.load.version < version):
             self._detach(flight)
@@ -338,7 +336,7 @@ class Flights:
             flight.superseded = flight.load is not None
 
     def mark_stale(self, key: str, version: int) -> None:
-        """Detach the flight of `key` if its load began before `version`; mark what its flights fall back on."""
+        """Detach the flight of `key` if its load began before `version`; mark the fallbacks of its flights."""
         flight = self._joinable.get(key)
         for one in self._of(key):
             if one.entry is not None and one.entry.version < version:
@@ -351,8 +349,8 @@ class Flights:
         """Detach the flights whose load a new tag version outdates, so that later callers begin another; return them.
 
         Parameters:
-            name: of what it is a version.
-            version: the new one; 0: the store could not say one.
+            name: the tag, the loader or `ALL` that was invalidated, or was marked stale (`Soft`).
+            version: the new version; 0: the store could not tell it.
         """
         version, outdated = version or NEWEST, []
         for flight in self._named(name):
@@ -373,7 +371,7 @@ class Flights:
         return self._tagged.of(of) if isinstance(of, str) and of != ALL else self.all()
 
     def on_gap(self) -> None:
-        """Note that notifications may have been missed: what flights fall back on is to be read again."""
+        """Forget the fallbacks of all flights, because notifications may have been missed."""
         self.fence += 1
         for flight in self.all():
             flight.entry = None
@@ -384,7 +382,7 @@ class Flights:
             flight.notify()
 
     def wake_all(self) -> None:
-        """Notify every flight: none has to wait any longer for a message of a store that cannot send any."""
+        """Notify every flight, because an unreachable store cannot send the message that a flight waits for."""
         for key in (*self._joinable, *self._detached):
             self.wake(key)
 
@@ -397,4 +395,3 @@ class Flights:
     def _detach(self, flight: Flight) -> None:
         del self._joinable[flight.key]
         self._detached.setdefault(flight.key, set()).add(flight)
-        flight.is_detached = True

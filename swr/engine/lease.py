@@ -12,7 +12,7 @@ from swr.engine.runtime import Runtime
 from swr.errors import LeaseLost, StoreUnavailable
 from swr.stores.base import Lease
 
-# Lives of a lease that a load without a limit of its own may run.
+# A load without a limit of its own may run for this many durations of a lease.
 LIVES: Final = 10
 
 
@@ -20,10 +20,10 @@ class _Watched(NamedTuple):
     """A load under way.
 
     Parameters:
-        lease: what is renewed; None: nothing.
-        due: when the next look at the load is due, in seconds of the event loop's clock.
-        left: how many looks are left until the load is given up; None: it may run as long as it likes.
-        give_up: gives the load up.
+        lease: the lease to renew; None: there is none.
+        due: when the next check of the load is due, in seconds of the event loop's clock.
+        left: number of checks before the one that gives the load up; None: it may run without a limit.
+        give_up: ends the load with a time-out.
     """
 
     lease: Lease | None
@@ -33,10 +33,10 @@ class _Watched(NamedTuple):
 
 
 class Renewals:
-    """Renew the lease of each load at a third of its life, as long as the load may run.
+    """The renewals of leases: swr renews the lease of a load after each third of `lease_for`, while the load may run.
 
     Parameters:
-        runtime: of the engine whose loads they are.
+        runtime: the runtime of the engine.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -45,15 +45,15 @@ class Renewals:
         self._running = False
 
     def begin(self, flight: Flight, lease: Lease | None, give_up: Callable[[], Awaitable[Any]]) -> None:
-        """Renew `lease` from now on, and give the load up after `LIVES`."""
-        self._watched[flight] = _Watched(lease, self._next(), 3 * LIVES, give_up)
+        """Renew `lease` from now on, and give the load up after `LIVES` durations of a lease."""
+        self._watched[flight] = _Watched(lease, self._next(), 3 * LIVES - 1, give_up)
         if not self._running:
             self._running = True
-            # It outlives the first load, and keeps nothing of that alive.
+            # This task outlives the first load, so it must not keep that load's context variables alive.
             self._runtime.tasks.start(self._run, context=Context())
 
     def lift_limit(self, flight: Flight) -> None:
-        """Let the load of `flight` run as long as it likes, or as its own limit says."""
+        """Let the load of `flight` run beyond `LIVES`, because it has another limit, or none."""
         watched = self._watched.get(flight)
         if watched is not None:
             self._watched[flight] = watched._replace(left=None)
@@ -79,15 +79,15 @@ class Renewals:
         return self._runtime.time() + self._runtime.lease_for / 3
 
     async def _run(self) -> None:
-        # One task serves all loads, and waits for others when it has none left. Most loads end before a renewal is due,
-        # and a task for each would cost more than many a load.
+        # One task serves all loads, and waits some time for new loads before it ends. Most loads end before a renewal
+        # is due, and a task for each load would cost more than some loads do.
         is_idle = False
         while self._watched or not is_idle:
             is_idle = not self._watched
             if is_idle:
                 await anyio.sleep(self._runtime.lease_for / 3)
                 continue
-            # New leases come last, so the first one is due first. A variable for its load would keep that alive.
+            # New leases come last, so the first one is due first. A variable for its load would keep the load alive.
             due = next(iter(self._watched.values())).due
             if due > self._runtime.time():
                 await anyio.sleep_until(due)
@@ -115,7 +115,7 @@ class Renewals:
             return
         except LeaseLost:
             watched = self._watched.get(flight)
-            # A load whose result stands has given its lease back, even if its job goes on.
+            # A load with its final result has released its lease, even if its job still runs.
             if watched is not None and watched.lease is not None and not flight.is_finished:
                 self._watched[flight] = watched._replace(lease=None)
                 self._runtime.events.publish(events.RenewalRejected, flight.key)

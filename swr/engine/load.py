@@ -22,29 +22,29 @@ log = logging.getLogger("swr")
 
 
 class Job(LoadTerms, Protocol):
-    """A job that a decorator, the middleware or a refresher wants done."""
+    """A job: what a decorator, the middleware or a refresher wants to load, and how."""
 
     def run(self, load: "Load") -> Coroutine[Any, Any, None]:
         """Load, and call `load.store(...)` or `load.skip()` once; an exception is the load's failure."""
 
 
 class Reading(Job, Protocol):
-    """A job of a reader, who gets its answer whether or not the cache is used."""
+    """A job of a reader, which can also run without the cache."""
 
     def call_past(self) -> Coroutine[Any, Any, Outcome[Any]]:
-        """Return what is loaded as if there were no cache."""
+        """Load as if there were no cache, and return the outcome."""
 
 
 class Snapshot(NamedTuple):
-    """The knowledge of this process when a load began: the load reads nothing older.
+    """The state of this process when a load began. The load reads no data that is older than this state.
 
     Parameters:
-        began: wall clock, seconds.
+        began: time of the wall clock, in seconds.
         tag_version: the newest tag version.
-        fence: see `Flights.fence`.
-        flight: the load's own, if it has one.
-        heard: `Store.heard` of then, if the tags of what is loaded are announced only when it is stored; else None.
-        origin: what entries carry of what is loaded; see `Entry.loader`.
+        fence: `Flights.fence`.
+        flight: the flight of the load, if it has one.
+        heard: `Store.heard` at that time, if the load announces its tags only when the value is stored; else None.
+        origin: the loader; see `Entry.loader`.
     """
 
     began: float
@@ -60,9 +60,9 @@ class Load:
 
     Parameters:
         endings: ends the flight.
-        renewals: renews the lease meanwhile.
-        flight: everybody who waits for it.
-        lease: the right to store the value; None: the store is unreachable.
+        renewals: renews the lease during the load.
+        flight: the flight of this load.
+        lease: the right to store the value; None: the store gave none, because it was unreachable or refused.
     """
 
     __slots__ = (
@@ -85,33 +85,33 @@ class Load:
         self.flight = flight
         self.lease = lease
         self.began = runtime.clock()
-        # When the loader returned, in seconds of the event loop's clock; None: it runs.
+        # When the loader returned, in seconds of the event loop's clock; None: it still runs.
         self.ended: float | None = None
         self.tag_version = runtime.store.tag_versions.newest if lease is None else lease.tag_version
         self._timer: anyio.CancelScope | None = None
-        # Called with the failure of a load that is given up.
+        # Called with the failure, if swr gives the load up.
         self._given_up: Callable[[BaseException], None] | None = None
         flight.state = Loading(lease, runtime.time())
         renewals.begin(flight, lease, self._give_up)
 
     @property
     def snapshot(self) -> Snapshot:
-        """The knowledge of this process when the load began."""
+        """The state of this process when the load began."""
         flight = self.flight
         return Snapshot(self.began, self.tag_version, flight.fence, flight, origin=flight.job.loader)
 
     @property
     def may_replace(self) -> bool:
-        """Return whether a load without a value has to say so: for older values to remove, or refreshers that wait."""
+        """Return whether the store must learn of a load without a value: an older entry or a refresher may exist."""
         flight = self.flight
         # After a gap in the notifications the flight knows of no entry, and there may be one.
         is_known = flight.entry is not None or flight.fence != self._endings.flights.fence
         return is_known or flight.forced or flight.newer_than is not None
 
     def limit(self, seconds: Timeout, given_up: Callable[[BaseException], None] | None = None) -> None:
-        """Give the load up after `seconds`, instead of any limit that was set before.
+        """Give the load up after `seconds`. This replaces any limit that was set before.
 
-        The load is cancelled, and fails with `LoadTimeout` even if its job disregards that.
+        The load is cancelled, and fails with `LoadTimeout` even if its job ignores the cancellation.
 
         Parameters:
             seconds: counted from the load's beginning; "auto": ten times `lease_for`; None: no limit.
@@ -128,20 +128,20 @@ class Load:
             self._runtime.tasks.start(self._expire, load.began + seconds, self._timer, seconds)
 
     def warn_timed_out(self, error: BaseException) -> None:
-        """Log a time-out that ends in a 504, because the client is not told the reason."""
+        """Log a time-out that ends in a 504 response, because the response does not tell the client the reason."""
         if isinstance(error, LoadTimeout) and self._endings.fallback(self.flight, error) is None:
             log.warning("%s, and there is no stored response to fall back on", error)
 
     async def store(
         self, value: Any, policy: Policy, validator: str | None = None, *, absent: bool = False, is_stored: bool = True
     ) -> None:
-        """Store `value` and give it to everybody who waits.
+        """Store `value` and give it to all waiters.
 
         Parameters:
             policy: how long the value may be served.
-            validator: what the loader may be given to ask whether the value has changed.
-            absent: store that there is no value.
-            is_stored: False: those who wait get the value, and what is stored so far goes.
+            validator: given to the next load, which can ask with it whether the value has changed.
+            absent: whether to store that there is no value.
+            is_stored: False: swr gives the value to waiters, does not store it, and removes the stored entry.
 
         Raises:
             CodecError: the value cannot be stored.
@@ -182,11 +182,12 @@ class Load:
                 runtime.events.publish(Committed, flight.key, entry.version)
                 mark = runtime.store.tag_versions.marked_at(entry)
                 if mark and not decide(marked_stale(entry, mark), runtime.clock()).serve:
-                    # The value brings a tag that was marked during the load: no reader since then may be given it.
+                    # A tag of the value was marked stale during the load. Readers that came after the mark must not get
+                    # this value.
                     flight.superseded = True
                 return True
         if lease is None:
-            # No lease fences this load; only the notifications of this process can.
+            # No lease fences this load. Only notifications that this process received can show that it is outdated.
             if flight.fence != flights.fence or not flights.is_current(flight):
                 flight.superseded = True
             if not flight.superseded:
@@ -196,7 +197,7 @@ class Load:
         return False
 
     async def _remove(self) -> None:
-        """Give the lease back, and have what is stored so far go: it is older than what was loaded."""
+        """Release the lease, and remove the stored entry, which is older than the loaded value."""
         flight, lease = self.flight, self.lease
         if self.may_replace:
             version = 0 if lease is None else lease.version
@@ -206,7 +207,7 @@ class Load:
             await self._runtime.store.release(lease)
 
     async def fail(self, error: BaseException) -> None:
-        """End with a failure before the job itself ends; an exception out of the job does the same."""
+        """End with a failure while the job still runs. An exception that the job raises does the same."""
         if self._returns():
             await self._endings.fail(self.flight, self.lease, error, self.ended)
 
@@ -214,7 +215,7 @@ class Load:
         """End without a value to store.
 
         Parameters:
-            drop: remove what is stored so far.
+            drop: whether to remove the stored entry.
         """
         if not self._returns():
             return
@@ -230,15 +231,17 @@ class Load:
         """Stop the timer and the renewals: the job has ended."""
         self._renewals.end(self.flight)
         self._stop_timer()
-        # It may lead to the job, which leads here: in a circle neither would be freed soon.
+        # The callback may refer to the job, which refers to this load. Such a cycle would keep both alive for long.
         self._given_up = None
 
     def _returns(self) -> bool:
-        """Note that the loader has returned; return whether that counts, which it does unless the load was given up."""
+        """Note that the loader has returned; return False if the flight has ended already, such as by a time-out."""
         self._stop_timer()
         if self.flight.is_finished:
             return False
         self.ended = self._runtime.time()
+        # The limit is for the loader alone. Storing the value may take long, and needs the lease.
+        self._renewals.lift_limit(self.flight)
         return True
 
     def _stop_timer(self) -> None:
@@ -254,7 +257,7 @@ class Load:
             await self._give_up(seconds)
 
     async def _give_up(self, seconds: float | None = None) -> None:
-        """End the load, which has run for `seconds`; None: for as long as a load may without a limit of its own."""
+        """End the load with a time-out after `seconds`; None: after the time for loads without a limit of their own."""
         flight = self.flight
         if flight.is_finished:
             return
@@ -266,6 +269,6 @@ class Load:
         self._renewals.end(flight)
         if self._given_up is not None:
             self._given_up(error)
-        # Nothing else ends the flight now, even if the cache is closed.
+        # No other code ends this flight from here on, not even closing the cache.
         with anyio.CancelScope(shield=True):
             await self._endings.fail(flight, self.lease, error)

@@ -1,28 +1,26 @@
-"""A limit of the loads of one loader that run at once in this process: each takes a slot before it asks for the lease.
+"""A limit of the loads of one loader that run at once in this process. Each takes a slot before it asks for the lease.
 
-A load that waits for other loads gives its slot to others meanwhile. So a load with a slot waits for nothing that needs
-one, and loaders that ask for each other cannot wait forever.
+A load that waits for other loads lends its slot meanwhile. So a load that holds a slot never waits for another slot,
+and loaders that call each other cannot wait forever.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-import anyio
-
 from swr.engine.background import running_loop
+from swr.engine.carrying_on import insist
 from swr.engine.one_shot_event import OneShotEvent
 
 
 class Waited(Protocol):
-    """A flight."""
+    """The part of a flight that a place needs."""
 
     waiters: int
 
 
 class Seated(Waited, Protocol):
-    """A flight with a seat; without limit it has none."""
+    """A flight that may have a seat; it has none if its loader has no limit."""
 
     @property
     def seat(self) -> "Seat | None": ...
@@ -32,7 +30,7 @@ class LoadSlots:
     """The slots of one loader.
 
     Parameters:
-        number: how many there are.
+        number: the number of slots.
     """
 
     __slots__ = ("_number", "_queue")
@@ -43,7 +41,7 @@ class LoadSlots:
 
     @property
     def queue(self) -> "_Queue":
-        """The slots that are free on this event loop, and who waits for one."""
+        """The free slots on the running event loop, and the places that wait for one."""
         loop = running_loop()
         if self._queue is None or self._queue.loop is not loop:
             self._queue = _Queue(loop, self._number)
@@ -51,11 +49,11 @@ class LoadSlots:
 
 
 class _Queue:
-    """Free slots, and the places that wait for one.
+    """The free slots on one event loop, and the places that wait for one.
 
     Parameters:
-        loop: represents an event loop.
-        free: slots.
+        loop: the event loop, or on trio the token of its run.
+        free: the number of free slots.
     """
 
     __slots__ = ("_waiting", "free", "loop")
@@ -63,20 +61,20 @@ class _Queue:
     def __init__(self, loop: object, free: int) -> None:
         self.loop = loop
         self.free = free
-        # In the order in which they came.
+        # The places that wait, in the order of their arrival.
         self._waiting: dict[Place, None] = {}
 
     def add(self, place: "Place") -> None:
-        """Give `place` a slot as soon as it is its turn."""
+        """Queue `place`, which gets a slot when its turn comes."""
         self._waiting[place] = None
         self.serve()
 
     def remove(self, place: "Place") -> None:
-        """Let `place` wait no longer."""
+        """Remove `place` from the queue."""
         del self._waiting[place]
 
     def serve(self) -> None:
-        """Give free slots to those who wait: first to those that readers wait for."""
+        """Give free slots to waiting places, first to the places that readers wait for."""
         while self.free and self._waiting:
             first = next((place for place in self._waiting if place.has_readers), next(iter(self._waiting)))
             self.remove(first)
@@ -85,10 +83,10 @@ class _Queue:
 
 
 class Place:
-    """One of the slots, or a turn in the queue for one: of a load, or of the loads that are one call of a batch loader.
+    """A slot, or a turn in the queue. It belongs to one load, or to all loads of one call of a batch loader.
 
     Parameters:
-        slots: of the loader.
+        slots: the slots of the loader.
     """
 
     __slots__ = ("_flights", "_has_slot", "_lent", "_queue", "_turn", "slots")
@@ -103,11 +101,11 @@ class Place:
 
     @property
     def has_readers(self) -> bool:
-        """Return whether readers wait for what is loaded."""
+        """Return whether readers wait for a load of this place."""
         return any(flight.waiters for flight in self._flights)
 
     def get(self) -> None:
-        """Take note that it has a slot now."""
+        """Note that this place has a slot now."""
         self._has_slot = True
         self._turn.set()
 
@@ -121,19 +119,19 @@ class Place:
             raise
 
     def leave(self, flight: Waited) -> None:
-        """Say that `flight` does not load, or not any more."""
+        """Note that `flight` does not load, or has stopped loading."""
         self._flights.discard(flight)
         if not self._flights:
             self._give_back()
 
     def give_up(self, flight: Waited) -> None:
-        """Note that the load of `flight` ends and waits for no slot. A load that has a slot gives it back itself."""
+        """Note that swr gives the load of `flight` up, so it waits for no slot. A load that has a slot returns it."""
         if not self._has_slot:
             self.leave(flight)
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[None]:
-        """Let others have the slot while the code within waits for what may need one."""
+        """Lend the slot to other loads while the code in this block waits for loads that may need one."""
         self._lent += 1
         self._give_back()
         try:
@@ -143,17 +141,8 @@ class Place:
             await self._hold_again()
 
     async def _hold_again(self) -> None:
-        """Wait for a slot even if a time-out of the loader ends that: the loader goes on, and needs one for it."""
-        cancelled: BaseException | None = None
-        is_held = False
-        while not is_held:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._hold()
-                is_held = True
-            except asyncio.CancelledError as error:
-                # `asyncio.timeout` reaches behind the shield.
-                cancelled = error
+        """Wait for a slot even if a time-out in the loader cancels the wait: the loader goes on, and needs a slot."""
+        cancelled = await insist(self._hold)
         if cancelled is not None:
             raise cancelled
 
@@ -174,15 +163,15 @@ class Place:
             queue.serve()
         else:
             queue.remove(self)
-            # Others of the same call look again whether they have to wait.
+            # Other loads of the same call wake up, and check whether they have to wait.
             self._turn.set()
 
 
 class Seat:
-    """The part of a place that one load has.
+    """The share of one load in a place.
 
     Parameters:
-        place: its own, or that of the batch whose part it is.
+        place: the load's own place, or the place of its batch.
     """
 
     __slots__ = ("place",)
@@ -208,7 +197,7 @@ class Seat:
 
 
 async def move(flights: Iterable[Seated]) -> None:
-    """Move flights from a place that they share with others to one of their own, and wait for a slot there."""
+    """Move `flights` from a place that they share with other flights to a new one, and wait for a slot there."""
     moved = [(flight, flight.seat) for flight in flights if flight.seat is not None]
     place = Place(moved[0][1].place.slots)
     for flight, seat in moved:

@@ -13,8 +13,8 @@
 | held by another load               | readers wait, or the flight is forced             | Wait                    |
 | held by another load               | no reader waits, and the key was notified since   | AskAgain                |
 | held by another load               | no reader waits                                   | BackOff                 |
-| nothing: it is unreachable         | the flight is unasked                             | GiveUp                  |
-| nothing: it is unreachable         | otherwise                                         | LoadNow without a lease |
+| no answer, or a refusal            | the flight is unasked                             | GiveUp                  |
+| no answer, or a refusal            | otherwise                                         | LoadNow without a lease |
 """
 
 from typing import Any
@@ -28,14 +28,14 @@ from swr.stores.base import Held, Lease
 
 
 class Asker(msgspec.Struct, frozen=True):
-    """A flight at the moment when the store answers.
+    """The state of a flight at the moment when the store answers.
 
     Parameters:
         forced: the flight loads whatever is stored.
-        is_unasked: a refresher began it, and no reader waits.
-        has_readers: readers of this process wait for it.
+        is_unasked: a refresher began the flight, and no reader waits.
+        has_readers: readers of this process wait for the flight.
         has_waited: an earlier answer was that another load holds the lease.
-        can_fall_back: something stored may be served if there is no load.
+        can_fall_back: a stored entry may be served without a load.
         is_notified: something happened to the key since the request was sent.
     """
 
@@ -48,7 +48,7 @@ class Asker(msgspec.Struct, frozen=True):
 
 
 class LoadNow(msgspec.Struct, frozen=True):
-    """Load, with the lease or, where the store is unreachable, without."""
+    """Load, with the lease, or without one if the store is unreachable or refused it."""
 
     lease: Lease | None
 
@@ -63,8 +63,8 @@ class AskAgain(msgspec.Struct, frozen=True):
     """Send another lease request at once.
 
     Parameters:
-        known: only an entry newer than this version counts from now on; None: what counted so far.
-        held: the refusal, if a notification has overtaken it.
+        known: from now on only an entry newer than this version counts; None: the limit stays as it is.
+        held: the refusal, if a notification came before it.
     """
 
     known: int | None = None
@@ -96,21 +96,21 @@ def next_step(answer: Lease | Held | Entry[Any] | StoreUnavailable, asker: Asker
     """Return what the flight does next; see the table of this module.
 
     Parameters:
-        answer: what the store answered to the lease request, or why it did not.
-        asker: the flight, at this moment.
-        now: wall clock, seconds.
+        answer: the store's answer to the lease request, or the error if it is unreachable or refuses.
+        asker: the state of the flight at this moment.
+        now: time of the wall clock, in seconds.
     """
     if isinstance(answer, Lease):
         return LoadNow(answer)
     if isinstance(answer, Entry):
-        # A load that began before the entry was marked stale is not enough.
+        # An entry that is marked stale is not enough: its load began before the mark.
         enough = (asker.has_waited or asker.forced or asker.is_unasked) and not answer.is_marked
         wanted = enough or decide(answer, now) is FRESH
-        # Only a batch loader can report that an item does not exist, so this flight looks for itself.
+        # Only a batch loader can report that an item does not exist, so this flight asks for the lease again.
         return Take(answer) if wanted and not answer.absent else AskAgain(answer.version)
     if isinstance(answer, Held):
         if answer.failures and asker.has_readers and not asker.can_fall_back:
-            # What could have been served was invalidated meanwhile. The next request disregards the backoff.
+            # An invalidation has outdated the fallback meanwhile. The next request disregards the backoff.
             return AskAgain()
         if not answer.failures and (asker.has_readers or asker.forced):
             return Wait(answer)

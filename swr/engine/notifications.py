@@ -12,12 +12,12 @@ from swr.stores.tag_versions import ALL, Name, OfLoader, Soft
 
 
 class Notifications:
-    """Pass on what happened in the store.
+    """The receiver of the store's notifications, which passes them on to flights, backoffs and events.
 
     Parameters:
-        events: where it is published.
-        flights: the loads under way; they wake up or are superseded.
-        backoffs: those that end.
+        events: publishes events.
+        flights: the flights under way; notifications wake or supersede them.
+        backoffs: the keys that back off; notifications end their backoffs.
         give_way: called with the flights that an invalidation has outdated.
     """
 
@@ -28,29 +28,29 @@ class Notifications:
         self._flights = flights
         self._backoffs = backoffs
         self._give_way = give_way
-        # Since when the store is unreachable, in seconds of a clock that outlives event loops.
+        # When the store became unreachable, in seconds of a clock that outlives event loops; None: it is reachable.
         self._unreachable_since: float | None = None
-        # Since when it is as it is, by the wall clock; None: since the beginning.
+        # When the store last became unreachable or reachable, by the wall clock; None: never so far.
         self.changed_at: float | None = None
         # Called with every notification, before anything else.
         self._subscribers: list[Subscriber] = []
 
     @property
     def is_store_reachable(self) -> bool:
-        """Return whether the store is reachable, as far as is known."""
+        """Return whether the store is reachable, as far as this process knows."""
         return self._unreachable_since is None
 
     def forget_outage(self) -> None:
-        """Count the store as reachable, because another one has taken its place."""
+        """Regard the store as reachable, because another store has replaced it."""
         self._unreachable_since = self.changed_at = None
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` with every notification of the store; calling what is returned ends that."""
+        """Call `subscriber` with every notification of the store; call the returned function to stop."""
         self._subscribers.append(subscriber)
         return lambda: self._subscribers.remove(subscriber)
 
     def handle(self, notification: Notification) -> None:
-        """Note what happened in the store."""
+        """Apply one notification."""
         for subscriber in self._subscribers:
             subscriber(notification)
         kind, name, version, elsewhere, _ = notification
@@ -89,7 +89,7 @@ class Notifications:
         self._flights.wake(key)
 
     def _on_commit(self, key: str, fingerprint: str) -> None:
-        """Count a load without a lease as superseded by the commit, because nothing says which value is newer."""
+        """Mark a load without a lease as superseded by a commit, because swr cannot tell which value is newer."""
         flight = self._flights.get(key)
         if flight is None or flight.load is None or flight.load.lease is not None:
             return
@@ -111,7 +111,7 @@ class Notifications:
 
 
 def publish_named(events: Publisher, name: Name, *, elsewhere: bool) -> None:
-    """Publish that what has tag versions was invalidated or marked."""
+    """Publish that a tag, the entries of a loader, or all entries were invalidated or marked stale."""
     is_soft = isinstance(name, Soft)
     of = name.of if isinstance(name, Soft) else name
     tag = of if isinstance(of, str) and of != ALL else None

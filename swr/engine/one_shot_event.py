@@ -1,4 +1,4 @@
-"""An event that in most cases no task waits for, or one."""
+"""An event for which, in most cases, at most one task waits."""
 
 import asyncio
 
@@ -7,21 +7,21 @@ import anyio.lowlevel
 
 
 class OneShotEvent:
-    """anyio's `Event` at a tenth of its price, until somebody waits."""
+    """An event like anyio's `Event`, at a tenth of its cost as long as no task waits."""
 
     __slots__ = ("_is_set", "_waiting")
 
     def __init__(self) -> None:
         self._is_set = False
-        # On asyncio a future for each task that waits, in the order in which they came.
+        # On asyncio a future for each waiting task, in the order of their arrival.
         self._waiting: dict[asyncio.Future[None], None] | anyio.Event | None = None
 
     def is_set(self) -> bool:
-        """Return whether it has happened."""
+        """Return whether the event is set."""
         return self._is_set
 
     def set(self) -> None:
-        """Say that it has happened, for good."""
+        """Set the event for good, and wake all waiting tasks."""
         self._is_set = True
         waiting, self._waiting = self._waiting, None
         if isinstance(waiting, dict):
@@ -32,7 +32,7 @@ class OneShotEvent:
             waiting.set()
 
     async def wait(self) -> None:
-        """Wait until it has happened."""
+        """Wait until the event is set."""
         if self._is_set:
             await anyio.lowlevel.checkpoint()
             return
@@ -42,7 +42,7 @@ class OneShotEvent:
         if not isinstance(waiting, dict):
             await waiting.wait()
             return
-        # An event of anyio does the same, and finds out each time which event loop this is.
+        # An event of anyio does the same, but looks up its backend each time.
         future = asyncio.get_running_loop().create_future()
         waiting[future] = None
         try:

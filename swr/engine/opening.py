@@ -1,4 +1,4 @@
-"""Opening a cache: once at a time in each event loop, of which one at most gets it."""
+"""The opening of a cache. In each event loop one opening runs at a time, and at most one event loop gets the cache."""
 
 from collections.abc import Callable
 
@@ -11,15 +11,15 @@ from swr.engine.runtime import Runtime
 
 
 class Opening:
-    """Opens a cache in the event loop that runs then.
+    """The opening of a cache on the running event loop.
 
     Parameters:
-        runtime: of the engine; its tasks know which event loop has the cache.
-        portal: gives way to an event loop of the program's.
-        notifications: get those of the store.
+        runtime: the runtime of the engine; its tasks know which event loop has the cache.
+        portal: closes the cache in the portal's own event loop, if it is open there.
+        notifications: receives the notifications of the store.
 
     Attributes:
-        on_opened: called at every opening, when tasks can be started.
+        on_opened: functions that every opening calls when tasks can be started.
         is_done: whether the store is open.
     """
 
@@ -27,13 +27,13 @@ class Opening:
         self._runtime = runtime
         self._portal = portal
         self._notifications = notifications
-        # One event loop may find that the cache is taken while the other one still opens it.
+        # The end of the opening, by event loop: two event loops may try to open the cache at the same time.
         self._under_way: dict[object, anyio.Event] = {}
         self.on_opened: list[Callable[[], object]] = []
         self.is_done = False
 
     async def run(self) -> None:
-        """Open, unless that is under way in this event loop: then wait for its end, whatever that is.
+        """Open the cache. If an opening is under way in this event loop, only wait until it succeeds or fails.
 
         Raises:
             InUse: the cache is in use on another event loop.

@@ -1,4 +1,4 @@
-"""The way from code that is not async into an event loop: that of the cache, or one in a thread of its own."""
+"""Calls from code that is not async into an event loop: the loop of the cache, or one in a thread of its own."""
 
 import asyncio
 import atexit
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
+import anyio
 import anyio.from_thread
 import anyio.to_thread
 
@@ -23,12 +24,12 @@ from swr.errors import ConfigurationError, SWRError
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# Seconds that an event loop is given to end, and how often a thread looks meanwhile.
+# Seconds that a thread waits for the end of an event loop, and how many times it checks in that time.
 _ENDS_WITHIN: Final = 5.0
 _LOOKS: Final = 500
-# An event loop may end between the look at it and the call.
+# Retries of a call, because an event loop may end between the check of the loop and the call.
 _TRIES: Final = 2
-# Libraries that replace threads by greenlets, and the question of whether they have.
+# Libraries that replace threads by greenlets: a module, its function that tells whether it did, and the argument.
 _REPLACERS: Final = (
     ("gevent.monkey", "is_module_patched", "threading"),
     ("eventlet.patcher", "is_monkey_patched", "thread"),
@@ -36,13 +37,13 @@ _REPLACERS: Final = (
 
 
 class Portal:
-    """Calls async functions for threads, in the event loop that the cache is open in.
+    """The way for threads to call async functions in the event loop that has the cache open.
 
-    If it is open in none, that is the loop that the thread works for, such as a `def` endpoint's; else a loop in a
-    thread of the portal's own. A child that a process forks has a thread of its own.
+    If the cache is closed, the call runs in the loop that the thread works for, such as that of a `def` endpoint. If
+    there is none, the portal starts a loop in a thread of its own. A forked child starts its own thread.
 
     Parameters:
-        tasks: of the cache: they know its event loop.
+        tasks: the background tasks, which know the event loop of the cache.
         close: closes the cache, in its event loop.
     """
 
@@ -54,13 +55,13 @@ class Portal:
         _PORTALS.add(self)
 
     def call(self, what: str, function: Callable[[], Awaitable[T]]) -> T:
-        """Return what `function` returns, called and awaited in the event loop.
+        """Return the result of `function`, called and awaited in the event loop.
 
         Parameters:
             what: names the call in errors.
 
         Raises:
-            ConfigurationError: this thread must not be blocked, because an event loop runs in it or greenlets do.
+            ConfigurationError: this thread must not be blocked, because it runs an event loop or greenlets.
             SWRError: the event loop has ended meanwhile, or the interpreter is ending.
             Exception: whatever `function` raised.
         """
@@ -75,7 +76,7 @@ class Portal:
                 f"{what} would block the event loop that runs here: await the call without .sync, or use a thread"
             )
         if sys.is_finalizing():
-            # No other thread runs any more, nor can this one wait.
+            # At this point no other thread runs any more, and this thread cannot wait.
             raise SWRError(f"{what} comes too late: the interpreter is ending")
         with lent():
             for _ in range(_TRIES):
@@ -108,12 +109,12 @@ class Portal:
             own.stop(self._close if self._tasks.loop is own.loop else None)
 
     def is_elsewhere(self) -> bool:
-        """Return whether an event loop runs here, and another one of the program's has the cache open."""
+        """Return whether this thread runs an event loop, but another event loop of the program has the cache open."""
         try:
             if self._tasks.is_here:
                 return False
         except (ImportError, RuntimeError):
-            # None runs here, and trio may not be installed.
+            # No event loop runs here, and trio may not be installed.
             return False
         loop, own = self._tasks.loop, self._own
         return loop is not None and not (own is not None and own.loop is loop) and not is_over(loop)
@@ -122,7 +123,7 @@ class Portal:
         """Await an invalidation, `function(*args)`, in the event loop that has the cache open; here if it is closed.
 
         Raises:
-            SWRError: something holds up that event loop. The invalidation is made as soon as the loop turns.
+            SWRError: something blocks that event loop. The loop makes the invalidation as soon as it runs again.
         """
         while True:
             try:
@@ -130,14 +131,16 @@ class Portal:
                     await function(*args)
                 else:
                     call = functools.partial(self.call, "an invalidation", functools.partial(function, *args))
-                    await anyio.to_thread.run_sync(call)
+                    # Without the shield, a cancelled caller would not even get a thread.
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(call)
             except InUse:
                 # Another event loop has taken the cache meanwhile.
                 continue
             return
 
     async def give_way(self) -> None:
-        """Leave the cache to the event loop that runs here, if it is open in the portal's own."""
+        """Close the cache in the portal's own event loop, if it is open there, so that the running loop can open it."""
         own = self._own
         if own is not None and own.loop is not running_loop() and self._tasks.loop is own.loop:
             await anyio.to_thread.run_sync(self.stop)
@@ -149,19 +152,19 @@ class Portal:
             return self._own.loop
 
     def forget(self) -> None:
-        """Forget the thread: this process is a child, in which its parent's thread does not run."""
+        """Forget the portal's own thread in a forked child, where the thread of the parent does not run."""
         self._lock = threading.Lock()
         self._tasks.forget_threads()
         if self._own is not None:
-            # The parent's event loop and tasks would complain if they were thrown away.
+            # Python would warn if the parent's event loop and tasks were destroyed here, so keep them alive.
             _INHERITED.append((self._own, self._tasks.keep_all()))
             self._own = None
 
 
 def _greenlets() -> str:
-    """Return the name of the library that has replaced threads; empty: none has.
+    """Return the name of the library that has replaced threads, or an empty string.
 
-    All run in one thread then, and who waited there for an event loop would keep it from running.
+    Greenlets share one thread. A greenlet that blocked it to wait for an event loop would keep the loop from running.
     """
     for name, asks, module in _REPLACERS:
         patcher = sys.modules.get(name)
@@ -193,7 +196,7 @@ class _OwnLoop:
             if close is not None:
                 wait_for(self.loop, close)
         finally:
-            # Something may have ended it already.
+            # The loop may have ended already.
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self._end.set)
             self._thread.join(_ENDS_WITHIN)
@@ -214,13 +217,13 @@ def _forget_all() -> None:
 
 
 atexit.register(_stop_all)
-# Windows does not fork.
+# Windows has no `os.register_at_fork`.
 with contextlib.suppress(AttributeError):
     os.register_at_fork(after_in_child=_forget_all)
 
 
 def _let_end(loop: object) -> None:
-    """Wait until an event loop that cancels its tasks has ended, within reason."""
+    """Wait until an event loop that cancels its tasks has ended, for `_ENDS_WITHIN` seconds at most."""
     looks = 0
     while looks < _LOOKS and isinstance(loop, asyncio.AbstractEventLoop) and loop.is_running():
         looks += 1
@@ -228,7 +231,7 @@ def _let_end(loop: object) -> None:
 
 
 def _loop_of_worker() -> object | None:
-    """Return the event loop for which this thread works, as anyio knows it; None: it works for none."""
+    """Return the event loop that this worker thread of anyio works for, or None."""
     try:
         return anyio.from_thread.run_sync(running_loop)
     except RuntimeError:

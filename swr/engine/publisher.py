@@ -1,4 +1,4 @@
-"""The subscribers of events."""
+"""Events and their subscribers."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -11,20 +11,20 @@ P = ParamSpec("P")
 
 log = logging.getLogger("swr")
 
-# The events of reads.
+# Event classes that a fresh hit publishes.
 _READS: Final = frozenset({Hit, Answered})
 
 
 @dataclass(slots=True, eq=False)
 class _Subscription:
-    """One subscriber, and whether it has been complained about."""
+    """One subscriber, and whether swr has logged a failure of it."""
 
     subscriber: Subscriber
     failed: bool = False
 
 
 class Publisher:
-    """Tells subscribers what happens: at once, in the order in which it happens, in the task in which it happens.
+    """A publisher of events. It calls subscribers at once, in the order of events, in the task that causes an event.
 
     Parameters:
         on_reads: called with `reads` whenever it may have changed.
@@ -41,7 +41,7 @@ class Publisher:
         self.reads = False
 
     def publish(self, kind: Callable[P, Event], /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Publish one event to the subscribers of its kind; without any, make none."""
+        """Publish one event to the subscribers of its kind. Without subscribers, create no event."""
         subscriptions = self._subscriptions.get(kind)
         if subscriptions is None:
             return
@@ -59,11 +59,11 @@ class Publisher:
                     )
 
     def has_subscriber(self, kind: type[Event]) -> bool:
-        """Return whether a subscriber listens to events of a kind. Ask before making one that is expensive."""
+        """Return whether events of this kind have a subscriber. Ask this before you create an expensive event."""
         return kind in self._subscriptions
 
     def subscribe(self, subscriber: Subscriber, kinds: Collection[type[Event]]) -> Callable[[], None]:
-        """Call `subscriber` with every event of `kinds`; call the returned function to end that."""
+        """Call `subscriber` with every event of `kinds`; call the returned function to stop."""
         subscription = _Subscription(subscriber)
         for kind in set(kinds):
             self._subscriptions[kind] = (*self._subscriptions.get(kind, ()), subscription)

@@ -1,4 +1,4 @@
-"""The line that a read writes at DEBUG level: what the reader got, and where from."""
+"""The log line of a read at DEBUG level: what the reader got, and from which layer."""
 
 import logging
 
@@ -13,17 +13,17 @@ def log_read(backoffs: Backoffs, key: str, found: bool, asked: bool, state: Stat
     """Write a line about a read.
 
     Parameters:
-        backoffs: the keys that are left alone for a while.
-        key: what was read.
-        found: whether there was an entry that may be served.
+        backoffs: the keys that back off.
+        key: the key that was read.
+        found: whether there was an entry that could be served.
         asked: whether the store was asked.
-        state: how the answer is marked.
-        error: why a load failed, if the answer is a fallback for that.
+        state: the state of the answer.
+        error: the failure of the load, if the answer is a fallback.
     """
     if log.isEnabledFor(logging.DEBUG):
         layer = "the store" if asked else "the local cache"
         if not found:
-            layer = "a load" if state is State.MISSING else "what was stored so far"
+            layer = "a load" if state is State.MISSING else "the stored entry"
         log.debug("read of %r: %s, from %s", key, state.value, layer)
         if error is not None:
             backoff = backoffs.left(key)

@@ -1,7 +1,7 @@
-"""The one refresh path: flight, lease, second look, load, fenced commit, wake-up.
+"""The one refresh path: flight, lease, second look at the store, load, fenced commit, wake-up.
 
-A miss, a stale hit, an early refresh, an explicit one and each key of a batch all run `RefreshPath.launch`. Nothing
-else in swr loads and stores.
+A miss, a stale hit, an early refresh, an explicit refresh and each key of a batch all run `RefreshPath.launch`. No
+other code in swr loads and stores.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from swr.stores.base import NEWEST, Held, Lease
 
 log = logging.getLogger("swr")
 
-# Returns what surrounds the run of a load, as soon as that is known.
+# Returns the context manager around the run of a load, as soon as it is known whether a reader waits.
 _Traced = Callable[[], Awaitable[AbstractContextManager[None]]]
 
 # Notifications may be lost, so a flight that waits for one asks again after this many seconds at the latest.
@@ -39,7 +39,7 @@ _SHORTEST_WAIT: Final = 0.01
 
 
 class RefreshPath:
-    """Take flights from their beginning to their end.
+    """The path of flights from their beginning to their end.
 
     Parameters:
         endings: ends flights.
@@ -67,14 +67,14 @@ class RefreshPath:
         """Begin a flight in a task of its own; later callers join it.
 
         Parameters:
-            key: what is loaded.
-            job: how it is loaded.
-            entry: what is stored so far, or None.
+            key: the key to load.
+            job: how the value is loaded.
+            entry: the stored entry, or None.
             forced: see `Flight`.
             newer_than: see `Flight`.
-            chain: the code of loaders that waits for this one.
-            is_behind: whether it runs in the background, without readers that wait.
-            first: decides that later; None: it is known.
+            chain: the loaders that wait for this flight.
+            is_behind: whether the flight runs in the background, without readers that wait.
+            first: tells, once it is known, whether the flight runs in the background; None: `is_behind` decides.
 
         Raises:
             SWRError: the cache is closed.
@@ -92,21 +92,21 @@ class RefreshPath:
         return flight
 
     def join(self, flight: Flight, entry: Entry[Any] | None) -> None:
-        """Have one more caller wait for `flight`, which began without the `entry` that this one has found."""
+        """Let one more caller join `flight`; the `entry` that it has found becomes the fallback if it is newer."""
         if entry is not None and (flight.entry is None or flight.entry.version < entry.version):
             self._flights.fall_back(flight, entry)
         if self.runtime.tracing is not None:
             self.runtime.tracing.join(flight)
 
     def give_way(self, flights: Iterable[Flight]) -> None:
-        """Give the leases of superseded flights back at once: a load that counts need not wait for theirs."""
+        """Release the leases of superseded flights at once, so that the next load need not wait for them."""
         for flight in flights:
             lease = self._renewals.let_go(flight)
             if lease is not None and self.runtime.tasks.is_open:
                 self.runtime.tasks.start(self.runtime.store.release, lease)
 
     async def leave_behind(self) -> None:
-        """End the flights whose loaders disregard that they are cancelled, and give their leases back."""
+        """End the flights whose loaders ignore their cancellation, and release their leases."""
         for flight in self._flights.all():
             lease = self._renewals.let_go(flight)
             if not flight.is_finished:
@@ -177,13 +177,13 @@ class RefreshPath:
             raise SWRError(f"the loader of {flight.key!r} ended without a value")
 
     def _failure(self, flight: Flight, error: BaseException) -> BaseException | None:
-        """Return what the load failed with, or None: the flight's task was cancelled."""
+        """Return the failure of the load, or None if the flight's task was cancelled."""
         if not isinstance(error, anyio.get_cancelled_exc_class()):
-            # The callers raise a loader's SystemExit. Raised in this task, it would end every other load.
+            # The callers raise even a loader's SystemExit. If this task raised it, every other load would end.
             return error
         if flight.is_finished or self.runtime.tasks.is_closing or not isinstance(error, asyncio.CancelledError):
             return None
-        # Something inside the loader was cancelled. That fails this load, and no other.
+        # Something inside the loader was cancelled. Only this load fails.
         return SWRError(f"the loader of {flight.key!r} was cancelled from within")
 
     async def _get_lease(self, flight: Flight, token: str) -> LoadNow | None:
@@ -224,7 +224,7 @@ class RefreshPath:
                 self.runtime.events.publish(LeaseWaited, flight.key, self.runtime.time() - waiting.since)
 
     async def _wait(self, flight: Flight, held: Held) -> None:
-        """Wait for what may have given the lease back, without a slot of the loader."""
+        """Wait for a notification of the key or for the end of the other lease, without a slot of the loader."""
         if flight.seat is not None:
             flight.seat.leave(flight)
         with anyio.move_on_after(min(_LONGEST_WAIT, max(_SHORTEST_WAIT, held.retry_after))):
@@ -242,7 +242,7 @@ class RefreshPath:
                 self.runtime.lease_for,
                 known,
                 flight.job.codec,
-                # Readers with nothing to fall back on get their own loader's answer, whatever the backoff.
+                # Readers without a fallback get the answer of their own loader, in spite of a backoff.
                 force=flight.forced or (not flight.is_unasked and self._endings.fallback(flight) is None),
                 tags=flight.job.tags,
             )
@@ -278,7 +278,8 @@ async def _traced(
 ) -> AbstractContextManager[None]:
     if first is not None:
         if flight.entry is not None:
-            # It may be the reader's answer, which has left the store before. A span cannot change its trace later.
+            # The first reader may have got this entry from its own read, which was sent before. Then the flight runs in
+            # the background. A span cannot change its trace later.
             await first.wait()
         is_behind = first.is_served
     return tracing.load(flight, cause, is_behind=is_behind)
@@ -291,7 +292,7 @@ def _closed(flight: Flight) -> Failed:
 def _description(step: Step) -> str:
     match step:
         case LoadNow(lease):
-            return f"taken; loading version {lease.version}" if lease else "the store gives none; loading without"
+            return f"taken; loading version {lease.version}" if lease else "the store gave none; loading without it"
         case Take(entry):
             return f"not needed; another load stored version {entry.version}"
         case AskAgain():
@@ -301,4 +302,4 @@ def _description(step: Step) -> str:
             return f"refused for {held.retry_after:.3f} s, because {why}; backing off"
         case Wait(held):
             return f"held by another load for {held.retry_after:.3f} s at most; waiting"
-    return f"the store is unreachable ({step.error}); giving up, because no reader waits"
+    return f"the store gave none ({step.error}); giving up, because no reader waits"

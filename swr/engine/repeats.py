@@ -1,4 +1,4 @@
-"""Invalidations that are made once more when a block ends, because what they are about is committed only there."""
+"""Invalidations that swr repeats at the end of a block, because the transaction in the block commits only there."""
 
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
@@ -6,28 +6,27 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Self
 
-import anyio
-
 from swr.engine.carrying_on import carry_on
 from swr.stores.tag_versions import Name
 
-# Invalidates keys or tags.
+# A function that invalidates keys or tags.
 Invalidate = Callable[..., Awaitable[None]]
 
 _block: ContextVar["Repeats | None"] = ContextVar("swr_invalidations", default=None)
 
 
 class Repeats:
-    """A block, `async with`, that repeats at its end what was invalidated inside it, by this task or one it started.
+    """An `async with` block that repeats, at its end, the invalidations of this task and of tasks that it started.
 
     Parameters:
-        owner: whose invalidations are repeated; compared by identity.
+        owner: the engine whose invalidations are repeated; compared by identity.
     """
 
     def __init__(self, owner: object) -> None:
         self._owner = owner
         self._invalidations: dict[tuple[Invalidate, Name], None] = {}
-        # The values that were stored, by key: how to invalidate it, and whether it still has the value.
+        # By the key of each stored value: a function that invalidates the key, and one that tells whether the key still
+        # has the value.
         self._values: dict[str, tuple[Invalidate, Callable[[], Awaitable[bool]]]] = {}
         self._outer: Repeats | None = None
         self._has_ended = False
@@ -42,7 +41,7 @@ class Repeats:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Invalidate once more, whatever ended the block: who failed may have committed anyway."""
+        """Repeat the invalidations, even after a failure: a block that fails may have committed anyway."""
         self.end()
         if error is not None:
             self.fail()
@@ -54,35 +53,37 @@ class Repeats:
         self._token = _block.set(self)
 
     def end(self) -> None:
-        """Note no more."""
+        """Stop noting invalidations."""
         self._has_ended = True
-        # A generator may be closed by another task than began it.
+        # If a generator contains the block, the task that closes it may not be the task that began it.
         with suppress(ValueError):
             _block.reset(self._token)
 
     async def repeat(self) -> None:
-        """Make the invalidations that were noted once more."""
-        with anyio.CancelScope(shield=True):
+        """Repeat the noted invalidations."""
+        names: dict[Invalidate, list[Name]] = {}
+
+        async def check_values() -> None:
             for key, (invalidate, has_value) in self._values.items():
-                # The value counts if nothing has come in between. A block that fails may have stored what it has not
-                # committed.
+                # A value stays if nothing has replaced it since. A block that fails may have stored a value that it has
+                # not committed.
                 if self._has_failed or not await has_value():
                     self._invalidations[invalidate, key] = None
-            names: dict[Invalidate, list[Name]] = {}
             for invalidate, name in self._invalidations:
                 names.setdefault(invalidate, []).append(name)
-            await carry_on(lambda invalidate: invalidate(*names[invalidate]), names)
+
+        await carry_on(lambda invalidate: invalidate(*names[invalidate]), names, check_values)
 
     def fail(self) -> None:
-        """End the block as if it had raised: values stored in it do not count."""
+        """End the block as if it had raised an exception: swr invalidates the values that it has stored."""
         self._has_failed = True
 
     def forget(self, names: Collection[Name]) -> None:
-        """Do not repeat the invalidations of these keys and tags: something newer is stored already."""
+        """Do not repeat the invalidations of these keys and tags, because newer entries are stored already."""
         self._invalidations = {noted: None for noted in self._invalidations if noted[1] not in names}
 
     def note(self, owner: object, invalidate: Invalidate, *names: Name) -> None:
-        """Note invalidations, in the blocks around this one too."""
+        """Note invalidations in this block, and in the blocks around it."""
         if owner is self._owner and not self._has_ended:
             self._invalidations.update(((invalidate, name), None) for name in names)
         if self._outer is not None:
@@ -95,7 +96,7 @@ class Repeats:
         key: str,
         has_value: Callable[[], Awaitable[bool]],
     ) -> None:
-        """Note that a value was stored, instead of any invalidation of its key before, in the blocks around too."""
+        """Note a stored value instead of an earlier invalidation of its key, in this block and those around it."""
         if owner is self._owner and not self._has_ended:
             self._invalidations.pop((invalidate, key), None)
             self._values[key] = invalidate, has_value
@@ -104,7 +105,7 @@ class Repeats:
 
 
 def note(owner: object, invalidate: Invalidate, *names: Name) -> None:
-    """Call `invalidate(*names)` once more at the end of the block that the caller is in, if any."""
+    """Repeat `invalidate(*names)` at the end of the block that the caller is in, if there is one."""
     block = _block.get()
     if block is not None:
         block.note(owner, invalidate, *names)

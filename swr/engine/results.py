@@ -21,7 +21,7 @@ class LocalOnly(msgspec.Struct, frozen=True):
 
 
 class Unstored(msgspec.Struct, frozen=True):
-    """The load succeeded with a value that is not to be stored. Those who wait get it."""
+    """The load succeeded with a value that swr does not store. Waiters get the value."""
 
     entry: Entry[Any]
 
@@ -39,9 +39,9 @@ class Failed(msgspec.Struct, frozen=True):
 
     Parameters:
         error: the failure.
-        traceback: that of the load, without the frames of those to whom the failure is raised.
+        traceback: the traceback of the load, without the frames of callers that raise the failure.
         is_earlier: the failure is that of an earlier load, and the flight did not load at all.
-        short: what all callers but the last raise instead, and its traceback; see `failures.shortened`.
+        short: a shortened failure for all callers except the last, and its traceback; see `failures.shortened`.
     """
 
     error: BaseException

@@ -1,4 +1,4 @@
-"""The parts of an engine that all others use: the store, the clocks, random numbers, events and background tasks."""
+"""The objects that all parts of an engine share: the store, clocks, random numbers, events and background tasks."""
 
 import asyncio
 import secrets
@@ -16,24 +16,24 @@ from swr.engine.tracing import UNTRACED, Tracing
 from swr.stats.counts import Counts
 from swr.stores.base import LeasingStore
 
-# Seconds that giving back a lease may take when its task is cancelled.
+# Seconds that the release of a lease may take in a task that was cancelled.
 RELEASED_WITHIN: Final = 1.0
 
 
 class Runtime:
-    """Give every part of an engine the same store, clocks, random numbers, events and tasks.
+    """The store, clocks, random numbers, events and tasks that all parts of an engine share.
 
     Parameters:
         store: keeps entries and leases.
-        tasks: runs what outlives its caller.
+        tasks: runs tasks that outlive their callers.
         lease_for: seconds that a lease lasts unless it is renewed.
-        clock: wall clock, seconds.
-        uniform: random number between two.
-        counts: what is counted.
+        clock: returns the wall clock's time, in seconds.
+        uniform: returns a random number between its two arguments.
+        counts: the counters of the cache.
         on_reads: see `Publisher`.
     """
 
-    # From the first opening on.
+    # The beginning of lease tokens. Each opening sets it.
     _instance: str
 
     def __init__(
@@ -61,29 +61,34 @@ class Runtime:
         # Called before each job runs, to simulate a fault; None: nothing is simulated.
         self.strike: Callable[[Any], Awaitable[None]] | None = None
         self._tokens = 0
-        self._threads: Threads | None = None
+        # The threads of each event loop. When another loop needs threads, swr forgets the loops that use none.
+        self._threads: dict[object, Threads] = {}
 
     def configure(self, store: LeasingStore, lease_for: float, clock: Callable[[], float]) -> None:
-        """Go by these from now on; see the class."""
+        """Use these options of the class from now on."""
         self.store = store
         self.lease_for = lease_for
         self.clock = clock
 
     def enter(self, loop: object) -> None:
-        """Use the clock of `loop`, the event loop that runs now, and lease tokens that no other run has used."""
+        """Use the clock of `loop`, the running event loop, and lease tokens that no other run has used."""
         self.time = loop.time if isinstance(loop, asyncio.AbstractEventLoop) else anyio.current_time
         self._instance = secrets.token_hex(8)
 
     @property
     def threads(self) -> Threads:
-        """The threads of the event loop that runs now; the cache need not be open."""
-        loop, threads = running_loop(), self._threads
-        if threads is None or threads.loop is not loop:
-            threads = self._threads = Threads(loop)
+        """The threads of the running event loop. The cache need not be open."""
+        loop = running_loop()
+        threads = self._threads.get(loop)
+        if threads is None:
+            for other in list(self._threads.values()):
+                if not other.taken:
+                    self._threads.pop(other.loop, None)
+            threads = self._threads[loop] = Threads(loop)
         return threads
 
     def replaying(self, key: str) -> AbstractContextManager[None]:
-        """Return what surrounds a run of the app in the background, caused here, within which `key` is refreshed."""
+        """Return a context manager for a background run of the app, caused by this request, that refreshes `key`."""
         return UNTRACED if self.tracing is None else self.tracing.replay(key, self.tracing.cause())
 
     def new_token(self) -> str:

@@ -1,4 +1,4 @@
-"""Reading the store for one reader. Where it has probably nothing, the lease request leaves with the read."""
+"""Reads of the store for one reader. If a miss is likely, the lease request is sent together with the read."""
 
 from collections.abc import Coroutine
 from typing import Any
@@ -16,12 +16,12 @@ from swr.stats.counts import Tally
 
 
 class StoreReads:
-    """Reads for one reader at a time.
+    """The reads of the store for readers of an engine.
 
     Parameters:
         path: begins flights.
-        flights: those under way.
-        backoffs: the keys to be left alone for a while.
+        flights: the flights under way.
+        backoffs: the keys that back off.
     """
 
     def __init__(self, path: RefreshPath, flights: Flights, backoffs: Backoffs) -> None:
@@ -32,28 +32,29 @@ class StoreReads:
     def read(
         self, key: str, job: Job, tally: Tally, held: Entry[Any] | None, limits: Limits
     ) -> Coroutine[Any, Any, Entry[Any] | None]:
-        """Return what reads the store. If the reader may not be given that, it joins the flight under way.
+        """Return a coroutine that reads the store. If a miss is likely, the coroutine also begins a flight.
 
-        A miss takes one round trip before the load, instead of two, if most of the loader's last reads were misses.
-        The flight acts as one that another reader has begun: it takes what is fresh, and refreshes what is stale.
+        A miss is likely if most of the loader's last reads were misses. It then takes one round trip before the load,
+        instead of two, because the reader joins the flight. The flight acts as if another reader had begun it: it takes
+        a fresh entry, and refreshes a stale one.
 
         Parameters:
-            tally: the loader's.
-            held: what this process holds, and may not serve.
-            limits: what the reader accepts.
+            tally: the counters of the loader.
+            held: the entry that this process holds and may not serve, or None.
+            limits: the limits of the reader.
         """
         if held is None and tally.is_mostly_absent and self._may_begin(key):
             return self._read_and_ask(key, job, limits)
-        # Without a coroutine in between: this is every hit in the store.
+        # Every hit in the store takes this path, so there is no other coroutine in between.
         return self._path.runtime.store.read(key, job.codec)
 
     async def _read_and_ask(self, key: str, job: Job, limits: Limits) -> Entry[Any] | None:
-        """Return what the store has; the lease request leaves with the read."""
+        """Return the stored entry. The lease request of a new flight is sent together with the read."""
         runtime = self._path.runtime
         is_served = False
         first = FirstReader()
         flight = self._path.launch(key, job, None, first=first)
-        # It must not leave the key to another process while this reader may need it.
+        # This reader may need the value. Without a waiter, the flight would leave the key to the holder of the lease.
         flight.waiters += 1
         try:
             entry = await runtime.store.read(key, job.codec)
@@ -66,5 +67,5 @@ class StoreReads:
     def _may_begin(self, key: str) -> bool:
         if key in self._flights or self._backoffs.left(key) > 0 or self._path.runtime.store.is_unreachable(key):
             return False
-        # A loader may read what it is itself to load.
+        # A loader may read the very key that it loads, and must not begin another flight for it.
         return not deadlocks.chain()

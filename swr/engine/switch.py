@@ -1,4 +1,4 @@
-"""Says whether a caller uses the cache: not inside a `disabled` block, nor in a loop beside that of the cache."""
+"""Tells whether a caller uses the cache: not inside a `disabled` block, nor while another event loop has the cache."""
 
 import logging
 import threading
@@ -12,18 +12,18 @@ from swr.stores.local import LocalCache
 
 log = logging.getLogger("swr")
 
-# The short way to a fresh hit asks for the time and nothing else. At this time nothing is fresh.
+# The fast path to a fresh hit checks only the time. At infinity no entry is fresh, so callers take the slow path.
 _ENDS_EVERYTHING: Final = OwnClock(lambda: float("inf"))
 
 
 class Switch:
-    """Ask `is_off` wherever the short way to a fresh hit is not taken.
+    """The switch that turns a cache off. All code but the fast path to a fresh hit asks `is_off`.
 
     Parameters:
-        local: whose clock the short way asks.
+        local: the local cache; the fast path asks its clock.
 
     Attributes:
-        is_enabled: whether anybody uses the cache, as it is configured.
+        is_enabled: whether the configuration lets callers use the cache.
         is_elsewhere: returns whether an event loop other than the one that runs here has the cache.
     """
 
@@ -38,7 +38,7 @@ class Switch:
         self.is_elsewhere: Callable[[], bool] = lambda: False
 
     def configure(self, clock: Clock, is_enabled: bool) -> None:
-        """Use these from now on."""
+        """Use this clock and this setting from now on."""
         with self._lock:
             self._clock, self.is_enabled = clock, is_enabled
             self._set_clock()
@@ -52,7 +52,7 @@ class Switch:
 
     @property
     def is_off(self) -> bool:
-        """Return whether the caller gets nothing from the cache and leaves nothing in it."""
+        """Return whether the caller bypasses the cache: it reads and stores nothing."""
         if self.is_disabled:
             return True
         if not self.is_elsewhere():
@@ -61,25 +61,24 @@ class Switch:
         return True
 
     def warn(self) -> None:
-        """Say in the log, the first time, that another event loop has the cache, and what to do about it."""
+        """Log, once, that another event loop has the cache, and what to do about it."""
         if self._has_warned:
             return
         self._has_warned = True
         log.warning(
-            "the cache is in use on another event loop of this process, so calls and requests in this one go past it; "
-            "invalidations count. Run the app in one event loop, give each loop a Cache of its own, or call `.sync` in "
-            "a thread: await asyncio.to_thread(loader.sync, ...)"
+            "the cache is in use on another event loop of this process, so calls and requests in this one bypass it; "
+            "invalidations still work. Run the app in one event loop, give each loop a Cache of its own, or call "
+            "`.sync` in a thread: await asyncio.to_thread(loader.sync, ...)"
         )
 
     def add(self, blocks: int) -> None:
-        """Note how many `disabled` blocks have begun. As long as there is one, all callers go the long way, which
-        asks."""
+        """Change the number of active `disabled` blocks. While there is one, all callers take the slow path and ask."""
         with self._lock:
             self._blocks += blocks
             self._set_clock()
 
     def tell_reads(self, is_wanted: bool) -> None:
-        """Make the decorators publish an event of each read, which takes longer, as long as somebody listens."""
+        """Choose whether the decorators publish an event for each read, for which fresh hits take the slow path."""
         with self._lock:
             self._tells_reads = is_wanted
             self._set_clock()
@@ -90,7 +89,7 @@ class Switch:
 
 
 class _Block:
-    """A `disabled` block that is under way, or over."""
+    """A `disabled` block, active or ended."""
 
     __slots__ = ("is_active", "switch")
 
@@ -99,7 +98,7 @@ class _Block:
         self.is_active = True
 
 
-# The blocks that a task or thread is inside of. A task that outlives its block has it here still.
+# The blocks around the current task or thread. A task that outlives its block still has the block here.
 BLOCKS: Final[ContextVar[tuple[_Block, ...]]] = ContextVar("swr_disabled", default=())
 
 
@@ -107,7 +106,7 @@ class Disabled:
     """A `with` block that bypasses the cache; see `Cache.disabled`.
 
     Parameters:
-        switch: of the cache.
+        switch: the switch of the cache.
     """
 
     def __init__(self, switch: Switch) -> None:
@@ -123,8 +122,8 @@ class Disabled:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Several tasks may share this object, each with a block of its own. Or another task may end what this one has
-        # begun, a fixture of a test for one: its context has no such block.
+        # Several tasks may share this object, each with a block of its own. Or, as with a fixture of a test, the task
+        # that ends the block is not the one that began it: then the block is not in this context.
         inside = [block for block in BLOCKS.get() if block in self._entered]
         block = inside[-1] if inside else self._entered[-1]
         self._entered.remove(block)

@@ -1,4 +1,4 @@
-"""A group of tasks with one end, as an anyio task group has, at a fifth of its price per task."""
+"""A group of tasks on asyncio, at a fifth of the cost per task of an anyio task group."""
 
 import asyncio
 import contextvars
@@ -10,38 +10,38 @@ from typing import Any, Final, Self
 import anyio
 
 log = logging.getLogger("swr")
-# Seconds that a task may disregard its cancellation before it is left behind.
+# Seconds that a cancelled task has to end before the group leaves it behind.
 _PATIENCE: Final = 2.0
 
 
 class Tasks:
-    """Tasks on asyncio whose exceptions stay their own; leaving the block waits for all.
+    """A group of tasks on asyncio. An exception of one task does not end the others; leaving the block waits for all.
 
-    They are cancelled as anyio cancels: again at each await, and not behind a shield. A task that disregards that is
-    left behind: it would keep a whole server from ending.
+    The group cancels tasks as anyio does: again at each await, and not behind a shield. It leaves a task behind that
+    ignores its cancellation, because such a task would keep a whole server from ending.
     """
 
     def __init__(self) -> None:
-        # The event loop itself holds tasks only weakly.
+        # This holds the tasks, because the event loop holds only weak references to them.
         self._scopes: dict[asyncio.Task[None], anyio.CancelScope] = {}
         self._forget = self._scopes.pop
-        # For callbacks: a copy of the caller's context variables for each of them would be made for nothing.
+        # A context for callbacks. Without it, asyncio would copy the caller's context variables for each callback.
         self._nothing = contextvars.Context()
         self._cancelled = False
 
     def start_soon(
         self, function: Callable[..., Coroutine[Any, Any, None]], scope: anyio.CancelScope, *args: Any
     ) -> None:
-        """Run `function(scope, *args)` in a task of its own; all that it does, it does within `scope`."""
+        """Run `function(scope, *args)` in a task of its own. The function must do all its work within `scope`."""
         if self._cancelled:
             scope.cancel()
-        # Not by the loop's task factory: an eager one would run it before its caller knows of it.
+        # This does not use the loop's task factory: an eager one would run the task before this method returns.
         task = asyncio.Task(function(scope, *args), loop=asyncio.get_running_loop())
         self._scopes[task] = scope
         task.add_done_callback(self._forget, context=self._nothing)
 
     def cancel(self) -> None:
-        """Cancel all that runs, and all that is started from now on."""
+        """Cancel all running tasks, and all tasks that start from now on."""
         self._cancelled = True
         for scope in list(self._scopes.values()):
             scope.cancel()
@@ -53,7 +53,7 @@ class Tasks:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is GeneratorExit:
-            # Their event loop has ended: they cannot be cancelled or awaited.
+            # The event loop has ended, so its tasks can be neither cancelled nor awaited.
             return
         cancelled: BaseException | None = None
         if error is not None:
@@ -69,7 +69,7 @@ class Tasks:
                     )
                     break
             except asyncio.CancelledError as again:
-                # They are not left behind, however short the time is.
+                # This task was cancelled. It cancels the tasks of the group, and still waits for them.
                 self.cancel()
                 cancelled = again
         if cancelled is not None:

@@ -14,49 +14,49 @@ import anyio.to_thread
 from swr.engine.crossing import LoopEnded, wait_for
 from swr.engine.one_shot_event import OneShotEvent
 
-# A loader gets one more thread only if it holds fewer than are free. So one that hangs takes half of them, the next one
-# half of the rest, and so on: many have to hang until no thread is left.
+# A loader gets one more thread only if it holds fewer threads than are free. So a loader that hangs takes half of the
+# threads, and the next one half of the rest. Many loaders have to hang before no thread is left.
 _THREADS: Final = 80
 
 
 class Threads:
-    """Run functions in a limited number of threads. The fewer are free, the fewer one loader may have.
+    """A limited number of threads that run functions. The fewer are free, the fewer one loader may have.
 
-    A thread cannot be ended. A load that is cancelled leaves its thread behind; that counts until its function returns.
+    Python cannot stop a thread. A cancelled load leaves its thread behind, which is taken until its function returns.
 
     Parameters:
-        loop: the event loop that runs now, or its token on trio.
+        loop: the running event loop, or on trio its token.
     """
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
         self._free = _THREADS
-        # How many each loader holds, and who waits for one.
+        # By loader: the number of threads that it holds, and its calls that wait for one.
         self._held: dict[str, int] = {}
         self._waiting: dict[str, deque[OneShotEvent]] = {}
-        # The counting is done here.
+        # This class counts, so anyio must not limit the threads, too.
         self._no_limit = anyio.CapacityLimiter(math.inf)
 
     async def run(self, loader: str, function: Callable[[], Any]) -> Any:
-        """Return what `function` returns, called in a thread.
+        """Call `function` in a thread, and return its result.
 
         Parameters:
-            loader: whose threads it takes.
+            loader: the name of the loader, which takes the thread.
         """
         place = _Place(self, loader)
         await place.take()
         call = _Call(self, place, function)
         try:
-            # In a tuple, because trio refuses a thread that returns a coroutine; a `def` may give one anyway.
+            # The result is in a tuple, because trio refuses a coroutine as the result of a thread.
             (answer,) = await anyio.to_thread.run_sync(call.run, limiter=self._no_limit, abandon_on_cancel=True)
         except anyio.get_cancelled_exc_class():
             if call.abandon():
-                place.give_back()
+                place.end()
             raise
         except BaseException:
-            place.give_back()
+            place.end()
             raise
-        place.give_back()
+        place.end()
         return answer
 
     @property
@@ -88,7 +88,7 @@ class Threads:
         self._held[loader] = self._held.get(loader, 0) + 1
 
     def give_back(self, loader: str) -> None:
-        """Let others have a thread: first of all those who hold the fewest."""
+        """Give a thread back. The waiting loaders that hold the fewest threads come first."""
         self._free += 1
         self._held[loader] -= 1
         if not self._held[loader]:
@@ -120,39 +120,47 @@ class Threads:
 
 
 class _Place:
-    """One of the threads that a loader may have, or none while it is lent to others.
+    """The thread of one call, or none while the call lends it to others.
 
     Parameters:
-        threads: of which.
-        loader: whose it is.
+        threads: the threads from which the call takes one.
+        loader: the name of the call's loader.
     """
 
-    __slots__ = ("_is_taken", "_loader", "_threads")
+    __slots__ = ("_is_over", "_is_taken", "_loader", "_threads")
 
     def __init__(self, threads: Threads, loader: str) -> None:
         self._threads = threads
         self._loader = loader
         self._is_taken = False
+        self._is_over = False
 
     async def take(self) -> None:
-        """Wait until there is a thread."""
+        """Wait until there is a thread. If the call has ended meanwhile, give it back at once."""
         await self._threads.take(self._loader)
         self._is_taken = True
+        if self._is_over:
+            self.give_back()
+
+    def end(self) -> None:
+        """Give the thread back for good: the call has ended."""
+        self._is_over = True
+        self.give_back()
 
     def give_back(self) -> None:
-        """Let others have the thread, unless they have it already."""
+        """Give the thread back, unless this place has none."""
         if self._is_taken:
             self._is_taken = False
             self._threads.give_back(self._loader)
 
 
 class _Call:
-    """A call in a thread whose caller may not wait for its end.
+    """A call in a thread. Its caller may stop waiting before the call ends.
 
     Parameters:
-        threads: where it is called.
-        place: what it takes there.
-        function: what is called.
+        threads: the threads that the call runs in.
+        place: the thread of the call.
+        function: the function to call.
     """
 
     def __init__(self, threads: Threads, place: _Place, function: Callable[[], Any]) -> None:
@@ -175,7 +183,7 @@ class _Call:
         finally:
             _current.call = None
             if self._ends_abandoned():
-                self.threads.soon(self.place.give_back)
+                self.threads.soon(self.place.end)
 
     def _ends_abandoned(self) -> bool:
         """Note that the function has returned; return whether its caller has stopped waiting."""
@@ -184,7 +192,7 @@ class _Call:
             return self._is_abandoned
 
     def abandon(self) -> bool:
-        """Say that the caller has stopped waiting; return whether the function does not run, and will not."""
+        """Note that the caller has stopped waiting; return True if the function does not run now, and never will."""
         with self._lock:
             self._is_abandoned = True
             return not self._is_running
@@ -201,7 +209,7 @@ _current: Final = _Current()
 
 @contextlib.contextmanager
 def lent() -> Iterator[None]:
-    """Let others have the place of this thread while it waits for what may need a place itself, in a `with` block."""
+    """Lend the place of this thread to others in a `with` block, which waits for calls that may need a place."""
     call = _current.call
     if call is None:
         yield

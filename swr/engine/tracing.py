@@ -10,10 +10,10 @@ UNTRACED: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class FirstReader:
-    """The reader whose read of the store left together with the lease request of a flight.
+    """The reader whose read of the store was sent together with the lease request of a flight.
 
     Attributes:
-        is_served: whether what the store has was its answer: then the flight runs in the background.
+        is_served: whether the read brought an entry that the reader gets; then the flight runs in the background.
     """
 
     __slots__ = ("_answered", "is_served")
@@ -23,37 +23,37 @@ class FirstReader:
         self._answered = OneShotEvent()
 
     def answer(self, *, is_served: bool) -> None:
-        """Note that its read has ended."""
+        """Note that the read has ended."""
         self.is_served = is_served
         self._answered.set()
 
     async def wait(self) -> None:
-        """Wait until its read has ended."""
+        """Wait until the read has ended."""
         await self._answered.wait()
 
 
 class Tracing(Protocol):
-    """Traces loads. It is called in the task that causes, runs or ends a load, and must not raise."""
+    """A tracer of loads. The task that causes, runs or ends a load calls it, so it must not raise an exception."""
 
     def cause(self) -> Any:
-        """Return what causes a load: the request, say, that the caller's context variables name."""
+        """Return the cause of a load that the caller begins, such as the request in its context variables."""
 
     def load(self, flight: Flight, cause: Any, *, is_behind: bool) -> AbstractContextManager[None]:
-        """Return what surrounds the run of a load.
+        """Return a context manager for the run of a load.
 
         Parameters:
-            is_behind: it is a refresh in the background, without readers that wait.
+            is_behind: whether the load is a refresh in the background, without readers that wait.
         """
 
     def replay(self, key: str, cause: Any) -> AbstractContextManager[None]:
-        """Return what surrounds a run of the app in the background, within which `key` is loaded to refresh it.
+        """Return a context manager for a run of the app in the background, which refreshes `key`.
 
         Parameters:
-            cause: the request that got what was stale.
+            cause: the request that got the stale response.
         """
 
     def join(self, flight: Flight) -> None:
-        """Note that the caller, which the context variables name, waits for a load that another one has caused."""
+        """Note that the caller, found in its context variables, waits for a load that another caller has caused."""
 
     def commit(self, flight: Flight) -> AbstractContextManager[None]:
-        """Return what surrounds the commit of what was loaded."""
+        """Return a context manager for the commit of a loaded value."""

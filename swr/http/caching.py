@@ -1,7 +1,7 @@
-"""Header fields as a shared cache reads them: may it be stored, for how long, for whom. Pure: no I/O, no clock.
+"""The rules of a shared cache: may a response be stored, for how long, and for whom? Pure: no I/O, no clock.
 
-RFC 9111 with RFC 5861 (stale), RFC 9213 (targeted fields) and RFC 9211 (`Cache-Status`). `swr.http.conditional` says
-what a request's conditions and ranges mean, `swr.http.fields` how fields are written.
+RFC 9111 with RFC 5861 (stale), RFC 9213 (targeted fields) and RFC 9211 (`Cache-Status`). `swr.http.conditional`
+interprets a request's conditions and ranges, and `swr.http.fields` parses fields.
 """
 
 import functools
@@ -30,9 +30,9 @@ from swr.http.statuses import BY_RULE, ERRORS, GUESSABLE, NEVER_STORED, REFUSALS
 from swr.http.tag_fields import MOST_TAGS, tags_in
 from swr.policy import NO_LIMITS, Limits, Policy, Timeout
 
-# RFC 9110 9.2.1 and the registry of methods: these change nothing; any other may.
+# Methods that change nothing (RFC 9110 9.2.1 and the registry of methods). Any other method may change something.
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH", "TRACE"})
-# RFC 9111 3.1 and RFC 9110 7.6.1: what belongs to one connection or one moment, not to the response.
+# Fields that belong to one connection or one moment, not to the response (RFC 9111 3.1 and RFC 9110 7.6.1).
 _NOT_STORED: Final = frozenset(
     {
         b"age",
@@ -49,23 +49,23 @@ _NOT_STORED: Final = frozenset(
         b"upgrade",
     }
 )
-# The policy where no rule applies.
+# The policy if no rule applies.
 _NOTHING: Final = Policy(0)
 # swr keeps the parsed form of directives of at most this many bytes.
 _LONGEST_KEPT: Final = 200
 _NO_NAMES: Final[frozenset[bytes]] = frozenset()
-# A lookup compares each of them.
+# The most request fields by which a response may vary, because a lookup compares each of them.
 MOST_VARY: Final = 64
 
-# What of a request's Cache-Control and Pragma can be honoured.
+# The directives of a request's Cache-Control and Pragma that swr can honour.
 REQUEST_DIRECTIVES: Final = frozenset(
     {"max-age", "max-stale", "min-fresh", "no-cache", "no-store", "only-if-cached", "pragma"}
 )
-# The default: what lets no client force a load that the app has not asked for.
+# The directives that swr honours by default. None of them forces a load while a stored response may answer.
 HONOURED: Final = frozenset({"max-stale", "no-store", "only-if-cached"})
 
 
-# Returns the tags of a response for its content.
+# A function that returns the tags of a response with this content; None: the response must not be stored.
 TagsOfContent = Callable[[Content], tuple[str, ...] | None]
 
 
@@ -74,13 +74,13 @@ class SharingRules(NamedTuple):
 
     Parameters:
         cookies_private: whether `Set-Cookie` prevents storing, and `Cookie` prevents answering from the cache.
-        targeted: fields that go before `Cache-Control`, in order of preference, lower case (RFC 9213).
-        heuristic: the share of the time since `Last-Modified` that counts as a lifetime where nothing else says one
+        targeted: fields that take precedence over `Cache-Control`, in order of preference, lower case (RFC 9213).
+        heuristic: the share of the time since `Last-Modified` that swr uses as the lifetime if nothing else gives one
             (RFC 9111 4.2.2); 0: none.
-        unreachable_for: seconds past its lifetime that a response is a fallback for an origin that gives no answer,
+        unreachable_for: seconds past its lifetime during which a response is a fallback if the origin gives no answer,
             unless a directive forbids it (RFC 9111 4.2.4).
         tag_fields: fields that name the tags of a response, lower case.
-        strips_tags: whether clients do not get these fields.
+        strips_tags: whether swr removes these fields before it sends a response.
     """
 
     cookies_private: bool = True
@@ -92,28 +92,28 @@ class SharingRules(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A verdict: whether a response may be stored.
+    """The verdict on a response: whether it may be stored.
 
     Parameters:
-        policy: how long it may be served and stored; None: it must not be stored.
-        reason: why not.
-        shared: whether requests that carry credentials may be answered with it (RFC 9111 3.5).
-        initial_age: seconds that it was old when its request was sent.
+        policy: how long the response may be served and stored; None: it must not be stored.
+        reason: why it must not be stored.
+        shared: whether it may answer requests with credentials (RFC 9111 3.5).
+        initial_age: its age in seconds when its request was sent.
         vary: the request fields that select it, lower case, sorted.
         strict: whether it must never be served stale, whatever a client accepts.
-        validate: whether the origin must confirm it to each request before swr answers with it.
-        stale_if_error: seconds past its lifetime that it is a fallback for any error, not just for no answer.
-        overdue: seconds that it was stale already.
-        hidden: fields that are not to be stored (`private="…"`, `no-cache="…"`), lower case.
+        validate: whether the origin must confirm it for each request before swr answers with it.
+        stale_if_error: seconds past its lifetime during which it is a fallback for any error, not just for no answer.
+        overdue: seconds by which its initial age exceeds its lifetime.
+        hidden: fields that must not be stored (`private="…"`, `no-cache="…"`), lower case.
         own_terms: whether the response itself says how long it may be served, and to whom; otherwise a rule, the
             decorator or a heuristic says so.
         ignores: request fields that the response does not depend on.
         per_credential: whether each credential has a response of its own.
-        client_max_age: seconds that clients may keep it without asking, as the endpoint's decorator says; None: no
-            decorator has said.
-        soft_timeout: how long a reader waits for the next load of it, as the decorator says.
+        client_max_age: seconds during which clients may reuse it without asking, from the endpoint's decorator; None:
+            no decorator sets them.
+        soft_timeout: how long a reader waits for the next load of it, from the decorator.
         unnamed: the fields of `vary` that other responses to its URL name, and this one does not.
-        tags_of: returns the tags of its content, once that is complete; see `Terms`.
+        tags_of: returns the tags for its content, once that is complete; see `Terms`.
     """
 
     policy: Policy | None
@@ -139,14 +139,14 @@ class Terms(NamedTuple):
     """The terms of a rule or an endpoint's decorator for a response.
 
     Parameters:
-        policy: how long; `fresh_for` counts only if `timed`.
-        timed: whether it says how long at all, or gives tags alone.
-        override: whether it goes before what the response says.
-        vary: request fields that the response depends on, beside those that it names itself; lower case.
+        policy: the tags, and the lifetimes, which count only if `timed`.
+        timed: whether the terms set lifetimes; False: they set only tags.
+        override: whether the terms take precedence over the response's own directives.
+        vary: request fields that the response depends on, besides those that it names itself; lower case.
         ignores: request fields that the response does not depend on; lower case.
         per_credential: whether each credential has a response of its own.
-        client_max_age: seconds that clients may keep it without asking; None: a rule says so when it is sent.
-        tags_of: returns tags beside those of `policy` for the content of the response; None: it must not be stored.
+        client_max_age: seconds during which clients may reuse it without asking; None: a rule sets them at sending.
+        tags_of: returns further tags for the response's content, or None if the response must not be stored.
     """
 
     policy: Policy
@@ -167,8 +167,8 @@ def _parsed(*values: bytes) -> Directives:
 def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, bool]:
     """Return the directives that say how a response is stored, and whether they come from a targeted field.
 
-    RFC 9213 2.2: the first targeted field that is there and well-formed goes before `Cache-Control` and `Expires`.
-    A malformed one does not count, except for the words in it that forbid, because its author meant something.
+    RFC 9213 2.2: the first targeted field that is well-formed takes precedence over `Cache-Control` and `Expires`.
+    A malformed one does not count, except for the words in it that forbid something: its author meant these.
     """
     words: Directives = {}
     for name in targeted:
@@ -179,7 +179,7 @@ def control(headers: Headers, targeted: tuple[bytes, ...]) -> tuple[Directives, 
             return directives, True
         words |= forbidding_words(b",".join(values).decode("latin-1"))
     values = values_of(headers, b"cache-control")
-    # Most responses of an app say the same. A copy, because more is added to it.
+    # Most responses of an app have the same directives, so `_parsed` remembers them. `forbid` changes the copy.
     directives = dict(_parsed(*values)) if sum(map(len, values)) <= _LONGEST_KEPT else parse_directives(values)
     forbid(directives, words)
     return directives, False
@@ -196,17 +196,17 @@ def judge(
     tags: tuple[str, ...],
     declared: tuple[str, ...] = (),
 ) -> Verdict:
-    """Say whether and how long a shared cache may store a response to GET (RFC 9111 3).
+    """Return whether and how long a shared cache may store a response to GET (RFC 9111 3).
 
     Parameters:
-        status: its status code; of partial content, 206.
+        status: its status code; 206 for partial content.
         headers: its header fields.
-        terms: what applies where the response leaves it open, or in its place.
+        terms: the terms for what the response leaves open; if they override, they replace its own directives, too.
         sharing: the operator's choices.
-        began: wall clock, seconds, when the request was sent.
-        authorized: whether the request carried credentials.
-        tags: tags that it gets beside those of `terms`.
-        declared: request fields that the app asks for by its own declaration, lower case.
+        began: when the request was sent; wall clock, seconds.
+        authorized: whether the request had credentials.
+        tags: tags of the response besides those of `terms`.
+        declared: request fields that the app declares to read, lower case.
     """
     if is_too_long(headers):
         return Verdict(None, "header too long")
@@ -233,7 +233,7 @@ def judge(
         return Verdict(None, "too many tags")
     if sharing.strips_tags:
         hidden |= {*sharing.tag_fields}
-    # RFC 9111 4.2.3, counted from when the request was sent: the time until the answer came is added with the rest.
+    # RFC 9111 4.2.3, at the time when the request was sent. Later ages count from then.
     date = date_of(headers, began)
     age = max(age_of(headers), math.floor(began - date))
     ignores = terms.ignores if terms is not None else ()
@@ -263,7 +263,7 @@ def judge(
 def _why_forbidden(
     status: int, headers: Headers, directives: Directives, hidden: frozenset[bytes], sharing: SharingRules
 ) -> str:
-    """Return why a response must not be stored, for any lifetime and any client; empty: it may be."""
+    """Return why a response must not be stored, whatever its lifetime and client; empty: it may be stored."""
     if not 200 <= status <= 999 or status == 304 or status in NEVER_STORED:
         return f"status {status}"
     if not are_well_formed(headers):
@@ -309,13 +309,13 @@ def _timed(
             left_out = terms is not None and terms.timed and status not in BY_RULE
             return verdict._replace(reason=f"status {status}") if left_out else verdict
         fresh_for = max(0, lifetime - verdict.initial_age)
-        # A response that has run out on the way here has used up some of these times, too.
+        # A response that went stale on the way here has also used up a part of its stale times.
         overdue = max(0, verdict.initial_age - lifetime)
     by_rule = ruled.policy if ruled is not None else _NOTHING
     stale_for = max(0.0, _seconds(directives, "stale-while-revalidate", by_rule.stale_for, overrides) - overdue)
     stale_if_error = max(0.0, _seconds(directives, "stale-if-error", by_rule.stale_if_error, overrides) - overdue)
-    # RFC 9111 4.2.4: these forbid serving stale. So does s-maxage (5.2.2.10), unless the same field asks for stale
-    # itself: an author who writes both means both.
+    # RFC 9111 4.2.4: these forbid stale answers. So does s-maxage (5.2.2.10), unless the same field also allows them:
+    # an author who writes both means both.
     asked = "stale-while-revalidate" in directives or "stale-if-error" in directives
     strict = validate or (
         not overrides
@@ -326,7 +326,8 @@ def _timed(
     )
     if strict:
         stale_for = stale_if_error = 0.0
-    # A lifetime of 0 lets nobody have a response that is not confirmed, so what a rule adds to it is the rule's.
+    # A response with a lifetime of 0 allows no unconfirmed answer. Stale times that a rule adds to it are the rule's
+    # terms, not the response's.
     is_added = not explicit and (
         (stale_for > 0 and "stale-while-revalidate" not in directives)
         or (stale_if_error > 0 and "stale-if-error" not in directives)
@@ -354,7 +355,7 @@ def _timed(
 
 
 def _named(argument: str | None) -> frozenset[bytes]:
-    """The fields that the argument of `private` or `no-cache` names (RFC 9111 5.2.2.4 and 5.2.2.7)."""
+    """Return the fields that the argument of `private` or `no-cache` names (RFC 9111 5.2.2.4 and 5.2.2.7)."""
     if not argument:
         return _NO_NAMES
     return frozenset(name.strip().lower().encode("latin-1") for name in argument.split(",")) - {b""}
@@ -377,14 +378,14 @@ def stored_headers(headers: Headers, hidden: Collection[bytes] = ()) -> Headers:
 
 
 def limits(directives: Directives, honoured: Collection[str]) -> Limits:
-    """Return what a request's directives accept (RFC 9111 5.2.1), as far as they are honoured."""
+    """Return the limits that a request sets by those of its directives that swr honours (RFC 9111 5.2.1)."""
     if directives.keys().isdisjoint(("max-age", "max-stale", "min-fresh", "no-cache")):
         return NO_LIMITS
     max_age, max_stale, min_fresh = math.inf, None, None
     if "max-age" in directives and "max-age" in honoured:
         max_age = float(delta_seconds(directives["max-age"]) or 0)
     if "max-stale" in directives and "max-stale" in honoured:
-        # Without an argument a response of any age will do; with one that cannot be read, none does.
+        # Without an argument, the request accepts any staleness; with a malformed one, it accepts none.
         max_stale = math.inf if directives["max-stale"] is None else float(delta_seconds(directives["max-stale"]) or 0)
     if "min-fresh" in directives and "min-fresh" in honoured:
         min_fresh = float(delta_seconds(directives["min-fresh"]) or 0)
@@ -395,5 +396,5 @@ def limits(directives: Directives, honoured: Collection[str]) -> Limits:
 
 
 def cache_status(state: State, ttl: int) -> bytes:
-    """Return a hit's member of `Cache-Status` (RFC 9211 2.1): `ttl` is negative once it is stale."""
+    """Return a hit's member of `Cache-Status` (RFC 9211 2.1); the `ttl` of a stale response is not positive."""
     return b"swr; hit; ttl=%d" % (ttl if state is State.FRESH else min(ttl, 0))

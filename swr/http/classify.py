@@ -1,4 +1,4 @@
-"""The one decision about a request: how the middleware handles it, and why. Pure: no I/O, no clock.
+"""The decisions about a request: how the middleware handles it, and why. Pure: no I/O, no clock.
 
 `classify` decides before the lookup, from the request alone. The first row that matches applies:
 
@@ -8,30 +8,30 @@
 | its method is safe, but none of GET, HEAD and QUERY         | `PASS_THROUGH` | `SAFE_METHOD`    |
 | the cache is off                                            | `BYPASS`       | `OFF`            |
 | its header is longer than swr reads                         | `BYPASS`       | `TOO_LONG`       |
-| its content selects, and is longer than swr reads           | `BYPASS`       | `LONG_CONTENT`   |
-| its content selects, and did not come whole, or not in time | `BYPASS`       | `PART_OF_CONTENT` |
+| its content is part of its key, but longer than swr reads   | `BYPASS`       | `LONG_CONTENT`   |
+| its content is part of its key, but did not come whole in time | `BYPASS`    | `PART_OF_CONTENT` |
 | has a field that names another method                       | `BYPASS`       | `OVERRIDE`       |
 | has cookies, cookies are private, no rule puts them in the key | `BYPASS`    | `COOKIE`         |
 | has `If-Match` or `If-Unmodified-Since`                     | `BYPASS`       | `PRECONDITION`   |
-| has content that does not select                            | `BYPASS`       | `CONTENT`        |
-| a rule that keeps answers apart does not apply to its path  | `BYPASS`       | `PATH`           |
+| has content that is not part of its key                     | `BYPASS`       | `CONTENT`        |
+| no rule applies, but one that separates responses may be meant | `BYPASS`    | `PATH`           |
 | has `only-if-cached`, and swr honours it                    | `LOOK_UP_ONLY` | `ONLY_IF_CACHED` |
 | anything else                                               | `LOOK_UP`      | `CACHEABLE`      |
 
 `classify_miss` decides after a lookup whose entry may not answer the request (`swr.core.decision.decide` says which
-may). Again the first row that matches applies:
+entry may). Again the first row that matches applies:
 
 | the lookup                                                  | action            | reason           |
 | ----------------------------------------------------------- | ----------------- | ---------------- |
 | local: nothing stored, and the URL is known as uncacheable  | `BYPASS`          | `UNCACHEABLE`    |
-| local: the request is kept out, and dependencies may admit it | `BYPASS`        | `GUARDED`        |
+| local: no response by URL is for it, but dependencies may admit it | `BYPASS`   | `GUARDED`        |
 | local: anything else                                        | `ASK_STORE`       | `NOT_LOCAL`      |
 | store: the request has `only-if-cached`                     | `GATEWAY_TIMEOUT` | `ONLY_IF_CACHED` |
 | store: the request has `no-store`, and can join no load     | `BYPASS`          | `NO_STORE`       |
 | store: the method is HEAD                                   | `FORWARD_HEAD`    | `HEAD_MISS`      |
-| store: the request is kept out, and dependencies may admit it | `BYPASS`        | `GUARDED`        |
+| store: no response by URL is for it, but dependencies may admit it | `BYPASS`   | `GUARDED`        |
 | store: the URL varied by other fields at every lookup       | `BYPASS`          | `UNSETTLED`      |
-| store: a field is unknown, the response is on swr's own terms | `BYPASS`        | `UNKNOWN_FIELD`  |
+| store: a field is unknown, and a response is stored         | `BYPASS`          | `UNKNOWN_FIELD`  |
 | store: the request has credentials, the response is not shared | `BYPASS`       | `AUTHORIZATION`  |
 | store: each request needs a confirmation, and one is under way | `BYPASS`       | `CONFIRMING`     |
 | store: a field is unknown, and nothing is stored            | `LOAD_APART`      | `UNKNOWN_FIELD`  |
@@ -56,12 +56,12 @@ class Action(enum.Enum):
     # Answer from the cache; on a miss `classify_miss` decides.
     LOOK_UP = "look up"
     LOOK_UP_ONLY = "look up only"
-    # What follows a miss.
+    # The actions after a miss.
     ASK_STORE = "ask the store"
     GATEWAY_TIMEOUT = "gateway timeout"
     # The app answers HEAD, and its answer confirms or invalidates what GET has stored.
     FORWARD_HEAD = "forward HEAD"
-    # The app answers; only equal requests wait for that.
+    # The app answers, and only requests with the same fields wait for this answer.
     LOAD_APART = "load apart"
     LOAD = "load"
 
@@ -94,7 +94,8 @@ class Reason(enum.Enum):
     MISS = "miss"
 
 
-# Why a request bypasses the cache in front of the app, and may yet be answered from it after the dependencies.
+# With these reasons, the middleware goes past the cache. The endpoint's decorator may still answer from the cache, once
+# dependencies have admitted the request.
 ADMITTING: Final = frozenset(
     {Reason.COOKIE, Reason.UNCACHEABLE, Reason.GUARDED, Reason.UNKNOWN_FIELD, Reason.AUTHORIZATION}
 )
@@ -106,7 +107,7 @@ class Handling(NamedTuple):
     Parameters:
         action: how to handle the request.
         reason: why.
-        cache_status: the member of `Cache-Status` (RFC 9211) that says so; empty where it depends on the lookup.
+        cache_status: the member of `Cache-Status` (RFC 9211) for it; empty if that depends on the lookup.
     """
 
     action: Action
@@ -120,17 +121,17 @@ class RequestFacts(NamedTuple):
     Parameters:
         method: in capitals.
         is_too_long: whether its header is longer than swr reads.
-        has_cookie: whether it has cookies, and the operator calls cookies private.
-        keys_cookies: whether a rule applies that makes the cookies that matter part of the key.
+        has_cookie: whether it has cookies, and the operator treats cookies as private.
+        keys_cookies: whether the rule that applies makes the relevant cookies part of the key.
         has_precondition: whether it has a condition on the state of the resource itself.
         has_content: whether a body comes with it that is not part of its key.
-        is_apart: whether a rule that keeps responses apart does not apply because of the path alone.
+        is_apart: whether no rule applies to its path, but one that separates responses may be meant for it.
         no_store, only_if_cached: whether it has the directive, and swr honours it.
         is_off: whether the cache is off.
-        is_safe: whether it changes nothing, whatever its method: its content says what it reads.
+        is_safe: whether a rule says that it changes nothing, whatever its method; then its content is part of its key.
         has_override: whether a field names another method, which an app may obey.
-        has_long_content, has_part_of_content: whether its content would be part of its key, and is too long for that,
-            or did not come whole in time.
+        has_long_content, has_part_of_content: whether its content would be part of its key, but is too long, or did
+            not come whole in time.
     """
 
     method: str
@@ -155,9 +156,9 @@ class Miss(NamedTuple):
     Parameters:
         asked_store: whether swr has asked the store, and not just the local cache.
         is_uncacheable: whether nothing is stored, and recent responses could not be stored.
-        is_guarded: whether the request gets no response that is stored by its URL, and the endpoint has lately been
-            answered from the cache after its dependencies.
-        is_unsettled: whether each load so far has shown that the URL varies by other fields.
+        is_guarded: whether no response that is stored by URL is for this request, and the cache has lately answered for
+            the endpoint after its dependencies.
+        is_unsettled: whether each load so far showed that the URL varies by other fields than before.
         has_unknown_field: whether the request has a field that swr does not know, and no response says what it means.
         has_response: whether a response is stored.
         is_unshared: whether the request has credentials, and the stored response is not for such requests.
@@ -188,7 +189,7 @@ _OVERRIDE: Final = Handling(Action.BYPASS, Reason.OVERRIDE, b'swr; fwd=bypass; d
 _COOKIE: Final = Handling(Action.BYPASS, Reason.COOKIE, b'swr; fwd=bypass; detail="cookie"')
 _PRECONDITION: Final = Handling(Action.BYPASS, Reason.PRECONDITION, b'swr; fwd=bypass; detail="precondition"')
 _PATH: Final = Handling(Action.BYPASS, Reason.PATH, b'swr; fwd=bypass; detail="path"')
-# Content may also come that nothing has announced.
+# The middleware also uses this for content that comes although no field announced it.
 CONTENT: Final = Handling(Action.BYPASS, Reason.CONTENT, b'swr; fwd=bypass; detail="content"')
 _NO_STORE: Final = Handling(Action.BYPASS, Reason.NO_STORE, b'swr; fwd=request; detail="no-store"')
 _LOOK_UP_ONLY: Final = Handling(Action.LOOK_UP_ONLY, Reason.ONLY_IF_CACHED)
@@ -223,7 +224,7 @@ def classify(request: RequestFacts) -> Handling:
     if request.has_long_content or request.has_part_of_content:
         return _LONG_CONTENT if request.has_long_content else _PART_OF_CONTENT
     if request.has_override:
-        # Its answer may be that of HEAD or DELETE, whatever it says of its lifetime.
+        # The app may answer as if to HEAD or DELETE, even if the answer looks cacheable.
         return _OVERRIDE
     if request.has_cookie and not request.keys_cookies:
         return _COOKIE
@@ -231,7 +232,7 @@ def classify(request: RequestFacts) -> Handling:
         # RFC 9110 13.1.1: only the origin knows the state of the resource itself.
         return _PRECONDITION
     if request.has_content:
-        # The key of a GET does not account for it.
+        # The key of a GET does not include its content.
         return CONTENT
     if request.is_apart:
         return _PATH
@@ -249,7 +250,7 @@ def classify_miss(request: RequestFacts, miss: Miss) -> Handling:
     if request.only_if_cached:
         return _GATEWAY_TIMEOUT
     if request.no_store and not miss.is_joinable:
-        # The app's answer must not be stored, and the others wait for one that is.
+        # The app's answer must not be stored. Other readers would wait for a load in vain, because it stores nothing.
         return _NO_STORE
     if request.method == "HEAD":
         return _FORWARD_HEAD
@@ -258,12 +259,12 @@ def classify_miss(request: RequestFacts, miss: Miss) -> Handling:
     if miss.is_unsettled:
         return _UNSETTLED
     if miss.has_unknown_field and miss.has_response:
-        # Whatever the app answers, it is not for those who do not send the field.
+        # The answer is not for requests without this field.
         return _UNKNOWN_FIELD
     if miss.is_unshared:
-        # The response is for others; and the answer to this request is not for them.
+        # The stored response is not for this request, and the answer to this request is not for other readers.
         return _AUTHORIZATION
     if miss.is_confirming:
-        # A request whose response needs its own confirmation gains nothing by waiting for another one's.
+        # The confirmation for another request does not count for this one, so waiting for it gains nothing.
         return _CONFIRMING
     return _LOAD_APART if miss.has_unknown_field else _LOAD

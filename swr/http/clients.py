@@ -1,7 +1,7 @@
-"""Fields for clients about a response of which its app says nothing to them. Pure.
+"""Fields that tell clients how long they may keep a response, if its app does not say. Pure.
 
-Without a word on it a browser keeps a response for as long as it likes, whatever is invalidated here. A rule or an
-endpoint's decorator says how long; the fields are added when a response is sent, and are never stored.
+Without these fields a browser keeps a response as long as it likes, whatever swr invalidates. A rule or an endpoint's
+decorator sets the time. swr adds the fields when it sends a response, and never stores them.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,7 +13,7 @@ from swr.entry import State
 from swr.http.fields import Headers, etag_of, values_of
 from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY, FIELD_NAMES
 
-# What of a run of the app may differ though its response does not.
+# Fields that may differ between runs of the app although the response is the same. Entity tags do not depend on them.
 _OF_THE_RUN: Final = frozenset(
     {
         b"cache-control",
@@ -33,16 +33,16 @@ _OF_THE_RUN: Final = frozenset(
         b"x-runtime",
     }
 )
-# With one of these the app has said something to clients.
+# The fields by which an app itself tells clients how long they may keep a response.
 _SAID: Final = (b"cache-control", b"expires", b"pragma")
 
 
 class Told(NamedTuple):
-    """Fields for clients where the app said nothing.
+    """The terms for clients if the app itself gives none.
 
     Parameters:
-        max_age: seconds that they may keep a fresh response without asking; 0: they ask each time.
-        private: whether the response must not be kept by shared caches: something selects it that they do not see.
+        max_age: seconds during which they may reuse a fresh response without asking; 0: they ask each time.
+        private: whether shared caches must not keep the response, because they do not see what selects it.
     """
 
     max_age: float
@@ -50,7 +50,7 @@ class Told(NamedTuple):
 
 
 class Whole(Protocol):
-    """A stored response."""
+    """A stored response, as far as this module reads it."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -61,14 +61,14 @@ class Whole(Protocol):
 
 
 def own_etag(stored: Whole) -> bytes | None:
-    """Return a weak entity tag of the stored bytes; None: the app gives one, or they are a part of the response."""
+    """Return a weak entity tag of a stored response; None: the app gave one, or only a part of the body is stored."""
     if stored.complete is not None or etag_of(stored.headers) is not None:
         return None
     return tag_of(stored.status, stored.headers, stored.body)
 
 
 def tag_of(status: int, headers: Headers, body: bytes) -> bytes:
-    """Return a weak entity tag of a response: of its body, and of the fields that belong to it."""
+    """Return a weak entity tag that depends on the response's status, on its body, and on the fields that matter."""
     fields = sorted((name.lower(), value) for name, value in headers if name.lower() not in _OF_THE_RUN)
     digest = xxhash.xxh3_128(b"%d\n%b\n\n" % (status, b"\n".join(b"%b: %b" % field for field in fields)))
     digest.update(body)
@@ -76,11 +76,11 @@ def tag_of(status: int, headers: Headers, body: bytes) -> bytes:
 
 
 def with_told(stored: Whole, told: Told, state: State, age: int, own_tag: bytes | None) -> Headers:
-    """Return the fields of a stored response with what clients are told.
+    """Return the fields of a stored response, with the added fields for clients.
 
     Parameters:
-        age: in seconds, as `Age` says it; `max-age` counts from the same moment.
-        own_tag: the entity tag that swr has made for it, or None.
+        age: the value of `Age`, in seconds; `max-age` counts from the same moment.
+        own_tag: the entity tag that swr made for the response, or None.
     """
     lasts = told.max_age if state is not State.STALE and not stored.validate else 0
     return [
@@ -97,7 +97,7 @@ def _fields_of(names: Collection[str]) -> Iterator[bytes]:
 def told_fields(
     status: int, headers: Headers, told: Told, age: int, own_tag: bytes | None, names: Collection[str]
 ) -> Headers:
-    """Return what is added to the fields of a response; see `with_told`.
+    """Return the fields that swr adds to a response for clients; see `with_told`.
 
     Parameters:
         names: the request fields that select it, lower case.
@@ -109,7 +109,7 @@ def told_fields(
     words = b"max-age=%d" % (age + lasts) if lasts else b"no-cache"
     added.append((b"cache-control", b"private, " + words if told.private else words))
     if lasts:
-        # A client that does not ask must know itself which of several responses it has.
+        # A client that reuses a response without asking must know which request fields select it.
         said = {name.strip().lower() for value in values_of(headers, b"vary") for name in value.split(b",")}
         added += [(b"vary", name) for name in _fields_of(names) if name not in said]
     return added

@@ -1,6 +1,6 @@
-"""The content of a request as a part of a key: its bytes, or what they mean (RFC 10008 2.7). Pure.
+"""The content of a request as a part of a key: its bytes, or the JSON value in them (RFC 10008 2.7). Pure.
 
-Content that swr does not understand for certain counts by its bytes.
+If swr is not certain of the value, the bytes count.
 """
 
 import json
@@ -11,13 +11,13 @@ import msgspec
 
 from swr.http.fields import Headers
 
-# Fields that begin like this describe the content (RFC 9110 8). Its length follows from it.
+# Fields with this prefix describe the content (RFC 9110 8). `Content-Length` is left out: it follows from the content.
 DESCRIBES: Final = b"content-"
 _LENGTH: Final = b"content-length"
 
 
 def describes(name: bytes) -> bool:
-    """Return whether a request field says what the content is: its type, its coding, its language.
+    """Return whether a request field describes the content: its type, its coding, its language.
 
     Parameters:
         name: in lower case.
@@ -26,11 +26,11 @@ def describes(name: bytes) -> bool:
 
 
 class Content(msgspec.Struct, frozen=True):
-    """The content of a request, and what describes it.
+    """The content of a request, and the fields that describe it.
 
     Attributes:
         body: the bytes as the client sent them.
-        fields: the request fields `Content-*` but for the length, names in lower case.
+        fields: the request fields `Content-*` except `Content-Length`, names in lower case.
         query: the query of the URL.
     """
 
@@ -40,23 +40,23 @@ class Content(msgspec.Struct, frozen=True):
 
     @property
     def media_type(self) -> str:
-        """The type without its parameters, lower case: "application/json"; empty: there is none, or several."""
+        """The media type without parameters, lower case: "application/json"; "" if there is none or several."""
         types = [value for name, value in self.fields if name == b"content-type"]
         return types[0].partition(b";")[0].strip().lower().decode("latin-1") if len(types) == 1 else ""
 
     def json(self) -> Any:
-        """Return the value of content that is JSON beyond doubt: every reader takes it for the same value.
+        """Return the value of JSON content that every reader understands in the same way.
 
         Raises:
-            ValueError: it is not. It has another media type, a content coding, or another charset than UTF-8. Or it is
-                not JSON, is nested too deeply, has `NaN` or `Infinity`, or two members of one name in any case.
+            ValueError: the content has another media type, a content coding or another charset than UTF-8. Or it is not
+                JSON, is nested too deeply, has `NaN` or `Infinity`, or two members with the same name in any case.
         """
         return self._parsed(lambda value: value, object_pairs_hook=_unique)
 
     def canonical_json(self) -> str:
         """Return text that only JSON with the same value has: white space and the order of members do not count.
 
-        A number is the text that it was written as, so `1`, `1.0` and a number too long for a float are all different.
+        Numbers count as they are written, so `1`, `1.0` and a number too long for a float are all different.
 
         Raises:
             ValueError: see `json`.
@@ -68,7 +68,7 @@ class Content(msgspec.Struct, frozen=True):
         if not self._is_plain_json:
             raise ValueError("not JSON in UTF-8 without a content coding")
         try:
-            # A byte order mark is not JSON here, and neither is what is not UTF-8.
+            # This refuses a byte order mark, and bytes that are not UTF-8.
             return finish(json.loads(self.body.decode("utf-8"), parse_constant=_refuse, **hooks))
         except RecursionError:
             raise ValueError("JSON that is nested too deeply") from None
@@ -88,7 +88,7 @@ class Content(msgspec.Struct, frozen=True):
         """Return text that only equal contents share, for the digest in a key.
 
         Parameters:
-            canonical: two ways to write one JSON value are equal.
+            canonical: whether two ways to write one JSON value are equal.
         """
         described = repr(sorted(self.fields, key=lambda pair: pair[0])).encode("latin-1")
         if canonical:
@@ -100,7 +100,7 @@ class Content(msgspec.Struct, frozen=True):
 
 
 class _Number(str):
-    """A number of JSON as it was written."""
+    """A JSON number as it was written."""
 
     __slots__ = ()
 
@@ -109,9 +109,9 @@ class _Number(str):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Some readers disregard the case of names, and take the last of two.
+    # Some readers ignore the case of names, and use the last of two equal ones.
     if len({name.casefold() for name, _ in pairs}) < len(pairs):
-        raise ValueError("two members of one name")
+        raise ValueError("two members have the same name")
     return dict(pairs)
 
 

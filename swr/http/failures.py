@@ -1,4 +1,4 @@
-"""Which failures of an app a stored response may answer for. Pure."""
+"""Failures of an app after which a stored response may be the answer. Pure."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class ErrorResponse(SWRError):
 
     Parameters:
         status: of the answer.
-        response: the answer, for waiting requests that have no fallback; None if it is not for others.
+        response: the answer, for waiting requests without a fallback; None: other requests must not get it.
     """
 
     def __init__(self, status: int, response: StoredResponse | None) -> None:
@@ -25,7 +25,8 @@ class ErrorResponse(SWRError):
 def is_fallback(entry: Entry[Any], error: BaseException, now: float) -> bool:
     """Return whether a stored response may answer after a failure (RFC 5861 4; RFC 9111 4.2.4 and 4.3.3).
 
-    Its own directives say how long for any failure; for an app that gives no answer at all it may do so longer.
+    The response's own directives limit how long it may answer after any failure. If the app gave no answer at all, the
+    response may answer for longer.
     """
     if not is_response(entry):
         return False
@@ -37,9 +38,9 @@ def is_fallback(entry: Entry[Any], error: BaseException, now: float) -> bool:
 
 
 def has_timed_out(key: str, error: BaseException | None) -> bool:
-    """Return whether the load of a response was given up because it ran too long.
+    """Return whether swr gave up the load of a response because it ran too long.
 
-    A loader that the app itself has called may run too long, too. That is an exception of the app.
+    The load of another key, which the app itself began, may also run too long. That is an exception of the app.
 
     Parameters:
         key: of the response.

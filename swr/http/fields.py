@@ -1,53 +1,48 @@
-"""Header fields: their syntax, and nothing of what they mean. Total: whatever a server hands over, nothing raises."""
+"""The syntax of header fields, without their meaning. No parser raises, whatever a server hands over."""
 
 import calendar
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
-
-from swr.errors import ConfigurationError
 
 Headers = list[tuple[bytes, bytes]]
 Directives = dict[str, str | None]
 
-# RFC 9111 1.2.2: what is greater counts as this.
+# RFC 9111 1.2.2: greater numbers of seconds count as this number.
 LONGEST: Final = 2**31
 
 # swr does not read longer fields: it does not answer such a request from the cache, nor store such a response. Servers
-# have limits of this order; and reading takes time in the event loop.
+# have similar limits, and parsing takes time in the event loop.
 _MOST_BYTES: Final = 2**16
 _MOST_LINES: Final = 1000
 _LONGEST_TARGET: Final = 2**18
-# Bytes that take as long to read as a member of a list, or of a query.
+# One member of a list or of a query takes as long to parse as this many more bytes.
 _PER_MEMBER: Final = 16
 
 # Directives whose argument, if there is one, names fields.
 _NAMING: Final = frozenset({"no-cache", "private"})
 # Directives that allow more than their absence does. A malformed one allows nothing.
 _PERMITTING: Final = frozenset({"must-revalidate", "must-understand", "public"})
-# What forbids, wherever it is in a malformed directive.
+# Words that forbid something, wherever they are in a malformed directive.
 _FORBIDDING: Final = re.compile(
     r"(?<![\w-])(?:(?P<word>no-store|no-cache|private|must-revalidate|proxy-revalidate)(?![\w-])"
     r"|(?P<lifetime>s-maxage|max-age)[ \t]{0,9}=[ \t]{0,9}\"?(?P<zero>0)(?![.\w]))",
     re.ASCII | re.IGNORECASE,
 )
-# Narrower than a token of RFC 9110: a quote or a bar there is a mistake, too.
+# Stricter than a token of RFC 9110: a quote or a bar in a directive is also a mistake.
 _WELL_FORMED: Final = re.compile(
     r"""[a-z0-9_-]+(?:[ \t]*=[ \t]*(?:[a-z0-9._-]+|"(?:[^"\\]|\\.)*")?)?""", re.DOTALL | re.IGNORECASE
 )
 
-# Fields that say who asks; no response is stored by them.
-_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key"})
-
-# All of these run in linear time on whatever a client sends: no two alternatives begin alike.
+# These patterns run in linear time on any input, because no two alternatives begin with the same character.
 _MEMBER: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
 _MEMBER_OR_COMMA: Final = re.compile(r',|(?:[^",]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
 _ETAG: Final = re.compile(rb'(W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _RANGE: Final = re.compile(rb"bytes[ \t]*=[ \t]*(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 _CONTENT_RANGE: Final = re.compile(rb"bytes[ \t]+(\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
-# RFC 9110 5.1 and 5.5: what every server sends.
+# RFC 9110 5.1 and 5.5: the names and values that every server can send.
 _NAMES: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
@@ -65,7 +60,7 @@ _DATES: Final = [
     )
 ]
 
-# RFC 9651 3.3; a decimal has to be looked for before an integer.
+# The items of RFC 9651 3.3. The pattern must try a decimal before an integer.
 _KEY: Final = re.compile(r"[a-z*][a-z0-9_\-.*]*")
 _ITEM: Final = re.compile(
     r"""(?P<decimal>-?\d{1,12}\.\d{1,3})(?![\d.])|(?P<integer>-?\d{1,15})(?![\d.])"""
@@ -77,7 +72,7 @@ _ITEM: Final = re.compile(
 
 
 def is_too_long(headers: Headers, path: str = "", query: bytes = b"") -> bool:
-    """Return whether a header is too long to be read, or the path and the query that come with it are."""
+    """Return whether the fields of a message, or its path and query, are too long for swr to read."""
     if len(headers) > _MOST_LINES or len(path) + len(query) + _PER_MEMBER * query.count(b"&") > _LONGEST_TARGET:
         return True
     length = 0
@@ -101,10 +96,10 @@ def values_of(headers: Headers, name: bytes) -> list[bytes]:
 def parse_directives(values: Iterable[bytes]) -> Directives:
     """Return the directives of `Cache-Control` fields: lower-case names, arguments unquoted, the first of a name.
 
-    RFC 9111 5.2. swr passes over what it cannot read, except for the words in it that forbid.
+    RFC 9111 5.2. swr ignores malformed directives, except for the words in them that forbid something.
     """
     found: Directives = {}
-    # The arguments of directives that name fields. Of two with the names of fields both count.
+    # The arguments of directives that name fields. If such a directive comes twice, the field names of both count.
     named: dict[str, list[str]] = {}
     for member in _MEMBER.findall(b",".join(values).decode("latin-1")):
         name, equals, argument = member.partition("=")
@@ -116,7 +111,7 @@ def parse_directives(values: Iterable[bytes]) -> Directives:
         if argument.startswith('"'):
             argument = re.sub(r"\\(.)", r"\1", argument[1:].removesuffix('"'))
         if name in _NAMING and name in found:
-            # One without names counts most (4.2.1).
+            # A directive without field names is the strictest (4.2.1).
             if found[name] and equals and argument:
                 named[name].append(argument)
             else:
@@ -128,9 +123,9 @@ def parse_directives(values: Iterable[bytes]) -> Directives:
 
 
 def forbidding_words(text: str) -> Directives:
-    """Return the directives that malformed text contains and that forbid storing or sharing, or serving it stale.
+    """Return the directives in malformed text that forbid storing, sharing or serving stale.
 
-    `must-revalidate` comes back as `proxy-revalidate`: the one allows answers to credentials, the other does not.
+    `must-revalidate` comes back as `proxy-revalidate`, which does not also allow answers to requests with credentials.
     """
     found: Directives = {}
     for match in _FORBIDDING.finditer(text):
@@ -140,16 +135,16 @@ def forbidding_words(text: str) -> Directives:
 
 
 def forbid(directives: Directives, words: Directives) -> None:
-    """Add what `forbidding_words` has found to directives; it counts for all fields of the response."""
+    """Add the result of `forbidding_words` to `directives`; it counts whichever field it was found in."""
     for word, argument in words.items():
         directives[word] = argument
 
 
 def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
-    """Return the directives of a targeted field (RFC 9213 2.1), None if it is empty or no dictionary of RFC 9651.
+    """Return the directives of a targeted field (RFC 9213 2.1); None if it is empty or not a dictionary (RFC 9651).
 
-    An argument of the wrong type gets a form that nothing accepts: `max-age="60"` is not a number of seconds.
-    Parameters mean nothing in RFC 9213. Those that forbid count anyway: the author of
+    An argument of the wrong type gets a form that no reader of it accepts: `max-age="60"` is not a number of seconds.
+    RFC 9213 gives parameters no meaning. Parameters that forbid something count anyway: the author of
     `no-cache; no-store` meant both.
     """
     text = b",".join(values).decode("latin-1").lstrip(" ").rstrip(" \t")
@@ -171,7 +166,7 @@ def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
                 if kind == "boolean":
                     value, absent = None, value == "0"
                 elif name in _NAMING:
-                    # What names no fields speaks of all of them.
+                    # An argument that names no fields makes the directive apply to the whole response.
                     value = value if kind == "string" else None
                 elif kind == "string":
                     value = f'"{value}"'
@@ -183,7 +178,7 @@ def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
         end = _parameters(text, at)
         if end is None:
             return None
-        # Of a name that comes twice the last counts (RFC 9651 3.2).
+        # If a name comes twice, the last one counts (RFC 9651 3.2).
         found.pop(name, None)
         if not absent:
             found[name] = value
@@ -196,7 +191,7 @@ def parse_targeted_directives(values: Iterable[bytes]) -> Directives | None:
 
 
 def strings(values: Iterable[bytes]) -> list[str]:
-    """Return the strings of a list of RFC 9651 (`Cache-Groups`: RFC 9875 2); none if it is not one."""
+    """Return the strings of a list of RFC 9651 (`Cache-Groups`: RFC 9875 2); [] if it is malformed."""
     text = b",".join(values).decode("latin-1").lstrip(" ").rstrip(" \t")
     found: list[str] = []
     at = 0
@@ -215,7 +210,7 @@ def strings(values: Iterable[bytes]) -> list[str]:
 
 
 def _parameters(text: str, at: int) -> int | None:
-    """Return where the parameters of RFC 9651 3.1.2 that begin at `at` end; None if they are malformed."""
+    """Return the end of the parameters (RFC 9651 3.1.2) that begin at `at`; None if they are malformed."""
     while text[at : at + 1] == ";":
         at += 1
         while text[at : at + 1] == " ":
@@ -233,7 +228,7 @@ def _parameters(text: str, at: int) -> int | None:
 
 
 def _inner_list(text: str, at: int) -> int | None:
-    """Return where the inner list of RFC 9651 3.1.1 that begins at `at` ends; None if it is malformed."""
+    """Return the end of the inner list (RFC 9651 3.1.1) that begins at `at`; None if it is malformed."""
     if text[at : at + 1] != "(":
         return None
     at += 1
@@ -264,12 +259,12 @@ def _separator(text: str, at: int) -> int | None:
 
 
 def unspaced(values: Iterable[bytes]) -> str:
-    """Return the lines of a field as one, without the white space around its commas; quoted ones part nothing."""
+    """Return the lines of a field as one line, without the white space around commas outside of quotes."""
     return "".join(part.strip(" \t") for part in _MEMBER_OR_COMMA.findall(b",".join(values).decode("latin-1")))
 
 
 def delta_seconds(argument: str | None) -> int | None:
-    """Return the seconds in a directive's argument; None where it is not a number (RFC 9111 1.2.2)."""
+    """Return the seconds in a directive's argument; None if it is not a number (RFC 9111 1.2.2)."""
     if argument is None or not argument.isascii() or not argument.isdigit():
         return None
     return min(int(argument.lstrip("0")[:11] or "0"), LONGEST)
@@ -287,7 +282,7 @@ def vary_of(headers: Headers) -> tuple[str, ...] | None:
 
 
 def content_length(headers: Headers) -> int | None:
-    """Return how many bytes a response says that its body has; None where it does not say so clearly."""
+    """Return the `Content-Length` of a response, in bytes; None if it is missing, malformed or contradictory."""
     values = set(values_of(headers, b"content-length"))
     return delta_seconds(values.pop().decode("latin-1").strip()) if len(values) == 1 else None
 
@@ -296,7 +291,7 @@ def http_date(value: bytes, now: float) -> int | None:
     """Return the seconds since 1970 of a date in one of the three formats of RFC 9110 5.6.7; None for any other.
 
     Parameters:
-        now: a year of two digits is never more than 50 years after it.
+        now: the current time in seconds since 1970; a year of two digits is at most 50 years later.
     """
     text = value.decode("latin-1")
     for form in _DATES:
@@ -310,7 +305,7 @@ def http_date(value: bytes, now: float) -> int | None:
     if len(found["year"]) == 2:
         latest = time.gmtime(now).tm_year + _FIFTY
         year = latest - (latest - year) % 100
-    # A leap second is the one before.
+    # A leap second counts as the second before it.
     second = min(int(found["second"]), 59) if found["second"] == "60" else int(found["second"])
     month, day = _MONTHS.index(found["month"].lower()) + 1, int(found["day"])
     hour, minute = int(found["hour"]), int(found["minute"])
@@ -336,17 +331,17 @@ def etag_of(headers: Headers) -> bytes | None:
 
 
 def etags(values: bytes) -> list[bytes]:
-    """Return the entity tags of a list, without their `W/`: what the weak comparison of RFC 9110 8.8.3.2 compares."""
+    """Return the entity tags of a list without their `W/`, for the weak comparison of RFC 9110 8.8.3.2."""
     return [match[0].removeprefix(b"W/") for match in _ETAG.finditer(values)]
 
 
 def byte_range(value: bytes, complete: int) -> tuple[int, int] | None:
-    """Return the first and the last position that a `Range` asks for; None where it is to be disregarded.
+    """Return the first and the last position that a `Range` asks for; None if the field must be ignored.
 
-    RFC 9110 14.1.2, one range of bytes. One that nothing satisfies comes back as (0, -1).
+    RFC 9110 14.1.2, a single range of bytes. A range that the body cannot satisfy comes back as (0, -1).
 
     Parameters:
-        complete: how long the whole is, in bytes.
+        complete: the length of the whole body, in bytes.
     """
     found = _RANGE.fullmatch(value.strip(b" \t"))
     if found is None or found[1] == found[2] == b"":
@@ -365,30 +360,10 @@ def byte_range(value: bytes, complete: int) -> tuple[int, int] | None:
 
 
 def content_range(headers: Headers) -> tuple[int, int, int] | None:
-    """Return the first position, the last and the complete length of a `Content-Range` (RFC 9110 14.4); else None."""
+    """Return the first position, last position and complete length of a `Content-Range` (RFC 9110 14.4), or None."""
     values = values_of(headers, b"content-range")
     found = _CONTENT_RANGE.fullmatch(values[0].strip(b" \t")) if len(values) == 1 else None
     if found is None:
         return None
     first, last, complete = int(found[1]), int(found[2]), int(found[3])
     return (first, last, complete) if first <= last < complete else None
-
-
-def field_names(names: Sequence[str], parameter: str = "vary") -> tuple[str, ...]:
-    """Return the names of fields in lower case.
-
-    Raises:
-        ConfigurationError: not the name of a field, or of a credential, which responses cannot vary by.
-    """
-    if isinstance(names, str):
-        raise ConfigurationError(f"{parameter}={names!r} is one string: give ({names!r},)")
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name == "*":
-            raise ConfigurationError(f"{parameter}={names!r} holds {name!r}, which is not the name of a field")
-        if parameter == "vary" and name.lower() in _CREDENTIALS:
-            raise ConfigurationError(
-                f"vary={names!r} would have no effect: swr shares no answer to a request with {name}, unless the "
-                f'answer says that it is for everybody. If it is, let it say "Cache-Control: public"; if each '
-                f'credential has an answer of its own, give credentials="vary"; leave {name} out here'
-            )
-    return tuple(name.lower() for name in names)

@@ -1,4 +1,4 @@
-"""Tells GraphQL queries, which change nothing, from other content of a POST. Pure: a look at the text, no schema."""
+"""A test for GraphQL queries among POST requests; queries change nothing. Pure: it reads the text and no schema."""
 
 import re
 from typing import Any, Final
@@ -9,23 +9,23 @@ from swr.http.content import Content
 _TOKEN: Final = re.compile(
     r'"""(?:\\"""|(?!\\?""").)*"""|"""|"(?:[^"\\\n\r]|\\.)*"|#[^\n\r]*|[_A-Za-z][_0-9A-Za-z]*|[^\s,\ufeff]', re.DOTALL
 )
-# Where some readers end a line and others do not, a comment is not the same for both.
+# Some parsers end a line at these characters and others do not, so they disagree about the end of a comment.
 _LINE_ENDS: Final = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _READING: Final = frozenset({"query", "fragment"})
 _OPENING: Final = "({["
 _CLOSING: Final = {")": "(", "}": "{", "]": "["}
-# What JSON of GraphQL over HTTP may hold. Anything else may name another operation than `query` does.
+# The members of a request of GraphQL over HTTP. Any other member may name another operation than `query`.
 _MEMBERS: Final = frozenset({"query", "operationName", "variables", "extensions"})
-# What of its extensions names no operation.
+# The members of `extensions` that name no operation.
 _EXTENSIONS: Final = frozenset({"clientLibrary"})
 
 
 def is_graphql_query(content: Content) -> bool:
-    """Return whether a request is a GraphQL query for certain, so that it changes nothing: for `Rule(safe=...)`.
+    """Return whether a request is certainly a GraphQL query, and so changes nothing. Give it to `Rule(safe=...)`.
 
-    The request is JSON, or a batch in a list, of which every document holds queries and fragments alone. A document
-    that also holds a mutation is not a query, whatever `operationName` says. Neither is a persisted query without its
-    text, nor a request whose URL has a query, because some servers read the document from there.
+    The request must be JSON, or a JSON list as a batch, in which every document has only queries and fragments. A
+    document with a mutation does not count, whatever `operationName` says. Neither does a persisted query without its
+    text, nor a request whose URL has a query string, because some servers read the document from there.
     """
     if content.query:
         return False
@@ -42,7 +42,7 @@ def _only_reads(request: Any) -> bool:
         return False
     extensions = request.get("extensions") or {}
     if not isinstance(extensions, dict) or not extensions.keys() <= _EXTENSIONS:
-        # A persisted query may be another one than the text.
+        # The server may run a persisted query instead of the text.
         return False
     starts = _starts_of_definitions(request["query"])
     return starts is not None and starts != [] and all(start == "{" or start in _READING for start in starts)
@@ -70,6 +70,6 @@ def _starts_of_definitions(document: str) -> list[str] | None:
         elif token in _CLOSING:
             if not open_brackets or open_brackets.pop() != _CLOSING[token]:
                 return None
-            # A definition ends with its selection, which is in no other bracket.
+            # A definition ends with its outermost selection set.
             is_within = bool(open_brackets) or token != "}"
     return None if is_within or open_brackets else starts

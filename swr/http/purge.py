@@ -1,11 +1,11 @@
-"""Read a `PURGE` request, as CDNs have it: what it asks for. Pure: it purges nothing.
+"""The reading of `PURGE` requests, as CDNs define them. Pure: nothing is purged here.
 
 | the request | the answer |
 | --- | --- |
-| names more tags than a response may have, or says `SWR-Soft-Purge` badly | 400 |
+| names more tags than a response may have, or has a malformed `SWR-Soft-Purge` | 400 |
 | `PURGE /path` | the responses to the URL are gone, on all hosts, whatever their method and variant |
-| has `Surrogate-Key: a b`, or another field of tags | the responses with one of these tags are gone, whatever the URL |
-| has `SWR-Soft-Purge: 1` | they are stale instead of gone |
+| has `Surrogate-Key: a b`, or another tag field | the responses with one of these tags are gone, whatever the URL |
+| has `SWR-Soft-Purge: 1` | the responses are stale instead of gone |
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from swr.http.fields import Headers, values_of
 from swr.http.tag_fields import MOST_TAGS, tags_in
 
-# The second name is what programs send that were written for Fastly.
+# Programs written for Fastly send the second name.
 _SOFT: Final = (b"swr-soft-purge", b"fastly-soft-purge")
 _BEARER: Final = b"bearer "
 
@@ -23,8 +23,8 @@ class Purge(NamedTuple):
     """The target of a purge request.
 
     Parameters:
-        tags: the responses with one of these; none: those to the URL of the request.
-        soft: whether they become stale instead of gone.
+        tags: purge the responses with one of these tags; empty: purge the responses to the URL of the request.
+        soft: whether the responses become stale instead of gone.
     """
 
     tags: tuple[str, ...]
@@ -32,13 +32,13 @@ class Purge(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Why a request purges nothing.
+    """The refusal of a request that purges nothing.
 
     Parameters:
         status: of the answer.
         error: a sentence that says what to do.
         challenge: the value of `WWW-Authenticate`; empty: none.
-        retry_after: seconds after which to try again; 0: nothing is known.
+        retry_after: seconds after which to try again; 0: unknown.
     """
 
     status: int
@@ -48,7 +48,7 @@ class Refused(NamedTuple):
 
 
 def read_purge(headers: Headers, tag_fields: Collection[bytes]) -> Purge | Refused:
-    """Return what a request wants purged, or why that is not clear.
+    """Return the target of a purge request, or a refusal if it is not clear.
 
     Parameters:
         headers: of the request.
@@ -61,8 +61,8 @@ def read_purge(headers: Headers, tag_fields: Collection[bytes]) -> Purge | Refus
     if tags is None:
         return Refused(400, f"name {MOST_TAGS} tags at most in one request")
     if not tags and any(values_of(headers, name) for name in tag_fields):
-        # Who meant some tags must not purge the URL in their place.
-        return Refused(400, "the field of the tags names none")
+        # The client meant some tags, so it must not purge the URL instead.
+        return Refused(400, "the tag field names no tag: name one, or leave out the field")
     return Purge(tags, soft[:1] == [b"1"])
 
 

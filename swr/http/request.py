@@ -17,23 +17,24 @@ Scope = MutableMapping[str, Any]
 # A request that has a selecting field, and more fields than this, is not plain.
 _MOST_FIELDS: Final = 64
 
-# Stands for what middleware around swr has set among the fields that select; no field has this name.
+# Among the selecting fields: the values that middleware around swr has set. No field has this name.
 _OUTER: Final = b":outer"
 
-# A longer key or tag ends with a digest: clients choose the URLs, and swr remembers the keys and tags of thousands.
+# A longer key or tag ends with a digest: clients choose the URLs, and swr keeps thousands of keys and tags in memory.
 _LONGEST_NAME: Final = 512
 
 # Turns the value of a field that selects a response into text that does not show it.
 Digest = Callable[[bytes], str]
 
-# The fields that select a response: those before the last one, its name and its value; or nothing. A hit makes no list.
+# Selecting fields, as (the fields before the last one, its name, its value), or (). A hit makes no list for them.
 Fields = tuple[()] | tuple["Fields", bytes, bytes]
 
-# A URL as it was sent, and what selects its response beside it: scheme, host, raw path, path, root path, query, fields.
+# A URL as it was sent, and the fields that also select its response: scheme, host, raw path, path, root path, query,
+# fields.
 URL = tuple[str, bytes, bytes, str, str, bytes, Fields]
 
-# What servers and apps disagree about in a path: dot segments, empty ones, separators that are not slashes, and
-# characters that decode to something else once more.
+# Parts of a path that servers and apps read in different ways: dot segments, empty segments, separators other than
+# slashes, and characters that can be decoded once more.
 _AMBIGUOUS: Final = re.compile(r"(?:^|/)\.{1,2}\s*(?:/|$)|//|[;#?\\\x00-\x1f\x7f\ufffd]|%[0-9a-f]{2}", re.IGNORECASE)
 _ENCODED_SEPARATOR: Final = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
 
@@ -62,16 +63,16 @@ def url_key(url: URL, digest: Digest, version: str = "") -> str:
         version: the version of the app whose responses these are.
     """
     scheme, host, raw_path, path, root_path, query, fields = url
-    # No field and no URL holds a line break, so no host can run into a path, and no path into a variant.
+    # Neither fields nor URLs contain a line break, so it separates host, path and variant unambiguously.
     key = f"GET {scheme}://" + (b"%b\n%b?%b" % (host.lower(), seen_path(raw_path, path), query)).decode("latin-1")
     parts = [key]
     if root_path:
-        # An app behind a prefix writes it into its links.
+        # An app behind a prefix writes the prefix into its links, so its responses depend on it.
         parts.append(f"root: {quote(root_path, errors='surrogatepass')}")
     if version:
         parts.append(f"version: {version}")
     if fields:
-        # Apps read several lines of a field as one value, or use only one of them.
+        # Some apps join several lines of a field, and others use only one of them, so all lines count, in order.
         values: dict[bytes, list[bytes]] = {}
         while fields:
             fields, name, value = fields
@@ -83,7 +84,7 @@ def url_key(url: URL, digest: Digest, version: str = "") -> str:
 
 
 def chained(pairs: Iterable[tuple[bytes, bytes]]) -> Fields:
-    """Return names and values of fields as a URL has them."""
+    """Return names and values of fields in the form of `Fields`."""
     fields: Fields = ()
     for name, value in pairs:
         fields = fields, name, value
@@ -91,12 +92,12 @@ def chained(pairs: Iterable[tuple[bytes, bytes]]) -> Fields:
 
 
 def with_outer(fields: Fields, names: tuple[str, ...]) -> Fields:
-    """Return what selects the response to a URL, with the names of what middleware around swr has set for a request."""
+    """Return selecting fields, extended by the names of the values that middleware around swr has set for a request."""
     return (fields, _OUTER, "\n".join(names).encode("utf-8", "surrogatepass")) if names else fields
 
 
 def is_long(url: URL) -> bool:
-    """Return whether a URL takes more memory than its key tells, because that is shortened or holds digests."""
+    """Return whether a URL may take far more memory than its key, which is shortened or contains digests."""
     _, host, raw_path, path, _, query, fields = url
     size = len(host) + len(raw_path) + len(path) + len(query)
     while fields:
@@ -124,7 +125,7 @@ def seen_path(raw_path: bytes, path: str) -> bytes:
 
 
 def is_below(scope: Scope, prefixes: Iterable[str]) -> bool:
-    """Return whether the path of a request is below one of some paths."""
+    """Return whether the path of a request is below one of `prefixes`."""
     return any(scope["path"].startswith(f"{prefix}/") for prefix in prefixes if prefix)
 
 
@@ -138,18 +139,18 @@ def is_ambiguous(path: str, raw_path: bytes) -> bool:
 
     Parameters:
         path: decoded.
-        raw_path: as it was sent; empty: not known.
+        raw_path: as it was sent; empty: unknown.
     """
     return _AMBIGUOUS.search(path) is not None or _ENCODED_SEPARATOR.search(raw_path.partition(b"?")[0]) is not None
 
 
 class Usual(Protocol):
-    """The look of a request for which middleware around the cache has set nothing.
+    """The properties of a request for which middleware around the cache has set nothing.
 
     Attributes:
-        size: the number of names in its scope, with a state.
-        size_without_state: the same for a scope that has none.
-        state: of its scope.
+        size: the number of names in a scope with a state.
+        size_without_state: the number of names in a scope without a state.
+        state: the state of its scope.
         context: its context variables.
     """
 
@@ -159,13 +160,20 @@ class Usual(Protocol):
     context: Context
 
     def names_beside(self, scope: Scope) -> tuple[str, ...]:
-        """Return what middleware around the cache has set."""
+        """Return the names of the values that middleware around the cache has set."""
+
+
+def has_certificate(scope: Scope) -> bool:
+    """Return whether the client has identified itself by a TLS certificate."""
+    tls = (scope.get("extensions") or {}).get("tls") or {}
+    return bool(tls.get("client_cert_name") or tls.get("client_cert_chain"))
 
 
 def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
-    """Return the URL of a plain request, and its `If-None-Match`; None for each that there is not.
+    """Return the URL of a plain request, or None, and its `If-None-Match`, or None.
 
-    A plain request has no other field that decides how the cache answers, and no user has logged in.
+    A plain request has no other field that decides how the cache answers, no user who has logged in, and no client
+    certificate.
     """
     host = condition = None
     fields: Fields = ()
@@ -186,7 +194,8 @@ def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
     try:
         state = scope.get("state")
         if (
-            # A scope without a state is of another kind than a server's: as large, it has another name in its place.
+            # Scopes with and without `state` differ in their usual size. Any other size means that middleware has
+            # added names.
             (len(scope) != usual.size_without_state)
             if state is None
             else (len(scope) != usual.size or state != usual.state)
@@ -194,8 +203,10 @@ def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
             if "session" in scope or "user" in scope or "auth" in scope:
                 return None, None
             fields = with_outer(fields, usual.names_beside(scope))
+        if "extensions" in scope and has_certificate(scope):
+            return None, None
         if scope["http_version"] > "1.1":
-            # In HTTP/2 and 3 no field has to announce content.
+            # In HTTP/2 and 3, content may come without a field that announces it.
             return None, None
         return (
             scope["scheme"],
@@ -207,15 +218,15 @@ def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
             fields,
         ), condition
     except Exception:
-        # ASGI lets a server leave some of them out. Values of a state may be of a kind that cannot be compared.
+        # ASGI lets a server leave out some of these names. Comparing the values of a state may raise.
         return None, None
 
 
 def url_tag(path: str, query: str) -> str:
     """Return the tag that every stored response to a URL carries, whatever its host, scheme and variant."""
-    # A server may hand over what is not text; a tag is.
+    # A server may hand over lone surrogates, which a tag must not contain.
     path = path.encode("utf-8", "replace").decode()
-    # A rule may make the order of parameters irrelevant, so the tag disregards it.
+    # A rule may make the order of parameters irrelevant, so the tag does not depend on it.
     query = "&".join(sorted(query.split("&")))
     return shortened(f"url:{path}?{query}" if query else f"url:{path}")
 
@@ -225,17 +236,17 @@ def host_tag(host: bytes, tag: str) -> str:
 
     Parameters:
         host: as the request names it.
-        tag: of the URL on all hosts, see `url_tag`.
+        tag: the tag of the URL on all hosts; see `url_tag`.
     """
     name = host.decode("latin-1").strip().lower().removesuffix(":80").removesuffix(":443")
     return shortened(f"{URL_ON_HOST}{name}\n{tag}")
 
 
 def tag_of_url(url: str) -> str:
-    """Return the tag of `url`, a path with its query, or a whole URL whose scheme and host are disregarded.
+    """Return the tag of `url`: a path with its query, or a whole URL, whose scheme and host do not count.
 
     Raises:
-        ConfigurationError: it has no path.
+        ConfigurationError: `url` is not a URL, or has no path.
     """
     try:
         parts = urlsplit(url)

@@ -1,10 +1,10 @@
-"""The four classes of request fields: which may a stored response disregard, and which not. Pure.
+"""The four classes of request fields, and what each means for stored responses. Pure.
 
 | class      | what it means for a stored response                                                  |
 | ---------- | ------------------------------------------------------------------------------------ |
 | ignored    | the answer does not depend on it; an app that varies by it has to send `Vary`        |
 | selecting  | part of the key: requests with other values have another stored response             |
-| credential | says who asks, as `Authorization` does (RFC 9111 3.5)                                |
+| credential | identifies the client or user, as `Authorization` does (RFC 9111 3.5)                |
 | unknown    | anything else: it keeps a request away from responses stored under swr's own terms   |
 
 Fields that swr itself interprets (`Host`, `Cookie`, `Cache-Control`, conditions, `Range`, ...) are in none of them.
@@ -13,8 +13,10 @@ Fields that swr itself interprets (`Host`, `Cookie`, `Cache-Control`, conditions
 import enum
 import functools
 import re
+from collections.abc import Sequence
 from typing import Final
 
+from swr.errors import ConfigurationError
 from swr.http.fields import unspaced
 
 
@@ -27,7 +29,7 @@ class FieldClass(enum.Enum):
     UNKNOWN = "unknown"
 
 
-# What swr itself interprets.
+# Fields that swr itself interprets.
 INTERPRETED: Final = frozenset(
     {
         b"cache-control",
@@ -52,18 +54,18 @@ PREFERENCES: Final = frozenset(
         b"from", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-gpc",
     }
 )  # fmt: skip
-# Ignored fields of few values. Where the app's own code has looked at one, it selects.
+# Ignored fields with few possible values. If the app's own code reads one, it selects.
 OF_FEW_VALUES: Final = frozenset(
     {
         b"content-type", b"purpose", b"x-purpose", b"sec-purpose", b"x-moz", b"upgrade-insecure-requests",
         b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user",
     }
 )  # fmt: skip
-# Ignored fields that say something of the client: its preferences and its address. Where the app's own code turns one
+# Ignored fields that tell something about the client: its preferences and its address. If the app's own code turns one
 # into something that an endpoint sees, it is no longer ignored. See `tells`.
 TELLING: Final = PREFERENCES | OF_FEW_VALUES | frozenset(
     {
-        # Whatever the client puts into it.
+        # Any text that the client chooses.
         b"baggage",
         b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip",
         b"fastly-client-ip", b"x-original-forwarded-for", b"cf-connecting-ip", b"cf-connecting-ipv6",
@@ -78,7 +80,7 @@ IGNORED: Final = TELLING | frozenset(
         # About the connection.
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"http2-settings", b"expect",
         b"max-forwards", b"alt-used", b"early-data", b"cdn-loop",
-        # About the way of the request.
+        # About the proxies on the way of the request.
         b"via", b"cf-ray", b"cf-ew-via", b"x-varnish", b"x-amz-cf-id", b"x-azure-ref",
         b"x-envoy-attempt-count", b"x-envoy-expected-rq-timeout-ms",
         # Identifiers of requests, and tracing.
@@ -134,29 +136,28 @@ CREDENTIAL_PREFIXES: Final = (
     b"tailscale-user-",
 )
 
-# Means all credentials of a request among the names of fields that select a response; no field has this name.
+# Among the names of selecting fields: all credentials of the request. No field has this name.
 ALL_CREDENTIALS: Final = ":credentials"
 
-# Means which fields a request has that tell something of its client, among the names of fields that select a response.
+# Among the names of selecting fields: the names of all the request's fields that describe the client (`tells`).
 FIELD_NAMES: Final = ":names"
 
-# Before the name of a field: it selects a response as it was sent, to the byte and line by line. `Vary` compares fields
-# as RFC 9111 4.1 says, for which two lines are the same as one with a comma; a framework may use only one of them.
+# The prefix of a field's name if the field selects by its exact bytes and lines. For `Vary`, two lines equal one line
+# with a comma (RFC 9111 4.1), but a framework may use only one of the lines.
 EXACTLY: Final = "="
 
-# A well-formed node of `Forwarded` (RFC 7239 6). Anything else may be read as something else.
+# A well-formed client address in `Forwarded` (RFC 7239 6). Apps may read any other form in different ways.
 _CLIENT: Final = re.compile(
     rb"for=(?:[\d.]+|unknown|_[\w.-]+|\"(?:[\d.]+|unknown|_[\w.-]+|\[[\da-f:.]+\])(?::[\w.-]+)?\")", re.IGNORECASE
 )
 
-# Compared without regard to case by their own definition (RFC 9110 12.5); the order of members stays significant,
-# because apps follow it.
+# Fields whose own definition ignores case (RFC 9110 12.5). The order of members matters, because apps follow it.
 _CASELESS: Final = frozenset({"accept-charset", "accept-encoding", "accept-language"})
 
-# With one of these an app may take a request for one of another method.
+# With one of these fields, an app may treat a request as one of another method.
 _OVERRIDES: Final = frozenset({"x-http-method-override", "x-http-method", "x-method-override"})
 
-# A longer name is unknown without a look at it.
+# A longer name counts as unknown, without a lookup.
 _LONGEST_NAME: Final = 128
 
 
@@ -171,22 +172,44 @@ def field_class(name: bytes) -> FieldClass:
 
 @functools.lru_cache(1024)
 def _field_class(name: bytes) -> FieldClass:
-    if name in CREDENTIALS or name.startswith(CREDENTIAL_PREFIXES):
+    # An app on WSGI takes `X_Forwarded_Host` for `X-Forwarded-Host`.
+    hyphened = name.replace(b"_", b"-")
+    if hyphened in CREDENTIALS or hyphened.startswith(CREDENTIAL_PREFIXES):
         return FieldClass.CREDENTIAL
-    if name in SELECTING or name.startswith(SELECTING_PREFIXES):
+    if hyphened in SELECTING or hyphened.startswith(SELECTING_PREFIXES):
         return FieldClass.SELECTING
     if name in IGNORED or name.startswith(IGNORED_PREFIXES):
         return FieldClass.IGNORED
     return FieldClass.UNKNOWN
 
 
+def field_names(names: Sequence[str], parameter: str = "vary") -> tuple[str, ...]:
+    """Return the names of fields in lower case.
+
+    Raises:
+        ConfigurationError: a name is not that of a field, or is that of a credential, by which responses cannot vary.
+    """
+    if isinstance(names, str):
+        raise ConfigurationError(f"{parameter}={names!r} is one string: give ({names!r},)")
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or name == "*":
+            raise ConfigurationError(f"{parameter}={names!r} holds {name!r}, which is not the name of a field")
+        if parameter == "vary" and field_class(name.lower().encode()) is FieldClass.CREDENTIAL:
+            raise ConfigurationError(
+                f"vary={names!r} would have no effect: swr shares no answer to a request with {name}, unless the "
+                f'answer says that it is for everybody. If it is, let it say "Cache-Control: public"; if each '
+                f'credential has an answer of its own, give credentials="vary"; leave {name} out here'
+            )
+    return tuple(name.lower() for name in names)
+
+
 def tells(name: bytes) -> bool:
-    """Return whether a field, or a part of it, is ignored only as long as the app's own code does not look at it.
+    """Return whether a field, or a part of it, is ignored only as long as the app's own code does not read it.
 
     Parameters:
         name: in lower case.
     """
-    # `Forwarded` selects without the address of the client, which an app may take from it.
+    # `Forwarded` selects without the address of the client, but an app may read that address.
     return name in TELLING or name.startswith(TELLING_PREFIXES) or name == b"forwarded"
 
 
@@ -207,7 +230,7 @@ def normalised(name: str, values: list[bytes]) -> str:
 
 
 def selecting_value(name: bytes, value: bytes) -> bytes:
-    """Return what of a selecting field selects: `Forwarded` without the address of the client (RFC 7239)."""
+    """Return the part of a field's value that selects: of `Forwarded` not the client's address (RFC 7239)."""
     if name != b"forwarded":
         return value
     elements = []

@@ -1,34 +1,44 @@
-"""The parts of a request that its fields select by, among the responses to one URL. Pure."""
+"""The text by which a request's fields select among the responses to one URL. Pure."""
 
 from collections.abc import Collection
 from typing import Final
 from urllib.parse import quote
 
-from swr.http.fields import Headers, values_of
+from swr.http.fields import Headers
 from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY, FIELD_NAMES, normalised, tells
 
-# These are in a key as they are.
+# Characters that a key contains without escapes.
 _PLAIN: Final = "".join(map(chr, range(32, 127))).replace("%", "")
 
 
 def selecting_text(name: str, headers: Headers, credentials: Collection[str], ignored: Collection[bytes]) -> str:
-    """Return text that only requests have that select the same response by one name.
+    """Return the text by which one selecting name distinguishes requests: the same text selects the same response.
 
     Parameters:
         name: of a field, in lower case; or `ALL_CREDENTIALS`, `FIELD_NAMES`, or a name after `EXACTLY`.
         headers: of the request.
-        credentials: the names of its fields that say who asks.
+        credentials: the names of the request's fields that are credentials.
         ignored: the names of fields that no response depends on.
     """
     if name.startswith(EXACTLY):
-        return repr(values_of(headers, name[1:].encode("latin-1")))
+        return repr(_values_of(headers, name[1:]))
     if name == ALL_CREDENTIALS:
         return repr(sorted(pair for pair in headers if pair[0].decode("latin-1") in credentials))
     if name == FIELD_NAMES:
         return repr(sorted({field for field, _ in headers if tells(field) and field not in ignored}))
-    values = values_of(headers, name.encode("latin-1"))
-    # A missing field is not an empty one; and a line break parts fields.
+    values = _values_of(headers, name)
+    # A missing field differs from an empty one. No quoted value is a line break.
     return quote(normalised(name, values), safe=_PLAIN) if values else "\n"
+
+
+def _values_of(headers: Headers, name: str) -> list[bytes]:
+    """Return the values of all fields that are called `name`, or that an app on WSGI takes for it."""
+    hyphened = _hyphened(name.encode("latin-1"))
+    return [value for field, value in headers if _hyphened(field.lower()) == hyphened]
+
+
+def _hyphened(name: bytes) -> bytes:
+    return name.replace(b"_", b"-")
 
 
 def may_select(field: bytes, names: Collection[str], credentials: Collection[str]) -> bool:
@@ -38,5 +48,5 @@ def may_select(field: bytes, names: Collection[str], credentials: Collection[str
         field: its name in lower case.
         names, credentials: see `selecting_text`.
     """
-    name = field.decode("latin-1")
-    return name in names or name in credentials or (FIELD_NAMES in names and tells(field))
+    name, hyphened = field.decode("latin-1"), _hyphened(field).decode("latin-1")
+    return name in names or hyphened in names or name in credentials or (FIELD_NAMES in names and tells(field))

@@ -1,4 +1,4 @@
-"""Stored responses, and how they go out: whole, as 304, as a range, without a body."""
+"""Stored responses, and how swr sends them: whole, as a 304, as a range, or without a body."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from swr.policy import Timeout
 
 # A message of ASGI.
 Message = MutableMapping[str, Any]
-# Whose `HTTPException` an endpoint has raised; empty: it has returned a response.
+# The framework of the `HTTPException` that an endpoint raised; empty: it returned a response.
 Raised = Literal["", "fastapi", "starlette"]
 
 _NOTHING: Final = (0, -1)
@@ -39,15 +39,15 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
     """A response as it is stored.
 
     Parameters:
-        status, headers, body: byte for byte what the app sent, less what belongs to a connection.
+        status, headers, body: exactly as the app sent them, without the fields that must not be stored.
         shared, initial_age, strict, validate, stale_if_error, overdue, own_terms, ignores, per_credential: see
             `swr.http.caching.Verdict`.
         names: the request fields that selected it.
-        takes_fields: whether the fields that the dependencies of a request set on its response are added.
-        client_max_age, soft_timeout: what the endpoint's decorator says; see `swr.http.caching.Verdict`.
-        first: where in the whole the body begins, in bytes.
-        complete: how long the whole is, if the body is a part of it; None: the body is the whole.
-        raised: whose exception it is, with its detail as the body, in JSON.
+        takes_fields: whether swr adds the fields that the dependencies of a request set on its response.
+        client_max_age, soft_timeout: from the endpoint's decorator; see `swr.http.caching.Verdict`.
+        first: the place of the stored body in the whole body, in bytes.
+        complete: the length of the whole body, in bytes, if only a part is stored; None: all of it is stored.
+        raised: the framework whose `HTTPException` the endpoint raised; then `body` is the exception's detail, in JSON.
     """
 
     status: int
@@ -72,7 +72,7 @@ class StoredResponse(msgspec.Struct, tag="r", array_like=True):
 
 
 def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> StoredResponse:
-    """Return a response as it may be stored."""
+    """Return a response in the form in which it is stored."""
     return StoredResponse(
         status,
         stored_headers(headers, verdict.hidden),
@@ -95,12 +95,12 @@ def as_stored(status: int, headers: Headers, body: bytes, verdict: Verdict) -> S
 class Varies(msgspec.Struct, tag="v", array_like=True):
     """The value stored for a URL whose responses vary by request fields.
 
-    An app may name them in one response and leave them out of the next: a page that it does not compress, say. So the
-    responses to a URL are kept apart by all fields that one of them names, as long as that one may be served.
+    An app may name a field in one response and not in the next, for example in a page that it does not compress. So swr
+    separates the responses to a URL by each field that one of them names, as long as that one may be served.
 
     Parameters:
         names: the names of these fields, lower case, sorted.
-        variants: what the keys of the stored variants add to the key of the URL, oldest first.
+        variants: the texts that the keys of stored variants append to the key of the URL, oldest first.
         until: for each name, until when a stored response that names it may be served; wall clock, seconds.
     """
 
@@ -109,16 +109,16 @@ class Varies(msgspec.Struct, tag="v", array_like=True):
     until: tuple[float, ...] = ()
 
     def named(self, now: float) -> dict[str, float]:
-        """Return the fields that a response names which may still be served, and until when it may."""
+        """Return the fields that a servable response names, each with the time until which one may be served."""
         return {name: until for name, until in zip(self.names, self.until, strict=False) if now < until}
 
 
-# Names of other responses by which a URL is kept apart; if there are more, those that run out last count.
+# `add_names` adds names up to this number, beginning with the names of responses that may be served the longest.
 _MOST_NAMES: Final = 32
 
 
 def add_names(verdict: Verdict, others: Mapping[str, float]) -> Verdict:
-    """Return a verdict about one of several responses to a URL, selected by what the others name, too.
+    """Return `verdict` with more selecting fields: those that other responses to the URL name.
 
     Parameters:
         others: see `Varies.named`.
@@ -134,10 +134,10 @@ MOST_VARIANTS: Final = 10_000
 
 
 def check(value: StoredResponse | Varies) -> None:
-    """Refuse what swr does not store, and what no server could send: somebody else has written it.
+    """Refuse a value that another program must have written.
 
     Raises:
-        CodecError: it is such a value.
+        CodecError: swr does not store such a value, or no server could send it.
     """
     names = value.names
     if isinstance(value, Varies):
@@ -153,7 +153,7 @@ def _is_sendable(stored: StoredResponse) -> bool:
     headers = stored.headers
     if not 200 <= stored.status <= 999 or stored.status == 304 or is_too_long(headers) or not are_well_formed(headers):
         return False
-    # Servers hold the body against what these say; of a part, swr writes its length when it sends it.
+    # Servers compare the body with these fields. If only a part is stored, swr sets the length when it sends it.
     has_length = stored.complete is None and bool(values_of(headers, b"content-length"))
     if has_length and content_length(headers) != len(stored.body):
         return False
@@ -187,15 +187,15 @@ RESPONSES: Final = Codec(StoredResponse | Varies, check, may_shrink)
 
 @dataclass(slots=True)
 class Ready:
-    """The messages of a hit, made once a second.
+    """The prepared fields of a hit, made at most once a second.
 
     Parameters:
-        until: when it has to be made again, because `Age` and `ttl` count seconds.
-        headers: of the whole response.
-        brief: of a 304.
-        etag: the bytes of `If-None-Match` that get the 304; None: it takes more than comparing bytes.
+        until: when the fields must be made again, because `Age` and `ttl` count seconds.
+        headers: the fields of the whole response.
+        brief: the fields of a 304.
+        etag: the value of `If-None-Match` that gets the 304; None: a comparison of bytes is not enough.
         stored: the response.
-        own_tag: the entity tag that swr has made for it; None: the app has one, or swr makes none.
+        own_tag: the entity tag that swr made for the response; None: the app made one, or swr makes none.
     """
 
     until: float
@@ -207,23 +207,23 @@ class Ready:
 
 
 def age_of(entry: Entry[StoredResponse], now: float) -> int:
-    """Return the age of a response in seconds, as `Age` says it."""
+    """Return the age of a response in seconds, for `Age`."""
     return int(entry.value.initial_age + max(0, math.floor(now - entry.created_at)))
 
 
 def marks_of(entry: Entry[StoredResponse], state: State, now: float, status: bytes | None = None) -> Headers:
-    """Return the fields that say where an answer comes from."""
+    """Return the fields that tell where an answer comes from."""
     age = age_of(entry, now)
     status = status or cache_status(state, math.floor(entry.fresh_until - now) - entry.value.overdue)
     return [(b"age", b"%d" % age), (b"swr-state", state.value.encode()), (b"cache-status", status)]
 
 
 def make_ready(entry: Entry[StoredResponse], now: float, told: Told | None, before: Ready | None) -> Ready:
-    """Return what a hit sends.
+    """Return the prepared fields of a hit.
 
     Parameters:
-        told: what clients are told where the app said nothing.
-        before: what was ready so far, for this response or an older one.
+        told: the terms for clients if the app gives none.
+        before: the fields prepared before, for this response or an older one.
     """
     until = min(
         entry.created_at + math.floor(now - entry.created_at) + 1,
@@ -248,7 +248,7 @@ def make_ready(entry: Entry[StoredResponse], now: float, told: Told | None, befo
 
 
 def headers_for(entry: Entry[StoredResponse], told: Told | None, state: State, now: float) -> Headers:
-    """Return the fields of a stored response with what clients are told where the app said nothing."""
+    """Return the fields of a stored response, with the added fields for clients if the app gave none."""
     stored = entry.value
     return stored.headers if told is None else with_told(stored, told, state, age_of(entry, now), own_etag(stored))
 
@@ -256,7 +256,7 @@ def headers_for(entry: Entry[StoredResponse], told: Told | None, state: State, n
 def messages_of(
     method: str, fields: Mapping[bytes, bytes], entry: Entry[StoredResponse], headers: Headers, marks: Headers
 ) -> tuple[Message, Message]:
-    """Return the answer to a request: the stored response, a range of it, or that it has not been modified.
+    """Return the answer to a request: the stored response, a range of it, or a 304.
 
     RFC 9110 13.2.2: `If-None-Match` or `If-Modified-Since` first, then `Range` with `If-Range`.
 
@@ -267,7 +267,7 @@ def messages_of(
     status, body = stored.status, stored.body
     received = entry.created_at
     if method not in _SELECTING:
-        # For POST neither means this (RFC 9110 13.1.2, 14.2).
+        # With other methods, such as POST, conditions and ranges do not mean this (RFC 9110 13.1.2, 14.2).
         fields = {}
     if status in (200, 206) and not fields.keys().isdisjoint(CONDITIONS) and not_modified(fields, headers, received):
         status, headers, body = 304, headers_of_304(headers), b""
@@ -296,7 +296,7 @@ def _less_length(headers: Headers) -> Headers:
 
 
 def answers_range(fields: Mapping[bytes, bytes], stored: StoredResponse, received: float) -> bool:
-    """Return whether a stored part holds all of what a request asks for, or shows that there is no such thing."""
+    """Return whether a stored part contains the whole range that a request asks for, or shows that there is none."""
     if stored.complete is None:
         return False
     wanted = wanted_range(fields, stored.headers, stored.complete, received)
@@ -306,9 +306,9 @@ def answers_range(fields: Mapping[bytes, bytes], stored: StoredResponse, receive
 
 
 def part_of(stored: StoredResponse) -> StoredResponse | None:
-    """Return a 206 with its place in the whole; None if it does not say so clearly (RFC 9111 3.3).
+    """Return a 206 with its place in the whole body; None if the place is not clear (RFC 9111 3.3).
 
-    A body that is shorter than its `Content-Range` is as much as came of it.
+    If a body is shorter than its `Content-Range`, its end did not arrive.
     """
     place = content_range(stored.headers)
     if place is None or not 0 < len(stored.body) <= place[1] - place[0] + 1:
@@ -328,7 +328,7 @@ def are_of_one(one: StoredResponse, other: StoredResponse) -> bool:
 
 
 def combined(known: StoredResponse, new: StoredResponse) -> StoredResponse:
-    """Return two parts as one, where that may be, else the new one (RFC 9111 3.4)."""
+    """Return two parts as one if they may be combined, else the new part (RFC 9111 3.4)."""
     if not are_of_one(known, new) or span_of(known, new) > len(known.body) + len(new.body):
         return new
     first = min(known.first, new.first)
@@ -349,7 +349,7 @@ def marked(message: Message, status: bytes) -> Message:
 
 def with_marks(message: Message, marks: Headers) -> Message:
     """Return a `http.response.start` with the fields that say where the answer comes from."""
-    # A response has one state, so ours replaces that of an upstream swr; Cache-Status is a list that grows.
+    # A response has one state, so this one replaces the state of an upstream swr. Cache-Status is a list that grows.
     headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"swr-state"]
     return {**message, "headers": [*headers, *marks]}
 
@@ -360,5 +360,5 @@ def validated(entry: Entry[StoredResponse], now: float, status: bytes) -> Header
 
 
 def is_response(entry: Entry[Any] | None) -> bool:
-    """Return whether `entry` holds a response, and not nothing or the fields that the URL varies by."""
+    """Return whether `entry` exists and contains a response, not the fields by which a URL varies."""
     return entry is not None and type(entry.value) is StoredResponse

@@ -1,13 +1,13 @@
 """Response fields that name tags for the caches on the way: `Surrogate-Key`, `Cache-Tag`, `xkey`. Pure.
 
-| field | what parts its tags | who reads it |
+| field | separator of its tags | who reads it |
 | --- | --- | --- |
 | `Surrogate-Key` | white space | Fastly |
 | `xkey` | white space or commas | Varnish |
 | `Cache-Tag`, `Edge-Cache-Tag`, any `...-Tag` or `...-Tags` | commas | Cloudflare, Akamai, Netlify |
 
-Apps send text beyond ASCII as UTF-8 or as Latin-1 (Starlette does), and no field says which. So swr counts such a tag
-as both.
+Apps send text beyond ASCII as UTF-8 or as Latin-1 (as Starlette does), and no field says which. So swr counts such a
+tag as both.
 """
 
 from collections.abc import Collection
@@ -22,10 +22,10 @@ LONGEST_TAG: Final = 1024
 
 
 def tags_in(headers: Headers, names: Collection[bytes]) -> tuple[str, ...] | None:
-    """Return the tags that fields name; None: they are too many, or too long.
+    """Return the tags in fields; None: there are too many tags, or too long ones.
 
     Parameters:
-        names: of the fields, lower case.
+        names: the names of the fields, lower case.
     """
     found: dict[bytes, None] = {}
     for name in names:
@@ -40,7 +40,7 @@ def tags_in(headers: Headers, names: Collection[bytes]) -> tuple[str, ...] | Non
 
 
 def _texts_of(tag: bytes) -> tuple[str, ...]:
-    """Return what a tag may be as text."""
+    """Return the texts that a tag may mean, in UTF-8 and in Latin-1."""
     latin = tag.decode("latin-1")
     try:
         return (tag.decode(), latin)
@@ -49,7 +49,7 @@ def _texts_of(tag: bytes) -> tuple[str, ...]:
 
 
 def separated(name: bytes, value: bytes) -> list[bytes]:
-    """Return the tags that one line of a field names; see the table of this module."""
+    """Return the tags in one line of a field; see the table of this module."""
     if name.endswith((b"-tag", b"-tags")):
         parts = [part.strip(b" \t") for part in value.split(b",")]
     elif name == b"xkey":

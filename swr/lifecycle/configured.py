@@ -29,9 +29,9 @@ _ENTRIES: Final = 1_000_000
 
 
 class Configured:
-    """The engine and the local cache, which stay the same objects however they are configured.
+    """The engine and the local cache of a `Cache`, which stay the same objects when it is configured again.
 
-    Decorators, middleware and refreshers may hold them from the beginning.
+    Decorators, middleware and refreshers may therefore keep references to them.
 
     Parameters:
         url, options: see `swr.Cache`.
@@ -42,28 +42,28 @@ class Configured:
     def __init__(self, url: str | None, options: Options) -> None:
         self.local = LocalCache(0, _ENTRIES)
         self.engine = Engine(MemoryStore(local=self.local), switch=Switch(self.local), counts=self.local.counts)
-        # The first endpoint and app of each identity: another one that is told apart by nothing gets nothing of theirs.
+        # The first endpoint and app with each identity. Others with the same identity must not get their responses.
         self.first: dict[str, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
         self.default_policy = DefaultPolicy()
-        # The loaders, see `Entry.loader`, whose values are in Redis alone.
+        # The digests (`Entry.loader`) of the loaders whose values are only in Redis, not in the local cache.
         self.passed_by: set[str] = set()
         self.reporter: Reporter | None = None
-        # Where dashboards are mounted, whose requests are no concern of the cache.
+        # The paths where dashboards are mounted. The cache ignores requests to them.
         self.mounted: set[str] = set()
         self._opened = 0
-        # What `configure` must not change in a test, as its arguments; an ellipsis: it may change all.
+        # The URL and the options that `configure` must not change in a test; an ellipsis: it may change the URL.
         self._fixed: tuple[str | EllipsisType | None, Options] = (..., {})
         self._apply(url, options)
 
     def configure(self, url: str | EllipsisType | None = ..., **options: Unpack[Options]) -> None:
-        """Change options of the cache before it opens, such as those that an app knows only when it is made.
+        """Change options of the cache before it opens, such as options that an app knows only when it is created.
 
-        Functions that are decorated with the cache already use them, as does middleware that has it. Whatever is
-        stored in this process's memory is forgotten.
+        They also apply to functions that are already decorated with the cache, and to middleware that already has it.
+        swr drops all entries in this process's memory.
 
         Parameters:
-            url: see `Cache`; by default it stays as it is, unless you give `redis`.
-            options: those of `Cache`; what you leave out stays as it is.
+            url: see `Cache`; by default it does not change, unless you give `redis`.
+            options: options of `Cache`; an option that you omit does not change.
 
         Raises:
             ConfigurationError: the cache is open; or an option cannot work, and then nothing has changed.
@@ -72,11 +72,11 @@ class Configured:
         self._change(url if fixed_url is ... else fixed_url, {**options, **fixed})
 
     def fix_options(self, url: str | None, options: Options) -> Callable[[], None]:
-        """Change options, and keep `configure` from changing them; return a function that gives back those of before.
+        """Change options and protect them from `configure`; return a function that restores the previous options.
 
         Parameters:
             url: see `Cache`; None: in memory, unless `options` has `redis`.
-            options: those of `Cache`; `configure` may change the others.
+            options: options of `Cache`; `configure` may change only those that are not among them.
 
         Raises:
             ConfigurationError: the cache is open; or an option cannot work, and then nothing has changed.
@@ -132,7 +132,7 @@ class Configured:
         self.engine.switch.configure(clock_of(own_clock), enabled)
         store: LeasingStore
         if servers is None or not enabled:
-            # Switched off, it stays empty and connects to nothing.
+            # If the cache is off, this store stays empty, and swr connects to nothing.
             store = MemoryStore(settings.l1_max_bytes, _ENTRIES, clock, self.local)
         else:
             shared = RedisStore(
@@ -146,11 +146,11 @@ class Configured:
         self._digest = digest_with(settings.secret)
         self._url, self._options = url, options
         self._opened = 0
-        # A call that makes a cache ready for one more app means that app.
+        # `configure` may run for each new app. Its endpoints may have the identities of endpoints of an earlier app.
         self.first.clear()
 
     def _report_anew(self, reports: bool, release: str) -> None:
-        """Report to the place where the cache is now, if reporting was on before or is turned on."""
+        """Begin to report to the current store, if reporting was on before or is turned on now."""
         before, self._release = self.reporter, release
         self.reporter = None
         if before is not None:
@@ -160,9 +160,9 @@ class Configured:
             reporter.faults.is_allowed = before is not None and before.faults.is_allowed
 
     def stats(self) -> Stats:
-        """Return what has happened in this process since the cache was made, by loader and by route.
+        """Return the numbers of this process since the cache was created, by loader and by route.
 
-        It costs some microseconds for each loader and route, and asks no server.
+        A call takes some microseconds for each loader and route, and sends no command to Redis.
         """
         engine, slots = self.engine, self.local.slots
         return stats_of(
@@ -179,7 +179,7 @@ class Configured:
         """Begin to report to dashboards; return the reporter, which makes the digests.
 
         Parameters:
-            publishes: whether it reports to other processes, too, if it does not report already.
+            publishes: whether to report to other processes, too; without effect if the cache already reports.
         """
         if self.reporter is None:
             from swr.reports.reporter import Reporter
@@ -200,24 +200,24 @@ class Configured:
 
     @property
     def is_shared(self) -> bool:
-        """Return whether other processes share what is stored: with Redis or Valkey they may."""
+        """Return whether other processes may share the entries: with Redis or Valkey, unless the cache is off."""
         return self._options["enabled"] and (self._url is not None or self._options["redis"] is not None)
 
     def digest(self, value: bytes) -> str:
-        """Return a digest of a secret value, which only this secret gives."""
+        """Return the digest of a value, made with the cache's secret."""
         return self._digest(value)
 
     def disabled(self) -> Disabled:
-        """Return a `with` block in which calls go to their loaders and requests to the app, past the cache.
+        """Return a context manager: in its `with` block, calls run their loaders and requests reach the app.
 
-        Inside it nothing is read from the cache and nothing stored. That concerns the task or thread that enters the
-        block, and what it starts there, until the block ends. Others go on using the cache; but as long as any block
-        is under way, their fresh hits cost some microseconds. Invalidations count inside it, too.
+        Inside the block, swr reads nothing from the cache and stores nothing; invalidations work as usual. Until the
+        block ends, it applies to the task or thread that enters it, and to tasks and threads that are started in it.
+        Others go on using the cache. As long as any block is active, their fresh hits take some microseconds longer.
         """
         return Disabled(self.engine.switch)
 
     async def __aenter__(self) -> Self:
-        """Open the cache. If it was opened several times, the last exit closes it."""
+        """Open the cache. If it is opened several times, the last exit closes it."""
         self._opened += 1
         try:
             await self.engine.ready()
@@ -229,12 +229,12 @@ class Configured:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for loads within `drain_for`, cancel the rest, give back leases, disconnect."""
+        """Wait for loads for `drain_for` at most, cancel the others, release leases and disconnect."""
         self._opened = max(0, self._opened - 1)
         if self._opened == 0:
             await self.engine.aclose()
 
     async def aclose(self) -> None:
-        """Close now, however often it was opened; it opens again at its next use."""
+        """Close the cache now, however often it was opened; it opens again at its next use."""
         self._opened = 0
         await self.engine.aclose()

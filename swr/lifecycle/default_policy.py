@@ -1,4 +1,4 @@
-"""The policy of a cache, for what says nothing of its own."""
+"""The default policy of a cache, for loaders and endpoints that do not set their own times."""
 
 from collections.abc import Mapping
 from types import EllipsisType
@@ -9,13 +9,13 @@ from swr.policy import Policy
 
 
 class DefaultPolicy:
-    """The policy that the options of a cache name.
+    """The default policy from the options of a cache.
 
     Parameters:
-        policy: None: there is none.
+        policy: the default policy, or None.
 
     Attributes:
-        policy: as the cache is configured now.
+        policy: the default policy of the current configuration, or None.
     """
 
     __slots__ = ("_is_needed", "policy")
@@ -44,27 +44,27 @@ class DefaultPolicy:
         return policy
 
     def need(self, who: str) -> Policy:
-        """Return the policy, which must exist from now on.
+        """Return the default policy; from now on, the cache must have one.
 
         Parameters:
-            who: named in the error; it has no policy of its own.
+            who: the loader or endpoint that needs it, for the error.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: the cache has no default policy.
         """
         if self.policy is None:
             raise ConfigurationError(
-                f"{who} says nothing of how long values may be served: give it fresh_for=60, or a policy to the cache, "
+                f"{who} does not say how long values may be served: give it fresh_for=60, or a policy to the cache, "
                 f"Cache(policy=Policy(fresh_for=60, stale_for=600))"
             )
         self._is_needed = True
         return self.policy
 
     def of(self, policy: object) -> Policy:
-        """Return `policy`, or this one if it is None.
+        """Return `policy`, or the default policy if it is None.
 
         Raises:
-            ConfigurationError: it is not a policy, or there is none.
+            ConfigurationError: `policy` is not a policy, or is None and there is no default.
         """
         if policy is None:
             return self.need("a call without a policy")
@@ -74,15 +74,15 @@ class DefaultPolicy:
 
 
 class DecoratorPolicy:
-    """The times that a decorator says, and the cache's default for the rest.
+    """The policy of a decorator: the arguments that it sets, and the cache's default for the rest.
 
     Parameters:
-        default: of the cache.
-        given: the arguments of `Policy` by name; `...` where the decorator says nothing.
+        default: the default of the cache.
+        given: arguments of `Policy` by name; `...` for those that the decorator does not set.
         who: the decorator, for errors.
 
     Raises:
-        ConfigurationError: one of them cannot work, or neither says how long a value is fresh.
+        ConfigurationError: an argument cannot work, or neither the decorator nor the cache sets `fresh_for`.
     """
 
     __slots__ = ("_changes", "_default", "_default_then", "_now")
@@ -99,14 +99,14 @@ class DecoratorPolicy:
 
     @property
     def now(self) -> Policy:
-        """The policy, as the cache is configured."""
+        """The policy under the current configuration of the cache."""
         default = self._default.policy
         if default is not self._default_then:
             self._default_then, self._now = default, self._over(default)
         return self._now
 
     def change(self, **said: Any) -> None:
-        """Give the decorator these arguments of `Policy`, unchecked."""
+        """Set these arguments of `Policy` for the decorator, unchecked."""
         self._changes |= said
         self._now = self._over(self._default_then)
 

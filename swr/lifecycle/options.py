@@ -1,4 +1,4 @@
-"""The options of a cache by name, and those that the environment gives."""
+"""The options of a cache by name, and the options from environment variables."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -33,7 +33,7 @@ class Options(TypedDict, total=False):
 
 
 def with_environment(url: str | None, options: Options) -> tuple[str | None, Options]:
-    """Return what the environment variables say of a cache, and for the rest what is given.
+    """Return URL and options from environment variables, and the given ones if a variable is not set.
 
     Raises:
         ConfigurationError: the value of a variable cannot work.
@@ -66,7 +66,7 @@ def codec_in(found: Environment) -> ByteCodec | None:
     """Return the codec that environment variables describe; None: they describe none.
 
     Raises:
-        ConfigurationError: it cannot work, or there is a variable without the other that it needs.
+        ConfigurationError: the codec cannot work, or one of its two variables is not set.
     """
     if found.keys is None:
         return None

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from swr.core.codec import ANY, Codec
 from swr.core.shapes import check
+from swr.core.signatures import annotations_of
 from swr.errors import ConfigurationError
 from swr.loaders.context import Fresh, NotModified
 
@@ -21,7 +22,7 @@ def _new_codec(kind: Any) -> Codec:
 
 
 _cached_codec = functools.lru_cache(maxsize=1024)(_new_codec)
-# Reading annotations takes longer than an entry.
+# The codec of each loader, because reading annotations takes longer than reading an entry.
 _known_codecs: WeakKeyDictionary[Callable[..., Any], Codec] = WeakKeyDictionary()
 
 
@@ -29,7 +30,7 @@ def codec_of(kind: Any) -> Codec:
     """Return the codec for values of type `kind`.
 
     Raises:
-        ConfigurationError: a value of this type cannot be stored in Redis, or a part of it is not defined.
+        ConfigurationError: a value of this type cannot be stored in Redis, or the type uses a name that is not defined.
     """
     try:
         return _codec_of(kind)
@@ -41,8 +42,8 @@ def codec_if_defined(function: Callable[..., Any], *, many: bool = False, tags: 
     """Return the codec for the values that `function` returns; None: a type of its annotation is not defined yet.
 
     Parameters:
-        many: it returns a dict of values.
-        tags: the templates of the tags that they carry.
+        many: whether `function` returns a dict of values.
+        tags: the tag templates of the values.
 
     Raises:
         ConfigurationError: values of the annotated type cannot be stored.
@@ -54,11 +55,11 @@ def codec_if_defined(function: Callable[..., Any], *, many: bool = False, tags: 
 
 
 def codec_for(function: Callable[..., Any], *, many: bool = False, tags: Sequence[str] = ()) -> Codec:
-    """Return the codec for the values that `function` returns, by its annotation; without one, `Any`.
+    """Return the codec for the values that `function` returns, by its annotation; without one, the codec for `Any`.
 
     Parameters:
-        many: it returns a dict of values.
-        tags: the templates of the tags that they carry.
+        many: whether `function` returns a dict of values.
+        tags: the tag templates of the values.
 
     Raises:
         ConfigurationError: the annotation cannot be resolved, or its type cannot be stored.
@@ -80,7 +81,7 @@ def _codec_of(kind: Any) -> Codec:
 
 
 def _target(function: Callable[..., Any]) -> Any:
-    """The function or method that has the annotations."""
+    """Return the function or method that has the annotations."""
     target: Any = inspect.unwrap(function)
     while isinstance(target, functools.partial):
         target = inspect.unwrap(target.func)
@@ -97,10 +98,10 @@ def _find_codec(function: Callable[..., Any], many: bool) -> Codec:
         known = _known_codecs.get(function)
         if known is not None and not many:
             return known
-        if "return" not in function.__annotations__ and not hasattr(function, "__wrapped__"):
+        if "return" not in annotations_of(function) and not hasattr(function, "__wrapped__"):
             return ANY
     try:
-        kind = typing.get_type_hints(_target(function), include_extras=True).get("return", Any)
+        kind = _returned_by(_target(function))
     except TypeError as error:
         raise ConfigurationError(f"the return annotation of {_where(function)} is not a type: {error}") from None
     if many and kind is not Any:
@@ -108,8 +109,8 @@ def _find_codec(function: Callable[..., Any], many: bool) -> Codec:
         origin = typing.get_origin(kind)
         if not (isinstance(origin, type) and issubclass(origin, Mapping) and len(kinds) == 2):
             raise ConfigurationError(
-                f"{_where(function)} returns {kind}: a batch loader returns a dict, and its "
-                f"annotation says of what: dict[str, Ranking]"
+                f"{_where(function)} returns {kind}: a batch loader returns a dict, so annotate it with the types of "
+                f"its items and values, such as dict[str, Ranking]"
             )
         kind = kinds[-1]
     try:
@@ -121,14 +122,26 @@ def _find_codec(function: Callable[..., Any], many: bool) -> Codec:
     return codec
 
 
+def _returned_by(target: Any) -> Any:
+    """Return the type that a function returns, without a look at its parameters.
+
+    Their types may be imported only for type checkers.
+    """
+    alone = types.SimpleNamespace(
+        __annotations__={name: kind for name, kind in annotations_of(target).items() if name == "return"},
+        __globals__=getattr(target, "__globals__", {}),
+        __type_params__=getattr(target, "__type_params__", ()),
+    )
+    return typing.get_type_hints(alone, include_extras=True).get("return", Any)
+
+
 def _of_values(kind: Any) -> Any:
-    """The type of the values alone: `Ranking` for `Ranking | Fresh[Ranking] | NotModified`."""
+    """Return the type of the values alone: `Ranking` for `Ranking | Fresh[Ranking] | NotModified`."""
     if kind is Fresh or typing.get_origin(kind) is Fresh:
         return typing.get_args(kind)[0] if typing.get_args(kind) else Any
     members = typing.get_args(kind)
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return kind
-    # A bare Fresh says nothing that the others do not.
+    # A `Fresh` without a type adds nothing to the other members.
     kept = [_of_values(member) for member in members if member is not NotModified and member is not Fresh]
-    # As many members as are left; `|` takes two.
     return kind if kept == list(members) else typing.Union[tuple(kept)]  # noqa: UP007  # `|` takes two members

@@ -1,4 +1,4 @@
-"""Loading many keys by one call of a loader: each has its own flight and lease, and those that are won are one call."""
+"""Load many keys by one call of a loader. Each key has its own flight and lease; a call loads the keys with leases."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
@@ -23,9 +23,9 @@ from swr.loaders.calling import StoreIf, last_of, store_answer
 from swr.policy import Policy
 
 _ABSENT: Final = object()
-# Loads that go on in one turn of the event loop after a call of the loader.
+# Number of loads that go on in one turn of the event loop after a call of the loader.
 _ENDED_AT_ONCE: Final = 100
-# Seconds for which leases are gathered that come one after the other, from a process that has failed.
+# Seconds that a load waits for further leases, when another process has failed and releases its leases one by one.
 _GATHERED_FOR: Final = 0.01
 
 
@@ -38,22 +38,22 @@ class _Round:
         self.loads: dict[Any, Load] = {}
         self.values: Mapping[Any, Any] = {}
         self.error: BaseException | None = None
-        # That of the loader alone.
+        # The traceback of the loader, without the frames of the loads.
         self.traceback: TracebackType | None = None
-        # What all loads but the first raise of a failure that is long to tell, and its traceback.
+        # For all loads except the first: a shortened failure and its traceback, if the failure is long.
         self.short: tuple[BaseException, TracebackType | None] | None = None
-        # One for some loads each.
+        # Each event wakes `_ENDED_AT_ONCE` loads.
         self._ends: list[OneShotEvent] = []
 
     async def join(self, item: Any, load: Load) -> None:
-        """Load `item` with the others, and wait until that has ended."""
+        """Add `item` to the call, and wait until the call has ended."""
         if len(self.loads) // _ENDED_AT_ONCE >= len(self._ends):
             self._ends.append(OneShotEvent())
         self.loads[item] = load
         await self._ends[-1].wait()
 
     async def end(self, error: BaseException | None = None) -> None:
-        """Wake the loads, some in each turn of the event loop."""
+        """Wake the loads, a limited number in each turn of the event loop."""
         self.error = error
         if error is not None:
             self.traceback = error.__traceback__
@@ -66,20 +66,20 @@ class _Round:
 
 
 class Batch:
-    """The loads that one caller has caused.
+    """The loads that one caller has begun.
 
     Parameters:
-        engine: whose flights they are.
+        engine: runs the flights.
         call: calls the loader with a list of items; returns values by item.
         codec: how values are written.
         absent_for: seconds for which swr remembers that an item has no value; 0: not at all.
         loader: see `Entry`.
-        tags: returns, for an item, what makes tags of its value.
+        tags: returns, for an item, a function that makes tags from its value; or None.
         store_if: returns whether a value is stored; None: each is.
-        new_seat: returns what one call takes of the loader's slots; None: it needs none.
+        new_seat: returns a seat, with which a call takes a slot of the loader; None: it needs no slot.
 
-    The first load that gets its lease calls the loader. It waits until the store has answered for every flight
-    of this batch that is asking; leases that come later are another call.
+    The first load that gets its lease calls the loader. Before that, it waits until the store has answered every flight
+    of this batch that asks for a lease. Flights that get a lease later are loaded by another call.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class Batch:
         self.new_seat = None if new_seat is None else new_seat().others
         self._is_called = False
         self._call = call
-        # The flight of each item, in the order in which they were asked for.
+        # The flight of each item, in the order of the caller's items.
         self._flights: dict[Any, Flight] = {}
-        # The store's first answer to each.
+        # For each item, the event that the store has answered its first lease request.
         self._first: dict[Any, OneShotEvent] = {}
         self._gathering: _Round | None = None
-        # Set while no more items are on their way into this batch.
+        # Set when all items have been added to this batch.
         self._filled = OneShotEvent()
 
     def filled(self) -> None:
-        """Say that all items are in: the loader may be called."""
+        """Note that all items have been added, so that the loader may be called."""
         self._filled.set()
 
     def begin(
@@ -124,7 +124,7 @@ class Batch:
         forced: bool = False,
         newer_than: int | None = None,
     ) -> Flight:
-        """Return the flight of the load of `key` that is under way, or of one that begins now, in this batch."""
+        """Return the flight of `key` that is under way, or begin one in this batch."""
         part = Part(self, item, policy)
         flight = self.engine.begin(key, part, entry, forced=forced, newer_than=newer_than)
         if flight.job is part and not flight.done.is_set():
@@ -137,9 +137,9 @@ class Batch:
         """Refresh the entries of some items in the background, in this batch, unless a refresh runs already.
 
         Parameters:
-            entries: what is stored, by item.
-            keys: by item.
-            policy: returns that of an item.
+            entries: the stored entries, by item.
+            keys: the keys, by item.
+            policy: returns the policy of an item.
         """
         try:
             for item, entry in entries.items():
@@ -163,7 +163,7 @@ class Batch:
         else:
             await gathering.join(item, load)
         if gathering.error is not None:
-            # One failure ends several loads, and each collects frames of its own.
+            # One failure ends several loads. Each raises a copy, which collects only the frames of that load.
             is_first = load is next(iter(gathering.loads.values()))
             told = None if is_first else gathering.short
             raise for_caller(*(told or (gathering.error, gathering.traceback)), is_last=False)
@@ -172,19 +172,19 @@ class Batch:
     async def _lead(self, gathering: _Round, item: Any, load: Load) -> None:
         try:
             if load.flight.answered is not self._first[item]:
-                # Somebody else has failed, and others of his leases may be given back in a moment.
+                # A load of another process has failed, and that process may release further leases in a moment.
                 await anyio.sleep(_GATHERED_FOR)
             if not self._filled.is_set():
                 await self._filled.wait()
             for flight in self._flights.values():
-                # A flight that has a notification about its lease asks again.
+                # A notification makes a flight ask again, with a new event.
                 while not flight.answered.is_set():
                     await flight.answered.wait()
             self._gathering = None
             loads_also(other.flight for other in gathering.loads.values())
             gathering.values = await self._called(gathering)
         except anyio.get_cancelled_exc_class():
-            # Where its time is up so is that of the others, and each is told so by its own timer.
+            # If this load has timed out, the other loads have, too, and their own timers end them.
             if not load.flight.is_finished:
                 await gathering.end(SWRError(f"the batch loader of {load.flight.key!r} was cancelled from within"))
             raise
@@ -197,10 +197,10 @@ class Batch:
                 self._gathering = None
 
     async def _called(self, gathering: _Round) -> Mapping[Any, Any]:
-        """Call the loader for the items of a round, with a slot."""
+        """Call the loader for the items of a round, with a slot of the loader."""
         items = [item for item in self._flights if item in gathering.loads]
         if self.new_seat is not None and self._is_called:
-            # The slot of this batch belongs to a call that is under way.
+            # Another call of this batch is under way, and has the slot of the batch.
             await move([load.flight for load in gathering.loads.values()])
             return await self._call(items)
         self._is_called = True
@@ -214,9 +214,9 @@ class Part:
     """A job: one key of a batch.
 
     Parameters:
-        batch: which.
-        item: what represents the key in the loader's list.
-        policy: how long its value may be served.
+        batch: the batch.
+        item: the item of the key in the loader's list.
+        policy: how long the value may be served.
     """
 
     __slots__ = ("_item", "batch", "codec", "context", "loader", "policy")
@@ -233,19 +233,19 @@ class Part:
 
     @property
     def new_seat(self) -> Callable[[], Seat] | None:
-        """Returns what this part of a batch takes of the loader's slots."""
+        """A function that returns the seat of this part, with which it takes a slot of the loader; see `LoadTerms`."""
         return self.batch.new_seat
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags of the policy; the answer may have others."""
+        """The tags of the policy. The answer of the loader may have other tags."""
         return self.policy.tags
 
     async def run(self, load: Load) -> None:
-        """Store what the batch's loader says of this key."""
+        """Call the loader of the batch, and store its answer for this key."""
         batch, flight, policy = self.batch, load.flight, self.policy
         if not flight.forced and _is_known_absent(flight, batch.engine.clock()):
-            # Somebody else has found that out meanwhile.
+            # Another load has found meanwhile that there is no value.
             await load.skip()
             return
         load.limit(policy.hard_timeout)
@@ -254,7 +254,7 @@ class Part:
         if value is not _ABSENT:
             await store_answer(load, value, policy, last, batch.tags(self._item), batch.store_if)
         elif batch.absent_for or load.may_replace:
-            # The stored entry must go, too, and other refreshers must hear of it.
+            # This also removes the stored entry, and notifies other refreshers.
             await load.store(None, Policy(0, keep_for=batch.absent_for).tagged(policy.tags), absent=True)
         else:
             await load.skip()
@@ -265,7 +265,7 @@ class Part:
 
 
 def _is_known_absent(flight: Flight, now: float) -> bool:
-    """Return whether there is no value, as somebody has found out; for readers as long as that is remembered."""
+    """Return whether a load has found that there is no value. Readers trust that only as long as swr remembers it."""
     entry, newer_than = flight.entry, flight.newer_than
     if entry is None or newer_than is None:
         return is_absent(entry, now)

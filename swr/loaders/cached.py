@@ -1,4 +1,4 @@
-"""The decorator for data loaders: the function as it was, answered from the cache."""
+"""The loaders that `@cache.cached` makes: called like the decorated function, answered from the cache."""
 
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -31,9 +31,9 @@ S = TypeVar("S")
 
 
 class Cached(Generic[P, R]):
-    """A loader behind the cache; calling it gives an awaitable of what the loader returns.
+    """A loader behind the cache. A call gives an awaitable of the loader's value.
 
-    Made by `Cache.cached`. The attributes of the loader (name, docstring, signature) are its own.
+    `Cache.cached` makes it. It has the name, the docstring and the signature of the loader.
     """
 
     # The loader itself.
@@ -70,29 +70,29 @@ class Cached(Generic[P, R]):
         self._local = local
         self._function = function
         self._keys = keys
-        # By positional arguments.
+        # Slots of the local cache, by positional arguments.
         self._held: dict[tuple[Any, ...], Slot] = local.aliases_of(keys)
-        # With any store, so that a type that Redis cannot hold is found in tests without Redis.
+        # With any store there is a codec, so that tests without Redis also fail for a type that Redis cannot hold.
         self._codec = UNSHARED if terms.stays_here else codec_if_defined(function, tags=keys.tag_templates)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return what the loader returns for these arguments, from the cache where it may.
+        """Return the loader's value for these arguments, from the cache if possible.
 
         Raises:
             Exception: whatever the loader raised, if there is no entry to fall back on.
-            LoadTimeout: it ran longer than `hard_timeout`; likewise.
+            LoadTimeout: the loader ran longer than `hard_timeout`, and there is no entry to fall back on.
             ConfigurationError: an argument cannot be part of a key.
             CodecError: the value cannot be stored in Redis.
         """
-        # The fresh hit, spelled out: `CallKeys.key`, `peek` and `decide` in the fewest steps. The arguments lead to
-        # what is held for them, as long as it is held.
+        # A fresh hit does the work of `CallKeys.key`, `peek` and `decide` here, in the fewest steps. `_held` leads from
+        # the arguments to their slot, as long as the local cache has the slot.
         slot: Slot | NoSlot
         if kwargs:
             slot = self._slot(args, kwargs)
         else:
             try:
                 slot = self._held[args]
-                # Most calls have one argument, and its type alone is compared faster.
+                # Most calls have one argument, and the comparison of one type is faster.
                 if (types := slot.types) and (
                     types[0] is not type(args[0]) if len(types) == 1 else types != tuple(map(type, args))
                 ):
@@ -109,9 +109,9 @@ class Cached(Generic[P, R]):
         return await deep_copy(value) if self._copies else value
 
     def _slot(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot | NoSlot:
-        """Return the local cache's slot of a call whose arguments are no alias yet, and make them one."""
+        """Return the local cache's slot of a call, and let positional arguments lead to it from now on."""
         key = self._keys.key(args, kwargs)
-        # Where values may be refreshed early or are copied, a hit takes more than this.
+        # With early refreshes or copies, a hit needs more steps than the fast path has.
         slot = None if self._copies or self._terms.policies.now.early else self._local.slots.get(key)
         if slot is None:
             return NoSlot(key)
@@ -145,7 +145,7 @@ class Cached(Generic[P, R]):
         return self._keys.key(args, kwargs)
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
-        """The same as a call, with the state, the age and the error of the answer."""
+        """Return the same value as a call, with the state, the age and the error of the answer."""
         return await self._copied(await self._fetch(self._keys.key(args, kwargs), args, kwargs))
 
     @property
@@ -160,26 +160,26 @@ class Cached(Generic[P, R]):
 
     @property
     def template(self) -> str:
-        """The key template, given or made."""
+        """The key template, given by the user or made by swr."""
         return self._keys.template.text
 
     @property
     def stays_here(self) -> bool:
-        """Return whether its values are not shared with other processes."""
+        """Return whether the values of this loader are not shared with other processes."""
         return self._terms.stays_here
 
     @property
     def codec(self) -> Codec:
-        """The codec of its values."""
+        """The codec of the loader's values."""
         if self._codec is None:
             self._codec = codec_for(self._function, tags=self._keys.tag_templates)
         return self._codec
 
     def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
-        """Begin to load what is stored for each call, unless it is newer than a version; see `Flight.newer_than`.
+        """Begin to load each call, unless its stored entry is newer than a version; see `Flight.newer_than`.
 
         Parameters:
-            calls: positional arguments, and the version.
+            calls: for each call its positional arguments, and the version.
         """
         engine, flights = self._engine, []
         for args, newer_than in calls:
@@ -188,7 +188,7 @@ class Cached(Generic[P, R]):
         return flights
 
     def arguments_of(self, key: str) -> tuple[Any, ...] | None:
-        """Return the arguments of the call that has a key; see `arguments_in`."""
+        """Return the arguments of the call that has this key; see `arguments_in`."""
         keys = self._keys
         return arguments_in(key, keys.template, self._function, keys.parameters, self.key)
 
@@ -196,7 +196,7 @@ class Cached(Generic[P, R]):
         """Load now, whatever is stored, and return the new value.
 
         Raises:
-            Exception: whatever the loader raised; what is stored stays.
+            Exception: whatever the loader raised; the stored entry stays.
         """
         key = self._keys.key(args, kwargs)
         if not await self._engine.enter():
@@ -204,36 +204,36 @@ class Cached(Generic[P, R]):
         return (await self._copied(await self._engine.refresh(key, self._job(args, kwargs)))).value
 
     async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return what the loader returns now, past the cache: nothing is read from it, and nothing stored.
+        """Call the loader without the cache and return its value. swr reads nothing from the cache and stores nothing.
 
         A `hard_timeout` in seconds holds for this call, too.
 
         Raises:
             Exception: whatever the loader raised.
-            LoadTimeout: it ran longer than `hard_timeout`.
+            LoadTimeout: the loader ran longer than `hard_timeout`.
         """
         value: R = (await self._loader.call_past(args, kwargs, self._terms.policies.now.hard_timeout)).value
         return value
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Remove what is stored for these arguments, here and in every process; loads in flight included."""
+        """Remove the entry of these arguments in every process. swr does not store a load that is already under way."""
         await self._engine.invalidate(self._keys.key(args, kwargs))
 
     async def set(self, value: R | Fresh[R], /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Store `value` as if the loader had just returned it for these arguments.
 
-        It replaces what is stored, here and in every process. A load under way is not stored any more. An invalidation
-        that comes later outdates the value, as does another `set`. If Redis does not take the value, swr invalidates
-        its key: at once in this process, which keeps the value meanwhile, and elsewhere when Redis takes the
-        invalidation.
+        The value replaces the stored entry in every process. swr does not store a load that is already under way. A
+        later invalidation outdates the value, as does another `set`. If Redis does not take the value, swr outdates
+        older values: at once in this process, which keeps the new value meanwhile, and in other processes when Redis
+        takes the invalidation.
 
         Returns:
-            Whether every process gets the value from now on. False: Redis did not take it, or an invalidation or
-            another `set` came meanwhile.
+            Whether every process gets the value from now on. It is False if the cache is off, `store_if` refuses the
+            value, Redis does not take it, or an invalidation or another `set` came meanwhile.
 
         Raises:
             CodecError: the value cannot be stored in Redis. The stored entry is gone anyway.
-            ConfigurationError: it is not a value, or an argument cannot be part of a key.
+            ConfigurationError: `value` is not a value, or an argument cannot be part of a key.
         """
         key = self._keys.key(args, kwargs)
         tags = self._loader.tags
@@ -244,9 +244,9 @@ class Cached(Generic[P, R]):
         return await self._engine.entries.set(key, self.codec, stored._replace(loader=self._loader.digest))
 
     async def peek(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R] | None:
-        """Return what is stored for these arguments, fresh or stale, or None. Nothing is loaded or refreshed.
+        """Return the outcome that is stored for these arguments, fresh or stale, or None if a call would wait.
 
-        It looks in this process first, then in Redis, and waits for no load. None: a call would wait for one.
+        swr looks in this process first, then in Redis. It begins no load, and waits for none.
 
         Raises:
             ConfigurationError: an argument cannot be part of a key.
@@ -255,17 +255,17 @@ class Cached(Generic[P, R]):
         return None if outcome is None else await self._copied(outcome)
 
     async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Mark the entry of these arguments as stale, here and in every process.
+        """Mark the entry of these arguments as stale in every process.
 
-        The next reader gets it at once, and it is refreshed. swr does not store a load that is already under way.
-        An entry without `stale_for` is then an answer only if its load fails (`stale_if_error`).
+        The next reader gets the stale value at once, and swr refreshes it. swr does not store a load that is already
+        under way. An entry without `stale_for` is from then on only a fallback for a failed load (`stale_if_error`).
         """
         await self._engine.entries.mark_stale(self._keys.key(args, kwargs))
 
     async def invalidate_all(self) -> None:
-        """Remove what is stored for all arguments, in one step; else as `invalidate`.
+        """Remove the entries of all arguments, in one step; otherwise as `invalidate`.
 
-        That is all under this key template, which a batch loader may share.
+        This includes the entries of a batch loader with the same key template.
         """
         await self._engine.invalidate_tag(OfLoader(self.template))
 
@@ -310,7 +310,7 @@ class BoundCached(Generic[P, R]):
         self._instance = instance
 
     if not TYPE_CHECKING:
-        # The name, the docstring and the like. Type checkers look for what is misspelled.
+        # For the name, the docstring and the like. Type checkers do not see this, so they still find misspelled names.
         def __getattr__(self, name: str) -> Any:
             return getattr(self._cached, name)
 
@@ -330,7 +330,7 @@ class BoundCached(Generic[P, R]):
 
     @property
     def template(self) -> str:
-        """The key template, given or made."""
+        """See `Cached.template`."""
         return self._cached.template
 
     @property
@@ -340,7 +340,7 @@ class BoundCached(Generic[P, R]):
 
     @property
     def codec(self) -> Codec:
-        """The codec of its values."""
+        """The codec of the loader's values."""
         return self._cached.codec
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -372,11 +372,11 @@ class BoundCached(Generic[P, R]):
         await self._cached.mark_stale(self._instance, *args, **kwargs)
 
     async def invalidate_all(self) -> None:
-        """Outdate the values for all objects; see `Cached.invalidate_all`."""
+        """Remove the entries of all objects, not only of this one; see `Cached.invalidate_all`."""
         await self._cached.invalidate_all()
 
     async def mark_stale_all(self) -> None:
-        """See `Cached.mark_stale_all`: for all objects, too."""
+        """Mark the entries of all objects, not only of this one, as stale; see `Cached.mark_stale_all`."""
         await self._cached.mark_stale_all()
 
     async def set(self, value: R | Fresh[R], /, *args: P.args, **kwargs: P.kwargs) -> bool:
@@ -391,5 +391,5 @@ class BoundCached(Generic[P, R]):
 def _tags_of(
     tags: TagFunction, keys: CallKeys, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Any], tuple[str, ...]]:
-    """Return what makes tags of the value of a call."""
+    """Return a function that makes tags from the value of a call."""
     return functools.partial(tags, keys.bind(args, kwargs))

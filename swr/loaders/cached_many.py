@@ -1,4 +1,4 @@
-"""The decorator for batch loaders: one call for many keys, each cached as an entry of its own."""
+"""The batch loaders that `@cache.cached_many` makes: one call for many keys, each cached as an entry of its own."""
 
 import copy
 import functools
@@ -39,9 +39,9 @@ V = TypeVar("V")
 
 
 class CachedMany(Generic[P, K, V]):
-    """A batch loader behind the cache; calling it gives an awaitable of a dict of what there is.
+    """A batch loader behind the cache. A call gives an awaitable of a dict with the values that exist.
 
-    Made by `Cache.cached_many`. The attributes of the loader (name, docstring, signature) are its own.
+    `Cache.cached_many` makes it. It has the name, the docstring and the signature of the loader.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class CachedMany(Generic[P, K, V]):
         self._digest = loader_digest(keys.template.text)
         engine.counts.add_loader(self._digest, keys.template.text)
         self._codec = UNSHARED if terms.stays_here else codec_if_defined(function, many=True, tags=keys.tag_templates)
-        # The object whose method this is, if it is one.
+        # The object that this method is bound to, in a tuple, which is empty for a function.
         self._bound_to: tuple[Any, ...] = ()
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
-        """Return what the loader returns for these items, from the cache where it may.
+        """Return the loader's values for these items, from the cache if possible.
 
         The dict leaves out items without a value. Fresh and stale items come from the cache. One call of the loader
-        for each 1000 items loads the rest, without those that somebody else loads already.
+        for each 1,000 items loads the rest, except the items that another call is already loading.
 
         Raises:
             Exception: whatever the loader raised, for the first item without an entry to fall back on.
-            LoadTimeout: it ran longer than `hard_timeout`; likewise.
+            LoadTimeout: the loader ran longer than `hard_timeout`, and an item has no entry to fall back on.
             TypeError: the loader does not take these arguments, or they hold no list of hashable items.
             ConfigurationError: an argument or an item cannot be part of a key.
             CodecError: a value cannot be stored in Redis.
@@ -85,7 +85,7 @@ class CachedMany(Generic[P, K, V]):
         return await copied_values(values) if self._copies else values
 
     async def outcome(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
-        """The same as a call, with the state, the age and the error of each answer."""
+        """Return the same values as a call, with the state, the age and the error of each answer."""
         if not (self._engine.is_entered or await self._engine.enter()):
             values = await self._call_past(args, kwargs, checks=True)
             return {item: Outcome(value, State.MISSING, 0.0, bypassed=True) for item, value in values.items()}
@@ -125,7 +125,7 @@ class CachedMany(Generic[P, K, V]):
         absent = dict[Any, Entry[Any]]()
         try:
             for _ in range(AGAIN + 1):
-                # The codec is evaluated only where the store is asked.
+                # `look_up` evaluates the codec only if it asks the store.
                 looked = await look_up(engine, call, items, lambda: self.codec, policy.early)
                 found = looked.found
                 layers.update(looked.layers)
@@ -140,7 +140,7 @@ class CachedMany(Generic[P, K, V]):
                 answers.update(loaded)
                 if not looked.missing:
                     break
-                # The entries that were found before that wait may have been invalidated meanwhile.
+                # While this waited for loads, an invalidation may have outdated the entries that were found before.
                 items = list(found)
             answers.update(found)
             told_absent = absent
@@ -174,7 +174,7 @@ class CachedMany(Generic[P, K, V]):
         return self._keys.template.text
 
     def key(self, *args: Any) -> str:
-        """Return the key of one item, which replaces the loader's list.
+        """Return the key of one item, which you give instead of the loader's list.
 
         Raises:
             ConfigurationError: an argument or the item cannot be part of a key.
@@ -183,12 +183,12 @@ class CachedMany(Generic[P, K, V]):
         return self._keys.key(rest, item)
 
     def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
-        """Begin to load what is stored for each item, unless it is newer than a version; see `Flight.newer_than`.
+        """Begin to load each item, unless its stored entry is newer than a version; see `Flight.newer_than`.
 
-        Those whose other arguments are equal are one call of the loader.
+        One call of the loader loads all items whose other arguments are equal.
 
         Parameters:
-            calls: positional arguments with one item in the place of the list, and the version.
+            calls: for each item its positional arguments, with the item instead of the list, and the version.
         """
         engine, flights = self._engine, []
         batches: list[tuple[ManyCall, Batch]] = []
@@ -212,7 +212,7 @@ class CachedMany(Generic[P, K, V]):
         return flights
 
     def arguments_of(self, key: str) -> tuple[Any, ...] | None:
-        """Return the arguments of a call for the one item that has a key; see `arguments_in`."""
+        """Return the arguments of the call that loads only the item with this key; see `arguments_in`."""
         keys, name = self._keys, self.list_name
         found = arguments_in(key, keys.template, self._function, keys.parameters, self.key, name)
         if found is None:
@@ -220,10 +220,10 @@ class CachedMany(Generic[P, K, V]):
         return tuple([value] if given == name else value for given, value in zip(keys.parameters, found, strict=True))
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
-        """Load now, by one call of the loader for each 1,000 items, and return what there is, whatever is stored.
+        """Load now, whatever is stored, by one call of the loader for each 1,000 items, and return the new values.
 
         Raises:
-            Exception: whatever the loader raised; what is stored stays.
+            Exception: whatever the loader raised; the stored entries stay.
         """
         if not (self._engine.is_entered or await self._engine.enter()):
             return await self._call_past(args, kwargs, checks=True)
@@ -238,31 +238,31 @@ class CachedMany(Generic[P, K, V]):
         return await copied_values(values) if self._copies else values
 
     async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
-        """Return what the loader returns now, past the cache: nothing is read from it, and nothing stored.
+        """Call the loader without the cache and return its dict. swr reads nothing from the cache and stores nothing.
 
         swr calls the loader once for each 1,000 items. A `hard_timeout` in seconds holds for each of these calls.
 
         Raises:
             Exception: whatever the loader raised.
-            LoadTimeout: it ran longer than `hard_timeout`.
+            LoadTimeout: the loader ran longer than `hard_timeout`.
         """
         return await self._call_past(args, kwargs, checks=False)
 
     async def _call_past(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, checks: bool) -> dict[K, V]:
-        """Return what the loader returns for these items; refuse, with `checks`, one that cannot be part of a key."""
+        """Return the loader's values without the cache; with `checks`, refuse an item that cannot be part of a key."""
         items = Items(self._engine, *self._bind(args, kwargs), self._copies)
         return await items.call_past(self._keys.where, self._runs_in_thread, self._policy, checks=checks)
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Remove what is stored for these items, here and in every process; loads in flight included."""
+        """Remove the entries of these items in every process. swr does not store loads that are already under way."""
         await Items(self._engine, *self._bind(args, kwargs), self._copies).invalidate()
 
     async def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Mark the entries of these items as stale, here and in every process; see `Cached.mark_stale`."""
+        """Mark the entries of these items as stale in every process; see `Cached.mark_stale`."""
         await Items(self._engine, *self._bind(args, kwargs), self._copies).mark_stale()
 
     async def invalidate_all(self) -> None:
-        """Remove what is stored for all items and arguments, in one step; see `Cached.invalidate_all`."""
+        """Remove the entries of all items and arguments, in one step; see `Cached.invalidate_all`."""
         await self._engine.invalidate_tag(OfLoader(self.template))
 
     async def mark_stale_all(self) -> None:
@@ -272,15 +272,15 @@ class CachedMany(Generic[P, K, V]):
     async def set(self, values: Mapping[K, V | Fresh[V]], /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Store `values` as if the loader had just returned this dict for these arguments; see `Cached.set`.
 
-        For an item that the dict leaves out, swr stores that there is none (`absent_for`).
+        For an item that the dict leaves out, swr stores that it has no value (`absent_for`).
 
         Returns:
-            Whether every process gets all of it from now on.
+            Whether every process gets all of these values from now on.
 
         Raises:
             CodecError: a value cannot be stored in Redis. The stored entries of these items are gone anyway.
             TypeError: the loader does not take these arguments, or they hold no list of hashable items.
-            ConfigurationError: `values` is not an answer to them.
+            ConfigurationError: `values` is not a dict, or has items that these arguments do not have.
         """
         call, items = self._bind(args, kwargs)
         answer = self._keys.checked(values, items)
@@ -289,11 +289,11 @@ class CachedMany(Generic[P, K, V]):
         )
 
     async def peek(self, *args: P.args, **kwargs: P.kwargs) -> dict[K, Outcome[V]]:
-        """Return what is stored for these items, fresh or stale; see `Cached.peek`. The dict leaves out the others."""
+        """Return what is stored for these items, fresh or stale, without the other items; see `Cached.peek`."""
         return await Items(self._engine, *self._bind(args, kwargs), self._copies).peek(self.codec)
 
     async def _load(self, call: ManyCall, wanted: dict[Any, Entry[Any] | None], *, forced: bool) -> dict[Any, Answer]:
-        """Return what calls of the loader bring, and what others bring who load some of it already."""
+        """Return the answers for the wanted items. The loader loads those that no other call is loading."""
         engine = self._engine
         patience: Timeout = None if forced else self._policy.soft_timeout
         found: dict[Any, Answer] = {}
@@ -322,10 +322,10 @@ class CachedMany(Generic[P, K, V]):
                 if fallback is not None:
                     found[item] = engine.given(fallback, flight)
                 elif not flight.done.is_set() or flight.must_be_repeated or (flight.superseded and again < AGAIN):
-                    # There is nothing to fall back on, or an invalidation superseded the load.
+                    # There is no fallback, or an invalidation superseded the load.
                     entry = engine.store.peek(call.keys[item])
                     if flight.superseded and entry is not None and decide(entry, engine.clock()) is FRESH:
-                        # Another load has ended meanwhile.
+                        # Another load has stored a fresh entry meanwhile.
                         found[item] = entry, State.FRESH, None
                         continue
                     wanted[item] = entry
@@ -349,17 +349,17 @@ class CachedMany(Generic[P, K, V]):
 
     @property
     def stays_here(self) -> bool:
-        """Return whether its values are not shared with other processes."""
+        """Return whether the values of this loader are not shared with other processes."""
         return self._terms.stays_here
 
     @property
     def codec(self) -> Codec:
-        """The codec of the values of its items."""
+        """The codec of the values of the loader's items."""
         if self._codec is None:
             self._codec = codec_for(self._function, many=True, tags=self._keys.tag_templates)
         return self._codec
 
-    # As those of `Cached`.
+    # These overloads are explained at `Cached.__get__`.
     @overload
     def __get__(
         self: Callable[Concatenate[S, Q], Coroutine[Any, Any, dict[K, V]]], instance: None, owner: S

@@ -27,10 +27,10 @@ from swr.policy import Policy, Timeout
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Return whether calling `function` gives an awaitable, wrapped and partial functions included."""
+    """Return whether a call of `function`, which may be a partial or an object, returns an awaitable."""
     while isinstance(function, functools.partial):
         function = function.func
-    # Not whether it can be called, but the method, which may be a coroutine function.
+    # The `__call__` method of an object may be a coroutine function.
     call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004  # the method itself is wanted
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
@@ -39,13 +39,13 @@ class Loader(NamedTuple):
     """A loader, and how it is called.
 
     Parameters:
-        engine: in whose threads a plain `def` runs.
-        function: the loader; one that asks is given its callers' arguments as a tuple and a dict, and a `LoadContext`.
-        runs_in_thread: whether it is a plain `def`.
-        asks: whether it takes a `LoadContext`.
-        copies: whether that has a copy of the last value.
-        digest: what its entries carry, see `Entry.loader`.
-        tags: returns, for the arguments of a call, what makes tags of its value; None: they are the policy's.
+        engine: the engine, whose threads run a plain `def`.
+        function: the loader; with `asks` it takes the arguments as a tuple and a dict, and then a `LoadContext`.
+        runs_in_thread: whether the loader is a plain `def`.
+        asks: whether the loader takes a `LoadContext`.
+        copies: whether the `LoadContext` has a copy of the last value.
+        digest: the loader as its entries name it; see `Entry.loader`.
+        tags: returns, for the arguments of a call, a function from the value to its tags; None: the policy has them.
         store_if: returns whether a value is stored; None: each is.
         new_seat: see `LoadTerms`.
     """
@@ -63,7 +63,7 @@ class Loader(NamedTuple):
     def bound(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], context: LoadContext[Any] | None
     ) -> Callable[[], Any]:
-        """Return the function with its arguments, and with the context, if it asks for one."""
+        """Return the function with its arguments, and with the context unless that is None."""
         if context is None:
             return functools.partial(self.function, *args, **kwargs)
         return functools.partial(self.function, args, kwargs, context)
@@ -79,10 +79,10 @@ class Call:
     """A job: one call of a loader with the arguments of the reader that caused it.
 
     Parameters:
-        loader: what is called.
-        arguments: what it is called with.
-        policy: how long its value may be served.
-        codec: how its value is written.
+        loader: the loader to call.
+        arguments: the arguments of the call.
+        policy: how long the value may be served.
+        codec: how the value is written.
     """
 
     __slots__ = ("_arguments", "_loader", "codec", "policy")
@@ -98,12 +98,12 @@ class Call:
 
     @property
     def new_seat(self) -> Callable[[], Seat] | None:
-        """Returns what a load takes of the loader's slots."""
+        """A function that returns a seat, with which a load takes a slot of the loader; see `LoadTerms`."""
         return self._loader.new_seat
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags of the policy; the answer may have others."""
+        """The tags of the policy. The answer of the loader may have other tags."""
         return self.policy.tags
 
     @property
@@ -126,7 +126,7 @@ class Call:
         await store_answer(load, value, self.policy, last, tags_of, loader.store_if)
 
     async def call_past(self) -> Outcome[Any]:
-        """Return what the loader returns, as if there were no cache."""
+        """Call the loader as if there were no cache, and return the outcome."""
         return await self._loader.call_past(*self._arguments.for_load(), self.policy.hard_timeout)
 
     def may_fall_back(self, entry: Entry[Any], error: BaseException, now: float) -> bool:

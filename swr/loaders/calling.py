@@ -1,4 +1,4 @@
-"""A loader that asks for a `LoadContext`, and what becomes of what a loader answers."""
+"""Calls of loaders, including those that ask for a `LoadContext`, and what swr does with their answers."""
 
 import functools
 import inspect
@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import anyio
 
+from swr.core.signatures import annotations_of, signature_of
 from swr.engine.engine import Engine
 from swr.engine.entries import Value
 from swr.engine.load import Load
@@ -19,26 +20,26 @@ from swr.loaders.values import refuse_unshareable
 from swr.policy import Policy, Timeout
 from swr.stores.threads import deep_copy
 
-# Returns the tags of a value; it is called with that, and with those of the loader's parameters that it names.
+# Returns the tags of a value. It gets the value, and those arguments of the loader that its parameters name.
 TagsOf = Callable[..., Iterable[str]]
 # Returns whether a value is stored.
 StoreIf = Callable[[Any], object]
 
 
 class Asking:
-    """A loader one of whose parameters is filled in by the cache.
+    """A loader that gets a `LoadContext` from the cache.
 
     Parameters:
         function: the loader.
         name: the parameter that is annotated with `LoadContext`.
 
-    `function` is the loader, and `signature` what is left for its callers.
+    `signature` is the signature for callers, without that parameter.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self.function = function
         self._name = name
-        self._whole = whole = inspect.signature(function)
+        self._whole = whole = signature_of(function)
         self.signature = whole.replace(
             parameters=[parameter for parameter in whole.parameters.values() if parameter.name != name]
         )
@@ -55,22 +56,22 @@ _WRAPPED: Final = (typing.Union, types.UnionType, typing.Annotated)
 
 
 def asking(function: Callable[..., Any]) -> Asking | None:
-    """Return `function` as one that asks for a `LoadContext`; None: it does not.
+    """Return `function` as a loader that asks for a `LoadContext`; None: it does not ask for one.
 
     Raises:
-        ConfigurationError: it asks twice, or where one context cannot be given.
+        ConfigurationError: several parameters ask for a context, or one such as `*args` does.
     """
     target: Any = function
     while isinstance(target, functools.partial):
         target = target.func
     if not inspect.isroutine(target):
-        # Not whether it can be called, but the method, for its annotations.
+        # The `__call__` method of an object has the annotations.
         target = getattr(type(target), "__call__", None)  # noqa: B004  # the method itself is wanted
-    # Most loaders that are made where they are used have no annotations, and are not looked at more closely.
-    if not set(getattr(target, "__annotations__", ())) - {"return"}:
+    # Most loaders that are defined where they are used have no annotations. They need no closer look.
+    if not annotations_of(target).keys() - {"return"}:
         return None
     names = getattr(inspect.unwrap(target), "__globals__", {})
-    parameters = inspect.signature(function).parameters.values()
+    parameters = signature_of(function).parameters.values()
     found = [parameter for parameter in parameters if _is_context(parameter.annotation, names)]
     if not found:
         return None
@@ -88,15 +89,15 @@ def _is_context(annotation: Any, names: dict[str, Any]) -> bool:
         try:
             annotation = eval(text, names)
         except Exception:
-            # A type that is imported for type checkers alone, or defined further down.
+            # The type is imported only for type checkers, or defined further down.
             return text.partition("[")[0].rpartition(".")[2].strip() == "LoadContext"
-    # Optional, or Annotated, it is one anyway.
+    # `LoadContext | None` and `Annotated[LoadContext, ...]` count, too.
     inner = typing.get_args(annotation) if typing.get_origin(annotation) in _WRAPPED else (annotation,)
     return any(LoadContext in (kind, typing.get_origin(kind)) for kind in inner)
 
 
 async def call_loader(engine: Engine, function: Callable[[], Any], runs_in_thread: bool) -> Any:
-    """Call a loader, a plain `def` in one of the cache's threads, and return what it answers."""
+    """Call a loader, and return its answer. A plain `def` runs in one of the cache's threads."""
     if runs_in_thread:
         answer = await engine.runtime.threads.run(name_of(function), function)
     else:
@@ -107,7 +108,7 @@ async def call_loader(engine: Engine, function: Callable[[], Any], runs_in_threa
 
 
 def name_of(call: Any) -> str:
-    """Return the name of the loader that a partial function calls."""
+    """Return the name of a loader, also for a partial that calls it."""
     while isinstance(call, functools.partial):
         call = call.func
     if isinstance(owner := getattr(call, "__self__", None), Asking):
@@ -122,13 +123,13 @@ async def call_past(
     """Call a loader as if there were no cache, and return its value.
 
     Parameters:
-        where: names the loader.
-        hard_timeout: "auto" is not a limit: the call has no lease for which others wait.
+        where: the name of the loader.
+        hard_timeout: "auto" is not a limit here: the call holds no lease that other loads wait for.
 
     Raises:
         Exception: whatever the loader raised.
-        LoadTimeout: it ran longer than `hard_timeout`.
-        ConfigurationError: it answered NOT_MODIFIED.
+        LoadTimeout: the loader ran longer than `hard_timeout`.
+        ConfigurationError: the loader answered NOT_MODIFIED.
     """
     seconds = hard_timeout if isinstance(hard_timeout, float) else None
     with anyio.move_on_after(seconds) as scope:
@@ -140,13 +141,13 @@ async def call_past(
 
 
 def plain_value(where: str, answer: Any) -> Any:
-    """Return the value of what a loader has answered that was told of no last value.
+    """Return the value in the answer of a loader that got no last value.
 
     Parameters:
-        where: names the loader.
+        where: the name of the loader.
 
     Raises:
-        ConfigurationError: NOT_MODIFIED.
+        ConfigurationError: the answer is NOT_MODIFIED.
     """
     if answer is NOT_MODIFIED:
         raise _has_no_last(where)
@@ -156,20 +157,20 @@ def plain_value(where: str, answer: Any) -> Any:
 def _has_no_last(where: str) -> ConfigurationError:
     return ConfigurationError(
         f"the loader of {where!r} answered NOT_MODIFIED, and there is no last value: "
-        f"it may only if LoadContext.has_value, for a validator alone says nothing about what is stored"
+        f"it may only if LoadContext.has_value is true, because a validator alone does not show that a value is stored"
     )
 
 
 async def last_of(engine: Engine, load: Load, *, asks: bool) -> Entry[Any] | None:
-    """Return what is stored so far under the key that is loaded, unless it was invalidated.
+    """Return the stored entry of the key that is being loaded, or None if there is none or it was invalidated.
 
     Parameters:
-        asks: whether the loader wants to know, so that the store is asked if need be.
+        asks: whether the loader asks for a `LoadContext`, so that it is worth reading the store if necessary.
     """
     flight = load.flight
     entry = flight.entry
     if asks and (flight.newer_than is not None or (entry is None and flight.forced)):
-        # A caller that asked for a refresh had no reason to look.
+        # The caller of an explicit refresh has not read the store.
         entry = await engine.store.read(flight.key, flight.job.codec)
     if entry is None or entry.absent or not engine.store.tag_versions.admits_entry(entry):
         return None
@@ -188,8 +189,8 @@ def is_stored(store_if: StoreIf | None, value: Any) -> bool:
     """Return whether `store_if` says that a value is stored.
 
     Raises:
-        ConfigurationError: its answer would have to be awaited.
-        Exception: whatever it raises.
+        ConfigurationError: the answer of `store_if` would have to be awaited.
+        Exception: whatever `store_if` raises.
     """
     if store_if is None:
         return True
@@ -208,16 +209,16 @@ def value_of(
     tags: Callable[[Any], tuple[str, ...]] | None = None,
     store_if: StoreIf | None = None,
 ) -> Value:
-    """Return what a caller stores who has the value already, as a loader's answer.
+    """Return the value to store, with its options, for a caller that gives a loader's answer itself.
 
     Parameters:
-        policy: of the decorator.
-        where: what it is stored for, in errors.
-        tags: returns the tags of a value; None: they are the policy's.
+        policy: the policy of the decorator.
+        where: names the key in errors.
+        tags: returns the tags of a value; None: the policy has them.
         store_if: returns whether a value is stored; None: each is.
 
     Raises:
-        ConfigurationError: it is not a value.
+        ConfigurationError: `answer` is not a value.
     """
     if answer is NOT_MODIFIED or inspect.isawaitable(answer):
         raise ConfigurationError(f"{answer!r} is not a value for {where}: give what the loader would return, awaited")
@@ -246,16 +247,16 @@ async def store_answer(
     tags: Callable[[Any], tuple[str, ...]] | None = None,
     store_if: StoreIf | None = None,
 ) -> None:
-    """Store what a loader has answered.
+    """Store the answer of a loader.
 
     Parameters:
-        policy: of the decorator.
-        last: what NOT_MODIFIED is about.
-        tags: returns the tags of a value; None: they are the policy's.
-        store_if: returns whether a value is stored, other than the last one; None: each is.
+        policy: the policy of the decorator.
+        last: the last entry, which NOT_MODIFIED stores again; or None.
+        tags: returns the tags of a value; None: the policy has them.
+        store_if: returns whether a new value is stored; None: each is.
 
     Raises:
-        ConfigurationError: NOT_MODIFIED, and there is no last value; or the tags are malformed.
+        ConfigurationError: the answer is NOT_MODIFIED and there is no last value, or the tags are malformed.
         CodecError: the value cannot be stored.
     """
     if answer is NOT_MODIFIED:
@@ -268,10 +269,10 @@ async def store_answer(
 
 
 def tags_or_function(tags: Sequence[str] | TagsOf) -> tuple[Sequence[str], TagsOf | None]:
-    """Return the tag templates of a decorator, or no templates and the function that makes tags of a value.
+    """Return the tag templates of a decorator, or no templates and the function that makes tags from a value.
 
     Raises:
-        ConfigurationError: it is a function that would have to be awaited.
+        ConfigurationError: the function would have to be awaited.
     """
     if not callable(tags):
         return tags, None

@@ -1,4 +1,4 @@
-"""Refuse functions that cannot be loaders, where they are decorated."""
+"""Refuse, at decoration, functions that cannot be loaders."""
 
 import contextlib
 import functools
@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from swr.core.signatures import signature_of
 from swr.errors import ConfigurationError
 from swr.loaders.cached import Cached
 from swr.loaders.cached_many import CachedMany
 from swr.loaders.request_parameters import refuse_parameters
 from swr.loaders.values import USE_RESPONSE, is_a, is_response
 
-# Routers, where they keep their routes, and what a route calls.
+# Classes of routers, each with a function that returns the endpoints of a router's routes.
 _ROUTERS: Final = (
     (
         "starlette.",
@@ -25,14 +26,14 @@ _ROUTERS: Final = (
 
 
 def check_loader(function: Callable[..., Any], decorator: str) -> None:
-    """Refuse what cannot be a loader.
+    """Refuse an object that cannot be a loader.
 
     Parameters:
-        decorator: its name, "@cache.cached".
+        decorator: the name of the decorator, such as "@cache.cached".
 
     Raises:
-        ConfigurationError: no function, one that another decorator caches or a route calls already, a generator, or a
-            function that takes what belongs to one request.
+        ConfigurationError: it is not a function, is a generator, has a cache or a route already, or takes or returns an
+            object that belongs to one request.
     """
     # A partial counts as a routine from Python 3.14 on.
     if isinstance(function, functools.partial) or not (inspect.isroutine(function) or hasattr(function, "cache_clear")):
@@ -50,23 +51,23 @@ def check_loader(function: Callable[..., Any], decorator: str) -> None:
             f"responses"
         )
     refuse_parameters(function, name)
-    if is_response(inspect.signature(function).return_annotation):
+    if is_response(signature_of(function).return_annotation):
         raise ConfigurationError(f"{name} returns a response, which belongs to one request: {USE_RESPONSE}")
 
 
 def _refuse_cached(function: Any, name: str, decorator: str) -> None:
-    """Refuse a function that has a cache already, which brings the value of before at each refresh."""
+    """Refuse a function that has a cache already: each refresh would get the old value from that cache."""
     while function is not None:
         if isinstance(function, (Cached, CachedMany)) or callable(getattr(function, "cache_clear", None)):
             raise ConfigurationError(
-                f"{name} has a cache already, such as lru_cache, and each refresh would bring its value of before: "
-                f"leave that decorator away below {decorator}"
+                f"{name} has a cache already, such as lru_cache, and each refresh would get the old value from it: "
+                f"remove that decorator below {decorator}"
             )
         function = getattr(function, "__wrapped__", None)
 
 
 def _refuse_generator(function: Callable[..., Any], name: str) -> None:
-    """Refuse a generator, and a context manager that is made of one."""
+    """Refuse a generator, and a context manager that is made from one."""
     is_manager = getattr(function, "__globals__", None) is vars(contextlib)
     if is_manager or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         kind = "context manager, which can be entered once" if is_manager else "generator"
@@ -74,7 +75,7 @@ def _refuse_generator(function: Callable[..., Any], name: str) -> None:
 
 
 def _endpoints_in_sight() -> Iterator[Any]:
-    """Yield what the routes call of each router that has a name where the decorator is written."""
+    """Yield the endpoints of each router that is a local or global variable where the decorator is written."""
     frame = sys._getframe()
     while frame.f_globals.get("__name__", "").partition(".")[0] == "swr":
         assert frame.f_back is not None

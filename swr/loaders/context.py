@@ -17,10 +17,11 @@ class LoadContext(msgspec.Struct, Generic[T], frozen=True):
     """The last value when a load begins; a loader asks for it by annotating one parameter with this class.
 
     Attributes:
-        value: the last value, fresh or not, or None. It is the stored object itself: it must not be changed.
-        age: seconds since its load began; infinite where there is none.
-        validator: what came with it: an ETag, a date, a revision; or None.
-        has_value: whether there is a last value, because None is a value, too.
+        value: the last value, fresh or not, or None. Unless the decorator has `copy=True`, it is the stored object
+            itself, so the loader must not change it.
+        age: seconds since the load of the last value began; infinite if there is no last value.
+        validator: the validator of the last value, such as an ETag, a date or a revision; or None.
+        has_value: whether there is a last value; None can be a value, too.
     """
 
     value: T | None = None
@@ -35,23 +36,23 @@ class NotModified(enum.Enum):
     NOT_MODIFIED = "not modified"
 
 
-# A loader's answer: the last value still holds. It is renewed, with its tags and its validator.
+# A loader's answer: the last value is still valid. swr stores it again, with its tags and its validator.
 NOT_MODIFIED: Final = NotModified.NOT_MODIFIED
 
 
 class Fresh(Generic[T]):
-    """A loader's answer: a value, and what counts for this entry instead of what the decorator says.
+    """A loader's answer: a value, with options for this entry that override those of the decorator.
 
     Parameters:
         value: the value.
         fresh_for: as in `Policy`; None: as the decorator says.
-        stale_for: likewise.
-        stale_if_error: likewise.
+        stale_for: as in `Policy`; None: as the decorator says.
+        stale_if_error: as in `Policy`; None: as the decorator says.
         tags: names to invalidate this entry by; None: as the decorator says.
-        validator: handed to the next load, `LoadContext.validator`, so that it can ask for what is newer.
+        validator: given to the next load as `LoadContext.validator`, to ask with it whether the value has changed.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: one of these cannot work.
     """
 
     __slots__ = ("_changes", "validator", "value")
@@ -81,9 +82,9 @@ class Fresh(Generic[T]):
 
     @property
     def has_tags(self) -> bool:
-        """Return whether it says which tags count."""
+        """Return whether this answer has tags that override those of the decorator."""
         return "tags" in self._changes
 
     def over(self, policy: Policy) -> Policy:
-        """Return `policy` with what this answer says in its place."""
+        """Return `policy` with the options of this answer."""
         return policy.replaced(**self._changes)

@@ -19,7 +19,7 @@ S = TypeVar("S")
 
 
 class _LikeContext(msgspec.Struct, frozen=True):
-    """For types alone: fits wherever a `LoadContext` fits, except where one is asked for by name."""
+    """For type checkers: fits wherever a `LoadContext` fits, except where an annotation names `LoadContext`."""
 
     value: Any = None
     age: float = 0.0
@@ -28,7 +28,7 @@ class _LikeContext(msgspec.Struct, frozen=True):
 
 
 class _TakesAnything(Protocol[P, R_co]):
-    """For types alone: a function whose first parameter takes any object, or any `Hashable`: it does not ask."""
+    """For type checkers: a function whose first parameter takes any (hashable) object, so it asks for no context."""
 
     @overload
     def __call__(self, context: _LikeContext, /, *args: Any, **kwargs: Any) -> Any: ...
@@ -37,7 +37,7 @@ class _TakesAnything(Protocol[P, R_co]):
 
 
 class _TakesAnythingSecond(Protocol[P, R_co]):
-    """For types alone: the same of its second parameter, which follows `self`."""
+    """For type checkers: the same for a second parameter, which follows `self`."""
 
     @overload
     def __call__(self, instance: Any, context: _LikeContext, /, *args: Any, **kwargs: Any) -> Any: ...
@@ -49,7 +49,7 @@ class CachedDecorator(Protocol):
     """The decorator that `Cache.cached` returns: it makes a `Cached` of a loader."""
 
     # The cache gives the context, so callers leave it out. Types can say so only if it is the first parameter, or the
-    # second one behind `self`. First come loaders that would accept a context without having asked for one.
+    # second one after `self`. The overloads for loaders that accept a context without asking for one come first.
     @overload
     def __call__(self, function: _TakesAnything[P, Awaitable[R | Fresh[R] | NotModified]], /) -> Cached[P, R]: ...
     @overload
@@ -92,7 +92,7 @@ class CachedManyDecorator(Protocol):
 
 
 def with_options(method: Callable[P, R]) -> Callable[P, R]:
-    """Make a method that returns a decorator explain itself if it decorates a function without its brackets.
+    """Make a method that returns a decorator raise a clear error if it is used without parentheses.
 
     Raises:
         ConfigurationError: `@cache.cached` without parentheses, or an option without its name.
@@ -105,7 +105,7 @@ def with_options(method: Callable[P, R]) -> Callable[P, R]:
             if callable(given):
                 raise ConfigurationError(f"@cache.{name} decorates {given!r} without options: {_EXAMPLES[name]}")
             if not isinstance(given, str | None) or name == "response":
-                raise ConfigurationError(f"@cache.{name} got {given!r} without a name: {_EXAMPLES[name]}")
+                raise ConfigurationError(f"@cache.{name} got the positional argument {given!r}: {_EXAMPLES[name]}")
         return method(*args, **kwargs)
 
     return checked
@@ -119,10 +119,10 @@ _EXAMPLES = {
 
 
 class CachedClassmethod:
-    """A cached classmethod: a descriptor that binds the class, to the call and to `outcome` and the like.
+    """A cached classmethod: a descriptor that binds the class, for calls and for methods such as `outcome`.
 
     Parameters:
-        cached: what the decorator made of the function.
+        cached: the loader that the decorator made from the function.
     """
 
     def __init__(self, cached: Cached[..., Any] | CachedMany[..., Any, Any]) -> None:
@@ -135,7 +135,7 @@ class CachedClassmethod:
 def on_methods(
     decorate: Callable[[Callable[..., Any]], Cached[..., Any] | CachedMany[..., Any, Any]], function: Any
 ) -> Any:
-    """Return what `decorate` makes of a function, or of the function of a staticmethod or a classmethod.
+    """Return the result of `decorate` for a function, or for the function in a staticmethod or a classmethod.
 
     Raises:
         ConfigurationError: as `decorate` does.

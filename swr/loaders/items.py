@@ -1,7 +1,8 @@
 """Operations on the stored entries of a batch loader's items without a load."""
 
+import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 import anyio
@@ -9,9 +10,11 @@ import anyio.lowlevel
 import msgspec
 
 from swr.core.codec import Codec
+from swr.engine.carrying_on import carry_on
 from swr.engine.engine import Engine
 from swr.engine.entries import Value
 from swr.entry import Outcome
+from swr.errors import CodecError
 from swr.loaders.calling import call_past, plain_value, value_of
 from swr.loaders.many_keys import ManyCall
 from swr.loaders.terms import LoaderTerms
@@ -23,13 +26,13 @@ V = TypeVar("V")
 
 
 class Items:
-    """The stored entries of one call.
+    """The stored entries of one call of a batch loader.
 
     Parameters:
-        engine: whose entries they are.
-        call: the other arguments.
-        items: those that are asked for.
-        copies: callers get copies of what is stored.
+        engine: the engine of these entries.
+        call: the other arguments of the call.
+        items: the items of the call.
+        copies: whether callers get copies of stored values.
     """
 
     def __init__(self, engine: Engine, call: ManyCall, items: list[Any], copies: bool) -> None:
@@ -47,9 +50,29 @@ class Items:
         loader: str,
         terms: LoaderTerms,
     ) -> bool:
-        """Store `answer`, and for each item that it leaves out that there is no value; see `CachedMany.set`."""
+        """Store `answer`; for an item that it leaves out, store that there is no value. See `CachedMany.set`."""
+        are_stored = []
+
+        async def store(value: tuple[str, Value]) -> None:
+            are_stored.append(await self._engine.entries.set(value[0], codec, value[1]))
+
+        try:
+            # Check all values first, so that a wrong one is refused before anything is stored.
+            with anyio.CancelScope(shield=True):
+                values = await self._values(answer, policy, absent_for, loader, terms)
+            steps = (some for _, some in parts(list(values.items()), MOST_AT_ONCE))
+            await carry_on(functools.partial(all_at_once, store), steps)
+        except (asyncio.CancelledError, CodecError):
+            # No older value stays, neither of an item that was not stored nor of one that cannot be.
+            await self.invalidate()
+            raise
+        return all(are_stored)
+
+    async def _values(
+        self, answer: Mapping[Any, Any], policy: Policy, absent_for: float, loader: str, terms: LoaderTerms
+    ) -> dict[str, Value]:
+        """Return the value to store under each key; see `set`."""
         values: dict[str, Value] = {}
-        # All of them first: what is not a value is refused before anything is stored.
         for number, some in parts(self._items):
             if number:
                 await anyio.lowlevel.checkpoint()
@@ -62,17 +85,10 @@ class Items:
                 value = value_of(answer[item], of_item, repr(key), self._call.tags_of(item, terms.tags), terms.store_if)
                 copy = await deep_copy(value.value) if self._copies else value.value
                 values[key] = value._replace(value=copy, loader=loader)
-        are_stored = []
-
-        async def store(key: str) -> None:
-            are_stored.append(await self._engine.entries.set(key, codec, values[key]))
-
-        for _, keys in parts(list(values), MOST_AT_ONCE):
-            await all_at_once(store, keys)
-        return all(are_stored)
+        return values
 
     async def peek(self, codec: Codec) -> dict[Any, Outcome[Any]]:
-        """Return what is stored of each item, where there is anything; see `CachedMany.peek`."""
+        """Return the stored outcome of each item that has one; see `CachedMany.peek`."""
         found: dict[Any, Outcome[Any]] = {}
 
         async def look(item: Any) -> None:
@@ -80,16 +96,17 @@ class Items:
             if outcome is not None:
                 found[item] = await copied(outcome) if self._copies else outcome
 
-        await self._each(look)
+        for some in self._added():
+            await all_at_once(look, some)
         return {item: found[item] for item in self._items if item in found}
 
     async def invalidate(self) -> None:
-        """Remove what is stored of each item."""
+        """Remove the entry of each item."""
 
         async def invalidate(item: Any) -> None:
             await self._engine.invalidate(self._call.keys[item])
 
-        await self._each(invalidate)
+        await carry_on(functools.partial(all_at_once, invalidate), self._added())
 
     async def mark_stale(self) -> None:
         """Mark the entry of each item as stale."""
@@ -97,13 +114,13 @@ class Items:
         async def mark(item: Any) -> None:
             await self._engine.entries.mark_stale(self._call.keys[item])
 
-        await self._each(mark)
+        await carry_on(functools.partial(all_at_once, mark), self._added())
 
     async def call_past(self, where: str, runs_in_thread: bool, policy: Policy, *, checks: bool) -> dict[Any, Any]:
-        """Return what the loader returns for these items, as if there were no cache.
+        """Return the loader's values for these items, as if there were no cache.
 
         Parameters:
-            where: the loader, in errors.
+            where: the name of the loader, for errors.
             checks: whether to refuse an item that cannot be part of a key.
         """
         values: dict[Any, Any] = {}
@@ -118,13 +135,12 @@ class Items:
             values.update((item, plain_value(where, answer[item])) for item in some if item in answer)
         return values
 
-    async def _each(self, function: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
-        for number, some in parts(self._items, MOST_AT_ONCE):
-            if number:
-                await anyio.lowlevel.checkpoint()
+    def _added(self) -> Iterator[list[Any]]:
+        """Add the items to the call, which makes their keys, and yield them in parts."""
+        for _, some in parts(self._items, MOST_AT_ONCE):
             for item in some:
                 self._call.add(item)
-            await all_at_once(function, some)
+            yield some
 
 
 async def copied(outcome: Outcome[V]) -> Outcome[V]:
@@ -139,7 +155,7 @@ async def all_at_once(function: Callable[[Any], Coroutine[Any, Any, None]], argu
             for argument in arguments:
                 group.start_soon(function, argument)
     except ExceptionGroup as errors:
-        # Each is the cache's own, and one is as good as another.
+        # These are errors of swr itself, and one of them says as much as all.
         raise errors.exceptions[0] from None
 
 

@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 
 class Loaders:
-    """Decorators that put functions behind a cache, and calls without one."""
+    """The decorators that put functions behind a cache, and `get_or_load`, which needs no decorator."""
 
     engine: Engine
     local: LocalCache
@@ -65,36 +65,36 @@ class Loaders:
         """Put a loader, `async def` or `def`, function or method, behind the cache.
 
         Parameters:
-            template: the key, "ranking:{group}:{limit}"; it names every parameter or leaves it to `ignore`. None:
-                a key of the function's name and all its arguments.
-            key: returns the key, in the place of a template, from the parameters that it names: `lambda user, page:
-                f"{user.id}:{page}"`. swr puts the name of the loader before it.
+            template: the key template, such as "ranking:{group}:{limit}". It names every parameter that `ignore` does
+                not name. None: swr makes the key from the function's name and all its arguments.
+            key: a function that returns the key, instead of a template, from the parameters that it names: `lambda
+                user, page: f"{user.id}:{page}"`. swr puts the name of the loader before the key.
             fresh_for: how long a value is fresh: seconds, or "90s", "10m", "1d".
-            stale_for: how long after that swr serves it and refreshes it in the background.
-            stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
+            stale_for: how long after `fresh_for` swr still serves the value, and refreshes it in the background.
+            stale_if_error: how long after `fresh_for` the value is a fallback if a load fails.
                 Options of `Policy` that you leave out, here and below, are those of the cache's policy.
-            tags: names to invalidate by, "group:{group}"; or a function that returns them, of the value and of
-                parameters that it names.
+            tags: names to invalidate by, such as "group:{group}"; or a function that returns such names, from the
+                value and from the parameters that it names.
             ignore: parameters that do not change the answer, such as `self`.
             copy: give every caller a deep copy. Without it all callers in this process share one object, which
                 they must not change.
-            keep_for: how long past `fresh_for` a value is kept at least, served or not, for a loader that asks for a
-                `LoadContext`.
+            keep_for: how long after `fresh_for` swr keeps a value at least, even if it does not serve it. A loader
+                that asks for a `LoadContext` gets that value.
             soft_timeout: how long a reader waits if there is an entry to fall back on; see `Policy`.
             hard_timeout: how long a load may run; see `Policy`.
-            early: refresh a value before its time; a greater number does so earlier; see `Policy`. A fresh hit then
-                costs some microseconds more.
-            jitter: shorten each lifetime by a random share of up to this, so that values do not end together.
-            store_if: returns whether a value is stored, as in `store_if=bool`. Callers who wait for a value that is not
-                stored get it anyway, and swr removes what was stored before.
+            early: refresh a value before it goes stale; a greater number refreshes earlier; see `Policy`. A fresh hit
+                then costs some microseconds more.
+            jitter: shorten each lifetime by a random share between 0 and this, so that values do not end together.
+            store_if: a function that returns whether swr stores a value, as in `store_if=bool`. Callers that wait for
+                a value that is not stored get it anyway, and swr removes the stored entry.
             local: whether this process's memory holds values. `local=False` has no effect without Redis.
             shared: whether Redis holds values. With `shared=False` each process loads for itself, and a value may be
                 any object.
-            max_concurrent_loads: how many calls of the loader run at once in this process; the others wait, and those
+            max_concurrent_loads: how many calls of the loader run at once in this process. Other calls wait; calls
                 that readers wait for go first. None: any number.
 
         A `def` runs in a thread. A refresh in the background runs with the arguments of the call that found the entry
-        stale. Objects that live only as long as a request, such as a database session, must not be among them.
+        stale. These arguments must not be objects that live only as long as a request, such as a database session.
 
         Raises:
             ConfigurationError: at decoration, if one of these cannot work.
@@ -156,22 +156,23 @@ class Loaders:
         """Put a batch loader, which takes a list of items and returns a dict of their values, behind the cache.
 
         Parameters:
-            template: the key of one item, "ranking:{group}:{limit}" for `async def top(groups, limit=100)`: it names
-                every parameter but the list, or leaves it to `ignore`, and the item by any other name. A `cached`
-                loader with this template shares the entries, if there is one.
-            key: returns the key of one item, in the place of a template. It names the same, as its parameters.
+            template: the key template of one item, such as "ranking:{group}:{limit}" for `async def top(groups,
+                limit=100)`. It names the item, by a name that is not a parameter, and every parameter except the list
+                and those in `ignore`. A `cached` loader with the same template shares the entries.
+            key: a function that returns the key of one item, instead of a template. Its parameters have the names that
+                a template would have.
             absent_for: how long swr remembers that an item was not in the dict.
             fresh_for: see `cached`.
             stale_for: see `cached`.
             stale_if_error: see `cached`.
-            tags: see `cached`; they may name the item, and so may a function of tags.
+            tags: see `cached`; templates and functions may name the item, too.
             ignore: see `cached`.
             copy: see `cached`.
             soft_timeout: see `cached`.
             hard_timeout: see `cached`.
             early: see `cached`.
             jitter: see `cached`.
-            store_if: the same, of the value of one item.
+            store_if: see `cached`; the function gets the value of one item.
             local: see `cached`.
             shared: see `cached`.
             max_concurrent_loads: see `cached`.
@@ -216,14 +217,15 @@ class Loaders:
         return cast(CachedManyDecorator, functools.partial(on_methods, decorate))
 
     def refresh_of(self, key: str) -> Callable[[], Coroutine[Any, Any, Any]] | None:
-        """Return what loads a key again; None: its loader or the arguments of its call are not known for certain."""
+        """Return a function that loads a key again; None: its loader or its arguments are not known for certain."""
         found: list[tuple[Any, tuple[Any, ...]]] = []
-        # A thread may define another one meanwhile.
+        # A thread may define another loader during this loop.
         for loader in tuple(self._templates.loaders):
             arguments = loader.arguments_of(key)
             if arguments is not None:
                 found.append((loader, arguments))
-        # A batch loader may share the entries of another one. Two of a kind may close over different things.
+        # A `cached` loader and a batch loader may share entries: then take the `cached` one. Two loaders of one kind
+        # may close over different variables, so neither is certain.
         found = [pair for pair in found if isinstance(pair[0], Cached)] or found
         return functools.partial(found[0][0].refresh, *found[0][1]) if len(found) == 1 else None
 
@@ -249,19 +251,19 @@ class Loaders:
     async def get_or_load(
         self, key: str, loader: Callable[..., Any], policy: Policy | None = None, *, returns: Any = None
     ) -> Outcome[Any]:
-        """Return what is stored under `key`, or what `loader` returns.
+        """Return the value that is stored under `key`, or the one that `loader` returns.
 
         Parameters:
             key: any text.
-            loader: takes nothing, or a `LoadContext`; `async def` or `def`.
-            policy: how long its value may be served, and how long it may be loaded; None: that of the cache.
-            returns: the type of the value, for Redis; by default the loader's return annotation.
+            loader: an `async def` or `def` that takes no argument, or a `LoadContext`.
+            policy: how long the value may be served, and how long a load may take; None: the policy of the cache.
+            returns: the type of the value, for Redis; None: the loader's return annotation.
 
         Raises:
             Exception: whatever the loader raised, if there is no entry to fall back on.
-            LoadTimeout: it ran longer than `policy.hard_timeout`; likewise.
+            LoadTimeout: the loader ran longer than `policy.hard_timeout`, and there is no entry to fall back on.
             CodecError: the value cannot be stored in Redis.
-            ConfigurationError: arguments that cannot work.
+            ConfigurationError: an argument cannot work.
         """
         if not isinstance(key, str):
             raise ConfigurationError(f"key={key!r} is not a string")

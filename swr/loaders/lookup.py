@@ -1,4 +1,4 @@
-"""Lookup of a batch loader's items: which of them the cache answers, which have to be loaded or refreshed."""
+"""Lookup of a batch loader's items: which items the cache answers, and which must be loaded or refreshed."""
 
 import logging
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from swr.loaders.many_keys import ManyCall
 from swr.stats.counts import Layer
 
 log = logging.getLogger("swr")
-# The answer for one item: the entry, how it is marked, and why its load failed.
+# The answer for one item: the entry, its state, and the failure of its load, if the entry is a fallback.
 Answer = tuple[Entry[Any], State, BaseException | None]
 
 
 class LookedUp(NamedTuple):
-    """Result of a lookup of the items of one call.
+    """The result of a lookup of the items of one call.
 
     Parameters:
         found: the answers to items that have a value.
         absent: the entries of items that are known not to exist.
-        missing: the items that have to be loaded, with what is stored of them.
-        behind: the entries of items that were found, and are to be refreshed.
-        layers: what each item that was found or is absent has waited for.
+        missing: the items that must be loaded, each with its stored entry or None.
+        behind: the entries of items that were found and need a refresh in the background.
+        layers: the layer that answered, for each item that was found or is absent.
     """
 
     found: dict[Any, Answer]
@@ -39,10 +39,10 @@ class LookedUp(NamedTuple):
 async def look_up(
     engine: Engine, call: ManyCall, items: list[Any], codec: Callable[[], Codec], early: float
 ) -> LookedUp:
-    """Look each item up in this process's memory, and in the store where that does not answer.
+    """Look each item up in this process's memory, and, if it has no answer there, in the store.
 
     Parameters:
-        codec: returns how values are written.
+        codec: returns the codec of the values.
         early: see `Policy`.
     """
     entries, asked = await _entries(engine, call, items, codec)
@@ -71,7 +71,7 @@ async def look_up(
 async def _entries(
     engine: Engine, call: ManyCall, items: list[Any], codec: Callable[[], Codec]
 ) -> tuple[dict[Any, Entry[Any] | None], set[Any]]:
-    """Return what is stored of each item, and for which ones the store was asked."""
+    """Return the stored entry of each item, and the items for which the store was asked."""
     store = engine.store
     entries = {item: store.peek(call.keys[item]) for item in items}
     now = engine.clock()
@@ -83,7 +83,7 @@ async def _entries(
         async def read(item: Any) -> None:
             entries[item] = await store.read(call.keys[item], of_values)
 
-        # All in one trip: what is asked in one turn of the event loop leaves in one write.
+        # All in one round trip: the store sends the commands of one turn of the event loop in one write.
         await all_at_once(read, unsure)
     return entries, set(unsure)
 

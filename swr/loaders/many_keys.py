@@ -8,6 +8,7 @@ from typing import Any
 from swr.core.arguments import Watch
 from swr.core.key_functions import KeyFunction
 from swr.core.keys import bound_to
+from swr.core.signatures import signature_of
 from swr.core.template import Template
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
@@ -22,14 +23,14 @@ class ManyKeys:
 
     Parameters:
         function: the batch loader.
-        template: the key of one item. It names every parameter but the list, and one name that is not a parameter: the
-            item's. None: there is a `key`.
-        tags: tag templates; they may name the same.
+        template: the key template of one item. It names every parameter except the list, and one name that is not a
+            parameter: that of the item. None: there is a `key`.
+        tags: tag templates, which may use the same names.
         ignore: parameters that are left out of the key.
-        key: makes the key of one item in the place of a template; it names the same.
+        key: a function that returns the key of one item, instead of a template; its parameters have the same names.
 
     Raises:
-        ConfigurationError: a template that does not tell which parameter is the list and which slot its item.
+        ConfigurationError: a template does not tell which parameter is the list and which name is that of an item.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ManyKeys:
             raise ConfigurationError(f"ignore={ignore!r} is one string: give a tuple, ({ignore!r},)")
         self._function = function
         self.where = where = f"{function.__module__}.{function.__qualname__}"
-        self._signature = inspect.signature(function)
+        self._signature = signature_of(function)
         parameters, ignored = self._signature.parameters, frozenset(ignore)
         self._key = _key_of_item(template, key, list(parameters), ignored, where)
         self._tags = [Template(tag, "tags", where) for tag in tag_names(tags)]
@@ -72,7 +73,7 @@ class ManyKeys:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """The names of the parameters of the function, and that of one item."""
+        """The names of the function's parameters, and the name of one item."""
         return (*self._signature.parameters, self._item)
 
     @property
@@ -81,7 +82,7 @@ class ManyKeys:
         return self._signature.parameters
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[ManyCall, list[Any]]":
-        """Return a call without items, and the items that it is for, each once.
+        """Return a call that has no items yet, and the items of its list without duplicates.
 
         Raises:
             TypeError: the function does not take these arguments, or they hold no list of hashable items.
@@ -112,7 +113,7 @@ class ManyKeys:
         return item, bound.arguments
 
     def with_item(self, values: Mapping[str, Any], item: Any) -> dict[str, Any]:
-        """Return arguments by name, with the item under its own."""
+        """Return `values`, the arguments by name, with `item` as the value of the template's slot for it."""
         return {**values, self._item: item}
 
     def key(self, values: Mapping[str, Any], item: Any) -> str:
@@ -134,26 +135,27 @@ class ManyKeys:
         return tuple(tag.fill_plain(values) for tag in self._tags)
 
     def checked(self, answer: Any, items: list[Any]) -> Mapping[Any, Any]:
-        """Return `answer` if it may be one to `items`.
+        """Return `answer` if it is a dict whose keys are all among `items`.
 
         Raises:
-            ConfigurationError: it is not a dict of these.
+            ConfigurationError: `answer` is not such a dict.
         """
         if not isinstance(answer, Mapping):
             raise ConfigurationError(
-                f"{self.where} returned {type(answer).__name__}: a batch loader returns a dict, item: value"
+                f"{self.where} returned {type(answer).__name__}: a batch loader returns a dict that maps items to "
+                f"values"
             )
         asked = set(items)
         extra = [item for item in answer if item not in asked]
         if extra:
             raise ConfigurationError(
-                f"{self.where} was asked for {items!r} and returned {extra[0]!r} too: the dict's keys are the "
-                f"items that it was given, and an item that is not there is left out"
+                f"{self.where} was asked for {items!r} and returned {extra[0]!r} too: return a dict whose keys are "
+                f"items that it was given, and leave out items that do not exist"
             )
         return answer
 
     def loader(self, values: Mapping[str, Any], items: list[Any]) -> functools.partial[Any]:
-        """Return the function, to be called for `items` alone."""
+        """Return a partial function that calls the loader for `items`."""
         asked = inspect.BoundArguments(self._signature, {**self.watch.keep(values), self.list_name: items})
         return functools.partial(self._function, *asked.args, **asked.kwargs)
 
@@ -161,7 +163,7 @@ class ManyKeys:
 def _key_of_item(
     template: str | None, key: Callable[..., Any] | None, parameters: list[str], ignored: frozenset[str], where: str
 ) -> Template:
-    """Return what makes the key of one item; see `ManyKeys`."""
+    """Return the template or the function that makes the key of one item; see `ManyKeys`."""
     if key is not None:
         if template is not None:
             raise ConfigurationError(f"{where} has the key template {template!r} and key={key!r}: give one of them")
@@ -180,22 +182,22 @@ def _is_hashable(item: Any) -> bool:
 
 
 class ManyCall:
-    """One call of a batch loader: its items, what each is stored under, and the other arguments as they were then.
+    """One call of a batch loader: its items with their keys, and the other arguments as they were at the call.
 
     Parameters:
-        keys: of the loader.
+        keys: the keys of the loader.
         values: the arguments by name.
     """
 
     def __init__(self, keys: ManyKeys, values: Mapping[str, Any]) -> None:
         self._keys = keys
         self._values = keys.watch.keep(values)
-        # The attributes that a key or a tag holds, where there are any.
+        # For each item, the values of attributes that are part of its key or tags, if there are any.
         self._seen: dict[Any, tuple[str, ...]] = {}
         self.keys: dict[Any, str] = {}
 
     def add(self, item: Any) -> str:
-        """Note one item more, and return its key.
+        """Add one item, and return its key.
 
         Raises:
             ConfigurationError: an argument, or the item, cannot be part of a key.
@@ -206,11 +208,11 @@ class ManyCall:
         return key
 
     def has(self, values: Mapping[str, Any], item: Any) -> bool:
-        """Return whether a call with these other arguments is the same: `1` and `True` are equal, and are not."""
+        """Return whether a call with these other arguments is the same. `1` and `True` are equal, but not the same."""
         return self._values == values and self._keys.key(self._values, item) == self._keys.key(values, item)
 
     def tags_of(self, item: Any, tags: TagFunction | None) -> Callable[[Any], tuple[str, ...]] | None:
-        """Return what makes tags of a value of `item`, or None; it is called with one item in the place of the list."""
+        """Return a function that makes tags from a value of `item`, or None. `tags` gets `item` instead of the list."""
         if tags is None:
             return None
         return functools.partial(tags, self._keys.with_item({**self._values, self._keys.list_name: item}, item))
@@ -223,10 +225,10 @@ class ManyCall:
         """Call the loader for `items`.
 
         Raises:
-            ConfigurationError: it answered with something else than a dict of these, or an argument has changed.
+            ConfigurationError: the loader returned no dict of these items, or an argument has changed.
         """
         self._check(items)
-        # A list of the loader's own, to do with as it likes.
+        # The loader gets a list of its own, which it may change.
         loader = self._keys.loader(self._values, list(items))
         warn_of_sessions(loader, loader.args, loader.keywords)
         answer = await call_loader(engine, loader, runs_in_thread)

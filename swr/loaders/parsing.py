@@ -20,12 +20,12 @@ def arguments_in(
     key_of: Callable[..., str],
     list_name: str = "",
 ) -> tuple[Any, ...] | None:
-    """Return the positional arguments for which a loader has a key; None: the key does not say them for certain.
+    """Return the positional arguments of a loader's call that has `key`; None: the key does not show them for certain.
 
     Parameters:
-        parameters: of the loader's calls, by name.
+        parameters: the parameters of the loader's calls, by name.
         key_of: returns the key for arguments.
-        list_name: the parameter whose place the item takes; empty: it is not a batch loader.
+        list_name: the parameter of a batch loader that the item replaces; empty: it is not a batch loader.
     """
     texts = template.texts_in(key)
     if texts is None:
@@ -36,7 +36,7 @@ def arguments_in(
         kinds = typing.get_type_hints(function)
         if list_name:
             (kinds[items[0]],) = typing.get_args(kinds[list_name])
-        # An ignored parameter may be a connection. A value of a type that is not known may be of any class.
+        # An ignored parameter, such as a connection, is not in the key. `Any` does not tell the class of a value.
         values = [msgspec.convert(plain_of(texts[name]), kinds[name]) for name in names]
         is_sure = key_of(*values) == key and not {Any, object}.intersection(kinds[name] for name in names)
     except (ConfigurationError, KeyError, NameError, TypeError, ValueError, msgspec.ValidationError):

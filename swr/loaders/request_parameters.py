@@ -1,4 +1,4 @@
-"""Parameters of a loader that live only as long as a request, while a load may outlive it."""
+"""Refuse loader arguments that live only as long as a request, because a load may outlive the request."""
 
 import functools
 import inspect
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from swr.core.signatures import signature_of
 from swr.errors import ConfigurationError
 from swr.loaders.calling import name_of
 from swr.loaders.values import is_a
@@ -24,7 +25,7 @@ _OF_REQUESTS: Final = (
     ("werkzeug.", ("Request",)),
     ("aiohttp.", ("BaseRequest",)),
 )
-# As they are written in annotations that are text.
+# Names of classes in annotations that are text.
 _NAMED: Final = ("BackgroundTasks", "HttpRequest", "Request", "Response", "WebSocket")
 _OF_SQLALCHEMY: Final = (
     "AsyncConnection",
@@ -37,17 +38,17 @@ _OF_SQLALCHEMY: Final = (
 
 
 def refuse_parameters(function: Callable[..., Any], name: str) -> None:
-    """Refuse a loader that takes what belongs to one request.
+    """Refuse a loader that takes an object that belongs to one request.
 
     Parameters:
         function: the loader.
-        name: how the error calls it.
+        name: the name of the loader, for errors.
 
     Raises:
-        ConfigurationError: names the parameter, and what to do.
+        ConfigurationError: the loader has such a parameter; the message says what to do.
     """
     names = getattr(inspect.unwrap(function), "__globals__", {})
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in signature_of(function).parameters.values():
         if _is_of_a_request(parameter):
             raise ConfigurationError(
                 f"{name} takes {parameter.name!r}, which belongs to one request; a background load has none. Pass what "
@@ -66,7 +67,7 @@ def warn_of_sessions(function: Callable[..., Any], args: Iterable[Any], kwargs: 
 
     Parameters:
         function: the loader.
-        args, kwargs: what it is called with.
+        args, kwargs: the arguments of the call.
     """
     if "sqlalchemy" not in sys.modules:
         return
@@ -74,7 +75,7 @@ def warn_of_sessions(function: Callable[..., Any], args: Iterable[Any], kwargs: 
         if is_a(type(argument), "sqlalchemy.", _OF_SQLALCHEMY):
             _warn(name_of(function), type(argument).__name__)
             continue
-        # Not every object has attributes of its own, and a proxy may raise anything if it is asked for them.
+        # Not every object has a `__dict__`, and a proxy object may raise any exception here.
         with suppress(Exception):
             for name, value in list(vars(argument).items()):
                 if is_a(type(value), "sqlalchemy.", _OF_SQLALCHEMY):
@@ -92,7 +93,7 @@ def _warn(name: str, place: str) -> None:
 
 
 def _is_of_a_request(parameter: inspect.Parameter) -> bool:
-    """Return whether a framework fills in a parameter, and for one request: a Request, a Response, a Depends."""
+    """Return whether a framework fills in a parameter for each request: a Request, a Response, a Depends."""
     marks = [parameter.default, *getattr(parameter.annotation, "__metadata__", ())]
     if any(
         type(mark).__module__.startswith("fastapi") and type(mark).__name__ in ("Depends", "Security") for mark in marks
@@ -106,12 +107,12 @@ def _is_of_a_request(parameter: inspect.Parameter) -> bool:
 
 
 def _is_a_session(annotation: Any, names: dict[str, Any]) -> bool:
-    """Return whether a parameter is a session, alone or optional, and no factory of sessions."""
+    """Return whether a parameter is a session or connection, alone or optional, and not a factory of sessions."""
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, names)
         except Exception:
-            # A type that is imported for type checkers alone, or defined further down.
+            # The type is imported only for type checkers, or defined further down.
             return False
     inner = typing.get_args(annotation) if typing.get_origin(annotation) in _WRAPPED else (annotation,)
     return any(is_a(typing.get_origin(kind) or kind, "sqlalchemy.", _OF_SQLALCHEMY) for kind in inner)

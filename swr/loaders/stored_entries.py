@@ -1,4 +1,4 @@
-"""Operations of a cache on stored entries: set, look at, invalidate. `Cache` inherits them."""
+"""Operations of a cache on stored entries: set, peek, invalidate, mark stale. `Cache` inherits them."""
 
 import functools
 import logging
@@ -40,17 +40,17 @@ class StoredEntries:
 
         Parameters:
             key: any text.
-            value: what is stored.
-            policy: how long it may be served; None: as the policy of the cache says.
-            returns: the type of the value, for Redis; that of the loader's return annotation, if it has one.
-                A decorated loader with `tags=` has entries of its own: store by its own `set`.
+            value: the value to store.
+            policy: how long the value may be served; None: the policy of the cache.
+            returns: the type of the value, for Redis: the same type as in the loader's return annotation.
+                A decorated loader with `tags=` has separate entries: use the loader's own `set`.
 
         Returns:
             Whether every process gets the value from now on.
 
         Raises:
             CodecError: the value cannot be stored in Redis. The stored entry is gone anyway.
-            ConfigurationError: arguments that cannot work.
+            ConfigurationError: an argument cannot work.
         """
         _check_key(key)
         policy = self.default_policy.of(policy)
@@ -62,42 +62,42 @@ class StoredEntries:
     @overload
     async def peek(self, key: str, *, returns: Any = None) -> Outcome[Any] | None: ...
     async def peek(self, key: str, *, returns: Any = None) -> Outcome[Any] | None:
-        """Return what is stored under `key`, fresh or stale, or None. Nothing is loaded or refreshed.
+        """Return what is stored under `key`, fresh or stale, or None. swr does not load or refresh anything.
 
         Parameters:
             key: any text.
-            returns: the type of the value, for Redis; that of the loader's return annotation, if it has one.
-                A decorated loader with `tags=` has entries of its own: look by its own `peek`.
+            returns: the type of the value, for Redis: the same type as in the loader's return annotation.
+                A decorated loader with `tags=` has separate entries: use the loader's own `peek`.
 
         Raises:
-            ConfigurationError: arguments that cannot work.
+            ConfigurationError: an argument cannot work.
         """
         _check_key(key)
         return await self.engine.entries.peek(key, codec_of(Any if returns is None else returns))
 
     async def invalidate(self, key: str) -> None:
-        """Remove what is stored under `key`, here and in every process.
+        """Remove what is stored under `key` in every process.
 
-        After it returns, no reader in this process gets an older value, from a load under way either; in other
-        processes, once the notification has arrived. While Redis is unreachable it takes effect here at once, and
-        elsewhere when Redis is reachable again.
+        After this returns, no reader in this process gets an older value, not even from a load under way. In another
+        process, this holds when the notification has arrived there. While Redis is unreachable, the invalidation takes
+        effect here at once, and elsewhere when Redis is reachable again.
         """
         _check_key(key)
         await self.engine.invalidate(key)
 
     async def mark_stale(self, key: str) -> None:
-        """Mark the entry of `key` as stale, here and in every process; see `Cached.mark_stale`."""
+        """Mark the entry of `key` as stale in every process; see `Cached.mark_stale`."""
         _check_key(key)
         await self.engine.entries.mark_stale(key)
 
     # -- many at once -----------------------------------------------------------------------------------------
 
     async def invalidate_tag(self, tag: str) -> None:
-        """Outdate every entry that carries `tag`, in one step however many there are; otherwise as `invalidate`."""
+        """Outdate every entry that carries `tag`, in one step for any number of entries; otherwise as `invalidate`."""
         await self.engine.invalidate_tag(*_checked_tags((tag,)))
 
     async def invalidate_tags(self, *tags: str) -> None:
-        """Outdate every entry that carries one of `tags`, in one step for all; else as `invalidate`."""
+        """Outdate every entry that carries one of `tags`, in one step for all; otherwise as `invalidate`."""
         await self.engine.invalidate_tag(*_checked_tags(tags))
 
     async def mark_stale_tags(self, *tags: str) -> None:
@@ -105,18 +105,18 @@ class StoredEntries:
         await self.engine.invalidate_tag(*map(Soft, _checked_tags(tags)))
 
     async def invalidate_url(self, url: str) -> None:
-        """Outdate the responses to a URL, "/rankings/ATL?limit=10", for all its hosts, schemes and variants.
+        """Outdate the responses to a URL such as "/rankings/ATL?limit=10", for all hosts, schemes and variants.
 
         Raises:
-            ConfigurationError: it is not a URL or path.
+            ConfigurationError: `url` is not a URL or path.
         """
         await self.engine.invalidate_tag(*await _tags_of((url,)))
 
     async def invalidate_urls(self, *urls: str) -> None:
-        """Outdate the responses to several URLs, in one step for all; else as `invalidate_url`.
+        """Outdate the responses to several URLs, in one step for all; otherwise as `invalidate_url`.
 
         Raises:
-            ConfigurationError: one is not a URL or path; then nothing is outdated.
+            ConfigurationError: one of `urls` is not a URL or path; then nothing is outdated.
         """
         await self.engine.invalidate_tag(*await _tags_of(urls))
 
@@ -124,7 +124,7 @@ class StoredEntries:
         """Mark the responses to URLs as stale, in one step for all; see `Cached.mark_stale`.
 
         Raises:
-            ConfigurationError: one is not a URL or path; then nothing is marked.
+            ConfigurationError: one of `urls` is not a URL or path; then nothing is marked.
         """
         await self.engine.invalidate_tag(*map(Soft, await _tags_of(urls)))
 
@@ -137,16 +137,16 @@ class StoredEntries:
         await self.engine.invalidate_tag(Soft(ALL))
 
     def until_committed(self) -> Repeats:
-        """Return an `async with` block that makes every invalidation inside it once more at its end.
+        """Return an `async with` block that repeats, at its end, every invalidation inside it.
 
-        Let it enclose the transaction. Between an invalidation and the commit a reader may load the old value again;
-        the second invalidation outdates that. `SWRMiddleware` does so for each request with an unsafe method.
+        Put it around the transaction. Between an invalidation and the commit a reader may load the old value again;
+        the second invalidation outdates that value. `SWRMiddleware` does so for each request with an unsafe method.
         """
         return Repeats(self.engine)
 
 
 async def _tags_of(urls: tuple[str, ...]) -> dict[str, None]:
-    """Return the tags of URLs, each once. The event loop turns in between."""
+    """Return the tags of URLs, without duplicates. Other tasks may run in between."""
     tags: dict[str, None] = {}
     for number, some in parts(list(urls)):
         if number:
@@ -171,7 +171,7 @@ def _checked_tags(tags: tuple[object, ...]) -> tuple[str, ...]:
 
 def _check_key(key: str) -> None:
     if not isinstance(key, str):
-        raise ConfigurationError(f"key={key!r} is not a string; a decorated function has methods of its own")
+        raise ConfigurationError(f"key={key!r} is not a string; for a decorated function, call its own method")
     warn_of_slot(key)
 
 

@@ -20,7 +20,7 @@ F_co = TypeVar("F_co", covariant=True)
 
 
 class AsyncLoader(Protocol[P, R_co, O_co, V_contra, F_co]):
-    """`Cached`, `BoundCached` and `CachedMany`."""
+    """The methods of `Cached`, `BoundCached` and `CachedMany` that `SyncLoader` calls."""
 
     @property
     def engine(self) -> Engine: ...
@@ -39,7 +39,7 @@ class AsyncLoader(Protocol[P, R_co, O_co, V_contra, F_co]):
 
 
 class SyncLoader(Generic[P, R_co, O_co, V_contra, F_co]):
-    """A cached loader whose calls wait for their answer; `top100.sync`.
+    """A cached loader for code that is not async: its calls wait for their answer; `top100.sync`.
 
     Parameters:
         loader: the cached loader.
@@ -55,17 +55,17 @@ class SyncLoader(Generic[P, R_co, O_co, V_contra, F_co]):
         return self._loader.engine.portal.call(f"the .sync of the loader of {self._loader.template!r}", call)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Return what the loader returns for these arguments, from the cache where it may.
+        """Return the loader's value for these arguments, from the cache if possible.
 
         Raises:
-            Exception: what a call of the loader raises that is awaited.
-            ConfigurationError: this is the thread of an event loop.
+            Exception: whatever an awaited call of the loader raises.
+            ConfigurationError: an event loop runs in this thread.
         """
         value: R_co = self._call(self._loader.__call__, args, kwargs)
         return value
 
     def outcome(self, *args: P.args, **kwargs: P.kwargs) -> O_co:
-        """The same, with the state, the age and the error of the answer."""
+        """Return the same value as a call, with the state, the age and the error of the answer."""
         outcome: O_co = self._call(self._loader.outcome, args, kwargs)
         return outcome
 
@@ -75,7 +75,7 @@ class SyncLoader(Generic[P, R_co, O_co, V_contra, F_co]):
         return value
 
     def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Return what the loader returns now, past the cache."""
+        """Call the loader without the cache, and return its value; see `Cached.uncached`."""
         value: R_co = self._call(self._loader.uncached, args, kwargs)
         return value
 
@@ -85,16 +85,16 @@ class SyncLoader(Generic[P, R_co, O_co, V_contra, F_co]):
         return is_stored
 
     def peek(self, *args: P.args, **kwargs: P.kwargs) -> F_co:
-        """Return what is stored for these arguments, fresh or stale. Nothing is loaded; see `Cached.peek`."""
+        """Return what is stored for these arguments, fresh or stale; see `Cached.peek`."""
         found: F_co = self._call(self._loader.peek, args, kwargs)
         return found
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Remove what is stored for these arguments, here and in every process."""
+        """Remove what is stored for these arguments in every process; see `Cached.invalidate`."""
         self._call(self._loader.invalidate, args, kwargs)
 
     def mark_stale(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Mark the entry of these arguments as stale, here and in every process; see `Cached.mark_stale`."""
+        """Mark the entry of these arguments as stale in every process; see `Cached.mark_stale`."""
         self._call(self._loader.mark_stale, args, kwargs)
 
     def invalidate_all(self) -> None:
@@ -107,7 +107,7 @@ class SyncLoader(Generic[P, R_co, O_co, V_contra, F_co]):
 
 
 class AsyncCache(Protocol):
-    """`Cache`, as far as it is awaited."""
+    """The methods of `Cache` that `SyncCache` calls."""
 
     engine: Engine
 
@@ -116,7 +116,7 @@ class AsyncCache(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
 
-    # Their types are those of `SyncCache`.
+    # `SyncCache` has the types of these three.
     @property
     def get_or_load(self) -> Callable[..., Any]: ...
     @property
@@ -153,20 +153,20 @@ class SyncCache:
         return self._cache.engine.portal.call(f"cache.sync.{name}(...)", functools.partial(function, *args))
 
     def __enter__(self) -> Self:
-        """Open the cache; what is opened several times is closed by the last exit."""
+        """Open the cache. If it is opened several times, the last exit closes it."""
         self._call("__enter__", self._cache.__aenter__)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close it: wait for loads within `drain_for`, cancel the rest, give back leases, disconnect."""
+        """Close the cache: wait for loads up to `drain_for`, cancel the rest, release leases, and disconnect."""
         self._call("__exit__", self._cache.__aexit__, kind, error, traceback)
 
     def close(self) -> None:
         """Close the cache now, wherever it is open, and end its own thread; it opens again at its next use.
 
-        The end of the process does so for a cache that has a thread of its own.
+        swr does so at the end of the process for a cache that has a thread of its own.
         """
         self._cache.engine.portal.close()
 
@@ -253,18 +253,18 @@ class SyncCache:
         self._call("mark_stale_all", self._cache.mark_stale_all)
 
     def until_committed(self) -> "SyncRepeats":
-        """Return a `with` block that makes every invalidation inside it once more at its end.
+        """Return a `with` block that repeats, at its end, every invalidation inside it.
 
-        Let it enclose the transaction; see `Cache.until_committed`.
+        Put it around the transaction; see `Cache.until_committed`.
         """
         return SyncRepeats(self._cache.engine)
 
 
 class SyncRepeats:
-    """See `SyncCache.until_committed`.
+    """The `with` block of `SyncCache.until_committed`.
 
     Parameters:
-        engine: of the cache.
+        engine: the engine of the cache.
     """
 
     __slots__ = ("_engine", "_repeats")

@@ -1,28 +1,29 @@
-"""Tags that a function makes of a loader's value."""
+"""Tags that a user's function makes from a loader's value."""
 
 import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from swr.core.signatures import signature_of
 from swr.errors import ConfigurationError
 from swr.loaders.calling import TagsOf
 from swr.policy import tag_names
 
 
 def names_in(function: TagsOf, where: str, known: Collection[str]) -> list[str]:
-    """Return the parameters that a function of tags gets by name, beside what is answered.
+    """Return the parameters that a tag function takes by name, beside the value or response.
 
     Parameters:
-        where: whose it is, in errors.
-        known: names of the parameters that it may take.
+        where: the name of the loader or route, for errors.
+        known: names of the parameters that the function may take.
 
     Raises:
-        ConfigurationError: it takes something else.
+        ConfigurationError: the function takes another parameter, or none for the value.
     """
     try:
-        answer, *others = inspect.signature(function).parameters.values() or (None,)
+        answer, *others = signature_of(function).parameters.values() or (None,)
     except ValueError:
-        # A function of C that does not say what it takes.
+        # A function of C code does not always have a signature.
         return []
     if answer is None or answer.kind in (answer.KEYWORD_ONLY, answer.VAR_KEYWORD):
         raise ConfigurationError(f"tags= of {where} takes no argument: give it one for the value or the response")
@@ -30,21 +31,21 @@ def names_in(function: TagsOf, where: str, known: Collection[str]) -> list[str]:
     for parameter in others:
         if parameter.name not in names and parameter.default is parameter.empty:
             raise ConfigurationError(
-                f"tags= of {where} takes {parameter.name!r}, which is none of its parameters: {', '.join(known)}"
+                f"tags= of {where} takes {parameter.name!r}, but it gets only these parameters: {', '.join(known)}"
             )
     return names
 
 
 class TagFunction:
-    """Make the tags of a value.
+    """A function that makes the tags of a value.
 
     Parameters:
-        function: returns tags, from the value and from parameters of the loader that it names.
-        where: the loader, for errors.
-        known: names of the parameters that it may take.
+        function: returns tags, from the value and from the loader's parameters that it names.
+        where: the name of the loader, for errors.
+        known: names of the parameters that the function may take.
 
     Raises:
-        ConfigurationError: it takes something else.
+        ConfigurationError: the function takes another parameter, or none for the value.
     """
 
     __slots__ = ("_function", "_names")
@@ -60,8 +61,8 @@ class TagFunction:
             values: the loader's arguments by name.
 
         Raises:
-            ConfigurationError: what the function returns is not a list of tags.
-            Exception: whatever it raises.
+            ConfigurationError: the function returned something else than tags.
+            Exception: whatever the function raises.
         """
         found: object = self._function(value, **{name: values[name] for name in self._names})
         if inspect.iscoroutine(found):

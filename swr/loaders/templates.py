@@ -13,19 +13,19 @@ from swr.errors import ConfigurationError
 
 
 class Templates:
-    """Refuse two loaders whose templates can make the same key.
+    """The key templates of a cache, which refuse a second loader whose template can make the same key.
 
-    The same loader may be defined again, unless it has other constants from the functions around it.
+    The same loader may be defined again, unless its constants from the functions around it differ.
     """
 
     def __init__(self) -> None:
-        # By text, and whether it is that of a batch loader: those may share the entries of a loader.
+        # By text, and by whether the template is that of a batch loader, which may share the entries of another loader.
         self._owners: dict[tuple[str, bool], tuple[str, Template]] = {}
-        # The constants that the last function with a template has from the functions around it.
+        # By the same keys: the constants that the last function with the template has from the functions around it.
         self._captured: dict[tuple[str, bool], dict[str, str]] = {}
-        # Those made of the name of a function inside another function.
+        # Templates made from the name of a function inside another function.
         self._nested: set[str] = set()
-        # Those that are still in use.
+        # Loaders that are still in use.
         self.loaders: WeakSet[Any] = WeakSet()
 
     def claim(
@@ -34,11 +34,11 @@ class Templates:
         """Note that `template` belongs to `function`.
 
         Parameters:
-            is_default: the template is made of the function's name.
-            many: it is a batch loader's.
+            is_default: whether the template is made from the function's name.
+            many: whether the function is a batch loader.
 
         Raises:
-            ConfigurationError: a key of this template may be a key of another function's.
+            ConfigurationError: a key of this template may also be a key of another function.
         """
         name, text = f"{function.__module__}.{function.__qualname__}", template.text
         for (other_text, other_many), (owner, other) in self._owners.items():
@@ -46,8 +46,8 @@ class Templates:
             if owner != name and not is_shared and template.overlaps(other):
                 likeness = "" if other_text == text else f"can make a key of {other_text!r}, which "
                 raise ConfigurationError(
-                    f"the key template {text!r} of {name} {likeness}is that of {owner} already, and they would share "
-                    f"their answers: begin it with a word of its own, and a ':'"
+                    f"the key template {text!r} of {name} {likeness}is that of {owner} already, and the two loaders "
+                    f"would share their answers: begin the template with a word of its own, and a ':'"
                 )
         captured, before = _captured_by(function), self._captured.get((text, many), {})
         for variable in captured.keys() & before:
@@ -69,12 +69,12 @@ class Templates:
 
 
 def _captured_by(function: Callable[..., Any]) -> dict[str, str]:
-    """Return the constants that a function has from those around it, as text by their names."""
+    """Return the constants that a function has from the functions around it: their text by variable name."""
     inner = inspect.unwrap(function)
     captured: dict[str, str] = {}
     if isinstance(inner, types.FunctionType):
         for name, cell in zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True):
-            # A variable has no value before it is defined: the loader itself, if it asks for its own kind.
+            # A variable may not have a value yet, such as the loader itself if its function calls it.
             with contextlib.suppress(ValueError):
                 if isinstance(cell.cell_contents, CONSTANT):
                     captured[name] = canonical(cell.cell_contents)

@@ -16,11 +16,11 @@ class LoaderTerms(NamedTuple):
 
     Parameters:
         policies: how long values may be served.
-        copies: callers get copies.
-        tags: returns the tags of a value; None: they are the policy's.
+        copies: whether callers get copies of stored values.
+        tags: returns the tags of a value; None: the policy has them.
         store_if: returns whether a value is stored; None: each is.
-        stays_here: values are not shared with other processes.
-        new_seat: returns what a load takes of the loader's slots; None: it needs none.
+        stays_here: whether values are not shared with other processes.
+        new_seat: returns a seat, with which a load takes a slot of the loader; None: it needs no slot.
     """
 
     policies: DecoratorPolicy
@@ -31,7 +31,7 @@ class LoaderTerms(NamedTuple):
     new_seat: Callable[[], Seat] | None = None
 
     def with_tags(self, function: TagsOf | None, where: str, known: Collection[str]) -> Self:
-        """Return these with a function that makes tags, or as they are without one; see `TagFunction`."""
+        """Return these options with a function that makes tags, or unchanged without one; see `TagFunction`."""
         return self if function is None else self._replace(tags=TagFunction(function, where, known))
 
 
@@ -40,10 +40,10 @@ def stays_here(local: object, shared: object) -> bool:
 
     Parameters:
         local: whether this process's memory holds values.
-        shared: whether Redis does.
+        shared: whether Redis holds values.
 
     Raises:
-        ConfigurationError: neither, or one of them is not a bool.
+        ConfigurationError: both are False, or one of them is not a bool.
     """
     for name, value in (("local", local), ("shared", shared)):
         if not isinstance(value, bool):
@@ -56,10 +56,10 @@ def stays_here(local: object, shared: object) -> bool:
 
 
 def seats_of(max_concurrent_loads: object) -> Callable[[], Seat] | None:
-    """Return a function that returns the seat of one load of a loader; None: it may have any number of loads.
+    """Return a function that returns a seat for one load of a loader; None: the number of loads has no limit.
 
     Raises:
-        ConfigurationError: it is not a whole number above 0.
+        ConfigurationError: `max_concurrent_loads` is neither None nor a whole number above 0.
     """
     number = max_concurrent_loads
     if number is None:
@@ -71,15 +71,15 @@ def seats_of(max_concurrent_loads: object) -> Callable[[], Seat] | None:
 
 
 def checked_store_if(store_if: Any) -> StoreIf | None:
-    """Return `store_if` if it may say what is stored.
+    """Return `store_if`, a function of a value, or None if there is none.
 
     Raises:
-        ConfigurationError: it is not a function of a value, or one that would have to be awaited.
+        ConfigurationError: it is not a function, or it would have to be awaited.
     """
     if store_if is None:
         return None
     if not callable(store_if):
-        raise ConfigurationError(f"store_if={store_if!r} is not a function of a value, such as store_if=bool")
+        raise ConfigurationError(f"store_if={store_if!r} is not a function that takes a value, such as store_if=bool")
     if inspect.iscoroutinefunction(store_if):
         raise ConfigurationError(f"store_if={store_if!r} is async, and swr would not await it: give a def or a lambda")
     function: Callable[[Any], object] = store_if

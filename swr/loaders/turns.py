@@ -1,4 +1,4 @@
-"""Long lists of items, taken some at a time so that the event loop is not held; and what was invalidated meanwhile."""
+"""Long lists of items, split so that they do not block the event loop, and the invalidations that come meanwhile."""
 
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -10,24 +10,24 @@ from swr.stores.base import Kind, Notification
 
 T = TypeVar("T")
 
-# The most items that one call of a loader gets, and that are looked up together.
+# Most items of one call of a loader, and of one lookup.
 MOST_AT_ONCE: Final = 1000
-# Items that something is done with in one turn of the event loop.
+# Number of items that swr works on in one turn of the event loop.
 IN_ONE_TURN: Final = 100
 
 
 def parts(items: list[T], size: int = IN_ONE_TURN) -> Iterator[tuple[int, list[T]]]:
-    """Yield numbered lists of `size` items at most. Between two of them the caller lets the event loop turn."""
+    """Yield numbered lists of `size` items at most. Between two lists the caller lets other tasks run."""
     for number, first in enumerate(range(0, len(items), size)):
         yield number, items[first : first + size]
 
 
 class Outdated:
-    """Notes in a `with` block what is invalidated, so that an answer that came early is not given late.
+    """A `with` block that notes invalidations, so that a long call does not return answers that they outdated.
 
     Parameters:
-        engine: whose notifications are heard.
-        keys: the key of each item; it may grow.
+        engine: its notifications tell of invalidations.
+        keys: the key of each item; items may be added.
     """
 
     def __init__(self, engine: Engine, keys: Mapping[Any, str]) -> None:

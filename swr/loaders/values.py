@@ -1,4 +1,4 @@
-"""Refuse what a loader returned if it can be handed to one reader alone."""
+"""Refuse a loader's value if only one reader could use it."""
 
 import inspect
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from swr.errors import ConfigurationError
 
-# Packages with responses: a framework, or its middleware, changes the response that it sends.
+# Packages whose responses cannot be shared, because the framework or its middleware changes a response as it sends it.
 _WITH_RESPONSES: Final = ("starlette.", "werkzeug.", "django.http.", "litestar.")
 _RESPONSES: Final = ("Response", "HttpResponseBase")
 USE_RESPONSE: Final = "return its data, or cache the whole answer with @cache.response on the endpoint"
@@ -16,7 +16,7 @@ def refuse_unshareable(value: Any, where: str) -> None:
     """Refuse a value that its first reader would use up or change.
 
     Parameters:
-        where: what it is stored for, in errors.
+        where: names the key in errors.
 
     Raises:
         ConfigurationError: an iterator, a coroutine, or a response of a web framework.
@@ -40,11 +40,11 @@ def is_response(kind: Any) -> bool:
 
 
 def is_a(kind: Any, package: str, names: Collection[str]) -> bool:
-    """Return whether a class is, or inherits from, one of a package.
+    """Return whether a class is, or inherits from, one of the named classes of a package.
 
     Parameters:
-        package: the beginning of the module's name, so that nothing has to be imported.
-        names: of the classes.
+        package: the beginning of the module's name. Given as text, the package need not be imported.
+        names: the names of the classes.
     """
     bases = kind.__mro__ if isinstance(kind, type) else ()
     return any(base.__module__.startswith(package) and base.__name__ in names for base in bases)

@@ -1,7 +1,7 @@
-"""The metrics of a cache, for any system to which they are exported, and where their numbers come from.
+"""The metrics of a cache, independent of the system to which they are exported, and the source of each.
 
-What happens seldom is added when its event is published. What happens often is counted in the cache, and read from
-there when somebody wants to know.
+Rare occurrences are added when their event is published. Frequent occurrences are counted in the cache, and an exporter
+reads these counts when it needs them.
 """
 
 from abc import ABC, abstractmethod
@@ -37,15 +37,15 @@ from swr.stats.snapshot import Counted, Stats
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """One metric; it has one series for every cache and every choice of label values, and never one for a key.
+    """One metric; it has one series for every cache and every combination of label values, and never one for a key.
 
     Parameters:
         name: its parts, joined by dots.
-        unit: by UCUM, as OpenTelemetry has it; in braces: of what it is a number.
-        about: what it is.
-        labels: beside the cache's, each with all values that it can have; none: they come with what is counted, as
-            loaders and routes do, and are bounded.
-        buckets: upper bounds, in `unit`; a histogram has some.
+        unit: the unit in UCUM, as in OpenTelemetry; in braces: the things that are counted.
+        about: the description.
+        labels: the labels besides the cache, each with all values that it can have. An empty tuple: the values, such as
+            loaders and routes, are known only at run time, and their number is bounded.
+        buckets: upper bounds of the buckets of a histogram, in `unit`; empty: it is not a histogram.
     """
 
     name: str
@@ -56,27 +56,27 @@ class Metric:
 
 
 _AGES: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
-# A loader and a route; the other one is empty.
+# The labels of a loader or of a route; one of them is always empty.
 _WHERE: Final = {"loader": (), "route": ()}
 _STATES: Final = ("fresh", "stale", "missing")
 _LAYERS: Final = tuple(layer.value for layer in Layer)
 
 # -- added when an event is published -------------------------------------------------------------------------------
 
-STALENESS: Final = Metric("swr.staleness", "s", "How long ago stale answers had ceased to be fresh", _WHERE, _AGES)
+STALENESS: Final = Metric("swr.staleness", "s", "Time from the end of freshness to each stale answer", _WHERE, _AGES)
 LOADS: Final = Metric(
     "swr.load.duration", "s", "How long loads ran", {**_WHERE, "result": ("loaded", "failed")}, OF_LOADS
 )
 REFUSALS: Final = Metric(
     "swr.lease.refusals",
     "{load}",
-    "Loads that did not get the lease: another process holds it, or the key backs off after failures",
+    "Loads that did not get the lease: another load holds it, or the key backs off after failures",
     {"reason": ("held", "backoff")},
 )
 WAITS: Final = Metric(
-    "swr.lease.wait.duration", "s", "How long loads waited that found the lease held", buckets=OF_LOADS
+    "swr.lease.wait.duration", "s", "How long loads waited because the lease was held", buckets=OF_LOADS
 )
-LOSSES: Final = Metric("swr.lease.losses", "{lease}", "Leases that were found to be gone while their load ran")
+LOSSES: Final = Metric("swr.lease.losses", "{lease}", "Leases that were lost while their load ran")
 COMMITS: Final = Metric("swr.commits", "{commit}", "Values that were stored")
 REJECTED: Final = Metric("swr.commits.rejected", "{commit}", "Values not stored because they were superseded")
 INVALIDATIONS: Final = Metric(
@@ -85,8 +85,10 @@ INVALIDATIONS: Final = Metric(
     "Invalidations, by this process or another",
     {"scope": ("key", "tag", "loader", "all"), "origin": ("here", "elsewhere")},
 )
-OUTAGES: Final = Metric("swr.store.outages", "{outage}", "How often the link to the store was lost")
-REFUSED: Final = Metric("swr.store.refusals", "{command}", "Commands that the store refused: its memory is full, say")
+OUTAGES: Final = Metric("swr.store.outages", "{outage}", "How often the connection to the store was lost")
+REFUSED: Final = Metric(
+    "swr.store.refusals", "{command}", "Commands that the store refused, for example because its memory is full"
+)
 COMMANDS: Final = Metric(
     "swr.store.command.duration", "s", "How long Redis took to answer; one command at a time is measured",
     buckets=OF_COMMANDS,
@@ -100,7 +102,7 @@ ADDED: Final = (
 READS: Final = Metric(
     "swr.reads",
     "{read}",
-    "Reads by what the reader was given, and by the layer that answered",
+    "Reads by the state of the answer, and by the layer that answered",
     {**_WHERE, "state": _STATES, "layer": _LAYERS},
 )
 BYPASSES: Final = Metric("swr.bypasses", "{request}", "Requests that the cache could not answer", {"reason": ()})
@@ -109,7 +111,7 @@ NOT_STORED: Final = Metric(
 )
 EVICTIONS: Final = Metric("swr.l1.evictions", "{entry}", "Entries that left the local cache because it was full")
 
-# Each value with those of the labels.
+# The values of the labels, with the value of their series.
 Values = Iterator[tuple[tuple[str, ...], float]]
 
 
@@ -139,12 +141,12 @@ COUNTED: Final[Mapping[Metric, Callable[[Stats], Values]]] = {
     EVICTIONS: lambda stats: iter([((), stats.local.evictions)]),
 }
 
-# -- what is so now ---------------------------------------------------------------------------------------------------
+# -- current values ---------------------------------------------------------------------------------------------------
 
 SIZE: Final = Metric("swr.l1.size", "By", "Memory size of the entries in the local cache (L1), outdated ones included")
 ENTRIES: Final = Metric("swr.l1.entries", "{entry}", "Entries in the local cache (L1), outdated ones included")
 IN_FLIGHT: Final = Metric("swr.loads.in_flight", "{load}", "Loads that run now", _WHERE)
-BACKOFFS: Final = Metric("swr.backoffs", "{key}", "Keys that are left alone now because their loads failed", _WHERE)
+BACKOFFS: Final = Metric("swr.backoffs", "{key}", "Keys that back off now because their loads failed", _WHERE)
 UP: Final = Metric("swr.store.up", "", "Whether the store is reachable (1) or memory and loaders answer alone (0)")
 READ: Final[Mapping[Metric, Callable[[Stats], Values]]] = {
     SIZE: lambda stats: iter([((), stats.local.bytes)]),
@@ -156,11 +158,11 @@ METRICS: Final = (*ADDED, *COUNTED, *READ, UP)
 
 
 class _Exported(NamedTuple):
-    """A cache that is measured.
+    """A cache that is exported.
 
     Parameters:
-        end: ends that.
-        before: what had been counted when it began.
+        end: ends the export.
+        before: the counts of the cache when the export began.
     """
 
     end: Callable[[], None]
@@ -168,37 +170,37 @@ class _Exported(NamedTuple):
 
 
 class Exporter(ABC):
-    """Caches, and what is known of them in one place that metrics are exported from.
+    """The caches that one registry or meter exports.
 
-    Caches of one namespace are counted as one: the sum of what they do and hold, and no store is up unless all are.
+    Caches of one namespace count as one: their numbers are added up, and the store is up only if it is up for all.
 
     Parameters:
-        adds_reads: whether reads are added one by one, because no exporter can ask this process for its counts.
+        adds_reads: whether reads are added one by one, because the exporting process cannot read this process's counts.
     """
 
     def __init__(self, *, adds_reads: bool = False) -> None:
         self.added = (*ADDED, READS, BYPASSES, NOT_STORED) if adds_reads else ADDED
         self._caches: dict[Cache, _Exported] = {}
-        # By namespace, what caches have counted that are not measured any more.
+        # By namespace: the counts of caches that are no longer exported.
         self._kept: dict[str, dict[Metric, dict[tuple[str, ...], float]]] = {}
 
     @property
     def is_empty(self) -> bool:
-        """Return whether it has no cache."""
+        """Return whether it exports no cache."""
         return not self._caches
 
     @abstractmethod
     def series(self, metric: Metric, labels: dict[str, str]) -> Callable[[float], object]:
-        """Return what adds a number to one series of a metric of `added`."""
+        """Return a function that adds a number to one series of a metric in `added`."""
 
     def add(self, cache: Cache) -> None:
-        """Begin to measure `cache`.
+        """Begin to export `cache`.
 
         Raises:
-            ConfigurationError: it is being measured already, and would be counted twice.
+            ConfigurationError: `cache` is exported already, and would count twice.
         """
         if cache in self._caches:
-            raise ConfigurationError(f"the cache {cache.namespace!r} is exported there already: end that export first")
+            raise ConfigurationError(f"the cache {cache.namespace!r} is already exported here: end that export first")
         series = Series(lambda metric, labels: self.series(metric, {"cache": cache.namespace, **labels}))
         for metric in self.added:
             for values in product(*metric.labels.values()):
@@ -217,7 +219,7 @@ class Exporter(ABC):
         self._caches[cache] = _Exported(end, {metric: dict(counted(stats)) for metric, counted in COUNTED.items()})
 
     def remove(self, cache: Cache) -> None:
-        """Measure `cache` no longer; what was counted stays counted."""
+        """End the export of `cache`; its counts so far stay."""
         exported = self._caches.pop(cache, None)
         if exported is not None:
             exported.end()
@@ -225,10 +227,19 @@ class Exporter(ABC):
             for metric in COUNTED:
                 _sum_up(kept.setdefault(metric, {}), metric, stats, exported)
 
-    def read(self, metric: Metric) -> Iterator[tuple[dict[str, str], float]]:
-        """Return what a metric of `COUNTED`, of `READ` or `UP` is now, with the labels of each series."""
-        # Copied, because it may be asked in a thread of its own.
-        caches = list(self._caches.items())
+    def stats(self) -> dict[Cache, Stats]:
+        """Return the present numbers of each cache."""
+        # Copied, because another thread may call this.
+        return {cache: cache.stats() for cache in list(self._caches)}
+
+    def read(self, metric: Metric, stats: Mapping[Cache, Stats]) -> Iterator[tuple[dict[str, str], float]]:
+        """Yield the labels and the value of each series of a metric in `COUNTED` or `READ`, or of `UP`.
+
+        Parameters:
+            metric: the metric.
+            stats: the result of `stats`, which one export of all metrics needs only once: it takes some time.
+        """
+        caches = [(cache, exported) for cache, exported in list(self._caches.items()) if cache in stats]
         namespaces = {cache.namespace for cache, _ in caches}
         if metric in COUNTED:
             namespaces |= set(self._kept)
@@ -239,23 +250,23 @@ class Exporter(ABC):
                 continue
             values = dict(self._kept.get(namespace, {}).get(metric, {}))
             for cache, exported in of_namespace:
-                _sum_up(values, metric, cache.stats(), exported)
+                _sum_up(values, metric, stats[cache], exported)
             for labels, value in values.items():
                 yield {"cache": namespace, **dict(zip(metric.labels, labels, strict=True))}, float(value)
 
 
 def _sum_up(values: dict[tuple[str, ...], float], metric: Metric, stats: Stats, exported: _Exported) -> None:
-    """Add what a cache has of a metric."""
+    """Add a cache's values of a metric to `values`, without the counts from before its export."""
     before = exported.before.get(metric, {})
     for labels, value in (COUNTED[metric] if metric in COUNTED else READ[metric])(stats):
         values[labels] = values.get(labels, 0.0) + value - before.get(labels, 0.0)
 
 
 class Series:
-    """The series of one cache, made when they are first needed.
+    """The series of one cache, each made when it is first needed.
 
     Parameters:
-        make: returns what adds a number to a series.
+        make: returns a function that adds a number to a series.
     """
 
     def __init__(self, make: Callable[[Metric, dict[str, str]], Callable[[float], object]]) -> None:
@@ -263,7 +274,7 @@ class Series:
         self._series: dict[tuple[Metric, tuple[str, ...]], Callable[[float], object]] = {}
 
     def of(self, metric: Metric, labels: tuple[str, ...]) -> Callable[[float], object]:
-        """Return what adds a number to one series."""
+        """Return a function that adds a number to one series."""
         adds = self._series.get((metric, labels))
         if adds is None:
             named = dict(zip(metric.labels, labels, strict=True))
@@ -271,7 +282,7 @@ class Series:
         return adds
 
 
-# What each of these events adds 1 to.
+# The metric to which each of these events adds 1.
 _COUNTED_EVENTS: Final[Mapping[type[Event], Metric]] = {
     RenewalRejected: LOSSES,
     Committed: COMMITS,
@@ -279,7 +290,7 @@ _COUNTED_EVENTS: Final[Mapping[type[Event], Metric]] = {
     StoreUnreachable: OUTAGES,
     CommandRefused: REFUSED,
 }
-# Hits are none of these: to publish one costs more than the hit.
+# `Hit` is not among them: to publish one takes longer than the hit itself.
 KINDS_ADDED: Final = (Stale, Loaded, LoadFailed, LeaseHeld, LeaseWaited, Invalidated, *_COUNTED_EVENTS)
 KINDS_OF_READS: Final = (Hit, Miss, Bypassed, NotStored)
 
@@ -287,7 +298,7 @@ KINDS_OF_READS: Final = (Hit, Miss, Bypassed, NotStored)
 def _subscriber(series: Series, added: Collection[Metric]) -> Subscriber:
     """Return a subscriber that adds each event to `series`."""
     adds_reads = READS in added
-    # Reasons may name what clients choose.
+    # Reasons may contain names that clients choose, so `Details` bounds their number.
     bypasses, not_stored = Details(), Details()
 
     def add(metric: Metric, number: float, *labels: str) -> None:

@@ -1,4 +1,4 @@
-"""Metrics for OpenTelemetry, through its API. The SDK that the program sets up says what becomes of them."""
+"""Metrics for OpenTelemetry, through its API. The SDK that the program sets up decides where they go."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,12 +16,12 @@ except ImportError as error:
 
 __all__ = ["export"]
 
-# The meter until the program has set up its SDK; then it passes on what it is given.
+# Until the program has set up its SDK, this meter does nothing; then it forwards to the meter of the SDK.
 _METER: Final = get_meter("swr")
 
 
 class _Count:
-    """A number that is read when it is wanted: to tell the SDK of each hit would take ten times as long as the hit."""
+    """A number that the SDK reads. Calling the SDK for each hit would take ten times as long as the hit itself."""
 
     __slots__ = ("attributes", "number")
 
@@ -52,7 +52,7 @@ class _Metered(Exporter):
         for metric in COUNTED:
             meter.create_observable_counter(metric.name, [partial(self._observe, metric)], metric.unit, metric.about)
         for metric in (*READ, UP):
-            # By OpenTelemetry's conventions, a number that can be added up over processes is not a gauge.
+            # By OpenTelemetry's conventions, a number that can be summed over processes is not a gauge.
             create = meter.create_observable_gauge if metric is UP else meter.create_observable_up_down_counter
             create(metric.name, [partial(self._observe, metric)], metric.unit, metric.about)
 
@@ -62,12 +62,12 @@ class _Metered(Exporter):
         return self._counts[metric].setdefault(tuple(labels.values()), _Count(labels)).add
 
     def _observe_counts(self, metric: Metric, _: CallbackOptions) -> Iterator[Observation]:
-        # Copied, because it is asked in a thread of its own.
+        # Copied, because the SDK calls this in a thread of its own.
         for count in list(self._counts[metric].values()):
             yield Observation(count.number, count.attributes)
 
     def _observe(self, metric: Metric, _: CallbackOptions) -> Iterator[Observation]:
-        for labels, value in self.read(metric):
+        for labels, value in self.read(metric, self.stats()):
             yield Observation(value, _attributes(labels))
 
 
@@ -79,12 +79,12 @@ _METERED: Final[WeakKeyDictionary[Meter, _Metered]] = WeakKeyDictionary()
 
 
 def export(cache: Cache, meter: Meter = _METER) -> Callable[[], None]:
-    """Measure `cache` for OpenTelemetry from now on.
+    """Export metrics of `cache` to OpenTelemetry from now on.
 
     Parameters:
         cache: its `namespace` is the attribute `swr.cache` of every series.
-        meter: makes the instruments; by default that of the global meter provider which is called "swr". It may have
-            several caches; those of one namespace are counted as one.
+        meter: makes the instruments; by default the meter "swr" of the global meter provider. You can export several
+            caches to one meter; caches with the same namespace count as one.
 
     Returns:
         A function that ends the export.

@@ -22,7 +22,7 @@ _UNITS: Final = {"s": "_seconds", "By": "_bytes"}
 
 
 def name_of(metric: Metric) -> str:
-    """Return what a metric is called in Prometheus, without the `_total` of a counter."""
+    """Return the name of a metric in Prometheus, without the `_total` of a counter."""
     return metric.name.replace(".", "_") + _UNITS.get(metric.unit, "")
 
 
@@ -30,7 +30,7 @@ class _Registered(Exporter, Collector):
     """The metrics of swr in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # In its multiprocess mode another process collects, which knows instruments alone.
+        # In multiprocess mode another process collects the metrics, and that process sees only instruments.
         super().__init__(adds_reads=any(os.environ.get(name) for name in _MULTIPROCESS))
         self._registry = registry
         self._instruments = {metric: self._instrument(metric) for metric in self.added}
@@ -49,17 +49,18 @@ class _Registered(Exporter, Collector):
         return instrument.labels(**labels).inc
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        stats = self.stats()
         for metric in METRICS:
             if metric in self._instruments:
                 continue
             kind = CounterMetricFamily if metric in COUNTED else GaugeMetricFamily
             family = kind(name_of(metric), metric.about, labels=["cache", *metric.labels])
-            for labels, value in self.read(metric):
+            for labels, value in self.read(metric, stats):
                 family.add_metric(list(labels.values()), value)
             yield family
 
     def leave(self) -> None:
-        """Take everything out of the registry."""
+        """Remove this collector and its instruments from the registry."""
         for collector in (*self._instruments.values(), self):
             self._registry.unregister(collector)
 
@@ -68,12 +69,12 @@ _REGISTERED: Final[dict[CollectorRegistry, _Registered]] = {}
 
 
 def export(cache: Cache, registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
-    """Measure `cache` for Prometheus from now on.
+    """Export metrics of `cache` to Prometheus from now on.
 
     Parameters:
         cache: its `namespace` is the label `cache` of every series.
-        registry: where the metrics are collected from; by default that of `prometheus_client`. It may have several
-            caches; those of one namespace are counted as one.
+        registry: the registry that collects the metrics; by default that of `prometheus_client`. You can export several
+            caches to one registry; caches with the same namespace count as one.
 
     Returns:
         A function that ends the export. The metrics leave the registry with its last cache.

@@ -1,4 +1,4 @@
-"""Spans for OpenTelemetry, by way of its API: of loads, refreshes and commits, each led back to its request."""
+"""OpenTelemetry spans of loads, refreshes and commits, each connected with the request that caused it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ try:
 except ImportError as error:
     raise ImportError("swr.otel needs opentelemetry-api: pip install 'swr[otel]'") from error
 
-# Names in a context the run of the app in the background that is under way.
+# The key in a context for the background run of the app (`_Replay`) that is under way.
 _REPLAY: Final = context.create_key("swr-replay")
-# The tracer until the program has set up its SDK; then it passes on what it is given.
+# Until the program has set up its SDK, this tracer does nothing; then it forwards to the tracer of the SDK.
 _TRACER: Final = trace.get_tracer("swr")
 
 
@@ -27,24 +27,24 @@ class _Open(NamedTuple):
     """The span of a load that runs.
 
     Parameters:
-        span: that of the load.
-        parent: the span of the request to whose trace it belongs; invalid, or None, if there is none.
+        span: the span.
+        parent: the span of the request to whose trace the load belongs; invalid, or None, if there is none.
     """
 
     span: Span
     parent: SpanContext | None
 
     def link(self, waiting: Span) -> None:
-        """Link the span of a request that waits for this load to it, unless the load is its own."""
+        """Add a link to this load to the span of a waiting request, unless the load belongs to that request."""
         if waiting.get_span_context() != self.parent:
             waiting.add_link(self.span.get_span_context())
 
 
 class _Replay:
-    """The span of a run of the app in the background, which is that of the load within it, too.
+    """The span of a background run of the app, which is also the span of the load within that run.
 
     Parameters:
-        key: what that load refreshes.
+        key: the key that the load refreshes.
         span: the span.
     """
 
@@ -52,21 +52,21 @@ class _Replay:
         self.key = key
         self.span = span
         self._has_failed = False
-        # The run of the app, and the load, whose task may end after it.
+        # The parts that have not ended: the run of the app, and the load, whose task may end after that run.
         self._parts = 1
 
     def begin(self) -> None:
-        """Have the span last until one more part ends."""
+        """Keep the span open until one more part ends."""
         self._parts += 1
 
     def end(self) -> None:
-        """Say that a part has ended."""
+        """Note that a part has ended; the last one ends the span."""
         self._parts -= 1
         if not self._parts:
             self.span.end()
 
     def fail(self, error: BaseException) -> None:
-        """Mark the span, once: what fails the load may end the run, too."""
+        """Mark the span as failed, once: an error of the load may end the run, too."""
         if not self._has_failed:
             self._has_failed = True
             _fail(self.span, error)
@@ -76,16 +76,16 @@ class _Spans:
     """The spans of one cache; see `swr.engine.tracing.Tracing`.
 
     Parameters:
-        cache: whose loads they are of.
-        tracer: makes them.
+        cache: the cache whose loads are traced.
+        tracer: makes the spans.
     """
 
     def __init__(self, cache: Cache, tracer: Tracer) -> None:
         self._cache = cache
         self._tracer = tracer
-        # By flight; and by batch, of which one call of the loader has one.
+        # By flight, and by batch: a call of a batch loader has one span for all its flights.
         self._open: dict[object, _Open] = {}
-        # The spans of those who wait for a flight whose load has not begun.
+        # The spans of requests that wait for a flight whose load has not begun.
         self._joined: dict[Flight, list[Span]] = {}
 
     def cause(self) -> Context:
@@ -113,7 +113,7 @@ class _Spans:
         try:
             yield
         except BaseException as error:
-            # A load that is given up is cancelled, too: the flight says why.
+            # If swr gives up a load, it also cancels it; then the finished flight has the reason.
             if isinstance(error, Exception) or not flight.is_finished:
                 _fail(span, error)
             raise
@@ -125,7 +125,7 @@ class _Spans:
 
     def _refresh(self, cause: Context) -> tuple[Span, Context]:
         """Begin the span of a refresh; return it, and the context around it."""
-        # The request does not wait for a refresh, which may end long after it: its own trace, with a link.
+        # A refresh is a trace of its own, with a link, because it may end long after the request, which does not wait.
         caused_by = trace.get_current_span(cause).get_span_context()
         around = Context()
         links = [Link(caused_by)] if caused_by.is_valid else []
@@ -148,7 +148,7 @@ class _Spans:
 
     @contextlib.contextmanager
     def _load_in(self, replay: _Replay, flight: Flight) -> Iterator[None]:
-        """Have a load within a run of the app in the background share the span of that run."""
+        """Let a load within a background run of the app share the span of that run."""
         replay.begin()
         self._open[flight] = opened = _Open(replay.span, None)
         self._link(flight, opened)
@@ -173,14 +173,14 @@ class _Spans:
             self._joined[flight].append(waiting)
         else:
             self._joined[flight] = [waiting]
-            # Another process may load instead of this one.
+            # The load may never begin here, because another process may load instead.
             flight.then = (*flight.then, self._forget)
 
     def _forget(self, flight: Flight) -> None:
         self._joined.pop(flight, None)
 
     def _link(self, flight: Flight, opened: _Open) -> None:
-        """Link those who have waited so far to the load that now begins."""
+        """Link the requests that already wait to the load that now begins."""
         for waiting in self._joined.pop(flight, ()):
             opened.link(waiting)
 
@@ -195,7 +195,7 @@ class _Spans:
             yield
 
     def _end(self, flight: Flight, span: Span) -> None:
-        # The route is known by now, and a failure that the loader has not raised.
+        # The route is known only now, and so are failures that the loader itself did not raise.
         span.set_attributes(self._attributes(flight))
         error = _failure(flight)
         if error is not None:
@@ -209,12 +209,12 @@ class _Spans:
 
 
 def _loaded_by(flight: Flight) -> object:
-    """Return what one call of a loader is for: a flight, or a batch of several."""
+    """Return the unit that one call of a loader loads: a flight, or a batch of several flights."""
     return flight.job.batch if isinstance(flight.job, Part) else flight
 
 
 def _failure(flight: Flight) -> BaseException | None:
-    """Return why a flight has failed; those who wait for it learn that only once its lease is given back."""
+    """Return why a flight failed, or None. Its waiters learn that only after its lease is released."""
     result = flight.state.result if isinstance(flight.state, Finished) else None
     return result.error if isinstance(result, Failed) else None
 
@@ -225,19 +225,19 @@ def _fail(span: Span, error: BaseException) -> None:
 
 
 def trace_loads(cache: Cache, tracer: Tracer = _TRACER) -> Callable[[], None]:
-    """Make spans for OpenTelemetry of what `cache` loads from now on: `swr load`, `swr refresh` and `swr commit`.
+    """Make OpenTelemetry spans of the loads of `cache` from now on: `swr load`, `swr refresh` and `swr commit`.
 
     A load belongs to the trace of the request that waits for it, and the spans of its loader belong to the load's span.
-    A refresh in the background is a trace of its own, with a link to the request that caused it. A request that waits
-    for another request's load has a link from its own span to that of the load. A batch loader has one span for each
-    call. No span has a key; where a load belongs is in `swr.cache`, `swr.loader` and `swr.route`.
+    A refresh in the background is a trace of its own, with a link to the request that caused it. If a request waits for
+    another request's load, its span has a link to the load's span. A batch loader has one span for each call. No span
+    contains a key; the attributes `swr.cache`, `swr.loader` and `swr.route` tell where a load belongs.
 
     Parameters:
         cache: its `namespace` is the attribute `swr.cache`.
-        tracer: makes the spans; by default that of the global tracer provider which is called "swr".
+        tracer: makes the spans; by default the tracer "swr" of the global tracer provider.
 
     Returns:
-        A function that ends it, from the next load on.
+        A function that ends the tracing, from the next load on.
 
     Raises:
         ConfigurationError: `cache` is not a cache, or is traced already.
@@ -246,7 +246,7 @@ def trace_loads(cache: Cache, tracer: Tracer = _TRACER) -> Callable[[], None]:
         raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
     runtime = cache.engine.runtime
     if runtime.tracing is not None:
-        raise ConfigurationError(f"the cache {cache.namespace!r} is traced already: end that first")
+        raise ConfigurationError(f"the cache {cache.namespace!r} is already traced: end that tracing first")
     runtime.tracing = spans = _Spans(cache, tracer)
 
     def end() -> None:

@@ -1,10 +1,10 @@
 """The ASGI middleware: it applies the pure rules of `swr.http` to requests.
 
 Public names: `SWRMiddleware`, `Rule`, and for rules of POST `Content` and `is_graphql_query`; the modules are private.
-Imports: everything below `swr.cache`, and `swr.cache` itself. `middleware` answers fresh hits, `handler` every other
-request as `swr.http.classify` says, with `lookup` and `passthrough`; `content` reads those whose content selects.
-A run of the app is three objects: `outbox` (the client), `captured` (the response and its verdict) and `capture` (the
-job); `storing` stores.
+Imports: `swr.cache` and everything below it. `middleware` answers fresh hits. `handler` answers all other requests as
+`swr.http.classify` decides, with `lookup` and `passthrough`. `content` reads request content that is part of the key.
+A run of the app consists of three objects: `outbox` (the client), `captured` (the response and its verdict) and
+`capture` (the job). `storing` stores the response.
 """
 
 from swr.http.content import Content

@@ -1,4 +1,4 @@
-"""Requests that may be answered from the cache after the dependencies of their endpoint: the middleware's part."""
+"""The middleware's part in answers that an endpoint gets from the cache after its dependencies have run."""
 
 import contextlib
 import logging
@@ -25,14 +25,14 @@ log = logging.getLogger("swr")
 
 
 class AskedByClient:
-    """The middleware's word about a request; see `Asked`.
+    """The facts about a request that the middleware gives to the endpoint; see `Asked`.
 
     Parameters:
-        config: of the middleware.
-        request: what is asked.
-        is_bypassed: whether the response will not be stored by its URL, whatever it is.
-        may_load: whether what the endpoint returns may be stored.
-        limits: what the client accepts.
+        config: the middleware's options.
+        request: the client's request.
+        is_bypassed: whether swr certainly stores no response under the URL's key.
+        may_load: whether swr may store what the endpoint returns.
+        limits: how old a response the client accepts.
     """
 
     __slots__ = (
@@ -58,7 +58,8 @@ class AskedByClient:
         self._is_bypassed = is_bypassed
         self.may_load = may_load
         self.limits = limits
-        # It keeps responses from being stored by their URL, unless `key=` says what selects.
+        # A context variable that middleware around swr has set. If there is one, swr stores no response under the URL's
+        # key, unless `key=` says what selects the response.
         self.outer_variable = next((name for name in request.outer if name.startswith(OF_VARIABLES)), "")
         self.key = request.key_behind
         self.method = request.method
@@ -111,11 +112,11 @@ class AskedByClient:
 def admission_of(
     config: Config, request: Request, facts: RequestFacts | None = None, limits: Limits = NO_LIMITS
 ) -> Admission | None:
-    """Return what lets an endpoint be answered from the cache after its dependencies; None: it runs in any case.
+    """Return the admission with which the endpoint may answer from the cache; None: the endpoint always runs.
 
     Parameters:
-        facts: of a request whose response is not stored by its URL; None: it may be.
-        limits: what the client accepts.
+        facts: the facts of a request whose response swr does not store under the URL's key; None: swr may store it.
+        limits: how old a response the client accepts.
     """
     if request.method == "HEAD" or request.content_problem is not Problem.NONE:
         return None
@@ -123,15 +124,15 @@ def admission_of(
     admission = Admission(AskedByClient(config, request, facts is not None, may_load, limits))
     session = request.scope.get("session")
     if isinstance(session, dict):
-        # Not by its own methods, which would say that somebody has used it.
+        # The session's own `copy` would mark the session as accessed.
         admission.session = dict.copy(session)
     return admission
 
 
 class admitted:
-    """Put the admission into the scope, where the endpoint that answers within finds it.
+    """A context manager that puts the admission into the scope during a run of the app, where the endpoint finds it.
 
-    A class, because each run of the app enters it, and a generator takes three times as long.
+    This is a class because each run of the app enters it, and a generator takes three times as long.
     """
 
     __slots__ = ("_admission", "_scope")
@@ -148,10 +149,10 @@ class admitted:
 
 
 def is_guarded(config: Config, request: Request, found: Found) -> bool:
-    """Return whether no response that is stored by its URL is for a request, but one behind dependencies may be.
+    """Return whether only a response that swr stored after the dependencies have run may answer a request.
 
     Parameters:
-        found: what is stored by the URL.
+        found: the result of the lookup under the URL's key.
     """
     if not (request.authorized or request.unknown) or request.key_behind not in config.guarded:
         return False
@@ -162,13 +163,13 @@ def marked_after(admission: Admission | None, message: Message, status: bytes) -
     """Return a `http.response.start` with the fields that say where the answer comes from.
 
     Parameters:
-        admission: of the request, if there is one.
-        status: the member of `Cache-Status` for an answer that did not come from the cache behind the dependencies.
+        admission: the admission of the request, if there is one.
+        status: the member of `Cache-Status` if the endpoint did not answer from the cache.
     """
     if admission is None or (admission.marks is None and not admission.reason):
         return marked(message, status)
     if admission.marks is not None:
-        # Something else may have answered after that, such as an exception handler.
+        # An exception handler or other middleware may have replaced the endpoint's answer.
         return (
             with_marks(message, admission.marks) if admission.status == message["status"] else marked(message, status)
         )
@@ -180,7 +181,7 @@ def marked_after(admission: Admission | None, message: Message, status: bytes) -
 
 
 def why_outer(config: Config, admission: Admission | None) -> str:
-    """Return what middleware around swr has set for the request if the app may answer by it and no `key=` covers it."""
+    """Return the name of a context variable that middleware around swr has set and no `key=` covers; empty: none."""
     name = "" if admission is None else admission.asked.outer_variable
     if name:
         config.warn_outer(name)
@@ -188,7 +189,7 @@ def why_outer(config: Config, admission: Admission | None) -> str:
 
 
 def settle(config: Config, request: Request, admission: Admission | None) -> None:
-    """Refresh what was stale, now that the app has answered the client."""
+    """Note whether the endpoint has used the cache, and start the refresh of a stale response that it has served."""
     if admission is None:
         return
     is_read = admission.marks is not None or admission.has_failed
@@ -208,7 +209,7 @@ async def _refresh(
     session: dict[str, Any] | None,
     traced: contextlib.AbstractContextManager[None],
 ) -> None:
-    """Run the app again as for a request, its dependencies included; its endpoint then loads what `key` names."""
+    """Run the app again for the same request, with its dependencies; the endpoint then loads `key`."""
     admission = Admission(AskedByClient(config, request, is_bypassed=True), key)
     endpoint_terms.set(EndpointTerms(config.cache, None, admission))
     scope = request.repeat(config.app_state(), session)
@@ -217,22 +218,22 @@ async def _refresh(
             await config.app(scope, begin_with(request.content_message, _receive_nothing), _discard)
     except Exception as error:
         log.warning(
-            "the app failed in a background refresh of %r (%s); such a run gets nothing that middleware around swr "
-            "keeps for the time of a request",
+            "the app failed in a background refresh of %r (%s); such a run lacks what middleware around swr sets for "
+            "a request: put middleware that the endpoint needs inside",
             request.url,
             text_of(error),
             exc_info=error,
         )
     if admission.is_admitted:
-        # Otherwise the next one waits a moment: the dependencies may refuse it as well.
+        # The next refresh may begin at once. After a refusal it waits, because the dependencies may refuse it, too.
         config.refreshing.pop(key, None)
 
 
 async def _receive_nothing() -> Message:
-    """Wait for a client that is not there."""
+    """Wait forever: a background run has no client."""
     while True:
         await anyio.sleep_forever()
 
 
 async def _discard(message: Message) -> None:
-    """Take a message that goes to no client."""
+    """Discard a message: a background run has no client."""

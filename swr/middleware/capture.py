@@ -21,7 +21,7 @@ from swr.middleware.config import Config, Uncacheable
 from swr.middleware.failures import has_entry, has_fallback, is_failure
 from swr.middleware.kind import Kind
 from swr.middleware.lookup import NO_VARIES
-from swr.middleware.messages import begin_with
+from swr.middleware.messages import begin_run, begin_with
 from swr.middleware.outbox import Outbox
 from swr.middleware.request import Request
 from swr.middleware.storing import store_response, withdraw
@@ -30,7 +30,7 @@ from swr.policy import Policy, Timeout
 
 log = logging.getLogger("swr")
 
-# Messages with which the server sends a file.
+# Messages that tell the server to send a file; swr does not see the file's content.
 _UNSEEN: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
@@ -38,16 +38,16 @@ class Capture:
     """A job of the engine: run the app, send its response to the client, and store it if that is allowed.
 
     Parameters:
-        config: of the middleware.
-        request: what is asked.
-        outbox: of the waiting client; None: a background run, which replays the request.
-        varies: by which fields the URL varies, as far as known.
+        config: the middleware's options.
+        request: the client's request.
+        outbox: the outbox of the waiting client; None: a background run, which replays the request.
+        varies: the request fields that the URL varies by, as far as known.
         why: the `fwd` of `Cache-Status` (RFC 9211 2.2).
     """
 
     new_seat = None
     may_fall_back = staticmethod(is_fallback)
-    _load: Load  # Of the run, as long as that lasts.
+    _load: Load  # Exists only during the run.
 
     def __init__(
         self,
@@ -65,38 +65,38 @@ class Capture:
         self._terms = EndpointTerms(config.cache, self._limit, admission)
         self.response = CapturedResponse(config, request, self._terms, varies, is_replay=outbox is None)
         self.error: BaseException | None = None
-        # Whether the response has another key than the flight.
+        # Whether the response was stored under another key than the flight's.
         self.is_stored_elsewhere = False
         self._config = config
         self._request = request
-        # The client as the app sees it. A replay shows it nothing that the key does not account for.
+        # The client as the app sees it; None in a replay, which shows the app only what the key covers.
         self.sender = None if outbox is None else request.sender
         self._varies = varies
         self._why = why
         self._scope = config.engine.runtime.tasks.new_scope()
-        # Whether the app was asked: another request's flight, or a backoff, may answer in its place.
+        # Whether this job has run the app: another request's flight or a backoff may answer instead.
         self.is_begun = False
         # Whether the run has ended, or was given up.
         self.is_over = False
         # Whether a time limit has ended the run.
         self._is_given_up = False
-        # Set when another task than the run's own has ended the load; None: none does.
+        # Set when a task other than the run's own has ended the load; None: no such task runs.
         self._settled: anyio.Event | None = None
-        # The beginning of the response, until the message after it comes.
+        # The beginning of the response, held until the next message comes.
         self._start: Message | None = None
-        # The beginning of a 304 that is all of the client's answer, until it is sent.
+        # The beginning of a 304 that answers this client's condition, held until it is sent.
         self._short: Message | None = None
-        # Whether the app has said that its response is over, and whether that came with content or a known length.
+        # Whether the app has ended its response; and whether the last message or the length of the body proves it.
         self._has_last = self._is_sure = False
 
     @property
     def loader(self) -> str:
-        """The route's name as entries carry it, which is known once the app has chosen it."""
+        """The name of the route, as entries carry it; known once the app has chosen its route."""
         return self.response.origin
 
     @property
     def is_outer(self) -> bool:
-        """Return whether the dependencies have let the request in to what the endpoint's own load stores."""
+        """Return whether the endpoint's own load counts instead: its dependencies have admitted the request."""
         admission = self._terms.admission
         return admission is not None and admission.is_admitted
 
@@ -106,7 +106,7 @@ class Capture:
         return self._request.tags
 
     def detach(self) -> None:
-        """The client is gone: go on for the store, or end if nothing will be stored."""
+        """Go on for the store alone, because the client has left; end the run if nothing will be stored."""
         self.outbox.detach()
         if self.outbox.is_passing:
             self._scope.cancel()
@@ -123,7 +123,7 @@ class Capture:
     # -- the run ----------------------------------------------------------------------------------------------
 
     async def run(self, load: Load) -> None:
-        """Run the app; the load ends with the last message of the body, before background tasks of the app."""
+        """Run the app. The load ends with the last message of the body, before the app's background tasks run."""
         self._load, self.is_begun = load, True
         self._limit(self._config.limit_by(self._request.find_rule()))
         endpoint_terms.set(self._terms)
@@ -133,13 +133,13 @@ class Capture:
             with self._scope:
                 await self._ask(self.outbox.receive)
                 if response.kind is Kind.UNRELATED:
-                    # RFC 9111 4.3.4: ask for the whole response. The app has already read the client's messages.
+                    # RFC 9111 4.3.4: ask for the whole response.
                     response.forget_unrelated()
-                    await self._ask(begin_with(self._request.content_message, self.outbox.receive))
+                    await self._ask(self.outbox.receive)
             if self._settled is not None:
                 with anyio.CancelScope(shield=True):
                     await self._settled.wait()
-            # An app that hears that its client has left may end before its response does.
+            # An app that learns that its client has left may end without ending its response.
             if not (self._has_last or self.outbox.is_passing or (response.is_ended and self.outbox.has_left)):
                 raise SWRError(f"the app ended before its response to {self._request.key!r} did")
         except Exception as error:
@@ -147,7 +147,7 @@ class Capture:
                 return
             self.error = error
             if response.is_ended and response.kind is Kind.RESPONSE and not self._is_sure:
-                # `BaseHTTPMiddleware` ends what is cut short, too, and raises the failure afterwards.
+                # `BaseHTTPMiddleware` ends even a truncated response properly, and raises the failure afterwards.
                 await withdraw(self._config, self._request, response.verdict)
             if not load.flight.done.is_set():
                 raise
@@ -158,7 +158,7 @@ class Capture:
             self._config.slow_bodies.end(self)
             self.is_over = True
             self.outbox.wake()
-            # Both lead here: in a circle nothing of the run would be freed soon.
+            # Both refer to this job. A reference cycle would keep all objects of the run in memory for longer.
             self._terms.limit = None
             del self._load
             if response.is_replay and log.isEnabledFor(logging.DEBUG):
@@ -168,7 +168,7 @@ class Capture:
         self._load.limit(seconds, self._give_up)
 
     def _give_up(self, error: BaseException) -> None:
-        """The time is over: let go of the client, whether the app ends now or not."""
+        """Release the client when the time limit is over, whether the app ends now or not."""
         self._is_given_up = True
         self.error = error
         self._load.warn_timed_out(error)
@@ -177,7 +177,7 @@ class Capture:
         self.outbox.wake()
 
     def on_due(self, seconds: float) -> None:
-        """Store nothing, and let go of those who wait: the response has not ended in time."""
+        """Store nothing, and release the waiting requests: the response has not ended in time."""
         self._config.engine.start(self._give_up_storing, seconds)
 
     async def _give_up_storing(self, seconds: float) -> None:
@@ -192,7 +192,7 @@ class Capture:
                 elif response.kind is Kind.RESPONSE and not response.is_replay:
                     await self._pass_through("too slow")
                 else:
-                    # The stored response may still be the answer: the refresh has failed.
+                    # The refresh has failed, and the stored response may still be the answer.
                     error = LoadTimeout(self._load.flight.key, seconds, "max_body_time")
                     self._give_up(error)
                     self._scope.cancel()
@@ -205,8 +205,8 @@ class Capture:
             scope = self.response.scope_for(self._request.replay(self._varies.names, self._config.app_state()))
             await self._config.app(scope, begin_with(self._request.content_message, receive), self._on_message)
             return
-        # The app may leave something in the client's own scope for the middleware around swr.
-        asked, scope = self._request.scope["headers"], self.response.scope_for(self._request.scope)
+        client, receive = begin_run(self._request, receive)
+        asked, scope = client["headers"], self.response.scope_for(client)
         try:
             with admitted(scope, self._terms.admission):
                 await self._config.app(scope, receive, self._on_message)
@@ -216,7 +216,7 @@ class Capture:
     # -- the app's messages -----------------------------------------------------------------------------------
 
     async def _on_message(self, message: Message) -> None:
-        """The app's `send`."""
+        """Handle a message of the app: this is the app's `send`."""
         if self.is_over:
             why = "was given up: it took longer than its hard_timeout" if self._is_given_up else "is over"
             raise ConnectionError(f"this request {why}")
@@ -225,7 +225,7 @@ class Capture:
             self._config.slow_bodies.begin(self)
             await self._on_start(message)
             return
-        # Files sent by path: swr does not see the content, so it cannot store it.
+        # The server sends the file, so swr has no content to store.
         if kind in _UNSEEN and not self.outbox.is_passing:
             await self._pass_through("not seen")
         start, self._start = self._start, None
@@ -239,7 +239,7 @@ class Capture:
     async def _send(self, message: Message) -> None:
         if self.response.is_ended:
             self.outbox.let_hear()
-        # A response that is too long for the store must not pile up in memory behind a slow client.
+        # A response that is too long for the store must not fill the memory while its client is slow.
         await self.outbox.put(message, wait=not self.response.fits)
 
     async def _on_start(self, message: Message) -> None:
@@ -263,17 +263,17 @@ class Capture:
             await self._send(self.response.marked(message, b"swr; fwd=%b" % self._why))
             return
         if status in ABOUT_THE_CLIENT and response.verdict.policy is not None and has_entry(engine, flight):
-            # Another client may still get what is stored.
+            # The status is about this client; others may still get the stored response.
             response.reject(f"status {status}")
         if response.verdict.policy is None:
             await self._pass_through(response.verdict.reason)
             await self._send(self.response.refused(message, self._why))
             return
-        # Servers wait for the next message, too. It shows whether all of the body comes with it, or a file.
+        # Hold the beginning back, as servers do: the next message may have the whole body, or send a file.
         self._start = message
 
     async def _begin(self, start: Message, following: Message) -> None:
-        """Send the beginning of a response that was to be stored when it came."""
+        """Send the beginning of a response that swr held back because it meant to store it."""
         response = self.response
         if response.verdict.policy is None:
             await self._send(response.refused(start, self._why))
@@ -290,14 +290,14 @@ class Capture:
         if response.kind is Kind.UNRELATED:
             return
         if response.kind is Kind.CONFIRMATION:
-            # A 304 has no content, whatever its app sends.
+            # A 304 has no content, even if the app sends some.
             if not response.is_ended:
                 self._has_last = True
                 await self._end_confirmation()
             elif more:
                 self._scope.cancel()
             return
-        # A copy, because an app may use its buffer again.
+        # Copy it, because an app may reuse its buffer.
         chunk = bytes(message.get("body", b""))
         if not self.outbox.is_passing:
             await self._take(chunk, more=more)
@@ -312,7 +312,7 @@ class Capture:
         """Take a piece of the body; store the response, or fail, before the client gets the last piece.
 
         The next request must find the response, and must not join a load that has failed. Middleware inside the app may
-        announce more where no more comes, so the last piece for a client is the one with which it holds the whole.
+        announce more although nothing follows, so the last piece is the one that completes the client's copy.
         """
         response = self.response
         if self._has_last:
@@ -354,7 +354,7 @@ class Capture:
             await self._send(message)
 
     async def _store(self) -> None:
-        """Store the response under the key that it selects, and end the load."""
+        """Store the response under the key that the request selects, and end the load."""
         verdict, stored = self.response.verdict, self.response.to_stored()
         assert verdict.policy is not None
         if reason := self.response.why_late():
@@ -376,7 +376,7 @@ class Capture:
         )
 
     async def _pass_through(self, reason: str) -> None:
-        """Nothing will be stored: free the memory, and let go of the requests that wait."""
+        """Store nothing: free the memory, and release the waiting requests."""
         response = self.response
         response.reject(reason)
         if not response.is_replay:
@@ -385,14 +385,14 @@ class Capture:
         if response.is_about_all:
             found = Uncacheable(reason, self._request.tags, self._load.tag_version, response.varies_by)
             self._config.note_uncacheable(self._request.variant(self._varies.names), self._request, found)
-        # The client may leave meanwhile and end the run.
+        # If the client leaves now and ends the run, the load must still be ended.
         with anyio.CancelScope(shield=True):
             await self._load.skip(drop=response.is_in_place_of_stored and self._load.flight.entry is not None)
         if not self.outbox.is_needed:
             self._scope.cancel()
 
     async def _pass_error_through(self) -> None:
-        """The error is too long, or takes too long, for those who wait for it: the load has failed."""
+        """Fail the load without the error's body, which is too long or too slow for the waiting requests."""
         self.error = ErrorResponse(self.response.status, None)
         self.outbox.pass_through()
         await self._load.fail(self.error)

@@ -1,4 +1,4 @@
-"""The response of one run of the app, as far as it has come, and whether it may be stored."""
+"""The response of one run of the app, as far as swr has received it, and whether swr may store it."""
 
 from collections.abc import Collection
 from typing import Any, Final
@@ -26,21 +26,21 @@ from swr.middleware.pieces import add_piece
 from swr.middleware.request import Request
 from swr.middleware.selection import is_personal
 
-# Fields of a request that ask for something else than the whole resource.
+# Request fields that ask for something other than the whole resource.
 _PARTIAL: Final = CONDITIONS | {b"range"}
 # RFC 9875 2 lets a cache limit the number of groups of a response.
 MOST_GROUPS: Final = 128
 
 
 class CapturedResponse:
-    """The app's response as far as it has come, with the verdict whether it may be stored, and why not.
+    """The app's response as far as swr has received it, with the verdict whether it may be stored, and why not.
 
     Parameters:
-        config: of the middleware.
-        request: what was asked.
+        config: the middleware's options.
+        request: the client's request.
         terms: what the endpoint says about its response.
-        varies: by which fields the URL varies, as far as known.
-        is_replay: whether it is a background run, without the client's credentials.
+        varies: the request fields that the URL varies by, as far as known.
+        is_replay: whether this is a background run, without the client's credentials.
     """
 
     __slots__ = (
@@ -74,7 +74,7 @@ class CapturedResponse:
         self._varies = varies
         self.is_replay = is_replay
         self.is_range = not is_replay and request.has_range
-        # A replay has credentials only where they select what is stored.
+        # A replay sends credentials only if they select the stored response.
         self.authorized = bool(request.credentials_in(varies.names)) if is_replay else request.authorized
         # The stored response that the app is asked to confirm.
         self.base: StoredResponse | None = None
@@ -87,15 +87,15 @@ class CapturedResponse:
         self.is_ended = False
         # The scope that the app got; frameworks write the route into it.
         self.scope: Scope = request.scope
-        # What `Content-Length` says.
+        # The value of `Content-Length`; None: unknown.
         self.length: int | None = None
         self._body: list[bytes | bytearray] = []
-        # Once the response has begun.
+        # Known once the response has begun.
         self._origin: str | None = None
 
     @property
     def origin(self) -> str:
-        """The route that answers, as entries carry it; see `origin_of`."""
+        """The name of the route that answers, as entries carry it; see `origin_of`."""
         if self._origin is not None:
             return self._origin
         origin = origin_of(self.scope)
@@ -105,7 +105,7 @@ class CapturedResponse:
 
     @property
     def is_about_all(self) -> bool:
-        """Return whether it says something about the resource, and not just about this request."""
+        """Return whether the response says something about the resource, and not just about this request."""
         if self.status in GONE and not self.is_replay and not self._request.fields.keys().isdisjoint(_PARTIAL):
             return False
         if self.authorized or self._request.unknown_beyond(self._varies.names) is not None:
@@ -114,34 +114,34 @@ class CapturedResponse:
 
     @property
     def varies_by(self) -> tuple[str, ...]:
-        """The request fields that select it, as far as the URL was not known to vary by them."""
+        """The request fields in `Vary` that the URL was not yet known to vary by."""
         return tuple(name for name in vary_of(self.headers) or () if name not in self._varies.names)
 
     def is_about(self, request: Request) -> bool:
-        """Return whether it says something about what another request for the same URL would get."""
+        """Return whether another request for the same URL would get such a response, too."""
         names = self.varies_by
         return self.is_about_all and request.variant(names) == self._request.variant(names)
 
     @property
     def is_in_place_of_stored(self) -> bool:
-        """Return whether the response replaces the stored one, unless that is for requests with other fields."""
+        """Return whether the response replaces the stored one; after a new `Vary` the stored one may be for others."""
         return self.is_about_all and (self.is_replay or not self.varies_by)
 
     @property
     def fits(self) -> bool:
-        """Return whether it is short enough to be stored, so far."""
+        """Return whether the body is short enough to be stored, so far."""
         return self.size <= self._config.max_body_bytes
 
     @property
     def is_whole(self) -> bool:
-        """Return whether a client holds all of it by `Content-Length` or status, whatever the app still announces."""
+        """Return whether the body is complete by `Content-Length` or status, even if the app announces more."""
         return self.size == (0 if self.status == 204 else self.length)
 
     def check_length(self) -> None:
-        """Refuse a size that is not what its `Content-Length` says; call this at its end.
+        """Compare the size of the body with `Content-Length`; call this at its end.
 
         Raises:
-            SWRError: it is incomplete (RFC 9111 3.3), and so is the client's copy.
+            SWRError: they differ, so the response is incomplete (RFC 9111 3.3), and so is the client's copy.
         """
         if self.length is not None and self.length != self.size:
             raise SWRError(
@@ -154,10 +154,10 @@ class CapturedResponse:
         return marked_after(self._terms.admission, message, status)
 
     def refused(self, message: Message, why: bytes) -> Message:
-        """The same for a response that is not stored.
+        """Return the beginning of a response that is not stored, with the fields that say why.
 
         Parameters:
-            why: the `fwd` of `Cache-Status` (RFC 9211 2.2), unless a field keeps it away from the cache.
+            why: the `fwd` of `Cache-Status` (RFC 9211 2.2), unless a request field rules out the cache.
         """
         reason = self.verdict.reason
         why = b"bypass" if reason.startswith("field ") else why
@@ -167,15 +167,15 @@ class CapturedResponse:
         """Choose the stored response that the app is asked to confirm, if there is one."""
         if entry is None or not is_response(entry) or self.is_range or not self._request.takes_conditions:
             return
-        # RFC 9110 13.2.1: conditions are about a response that would be a success.
+        # RFC 9110 13.2.1: conditions apply only to a response that would be a success.
         if 200 <= entry.value.status < 300 and validators(entry.value.headers) and may_use(self._request, entry):
             self.base, self._base_tags = entry.value, entry.tags
 
     def conditional(self, headers: Headers) -> Headers:
         """Return the request's fields with the cache's own conditions instead of the client's (RFC 9111 4.3.1).
 
-        The app must send a response that is of use to others; from it swr answers the client's conditions. Cookies
-        that do not matter are not sent.
+        The app must send a response that others can use, and swr answers the client's conditions from it. The fields
+        lack the cookies that do not matter by a rule.
         """
         headers = self._request.withhold_cookies(headers)
         if self.is_range:
@@ -184,7 +184,7 @@ class CapturedResponse:
         return plain if self.base is None else plain + validators(self.base.headers)
 
     def scope_for(self, scope: Scope) -> Scope:
-        """Return the scope that the app gets, with the cache's own conditions; it notes where the app looks."""
+        """Return the app's scope, with the cache's own conditions; it notes what the app reads of the request."""
         self.scope = routed(scope, self._config.app)
         give_headers(self.scope, self.conditional(scope["headers"]), set(self._request.outer))
         return self.scope
@@ -193,8 +193,8 @@ class CapturedResponse:
         """Take the header of the response, and judge it.
 
         Parameters:
-            message: `http.response.start`, its fields as bytes.
-            began: wall clock, seconds, when the app was asked.
+            message: `http.response.start`, with its fields as bytes.
+            began: when the run of the app began; wall clock, seconds.
         """
         status, headers = message["status"], message["headers"]
         self.status, self.headers = status, headers
@@ -207,16 +207,16 @@ class CapturedResponse:
                 self.verdict = Verdict(None, "trailers")
 
     def _confirm(self, base: StoredResponse, headers: Headers, began: float) -> None:
-        """Take what has changed in the header of the stored response (RFC 9111 4.3.4)."""
+        """Update the header of the stored response with that of the 304 (RFC 9111 4.3.4)."""
         if not selects(headers, base.headers):
             self.kind = Kind.UNRELATED
             return
         self.kind = Kind.CONFIRMATION
         merged = updated(base.headers, headers)
-        # The age is that of the confirmation.
+        # The `Age` of the 304 counts, and not the stored one.
         ages = [(b"age", value) for value in values_of(headers, b"age")]
         self.status, self.headers = base.status, merged
-        # A field that names tags need not be in a 304.
+        # A 304 need not repeat the field that names the tags, so the entry's tags stay.
         self.verdict = self._judge(base.status, [*merged, *ages], began, self._base_tags)
 
     def _judge(self, status: int, headers: Headers, began: float, kept: tuple[str, ...] = ()) -> Verdict:
@@ -228,18 +228,18 @@ class CapturedResponse:
         asked = declared(self.scope)
         ruled = request.terms()
         terms = self._terms.terms or ruled
-        # A rule's fields count under the decorator's terms, too.
+        # The `vary` of a rule counts even if the endpoint's decorator gives the terms.
         names = {*asked.fields, *(ruled.vary if ruled is not None else ())}
         personal = is_personal(self.scope)
         if personal and terms is not None:
-            # No field of the request says who it is.
+            # The session or user of the scope says who asks, so no request field can select the response.
             terms = terms._replace(per_credential=False)
         if self._config.sharing.cookies_private:
-            # Requests with cookies come this far only if a rule says which of them matter.
+            # Requests with cookies come this far only if a rule names the cookies that matter; these are in the key.
             names.discard("cookie")
         if terms is not None and terms.per_credential:
             names.add(ALL_CREDENTIALS)
-        # A field that the route or the user names selects as it was sent.
+        # A field that the route or the user names selects by its exact value.
         names |= {EXACTLY + name for name in (*names, *(terms.vary if terms is not None else ())) if name.isascii()}
         by_field = self.authorized or request.has_any(asked.credentials)
         self.authorized = by_field or personal
@@ -258,14 +258,14 @@ class CapturedResponse:
         if self._terms.terms is not None:
             is_hidden = is_hidden or not answers(self.scope, self._terms.endpoint)
         if verdict.policy is not None and is_hidden:
-            # A middleware inside the app works on a copy, so the route's declarations are out of sight.
+            # Middleware inside the app routes a copy of the scope, so swr does not see the route's declarations.
             return Verdict(None, "route not seen")
         field = None if verdict.policy is None else request.unknown_beyond({*verdict.vary, *verdict.ignores})
         if field is not None and not verdict.own_terms:
             self._config.warn_unknown(field)
             return Verdict(None, f"field {field}")
         if field is not None and status in ABOUT_THE_CLIENT:
-            # The field may be what the app has refused: for a client without it the answer is another one.
+            # The app may have refused this field; a client without it would get another answer.
             return Verdict(None, f"field {field}")
         behind = self._why_behind(verdict, terms, asked)
         if behind:
@@ -275,27 +275,27 @@ class CapturedResponse:
         if left_out is not None:
             self._config.warn_left_out(left_out)
             return Verdict(None, f"parameter {left_out}")
-        # The request must have selected a part already, and its place in the whole must be clear.
+        # swr stores a part only if the fields that select it were known before, and `Content-Range` says its place.
         known = self.is_range and verdict.vary == self._varies.names and content_range(headers) is not None
         if status == 206 and verdict.policy is not None and not known:
             return Verdict(None, "partial")
         if self.is_range and status >= 400:
-            # The part may be what is wrong with the request. It says nothing about the whole.
+            # The error may be about the range, and then says nothing about the whole resource.
             return Verdict(None, f"status {status}")
         return verdict
 
     def _why_behind(self, verdict: Verdict, terms: Terms | None, asked: Declared) -> str:
-        """Return why the response must not be stored in front of the dependencies of its endpoint, if it must not.
+        """Return why swr must not serve the response before the endpoint's dependencies have run; empty: swr may.
 
         Parameters:
-            verdict: on the response.
-            terms: of the endpoint, or of a rule.
-            asked: what the route asks the request for.
+            verdict: the verdict on the response.
+            terms: the terms of the endpoint or of a rule.
+            asked: the parts of the request that the route declares.
         """
         if verdict.policy is not None and not self._terms.has_tags:
             return "tags"
         if verdict.policy is not None and self._terms.is_keyed:
-            # Its URL does not tell whose it is.
+            # The user's `key=` selects the response, so its URL does not identify it.
             return "key"
         if verdict.policy is None or verdict.own_terms:
             return ""
@@ -306,7 +306,7 @@ class CapturedResponse:
         if terms is not None and terms.per_credential and request.credentials:
             return self._why_seen(verdict, reads.names) or why_outer(self._config, admission)
         if self._terms.terms is not None and not calls(self.scope, self._terms.wrapper):
-            # A decorator between them may look at anything, as a guard may.
+            # A decorator between the route and `@cache.response` may read anything, as a guard may.
             return "" if request.has_key else "route"
         if reason := self._why_seen(verdict, reads.by_middleware) or why_outer(self._config, admission):
             return reason
@@ -314,19 +314,19 @@ class CapturedResponse:
             return "" if request.has_key else asked.looking or "guard"
         if reason := self._why_seen(verdict, reads_of(self.scope).by_route):
             return reason
-        # Under a rule the fields of guards select.
+        # Under a rule, the fields that guards read select the response.
         return "guard" if self._terms.terms is not None and request.has_any(asked.guard_fields) else ""
 
     def _why_seen(self, verdict: Verdict, names: Collection[str]) -> str:
-        """Return at which part of the request that selects nothing the app has looked; or nothing.
+        """Return a part of the request that the app has read and that does not select the response; empty: none.
 
         Parameters:
-            verdict: on the response.
-            names: where the app has looked; see `Reads`.
+            verdict: the verdict on the response.
+            names: the parts that the app has read; see `Reads`.
         """
         if verdict.own_terms or self._request.has_key:
             return ""
-        # A credential that selects does not say what middleware around swr has set.
+        # If a credential selects, only values that middleware around swr has set can still make a difference.
         names = {*names} & {*self._request.outer} if verdict.per_credential and self._request.credentials else names
         for name in sorted(names, key=lambda name: (name != ALL_FIELDS, name)):
             if name in (ADDRESS, ALL_FIELDS) or not self._request.knows(name, {*verdict.vary, *verdict.ignores}):
@@ -334,7 +334,7 @@ class CapturedResponse:
         return ""
 
     def _with_seen(self, verdict: Verdict) -> Verdict:
-        """Return a verdict by which the parts of few values select, if the app has looked at them."""
+        """Return the verdict; fields in `SELECTING_IF_SEEN` that the app has read now select, too."""
         if verdict.policy is None or verdict.own_terms or self._request.has_key:
             return verdict
         known = {*verdict.vary, *verdict.ignores}
@@ -343,58 +343,58 @@ class CapturedResponse:
         return verdict._replace(vary=tuple(sorted({*verdict.vary, *seen})))
 
     def why_late(self) -> str:
-        """Return why the response must not be stored, if the app has shown that while it sent the body; or nothing."""
+        """Return why swr must not store the response after what the app has read during its body; empty: swr may."""
         if not self.authorized and not self.verdict.shared and is_personal(self.scope):
             return "session"
         return self._why_seen(self.verdict, names_read_late(self.scope))
 
     def forget_unrelated(self) -> None:
-        """Begin again, without a stored response to confirm."""
+        """Prepare to ask the app again, without a stored response to confirm."""
         self.base, self.kind, self._origin = None, Kind.NONE, None
 
     def take_as_error(self) -> None:
-        """Reject an error: it will not be stored, whatever its own directives say."""
+        """Treat the response as an error that is not stored, whatever its own directives say."""
         self.kind, self.verdict = Kind.ERROR, Verdict(None)
 
     def add(self, chunk: bytes) -> None:
-        """Take a piece of the body; one that does not fit is counted, but not held."""
+        """Take a piece of the body; swr counts a piece that does not fit, but does not hold it."""
         self.size += len(chunk)
         if self.fits:
             add_piece(self._body, chunk)
 
     def reject(self, reason: str) -> None:
-        """Free the memory of the body: for this reason it will not be stored."""
+        """Decide that the response will not be stored, for this reason, and free the memory of its body."""
         self._body.clear()
         self.verdict = self.verdict._replace(policy=None, reason=reason)
 
-    def is_for_others(self) -> bool:
-        """Return whether waiting requests may be answered with this error."""
-        directives, _ = control(self.headers, self._config.sharing.targeted)
-        asked = declared(self.scope)
-        is_open = asked.is_complete and asked.guard_fields is not None and not asked.fields and not asked.looking
-        if (
-            not is_open
-            # An error in another client's language is better than a run of a failing app for each.
+    @property
+    def depends_on_client(self) -> bool:
+        """Return whether the app has read something in which requests with the same key may differ."""
+        # An error in another client's language is better than one run of the failing app for each client.
+        return bool(
+            (getattr(self.scope, "is_copied", False) or self._request.unknown or declared(self.scope).fields)
             or reads_of(self.scope, self._request.outer).tell_who_asks
             or why_outer(self._config, self._terms.admission)
-            or values_of(self.headers, b"vary")
-            or self._request.unknown
-        ):
-            # Those who wait may have sent something else.
-            return False
-        return directives.keys().isdisjoint(("private", "no-store")) and not (
-            self.authorized or values_of(self.headers, b"set-cookie")
         )
 
+    def is_for_others(self) -> bool:
+        """Return whether swr may answer the waiting requests with this error."""
+        directives, _ = control(self.headers, self._config.sharing.targeted)
+        asked, names = declared(self.scope), (b"vary", b"set-cookie")
+        if self.authorized or self.depends_on_client or any(values_of(self.headers, name) for name in names):
+            return False
+        is_open = asked.is_complete and asked.guard_fields is not None and not asked.looking
+        return is_open and directives.keys().isdisjoint(("private", "no-store"))
+
     def to_stored(self) -> StoredResponse:
-        """Return the response as it may be stored."""
+        """Return the response in its stored form."""
         confirmed = self.base if self.kind is Kind.CONFIRMATION else None
         body = b"".join(self._body) if confirmed is None else confirmed.body
         return as_stored(self.status, self.headers, body, self.verdict)
 
 
 def _for_reader(verdict: Verdict, by_field: bool) -> Verdict:
-    """Return the verdict with a reason that does not speak of credentials to a request that has none."""
+    """Return the verdict; its reason "authorization" becomes "session" for a request without credentials."""
     if by_field or verdict.reason != "authorization":
         return verdict
     return verdict._replace(reason="session")

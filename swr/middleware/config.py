@@ -20,8 +20,7 @@ from swr.engine.deadlocks import chain, loads_already
 from swr.engine.engine import Engine
 from swr.errors import ConfigurationError
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules
-from swr.http.fields import field_names
-from swr.http.request_fields import FIELD_NAMES
+from swr.http.request_fields import FIELD_NAMES, field_names
 from swr.http.stored_response import MOST_VARIANTS
 from swr.middleware.deadlines import Deadlines
 from swr.middleware.guesses import Bearer
@@ -33,25 +32,25 @@ from swr.policy import Duration, Timeout, seconds, timeout
 
 log = logging.getLogger("swr")
 
-# Seconds during which requests to an uncacheable URL do not wait for one another.
+# How long requests to an uncacheable URL go to the app without waiting for each other, in seconds.
 _UNCACHEABLE_FOR: Final = 120.0
-# Seconds after which a background refresh that has not come to the endpoint is tried again.
+# If a background refresh does not reach its endpoint, the next one may begin after this time, in seconds.
 _NEXT_REFRESH_AFTER: Final = 5.0
-# Seconds after which swr looks whether a client that waits is still there.
+# Once a client has waited for this time, in seconds, swr watches whether the client is still connected.
 _UNWATCHED_FOR: Final = 1.0
-# Clients choose the URLs, so their number has a limit.
+# Clients choose the URLs, so swr remembers a limited number of them.
 _MOST_UNCACHEABLE: Final = 10_000
 _MOST_WARNINGS: Final = 50
 
 
 class Uncacheable(NamedTuple):
-    """A response that could not be stored.
+    """A note that a response could not be stored.
 
     Parameters:
-        reason: why.
-        tags: of its URL.
-        tag_version: the newest one when the app was asked; an invalidation since then ends it.
-        names: the request fields by which it varies; it says nothing about requests with other values.
+        reason: why swr could not store it.
+        tags: the tags of its URL.
+        tag_version: the newest tag version when the run of the app began; a later invalidation ends the note.
+        names: the request fields that the response varies by; requests with other values do not count.
     """
 
     reason: str
@@ -62,28 +61,28 @@ class Uncacheable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The middleware as its parts see it.
+    """The middleware's options, and the objects that its parts share.
 
     Parameters:
         app: the app that the middleware wraps.
-        cache, engine: where responses are stored, and what loads them.
+        cache, engine: the cache that stores the responses, and its engine, which loads them.
         rules: the operator's rules.
         sharing: the operator's choices about sharing responses.
-        honoured: the directives of requests that swr honours.
-        hard_timeout: seconds that a load may take; None: ten times the cache's `lease_for`.
-        max_body_bytes: longer responses are not stored.
-        max_content_bytes, max_content_time: the content of a request that is longer, or takes more seconds to come, is
-            not part of a key.
-        slow_bodies: runs whose response has begun; those that take too long store none.
-        unwatched: clients that wait for a load; swr looks whether those who wait long are still there.
+        honoured: the request directives that swr honours.
+        hard_timeout: how long a load may take, in seconds; None: ten times the cache's `lease_for`.
+        max_body_bytes: the longest body that swr stores.
+        max_content_bytes, max_content_time: how long the content of a request may be, and how many seconds it may
+            take, to become part of a key.
+        slow_bodies: runs whose response has begun; swr does not store a response that takes too long.
+        unwatched: clients that wait for a load; after a while swr watches whether they are still connected.
         variants: which variants of a URL are stored.
-        uncacheable: responses that could not be stored lately; see `note_uncacheable` and `why_uncacheable`.
-        guarded: keys of URLs whose endpoint was lately answered from the cache after its dependencies.
-        refreshing: keys of responses behind dependencies of which a background refresh has lately begun.
+        uncacheable: responses that swr could not store lately; see `note_uncacheable` and `why_uncacheable`.
+        guarded: keys of URLs whose endpoint has lately used the cache after its dependencies.
+        refreshing: keys for which swr has lately begun a background refresh that runs the dependencies, too.
         app_state: returns the state of the app's lifespan, which background runs get.
         selection: what selects responses.
-        purge_token: what a `PURGE` has to know; None: swr knows no such method.
-        warned: the warnings that were logged, each with the name that it is about.
+        purge_token: the token that a `PURGE` must send; None: `PURGE` goes to the app.
+        warned: the warnings that swr has logged, each with the name that it is about.
         ambient: returns the context variables that are set for all requests.
     """
 
@@ -110,7 +109,7 @@ class Config:
     ambient: Callable[[], Context]
 
     def warn_unknown(self, field: str) -> None:
-        """Log once for a request field that it keeps requests away from the cache, and what to do."""
+        """Warn once that requests with a field bypass the cache, and say what to do."""
         self._warn_once(
             "requests with the field %r get no response that a rule or @cache.response lets swr share: name it "
             "in vary= if responses depend on it, or in ignore_fields= if they do not",
@@ -118,7 +117,7 @@ class Config:
         )
 
     def warn_left_out(self, parameter: str) -> None:
-        """Log once for a parameter of the query that a rule leaves it out though the route reads it, and what to do."""
+        """Warn once that a rule leaves out a query parameter that the route declares, and say what to do."""
         self._warn_once(
             "a rule leaves out the query parameter %r, which the route declares, so swr stores nothing: name it in "
             "keep_params= if responses depend on it, or in drop_params= if they do not; keep what says who asks",
@@ -126,7 +125,7 @@ class Config:
         )
 
     def warn_address(self, path: str) -> None:
-        """Log for the first path that the app looks at the client's address on the way to its response."""
+        """Warn, for the first path, that the app reads the client's address before it answers."""
         self._warn_once(
             "the app's own code looks at the client's address before it answers %r, so swr shares no such response "
             "under its own terms: put middleware that only writes a log around swr, or say in key= what selects",
@@ -135,13 +134,13 @@ class Config:
         )
 
     def limit_by(self, rule: Rule | None) -> Timeout:
-        """Return how long a load may run under a rule, if there is one; see `Policy.hard_timeout`."""
+        """Return how long a load may run by its rule or else by the middleware; see `Policy.hard_timeout`."""
         return (None if rule is None else rule.hard_timeout) or self.hard_timeout or "auto"
 
     def warn_outer(self, name: str) -> None:
-        """Log once for what middleware around swr has left that swr shares nothing made of it, and what to do."""
+        """Warn once that middleware around swr has set a value that the app may answer by, and say what to do."""
         if name.startswith(OF_VARIABLES):
-            # Also one that was set where swr was made, and that a server in another thread does not see.
+            # Such a variable may also have been set where swr was created, while the server runs in another thread.
             self._warn_once(
                 "the %s is not the same for all requests, and the app may answer by it, so swr shares no such response "
                 "under its own terms: put the middleware that sets it inside, set it where the server starts if it is "
@@ -156,11 +155,11 @@ class Config:
         )
 
     def why_read(self, name: str, path: str) -> str:
-        """Return why nothing is shared that is made of what the app has looked at, and log what to do.
+        """Return why swr does not share a response after the app has read a part of the request; warn once.
 
         Parameters:
-            name: as `Reads` has it.
-            path: of the request.
+            name: the part of the request, as `Reads` names it.
+            path: the path of the request.
         """
         if name == ADDRESS:
             self.warn_address(path)
@@ -176,16 +175,16 @@ class Config:
             return name
         if name == SERVER:
             self._warn_once(
-                "the app's own code looks by which address of the server a client has come before it answers %r, so "
-                "swr shares no such response under its own terms: say in key= what selects",
+                "the app's own code looks at the address of the server that a client has reached before it answers "
+                "%r, so swr shares no such response under its own terms: say in key= what selects",
                 path,
                 once="",
             )
             return name
         if name == FIELD_NAMES:
             self._warn_once(
-                "the app's own code looks which fields a request has while it sends the response to %r, so swr stores "
-                "none: look before the response begins, or say in key= what selects",
+                "the app's own code checks which fields a request has while it sends the response to %r, so swr does "
+                "not store it: check before the response begins, or say in key= what selects",
                 path,
                 once="",
             )
@@ -197,26 +196,26 @@ class Config:
         return f"field {name}"
 
     def _warn_once(self, text: str, name: str, once: str | None = None) -> None:
-        """Log a text about a name, the first time; `once`: what represents the name where only one is logged."""
+        """Log a warning about a name, once for each name; if `once` is given, only for the first name."""
         warning = text, name if once is None else once
         if warning not in self.warned and len(self.warned) < _MOST_WARNINGS:
             self.warned.add(warning)
             log.warning(text, name)
 
     def miss_status(self, key: str, request: Request, why: bytes) -> bytes:
-        """Return the member of `Cache-Status` for a miss, with the reason why it is not stored, if that is known."""
+        """Return the member of `Cache-Status` for a miss, with the reason why it is not stored, if known."""
         reason = self.why_uncacheable(key, request)
         return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
     def note_uncacheable(self, key: str, request: Request, found: Uncacheable) -> None:
-        """Remember that the response to a request, which selects `key`, could not be stored."""
+        """Remember that swr could not store the response to a request that selects `key`."""
         self.uncacheable[key] = found
         if found.names:
             self.uncacheable[f"{key}\n{request.variant(found.names)}"] = found
 
     def why_uncacheable(self, key: str, request: Request) -> str:
-        """Return why the responses of `key` could not be stored lately; empty: swr may try to store them."""
-        # To ask for a key that is not there costs a TTLCache more.
+        """Return why swr could not store the responses of `key` lately; empty: swr may try to store them."""
+        # `in` first, because `get` of a missing key is slow in a TTLCache.
         found = self.uncacheable.get(key) if key in self.uncacheable else None
         if found is not None and found.names:
             found = self.uncacheable.get(f"{key}\n{request.variant(found.names)}")
@@ -229,10 +228,10 @@ def refuse_second(cache: Cache, key: str, request: Request) -> None:
     """Refuse to run the app for `key` inside a run of the app for the same key: each would wait for the other.
 
     Parameters:
-        request: what is asked.
+        request: the request of the inner run.
 
     Raises:
-        ConfigurationError: it would be so.
+        ConfigurationError: such a run is under way.
     """
     if loads_already(cache.engine.runtime, key, chain()):
         raise ConfigurationError(
@@ -242,10 +241,10 @@ def refuse_second(cache: Cache, key: str, request: Request) -> None:
 
 
 def warn_if_one_of_several(cache: Cache) -> None:
-    """Log that a cache without Redis invalidates nothing in the other worker processes, if there seem to be some."""
+    """Warn, if there seem to be other worker processes, that a cache without Redis invalidates nothing in them."""
     workers = os.environ.get("WEB_CONCURRENCY", "")
     is_worker = multiprocessing.parent_process() is not None or (workers.isdecimal() and int(workers) > 1)
-    # gunicorn forks: a worker has its master's list of those that were there before it, with the settings.
+    # gunicorn forks, so a worker inherits its master's list of the workers before it, with their settings.
     arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
     siblings = getattr(arbiter, "WORKERS", {}).values()
     is_worker = is_worker or any(sibling.cfg.workers > 1 for sibling in siblings)
@@ -258,16 +257,16 @@ def warn_if_one_of_several(cache: Cache) -> None:
 
 
 def _checked_token(token: str | bytes) -> Bearer | None:
-    """Return the token of `PURGE`; None: there is none.
+    """Return the token of `PURGE`; None: `purge_token` is empty.
 
     Raises:
-        ConfigurationError: no field could hold it. The text does not show it.
+        ConfigurationError: no header field could hold the token. The message does not show it.
     """
     if not isinstance(token, (str, bytes)):
         raise ConfigurationError("purge_token is not text: give a long random one, such as secrets.token_urlsafe()")
     text = token if isinstance(token, str) else token.decode("latin-1")
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigurationError("purge_token has characters that no field may hold: give letters, digits and - or _")
+        raise ConfigurationError("purge_token has characters that no header can hold: give letters, digits and - or _")
     return Bearer(text.encode(), "PURGE") if text else None
 
 
@@ -321,9 +320,9 @@ def make_config(
     if not isinstance(heuristic, (int, float)) or not 0 <= heuristic <= 1:
         raise ConfigurationError(f"heuristic={heuristic!r} is not a fraction, from 0 to 1")
     if key is not None and not callable(key):
-        raise ConfigurationError(f"key={key!r} is not a function of the scope")
+        raise ConfigurationError(f"key={key!r} is not a function that takes the scope")
     if not isinstance(version, str) or not version.isprintable():
-        raise ConfigurationError(f"version={version!r} is not text without line breaks, such as the name of a release")
+        raise ConfigurationError(f"version={version!r} must be text without line breaks, such as the name of a release")
     ignored = frozenset(name.encode() for name in field_names(ignore_fields, "ignore_fields"))
     engine = cache.engine
 

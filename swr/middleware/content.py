@@ -16,15 +16,15 @@ from swr.middleware.request import Request
 from swr.middleware.result import Problem
 
 _OVERRIDE: Final = b"_method"
-# As a whole name: a search may be about a `payment_method`.
+# Matches only the whole name, because a query may mention a `payment_method`.
 _NAMED_OVERRIDE: Final = re.compile(rb"(?<![\w-])_method(?!\w)")
 _FORMS: Final = frozenset({b"application/x-www-form-urlencoded", b"multipart/form-data"})
 
 
 async def read_request(config: Config, scope: Scope, receive: Receive) -> tuple[Request, Receive]:
-    """Return a request, and what gives the app all that its client sends.
+    """Return the request, and a `receive` that gives the app all messages of the client.
 
-    The content is read here where it is a part of the key. A request that goes to the app in any case keeps it unread.
+    swr reads the content here if it is part of the key, unless the app will answer the request anyway.
     """
     if scope["method"] in ("GET", "HEAD"):
         return Request(scope, config.rules.of_get, config.selection), receive
@@ -44,7 +44,7 @@ async def read_request(config: Config, scope: Scope, receive: Receive) -> tuple[
     receive = await _take_content(config, request, receive)
     is_form = _is_form(scope)
     if request.content is None:
-        # swr has not looked for another method in it.
+        # swr has not read all of the content, so a form may still name another method.
         return (request if rule.is_always_safe and not is_form else unsafe), receive
     if _content_names_method(request.content, is_form) or not rule.says_safe(request.content):
         return unsafe, receive
@@ -57,24 +57,24 @@ def _by_content(config: Config, scope: Scope) -> Request:
 
 
 def _may_override(scope: Scope) -> bool:
-    """Return whether an app may take the request for one of another method."""
+    """Return whether a field or the query names another method, by which the app may handle the request."""
     fields = any(names_method(name.decode("latin-1")) for name, _ in scope["headers"])
     return fields or _names_method(scope.get("query_string", b""))
 
 
 def _names_method(form: bytes) -> bool:
-    """Return whether a form or a query names another method."""
+    """Return whether a form or a query string names another method."""
     return _OVERRIDE in unquote_to_bytes(form)
 
 
 def _is_form(scope: Scope) -> bool:
-    """Return whether a request says in any of its lines that its content is a form."""
+    """Return whether any `Content-Type` line of a request says that its content is a form."""
     types = [value for name, value in scope["headers"] if name == b"content-type"]
     return any(value.partition(b";")[0].strip().lower() in _FORMS for value in types)
 
 
 def _content_names_method(content: Content, is_form: bool) -> bool:
-    """Return whether content names another method: a form, JSON, or content that an app may take for a form."""
+    """Return whether the content names another method: as a form, JSON, or text that an app may take for a form."""
     if is_form:
         return _names_method(content.body)
     try:
@@ -85,9 +85,9 @@ def _content_names_method(content: Content, is_form: bool) -> bool:
 
 
 async def _take_content(config: Config, request: Request, receive: Receive) -> Receive:
-    """Make the content of a request part of its key, or note why not; return what gives the app all of it.
+    """Make the content of a request part of its key, or note why not; return a `receive` for the app.
 
-    No more is held than `max_content_bytes` and one message.
+    swr holds at most `max_content_bytes` and one message in memory.
     """
     most = config.max_content_bytes
     if (content_length(request.scope["headers"]) or 0) > most:

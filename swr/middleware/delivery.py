@@ -1,4 +1,4 @@
-"""Waiting for a load on behalf of one client, which gets what its own run of the app brings while that comes."""
+"""The wait of one client for a load; the client gets the messages of its own run of the app as they come."""
 
 from collections.abc import Callable
 from contextvars import copy_context
@@ -19,11 +19,11 @@ class Delivery:
     """One client that waits for a load.
 
     Parameters:
-        config: of the middleware.
-        flight: of the load.
-        job: the client's own run of the app, if that is the load's.
+        config: the middleware's options.
+        flight: the flight of the load.
+        job: the client's own job; another client's job may run the app instead.
         soft_timeout: how long the client waits if there is an entry to fall back on; see `Policy`.
-        has_fallback: whether there is.
+        has_fallback: returns whether there is such an entry.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class Delivery:
         self._job = job
         self._has_fallback = has_fallback
         patience = engine.patience_for((flight,), soft_timeout)
-        # By the event loop's clock.
+        # When the soft time-out ends, in seconds of the event loop's clock; None: the client waits to the end.
         self._patient_until = None if patience is None else engine.runtime.time() + patience
         # Cancelled when the client leaves.
         self._scope = engine.runtime.tasks.new_scope()
-        # What looks whether the client is still there, and its end.
+        # The scope of the task that watches the client's connection, and an event that the task sets at its end.
         self._watching: tuple[anyio.CancelScope, anyio.Event] | None = None
         self._context = copy_context()
 
     async def deliver(self, send: Send) -> bool:
-        """Send what the run brings, until the load and the run are over; False: the client has left.
+        """Send the messages of the run until the load and the run are over; False: the client has left.
 
-        A client that leaves ends no load, and neither does one whose patience ends. The latter gets nothing here.
+        The load goes on if the client leaves or its soft time-out ends. After the time-out this method sends nothing.
         """
         self._unwatched.begin(self)
         try:
@@ -64,7 +64,7 @@ class Delivery:
         return not self._scope.cancelled_caught
 
     def on_due(self, seconds: float) -> None:
-        """Look from now on whether the client is still there. Most loads end earlier."""
+        """Watch from now on whether the client is still connected; most loads end before this is called."""
         ended = anyio.Event()
         self._watching = self._engine.runtime.tasks.start(self._watch, ended, context=self._context), ended
 
@@ -93,13 +93,13 @@ class Delivery:
         else:
             await engine.wait(flight)
         if flight.error is not None and flight.waiters:
-            # The others are woken as well. Once none waits, the failure itself is raised, and no copy.
+            # Let the other waiting tasks run first: the last one may raise the failure itself instead of a copy.
             await anyio.lowlevel.checkpoint()
         if job.is_begun:
             await job.outbox.deliver(send, lambda: job.is_over)
 
     async def _wait_for_beginning(self, patience: float) -> None:
-        """Wait until the client's own run has begun to answer or is over, for `patience` seconds at most."""
+        """Wait, for at most `patience` seconds, until the client's own run has begun to answer or is over."""
         flight, outbox = self._flight, self._job.outbox
         with anyio.move_on_after(patience):
             while not (flight.done.is_set() or outbox.is_begun):

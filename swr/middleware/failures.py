@@ -1,4 +1,4 @@
-"""Decides whether the app's answer is a failure, and whether something is stored that may answer in its place."""
+"""Decides whether the app's answer is a failure, and whether a stored response may answer instead."""
 
 from swr.engine.engine import Engine
 from swr.engine.flights import Flight
@@ -9,14 +9,14 @@ from swr.middleware.captured import CapturedResponse
 
 
 def is_failure(response: CapturedResponse, engine: Engine, flight: Flight) -> bool:
-    """Return whether a response is an error that swr does not store."""
+    """Return whether the response is an error that swr treats as a failed load."""
     status = response.status
     if response.is_replay and (status in ABOUT_THE_CLIENT or status >= 500):
-        # A replay has no credentials; a refusal says nothing about what is stored.
+        # A replay has no credentials, so a refusal says nothing about the stored response.
         return True
     if status not in ERRORS:
         return False
-    # An error is stored only if its author says for how long, and only if there is no fallback.
+    # swr stores an error only if its directives or the terms give it a lifetime, and there is no fallback.
     return response.is_replay or response.verdict.policy is None or has_fallback(engine, flight, status)
 
 
@@ -26,6 +26,6 @@ def has_fallback(engine: Engine, flight: Flight, status: int) -> bool:
 
 
 def has_entry(engine: Engine, flight: Flight) -> bool:
-    """Return whether a response to others is stored that has not run out for good."""
+    """Return whether a stored response, not an error, may still be served or be a fallback."""
     entry = engine.fallback(flight)
     return entry is not None and is_response(entry) and entry.value.status < 400

@@ -15,10 +15,10 @@ from swr.http.purge import Refused, bearer_of
 log = logging.getLogger("swr")
 
 MOST_WRONG: Final = 10
-# Seconds.
+# How long swr remembers wrong secrets, in seconds.
 WITHIN: Final = 60.0
 MOST_ADDRESSES: Final = 1000
-# What one household, or one server, has of the addresses of IPv6.
+# The prefix length of the IPv6 network that one household or one server usually has.
 _IPV6_NETWORK: Final = 64
 _clock = time.monotonic
 _REALM: Final = b'Bearer realm="swr"'
@@ -28,8 +28,8 @@ class _Wrong:
     """The wrong secrets of an address.
 
     Attributes:
-        until: when they are forgotten.
-        seen: their hashes. Python makes these with a secret of its own.
+        until: when swr forgets them, in seconds of the monotonic clock.
+        seen: the hashes of the secrets. Python salts these with a random value per process.
     """
 
     __slots__ = ("seen", "until")
@@ -40,22 +40,22 @@ class _Wrong:
 
 
 class Guesses:
-    """Counts different wrong secrets by address. After ten in a minute swr looks at no secret from there.
+    """A counter of different wrong secrets by address. After ten in a minute swr checks no more from that address.
 
-    A page that goes on with an old password sends the same one again and again, which counts once.
+    A page that still uses an old password sends the same one again and again; that counts once.
 
     Parameters:
-        what: names what the secret opens, for the log.
+        what: the name, for the log, of what the secret protects.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        # The oldest first, because all last equally long.
+        # By address, the oldest first: all are remembered for the same time.
         self._wrong: dict[str, _Wrong] = {}
         self._logs_from = -math.inf
 
     def wait(self, client: Any) -> int:
-        """Return for how many seconds swr looks at no secret of a client; 0: it does.
+        """Return for how many seconds swr refuses all secrets of a client; 0: it checks them.
 
         Parameters:
             client: host and port, or None.
@@ -66,13 +66,13 @@ class Guesses:
         return math.ceil(wrong.until - now)
 
     def note(self, client: Any, secret: bytes) -> None:
-        """Note a wrong secret of a client; log the one that is too many."""
+        """Count a wrong secret of a client; warn when the client reaches the limit."""
         address, now = _network_of(client), _clock()
         while self._wrong and (now >= next(iter(self._wrong.values())).until or len(self._wrong) >= MOST_ADDRESSES):
             del self._wrong[next(iter(self._wrong))]
         wrong = self._wrong.setdefault(address, _Wrong(now + WITHIN))
         wrong.seen.add(hash(secret))
-        # Many addresses write no more lines than one.
+        # At most one warning a minute, even if many addresses guess.
         if len(wrong.seen) == MOST_WRONG and now >= self._logs_from:
             self._logs_from = now + WITHIN
             log.warning(
@@ -89,7 +89,7 @@ class Bearer:
 
     Parameters:
         token: the secret.
-        what: names what it opens, for the log.
+        what: the name, for the log, of what the token protects.
     """
 
     def __init__(self, token: bytes, what: str) -> None:
@@ -97,7 +97,7 @@ class Bearer:
         self._guesses = Guesses(what)
 
     def refuse(self, scope: Scope) -> Refused | None:
-        """Return why a request is refused; None: it knows the token."""
+        """Return why the request is refused; None: it has sent the token."""
         given = bearer_of(values_of(scope["headers"], b"authorization"))
         if given is None:
             return Refused(401, "send Authorization: Bearer with the token", _REALM)
@@ -111,12 +111,12 @@ class Bearer:
 
 
 def _network_of(client: Any) -> str:
-    """Return the address of a client; of IPv6 the network, whose addresses one client may have all."""
+    """Return the address of a client; for IPv6 its network, because one client may have all addresses of that."""
     host = str(client[0] or "") if client else ""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        # A socket in the file system has none, and a proxy may have written anything.
+        # A client on a Unix socket has no address, and a proxy may have put in any text.
         return host[:100] if host.isprintable() else ascii(host[:100])
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)

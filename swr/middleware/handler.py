@@ -1,4 +1,4 @@
-"""Handling one request: classify it, look it up, and answer from the cache, from a load or from the app."""
+"""The handling of one request: classify it, look it up, and answer from the cache, from a load or from the app."""
 
 import contextlib
 import logging
@@ -28,17 +28,17 @@ from swr.stats.counts import Layer
 
 log = logging.getLogger("swr")
 
-# A load may show that the URL varies; then swr looks the request up again. It does so this many times at most.
+# A load may show that the URL varies by other fields, so swr looks the request up again, up to this many times.
 _MOST_LOOKUPS: Final = 4
 
 
 class RequestHandler:
-    """Answers one request that swr looks at: one that it may answer from the cache, or one that may change something.
+    """The handler of one request that swr may answer from the cache, or that may change something.
 
     Parameters:
-        config: of the middleware.
-        request: what is asked.
-        receive, send: of ASGI.
+        config: the middleware's options.
+        request: the client's request.
+        receive, send: the callables of ASGI.
     """
 
     __slots__ = ("_accepted", "_config", "_engine", "_facts", "_has_retried", "_receive", "_request", "_send")
@@ -49,7 +49,7 @@ class RequestHandler:
         self._request = request
         self._receive = receive
         self._send = send
-        # Whether another request's load was of no use, and this request has looked again for that.
+        # Whether this request was looked up again because another request's load could not answer it.
         self._has_retried = False
         facts, self._accepted = request.read_facts(config.sharing, config.honoured)
         self._facts = facts._replace(is_off=True) if config.engine.switch.is_off else facts
@@ -72,7 +72,7 @@ class RequestHandler:
         if handling.action is Action.BYPASS:
             await self._bypass(handling, handling.cache_status)
             return
-        # HTTP/1 announces content, and a hit does not wait for the client.
+        # HTTP/1 announces content in a field. HTTP/2 and 3 need not, so swr waits for the client's first message.
         is_unsure = self._request.scope.get("http_version", "1.1") > "1.1"
         if is_unsure and await self._has_unannounced_content():
             await self._bypass(CONTENT, CONTENT.cache_status)
@@ -91,7 +91,7 @@ class RequestHandler:
                 await self._bypass(CONTENT, CONTENT.cache_status)
                 return
         if not await self._engine.enter():
-            # Another event loop has taken the cache since this request began.
+            # Another event loop has opened the cache since this request began.
             self._facts = self._facts._replace(is_off=True)
             await self._bypass(OFF, OFF.cache_status)
             return
@@ -102,14 +102,14 @@ class RequestHandler:
         await self._bypass(handling, handling.cache_status)
 
     async def _has_unannounced_content(self) -> bool:
-        """Return whether a body comes that no field has announced, as HTTP/2 and 3 allow."""
+        """Return whether the request has a body that no field has announced, as HTTP/2 and 3 allow."""
         if self._request.by_content:
             return False
         has_content, self._receive = await look_ahead(self._receive)
         return has_content
 
     async def _ask_store(self) -> bool:
-        """Answer with what the store has, or as its miss demands; False: look the request up again."""
+        """Answer with the entry in the store, or handle the miss; False: look the request up again."""
         request = self._request
         found = await look_up(self._engine, request, self._accepted)
         if await self._serve(found):
@@ -161,7 +161,7 @@ class RequestHandler:
     # -- answers from the cache -------------------------------------------------------------------------------
 
     async def _serve(self, found: Found) -> bool:
-        """Answer with the entry of a lookup, if it may answer."""
+        """Answer with the entry of a lookup; return False if the entry may not answer."""
         key, varies, entry, layer = found
         if entry is None or not is_response(entry) or not may_use(self._request, entry):
             return False
@@ -184,7 +184,7 @@ class RequestHandler:
         return True
 
     async def _serve_part(self, key: str, part: Entry[Any] | None, layer: Layer) -> bool:
-        """Answer with a stored part, if it holds all that the client asks for and is fresh: swr refreshes no part."""
+        """Answer with a stored part if it has the whole range and is fresh, because swr does not refresh parts."""
         request = self._request
         if part is None or not may_use(request, part):
             return False
@@ -206,7 +206,7 @@ class RequestHandler:
         error: BaseException | None = None,
         layer: Layer = Layer.LOAD,
     ) -> None:
-        """Answer with a stored response, fresh or stale, and publish that; see `send_stored`."""
+        """Answer with a stored response, fresh or stale, and publish the read; see `send_stored`."""
         self._request.result.is_told = True
         self._engine.tell(key, entry, state, error, layer)
         await send_stored(self._request, self._send, entry, state, now, status)
@@ -224,9 +224,9 @@ class RequestHandler:
             part, layer = await read_entry(self._engine, key + PART, self._accepted)
             if await self._serve_part(key + PART, part, layer):
                 return True
-            # Only requests for the same part may share a load.
+            # Only requests for the same range may share a load.
             key, entry = request.range_key(key), None
-        # The local cache's knowledge may have led here, on another event loop than the one before.
+        # The lookup may have read the local cache alone, so the cache may not be open on this event loop.
         await self._engine.ready()
         outbox = Outbox(self._receive)
         job = Capture(self._config, request, outbox, found.varies, why)
@@ -246,10 +246,10 @@ class RequestHandler:
             try:
                 raise job.error
             finally:
-                # The traceback leads to the run. In a circle what the app has left open would be closed late.
+                # The traceback refers to the run. A reference cycle would delay closing what the app has left open.
                 job.error = None if outbox.is_passing else job.error
         if outbox.is_begun and not outbox.is_complete and not outbox.has_left:
-            # The middleware around swr must not take it for the whole response.
+            # Without this, middleware around swr would take the truncated response for a whole one.
             raise SWRError(f"the response to {key!r} broke off")
         outcome = job.outcome if outbox.is_begun else await self._answer_with(flight, why, is_own=job.is_begun)
         if job.is_begun and flight.error is not None and not self._engine.is_loading(key):
@@ -268,7 +268,7 @@ class RequestHandler:
         return outcome is not None
 
     def _soft_timeout(self, entry: Entry[Any] | None) -> Timeout:
-        """Return how long this client waits if there is an entry to fall back on, as the decorator or a rule says."""
+        """Return the decorator's or a rule's soft time-out for this client; None: there is none."""
         if entry is not None and is_response(entry) and entry.value.client_max_age is not None:
             timeout: Timeout = entry.value.soft_timeout
             return timeout
@@ -276,15 +276,15 @@ class RequestHandler:
         return None if rule is None else rule.soft_timeout
 
     async def _answer_nobody(self, outbox: Outbox, why: bytes) -> None:
-        """End the answer to a client that has left: the middleware around swr may wait for one."""
+        """Send a 499 to a client that has left, because middleware around swr may wait for a response."""
         if not outbox.is_begun:
             with contextlib.suppress(OSError):
                 await send_empty(self._send, 499, b'swr; fwd=%b; detail="client left"' % why)
 
     def _refresh_without_client(self, flight: Flight, varies: Varies) -> None:
-        """Refresh what is stored with a replay: a field of this client may be what made the app fail.
+        """Refresh a stale response with a replay, because a field of this client may have made the app fail.
 
-        The backoff of the failure does not hold this up. If the replay fails too, the backoff goes on.
+        The replay does not wait for the backoff that the failure has begun. If it fails too, the backoff goes on.
         """
         fallback = self._engine.fallback(flight, flight.error)
         # Another load may have stored something fresh meanwhile.
@@ -293,19 +293,19 @@ class RequestHandler:
             self._engine.refresh_soon(flight.key, job, fallback, forced=True)
 
     def _may_retry(self) -> bool:
-        """Return True the first time: another client's load has failed, so the request is looked up again."""
+        """Return True the first time only, so that a request is looked up at most once more for a useless load."""
         may_retry, self._has_retried = not self._has_retried, True
         return may_retry
 
     async def _answer_with(self, flight: Flight, why: bytes, *, is_own: bool) -> str | None:
-        """Answer with the result of a flight; return what that was, or None to look up again.
+        """Answer with the result of a flight; return that result for the log, or None to look the request up again.
 
         Parameters:
             is_own: whether this request has run the app for the flight.
         """
         request, send, error = self._request, self._send, flight.error
         if not flight.done.is_set():
-            # This client waits no longer. An invalidation may have taken what there was to fall back on.
+            # The soft time-out is over. An invalidation may have removed the fallback meanwhile.
             fallback = self._usable_fallback(flight)
             if fallback is None:
                 return None
@@ -325,14 +325,14 @@ class RequestHandler:
             fallback = self._usable_fallback(flight, error)
             if fallback is None and not is_own and self._blames_client(flight, error) and self._may_retry():
                 return None
-            outcome = await self._answer_failure(flight, error, why, fallback)
+            outcome = await self._answer_failure(flight, error, why, fallback, is_own=is_own)
             if outcome is not None:
                 return outcome
         elif isinstance(flight.job, Capture) and (
             flight.job.is_stored_elsewhere or (not flight.job.response.is_about(request) and self._may_retry())
         ):
             return None
-        # The result is not for this request, or only for the one that loaded it.
+        # The result does not answer this request: it may be for the client alone that caused the load.
         status = self._config.miss_status(flight.key, request, why)
         request.result.pass_through(status)
         admission = admission_of(self._config, request, self._facts, self._accepted)
@@ -340,9 +340,10 @@ class RequestHandler:
         return "another request's load brought no answer for this one; the app answered"
 
     def _blames_client(self, flight: Flight, error: BaseException) -> bool:
-        """Return whether a run of the app failed for a reason that may be in the client that caused it.
+        """Return whether a run of the app may have failed because of the client that caused it.
 
-        A time-out costs those who wait so much that only a request that differs from the client's is worth another run.
+        A time-out has cost the waiting clients much time. After one, only a request with other fields or from another
+        address is worth another run.
         """
         job = flight.job
         if not isinstance(job, Capture) or job.error is not error:
@@ -351,17 +352,14 @@ class RequestHandler:
         return not is_timeout or job.sender not in (None, self._request.sender)
 
     def _usable_fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
-        """Return the entry that may answer this request for a load that has failed or takes too long, or None."""
+        """Return the entry that may answer this request after a failed load or a soft time-out, or None."""
         fallback = self._engine.fallback(flight, error)
         return fallback if fallback is not None and may_use(self._request, fallback) else None
 
     async def _answer_failure(
-        self, flight: Flight, error: BaseException, why: bytes, fallback: Entry[Any] | None
+        self, flight: Flight, error: BaseException, why: bytes, fallback: Entry[Any] | None, *, is_own: bool
     ) -> str | None:
-        """Answer for a load that has failed; return how, or None if the app must answer.
-
-        Parameters:
-            fallback: the entry that may answer in its place.
+        """Answer after a failed load, or with `fallback`; return how, for the log, or None if the app must answer.
 
         Raises:
             BaseException: the failure, if it is neither the middleware's time-out nor an answer of the app.
@@ -375,6 +373,8 @@ class RequestHandler:
             await send_empty(self._send, 504, b'swr; fwd=%b; detail="timeout"' % why)
             return "failed (LoadTimeout), answered 504"
         if not isinstance(error, ErrorResponse):
+            if not is_own and isinstance(flight.job, Capture) and flight.job.response.depends_on_client:
+                return None
             raise flight.failure()
         if error.response is None:
             return None
@@ -384,7 +384,7 @@ class RequestHandler:
     async def _fall_back(
         self, flight: Flight, fallback: Entry[Any], status: bytes, error: BaseException | None = None
     ) -> State:
-        """Answer with an entry instead of what is loaded, and return its state."""
+        """Answer with a fallback entry, and return its state."""
         now = self._engine.clock()
         # A fallback may be fresh, but not fresh enough for the client.
         state = State.FRESH if is_fresh(fallback, now) else State.STALE
@@ -393,7 +393,7 @@ class RequestHandler:
 
     def _log(self, handling: Handling) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            # The URL alone: the key may hold cookies and other fields of the client.
+            # Log the URL and not the key, which may contain values of the client.
             log.debug(
                 "%s %r: %s (%s)", self._request.method, self._request.url, handling.action.value, handling.reason.value
             )

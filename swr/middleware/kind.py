@@ -1,17 +1,17 @@
-"""Name what the app has answered in one run."""
+"""The kinds of answers that one run of the app can have."""
 
 import enum
 
 
 class Kind(enum.Enum):
-    """The answer of the app."""
+    """The kind of the app's answer."""
 
-    # Nothing, so far.
+    # The app has not answered so far.
     NONE = "none"
     RESPONSE = "response"
     # A 304 that confirms the stored response.
     CONFIRMATION = "confirmation"
-    # A 304 to something else than the stored response.
+    # A 304 that is about another response than the stored one.
     UNRELATED = "unrelated 304"
-    # An error for which a stale response may be a fallback; it is not stored.
+    # An error that swr does not store; a stale response may be its fallback.
     ERROR = "error"

@@ -1,4 +1,4 @@
-"""The lookup of a request: what is stored for it, and whether that may answer it."""
+"""The lookup of a request: the entry that is stored for it, and whether that entry may answer it."""
 
 import math
 from typing import Any, Final, NamedTuple
@@ -13,9 +13,9 @@ from swr.middleware.request import Request
 from swr.policy import Limits
 from swr.stats.counts import Layer
 
-# A stored part of a response has the key of the whole response, and this.
+# The suffix that makes the key of a stored part from the key of the whole response.
 PART: Final = "\npart"
-# Of a URL that does not vary.
+# For a URL that does not vary.
 NO_VARIES: Final = Varies(())
 
 
@@ -24,9 +24,9 @@ class Found(NamedTuple):
 
     Parameters:
         key: the key that the request selects.
-        varies: by which fields the URL varies.
-        entry: what is stored under the key, or None.
-        layer: where that came from.
+        varies: the request fields that the URL varies by.
+        entry: the entry under the key, or None.
+        layer: the layer that was asked.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Found(NamedTuple):
 
 
 def look_up_local(engine: Engine, request: Request) -> Found:
-    """Return what the local cache holds for a request."""
+    """Look up a request in the local cache alone."""
     key = request.key
     entry = engine.store.peek(key)
     if entry is not None and type(entry.value) is Varies:
@@ -62,10 +62,10 @@ def look_up_local(engine: Engine, request: Request) -> Found:
 
 
 async def look_up(engine: Engine, request: Request, accepted: Limits) -> Found:
-    """Return what the store holds for a request, or the local cache if its entry may answer.
+    """Look up a request in the local cache, and in the store unless the local entry may answer.
 
     Parameters:
-        accepted: what the client accepts.
+        accepted: how old a response the client accepts.
     """
     key = request.key
     varies = NO_VARIES
@@ -78,7 +78,7 @@ async def look_up(engine: Engine, request: Request, accepted: Limits) -> Found:
 
 
 async def read_entry(engine: Engine, key: str, accepted: Limits) -> tuple[Entry[Any] | None, Layer]:
-    """Return the entry of a key from the store, or from the local cache if that one may answer."""
+    """Return the entry of a key from the local cache if that entry may answer, or else from the store."""
     entry = engine.store.peek(key)
     if decide(entry, engine.clock(), accepted).serve:
         return entry, Layer.L1
@@ -87,10 +87,10 @@ async def read_entry(engine: Engine, key: str, accepted: Limits) -> tuple[Entry[
 
 
 def may_use(request: Request, entry: Entry[Any]) -> bool:
-    """Return whether a request may be answered with a response that is stored for others.
+    """Return whether a stored response may answer a request.
 
-    Credentials need a response that says it is for everybody (RFC 9111 3.5), or one of their own. A field that swr does
-    not know needs a response that itself says how it may be used.
+    A request with credentials needs a response that says it is for everybody (RFC 9111 3.5), or one that its
+    credentials select. A request with a field that swr does not know needs a response on its own terms.
     """
     stored = entry.value
     is_own = stored.per_credential and request.is_selected_by(stored.names)
@@ -100,7 +100,7 @@ def may_use(request: Request, entry: Entry[Any]) -> bool:
 
 
 def find_unknown(request: Request, found: Found) -> str | None:
-    """Return a field that keeps a request away from what a lookup found, or may store after a miss; or None."""
+    """Return an unknown request field that rules out the found response, or storing one after a miss; or None."""
     if found.entry is None or not is_response(found.entry):
         return request.unknown_beyond(found.names)
     stored = found.entry.value
@@ -108,13 +108,13 @@ def find_unknown(request: Request, found: Found) -> str | None:
 
 
 def limits_for(accepted: Limits, entry: Entry[StoredResponse]) -> Limits:
-    """Return what a client accepts of this response.
+    """Return the limits of a client, adjusted to this response.
 
-    A strict response is never served stale, and the time that it spent in other caches counts.
+    swr never serves a strict response stale, and counts the time that a response spent in other caches.
     """
     stored = entry.value
     if stored.strict and stored.validate:
-        # Whatever the clock says: somebody may have put it back.
+        # Without this, the entry would look fresh after someone has set the clock back.
         return msgspec.structs.replace(accepted, no_cache=True)
     if accepted.max_stale is not None and (stored.strict or stored.overdue):
         rest = accepted.max_stale - stored.overdue

@@ -1,9 +1,9 @@
-"""The messages of ASGI that the middleware itself sends and receives."""
+"""The ASGI messages that the middleware itself sends and receives."""
 
 from collections.abc import Collection
 from typing import Final
 
-from starlette.types import Message, Receive, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from swr.entry import Entry, State
 from swr.http.stored_response import StoredResponse, headers_for, marked, marks_of, messages_of
@@ -24,11 +24,25 @@ def begin_with(first: Message, receive: Receive) -> Receive:
     return receive_first
 
 
+def begin_run(request: Request, receive: Receive) -> tuple[Scope, Receive]:
+    """Return the scope and the `receive` for a run of the app in which the client waits.
+
+    At first they are the client's own, because the app may leave something in the scope for middleware around swr. A
+    second run needs a copy without that: a router has changed the root path, and would not find its route again. The
+    first run may have read the content, so the second gets it again.
+    """
+    if request.has_run:
+        request.forget_run()
+        receive = begin_with(request.content_message, receive)
+    request.has_run = True
+    return request.scope, receive
+
+
 def without_fields(send: Send, names: Collection[bytes]) -> Send:
     """Return a `send` that removes fields from the head of a response.
 
     Parameters:
-        names: of the fields, lower case.
+        names: the names of the fields, lower case.
     """
 
     async def send_without(message: Message) -> None:
@@ -41,7 +55,7 @@ def without_fields(send: Send, names: Collection[bytes]) -> Send:
 
 
 async def look_ahead(receive: Receive) -> tuple[bool, Receive]:
-    """Return whether a body comes, and a `receive` that gives all of it."""
+    """Return whether the request has a body, and a `receive` that gives all of it."""
     message = await receive()
     while message.get("more_body") and not message.get("body"):
         message = await receive()
@@ -54,7 +68,7 @@ async def send_stored(
     """Answer with a stored response.
 
     Parameters:
-        now: wall clock, seconds.
+        now: the time now; wall clock, seconds.
         status: the member of `Cache-Status`; by default that of a hit.
     """
     headers = headers_for(entry, told_to(request, entry.value), state, now)
@@ -63,7 +77,7 @@ async def send_stored(
 
 
 async def send_error(send: Send, response: StoredResponse, why: bytes) -> None:
-    """Answer with the app's error, which another request has received.
+    """Answer with an error that the app has sent to another request.
 
     Parameters:
         why: the `fwd` of `Cache-Status`.
@@ -74,10 +88,10 @@ async def send_error(send: Send, response: StoredResponse, why: bytes) -> None:
 
 
 async def send_empty(send: Send, status: int, cache_status: bytes) -> None:
-    """Answer without content: 504, where the app was too slow or swr may not ask it (RFC 9111 5.2.1.7), or 499.
+    """Answer without content: 504 if the app was too slow or swr may not ask it (RFC 9111 5.2.1.7), or 499.
 
     Parameters:
-        status: of the answer.
+        status: the status code of the answer.
         cache_status: the member of `Cache-Status`.
     """
     start: Message = {"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]}

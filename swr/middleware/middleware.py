@@ -38,53 +38,54 @@ log = logging.getLogger("swr")
 
 
 class SWRMiddleware:
-    """A shared HTTP cache: GET, HEAD and QUERY are answered from it as long as the app's own `Cache-Control` lets it.
+    """A shared HTTP cache that answers GET, HEAD and QUERY as far as the app's own `Cache-Control` allows it.
 
     Parameters:
         app: any ASGI app.
-        cache: the cache; it is opened and drained with the app's lifespan.
-        rules: fill in what responses leave open; the first that matches applies.
-        cookies: "private": requests with `Cookie` are not answered from the cache (unless a rule names the cookies
-            that matter), and nothing with `Set-Cookie` is stored. "rfc9111": cookies do not matter, directives do.
-        max_body_bytes: a longer response passes through, unbuffered and not stored.
-        max_body_time: how long a response may take from its beginning to its end to be stored. Then it passes through
-            as it comes, and those who wait for it ask the app themselves. None: as long as it likes. The content of a
-            request that selects its response may take as long to come.
-        max_content_bytes: a request of QUERY, or of POST where a rule says so, with longer content goes to the app.
-        max_variants: how many responses swr stores of one URL that varies. Of more, those go that no other request has
-            used, or else the least recently used.
-        request_directives: what of a request's `Cache-Control` (and `Pragma`) is honoured; "no-cache", "max-age",
-            "min-fresh" and "pragma" are not by default, because any client can make the app work with them. They force
-            one load for all who ask meanwhile.
-        targeted: fields that go before `Cache-Control`, in order of preference (RFC 9213).
-        heuristic: the share of the time since `Last-Modified` for which a response is fresh that says nothing itself,
-            a day at most (RFC 9111 4.2.2); 0, the default: never.
-        stale_if_unreachable: how long past its lifetime swr serves a response for an app that gives no answer, unless a
-            directive forbids it. A connection error, a time-out, a 502 and a 504 are no answer. swr stores it that
-            long, too, so that the app can confirm it.
-        hard_timeout: how long the app may take for a response that others may get, its body included. Then swr cancels
-            the run, and serves the stored response or answers 504. None: ten times the cache's `lease_for`.
-            What passes through unstored is not limited. A rule or `@cache.response` may say otherwise.
+        cache: the cache; the middleware opens and drains it with the app's lifespan.
+        rules: how to cache responses whose own fields do not say; the first rule that matches applies.
+        cookies: "private": swr does not answer requests with `Cookie` from the cache (unless a rule names the cookies
+            that matter), and stores nothing with `Set-Cookie`. "rfc9111": only directives count, cookies do not.
+        max_body_bytes: the longest body that swr stores; a longer response passes through unbuffered.
+        max_body_time: how long a response may take from its beginning to its end to be stored. After that it passes
+            through as it comes, and the waiting requests ask the app themselves. None: no limit. The content of a
+            request, if it is part of the key, may take as long to arrive.
+        max_content_bytes: the longest content that can be part of a key, for QUERY, and for POST if a rule says so. A
+            request with longer content goes to the app.
+        max_variants: how many responses swr stores for one URL that varies. swr first removes variants that no other
+            request has used, and then the least recently used ones.
+        request_directives: the directives of a request's `Cache-Control` (and `Pragma`) that swr honours. By default
+            swr ignores "no-cache", "max-age", "min-fresh" and "pragma", because with them any client can make the app
+            work. Each forces one load for all requests that come meanwhile.
+        targeted: fields that take precedence over `Cache-Control`, in order of preference (RFC 9213).
+        heuristic: the share of the time since `Last-Modified` for which a response without directives is fresh, at
+            most a day (RFC 9111 4.2.2); 0, the default: never.
+        stale_if_unreachable: how long past its lifetime swr serves a response if the app gives no answer, unless a
+            directive forbids it. A connection error, a time-out, a 502 and a 504 count as no answer. swr also stores
+            the response for that long, so that the app can confirm it.
+        hard_timeout: how long the app may take for a response that others may get, its body included. After that swr
+            cancels the run, and serves the stored response or answers 504. None: ten times the cache's `lease_for`.
+            A response that passes through has no limit. A rule or `@cache.response` may set another limit.
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless; see *Who
             gets whose answer?* in the documentation.
-        key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
-            scope: a string, a number, a date, a UUID or a tuple of these.
-        version: names the version of the app, such as its release. Processes of another version that share the cache
+        key: a function of the scope that returns what selects a response beside the request itself, such as a tenant
+            in `scope["state"]`. It returns a string, a number, a date, a UUID or a tuple of these.
+        version: the version of the app, such as its release. Processes of another version that share the cache
             have responses of their own; invalidations reach those of every version. Two apps that share a cache and
             see the same URL each need one.
-        tag_fields: response fields that name tags of the response: separated by commas in `Cache-Tag` and its like, by
+        tag_fields: response fields that name tags of the response: separated by commas in `Cache-Tag` and the like, by
             white space in the others.
-        strip_tag_fields: whether clients do not get these fields. By default they do, because a CDN between reads the
-            same ones, and takes them away itself.
+        strip_tag_fields: whether swr removes these fields before clients get the response. By default it does not,
+            because a CDN in between reads the same fields, and removes them itself.
         purge_token: lets clients invalidate by `PURGE /path` with `Authorization: Bearer` and this token; empty, the
             default: `PURGE` goes to the app like any method that may change something.
-        show_key: `Cache-Status` names the key (RFC 9211 2.7), so that you can look the entry up.
+        show_key: whether `Cache-Status` names the key (RFC 9211 2.7), so that you can look the entry up.
 
-    Every answer to GET, HEAD and QUERY carries `SWR-State` and `Cache-Status` (RFC 9211). A request of any other method
-    that may change something outdates its URL, and what its answer names (RFC 9111 4.4, RFC 9875).
+    Every answer to GET, HEAD and QUERY carries `SWR-State` and `Cache-Status` (RFC 9211). A request with a method that
+    may change something invalidates its URL, and the URLs and groups that its answer names (RFC 9111 4.4, RFC 9875).
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: one of these options cannot work.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class SWRMiddleware:
             app_state=lambda: self._usual.state,
             ambient=lambda: self._usual.context,
         )
-        # Its state is the lifespan's: background runs get it, and nothing that other middleware wrote for one client.
+        # Background runs get the state of the lifespan, and nothing that other middleware has set for one client.
         self._usual = Usual(self.config.selection.outer, copy_context())
         self.app = app
         self.cache = cache
@@ -145,17 +146,17 @@ class SWRMiddleware:
         self._events = cache.engine.events
         self._rules = self.config.rules.of_get
         self._shows_key = show_key
-        # Otherwise the URL as it was sent does not identify the answer.
+        # Whether the URL as it was sent identifies the answer, so that the fast path below may use it.
         self._plain = (
             not show_key and key is None and not any(rule.reads_query or rule.key is not None for rule in self._rules)
         )
         self._digest = cache.digest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one connection."""
+        """Answer one request, or handle the lifespan; other connections go to the app."""
         if scope["type"] == "http" and scope["method"] == "GET" and self._plain:
-            # The hit, spelled out: lookup, `decide` and `messages_of` in the fewest steps. While the ready messages
-            # hold, a second at most, the URL as it was sent leads to them, without a key.
+            # The fast path of a hit: lookup, `decide` and `messages_of` in as few steps as possible. As long as the
+            # ready messages are valid, at most a second, swr finds them by the URL as it was sent, without a key.
             url, condition = plain_url(scope, self._usual)
             slot = self._aliases.get(url)
             if slot is None or (now := self._local.clock.time()) >= slot.fresh_until or now >= slot.trust.until:
@@ -185,7 +186,7 @@ class SWRMiddleware:
             await self.app(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request for which no answer is ready."""
+        """Answer a request without ready messages."""
         if self.config.sharing.strips_tags:
             send = without_fields(send, self.config.sharing.tag_fields)
         token = self.config.purge_token
@@ -205,7 +206,7 @@ class SWRMiddleware:
         await RequestHandler(self.config, request, receive, send).handle()
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Instrumentation may put another app in the place of this attribute.
+        # Look the attribute up for each request, because instrumentation may replace it.
         await self.app(scope, receive, send)
 
     def _ready(self, url: URL, condition: bytes | None) -> Slot | None:
@@ -221,7 +222,7 @@ class SWRMiddleware:
             if not is_long(url):
                 self._local.alias(slot, url, self._aliases)
             return slot
-        # A stale hit is as cheap while a refresh is under way or the key backs off.
+        # While a refresh is under way or the key backs off, a stale hit can use ready messages, too.
         if now < slot.entry.stale_until and self._engine.backs_off(key):
             if slot.ready is None or now >= slot.ready.until:
                 slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
@@ -234,12 +235,12 @@ class SWRMiddleware:
         return None
 
     def _told(self, url: URL, stored: StoredResponse) -> Told | None:
-        """Return the fields that tell clients about a response to a plain URL, which has no `key=`."""
+        """Return what to tell clients about a response in the fast path, which is used only without `key=`."""
         rule, _ = first_match(self._rules, url[3], url[2])
         return told_of(stored, rule, has_key=False)
 
     def _tell(self, url: URL | None, slot: Slot, status: int) -> None:
-        """Publish the events of an answer that was ready; that of a stale read was published when it was made ready."""
+        """Publish the events of a ready answer; `_ready` has already published the read of a stale one."""
         assert url is not None
         key, state = url_key(url, self._digest, self._version), State.STALE
         if slot.hits is slot.origin.tally.fresh:
@@ -250,8 +251,8 @@ class SWRMiddleware:
     # -- lifespan ---------------------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open the cache before the app starts, drain it after the app has stopped."""
-        # A server in another thread does not see the variables that were set where swr was made.
+        """Open the cache before the app starts, and drain it after the app has stopped."""
+        # A server in another thread does not see the context variables that were set where swr was created.
         self._usual.state, self._usual.context = scope.get("state", {}), copy_context()
         opened = False
 
@@ -289,7 +290,7 @@ def _show_key(request: Request, send: Send) -> Send:
     async def send_with_key(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message["headers"])
-            # Ours is the last: swr appended it to the app's.
+            # swr has appended its `Cache-Status` line last.
             name, status = headers[-1]
             headers[-1] = (name, b'%b; key="%b"' % (status, shown.encode("ascii")))
             message = {**message, "headers": headers}

@@ -1,4 +1,4 @@
-"""The event of each answer, for who watches the requests come in."""
+"""The event that swr publishes for each answer, for subscribers that watch requests live."""
 
 import re
 import time
@@ -11,8 +11,10 @@ from swr.events import Answered
 from swr.http.fields import values_of
 from swr.middleware.request import Request
 
-# The `fwd` of the app's own answers, where no lookup has preceded them.
-_PAST: Final = re.compile(r"\bfwd=(?:bypass|method|request)\b")
+# The `fwd` values of an answer that bypassed the cache.
+_PAST: Final = frozenset({"fwd=bypass", "fwd=method"})
+# Details and keys may contain anything, because clients choose URLs.
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def observed(engine: Engine, request: Request, send: Send) -> Send:
@@ -22,19 +24,19 @@ def observed(engine: Engine, request: Request, send: Send) -> Send:
     async def send_observed(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
-            # Ours is the last: swr appended it to the app's.
+            # swr has appended its own line after the app's.
             status = (values_of(headers, b"cache-status") or [b""])[-1].decode("latin-1")
             state = (values_of(headers, b"swr-state") or [b"bypass"])[-1].decode("latin-1")
-            is_past = _PAST.search(status) is not None
-            if "; hit" in status or "fwd=stale" in status:
-                layer = None
-            else:
-                layer = "app" if is_past else "flight" if "; collapsed" in status else "load"
+            parameters = {part.strip() for part in _QUOTED.sub("", status).split(";")}
+            state = "bypass" if parameters & _PAST else state
+            layer: str | None = "flight" if "collapsed" in parameters else "load"
+            if state != "missing":
+                layer = "app" if state == "bypass" else None
             engine.events.publish(
                 Answered,
                 request.method,
                 request.key,
-                "bypass" if is_past else state,
+                state,
                 layer,
                 message["status"],
                 status.removeprefix("swr; "),

@@ -13,20 +13,20 @@ from swr.middleware.pieces import joined
 
 _LEFT: Final[Message] = {"type": "http.disconnect"}
 _BODY: Final = "http.response.body"
-# A longer piece of a body takes more memory than its message, so it goes out as it came.
+# swr joins pieces up to this many bytes. For a longer piece, the overhead of its message is small.
 _SHORT: Final = 256
 # The last message of a response has one of these types.
 _LAST: Final = frozenset({_BODY, "http.response.pathsend", "http.response.zerocopysend"})
 
 
 class Outbox:
-    """Holds the messages for one client until the client has taken them.
+    """A queue of messages for one client.
 
-    A stored response does not wait for its client: a slow reader must not delay the others. A response that
-    passes through does.
+    The app does not wait for the client of a stored response, because a slow client must not delay the others. It does
+    wait if the response passes through.
 
     Parameters:
-        receive: of the client; None: a background run, which has no client.
+        receive: the client's `receive`; None: a background run, which has no client.
     """
 
     __slots__ = (
@@ -57,20 +57,20 @@ class Outbox:
         self._lock: anyio.Lock | None = None
         self._messages: deque[Message] = deque()
         self._woken, self._taken = OneShotEvent(), OneShotEvent()
-        # Set when the app may hear that its client has left: nobody else waits for the run.
+        # Set when the app may learn that its client has left, because no other request waits for the run.
         self._may_hear = OneShotEvent()
         # Whether the response only passes through, and nothing of it will be stored.
         self.is_passing = False
         self._is_closed = False
-        # Whether the app waits for a message, or has got the last one.
+        # Whether the app waits for a message of the client, or has received its disconnect.
         self._is_listening = False
-        # Whether the client still reads.
+        # Whether messages of the run still go to the client.
         self.is_attached = receive is not None
-        # Whether the client was given the beginning of a response, and all of it.
+        # Whether a response to the client has begun, and whether its last message was added.
         self.is_begun = self.is_complete = False
         # Whether the client has disconnected.
         self.has_left = False
-        # What `send` raised.
+        # The exception that `send` raised.
         self.error: Exception | None = None
 
     @property
@@ -79,26 +79,26 @@ class Outbox:
         return self.is_attached and not self._is_closed
 
     def pass_through(self) -> None:
-        """From now on the response is for this client only."""
+        """Note that the response is for this client only, from now on."""
         self.is_passing = True
         self.let_hear()
 
     def let_hear(self) -> None:
-        """The others have what they wait for: the app may hear that its client has left, or that all is sent."""
+        """Let the app learn that its client has left or has its whole answer: no other request waits for the run."""
         self._may_hear.set()
 
     async def put_whole(self, start: Message) -> None:
-        """Add an answer without a body, and take no more messages: the rest is for the store."""
+        """Add an answer without a body, and drop all later messages: the rest of the run is for the store."""
         await self.put(start)
         await self.put({"type": "http.response.body", "body": b""})
         self._is_closed = True
 
     def hold_back(self) -> None:
-        """Take no more messages: the client will be answered in another way."""
+        """Drop all later messages, because the client will get another answer."""
         self.is_attached = False
 
     def detach(self) -> None:
-        """The client is gone."""
+        """Note that the client waits for the run no longer."""
         self.is_attached = False
         self._taken.set()
 
@@ -106,7 +106,7 @@ class Outbox:
         """Send the messages in the client's own task, so that a slow client delays no other.
 
         Parameters:
-            is_over: whether no more messages come; whatever changes that calls `wake`.
+            is_over: returns whether no more messages come; code that changes its result calls `wake`.
         """
         self._send = send
         while True:
@@ -126,12 +126,12 @@ class Outbox:
             await self.wait()
 
     async def wait(self) -> None:
-        """Wait until a message is added, or something else happens that the client's task has to look at."""
+        """Wait until a message is added, or until something else calls `wake`."""
         self._woken = OneShotEvent()
         await self._woken.wait()
 
     def wake(self, _flight: object = None) -> None:
-        """Have the client's task look again."""
+        """Wake the client's task, so that it checks again."""
         self._woken.set()
 
     async def put(self, message: Message, *, wait: bool = False) -> None:
@@ -141,7 +141,7 @@ class Outbox:
             wait: wait until the client has taken it. A response that passes through always waits.
 
         Raises:
-            Exception: what `send` raised, once, if the response passes through.
+            Exception: the exception that `send` raised, once, if the response passes through.
         """
         if self.is_attached and self.error is None and not self._is_closed:
             self.is_begun = self.is_begun or message["type"] == "http.response.start"
@@ -155,16 +155,16 @@ class Outbox:
             if wait or self.is_passing:
                 await self.drain()
         if self.is_passing and self.error is not None:
-            # The app learns of it once, as it would without the cache.
+            # The app gets the exception once, as it would without the cache.
             error, self.error, self.is_attached = self.error, None, False
             try:
                 raise error
             finally:
-                # Its traceback leads to this frame, and to all that the run uses. In a circle none would be freed soon.
+                # The traceback refers to this frame and so to the whole run. A reference cycle would keep it in memory.
                 del error
 
     def _join(self, message: Message) -> bool:
-        """Add a short piece of the body to the one before it, and return True, unless that may be on its way."""
+        """Join a short piece to the last one and return True; not to the first one, which `deliver` may be sending."""
         if message["type"] != _BODY or len(self._messages) < 2 or self._messages[-1]["type"] != _BODY:
             return False
         if len(message["body"]) > _SHORT:
@@ -176,7 +176,7 @@ class Outbox:
         return True
 
     async def _send_now(self, send: Send, message: Message) -> None:
-        """Send a message in the app's task: no other client waits for the run. It costs the same without swr."""
+        """Send a message in the app's own task, as without swr: no other client waits for the run."""
         try:
             await send(message)
         except Exception:
@@ -184,7 +184,7 @@ class Outbox:
             raise
 
     async def drain(self) -> None:
-        """Wait until the client has taken all messages, or is gone."""
+        """Wait until the client has taken all messages, or has left."""
         while self._messages and self.is_attached:
             self._taken = OneShotEvent()
             await self._taken.wait()
@@ -192,8 +192,8 @@ class Outbox:
     async def receive(self) -> Message:
         """Return the client's next message, as the app's `receive`.
 
-        The client's disconnect is held back until the response is stored or passes through: an app that hears of it
-        would stop, and others wait for the response.
+        It holds the client's disconnect back until the response is stored or passes through. An app that learns of the
+        disconnect would stop, but other requests may wait for the response.
         """
         if self._receive is not None and self.is_attached:
             self._is_listening = True
@@ -202,9 +202,9 @@ class Outbox:
                 self._is_listening = False
                 return message
         elif self.is_passing:
-            # The run is being cancelled.
+            # The client has left a response that passes through, so this run is about to be cancelled.
             await anyio.sleep_forever()
-        # `Request.is_disconnected` of Starlette takes only what comes without waiting.
+        # `Request.is_disconnected` of Starlette polls: it gets the message only if this does not wait.
         if not self._may_hear.is_set():
             await self._may_hear.wait()
         return _LEFT
@@ -212,7 +212,8 @@ class Outbox:
     async def watch(self, scope: anyio.CancelScope) -> None:
         """Cancel `scope` when the client leaves before it has all of its answer.
 
-        If the response passes through and its app listens, the app hears of it and ends in its own way.
+        If the response passes through and the app waits for messages, the app gets the disconnect and ends by itself.
+        Watching ends at a message with more to come, so that swr does not collect the content of a request.
         """
         message: Message = {}
         while not self.has_left and not message.get("more_body"):
@@ -222,7 +223,7 @@ class Outbox:
             scope.cancel()
 
     def unread_before(self, receive: Receive) -> Receive:
-        """Return a `receive` that gives what `watch` has read, and after it the messages of `receive`."""
+        """Return a `receive` that gives the messages that `watch` has read, and then those of `receive`."""
         while self._unread:
             receive = begin_with(self._unread.pop(), receive)
         return receive
@@ -235,7 +236,7 @@ class Outbox:
         """
         assert self._receive is not None
         if for_app and self._unread:
-            # All that came before the client's disconnect: the handler has waited for the end of the request.
+            # These messages came before the client's disconnect.
             return self._unread.popleft()
         if self.has_left:
             return _LEFT
@@ -256,6 +257,6 @@ class Outbox:
 
 
 def _as_sent(message: Message) -> Message:
-    """Return a message as servers take it."""
+    """Return a message with its body as bytes, because servers may refuse a bytearray."""
     body = message.get("body")
     return {**message, "body": bytes(body)} if isinstance(body, bytearray) else message

@@ -1,4 +1,4 @@
-"""Requests that the app answers itself, and what swr learns from its answers."""
+"""Requests that go to the app without the cache, and what swr invalidates or stores after the app's answers."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -21,18 +21,19 @@ from swr.http.stored_response import RESPONSES, StoredResponse, as_stored
 from swr.middleware.admission import admitted, marked_after, settle
 from swr.middleware.captured import MOST_GROUPS
 from swr.middleware.config import Config
+from swr.middleware.messages import begin_run
 from swr.middleware.request import Request
 from swr.middleware.selection import is_personal
 from swr.stores.tag_versions import is_announced
 
 log = logging.getLogger("swr")
 
-# Both fields have one value (RFC 9110 8.7, 10.2.2). Each costs a command of the store.
+# `Location` and `Content-Location` have one value (RFC 9110 8.7, 10.2.2), and each value costs a command of the store.
 _MOST_REFERENCES: Final = 8
 
 
 async def pass_through(config: Config, scope: Scope, receive: Receive, send: Send, handling: Handling) -> None:
-    """Let the app answer a request that does not concern the cache; swr reads its method alone."""
+    """Let the app answer a request that does not concern the cache; swr reads nothing but its method."""
     if log.isEnabledFor(logging.DEBUG):
         action, reason = handling.action.value, handling.reason.value
         log.debug("%s %r: %s (%s)", scope["method"], scope.get("path"), action, reason)
@@ -57,7 +58,7 @@ async def bypass(
     Parameters:
         status: the member of `Cache-Status`.
         on_start: called with the beginning of the answer, before the client gets it.
-        admission: lets the endpoint be answered from the cache after its dependencies.
+        admission: with it the endpoint may answer from the cache after its dependencies have run.
     """
 
     async def mark(message: Message) -> None:
@@ -68,9 +69,10 @@ async def bypass(
         await send(message)
 
     token = endpoint_terms.set(EndpointTerms(config.cache, None, admission))
+    scope, receive = begin_run(request, receive)
     try:
-        with admitted(request.scope, admission):
-            await config.app(request.scope, receive, mark)
+        with admitted(scope, admission):
+            await config.app(scope, receive, mark)
     finally:
         endpoint_terms.reset(token)
         settle(config, request, admission)
@@ -85,20 +87,20 @@ async def head(
     entry: Entry[StoredResponse] | None,
     status: bytes,
 ) -> None:
-    """Let the app answer HEAD; a 200 may confirm or outdate what GET has stored (RFC 9111 4.3.5).
+    """Let the app answer HEAD; a 200 may update or invalidate the response that GET has stored (RFC 9111 4.3.5).
 
-    It outdates nothing that is stored on the terms of a rule or an endpoint's decorator.
+    It does not invalidate a response that is stored on the terms of a rule or an endpoint's decorator.
 
     Parameters:
-        key: of what is stored.
-        entry: what is stored, if this request may use it.
+        key: the key of the stored response.
+        entry: the stored response, if this request may use it.
         status: the member of `Cache-Status`.
     """
     engine = config.engine
     snapshot = engine.snapshot()._replace(origin="" if entry is None else entry.loader)
 
     async def on_start(message: Message) -> None:
-        # With cookies that do not matter by a rule, the answer may be of this client alone.
+        # The app has seen all cookies, also those that the key ignores, so its answer may be for this client alone.
         if message["status"] != 200 or entry is None or request.has_other_cookies:
             return
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
@@ -119,14 +121,14 @@ async def _freshen(
     entry: Entry[StoredResponse],
     snapshot: Snapshot,
 ) -> bool:
-    """Give a stored response the header of a HEAD that describes it; return False if it describes another one."""
+    """Update the header of a stored response from an answer to HEAD; return False if that is impossible."""
     stored = entry.value
     if stored.status != 200 or stored.complete is not None:
         return False
     merged = updated(stored.headers, headers)
     vary = vary_of(merged)
     if vary is None or not set(vary) <= set(stored.names):
-        # It would have to move to another variant's key.
+        # The response would belong under the key of another variant.
         return False
     ages = [(b"age", value) for value in values_of(headers, b"age")]
     verdict = _judged(config, request, stored.status, [*merged, *ages], snapshot, entry.tags)
@@ -135,7 +137,7 @@ async def _freshen(
     response = as_stored(stored.status, merged, stored.body, verdict)
     response.names, response.ignores, response.per_credential = stored.names, stored.ignores, stored.per_credential
     response.client_max_age, response.soft_timeout = stored.client_max_age, stored.soft_timeout
-    # A response that has become newer in the meantime stays.
+    # `known` keeps a response that another load has stored meanwhile.
     await config.engine.put(key, RESPONSES, response, verdict.policy, snapshot, known=entry.version)
     return True
 
@@ -162,15 +164,15 @@ def _judged(
 class Unsafe:
     """A request whose method may change something; swr invalidates what it may have changed (RFC 9111 4.4).
 
-    That costs no tag version and no message, but one command, where nothing of the URL is stored or being loaded.
+    If nothing of the URL is stored or being loaded, that costs one command, but no tag version and no notification.
 
-    It does so twice: before the client gets the answer, so that its next request finds nothing older, and when the app
-    has ended. A framework may commit its transaction after the response, as FastAPI's dependencies with `yield` do.
-    So are the keys and tags that the app itself invalidates.
+    swr invalidates twice: before the client gets the answer, so that its next request finds nothing older, and after
+    the app has ended. A framework may commit its transaction after the response, as FastAPI's dependencies with `yield`
+    do. swr also repeats the invalidations that the app itself makes during the request.
 
     Parameters:
-        config: of the middleware.
-        request: what is asked.
+        config: the middleware's options.
+        request: the client's request.
     """
 
     def __init__(self, config: Config, request: Request) -> None:
@@ -179,16 +181,16 @@ class Unsafe:
         self._scope = routed(request.scope)
         self._tags: list[str] = []
         self._repeats = Repeats(config.engine)
-        # A response to POST that swr stores for GET, as far as it has come (RFC 9110 9.3.3).
+        # A response to POST that swr stores for GET (RFC 9110 9.3.3), as far as swr has received it.
         self._verdict = Verdict(None)
         self._headers: Headers = []
         self._status = 0
         self._body = bytearray()
-        # None: swr has not tried.
+        # Whether swr has stored the response; None: swr has not tried.
         self._is_stored: bool | None = None
 
     async def answer(self, receive: Receive, send: Send) -> None:
-        """Let the app answer."""
+        """Let the app answer, and invalidate what the request may have changed."""
         config = self._config
         self._snapshot = config.engine.snapshot()._replace(heard=config.engine.store.heard)
 
@@ -211,7 +213,7 @@ class Unsafe:
         status, request = message["status"], self._request
         if status >= 400:
             self._repeats.fail()
-        # RFC 9111 4.4, but for 307 and 308: the request changes something only where it is sent again.
+        # RFC 9111 4.4, except 307 and 308: with these the client sends the request again elsewhere.
         if 200 <= status < 300 or status in (301, 302, 303):
             references = [
                 value
@@ -226,17 +228,17 @@ class Unsafe:
         return {**message, "headers": [*headers, (b"cache-status", b"swr; fwd=method")]}
 
     async def _invalidate(self) -> None:
-        """Invalidate what the request may have changed; of URLs, only those for which something is stored or loaded."""
+        """Invalidate what the request may have changed, except URLs for which nothing is stored or being loaded."""
         engine, certain = self._config.engine, [tag for tag in self._tags if not is_announced(tag)]
         if self._verdict.policy is not None:
-            # It will be stored, if nobody else has invalidated it since this request began.
+            # swr will store this response for GET, so it raises the tag version of the URL in any case.
             certain.append(self._request.tags[1])
         await engine.invalidate_tag(*certain)
         await engine.invalidate_announced(*(tag for tag in self._tags if tag not in certain))
         self._snapshot = engine.snapshot()._replace(began=self._snapshot.began, heard=self._snapshot.heard)
 
     def _consider(self, status: int, headers: Headers) -> None:
-        """Prepare to store a response to POST that says how long it may answer a GET of this very URL."""
+        """Prepare to store a response to POST that says how long it may answer a GET of the same URL."""
         config, request = self._config, self._request
         if config.engine.switch.is_off:
             return
@@ -244,7 +246,7 @@ class Unsafe:
         directives, targeted = control(headers, config.sharing.targeted)
         has_expires = not targeted and bool(values_of(headers, b"expires"))
         explicit = "max-age" in directives or "s-maxage" in directives or has_expires
-        # An invalidation since this request began must not be undone by its response.
+        # After an invalidation during this request, its response may be outdated.
         current = config.engine.store.tag_versions.admits(self._snapshot.tag_version, request.tags)
         if request.method != "POST" or status != 200 or where != [request.tags[1]] or not explicit or not current:
             return
@@ -252,12 +254,12 @@ class Unsafe:
         if "no-store" in asked and "no-store" in config.honoured:
             return
         has_cookie = config.sharing.cookies_private and b"cookie" in request.fields
-        # The app has seen all cookies, also those that do not matter by a rule.
+        # The app has seen all cookies, also those that the key ignores.
         if has_cookie and (not request.key_cookies() or request.has_other_cookies):
             return
         route = declared(self._scope)
         if request.is_too_long or request.unknown or request.authorized or is_personal(self._scope):
-            # Only what anybody may have sent says what a GET of anybody gets.
+            # The response may be for this client alone, and a GET of any client would get it.
             return
         rule = request.find_rule()
         if route.fields or not route.is_complete or request.is_apart or (rule is not None and rule.left_out(route)):
@@ -273,10 +275,10 @@ class Unsafe:
             return
         length, is_last = content_length(self._headers), not message.get("more_body", False)
         if length == len(self._body) or (length is None and is_last):
-            # The client holds all of it, even if the app announces more.
+            # The body is complete, even if the app announces more.
             await self._store()
         if is_last and self._is_stored and length in (None, len(self._body)):
-            # The second invalidation would drop it.
+            # The second invalidation would remove the response that swr has just stored.
             self._repeats.forget(self._tags)
 
     async def _store(self) -> None:

@@ -1,19 +1,19 @@
-"""The pieces of a body, joined: one by one they may take a hundred times its memory. Pure.
+"""Joins the pieces of a body: many short pieces may take a hundred times the memory of the body. Pure.
 
-An app may send a row at a time, or a character.
+An app may send one row at a time, or even one character.
 """
 
 from typing import Final
 
-# Pieces are joined up to this many bytes.
+# The longest piece that joining makes, in bytes.
 LONGEST: Final = 2**14
 
 
 def joined(before: bytes | bytearray, piece: bytes) -> bytearray | None:
-    """Return a piece with the one before it; None if both are long enough to stay apart.
+    """Return two pieces joined; None if they would be too long together.
 
     Parameters:
-        before: a `bytearray` grows, and comes back.
+        before: the piece before; if it is a `bytearray`, it grows in place and is returned.
     """
     if len(before) + len(piece) > LONGEST:
         return None
@@ -23,7 +23,7 @@ def joined(before: bytes | bytearray, piece: bytes) -> bytearray | None:
 
 
 def add_piece(pieces: list[bytes | bytearray], piece: bytes) -> None:
-    """Add a piece to those before it."""
+    """Append a piece, or join it to the last one."""
     whole = joined(pieces[-1], piece) if pieces else None
     if whole is None:
         pieces.append(piece)

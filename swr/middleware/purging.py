@@ -1,4 +1,4 @@
-"""`PURGE`: a request that invalidates what the cache has, and never comes to the app."""
+"""`PURGE`: a request that invalidates entries, and that swr answers without the app."""
 
 import json
 import logging
@@ -15,9 +15,10 @@ log = logging.getLogger("swr")
 
 
 async def purge(config: Config, token: Bearer, scope: Scope, send: Send) -> None:
-    """Invalidate what a request names, if it knows the token, and answer it.
+    """Invalidate what a request with the right token names, and answer it.
 
-    202: Redis is unreachable or refuses. Then it counts in this process now, and in the others when Redis has it.
+    The answer is 202 if Redis is unreachable or refuses. Then the invalidation counts in this process now, and in the
+    others as soon as Redis has it.
     """
     asked = token.refuse(scope) or read_purge(scope["headers"], config.sharing.tag_fields)
     of_get = config.rules.of_get
@@ -27,7 +28,7 @@ async def purge(config: Config, token: Bearer, scope: Scope, send: Send) -> None
         fields += [(b"retry-after", b"%d" % asked.retry_after)] if asked.retry_after else []
         await _answer(send, asked.status, {"error": asked.error}, fields)
         return
-    if request.is_too_long:
+    if request.is_too_long and not asked.tags:
         await _answer(send, 400, {"error": "the request is too long: purge by tags"})
         return
     engine, tags = config.engine, asked.tags or request.url_tags

@@ -1,4 +1,4 @@
-"""One HTTP request as the middleware sees it: its key, the fields that matter, and how it is asked again."""
+"""One HTTP request as the middleware sees it: its key, its fields, and the scopes of background runs for it."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Final
@@ -12,7 +12,7 @@ from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits
 from swr.http.classify import RequestFacts
 from swr.http.content import Content, describes
 from swr.http.fields import Directives, Headers, is_too_long, parse_directives
-from swr.http.request import chained, path_of, shortened, url_key, with_outer
+from swr.http.request import chained, shortened, url_key, with_outer
 from swr.http.request_fields import (
     ALL_CREDENTIALS,
     INTERPRETED,
@@ -27,26 +27,27 @@ from swr.middleware.selection import Selection, is_personal
 from swr.middleware.tagged import Tagged
 from swr.policy import NO_LIMITS, Limits
 
-# What routing around the middleware has found; the middleware of Litestar is behind its routing.
+# Names that routing around the middleware sets: Litestar, for example, routes before it calls middleware.
 _ROUTED: Final = ("path_params", "endpoint", "route", "router", "litestar_app", "route_handler", "path_template")
-# The parts of a scope that a background run gets: those that the key accounts for, and those of the server.
+# The parts of the scope that a background run gets: those that the key covers, and those of routers and the server.
 _OF_THE_KEY: Final = ("type", "asgi", "http_version", "scheme", "path", "raw_path", "root_path", "app_root_path")
 _REPLAYED: Final = (*_OF_THE_KEY, *_ROUTED, "server", "app")
-# Parts of the scope that a background run as the same client gets, too.
+# Further parts of the scope that a background run for the same client gets.
 _REPEATED: Final = ("method", "query_string", "client", "user", "auth")
 
 _BY_DEFAULT: Final = Selection()
 
 
 class Request(Tagged):
-    """A request, of any method, to a URL that GET may have stored something for.
+    """A request of any method to a URL for which swr may have stored responses.
 
     Parameters:
-        scope: of ASGI.
-        rules: the rules of the middleware that apply to its method.
+        scope: the ASGI scope.
+        rules: the middleware's rules for the request's method.
         selection: what selects responses.
-        by_content: whether its content selects the response, and it changes nothing.
-        others: the rules for other methods, as far as they read the query: what they store has tags of its own.
+        by_content: whether the request is safe and its content selects the response.
+        others: the rules for other methods, as `RuleSet.others` returns them. They may select by other parts of the
+            query, and so give the URL further tags.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class Request(Tagged):
         "content_problem",
         "credentials",
         "has_other_cookies",
+        "has_run",
         "is_too_long",
         "key",
         "method",
@@ -82,31 +84,33 @@ class Request(Tagged):
     ) -> None:
         self.scope = scope
         self.by_content = by_content
-        # The content, once all of it has come; and why it will not be known.
+        # The content, once swr has all of it; and the problem if swr cannot have it.
         self.content: Content | None = None
         self.content_problem = Problem.NONE
         self._others = others
-        # A copy, because the app may change the scope afterwards.
+        # Copy the scope, because the app may change it later.
         self._asked = {"scheme": "http", "query_string": b"", **unnoticed(scope), "headers": list(scope["headers"])}
         self._rules = rules
         self._selection = selection
         self._matched: tuple[Rule | None, dict[str, Any]] | None = None
         self.method: str = scope["method"]
         self.result = Result()
+        # Whether the app has begun to answer the client.
+        self.has_run = False
         self._cookies = ""
-        # Whether there are cookies of which a rule says that they do not matter.
+        # Whether the request has cookies that its rule does not name.
         self.has_other_cookies = False
         self._selecting_fields: list[tuple[bytes, bytes]] = []
         # The values of the fields that swr does not know.
         self.unknown: dict[str, list[bytes]] = {}
-        # Whether the request says who asks.
+        # The names of the fields that say who asks.
         self.credentials: set[str] = set()
         self._tags = None
         self._has_long_target = is_too_long([], self._asked["path"], self._asked["query_string"])
         self._read_fields()
         rule = self.find_rule() if any(rule.key is not None for rule in rules) else None
         keys = [key for key in (selection.key, None if rule is None else rule.key) if key is not None]
-        # What middleware around swr has set for the request: the user says what selects, or it does.
+        # The names of what middleware around swr has set. They are part of the key, unless `key=` says what selects.
         self.outer = () if keys else selection.outer(self._asked)
         query = self._asked["query_string"]
         rule = self.find_rule() if self._reads_query and query and not self._has_long_target else None
@@ -120,11 +124,11 @@ class Request(Tagged):
             self._query,
         )
         fields = chained(self._selecting_fields)
-        # The key grows by the cookies that a rule names.
+        # `key_cookies` and `take_content` append to the key.
         self.key = url_key((*url, with_outer(fields, self.outer)), selection.digest, selection.version)
         without = url_key((*url, fields), selection.digest, selection.version) if self.outer else self.key
         self._url_keys = self.key, without
-        # A background run must see the parts of the key, too.
+        # `key=` may read the state, so a background run gets the same state.
         self._replayed_state: dict[str, Any] | None = dict(scope.get("state", {})) if keys else None
         for function in keys:
             self.key = f"{self.key}\nkey: {selection.digest(text_of_key(function, scope))}"
@@ -135,14 +139,14 @@ class Request(Tagged):
         headers = self._asked["headers"]
         self.is_too_long = self._has_long_target or is_too_long(headers)
         if self.is_too_long:
-            # This much it takes to invalidate.
+            # The host is enough to invalidate the URL.
             headers = [(name, value) for name, value in headers if name == b"host"]
         for name, value in headers:
             if name in INTERPRETED:
                 lines.setdefault(name, []).append(value)
                 continue
             if self.by_content and describes(name):
-                # The content is a part of the key, with all that describes it.
+                # `take_content` adds these fields to the key, with the content.
                 continue
             kind = field_class(name)
             if kind is FieldClass.CREDENTIAL:
@@ -152,11 +156,11 @@ class Request(Tagged):
             elif kind is FieldClass.UNKNOWN and name not in self._selection.ignored:
                 self.unknown.setdefault(name.decode("latin-1"), []).append(value)
         self.authorized = bool(self.credentials) or is_personal(self._asked)
-        # All lines of a field count: swr cannot know by which of two the app goes.
+        # All lines of a field count, because swr cannot know which of two lines the app uses.
         self.fields = {name: (b"; " if name == b"cookie" else b", ").join(values) for name, values in lines.items()}
 
     def unknown_beyond(self, known: Collection[str]) -> str | None:
-        """Return a field of the request that swr does not know and that is not among `known`, or None."""
+        """Return a request field that neither swr, nor a rule, nor `known` accounts for, or None."""
         return next((name for name in self.unknown if not self.knows(name, known)), None)
 
     def knows(self, name: str, known: Collection[str]) -> bool:
@@ -168,7 +172,7 @@ class Request(Tagged):
 
     @property
     def has_key(self) -> bool:
-        """Return whether the user says what selects a response beside the request itself."""
+        """Return whether a `key=` of the middleware or of the rule adds to what selects a response."""
         return self._replayed_state is not None
 
     @property
@@ -178,13 +182,13 @@ class Request(Tagged):
 
     @property
     def private_key(self) -> str:
-        """A key for a run of this request that only equal requests share."""
+        """The key of a load that only requests with the same unknown fields share."""
         pairs = (f"{name}: {value!r}" for name, values in sorted(self.unknown.items()) for value in values)
         return f"{self.key}\nfields: {self._selection.digest(chr(10).join(pairs).encode())}"
 
     @property
     def key_behind(self) -> str:
-        """The key for responses behind dependencies: there the endpoint's arguments say what selects."""
+        """The key that endpoints extend with their arguments, instead of values that outer middleware has set."""
         with_names, without = self._url_keys
         return without + self.key[len(with_names) :]
 
@@ -193,16 +197,16 @@ class Request(Tagged):
         return key != self.key and key == self.private_key
 
     def range_key(self, key: str) -> str:
-        """Return a key for a run that only requests for the same part of what `key` names share."""
+        """Return the key of a load that only requests for the same range of the response to `key` share."""
         asked = (self.fields.get(name, b"").decode("latin-1") for name in (b"range", b"if-range"))
         return shortened("\n".join([key, "range", *asked]))
 
     def is_selected_by(self, names: Collection[str]) -> bool:
-        """Return whether all that says who asks is among the fields `names`."""
+        """Return whether nothing but the fields `names` says who asks."""
         return not is_personal(self._asked) and self.credentials <= self.credentials_in(names)
 
     def credentials_in(self, names: Collection[str]) -> set[str]:
-        """Return which of its credentials are among the fields `names`."""
+        """Return the credentials of the request that are among the fields `names`."""
         return self.credentials if ALL_CREDENTIALS in names else self.credentials & set(names)
 
     def has_any(self, names: Collection[str]) -> bool:
@@ -211,18 +215,12 @@ class Request(Tagged):
             return True
         return any(name.decode("latin-1") in names for name, _ in self._asked["headers"])
 
-    @property
-    def url(self) -> str:
-        """The URL as the key has it, for logs and `Cache-Status`."""
-        scheme, host, path = self._asked["scheme"], self.fields.get(b"host", b"").lower(), path_of(self._asked)
-        return f"{scheme}://{(host + path + b'?' + self._query).decode('latin-1')}"
-
     def take_content(self, body: bytes, *, canonical: bool) -> None:
-        """Make the content part of the key, with what describes it.
+        """Make the content part of the key, with the fields that describe it.
 
         Parameters:
-            canonical: two ways to write one JSON value are equal. A client that says `no-transform` means its bytes
-                (RFC 10008 2.7).
+            canonical: whether two ways to write the same JSON value are equal. With `no-transform` from the client the
+                bytes count (RFC 10008 2.7).
         """
         fields = [(name, value) for name, value in self._asked["headers"] if describes(name)]
         self.content = Content(body, fields, self._asked["query_string"])
@@ -232,33 +230,33 @@ class Request(Tagged):
 
     @property
     def content_message(self) -> Message:
-        """The message with its content, as the app gets it."""
+        """The message with the content of the request, for the app."""
         body = b"" if self.content is None else self.content.body
         return {"type": "http.request", "body": body, "more_body": False}
 
     @property
     def takes_conditions(self) -> bool:
-        """Return whether conditions and ranges mean anything for its method (RFC 9110 13 and 14.2, RFC 10008 2.6)."""
+        """Return whether the method uses conditions and ranges (RFC 9110 13 and 14.2, RFC 10008 2.6)."""
         return self.method != "POST"
 
     @property
     def has_range(self) -> bool:
-        """Return whether it asks for a part of the response."""
+        """Return whether the request asks for a range of the response."""
         return self.method in ("GET", "QUERY") and b"range" in self.fields
 
     @property
     def has_content(self) -> bool:
-        """Return whether its fields say that a body comes with it (RFC 9112 6)."""
+        """Return whether the fields of the request announce a body (RFC 9112 6)."""
         return b"transfer-encoding" in self.fields or self.fields.get(b"content-length", b"0") != b"0"
 
     def read_facts(self, sharing: SharingRules, honoured: frozenset[str]) -> tuple[RequestFacts, Limits]:
-        """Return what decides how swr handles the request, and how old a stored response the client accepts.
+        """Return the facts by which swr classifies the request, and how old a response the client accepts.
 
-        Cookies that a rule names become part of the key.
+        This makes the cookies that a rule names part of the key.
 
         Parameters:
-            sharing: the operator's choices.
-            honoured: the directives of requests that swr honours.
+            sharing: the operator's choices about sharing responses.
+            honoured: the request directives that swr honours.
         """
         if not self.by_content and self.method not in ("GET", "HEAD"):
             return RequestFacts(self.method), NO_LIMITS
@@ -275,7 +273,7 @@ class Request(Tagged):
             accepted = limits(directives, REQUEST_DIRECTIVES)
         else:
             accepted = NO_LIMITS
-        # A rule that names cookies counts, whether cookies matter otherwise or not.
+        # A rule that names cookies also counts under `cookies="rfc9111"`.
         keys_cookies = b"cookie" in fields and self.key_cookies()
         has_cookie = sharing.cookies_private and b"cookie" in fields
         facts = RequestFacts(
@@ -296,23 +294,26 @@ class Request(Tagged):
         return facts, accepted
 
     def find_rule(self) -> Rule | None:
-        """Find the first rule that applies; none applies to a path that an app may take for another one."""
+        """Find the first rule that applies; no rule applies to a path that an app may take for another path."""
         return self._match()[0]
 
     def _match(self) -> tuple[Rule | None, dict[str, Any]]:
-        """Return the rule that applies, and the path's parameters; finding them may take long."""
+        """Return the rule that applies, and the path's parameters; cached, because matching may take long."""
         if self._matched is None:
             self._matched = first_match(self._rules, self._asked["path"], self._asked.get("raw_path") or b"")
         return self._matched
 
     @property
     def is_apart(self) -> bool:
-        """Return whether a rule that keeps responses apart matches the path alone: then none may be shared."""
+        """Return whether no rule applies although one that keeps responses apart has a matching path.
+
+        Then swr must not share a response.
+        """
         path = self._asked["path"]
         return self.find_rule() is None and any(rule.separates and rule.matches(path) for rule in self._rules)
 
     def terms(self) -> Terms | None:
-        """Return what the first rule that applies says about the response."""
+        """Return the terms of the rule that applies, or None."""
         rule, parameters = self._match()
         return rule.terms(parameters) if rule is not None else None
 
@@ -322,7 +323,7 @@ class Request(Tagged):
         if rule is None or rule.cookies is None:
             return False
         pairs = self.fields.get(b"cookie", b"").decode("latin-1").split(";")
-        # In the order in which they came: the app decides which of two with one name counts.
+        # Keep their order: which of two cookies with the same name counts depends on the app.
         named = [pair.strip() for pair in pairs if pair.partition("=")[0].strip() in rule.cookies]
         self.has_other_cookies = len(named) < len(pairs)
         if named:
@@ -331,27 +332,38 @@ class Request(Tagged):
         return True
 
     def withhold_cookies(self, headers: Headers) -> Headers:
-        """Return the fields without the cookies of which a rule says that they do not matter."""
+        """Return the fields without the cookies that the rule does not name."""
         if not self.has_other_cookies:
             return headers
         rest = [(name, value) for name, value in headers if name != b"cookie"]
         return [*rest, (b"cookie", self._cookies.encode("latin-1"))] if self._cookies else rest
 
     def variant(self, names: tuple[str, ...]) -> str:
-        """Return the key of the variant that this request selects among responses that vary by `names`."""
+        """Return the key of the response that this request selects if the URL varies by the fields `names`."""
         if not names:
             return self.key
         headers, ignored = self._asked["headers"], self._selection.ignored
         texts = (selecting_text(name, headers, self.credentials, ignored) for name in names)
-        selecting = "\n".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
+        selecting = "\n".join(map("{}: {}".format, names, texts))
         return f"{self.key}\nvary: {self._selection.digest(selecting.encode('latin-1'))}"
 
+    def forget_run(self) -> None:
+        """Replace the scope by a copy without anything that a run of the app has left in it."""
+        self.scope = {name: self._asked[name] for name in self.scope if name in self._asked}
+
     def replay(self, names: tuple[str, ...], state: dict[str, Any]) -> Scope:
-        """Return a scope for a background run, with nothing in it that the key does not account for."""
+        """Return a scope for a background run, with only what the key covers.
+
+        If `key=` or the client's credentials select the response, the key also covers the client's address and the
+        fields that swr ignores.
+        """
         left = names_left_in(self._asked) if self.has_key else ()
         scope: Scope = {name: self._asked[name] for name in (*_REPLAYED, *left) if name in self._asked}
         credentials = self.credentials_in(names)
-        wanted = {name for name, _ in self._asked["headers"] if may_select(name, names, credentials)} | {b"host"}
+        covers_client = self.has_key or (ALL_CREDENTIALS in names and bool(credentials))
+        asked = {name for name, _ in self._asked["headers"]}
+        wanted = {name for name in asked if may_select(name, names, credentials)} | {b"host"}
+        wanted |= set(filter(self._is_ignored, asked)) if covers_client else set()
         headers = [(name, value) for name, value in self._asked["headers"] if name in wanted]
         if self.content is not None:
             headers += [pair for pair in self.content.fields if pair[0] not in wanted]
@@ -359,27 +371,30 @@ class Request(Tagged):
         headers += [(name, value) for name, value in self._selecting_fields if name not in wanted]
         if self._cookies and b"cookie" not in wanted:
             headers.append((b"cookie", self._cookies.encode("latin-1")))
-        client = self._asked.get("client") if self.has_key else None
+        client = self._asked.get("client") if covers_client else None
         state = state if self._replayed_state is None else self._replayed_state
         method = "GET" if self.content is None else self.method
-        scope.update(
-            method=method, query_string=self._query, headers=headers, client=client, state=dict(state), extensions={}
-        )
-        return scope
+        scope.update(method=method, query_string=self._query, headers=headers, client=client)
+        return {**scope, "state": dict(state), "extensions": {}}
+
+    def _is_ignored(self, field: bytes) -> bool:
+        """Return whether a field selects nothing unless `key=` reads it."""
+        name = field.decode("latin-1")
+        is_unknown = name in self.unknown and not self.knows(name, ())
+        return not is_unknown and field not in INTERPRETED and name not in self.credentials
 
     def repeat(self, state: dict[str, Any], session: dict[str, Any] | None) -> Scope:
-        """Return a scope for a background run as this request, with what says who asks.
+        """Return a scope for a background run as the same client, with its credentials.
 
-        What middleware around swr has put there for the time of the request is not in it, but for the user, and for
-        the session, as a copy.
+        Of the values that middleware around swr has set, it contains only the user, `auth` and a copy of the session.
 
         Parameters:
-            state: of the app's lifespan.
-            session: as it was before the app ran.
+            state: the state of the app's lifespan.
+            session: the session as it was before the app ran.
         """
         scope: Scope = {name: self._asked[name] for name in (*_REPLAYED, *_REPEATED) if name in self._asked}
         if session is not None:
             scope["session"] = session
-        extensions = {name: value for name, value in self._asked.get("extensions", {}).items() if name == "tls"}
+        extensions = {name: value for name, value in (self._asked.get("extensions") or {}).items() if name == "tls"}
         scope.update(headers=list(self._asked["headers"]), state=dict(state), extensions=extensions)
         return scope

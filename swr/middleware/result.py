@@ -1,4 +1,4 @@
-"""The result of a request: whether it counts as a read, or why the cache could not answer it."""
+"""The result of a request: whether it counts as a read, or why the cache could not answer."""
 
 import enum
 
@@ -16,13 +16,13 @@ class Problem(enum.Enum):
 
 
 class Result:
-    """The result of a request, as far as it has come.
+    """The result of a request, as far as it is known.
 
     Attributes:
-        is_told: whether it was counted as a read, when it was answered.
-        origin: of its response, see `Entry.loader`; empty: it was not loaded for several.
-        bypass: why it has bypassed the cache; empty: it has not.
-        not_stored: why the response of the app was not stored; empty: it was, or was to be.
+        is_told: whether the request was already counted as a read, with its answer.
+        origin: the route of the load that the request joined or began, see `Entry.loader`; empty: there was no load.
+        bypass: why the request bypassed the cache; empty: it did not.
+        not_stored: why swr did not store the app's response; empty: swr did, or meant to.
     """
 
     __slots__ = ("bypass", "is_told", "not_stored", "origin")
@@ -32,25 +32,25 @@ class Result:
         self.origin = self.bypass = self.not_stored = ""
 
     def pass_by(self, status: bytes, reason: Reason) -> None:
-        """Note that the app answers this client alone.
+        """Note that the request bypasses the cache.
 
         Parameters:
-            status: the member of `Cache-Status`.
-            reason: why.
+            status: the member of `Cache-Status`; its `detail`, if it has one, is the reason that counts.
+            reason: why the request bypasses the cache.
         """
         self.bypass = detail_of(status) or reason.value
 
     def pass_through(self, status: bytes) -> None:
-        """Note that the app answers, because a load that this request has waited for was of no use."""
+        """Note that the app answers, because the load that this request waited for had no answer for it."""
         self.not_stored = detail_of(status)
 
     def reach(self, is_told: bool, is_read: bool, reason: str) -> None:
-        """Note that the dependencies of the endpoint have admitted the request to the cache, or not.
+        """Note whether the endpoint has used the cache after its dependencies.
 
         Parameters:
-            is_told: whether it was counted as a read there.
-            is_read: whether its response came from the cache or was stored, or the load has failed.
-            reason: why not; empty: the endpoint has not asked.
+            is_told: whether the request was counted as a read there.
+            is_read: whether the response came from the cache or was stored, or the load failed.
+            reason: why the endpoint did not use the cache; empty: it did, or did not try.
         """
         self.is_told = self.is_told or is_told
         if is_read:
@@ -60,6 +60,6 @@ class Result:
 
 
 def detail_of(status: bytes) -> str:
-    """Return the `detail` of a member of `Cache-Status`, or nothing."""
+    """Return the `detail` of a member of `Cache-Status`; empty if it has none."""
     _, _, detail = status.partition(_DETAIL)
     return detail.partition(b'"')[0].decode("latin-1")

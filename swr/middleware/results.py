@@ -1,4 +1,4 @@
-"""Counting a request that has ended, and publishing what became of it."""
+"""The counting of a request that has ended, and the event with its result."""
 
 from swr.endpoints.origin import origin_of
 from swr.engine.engine import Engine
@@ -7,7 +7,7 @@ from swr.middleware.request import Request
 
 
 def tell(engine: Engine, request: Request) -> None:
-    """Count a request that the app has answered, unless it was counted as a read already."""
+    """Count a request that has ended and publish its event, unless it was already counted as a read."""
     result, counts = request.result, engine.counts
     if result.is_told:
         return

@@ -18,18 +18,18 @@ from swr.errors import ConfigurationError
 from swr.http.caching import Terms
 from swr.http.clients import Told
 from swr.http.content import Content
-from swr.http.fields import field_names
 from swr.http.request import is_ambiguous
+from swr.http.request_fields import field_names
 from swr.loaders.calling import TagsOf, tags_or_function
 from swr.policy import Duration, Policy, seconds, timeout, timeout_or_auto
 
 log = logging.getLogger("swr")
 
-# Matching a path takes this many steps at most. The parameters of a rule's path may try out all ways to part it.
+# The most steps that matching a path may take: a rule with several parameters may try all ways to split the path.
 _MOST_STEPS: Final = 10**6
 _ANY_LENGTH: Final = 2**31
 _METHODS: Final = frozenset({"GET", "HEAD", "QUERY", "POST"})
-# What these paths answer is true at the moment. A rule that names one of them applies to it, a catch-all does not.
+# Responses of these paths are out of date at once. A rule applies to them if it names the path; a catch-all does not.
 _MOMENTARY: Final = frozenset(
     {
         "/health", "/healthz", "/healthcheck", "/health-check", "/health/live", "/health/ready", "/live", "/livez",
@@ -40,49 +40,51 @@ _MOMENTARY: Final = frozenset(
 
 
 class Rule:
-    """Fills in what responses to a path leave open.
+    """The caching of a path, as far as the responses themselves do not say.
 
     Parameters:
-        path: as in Starlette's routes: "/rankings/{group}", "/files/{name:path}".
-        methods: those of the requests that the rule is for: GET (HEAD is answered with what GET has stored), QUERY and
-            POST. A response to QUERY or POST is stored for the content of its request (RFC 10008).
+        path: the path, as in Starlette's routes: "/rankings/{group}", "/files/{name:path}".
+        methods: the methods of the requests: GET (which also answers HEAD), QUERY and POST. swr stores a response to
+            QUERY or POST for the content of its request (RFC 10008).
         fresh_for: how long a response is fresh: seconds, or "90s", "10m", "1d".
+            Without `fresh_for` the rule sets no times, only tags, cookies and the like.
         stale_for: how long after that swr serves it and refreshes it in the background.
         stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
-            Without `fresh_for` the rule gives tags and cookies alone.
-        tags: may name the path's parameters: "group:{group}". Or a function that returns them, of the response's
-            `Content`, and of parameters of the path that it names: `lambda content, group: ...`. If it raises, swr does
-            not store the response.
-        override: whether the rule goes before the response's own directives. `no-store`, `private`, `no-cache`,
-            `Set-Cookie` and `Vary: *` win even so.
+        tags: tags of the responses, which may contain the path's parameters: "group:{group}". Or a function that
+            returns tags from the response's `Content` and the path's parameters that it names:
+            `lambda content, group: ...`. If the function raises, swr does not store the response.
+        override: whether the rule takes precedence over the response's own directives. `no-store`, `private`,
+            `no-cache`, `Set-Cookie` and `Vary: *` always win.
         vary: request fields that the responses depend on, beside those that they name in `Vary`.
-        sort_query: whether the order of the query's parameters does not matter; those of one name keep their order.
-        keep_params: the query's parameters that matter, "utm_*" for several; None: all.
-        drop_params: parameters that do not. An app that answers a client still sees the dropped ones, and its answer
-            must not depend on them. swr drops nothing with a `;` in it, because some apps separate parameters by it.
-            swr stores nothing of a FastAPI route that declares a parameter which `keep_params` leaves out and
-            `drop_params` does not name, or a key (`APIKeyQuery`) that either leaves out.
+        sort_query: whether the order of the query's parameters does not matter; parameters with the same name always
+            keep their order.
+        keep_params: the query parameters that matter; `*` matches any text, as in "filter_*". None: all.
+        drop_params: the query parameters that do not matter, such as "utm_*". The app still sees them when it answers a
+            client, and its answer must not depend on them. swr drops nothing that contains `;`, because some apps
+            separate parameters by it. If a FastAPI route declares a parameter that `keep_params` leaves out, swr stores
+            its responses only if `drop_params` names the parameter. If either leaves out a key (`APIKeyQuery`), swr
+            does not store them.
         cookies: the cookies that the response depends on. swr then answers a request with cookies from the cache as
-            if it had these alone. A run of the app whose response may be stored sees these alone. Without this, swr
-            does not answer it from the cache at all.
+            if it had only these. A run of the app whose response may be stored sees only these. Without this option,
+            swr does not answer a request with cookies from the cache at all.
         hard_timeout: how long a load of these responses may run; instead of the middleware's.
         ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
-        key: returns what selects a response beside the request itself (a tenant in `scope["state"]`, say), from the
-            scope: a string, a number, a date, a UUID or a tuple of these.
-        credentials: "private": requests with credentials get responses that say they are for everybody. "vary":
-            each credential has responses of its own, and a revoked one gets them until they end.
+        key: a function of the scope that returns what selects a response beside the request itself, such as a tenant
+            in `scope["state"]`. It returns a string, a number, a date, a UUID or a tuple of these.
+        credentials: "private": requests with credentials get only responses that say they are for everybody. "vary":
+            each credential has responses of its own. A revoked credential still gets them until they expire.
         client_max_age: how long clients may keep a response without asking, if it has no `Cache-Control` of its own. 0,
-            the default: they keep it and ask each time (`no-cache`), and an `ETag` makes the answer a short 304.
+            the default: they keep it but ask each time (`no-cache`), and with an `ETag` the answer is a short 304.
         soft_timeout: how long a client waits for a load if there is an entry to fall back on; see `Policy`. None: to
-            its end.
-        safe: which POST requests change nothing, so that they may be answered from the cache and invalidate nothing:
-            True: all; or a function of the request's `Content`, such as `is_graphql_query`. If it raises, that means
-            no.
-        canonical_json: whether content of QUERY and POST that is JSON selects by its value: other white space, or
-            another order of members, is the same request. Anything else selects by its bytes.
+            the end of the load.
+        safe: which POST requests change nothing, so that swr may answer them from the cache and invalidates nothing.
+            True: all; or a function of the request's `Content`, such as `is_graphql_query`. If the function raises, the
+            request counts as unsafe.
+        canonical_json: whether JSON content of QUERY and POST selects by its value, so that white space and the order
+            of members do not matter. Other content selects by its bytes.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: one of these options cannot work.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Rule:
         self.soft_timeout = timeout_or_auto(soft_timeout, f"Rule({path!r}): soft_timeout")
         max_age = seconds(client_max_age, f"Rule({path!r}): client_max_age")
         if fresh_for is None and max_age:
-            raise ConfigurationError(f"Rule({path!r}): client_max_age needs fresh_for; give it too")
+            raise ConfigurationError(f"Rule({path!r}): client_max_age needs fresh_for: give both")
         self._tags = [Template(tag, "tags", f"Rule({path!r})") for tag in self._policy.tags]
         for name in (name for tag in self._tags for name in tag.names):
             if name not in self._converters:
@@ -146,21 +148,21 @@ class Rule:
         self._vary = field_names(vary)
         self._known = frozenset({*self._vary, *field_names(ignore_fields, "ignore_fields")})
         if key is not None and not callable(key):
-            raise ConfigurationError(f"Rule({path!r}): key={key!r} is not a function of the scope")
+            raise ConfigurationError(f"Rule({path!r}): key={key!r} is not a function that takes the scope")
         self.key = key
         if credentials not in ("private", "vary"):
             raise ConfigurationError(f'Rule({path!r}): credentials={credentials!r}: give "private" or "vary"')
         self._per_credential = credentials == "vary"
-        # What clients are told where the app said nothing; None: a rule without times says nothing either.
+        # The caching fields for clients if the app sets none. A rule without times has none either.
         is_apart = key is not None or cookies is not None or self._per_credential
         self.told = Told(max_age, is_apart) if self._timed else None
-        # A rule for whole trees is not meant for what says how the app is right now.
+        # A rule for a whole tree is not meant for health checks and the like; see `_MOMENTARY`.
         self._is_catch_all = any(type(converter).__name__ == "PathConvertor" for converter in self._converters.values())
         for name, params in (("keep_params", keep_params or ()), ("drop_params", drop_params)):
             if isinstance(params, str) or not all(isinstance(param, str) and param for param in params):
                 raise ConfigurationError(f'Rule({path!r}): {name}={params!r}: give a tuple of names, ("utm_*",)')
         self._has_warned = False
-        # A longer path is not compared with the rule.
+        # swr does not match longer paths with the rule, which could take too long.
         self.longest_path = _longest_path(form, self._converters)
         self._sort_query = sort_query
         self._keep_params = None if keep_params is None else _Names(keep_params)
@@ -168,14 +170,14 @@ class Rule:
         self.reads_query = sort_query or keep_params is not None or bool(drop_params)
 
     def keyed_query(self, query: bytes) -> bytes:
-        """Return the part of a query that selects the response, in the order that the key has it in."""
+        """Return the part of a query that selects the response, in the order that the key uses."""
         counted = []
         for part in query.split(b"&"):
             name = part.partition(b"=")[0].decode("latin-1")
             if "%" in name or "+" in name:
                 name = unquote_plus(name)
             is_kept = self._keep_params is None or name in self._keep_params
-            # Some apps separate parameters by `;`, too, so another one that counts may follow.
+            # Some apps also separate parameters by `;`, so a parameter that counts may follow it.
             if b";" in part or (is_kept and name not in self._drop_params):
                 counted.append((name, part))
         if self._sort_query:
@@ -183,9 +185,9 @@ class Rule:
         return b"&".join(part for _, part in counted)
 
     def left_out(self, asked: Declared) -> str | None:
-        """Return a parameter that is not part of the key though the route asks for it, or None.
+        """Return a parameter that the route declares and the rule leaves out of the key, or None.
 
-        What `drop_params` names is the operator's choice, but for keys that say who asks.
+        A parameter in `drop_params` is the operator's choice, unless it is a key that says who asks.
         """
         for name in sorted(asked.parameters):
             is_dropped = name in self._drop_params
@@ -203,7 +205,7 @@ class Rule:
 
     @property
     def is_always_safe(self) -> bool:
-        """Return whether no POST to its path changes anything, whatever its content."""
+        """Return whether POST requests to the path never change anything."""
         return self._safe is True
 
     def says_safe(self, content: Content) -> bool:
@@ -213,7 +215,7 @@ class Rule:
         try:
             return self._safe(content) is True
         except Exception as error:
-            # Clients choose the content, so one line must do.
+            # Only the first failure is a warning, because clients choose the content and could fill the log.
             level = logging.DEBUG if self._has_warned else logging.WARNING
             self._has_warned = True
             log.log(level, "safe= of Rule(%r) failed, so the request counts as unsafe: %r", self.path, error)
@@ -225,15 +227,15 @@ class Rule:
         return self.key is not None or bool(self._vary) or self._per_credential
 
     def matches(self, path: str) -> bool:
-        """Return whether the path is or may be of this rule's form, whether the rule applies to it or not."""
+        """Return whether a path has the form of the rule's path, or is too long to find out."""
         return len(path) > self.longest_path or self._pattern.match(path) is not None
 
     def knows(self, field: str) -> bool:
-        """Return whether the rule says what a request field means: it selects, or it is to be ignored."""
+        """Return whether the rule names a request field in `vary` or `ignore_fields`."""
         return field in self._known
 
     def terms(self, parameters: dict[str, Any]) -> Terms:
-        """Return what the rule says about a response to a path with these parameters."""
+        """Return the terms for a response to a path with these parameters."""
         tags = tuple(tag.fill_plain(parameters) for tag in self._tags)
         policy = self._policy
         return Terms(
@@ -250,7 +252,7 @@ def _checked_methods(path: str, methods: Iterable[str], safe: bool | Callable[[C
     """Return the methods of a rule.
 
     Raises:
-        ConfigurationError: there is none, or one that no rule is for; or `safe` does not fit them.
+        ConfigurationError: there is no method, or an unsupported one, or `safe` does not fit the methods.
     """
     names = frozenset([methods] if isinstance(methods, str) else methods)
     if not names or not names <= _METHODS or names & {"GET", "HEAD"} == {"HEAD"}:
@@ -258,22 +260,23 @@ def _checked_methods(path: str, methods: Iterable[str], safe: bool | Callable[[C
     if ("POST" in names) != bool(safe) or not (isinstance(safe, bool) or callable(safe)):
         raise ConfigurationError(
             f"Rule({path!r}): methods={methods!r}, safe={safe!r}: a POST may change something. With POST give "
-            f"safe=True if none to this path does, or a function that says which, such as safe=is_graphql_query"
+            f"safe=True if no request to this path does, or a function that says which are safe, such as "
+            f"safe=is_graphql_query"
         )
     return names
 
 
 class RuleSet:
-    """The rules of a middleware by the methods that they are for.
+    """The rules of a middleware, by request method.
 
     Parameters:
-        rules: in order; the first that matches applies.
+        rules: the rules in their order; the first rule that matches applies.
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.of_get = [rule for rule in rules if "GET" in rule.methods]
         self._by_content = {method: [rule for rule in rules if method in rule.methods] for method in ("QUERY", "POST")}
-        # Where no rule for requests with content reads the query, all name a URL in the same way.
+        # Whether the rules for other methods than GET may select other parts of the query than those for GET.
         lists = [self.of_get, *self._by_content.values()]
         self._differs = any(rule.reads_query for rules in lists[1:] for rule in rules)
 
@@ -282,7 +285,7 @@ class RuleSet:
         return self._by_content[method]
 
     def others(self, mine: list[Rule]) -> list[list[Rule]]:
-        """Return the rules for the other methods, if some read the query in a way of their own."""
+        """Return the rules for the other methods; empty for GET if no rule for another method reads the query."""
         if not self._differs and mine is self.of_get:
             return []
         return [rules for rules in (self.of_get, *self._by_content.values()) if rules is not mine]
@@ -291,11 +294,12 @@ class RuleSet:
 def first_match(rules: Sequence[Rule], path: str, raw_path: bytes) -> tuple[Rule | None, dict[str, Any]]:
     """Return the first rule that applies to a path, and the path's parameters; None if no rule applies.
 
-    None does to a path that an app may take for another one, or that is too long to be compared with a rule before it.
+    No rule applies to a path that an app may take for another path. A rule for which the path is too long ends the
+    search.
 
     Parameters:
-        path: decoded.
-        raw_path: as it was sent; empty: not known.
+        path: the decoded path.
+        raw_path: the path as it was sent; empty: not known.
     """
     if not rules or is_ambiguous(path, raw_path):
         return None, {}
@@ -309,24 +313,24 @@ def first_match(rules: Sequence[Rule], path: str, raw_path: bytes) -> tuple[Rule
 
 
 def text_of_key(function: Callable[[Scope], object], scope: Scope) -> bytes:
-    """Return what `key=` says of a request, as text that only an equal result has.
+    """Return the result of `key=` for a request as text; only equal results have the same text.
 
     Raises:
-        ConfigurationError: there is no such text. That of an object may name its place in memory, which another one
-            gets after it.
+        ConfigurationError: the result has no such text. The `repr` of an object may contain its address in memory,
+            which another object may get later.
     """
     selected = function(scope)
     try:
         return canonical(selected).encode("utf-8", "surrogatepass")
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
-            f"key= returned a {type(selected).__name__}, of which another object may have the same text: return a "
-            f"string, a number, a date, a UUID or a tuple of these"
+            f"key= returned a {type(selected).__name__}, whose text another object may share: return a string, a "
+            f"number, a date, a UUID or a tuple of these"
         ) from None
 
 
 class _Names:
-    """Names in which `*` matches anything. Comparing takes time in proportion to the length of the text."""
+    """Names in which `*` matches any text. The time to match grows only linearly with the length of the text."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._whole = frozenset(name for name in names if "*" not in name)
@@ -343,7 +347,7 @@ def _is_made_of(parts: list[str], text: str) -> bool:
     if at > end or not text.startswith(first) or not text.endswith(last):
         return False
     for part in between:
-        # The first place where it stands leaves most room for the others.
+        # The first place where the part occurs leaves the most room for the next parts.
         at = text.find(part, at, end)
         if at < 0:
             return False
@@ -352,13 +356,13 @@ def _is_made_of(parts: list[str], text: str) -> bool:
 
 
 def _longest_path(form: str, converters: dict[str, Any]) -> int:
-    """Return how long a path may be that is compared with a rule, in characters.
+    """Return the length of the longest path that swr matches with a rule, in characters.
 
     Parameters:
-        form: the rule's path, without the kinds of its parameters.
-        converters: the kinds of its parameters by name.
+        form: the rule's path without the converters of its parameters.
+        converters: the converters of its parameters, by name.
     """
     whole = sum(type(converter).__name__ == "PathConvertor" for converter in converters.values())
-    # Parameters that hold whole paths, and those of one segment, compete for the same characters.
+    # Parameters that match several segments, and parameters in the same segment, compete for the same characters.
     competing = max(whole, 1) + sum(max(0, segment.count("{") - 1) for segment in form.split("/"))
     return int((_MOST_STEPS * math.factorial(competing)) ** (1 / competing)) if competing > 1 else _ANY_LENGTH

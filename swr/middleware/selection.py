@@ -1,22 +1,22 @@
-"""Inputs that select a response beside the request's URL and fields: the operator's choices, and who asks."""
+"""The inputs beside a request's URL and fields that select its response: the operator's choices, and who asks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette.types import Scope
 
-from swr.http.request import Digest, digest_with
+from swr.http.request import Digest, digest_with, has_certificate
 
 
 class Selection(NamedTuple):
-    """Inputs that select responses, by the operator's choice.
+    """The operator's choices about what selects responses.
 
     Parameters:
-        ignored: names of fields that no response depends on, lower case.
-        digest: turns a value that selects into text that does not show it.
+        ignored: the names of fields that no response depends on, lower case.
+        digest: turns a value that selects into text that does not reveal the value.
         key: returns what selects beside the request itself, from the scope; None: nothing does.
-        version: of the app; swr keeps the responses of each version apart.
-        outer: returns what middleware around swr has set for a request, as `outer_names` does.
+        version: the version of the app; swr keeps the responses of each version apart.
+        outer: returns the names of what middleware around swr has set for a request, as `outer_names` does.
     """
 
     ignored: frozenset[bytes] = frozenset()
@@ -27,16 +27,15 @@ class Selection(NamedTuple):
 
 
 def is_personal(scope: Scope) -> bool:
-    """Return whether somebody has logged in, or the session was used, as far as the scope shows."""
+    """Return whether the scope shows a login, or a session that is not empty or was used."""
     session, user = scope.get("session"), scope.get("user")
-    # `accessed` does not see every use of a session that holds something.
+    # `accessed` misses some uses, so a session with any content counts.
     if session is not None and (bool(session) or getattr(session, "accessed", False)):
         return True
-    # A user of another kind than Starlette's counts, unless it says that nobody has logged in.
+    # A user object without `is_authenticated` counts as logged in.
     if user is not None and getattr(user, "is_authenticated", True) is not False:
         return True
-    certificate = scope.get("extensions", {}).get("tls", {})
-    # Scopes may be for some who have not logged in, too. `auth` of another kind, such as claims, tells who asks.
+    # `scopes` may differ between clients even without a login. `auth` without them, such as claims, says who asks.
     auth = scope.get("auth")
     has_scopes = bool(getattr(auth, "scopes", auth))
-    return has_scopes or bool(certificate.get("client_cert_name") or certificate.get("client_cert_chain"))
+    return has_scopes or has_certificate(scope)

@@ -1,4 +1,4 @@
-"""Storing a captured response under the key that it selects, among the variants and parts of its URL."""
+"""The storing of a captured response, among the variants and parts of its URL."""
 
 from typing import Final
 
@@ -12,11 +12,11 @@ from swr.middleware.lookup import NO_VARIES, PART
 from swr.middleware.request import Request
 from swr.policy import Policy
 
-# Seconds that swr remembers by which fields a URL varies. If it forgets, a load for each variant teaches it again.
+# How long swr stores the fields that a URL varies by, in seconds. After that it learns them from the next load.
 _VARIES_FOR: Final = 7 * 86400.0
-# Tries to store the list of variants, which other processes change, too.
+# How often swr tries to store the list of variants, which other processes change, too.
 _MOST_TRIES: Final = 3
-# A part is combined with the stored one if that writes no more bytes than these, or than this many times its own.
+# Combining writes the whole result, which may have up to `_ALWAYS_WRITTEN` bytes plus `_MOST_WRITTEN` times the part.
 _ALWAYS_WRITTEN: Final = 2**16
 _MOST_WRITTEN: Final = 8
 
@@ -33,10 +33,10 @@ async def store_response(
     """Store a response, end the load, and return whether the response has another key than the load.
 
     Parameters:
-        load: of the run of the app.
+        load: the load that ran the app.
         response: the response, or a part of one.
-        verdict: how long it may be served, and which request fields select it.
-        is_apart: whether the load's key is that of a part, or of this request alone.
+        verdict: how long swr may serve the response, and which request fields select it.
+        is_apart: whether the load's key is that of a range, or of requests with the same unknown fields.
     """
     policy, vary = verdict.policy, verdict.vary
     assert policy is not None
@@ -66,14 +66,14 @@ async def store_response(
             await _add_variant(config, request, load, verdict, key, put=True)
         await load.skip()
         return True
-    # The URL turns out to vary, or to vary by other fields: the waiting requests learn by which.
+    # The URL varies by fields that were not known. The waiting requests get these and look up again.
     varies = await _add_variant(config, request, load, verdict, key, put=load.flight.key != request.key)
     await load.store(varies, Policy(_VARIES_FOR, tags=request.tags))
     return True
 
 
 async def withdraw(config: Config, request: Request, verdict: Verdict) -> None:
-    """Invalidate what `store_response` has stored."""
+    """Invalidate the response that `store_response` has stored."""
     key = request.variant(verdict.vary)
     await config.engine.invalidate(key, key + PART)
 
@@ -81,10 +81,10 @@ async def withdraw(config: Config, request: Request, verdict: Verdict) -> None:
 async def _with_known_parts(config: Config, key: str, part: StoredResponse) -> tuple[str, StoredResponse | None]:
     """Return a part combined with the stored part of the same response, and the key of the result.
 
-    None: the stored part stays, because the new one is shorter, and adds too little to write both.
+    The part is None if the stored one stays: it is longer, and combining both would write too much for the new one.
 
     Parameters:
-        key: of the whole response.
+        key: the key of the whole response.
     """
     engine = config.engine
     known = await engine.store.read(key + PART, RESPONSES)
@@ -100,17 +100,17 @@ async def _with_known_parts(config: Config, key: str, part: StoredResponse) -> t
 async def _add_variant(
     config: Config, request: Request, load: Load, verdict: Verdict, key: str, *, put: bool
 ) -> Varies:
-    """Return the variants of the URL with one more; if they are too many, invalidate some.
+    """Return the variants of the URL with one more; if there are too many, invalidate some.
 
     Parameters:
-        verdict: of the new variant.
-        key: of the new variant.
-        put: store the result, if it is new. If others change the variants again and again meanwhile, the new one is
-            invalidated, because a variant in no list would never be removed as the oldest.
+        verdict: the verdict on the new variant.
+        key: the key of the new variant.
+        put: store the list, if it has changed. If other processes change it at each try, swr invalidates the new
+            variant, because swr could never remove a variant that is in no list.
     """
     engine = config.engine
     url, mine = request.key, key[len(request.key) :]
-    # Requests of this process take turns.
+    # Requests of this process change the list one after the other.
     async with config.variants.lock(url):
         for _ in range(_MOST_TRIES):
             entry = engine.store.peek(url) or await engine.store.read(url, RESPONSES)
@@ -122,7 +122,7 @@ async def _add_variant(
             if mine in known:
                 varies = Varies(verdict.vary, known, until)
                 if put and until != before.until:
-                    # If others have changed it meanwhile, the next response does this.
+                    # No retry if another process has changed the list: the next response updates the times.
                     await engine.put(url, RESPONSES, varies, policy, load.snapshot, known=version)
                 return varies
             kept, gone = config.variants.make_room(url, known)
@@ -136,14 +136,14 @@ async def _add_variant(
 
 
 def _names_until(verdict: Verdict, varies: Varies, began: float) -> tuple[float, ...]:
-    """Return, for each field that selects a response, until when one that names it may be served.
+    """Return, for each field that selects a response, until when a response that names the field may be served.
 
-    All processes read again what changes here, so it is put off until half of the time is over.
+    Each change makes all processes read the list again, so a time is extended only when less than half of it is left.
 
     Parameters:
-        verdict: of the response.
-        varies: what is known of the URL so far.
-        began: wall clock, seconds, when the app was asked.
+        verdict: the verdict on the response.
+        varies: the stored list of the URL's variants.
+        began: when the run of the app began; wall clock, seconds.
     """
     policy = verdict.policy
     assert policy is not None

@@ -1,4 +1,4 @@
-"""The tags that name the URL of a request: of its response, and of the invalidation after an unsafe method."""
+"""The tags of a request's URL: its response has them, and a request with an unsafe method invalidates them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,32 +9,39 @@ from swr.middleware.rules import Rule, first_match
 
 
 class Tagged:
-    """A request by its URL."""
+    """A request, with the tags of its URL."""
 
     __slots__ = ("_asked", "_has_long_target", "_others", "_query", "_rules", "_tags", "fields")
 
     fields: dict[bytes, bytes]
-    # The scope, as it was when the request came.
+    # The scope as it was when the request came.
     _asked: dict[str, Any]
-    # What counts of the query by its own rules, these, and those for other methods.
+    # The part of the query that selects a response by the rules for the request's method.
     _query: bytes
+    # The rules for the request's method, and for each other method.
     _rules: list[Rule]
     _others: Sequence[list[Rule]]
-    # Whether its path and query alone are too long to be read.
+    # Whether the path and query alone are longer than swr reads.
     _has_long_target: bool
-    # Its tags, once they are known.
+    # The tags of the URL, once they are known.
     _tags: tuple[str, ...] | None
 
     @property
     def _reads_query(self) -> bool:
-        """Return whether a rule says what of a query selects a response."""
+        """Return whether a rule for the request's method says which parts of a query select a response."""
         return _read_query(self._rules)
 
     @property
-    def tags(self) -> tuple[str, ...]:
-        """The tags of its URL: on all hosts, and on its own; then that of its path, where rules read queries.
+    def url(self) -> str:
+        """The URL with the query that the key has, for logs and `Cache-Status`."""
+        scheme, host, path = self._asked["scheme"], self.fields.get(b"host", b"").lower(), path_of(self._asked)
+        return f"{scheme}://{(host + path + b'?' + self._query).decode('latin-1')}"
 
-        Nothing is stored for a target that is too long, but it may name what a rule stores for a shorter query.
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of the URL on all hosts and on the request's host; if rules read queries, also the tag of its path.
+
+        swr stores nothing for a target that is too long. But a rule may shorten its query to that of a stored response.
         """
         if self._tags is None:
             host = self.fields.get(b"host", b"")
@@ -47,12 +54,12 @@ class Tagged:
 
     @property
     def url_tags(self) -> list[str]:
-        """The tags of its URL on all hosts: one for each way in which rules read the query."""
+        """The tags of the URL on all hosts: one for each way in which the rules read the query."""
         return [self._tags_of(b"", query)[0] for query in self._queries]
 
     @property
     def host_tags(self) -> list[str]:
-        """The tags of its URL on its own host: one for each way in which rules read the query."""
+        """The tags of the URL on the request's host: one for each way in which the rules read the query."""
         host = self.fields.get(b"host", b"")
         return [self.tags[1]] if self._has_long_target else [self._tags_of(host, query)[1] for query in self._queries]
 
@@ -62,7 +69,7 @@ class Tagged:
 
     @property
     def _queries(self) -> list[bytes]:
-        """The parts of the query that count: by its own rules, then by those for other methods."""
+        """The query as the rules for each method shorten it, the request's own method first, without repeats."""
         query, queries = self._asked["query_string"], [self._query]
         for rules in self._others if query else ():
             rule = first_match(rules, self._asked["path"], self._asked.get("raw_path") or b"")[0]
@@ -78,7 +85,7 @@ class Tagged:
         return self._origin + path_of(self._asked).decode("latin-1")
 
     def tag_of(self, reference: bytes) -> str | None:
-        """Return the tag, on its host, of what a `Location` or `Content-Location` refers to; None: another origin."""
+        """Return the tag of the URL in a `Location` or `Content-Location`; None if that is of another origin."""
         try:
             base, target = urlsplit(self._base), urlsplit(urljoin(self._base, reference.decode("latin-1").strip()))
         except ValueError:

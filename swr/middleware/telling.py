@@ -1,4 +1,4 @@
-"""Tell clients about a response of which its app says nothing to them."""
+"""The caching fields that swr adds for clients if a response has none of its own."""
 
 from starlette.types import Message
 
@@ -13,11 +13,11 @@ from swr.middleware.rules import Rule
 
 
 def told_of(stored: StoredResponse, rule: Rule | None, *, has_key: bool) -> Told | None:
-    """Return what clients are told about a stored response; None: neither a rule nor a decorator says anything.
+    """Return what swr tells clients about a stored response; None: neither a rule nor a decorator says anything.
 
     Parameters:
-        rule: the first one that applies to its URL.
-        has_key: whether something beside the request selects it.
+        rule: the rule that applies to its URL.
+        has_key: whether a `key=` adds to what selects it.
     """
     told = None if rule is None else rule.told
     if stored.client_max_age is not None:
@@ -28,16 +28,16 @@ def told_of(stored: StoredResponse, rule: Rule | None, *, has_key: bool) -> Told
 
 
 def told_to(request: Request, stored: StoredResponse) -> Told | None:
-    """Return what the client of a request is told about a stored response; see `told_of`."""
-    # A cache between would keep it for GET.
+    """Return what swr tells the client of a request about a stored response; see `told_of`."""
+    # Nothing for POST, because another cache on the way would use the response for GET.
     return told_of(stored, request.find_rule(), has_key=request.has_key) if request.takes_conditions else None
 
 
 def beginning(request: Request, start: Message, following: Message, verdict: Verdict, now: float) -> Message:
-    """Return the beginning of a response that will be stored as its client gets it: with what clients are told, or 304.
+    """Return the beginning of a response that swr will store, as the client gets it: with more fields, or as a 304.
 
     Parameters:
-        following: the message after it. If all of the body comes with that, there is an entity tag.
+        following: the next message. If it has the whole body, swr can add an entity tag.
     """
     told = _told_first(request, verdict)
     if told is not None:

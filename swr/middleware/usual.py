@@ -1,4 +1,4 @@
-"""The look of a request for which middleware around swr has set nothing: a hit compares each request with that."""
+"""The usual shape of a request's scope if middleware around swr sets nothing; a hit compares each scope with it."""
 
 from collections.abc import Callable
 from contextvars import Context
@@ -12,10 +12,10 @@ from swr.endpoints.routed_scope import unnoticed
 
 
 class Usual:
-    """The look of such a request, as far as requests have shown it; see `swr.http.request.Usual`.
+    """The usual shape of a scope, learnt from requests; see `swr.http.request.Usual`.
 
     Parameters:
-        outer: returns what middleware around swr has set for a request.
+        outer: returns the names of what middleware around swr has set for a request.
         context: the context variables that are set for all requests.
     """
 
@@ -25,11 +25,11 @@ class Usual:
         self._outer = outer
         self.context = context
         self.size = self.size_without_state = 0
-        # Of the app's lifespan.
+        # The state of the app's lifespan.
         self.state: dict[str, Any] = {}
 
     def names_beside(self, scope: Scope) -> tuple[str, ...]:
-        """Return what middleware around swr has set for a request, and learn how large a scope is otherwise."""
+        """Return the names of what middleware around swr has set; learn the size of a scope without such names."""
         plain = unnoticed(scope)
         if IDENTIFIERS.isdisjoint(plain) and not names_left_in(plain):
             if "state" in plain:

@@ -1,16 +1,16 @@
-"""Which of the stored variants of a URL stay when there are too many."""
+"""Decides which stored variants of a URL stay when there are too many."""
 
 from typing import Final
 from weakref import WeakValueDictionary
 
 import anyio
 
-# Clients choose the variants, so the number of those whose uses are remembered has a limit.
+# Clients choose the variants, so swr remembers the uses of a limited number of them.
 _MOST_REMEMBERED: Final = 10_000
 
 
 class Variants:
-    """Remembers which variants this process has answered with, and makes room for new ones.
+    """The uses of variants by this process, by which swr makes room for new ones.
 
     Parameters:
         most: how many variants of one URL may be stored.
@@ -39,19 +39,19 @@ class Variants:
         return lock
 
     def make_room(self, url: str, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the variants that stay when one comes, and those that go.
+        """Return the variants that stay when a new one comes, and those that go.
 
-        First those go that no request has used since they were stored, newest first. So a client that sends values that
-        no other client sends displaces only variants of that kind. After them the least recently used ones go.
+        The first to go are variants that no request has used since they were stored, newest first. So a client that
+        sends ever new values displaces only variants that no other client uses. Then the least recently used ones go.
 
         Parameters:
             url: the key of the URL.
-            known: what the keys of its variants add to that, oldest first.
+            known: the suffixes that make the keys of its variants from the key of the URL, oldest first.
         """
         number = len(known) + 1 - self._most
         if number <= 0:
             return known, ()
-        # Those that are not used come first, and of them the newest.
+        # Unused variants come first, the newest of them at the front.
         order = sorted(range(len(known)), key=lambda at: (self._used.get(url + known[at], 0), -at))
         going = set(order[:number])
         kept = tuple(variant for at, variant in enumerate(known) if at not in going)

@@ -1,4 +1,4 @@
-"""The answers that the proxy gives itself."""
+"""Answers that the proxy gives without the service."""
 
 import logging
 from email.utils import formatdate
@@ -12,7 +12,7 @@ log = logging.getLogger("swr")
 
 
 def hops_left(fields: Fields) -> int | None:
-    """Return the number in `Max-Forwards` (RFC 9110 7.6.2); None if there is none that counts."""
+    """Return the number in `Max-Forwards` (RFC 9110 7.6.2), or None if the field is missing or invalid."""
     hops = next((value for name, value in fields if name == b"max-forwards"), b"")
     return int(hops) if hops.isdigit() and len(hops) < 10 else None
 
@@ -24,13 +24,13 @@ def refusal(scope: Scope, target: bytes | None, hops: int | None) -> tuple[int, 
     if target is None:
         return 400, "The target of the request is not a path."
     if members(scope["headers"], b"transfer-encoding") - {b"chunked"}:
-        # RFC 9112 6.1: a coding that was not taken off by the server would be lost.
+        # RFC 9112 6.1: the server decodes only chunked, and the proxy could not pass on the name of another coding.
         return 501, "A transfer coding other than chunked is not supported."
     return (200, "") if hops == 0 else None
 
 
 def failure(error: httpx.TransportError) -> tuple[int, str]:
-    """Return the status and the text that tell a client what failed, and nothing of what is behind it."""
+    """Return the status and the text for a failure of the service. The text tells clients no internal addresses."""
     if isinstance(error, httpx.PoolTimeout):
         return 504, "The service is busy: no connection to it became free in time."
     if isinstance(error, httpx.ConnectTimeout):
@@ -45,7 +45,7 @@ def failure(error: httpx.TransportError) -> tuple[int, str]:
 
 
 def dated(send: Send) -> Send:
-    """Return a `send` that adds `Date` to an answer without one (RFC 9110 6.6.1): one that the cache gives itself."""
+    """Return a `send` that adds `Date` to answers without it (RFC 9110 6.6.1): those that the cache gives itself."""
 
     async def send_dated(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -63,10 +63,10 @@ async def say(scope: Scope, send: Send, status: int, text: str, *, is_last: bool
     """Answer with a line of text.
 
     Parameters:
-        is_last: whether the connection ends with it.
+        is_last: whether to close the connection afterwards.
 
-    The answer has no `Cache-Control`, because no cache stores a 502 or 504 of its own accord. A cache in front of
-    this proxy may give it to all who wait for the same answer.
+    The answer has no `Cache-Control`, because caches do not store a 502 or 504 by default. A cache in front of this
+    proxy may still give the answer to all clients that wait for the same load.
     """
     if log.isEnabledFor(logging.DEBUG):
         log.debug("%s %r: answered %d here (%s)", scope["method"], scope["path"], status, text or "Max-Forwards is 0")

@@ -57,16 +57,16 @@ def caching_proxy(
         fresh_for: how long an answer is fresh: seconds, or "90s", "10m", "1d".
         stale_for: how long after that swr serves it and refreshes it in the background.
         stale_if_error: how long after `fresh_for` it is a fallback if a load fails.
-            All three are for answers that do not say themselves; see `Rule`.
+            These three options apply to answers that name no lifetime themselves; see `Rule`.
         cookies: see `SWRMiddleware`.
         ignore_fields: see `SWRMiddleware`.
         heuristic: see `SWRMiddleware`.
         max_body_bytes: see `SWRMiddleware`.
         purge_token: see `SWRMiddleware`.
-        hard_timeout: see `SWRMiddleware`; None: a service that answers a little at a time may take as long as it likes.
+        hard_timeout: see `SWRMiddleware`; None: an answer that comes in small pieces may take any time.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: an option cannot work.
     """
     proxy = Proxy(
         upstream,
@@ -104,10 +104,10 @@ def caching_proxy(
 
 
 def _gate(app: ASGIApp, proxy: Proxy) -> ASGIApp:
-    """Return an app that answers before the cache what no cache may: see `misdirected`.
+    """Return an app that checks requests before the cache sees them, and refuses some; see `misdirected`.
 
-    A request that is here for the second time would wait in the cache for itself. A field that `Connection` names does
-    not reach the service, so the cache must not see it either.
+    A request that passes this proxy for the second time must not reach the cache, where it would wait for its own
+    flight. A field that `Connection` names does not reach the service, so the cache must not see that field either.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

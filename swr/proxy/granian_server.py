@@ -1,7 +1,7 @@
-"""The proxy under granian, which speaks HTTP outside of Python: more requests a second, and fewer limits for clients.
+"""The proxy under granian, which implements HTTP in Rust: it serves more requests per second, but has fewer time-outs.
 
-It limits how long a client may take for the head of a request. It has no time-out for bodies that come slowly or for
-answers that a client does not take.
+granian limits how long a client may take for the header section of a request. It has no time-out for clients that send
+a body slowly, or that do not read an answer.
 """
 
 import asyncio
@@ -17,21 +17,21 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 from starlette.types import ASGIApp
 
-# Seconds between two looks whether the server accepts connections.
+# Seconds between two attempts to connect to the server that starts.
 _LOOK_EVERY: Final = 0.02
 
 
 def serve(
     app: ASGIApp, host: str, port: int, *, head_timeout: float, grace: float, on_start: Callable[[], None]
 ) -> None:
-    """Serve an app until SIGINT or SIGTERM comes, and raise that signal again.
+    """Serve an app until SIGINT or SIGTERM comes, and then raise that signal again.
 
     Parameters:
-        app: with a lifespan.
+        app: an app with a lifespan.
         host: an address of this machine.
-        port: a free one.
-        head_timeout: seconds for the head of a request.
-        grace: seconds that requests may take on after a signal.
+        port: a free port.
+        head_timeout: seconds for the header section of a request.
+        grace: seconds for which running requests may go on after a signal.
         on_start: called when the server accepts connections.
     """
     server = Server(
@@ -43,7 +43,7 @@ def serve(
         websockets=False,
         backlog=2048,
         http1_settings=HTTP1Settings(header_read_timeout=max(1, round(1000 * head_timeout))),
-        # It says at each start that to be embedded is experimental.
+        # Otherwise granian logs at each start that its embedded server is experimental.
         log_enabled=False,
         log_level=LogLevels.error,
     )
@@ -62,11 +62,11 @@ def serve(
         serving = asyncio.ensure_future(server.serve())
         announcing = asyncio.ensure_future(_announce(host, port, on_start))
         stopping = asyncio.ensure_future(stopped.wait())
-        # A signal that comes while it starts stops it as soon as it has started.
+        # If a signal comes while the server starts, the server stops as soon as it has started.
         for step in (announcing, stopping):
             await asyncio.wait({serving, step}, return_when=asyncio.FIRST_COMPLETED)
             step.cancel()
-        server.stop()  # type: ignore[no-untyped-call]  # granian says nothing of its types here
+        server.stop()  # type: ignore[no-untyped-call]  # granian has no types here
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, grace)
         return caught[0]
@@ -75,7 +75,7 @@ def serve(
 
 
 def _pass_on(number: signal.Signals, handlers: dict[signal.Signals, Any]) -> None:
-    """Raise a signal as if the server had not caught it."""
+    """Restore the signal handlers and raise the signal again, as if the server had not caught it."""
     for each, handler in handlers.items():
         signal.signal(each, handler)
     signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""The header fields of a message that the proxy passes on (RFC 9110 7.6, RFC 7239)."""
+"""The header fields of messages that the proxy passes on (RFC 9110 7.6, RFC 7239)."""
 
 import ipaddress
 import re
@@ -28,12 +28,12 @@ HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-# `Connection` cannot take from an answer what every recipient must see, a cache above all (RFC 9110 7.6.1).
+# `Connection` cannot remove these fields of an answer: every recipient needs them, caches above all (RFC 9110 7.6.1).
 _FOR_ALL: Final = re.compile(
     rb"age|allow|date|etag|expires|last-modified|link|location|pragma|server|set-cookie|surrogate-control|vary|via|warning"
     rb"|www-authenticate|(?:[\w-]+-)?cache-control|(?:accept|cache|content)-.+"
 )
-# How proxies say which scheme the client asked with: by its name, or by "on".
+# Fields by which proxies tell the scheme of the client's request: by its name, or in `_SECURE` by "on".
 _SCHEMES: Final = (
     b"x-forwarded-proto",
     b"x-forwarded-scheme",
@@ -51,10 +51,10 @@ class FieldRules(NamedTuple):
     """The operator's choices about the fields of requests and answers; see `Proxy`.
 
     Parameters:
-        host: of the service.
+        host: the service's value of `Host`.
         preserve_host, forwarded, trust_forwarded: see `Proxy`.
         pseudonym: the name of this proxy in `Via`.
-        identity: tells it from other proxies of this name; a comment in `Via`.
+        identity: a random comment in `Via`, which distinguishes this proxy from others with the same pseudonym.
     """
 
     host: bytes
@@ -65,9 +65,9 @@ class FieldRules(NamedTuple):
     identity: bytes
 
     def has_passed(self, via: bytes) -> bool:
-        """Return whether a `Via` of a request says that it has been here.
+        """Return whether the `Via` of a request names this proxy.
 
-        Anybody on the way may take comments away (RFC 9110 7.6.3). Then the pseudonym alone counts.
+        Other proxies may remove comments from `Via` (RFC 9110 7.6.3). Without a comment, the pseudonym alone counts.
         """
         name = re.escape(self.pseudonym)
         member = rb"(?:^|,)[ \t]*[^ \t,()]+[ \t]+%b(?:[ \t]+\(%b\))?[ \t]*(?:,|$)" % (name, self.identity)
@@ -75,12 +75,12 @@ class FieldRules(NamedTuple):
 
 
 def _is_known(name: bytes) -> bool:
-    """Return whether swr knows a request field: where it does not, nothing is shared."""
+    """Return whether swr knows the meaning of a request field, so that it may share answers to such requests."""
     return name in INTERPRETED or field_class(name) is not FieldClass.UNKNOWN
 
 
 def request_fields(scope: Scope, fields: Fields, rules: FieldRules) -> Fields:
-    """Return the fields of a request as the service is to see them."""
+    """Return the fields of a request that the proxy sends to the service."""
     hosts = [value for name, value in fields if name == b"host"]
     if not rules.preserve_host or not hosts:
         fields = [(b"host", rules.host), *without(fields, b"host")]
@@ -108,14 +108,15 @@ def request_fields(scope: Scope, fields: Fields, rules: FieldRules) -> Fields:
 
 
 def response_fields(status: int, received: Fields, version: bytes, rules: FieldRules, *, unshared: bool) -> Fields:
-    """Return the fields of an answer as the client is to see them.
+    """Return the fields of an answer that the proxy sends to the client.
 
     Parameters:
-        status: of the answer.
-        received: its fields as they came.
-        version: of HTTP, "HTTP/1.1".
+        status: the status of the answer.
+        received: the fields that the service sent.
+        version: the HTTP version of the answer, such as "HTTP/1.1".
         rules: the operator's choices.
-        unshared: whether the service did not see all that the client sent.
+        unshared: whether the proxy removed request fields that a cache in front of it sees, so that caches must not
+            share the answer.
     """
     received = [(name.lower(), value) for name, value in received]
     fields, _ = end_to_end(received, is_for_all=_is_for_all)
@@ -127,20 +128,20 @@ def response_fields(status: int, received: Fields, version: bytes, rules: FieldR
         # RFC 9110 6.6.1
         fields.append((b"date", formatdate(usegmt=True).encode()))
     if unshared or (rules.forwarded and _varies_by_address(fields)):
-        # What selected the answer is not in the request as a cache in front of this proxy sees it.
+        # The answer depends on more or fewer request fields than a cache in front of this proxy sees.
         fields.append((b"vary", b"*"))
     return appended(fields, b"via", b"%b %b" % (version.removeprefix(b"HTTP/"), rules.pseudonym))
 
 
 def _is_for_all(name: bytes) -> bool:
-    """Return whether a field of an answer is for every recipient."""
+    """Return whether every recipient needs a field of an answer."""
     return _FOR_ALL.fullmatch(name) is not None
 
 
 def _forwarded_scheme(fields: Fields) -> bytes | None:
-    """Return the scheme that a trusted proxy says the client asked with; None: it does not say.
+    """Return the scheme of the client's request according to a trusted proxy, or None if no field tells it.
 
-    The fields for the service depend on it. A service that gets two schemes may redirect for ever.
+    The proxy must tell the service this same scheme: a service that sees two different schemes may redirect forever.
     """
     said: dict[bytes, bytes] = {}
     for name, value in fields:
@@ -159,18 +160,18 @@ def _varies_by_address(fields: Fields) -> bool:
 def end_to_end(
     headers: Sequence[tuple[bytes, bytes]], is_for_all: Callable[[bytes], bool] = _is_known
 ) -> tuple[Fields, set[bytes]]:
-    """Return the fields that are not about the connection (RFC 9110 7.6.1), and which it named beyond the usual.
+    """Return the fields that are not about one connection (RFC 9110 7.6.1), and the result of `named_in`.
 
     Parameters:
-        headers: of the message, names in lower case.
-        is_for_all: returns whether a field, by its name, is for every recipient: `Connection` cannot take it away.
+        headers: the fields of the message, with names in lower case.
+        is_for_all: returns whether `Connection` cannot remove the field of a name, because every recipient needs it.
     """
     named = named_in(headers, is_for_all)
     return [(name, value) for name, value in headers if name not in HOP_BY_HOP and name not in named], named
 
 
 def named_in(headers: Sequence[tuple[bytes, bytes]], is_for_all: Callable[[bytes], bool] = _is_known) -> set[bytes]:
-    """Return the fields that `Connection` names beyond the usual; for the parameters see `end_to_end`."""
+    """Return the fields outside `HOP_BY_HOP` that `Connection` removes; for the parameters see `end_to_end`."""
     for name, _ in headers:
         if name == b"connection":
             names = {name for name, _ in headers}
@@ -179,7 +180,7 @@ def named_in(headers: Sequence[tuple[bytes, bytes]], is_for_all: Callable[[bytes
 
 
 def members(headers: Sequence[tuple[bytes, bytes]], field: bytes) -> set[bytes]:
-    """The members of a field that is a list of words, lower case."""
+    """Return the members of a field that is a list of words, in lower case."""
     lines = [value for name, value in headers if name == field]
     return {member.strip(b" \t").lower() for line in lines for member in line.split(b",")}
 
@@ -189,19 +190,19 @@ def without(fields: Fields, field: bytes) -> Fields:
 
 
 def appended(fields: Fields, field: bytes, member: bytes) -> Fields:
-    """Return the fields with a member added to one that is a list, which is then one line."""
+    """Return the fields with a member added to a list field, whose lines are joined into one."""
     values = [value for name, value in fields if name == field]
     return [*without(fields, field), (field, b", ".join([*values, member]))]
 
 
 def _is_about_the_client(name: bytes) -> bool:
-    """Return whether a field is one that proxies speak of the client by; for CGI `_` is the same as `-`."""
+    """Return whether proxies describe the client in a field. In the name, `_` counts as `-`, as it does for CGI."""
     name = name.replace(b"_", b"-")
     return name in (b"forwarded", b"x-real-ip") or name.startswith(b"x-forwarded-")
 
 
 def _address(scope: Scope) -> bytes | None:
-    """Return the client's IP address, or None if the server names none (RFC 7239 6)."""
+    """Return the client's IP address, or None if the server does not tell it (RFC 7239 6)."""
     client = scope.get("client")
     try:
         return str(ipaddress.ip_address(client[0].partition("%")[0])).encode() if client else None

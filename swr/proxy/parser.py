@@ -1,4 +1,4 @@
-"""The parser of requests under `ClientProtocol`."""
+"""The request parser of `ClientProtocol`."""
 
 from typing import Final, Protocol
 
@@ -11,7 +11,7 @@ class Callbacks(Protocol):
     """The callbacks of the parser; see httptools.
 
     Attributes:
-        headers: of the request, names in lower case.
+        headers: the fields of the request, with names in lower case.
     """
 
     headers: list[tuple[bytes, bytes]]
@@ -25,27 +25,29 @@ class Callbacks(Protocol):
 
 
 class RequestParser:
-    """httptools' parser, for a server that upgrades no connection (RFC 9110 7.8).
+    """httptools' parser, adapted for a server that never upgrades a connection (RFC 9110 7.8).
 
-    httptools takes everything after the head of a request with `Upgrade` for another protocol. Without an upgrade it is
-    the body of the request, and the next request. Java's client asks for h2c with every request, with a POST too.
+    After the header section of a request with `Upgrade`, httptools stops parsing, because another protocol may follow.
+    Without an upgrade, the request's body and the next requests follow. Such requests are common: Java's client offers
+    h2c with every request, even with a POST.
 
     Parameters:
-        callbacks: of the server.
+        callbacks: the callbacks of the server.
     """
 
     def __init__(self, callbacks: Callbacks) -> None:
         self._callbacks = callbacks
-        # The head that has the parser read the body of a request with `Upgrade`, and whether it reads that head now.
+        # A substitute header section without `Upgrade`. Parsing it makes httptools read the body of a request with
+        # `Upgrade`. The flag says whether httptools is parsing the substitute now.
         self._head = b""
         self._is_repeating = False
         self.on_body = callbacks.on_body
         self._parser = httptools.HttpRequestParser(self)
-        # As uvicorn sets it: what comes after a request with `Connection: close` is not a reason not to answer it.
+        # As in uvicorn: data after a request with `Connection: close` does not make the request invalid.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def close(self) -> None:
-        """Let go of httptools' parser, which holds this one: neither waits for a garbage collection."""
+        """Release httptools' parser. This breaks a reference cycle, so that no garbage collection is needed."""
         del self._parser
 
     def get_http_version(self) -> str:
@@ -61,14 +63,14 @@ class RequestParser:
         return self._parser.should_keep_alive()
 
     def should_upgrade(self) -> bool:
-        """Return that no request leads to an upgrade."""
+        """Return False: no request leads to an upgrade."""
         return False
 
     def feed_data(self, data: bytes) -> None:
         """Parse what a client has sent.
 
         Raises:
-            httptools.HttpParserError: it is not a request, or a callback refuses it.
+            httptools.HttpParserError: the data is not a request, or a callback refuses it.
         """
         rest = memoryview(data)
         while True:
@@ -83,22 +85,22 @@ class RequestParser:
                 self._parser.feed_data(head)
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Report that a request begins."""
         if not self._is_repeating:
             self._callbacks.on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A part of its target."""
+        """Report a part of the request's target."""
         if not self._is_repeating:
             self._callbacks.on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field."""
+        """Report a header field."""
         if not self._is_repeating:
             self._callbacks.on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
+        """Report that the header section is complete."""
         if self._is_repeating:
             self._is_repeating = False
             return
@@ -108,6 +110,6 @@ class RequestParser:
             self._head = b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % pair for pair in framing)
 
     def on_message_complete(self) -> None:
-        """The request is complete; one with `Upgrade` when its body has been read too."""
+        """Report that the request is complete. A request with `Upgrade` is complete when its body has been read."""
         if not self._head:
             self._callbacks.on_message_complete()

@@ -1,6 +1,7 @@
-"""A reverse proxy as an ASGI app: every request goes to one upstream service, and its answer comes back as it is.
+"""A reverse proxy as an ASGI app: it passes every request on to one upstream service, and returns its answer unchanged.
 
-It caches nothing; `SWRMiddleware(Proxy("http://127.0.0.1:9000"), cache=cache)` does, and `caching_proxy` returns that.
+The proxy caches nothing. `SWRMiddleware(Proxy("http://127.0.0.1:9000"), cache=cache)` caches, and `caching_proxy`
+returns such an app.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from swr.proxy.targets import misdirected, origin_form
 
 log = logging.getLogger("swr")
 
-# What servers refuse to send in a field (RFC 9110 5.5).
+# Control characters, which a field value must not contain (RFC 9110 5.5).
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -36,25 +37,27 @@ class Proxy:
     """An ASGI app that passes HTTP requests on to a service, and its answers back, as a gateway does (RFC 9110 3.7).
 
     Parameters:
-        upstream: the service, "http://127.0.0.1:9000"; a path, "http://127.0.0.1:9000/api", is put before every path.
+        upstream: the service, "http://127.0.0.1:9000". A path in it, as in "http://127.0.0.1:9000/api", is put before
+            the path of every request.
         timeout: how long the service may be silent, before and during its answer.
-        connect_timeout: how long connecting may take, and how long a request waits for one of the connections.
-        max_connections: how many connections to the service. If all are taken, the proxy ends the exchange with a
-            client that is a second or more behind. Or it ends a GET, HEAD or OPTIONS whose answer takes longer than
+        connect_timeout: how long connecting may take, and how long a request waits for a free connection.
+        max_connections: the most connections to the service. If all are taken, the proxy ends the exchange with a
+            client that is a second or more behind. Or it gives up a GET, HEAD or OPTIONS whose answer takes longer than
             usual to begin.
-        client_timeout: seconds that a client may fall behind while it sends a body or takes an answer. That is how long
-            the proxy has waited for it, less the time for its bytes at 500 a second.
-        preserve_host: the service sees the `Host` that the client sent; else its own.
-        forwarded: tell the service who asks, by `Forwarded` (RFC 7239) and `X-Forwarded-For`, `-Proto` and `-Host`.
-        trust_forwarded: keep what the client sent of these, and add to it: for what is behind another proxy.
-            Anybody can write them, so by default they are dropped, and `X-Real-IP` with them.
-        pseudonym: what this proxy is called in `Via`.
+        client_timeout: seconds that a client may fall behind while it sends a body or takes an answer. The proxy counts
+            the time for which it waits for the client, minus the time for the client's bytes at 500 a second.
+        preserve_host: whether the service sees the `Host` that the client sent. Otherwise it sees that of `upstream`.
+        forwarded: whether to describe the client to the service, by `Forwarded` (RFC 7239) and `X-Forwarded-For`,
+            `-Proto` and `-Host`.
+        trust_forwarded: whether to keep these fields if the client sends them, and add to them. Set it behind another
+            proxy. Any client can send them, so by default the proxy drops them, and `X-Real-IP`, too.
+        pseudonym: the name of this proxy in `Via`.
 
-    Paths, queries, fields and bodies go through byte for byte. It opens its connections at startup or at its first
-    use, belongs to one event loop at a time, and closes at shutdown or by `aclose`.
+    Paths, queries, fields and bodies pass through byte for byte. The proxy opens its connections at startup or at the
+    first request. It belongs to one event loop at a time, and closes at shutdown or by `aclose`.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: an option cannot work.
     """
 
     def __init__(
@@ -91,18 +94,18 @@ class Proxy:
         self.rules = FieldRules(url.netloc, preserve_host, forwarded, trust_forwarded, pseudonym.encode(), identity)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one connection."""
+        """Handle one ASGI connection: a request, the lifespan, or a WebSocket, which is refused."""
         if scope["type"] == "http":
             await self._answer(origin_form(scope), receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            # A WebSocket, which is not passed on: closed before it is accepted, it is answered with 403.
+            # The proxy does not pass WebSockets on. The server answers 403 if the app closes one before accepting it.
             await receive()
             await send({"type": "websocket.close"})
 
     async def aclose(self) -> None:
-        """Close the connections; they open again at the next use."""
+        """Close the connections. The next request opens them again."""
         await self._service.aclose()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -115,7 +118,7 @@ class Proxy:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _close_if_over(self) -> None:
-        """Close the connections after shutdown, when no request needs one: a cache in front drains after that."""
+        """Close the connections after shutdown, if no request needs them: loads of a cache may still run then."""
         if self._is_over and not self._service.is_busy:
             with anyio.CancelScope(shield=True):
                 await self.aclose()
@@ -123,7 +126,7 @@ class Proxy:
     # -- one request ------------------------------------------------------------------------------------------
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; if the client leaves, so do we."""
+        """Answer a request; if the client leaves, give up the exchange with the service."""
         exchange = Exchange(self._client_limit)
         body = RequestBody(receive, exchange)
         failed: Exception | None = None
@@ -135,7 +138,7 @@ class Proxy:
             except ClientGone:
                 pass
             except Exception as error:
-                # Raised here it would leave the group as an ExceptionGroup.
+                # If it were raised here, the task group would wrap it into an ExceptionGroup.
                 failed = error
             finally:
                 self._service.release(exchange)
@@ -154,10 +157,10 @@ class Proxy:
         await say(scope, send, 408, "The request took too long to come.", is_last=True)
 
     async def _exchange(self, scope: Scope, exchange: Exchange, body: RequestBody, send: Send) -> None:
-        """Pass a request on and its answer back, or answer it here."""
+        """Pass a request on and its answer back, or answer it without the service."""
         method: str = scope["method"]
         target = self._target(scope)
-        # Plain ones: beside an app of FastAPI they note who looks, and a client of HTTP looks at all.
+        # Convert to plain bytes: swr may pass objects that note each read of a field by the app, and httpx reads all.
         fields, named = end_to_end([(bytes(name), bytes(value)) for name, value in scope["headers"]])
         hops = hops_left(fields) if method == "OPTIONS" else None
         refused = misdirected(scope, self.rules) or refusal(scope, target, hops)
@@ -186,7 +189,7 @@ class Proxy:
         """Send the service's answer to the client.
 
         Parameters:
-            unshared: whether the service did not see all that the client sent.
+            unshared: see `response_fields`.
         """
         stream = response.stream
         assert isinstance(stream, httpx.AsyncByteStream)
@@ -206,31 +209,31 @@ class Proxy:
             async for chunk in chunks:
                 message = {"type": "http.response.body", "body": chunk, "more_body": True}
                 await exchange.wait(send(message), len(chunk))
-                # Thousands of short pieces may have come at once. The others take turns.
+                # Thousands of short pieces may be ready at once. This lets other tasks run between them.
                 await anyio.lowlevel.checkpoint()
             await close_if_overrun(response)
         except httpx.TimeoutException as error:
-            # An exception makes the server break the connection, so the client never takes half an answer for a whole.
+            # An exception makes the server break the connection, so that the client notices the incomplete answer.
             raise TimeoutError(f"the service fell silent during its answer to {scope['path']!r}") from error
         except httpx.TransportError as error:
             raise ConnectionError(f"the service broke off its answer to {scope['path']!r}") from error
         finally:
             await stream.aclose()
             self._service.release(exchange)
-            # On trio the iterators of httpx must come to their end, which is near on a closed connection.
+            # On trio, the iterators of httpx must be exhausted. On a closed connection they end at once.
             with contextlib.suppress(httpx.TransportError):
                 async for _ in chunks:
                     pass
         await send({"type": "http.response.body", "body": b""})
 
     def _target(self, scope: Scope) -> bytes | None:
-        """Return what is in the request line: the client's bytes, after the service's own path.
+        """Return the target for the service's request line: the path of `upstream`, and the client's path and query.
 
-        None: it is not a path.
+        The client's bytes stay as they are. Return None if the target is not a path.
         """
-        # Characters of a path (RFC 3986 3.3).
         path: bytes = scope.get("raw_path") or b""
         if not path or path_of(scope) != path:  # An outer middleware has changed it.
+            # RFC 3986 3.3 lists the characters that a path may contain.
             path = quote(scope["path"], safe="/:@!$&'()*+,;=~").encode()
         if path == b"*" and scope["method"] == "OPTIONS":
             return path

@@ -1,4 +1,4 @@
-"""The body of a request: it goes to the service as it comes from the client."""
+"""The body of a request, which goes to the service piece by piece as it comes from the client."""
 
 from collections.abc import AsyncIterator
 from typing import Final
@@ -11,7 +11,7 @@ from swr.http.fields import content_length
 from swr.proxy.headers import Fields, without
 from swr.proxy.slots import Exchange
 
-# A body that is announced to have no more bytes is complete before the service is asked.
+# Bytes. A body with a Content-Length up to this is read completely before the service is asked.
 _SMALL: Final = 2**16
 
 
@@ -20,11 +20,11 @@ class ClientGone(Exception):
 
 
 class RequestBody(httpx.AsyncByteStream):
-    """The body of a request as it comes from the client, and a watch for the client's disconnect.
+    """The body of a request as it comes from the client, with a watch for the client's disconnect.
 
     Parameters:
-        receive: of ASGI; it is asked from one place at a time.
-        exchange: waits for the client.
+        receive: ASGI's `receive`. Only one task calls it at a time.
+        exchange: measures the time for which the proxy waits for the client.
     """
 
     def __init__(self, receive: Receive, exchange: Exchange) -> None:
@@ -35,10 +35,10 @@ class RequestBody(httpx.AsyncByteStream):
         self.read = anyio.Event()
 
     async def begin(self, *, whole: bool) -> bool:
-        """Wait for the beginning of the body, and return whether there is any.
+        """Wait for the beginning of the body, and return whether the body has any bytes.
 
         Parameters:
-            whole: wait for all of it.
+            whole: whether to wait for the whole body.
         """
         while not self.read.is_set() and (whole or not self._begun):
             piece = await self._next()
@@ -47,7 +47,7 @@ class RequestBody(httpx.AsyncByteStream):
         return bool(self._begun)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body, piece by piece."""
+        """Yield the body, piece by piece."""
         for piece in self._begun:
             yield piece
         while not self.read.is_set():
@@ -56,7 +56,7 @@ class RequestBody(httpx.AsyncByteStream):
                 yield piece
 
     async def watch(self, scope: anyio.CancelScope) -> None:
-        """Cancel `scope` when the client leaves after it has sent what it had to send."""
+        """Cancel `scope` when the client leaves after its request is complete or no longer needed."""
         await self.read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
@@ -74,9 +74,14 @@ class RequestBody(httpx.AsyncByteStream):
 
 
 async def frame(headers: Fields, fields: Fields, body: RequestBody) -> bool:
-    """Say whether the request has a body, and see to it that the fields say where it ends (RFC 9112 6).
+    """Return whether the request has a body, and make the fields say where the body ends (RFC 9112 6).
 
-    Waits for the beginning of the body, so that a client that announces one and sends nothing takes up no connection.
+    This waits for the beginning of the body. So a client that announces a body and sends nothing takes no connection.
+
+    Parameters:
+        headers: the fields that the client sent.
+        fields: the fields for the service, which this function changes.
+        body: the body of the request.
     """
     names = {name for name, _ in headers}
     is_chunked = b"transfer-encoding" in names
@@ -85,7 +90,7 @@ async def frame(headers: Fields, fields: Fields, body: RequestBody) -> bool:
     if not is_chunked:
         if b"content-length" in names:
             return True
-        # In HTTP/1.1 that is none; in HTTP/2 and 3 nothing needs to be said.
+        # In HTTP/1.1, a request without either field has no body. HTTP/2 and 3 need no such field for a body.
         if not has_body:
             return False
     fields[:] = [*without(fields, b"content-length"), (b"transfer-encoding", b"chunked")]

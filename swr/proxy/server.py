@@ -1,10 +1,10 @@
-"""The client's connection under uvicorn: a client that keeps the server waiting is let go.
+"""The client's connection under uvicorn, which is closed if the client keeps the server waiting for too long.
 
-uvicorn limits how long a connection may be idle between two requests, and nothing else. This protocol adds the rest:
+uvicorn limits only how long a connection may be idle between two requests. This protocol adds these limits:
 
 | the client                                                  | may take                                          |
 | ----------------------------------------------------------- | ------------------------------------------------- |
-| has sent nothing yet, or only a part of a request's head    | `head_timeout`                                    |
+| has sent nothing, or only a part of a header section        | `head_timeout`                                    |
 | sends a body                                                | `client_timeout` more than 500 bytes a second do  |
 | goes on sending a body that was answered already            | `head_timeout`                                    |
 | takes an answer, also one from the cache                    | `client_timeout` more than 500 bytes a second do  |
@@ -27,19 +27,19 @@ from swr.proxy.targets import split_absolute, with_host
 
 log = logging.getLogger("swr")
 
-# Bytes that the head of a request may have, its trailers included.
+# The most bytes in the header section of a request, including its trailers.
 MOST_HEAD_BYTES: Final = 2**16
-# Requests that may wait on one connection for the answer to the one before them.
+# The most pipelined requests that wait on one connection for the answers to earlier requests.
 _MOST_PIPELINED: Final = 64
 _TOO_LARGE: Final = b"431 Request Header Fields Too Large"
 
 
 class _Refused(Exception):
-    """The request is not read any further."""
+    """Raised in callbacks of the parser to refuse a request."""
 
 
 class _Stage(enum.Enum):
-    """The part of its request at which the client is."""
+    """The part of a request that the client is sending."""
 
     BETWEEN = "between requests"
     HEAD = "in the head"
@@ -47,7 +47,7 @@ class _Stage(enum.Enum):
 
 
 class _Wait(enum.Enum):
-    """Steps of the client that the server waits for."""
+    """The action of the client that the server waits for."""
 
     NOTHING = "nothing"
     ASK = "send the head of a request"
@@ -57,17 +57,17 @@ class _Wait(enum.Enum):
 
 
 class _Progress:
-    """Notes how far a client is behind with what the server waits for.
+    """The measure of how far a client is behind with the action that the server waits for.
 
     Parameters:
-        now: seconds of the event loop's clock.
-        most: seconds that count between two looks. For more than that the server itself was held up.
+        now: seconds by the event loop's clock.
+        most: the most seconds that count between two looks. More than that means that the server itself was blocked.
     """
 
     def __init__(self, now: float, most: float) -> None:
         self._most = most
-        # The step that the server waited for at its last look, in which request, and by how many seconds the client
-        # is behind.
+        # The action that the server waited for at its last look, and the number of the request; then the seconds by
+        # which the client is behind.
         self._waited: tuple[_Wait, int] = (_Wait.NOTHING, 0)
         self._behind = 0.0
         self._looked_at = now
@@ -78,13 +78,13 @@ class _Progress:
         self._drained += size
 
     def look(self, now: float, waited: tuple[_Wait, int], sent: int, buffered: int) -> float:
-        """Return by how many seconds the client is behind.
+        """Return the seconds by which the client is behind.
 
         Parameters:
-            now: seconds of the event loop's clock.
-            waited: what the client is waited for, and in which request.
-            sent: bytes of bodies that it has sent so far.
-            buffered: bytes that it has not taken yet.
+            now: seconds by the event loop's clock.
+            waited: the action that the server waits for, and the number of the request.
+            sent: bytes of bodies that the client has sent so far.
+            buffered: bytes that the client has not taken so far.
         """
         elapsed, self._looked_at = min(self._most, now - self._looked_at), now
         moved = max(0, self._drained + self._buffered - buffered) + sent - self._sent
@@ -98,7 +98,7 @@ class _Progress:
 
 
 class ClientProtocol(HttpToolsProtocol):
-    """A connection of a client.
+    """uvicorn's protocol for the connection of a client, with further limits.
 
     Attributes:
         head_timeout, client_timeout: seconds; see the table of this module. A subclass sets them.
@@ -109,20 +109,21 @@ class ClientProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parser = RequestParser(self)  # type: ignore[assignment]  # what uvicorn uses of httptools'
+        self.parser = RequestParser(self)  # type: ignore[assignment]  # it has the methods that uvicorn uses
         self._stage = _Stage.BETWEEN
         self._requests = 0
-        # The status of what is malformed, or refused.
+        # The status of the answer to a malformed or refused request.
         self._refusal = b"400 Bad Request"
-        # The requests that are not answered yet.
+        # The unanswered requests.
         self._cycles: list[RequestResponseCycle] = []
-        # Bytes: of the head so far, counted in two ways, and of all bodies.
+        # Bytes of the current header section: those of complete fields, and those that came in reads of the socket.
+        # The third number is the bytes of all bodies.
         self._head_size = self._head_received = self._body_size = 0
         self._look_every = min(self.head_timeout, self.client_timeout) / 8
 
     # -- the connection ---------------------------------------------------------------------------------------
 
-    # As uvicorn, which serves no other transports, narrows it.
+    # The parameter has the narrower type that uvicorn gives it.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         _, self._high_water = transport.get_write_buffer_limits()
@@ -133,7 +134,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._timer.cancel()
         self.parser.close()  # type: ignore[attr-defined]  # it is a RequestParser
         super().connection_lost(exc)
-        # uvicorn tells the last request alone, and a request that waits for that one would wait for ever.
+        # uvicorn tells only the last request about the disconnect. Earlier pipelined requests would wait forever.
         for cycle in self._cycles:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -142,13 +143,13 @@ class ClientProtocol(HttpToolsProtocol):
         requests = self._requests
         super().data_received(data)
         if self._stage is _Stage.HEAD and requests == self._requests:
-            # The parser hands over a field when it is whole; one may never be.
+            # The parser reports only complete fields. A client may send a field that never ends.
             self._head_received += len(data)
             if self._head_received > MOST_HEAD_BYTES:
                 self._refuse(_TOO_LARGE)
 
     def resume_writing(self) -> None:
-        # The buffer was full, and is nearly empty.
+        # The write buffer was full, and is now nearly empty.
         self._progress.drain(self._high_water)
         super().resume_writing()
 
@@ -167,7 +168,8 @@ class ClientProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
         if self._stage is _Stage.HEAD:
-            # uvicorn would add a trailer to the fields of the head (RFC 9110 6.5.1). httptools leaves tabs at the end.
+            # uvicorn would add trailers to the header section (RFC 9110 6.5.1), so they are skipped. httptools leaves
+            # tabs at the end of a value.
             super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
@@ -180,14 +182,14 @@ class ClientProtocol(HttpToolsProtocol):
             self.expect_100_continue = False  # RFC 9110 10.1.1
         super().on_headers_complete()
         if is_old:
-            self.cycle.send = UnchunkedSend(self.cycle)  # type: ignore[method-assign]  # uvicorn takes it of the cycle
+            self.cycle.send = UnchunkedSend(self.cycle)  # type: ignore[method-assign]  # uvicorn reads the attribute
         self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
 
     def _read_line(self) -> None:
-        """Refuse a request line that uvicorn would take for another one."""
+        """Refuse request lines that uvicorn would misinterpret, and take the host from an absolute target."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
-            # The parser also knows 0.9, which has no fields, and 2.0, which has no request line.
+            # The parser also accepts 0.9, which has no fields, and 2.0, which has no request line.
             self._refusal = b"505 HTTP Version Not Supported"
             raise _Refused
         if self.parser.get_method() == b"CONNECT":
@@ -195,7 +197,7 @@ class ClientProtocol(HttpToolsProtocol):
             raise _Refused
         absolute = split_absolute(self.url)
         if absolute is not None:
-            # httptools hides the host of such a target.
+            # uvicorn takes only the path of such a target, and ignores its host.
             host, self.url = absolute
             self.headers[:] = with_host(self.headers, host, version)
         elif not self.url.startswith(b"/") and self.url != b"*":
@@ -216,13 +218,13 @@ class ClientProtocol(HttpToolsProtocol):
             raise _Refused
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that is malformed or was refused."""
+        """Answer a request that is malformed or refused. uvicorn calls this."""
         self._refuse(self._refusal)
 
     # -- the clock --------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Let the client go if it is too far behind."""
+        """Close the connection if the client is too far behind."""
         self._timer = self.loop.call_later(self._look_every, self._look)
         waited, buffered = self._awaited(), self.transport.get_write_buffer_size()
         behind = self._progress.look(self.loop.time(), (waited, self._requests), self._body_size, buffered)
@@ -237,27 +239,27 @@ class ClientProtocol(HttpToolsProtocol):
         if self._stage is _Stage.BODY:
             if not is_answering:
                 return _Wait.FINISH
-            # uvicorn stops reading when the app does not take what has come.
+            # uvicorn pauses reading while the app does not take the body that has come so far.
             return _Wait.SEND if self.transport.is_reading() else _Wait.NOTHING
         return _Wait.NOTHING if is_answering else _Wait.ASK
 
     def _head_limit(self) -> float:
-        # Between two requests uvicorn's own time-out is to come first.
+        # Between two requests, uvicorn's own time-out must come first.
         return max(self.head_timeout, self.timeout_keep_alive if self._stage is _Stage.BETWEEN else 0)
 
     def _let_go(self, wait: _Wait) -> None:
-        log.debug("closed the connection of a client that had to %s", wait.value)
+        log.debug("closed the connection of a client that was too slow to %s", wait.value)
         if wait is _Wait.ASK and self._stage is _Stage.HEAD:
             # RFC 9110 15.5.9
             self._refuse(b"408 Request Timeout")
             return
         if wait is _Wait.TAKE:
-            # Otherwise the kernel would go on offering what it holds for minutes.
+            # Otherwise the kernel would try for minutes to send the bytes that it has buffered.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         self.transport.abort()
 
     def _refuse(self, status: bytes) -> None:
-        """End the connection with an answer, unless that would fall into the middle of another one."""
+        """Close the connection after an error answer, or without one if another answer is under way."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()
         elif not self.transport.is_closing():

@@ -1,4 +1,4 @@
-"""The connections to the service."""
+"""The proxy's connections to the service."""
 
 import functools
 import logging
@@ -17,24 +17,25 @@ from swr.proxy.slots import Exchange, Slots
 
 log = logging.getLogger("swr")
 
-# An idle connection is given up before servers usually do so, after 5 seconds: no request runs into a closing one.
+# Seconds after which the proxy closes an idle connection. Many servers do so after 5 seconds. Closing first keeps
+# requests from running into a connection that the server is closing.
 _IDLE: Final = 4.0
-# Bytes of a response that the system may hold. Without a bound they are megabytes for each client that does not take
-# its answer, and an event loop takes all of them at once.
+# Bytes of an answer that the kernel may buffer. By default it buffers megabytes for each client that does not read its
+# answer, and the event loop then reads all of them at once.
 _RECEIVE_BUFFER: Final = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)]
-# They change nothing (RFC 9110 9.2.1), so they may be asked again, or given up.
+# Safe methods (RFC 9110 9.2.1), so that the proxy may repeat such a request or give it up.
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 
 
 class Service:
-    """The service and the connections to it, which open at the first use.
+    """The connections to the service, which open at the first use.
 
     Parameters:
-        url: of the service.
-        silence: seconds that the head of its answer may take after the request, and that it may be silent during its
-            answer.
-        patience: seconds that connecting may take, and that a request waits for one of the connections.
-        max_connections: to the service.
+        url: the URL of the service.
+        silence: seconds that the header section of an answer may take after the request, and seconds for which the
+            service may be silent during its answer.
+        patience: seconds that connecting may take, and seconds for which a request waits for a free connection.
+        max_connections: the most connections.
     """
 
     def __init__(self, url: httpx.URL, silence: float, patience: float, max_connections: int) -> None:
@@ -47,12 +48,12 @@ class Service:
         self._transport: httpx.AsyncHTTPTransport | None = None
 
     def open(self) -> httpx.AsyncHTTPTransport:
-        """Return the connections to the service.
+        """Open the connections, unless they are open, and return them.
 
-        The transport and not a client: that one has a cookie jar, defaults for fields, redirects and `.netrc`.
+        This is a transport of httpx, not a client, which has a cookie jar, default fields, redirects and `.netrc`.
         """
         if self._transport is None:
-            # The system's certificates, or SSL_CERT_FILE.
+            # This trusts the certificates of the system, or of SSL_CERT_FILE.
             verify = ssl.create_default_context() if self._url.scheme == "https" else False
             count = self._max_connections
             limits = httpx.Limits(max_connections=count, max_keepalive_connections=count, keepalive_expiry=_IDLE)
@@ -68,11 +69,11 @@ class Service:
         return self._slots.are_taken
 
     def release(self, exchange: Exchange) -> None:
-        """The exchange needs no connection, or no more."""
+        """Release the connection of an exchange, or its place in the queue for connections."""
         self._slots.release(exchange)
 
     async def aclose(self) -> None:
-        """Close the connections; they open again at the next use."""
+        """Close the connections. The next request opens them again."""
         transport, self._transport = self._transport, None
         if transport is not None:
             await transport.aclose()
@@ -80,14 +81,14 @@ class Service:
     async def ask(
         self, exchange: Exchange, method: str, target: bytes, fields: Fields, body: RequestBody | None
     ) -> httpx.Response:
-        """Send the request when a connection is free, and return the answer as far as its header.
+        """Send the request when a connection is free, and return the answer with its header section, before its body.
 
-        The exchange keeps the connection until `release`, which must be called in any case. A server may close an idle
-        connection while a request is on its way to it. One that changes nothing is then asked again, on the next
-        kept connection or at last on a new one (RFC 9110 9.2.2, RFC 9112 9.3.1).
+        The exchange keeps the connection until `release`, which the caller must always call. A server may close an idle
+        connection while a request is on its way. The proxy then repeats a request with a safe method, on the other idle
+        connections and finally on a new one (RFC 9110 9.2.2, RFC 9112 9.3.1).
 
         Raises:
-            httpx.TransportError: there is no answer.
+            httpx.TransportError: the service gave no answer.
         """
         transport = self.open()
         await self._slots.take(exchange)
@@ -97,7 +98,8 @@ class Service:
             nonlocal connected
             connected = connected or event == "connection.connect_tcp.started"
             if event == "http11.receive_response_headers.started":
-                # A service that sends interim answers, or its head byte by byte, is never silent.
+                # This bounds the whole header section. The read time-out does not: a service that sends interim
+                # answers, or its fields byte by byte, is never silent.
                 scope.deadline = anyio.current_time() + self._silence
                 if method in _SAFE:
                     exchange.ask(scope)
@@ -106,12 +108,12 @@ class Service:
             method,
             self._url,
             headers=fields,
-            # Given as a stream: then httpx adds no fields.
+            # With a stream, httpx adds no fields of its own.
             stream=body or httpx.ByteStream(b""),
             extensions={"target": target, "timeout": self._timeout, "trace": trace},
         )
         with anyio.CancelScope() as scope:
-            # A busy service may have closed all of them. After these comes a new one.
+            # The service may have closed all idle connections. After that many tries, httpx opens a new one.
             idle = self._max_connections
             while True:
                 try:
@@ -127,10 +129,11 @@ class Service:
 
 
 async def close_if_overrun(response: httpx.Response) -> None:
-    """Close the connection of an answer that has ended, unless it is certain that nothing more came on it.
+    """Close the connection of a complete answer, unless it is certain that no further bytes came after the answer.
 
-    The next request would be answered with the rest (RFC 9112 9.2, 11.2). httpx does not show what is left over. Where
-    it cannot be found in its insides, each connection serves one request: slower, and safe.
+    Without this, the further bytes would become the answer to the next request (RFC 9112 9.2, 11.2). This looks at
+    private attributes of httpx, which has no public way to see such bytes. In a release of httpx without these
+    attributes, each connection serves only one request, which is slower but safe.
     """
     inside: Any = response.stream
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
@@ -141,7 +144,7 @@ async def close_if_overrun(response: httpx.Response) -> None:
         _warn_if_blind()
     connection = response.extensions["network_stream"]
     try:
-        # httpx takes a connection that has ended for one that the service has closed.
+        # After this shutdown, httpx treats the connection as closed by the service.
         with socket.socket(fileno=os.dup(connection.get_extra_info("socket").fileno())) as twin:
             twin.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -157,10 +160,10 @@ def _warn_if_blind() -> None:
 
 
 def upstream_url(upstream: str) -> httpx.URL:
-    """Return the service's URL.
+    """Return the URL of the service.
 
     Raises:
-        ConfigurationError: it is not a URL of a service.
+        ConfigurationError: `upstream` is not the URL of an HTTP service.
     """
     problem = 'give one such as "http://127.0.0.1:9000"'
     if not isinstance(upstream, str):
@@ -170,10 +173,10 @@ def upstream_url(upstream: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"upstream={upstream!r} is not a URL ({error}): {problem}") from None
     if url.userinfo:
-        # Not shown: it holds a password.
+        # The message does not show the URL, because it may contain a password.
         raise ConfigurationError("the upstream's URL holds a user or password, which is not passed on: leave it out")
     if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 2**16:
-        raise ConfigurationError(f"upstream={upstream!r} is not a URL of http:// or https://: {problem}")
+        raise ConfigurationError(f"upstream={upstream!r} is not a valid http:// or https:// URL: {problem}")
     if "?" in upstream or "#" in upstream:
         raise ConfigurationError(f"upstream={upstream!r} has a query or a fragment: leave it out")
     return url

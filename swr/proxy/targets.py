@@ -1,4 +1,4 @@
-"""The destination of a request, and whether it may go there: its host, its target, and the proxies it has passed."""
+"""Checks of a request's destination: its host, its target, and the proxies that it has passed."""
 
 import re
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from starlette.types import Scope
 
 from swr.proxy.headers import FieldRules, Fields
 
-# RFC 9112 3.2.2. A target with a user before the host is none.
+# RFC 9112 3.2.2. A target with a user before the host does not match.
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]*)([/?].*)?", re.IGNORECASE | re.DOTALL)
-# RFC 3986 3.2.2 and 3.2.3, with a host that is not empty (RFC 9110 4.2.1).
+# RFC 3986 3.2.2 and 3.2.3. The host must not be empty (RFC 9110 4.2.1).
 _HOST: Final = re.compile(rb"(?:\[[\da-fA-Fv:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[\da-fA-F]{2})+)(?::\d{0,5})?", re.ASCII)
 
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes] | None:
-    """Return the host of a target such as `http://host/path`, and the rest; None for any other (RFC 9112 3.2.2)."""
+    """Return the host and the rest of a target such as `http://host/path`, or None for others (RFC 9112 3.2.2)."""
     match = _ABSOLUTE.fullmatch(target) if target[:1] != b"/" else None
     if match is None:
         return None
@@ -25,9 +25,9 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes] | None:
 
 
 def with_host(fields: Sequence[tuple[bytes, bytes]], host: bytes, version: str) -> Fields:
-    """Return the fields of a request with the host of its target instead of that in `Host` (RFC 9112 3.2.2).
+    """Return the fields of a request with the host of its target as the value of `Host` (RFC 9112 3.2.2).
 
-    In HTTP/1.1 a request with two of them, or none, stays invalid (RFC 9112 3.2).
+    An HTTP/1.1 request with two `Host` fields, or none, stays invalid (RFC 9112 3.2).
     """
     replaced = [(name, host if name == b"host" else value) for name, value in fields]
     if version != "1.1" and all(name != b"host" for name, _ in fields):
@@ -38,8 +38,8 @@ def with_host(fields: Sequence[tuple[bytes, bytes]], host: bytes, version: str) 
 def origin_form(scope: Scope) -> Scope:
     """Return the scope of `GET http://host/path` as that of `GET /path` with this host (RFC 9112 3.2.2).
 
-    The host in the target goes before the field `Host`. Servers may hand such a target over as it came; the cache
-    must not take it for another resource.
+    The host in the target has precedence over the field `Host`. Servers may put such a target into the scope unchanged,
+    and the cache must not take it for another resource.
     """
     absolute = split_absolute(scope.get("raw_path") or b"")
     if absolute is None:
@@ -50,7 +50,7 @@ def origin_form(scope: Scope) -> Scope:
 
 
 def misdirected(scope: Scope, rules: FieldRules) -> tuple[int, str] | None:
-    """Return the status and the text of the answer to a request that goes nowhere; None for any other."""
+    """Return the status and the text for a request without a valid destination, or None for other requests."""
     hosts, passed = [], []
     for name, value in scope["headers"]:
         if name == b"host":
@@ -62,5 +62,5 @@ def misdirected(scope: Scope, rules: FieldRules) -> tuple[int, str] | None:
         return 400, "The request needs one valid Host."
     if passed and rules.has_passed(b",".join(passed)):
         # RFC 5842 7.2, RFC 9110 7.6.3
-        return 508, "The request has been here before: the proxy is, in the end, its own service."
+        return 508, "The request has been here before: the service leads back to this proxy."
     return None

@@ -1,8 +1,8 @@
-"""Rankings that are warm before anyone asks: groups that are refreshed on a schedule.
+"""Scheduled refreshes of groups of entries, so that the entries are warm before the first reader asks.
 
-Public names: `Refresher`, and `QueueStatus`, which its `status` returns; the modules are private.
+Public names: `Refresher`, and `QueueStatus`, which `Refresher.status` returns; the modules are private.
 Imports: `swr.engine`, `swr.stores` and below, not `swr.cache`.
-`refresher` checks what a user says, `locks` and `queue/` are the strategies, `rounds/` is what both need.
+`refresher` checks the user's options, `locks` and `queue/` are the strategies, and both use `rounds/`.
 """
 
 from swr.refreshers.queue.status import QueueStatus

@@ -1,15 +1,15 @@
-"""Sharded locks: every worker walks all groups each round, and loads those whose lease it gets.
+"""The strategy "locks": in each round, every worker walks all groups and loads those whose lease it gets.
 
-There is no coordinator. Workers begin with different groups (rendezvous hashing), so that they seldom compete, and
-notifications tell them which groups the others have committed. A worker asks again for a group that another one holds
-when that lease would have ended. So the groups of a dead worker are taken over in the same round.
+There is no coordinator. Workers begin with different groups (rendezvous hashing), so that they seldom compete.
+Notifications tell a worker which groups other workers have committed. If another worker holds a group's lease, the
+worker asks for the group again when that lease would end. So the groups of a dead worker are loaded in the same round.
 """
 
 import hashlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -20,19 +20,21 @@ from swr.refreshers.rounds.schedule import Round, Rounds
 from swr.stores.base import Kind, Notification
 
 log = logging.getLogger("swr")
+# Seconds until a round that failed begins again; they double with each failure in a row.
+_AGAIN_IN: Final = 1.0
 Groups = Callable[[], Awaitable[dict[str, tuple[Any, ...]]]]
 
 
 class Locks:
-    """One worker.
+    """One worker of the strategy "locks".
 
     Parameters:
-        loader: what is refreshed.
-        groups: the arguments of every call, by key.
-        rounds: when they begin.
+        loader: the cached loader that the worker calls for each group.
+        groups: returns the arguments of every call, by cache key.
+        rounds: says when each round begins.
         limiter: runs the loads.
         report: publishes the end of each round.
-        worker: this one's name.
+        worker: the name of this worker.
     """
 
     def __init__(
@@ -44,20 +46,22 @@ class Locks:
         self._limiter = limiter
         self._report = report
         self._worker = worker.encode()[-64:]
-        # Of the round that is under way: what is to be looked at, and again, and when.
+        # The next four are of the current round.
         self._begins_at = 0
+        # Arguments of the groups to ask for now, by key.
         self._todo: dict[str, tuple[Any, ...]] = {}
+        # Arguments of the groups to ask for again, by key, with the time to do so.
         self._held: dict[str, tuple[tuple[Any, ...], float]] = {}
-        # Keys that others have committed. The answer that refuses their lease may arrive after that notification.
+        # Keys that other workers have committed. The answer that refuses this worker the lease may arrive later.
         self._done: set[str] = set()
         self._walking = anyio.CancelScope()
 
     async def begin(self) -> None:
-        """Walk, round after round, until `end`."""
+        """Start a task that walks the groups in each round, until `end`."""
         self._loader.engine.start(self._run)
 
     async def end(self, seconds: float) -> None:
-        """Begin nothing more, and wait for the loads under way for some seconds at most."""
+        """Begin no more loads, and wait at most `seconds` for the loads under way."""
         self._walking.cancel()
         await self._limiter.drained(seconds)
 
@@ -67,23 +71,29 @@ class Locks:
 
     async def _walk_all(self) -> None:
         end = self._loader.engine.notifications.subscribe(self._on_message)
+        failures = 0
         try:
             while True:
+                before = self._rounds.last
                 this = await self._rounds.next()
                 self._report.begin(this)
                 try:
                     groups = await self._groups()
                     await self._walk(this, groups)
                 except Exception:
-                    # `keys` failed: its database may be unreachable.
-                    log.exception("round %d of the refresher %r could not be done", this.number, self._report.name)
+                    # `keys` failed: its database may be unreachable for a moment, and the next round be a day away.
+                    log.exception("round %d of the refresher %r failed", this.number, self._report.name)
+                    self._rounds.last = before
+                    await anyio.sleep(min(_AGAIN_IN * 2.0 ** min(failures, 10), this.left))
+                    failures += 1
                 else:
+                    failures = 0
                     self._report.end(len(groups))
         finally:
             end()
 
     def _on_message(self, message: Notification) -> None:
-        """Take the groups that others have committed in this round off the list."""
+        """Skip the groups that other workers have committed in this round."""
         is_commit = message.kind is Kind.COMMITTED and message.fingerprint == self._loader.codec.fingerprint
         if is_commit and message.version > self._begins_at:
             self._done.add(message.text)
@@ -106,7 +116,7 @@ class Locks:
         while self._todo or self._held or limiter.running:
             now = anyio.current_time()
             if now >= over_at and not self._todo:
-                # What others are loading is the next round's.
+                # The next round asks for the groups that other workers are still loading.
                 self._held.clear()
             for key in [key for key, (_, at) in self._held.items() if at <= now]:
                 self._todo[key] = self._held.pop(key)[0]

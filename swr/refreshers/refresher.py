@@ -1,4 +1,4 @@
-"""Groups that are refreshed on a schedule, so that a ranking is warm before anyone asks."""
+"""The public class `Refresher`: refreshes groups on a schedule, so that entries are warm before the first reader."""
 
 import logging
 import os
@@ -28,46 +28,47 @@ STRATEGIES: Final = ("read", "locks", "queue")
 
 
 class Strategy(Protocol):
-    """The port of a strategy: refreshes groups, in this process."""
+    """The interface of a strategy, which refreshes groups in this process."""
 
     async def begin(self) -> None:
-        """Begin, in tasks of the cache's. Raises StoreUnavailable."""
+        """Begin to refresh, in background tasks of the cache. Raises StoreUnavailable."""
 
     async def end(self, seconds: float) -> None:
-        """Begin nothing more, and give the loads under way some seconds."""
+        """Begin no more loads, and wait at most `seconds` for the loads under way."""
 
 
 class Refresher:
-    """Keeps what a cached loader loads warm, from any number of processes.
+    """A schedule that keeps the entries of a cached loader warm, from any number of processes.
 
     Parameters:
-        loader: what `@cache.cached` or `@cache.cached_many` made.
-        keys: the groups: a list, or a function (`def`, `async def`, a generator of either kind) that is asked at every
-            round. Each group is one argument or a tuple of arguments; for a batch loader, with one item in the list's
-            place.
-        every: how much time lies between the beginnings of two rounds.
+        loader: a function that `@cache.cached` or `@cache.cached_many` returned.
+        keys: the groups: a list, or a function (`def`, `async def`, a generator of either kind) that swr calls in each
+            round. Each group is one argument or a tuple of arguments. For a batch loader, a group has a single item
+            where the loader takes the list of items.
+        every: the time from the beginning of one round to the beginning of the next.
         strategy: "locks": every process walks all groups and loads those whose lease it gets. "queue": one process
-            enqueues, all take and load. "read": nothing, because the decorator refreshes what is asked for.
+            enqueues the groups, and all processes load them. "read": the refresher loads nothing, because the
+            decorator already refreshes what readers ask for.
         at_once: how many loads a process runs at a time. Up to half of them begin in one step, as one call of a batch
             loader.
-        name: of the refresher in Redis, the same in every process; by default made of the key template. Several
-            refreshers of one loader need a name each.
-        dirty_only: with "queue": after a first round of all groups, only those that `mark_dirty` or `changed_since`
-            names are enqueued.
-        changed_since: with "queue": a function of a time, in seconds since 1970 by the clock of Redis. It returns or
-            yields the groups that have changed since. It makes the refresher `dirty_only`.
-        backend: of the queue, "streams" or "list".
-        shards: of the queue: how many slots of a cluster it is spread over.
-        deliveries: how often a task of the queue is delivered before it is a dead letter.
-        reclaim_after: after how much silence of a process its tasks are given to others.
-        lead_for: how long the leader may be silent before another process leads.
-        drain_for: how long closing waits for loads before it hands tasks back.
-        replicas: with "queue": how many replicas must have a mark, a round, or what was loaded, before it counts.
+        name: the name of the refresher in Redis, the same in every process. By default swr makes it from the key
+            template. If one loader has several refreshers, each needs its own name.
+        dirty_only: with "queue": after a first round of all groups, a round enqueues only the groups that `mark_dirty`
+            or `changed_since` names.
+        changed_since: with "queue": a function that takes a time, in seconds since 1970 by the clock of Redis. It
+            returns or yields the groups that have changed since that time. It implies `dirty_only`.
+        backend: the data structure of the queue in Redis, "streams" or "list".
+        shards: the number of hash slots over which a Redis cluster spreads the queue.
+        deliveries: how often the queue delivers a task before the task becomes a dead letter.
+        reclaim_after: after a process has been silent for this time, other processes get its tasks.
+        lead_for: after the leader has been silent for this time, another process leads.
+        drain_for: how long closing waits for running loads before it hands their tasks back.
+        replicas: with "queue": how many replicas must have a mark, a round or a loaded entry before it counts.
 
-    Rounds begin at multiples of `every` by the clock of Redis, whatever the clocks of the processes say.
+    Rounds begin at multiples of `every` by the clock of Redis. The clocks of the processes have no influence.
 
     Raises:
-        ConfigurationError: any of these that cannot work.
+        ConfigurationError: an option cannot work.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Refresher:
     ) -> None:
         if not hasattr(loader, "begin") or not hasattr(loader, "template"):
             raise ConfigurationError(
-                f"loader={loader!r} is not cached: a refresher keeps warm what @cache.cached or @cache.cached_many made"
+                f"loader={loader!r} is not cached: give a loader that @cache.cached or @cache.cached_many made"
             )
         if loader.stays_here:
             raise ConfigurationError(
@@ -120,7 +121,7 @@ class Refresher:
             if not 0.01 <= times[option] <= 1e9:
                 raise ConfigurationError(f"{option}={locals()[option]!r} is not between 0.01 and 1e9 seconds")
         if changed_since is not None and not callable(changed_since):
-            raise ConfigurationError(f"changed_since={changed_since!r} is not a function of a time")
+            raise ConfigurationError(f"changed_since={changed_since!r} is not a function that takes a time")
         if name is not None and not (isinstance(name, str) and name.isprintable() and name):
             raise ConfigurationError(f"name={name!r} is not a name: give a string of printable characters")
         self.loader = loader
@@ -145,7 +146,7 @@ class Refresher:
         self._queue_options = backend, shards, deliveries, replicas
 
     def _queue(self) -> "Queue":
-        """Return the queue, in the Redis that the cache is configured with by now.
+        """Return the queue, in the Redis server that the cache is currently configured with.
 
         Raises:
             ConfigurationError: the cache is in memory.
@@ -158,7 +159,7 @@ class Refresher:
         return self._known_queue
 
     async def groups(self) -> dict[str, tuple[Any, ...]]:
-        """Return the arguments of every call by key, as `keys` gives them now; what cannot be a call is left out."""
+        """Return the arguments of every call by cache key; log groups that have no key, and leave them out."""
         return await self._keyed(await groups_of(self._keys))
 
     async def _changed(self, since: float) -> dict[str, tuple[Any, ...]]:
@@ -171,7 +172,7 @@ class Refresher:
             try:
                 keyed[self._key(args)] = args
             except Exception as error:
-                # Whatever its `__str__`, or the size of a number, makes of it: the others are refreshed.
+                # A group may raise anything, from its own `__str__` for example. The other groups are still refreshed.
                 wrong.append((args, error))
         if wrong:
             log.error(
@@ -190,32 +191,35 @@ class Refresher:
         return key
 
     async def mark_dirty(self, *groups: Any) -> None:
-        """Mark groups to be refreshed in the next round: once, however often they are marked until then.
+        """Mark groups for the next round, which refreshes each of them once, however often you have marked it.
 
-        One that is marked while it is being loaded is loaded again. Without a queue there is nothing to be marked:
-        "locks" refreshes every group each round, "read" what is asked for.
+        If you mark a group while it is being loaded, the next round loads it again. Only the strategy "queue" has
+        marks. With the others this method does nothing: "locks" refreshes every group in each round, "read" what
+        readers ask for.
 
         Parameters:
-            groups: as `keys` gives them: one argument each, or a tuple of arguments.
+            groups: in the form of `keys`: each is one argument, or a tuple of arguments.
 
         Raises:
-            ConfigurationError: a group that cannot be part of a key, or cannot travel.
-            StoreUnavailable: it is not known whether all are marked: mark them again.
+            ConfigurationError: a group has no key, or JSON cannot represent its arguments exactly.
+            StoreUnavailable: swr does not know whether all groups are marked. Mark them again.
         """
         if self.strategy != "queue":
             return
         marked = [group if isinstance(group, tuple) else (group,) for group in groups]
-        keyed = {self._key(args): args for args in marked}
+        keyed = {self._key(args): args async for args in in_turns(marked)}
         if self.loader.engine.switch.is_enabled:
             await self.loader.engine.ready()
             await self._queue().mark(keyed)
 
     async def status(self) -> QueueStatus:
-        """Return what the queue holds: tasks, marks and dead letters of all processes. It need not be running here.
+        """Return how many tasks, marks and dead letters of all processes the queue holds.
+
+        The refresher need not be running in this process.
 
         Raises:
-            ConfigurationError: its strategy is not "queue".
-            StoreUnavailable: no answer.
+            ConfigurationError: the strategy is not "queue".
+            StoreUnavailable: Redis does not answer.
         """
         if self.strategy != "queue":
             raise ConfigurationError(
@@ -231,13 +235,12 @@ class Refresher:
         """Begin to refresh.
 
         Raises:
-            ConfigurationError: it has begun already.
+            ConfigurationError: the refresher is already running.
         """
         if self._begun:
             raise ConfigurationError(f"the refresher {self.name!r} is running already")
         self._begun = True
         try:
-            # A cache that is off keeps nothing warm.
             if self.strategy != "read" and self.loader.engine.switch.is_enabled:
                 await self.loader.engine.ready()
                 self._running = self._made()
@@ -248,7 +251,7 @@ class Refresher:
         return self
 
     async def aclose(self) -> None:
-        """Begin no more loads, wait for those under way within `drain_for`, hand the rest back."""
+        """Begin no more loads, wait up to `drain_for` for the loads under way, and hand unfinished tasks back."""
         running, self._running, self._begun = self._running, None, False
         if running is not None:
             with anyio.CancelScope(shield=True):

@@ -1,5 +1,5 @@
-"""Reports of a process to dashboards: a digest of its numbers once a second, and its events while one is open.
+"""Reports of a process to dashboards: a digest once a second, with its numbers, its events and, if wanted, its calls.
 
-Private. Imports: the engine, the statistics and what is below them; no decorator and no middleware.
+Private. Imports: the engine, the statistics and the folders below them; no decorator and no middleware.
 Offers: `reporter.Reporter`, which makes the digests of one cache, and `digest.Digest`, which dashboards read.
 """

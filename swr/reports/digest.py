@@ -1,4 +1,4 @@
-"""The digest of one process: some 2 kB that say what it does. Pure."""
+"""The digest of one process: about 2 kB of numbers and events for dashboards. Pure."""
 
 import itertools
 from collections import Counter
@@ -7,12 +7,13 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-# Of digests that other releases of swr read. One that is greater is not understood.
+# Version of the format of digests. A release of swr ignores digests in another format.
 FORMAT: Final = 1
-# Bytes. A longer one is foreign.
+# The most bytes of a digest. Longer data was written by another program.
 LONGEST: Final = 524_288
 
-# What swr never exceeds, and what a dashboard has room for. JSON has no other numbers, and sums must stay small.
+# Limits that swr itself never exceeds. They protect dashboards from data of other programs: sums must stay exact in
+# JSON, and lists short.
 _NUMBERS: Final = 10**15
 _FEW: Final = msgspec.Meta(max_length=100)
 _MANY: Final = msgspec.Meta(max_length=1000)
@@ -25,15 +26,15 @@ class RowReport(msgspec.Struct, array_like=True, frozen=True):
     """The numbers of a loader or a route; see `swr.stats.Counted`.
 
     Parameters:
-        name: the key template or the path template.
-        is_route: which of them.
-        fresh, stale, missing: reads by what the reader was given.
-        l1, redis, load: the same reads by the layer that answered.
-        loads, failed: loads that ended with a value, and without.
-        in_flight, backoffs, bytes: now.
-        seconds: how many loads fell in each bucket of `OF_LOADS`; zeros at the end are left out.
-        retry_at: when the first key that backs off may be tried again, in seconds since 1970; None: none does.
-        error: type, text and moment of the last failure, and its key.
+        name: the key template of a loader, or the path template of a route.
+        is_route: whether it is a route.
+        fresh, stale, missing: numbers of reads, by the state that the reader got.
+        l1, redis, load: the same reads, by the layer that answered.
+        loads, failed: numbers of loads that ended with a value, and without.
+        in_flight, backoffs, bytes: the present numbers of flights, of keys that back off, and of bytes in L1.
+        seconds: the number of loads in each bucket of `OF_LOADS`, without zeros at the end.
+        retry_at: when the first backoff of a key ends, in seconds since 1970; None: no key backs off.
+        error: the last failure: its type, its text, its time in seconds since 1970, and its key.
     """
 
     name: Text
@@ -70,7 +71,7 @@ SUMS: Final = (
 
 
 def added(one: RowReport, other: RowReport) -> RowReport:
-    """Return the numbers of two rows as those of the first."""
+    """Return the first row with the numbers of both rows added."""
     seconds = tuple(map(sum, itertools.zip_longest(one.seconds, other.seconds, fillvalue=0)))
     moments = [moment for moment in (one.retry_at, other.retry_at) if moment is not None]
     errors = [error for error in (one.error, other.error) if error is not None]
@@ -87,23 +88,23 @@ GROWING: Final = ("fresh", "stale", "missing", "l1", "redis", "load", "loads", "
 
 
 def growth(before: RowReport, now: RowReport) -> RowReport:
-    """Return a row with what it has counted since another moment. Bytes and the like stay as they are."""
+    """Return the row `now` with the growth of its counts since `before`. Present numbers stay, bytes for example."""
     numbers = {name: max(0, getattr(now, name) - getattr(before, name)) for name in GROWING}
     return msgspec.structs.replace(now, **numbers, seconds=less(now.seconds, before.seconds))
 
 
 def less(now: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
-    """Return by how much each number has grown."""
+    """Return the growth of each number, at least 0."""
     return tuple(max(0, a - b) for a, b in itertools.zip_longest(now, before, fillvalue=0))
 
 
 class NodeReport(msgspec.Struct, array_like=True, frozen=True):
-    """A server that the process has a link to.
+    """A Redis server that the process uses.
 
     Parameters:
-        name: its address.
-        lost_at: since when it is unreachable, in seconds since 1970; None: it is reachable.
-        reason: why.
+        name: the address of the server.
+        lost_at: when it became unreachable, in seconds since 1970; None: it is reachable.
+        reason: why it is unreachable.
     """
 
     name: Text
@@ -112,13 +113,13 @@ class NodeReport(msgspec.Struct, array_like=True, frozen=True):
 
 
 class HangingReport(msgspec.Struct, array_like=True, frozen=True):
-    """A load that runs long.
+    """A load that runs unusually long.
 
     Parameters:
-        key: what is loaded.
+        key: the key that it loads.
         row: the name of its loader or route.
         since: when it began, in seconds since 1970.
-        timeout: the most that it may take, in seconds; None: as long as it likes.
+        timeout: the most seconds that it may take; None: it has no limit.
     """
 
     key: Text
@@ -131,13 +132,13 @@ T = TypeVar("T")
 
 
 def longest(loads: Iterable[tuple[T, HangingReport]], most: int) -> list[tuple[T, HangingReport]]:
-    """Return loads that hang, the longest first.
+    """Return at most `most` loads, those that run longest first.
 
-    Of too many, each loader keeps one before another keeps two: the keys of one hide no other.
+    If there are more, each loader keeps one before any loader keeps two, so that one loader cannot hide the others.
 
     Parameters:
-        loads: each with something that goes with it.
-        most: how many are returned.
+        loads: pairs of any value and a load. The result has the same pairs.
+        most: the most pairs to return.
     """
     times: Counter[str] = Counter()
     ranked = []
@@ -152,9 +153,9 @@ class HotReport(msgspec.Struct, array_like=True, frozen=True):
     """A key that is read often.
 
     Parameters:
-        key: which.
+        key: the key.
         row: the name of its loader or route.
-        share: of the reads of the process, 0 to 1, by samples.
+        share: its share of the reads of the process, from 0 to 1, according to a sample.
     """
 
     key: Text
@@ -166,13 +167,13 @@ class HappeningReport(msgspec.Struct, array_like=True, frozen=True):
     """An event.
 
     Parameters:
-        number: later ones of the same process are greater.
-        at: when, in seconds since 1970.
-        kind: the name of its class.
-        text: the event in a sentence.
-        key: what it is about, if it is a key.
-        row: the name of a loader, a route, a tag or a queue that it is about.
-        bad: whether something is wrong.
+        number: grows with each event or call of the process.
+        at: the time of the event, in seconds since 1970.
+        kind: the name of the event's class.
+        text: a sentence about the event.
+        key: the key that it is about, if any.
+        row: the name of the loader, route, tag or queue that it is about, if any.
+        bad: whether the event means a problem.
     """
 
     number: Count
@@ -188,14 +189,14 @@ class CallReport(msgspec.Struct, array_like=True, frozen=True):
     """A request, or a call of a loader.
 
     Parameters:
-        number: later ones of the same process are greater.
+        number: grows with each event or call of the process.
         at: when it was answered, in seconds since 1970.
-        key: what was asked for.
-        row: the name of its loader or route; for a request its method.
+        key: the key of the call, or the key of the request's URL.
+        row: the name of the loader or route of a call; the method of a request.
         state: "fresh", "stale", "missing" or "bypass".
-        layer: what answered, if that is known.
-        seconds: how long it took, if that was measured.
-        status: of the response; None: it is a call.
+        layer: the layer that answered, if known.
+        seconds: how long it took, if measured.
+        status: the status of the response; None for a call.
         cache_status: swr's member of `Cache-Status`; empty for a call.
     """
 
@@ -215,26 +216,27 @@ class Digest(msgspec.Struct, array_like=True, frozen=True):
 
     Parameters:
         format: `FORMAT`.
-        id: of the process, made again after a fork.
-        host, pid: where it runs.
-        release: of the application.
+        id: identifies the process; new after a fork.
+        host, pid: the host name and the process id.
+        release: the release of the application.
         swr: the version of swr.
-        started: when it began to report, in seconds since 1970.
-        at: when the digest was made, likewise.
-        rows: the loaders and routes.
+        started: when the process began to report, in seconds since 1970.
+        at: when the digest was made, in seconds since 1970.
+        rows: the numbers of loaders and routes.
         l1: bytes, entries, most bytes and evictions of the local cache.
-        nodes: the servers of Redis.
-        commands: how many commands fell in each bucket of `OF_COMMANDS`.
-        invalidations: how many so far.
-        uncached: requests that bypassed the cache, and responses that were not stored, by the reason.
-        hanging: loads that run long, the longest first.
+        nodes: the Redis servers.
+        commands: the number of Redis commands in each bucket of `OF_COMMANDS`.
+        invalidations: the number of invalidations so far.
+        uncached: numbers of requests that bypassed the cache and of responses that were not stored, by reason.
+        hanging: loads that run unusually long, the longest first.
         hot: keys that are read often, while a dashboard is open.
         happenings: the last events.
         calls: the last calls, while a dashboard is open.
-        dropped: how many calls were left out so far.
-        faults: what is simulated: kind, row, and until when.
-        refusal: what Redis refuses this process of late, and since when, in seconds since 1970.
-        is_last: whether the process has ended as it should, and reports no more.
+        dropped: the number of calls that digests have left out so far.
+        faults: the simulated faults: kind, row, and end in seconds since 1970.
+        refusal: a recent refusal of this process's commands by Redis: its reason, and when refusals began, in seconds
+            since 1970.
+        is_last: whether the process has ended properly and reports no more.
     """
 
     format: Count
@@ -265,11 +267,11 @@ class Fault(msgspec.Struct, array_like=True, frozen=True):
     """A fault that processes simulate.
 
     Parameters:
-        id: of its own.
+        id: identifies the fault.
         kind: "fail-next" or "hang".
-        row: the name of the loader or route whose loads it strikes.
+        row: the name of the loader or route whose loads it affects.
         seconds: how long a load hangs.
-        until: when it ends, in seconds since 1970.
+        until: when the fault ends, in seconds since 1970.
     """
 
     id: Text
@@ -285,15 +287,16 @@ _faults: Final = msgspec.msgpack.Decoder(tuple[Fault, ...])
 
 
 def encode(message: Digest | tuple[Fault, ...]) -> bytes:
-    """Return a digest, or faults, as they are in Redis."""
+    """Return the bytes of a digest or of faults for Redis."""
     return _encoder.encode(message)
 
 
 def shifted(digest: Digest, by: float) -> Digest:
-    """Return a digest with its moments as another clock shows them.
+    """Return a digest with its times converted to another clock. `at` stays unchanged, because it identifies a digest.
 
     Parameters:
-        by: how many seconds the other clock is ahead. `at` stays as it was: it tells two digests apart.
+        digest: the digest.
+        by: the seconds by which the other clock is ahead.
     """
     replace = msgspec.structs.replace
     return replace(
@@ -319,7 +322,7 @@ def _plus(moment: float | None, by: float) -> float | None:
 
 
 def cut(text: str, most: int) -> str:
-    """Return the beginning of a text, without halves of characters, which a key may hold and a digest may not."""
+    """Return the beginning of a text, without lone surrogates, which a key may contain but a digest may not."""
     return text[:most].encode("utf-8", "replace").decode()
 
 
@@ -335,7 +338,7 @@ def decode(data: bytes) -> Digest | None:
 
 
 def decode_faults(data: bytes) -> tuple[Fault, ...]:
-    """Return the faults to simulate; none, if another has written them."""
+    """Return the faults to simulate, or no faults if another program has written the data."""
     try:
         return _faults.decode(data) if data else ()
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Faults that a process simulates, for demonstrations: the next load fails, or loads hang."""
+"""Simulated faults for demonstrations: the next load fails, or loads hang."""
 
 import logging
 import secrets
@@ -22,9 +22,12 @@ log = logging.getLogger("swr")
 
 FAIL_NEXT: Final = "fail-next"
 HANG: Final = "hang"
+# The most faults at a time.
 MOST: Final = 20
+# The longest time for which a load hangs, and the lifetime of faults in Redis, in seconds.
 _LONGEST: Final = 60.0
 _FORGOTTEN_AFTER: Final = 60.0
+# The most characters of a name in a digest.
 _SHOWN: Final = 200
 
 
@@ -36,20 +39,20 @@ class HasPolicy(Protocol):
 
 
 class SimulatedFailure(ConnectionError):
-    """A load failed because somebody has asked the dashboard for that."""
+    """The error of a load that a user of the dashboard made fail."""
 
 
 class Faults:
-    """Strikes the loads of one cache.
+    """The simulated faults of one cache in this process.
 
     Parameters:
-        engine: of the cache.
+        engine: the engine of the cache.
         row_of: returns the name of the loader or route of a flight.
-        digests: where processes agree on who simulates a fault; None: there is only this one.
+        digests: the access to Redis, where one process claims a fault; None: there is only this process.
 
     Attributes:
-        is_allowed: whether this process simulates anything at all.
-        orders: what it was asked to simulate.
+        is_allowed: whether this process may simulate faults.
+        orders: the faults that it was asked to simulate.
     """
 
     def __init__(self, engine: Engine, row_of: Callable[[Flight], str], digests: "Digests | None") -> None:
@@ -58,38 +61,38 @@ class Faults:
         self._row_of = row_of
         self._digests = digests
         self.orders: tuple[Fault, ...] = ()
-        # By which claims tell this process from others.
+        # The name under which this process claims faults.
         self._name = secrets.token_hex(8)
-        # Those that were claimed, here or elsewhere.
+        # Ids of the faults that this process has tried to claim, with their ends.
         self._done: dict[str, float] = {}
 
     def close(self) -> None:
-        """Strike no more."""
+        """Simulate no more faults."""
         self.orders = ()
         self._engine.runtime.strike = None
 
     def on_orders(self, data: bytes) -> None:
-        """Take the faults to simulate, as they are in Redis."""
+        """Replace the faults to simulate by those in the data from Redis."""
         if data or self.orders:
             self.order(decode_faults(data))
 
     def order(self, faults: tuple[Fault, ...]) -> None:
-        """Take the faults to simulate instead of those before."""
+        """Replace the faults to simulate."""
         self.orders = faults[:MOST] if self.is_allowed else ()
         self._done = {name: until for name, until in self._done.items() if until > time.time()}
         self._engine.runtime.strike = self._strike if self.orders else None
 
     def told(self) -> tuple[tuple[str, str, float | None], ...]:
-        """Return what is simulated now: kind, row, and until when."""
+        """Return the kind, the row and the end of each pending fault, for the digest."""
         return tuple((cut(fault.kind, _SHOWN), cut(fault.row, _SHOWN), fault.until) for fault in self.pending())
 
     def pending(self) -> list[Fault]:
-        """Return the faults that may still strike."""
+        """Return the faults that may still affect a load."""
         now = time.time()
         return [fault for fault in self.orders if fault.until > now and fault.id not in self._done]
 
     async def _strike(self, load: Load) -> None:
-        """Fail a load, or hang it first, if a dashboard simulates that."""
+        """Delay a load, or make it fail, if a pending fault says so."""
         row = self._row_of(load.flight)
         for fault in self.pending():
             if fault.row != row:
@@ -105,14 +108,14 @@ class Faults:
                 raise SimulatedFailure("simulated by the dashboard")
 
     async def _claim(self, fault: Fault) -> bool:
-        """Return whether this process is the one that simulates a fault."""
+        """Claim a fault that only one process may simulate; return whether this process got it."""
         self._done[fault.id] = fault.until
         if self._digests is None:
             return True
         try:
             is_own = await self._digests.claim(fault.id, self._name)
             if is_own:
-                # No other process is to expect it any more.
+                # Remove the fault from Redis, so that other processes no longer show it as pending.
                 rest = tuple(one for one in decode_faults(await self._digests.faults()) if one.id != fault.id)
                 await self._digests.simulate(encode(rest), _FORGOTTEN_AFTER)
             return is_own

@@ -1,4 +1,4 @@
-"""The digest of one cache in this process: made once a second, read or not."""
+"""Makes the digest of one cache in this process, once a second, even if no dashboard reads it."""
 
 import importlib.metadata
 import os
@@ -8,6 +8,8 @@ import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from swr.engine.engine import Engine
 from swr.engine.flights import Flight, Loading
@@ -27,28 +29,30 @@ VERSION: Final = importlib.metadata.version("swr")
 _MOST_DETAILS: Final = 20
 _MOST_HANGING: Final = 10
 _LONGEST_TEXT: Final = 200
+# The most characters of a text that are searched for secrets; more than are shown, because passwords may be long.
+_MOST_SEARCHED: Final = 1000
 _LONGEST_NAME: Final = 200
 _LONGEST_KEY: Final = 512
 _LONGEST_RELEASE: Final = 100
-# Seconds. A load hangs if it runs for this long, or this many times as long as loads of its kind do.
+# A load hangs if it has run for this many seconds, and for this many times the 99th percentile of its loader or route.
 _HANGS_AFTER: Final = 1.0
 _HANGS_TIMES: Final = 10.0
-# Seconds. Calls are collected for so long after the last word that a dashboard is open.
+# Seconds for which the process collects calls after it last heard that a dashboard is open.
 _WATCHED_FOR: Final = 5.0
-# The query of a URL or of a path, which may hold a secret, and a fragment with fields. Errors name a path without its
-# host, too: "Max retries exceeded with url: /v1?key=...".
+# Matches the query of a URL or a path, and a fragment with fields, which may contain a secret. Error texts may have a
+# path without a host, too: "Max retries exceeded with url: /v1?key=...".
 _QUERY: Final = re.compile(r"(?<=[^\s'\"])(\?)\S*[^\s'\"]|(?<=[^\s'\"])(#)\S*=\S*[^\s'\"]")
-# A URL at the end of a text that was cut: it may end in the middle of an account.
+# Matches a URL at the end of a text that was cut, because it may end in the middle of a user name and password.
 _CUT_URL: Final = re.compile(r"(\w[\w+.-]*://)\S*\Z")
 
 
 class Identity(NamedTuple):
-    """A process.
+    """The identity of a process.
 
     Parameters:
-        id: made again after a fork.
-        pid: of the process.
-        started: when it began to report, in seconds since 1970.
+        id: a random name, new after a fork.
+        pid: the process id.
+        started: when the process began to report, in seconds since 1970.
     """
 
     id: str
@@ -57,16 +61,18 @@ class Identity(NamedTuple):
 
 
 class Reporter:
-    """Makes the digests of one cache.
+    """The maker of the digests of one cache.
 
     Parameters:
-        engine, local: of the cache.
+        engine: the engine of the cache.
+        local: the local cache.
         stats: returns the numbers of the cache.
-        release: of the application.
-        digests: where the digests lie; None: nowhere, and a dashboard of this process asks for them.
+        release: the release of the application.
+        digests: the access to digests in Redis; None: only a dashboard in this process asks for the digest.
 
     Attributes:
-        faults: what is simulated here.
+        watching: collects events and calls.
+        faults: the simulated faults of this process.
     """
 
     def __init__(
@@ -84,37 +90,37 @@ class Reporter:
         self.faults = Faults(engine, self._row_of_flight, digests)
 
     def close(self) -> None:
-        """Collect nothing any more."""
+        """Stop collecting, and simulate no more faults."""
         self.watching.close()
         self.faults.close()
 
-    # -- what Redis asks of it --------------------------------------------------------------------------------
+    # -- called by the store that writes digests to Redis -----------------------------------------------------
 
     @property
     def id(self) -> str:
-        """Which process this is."""
+        """The id of this process."""
         return self.identity.id
 
     @property
     def identity(self) -> Identity:
-        """Which process this is, and since when."""
+        """The identity of this process, made again after a fork."""
         pid = os.getpid()
         if self._identity is None or self._identity.pid != pid:
             self._identity = Identity(secrets.token_hex(6), pid, time.time())
         return self._identity
 
     def make(self, *, is_last: bool = False) -> bytes:
-        """Return the digest of this moment, as it is in Redis.
+        """Return the current digest as bytes for Redis.
 
         Parameters:
-            is_last: whether this process ends, and reports no more.
+            is_last: whether this process ends and reports no more.
         """
         data = encode(self.digest(is_last=is_last))
         self.turn()
         return data
 
     def turn(self) -> None:
-        """Begin to collect the calls of another second, while a dashboard is open."""
+        """Begin the next turn of collecting calls, if a dashboard is open; otherwise collect none."""
         self.watching.turn(is_open=time.monotonic() < self._watched_until, reads=self._reads())
 
     def _reads(self) -> int:
@@ -124,7 +130,7 @@ class Reporter:
         )
 
     def on_wanted(self, is_open: bool, faults: bytes) -> None:
-        """Note whether a dashboard is open, and which faults are simulated."""
+        """Note whether a dashboard is open, and the faults to simulate."""
         if is_open:
             self.watch()
         self.faults.on_orders(faults)
@@ -139,7 +145,7 @@ class Reporter:
     # -- the digest -------------------------------------------------------------------------------------------
 
     def digest(self, *, is_last: bool = False) -> Digest:
-        """Return the digest of this moment; see `make`."""
+        """Return the current digest; for the parameter see `make`."""
         stats, identity, watching = self._stats(), self.identity, self.watching
         return Digest(
             FORMAT,
@@ -177,7 +183,7 @@ class Reporter:
         for is_route, counted_by_name in ((False, stats.loaders), (True, stats.routes)):
             for name, counted in counted_by_name.items():
                 row = self._row(name, is_route, counted, retry_at.get((is_route, name)))
-                # Some are only named, such as the route of the dashboard before swr knew it.
+                # A loader or route may have a name but no numbers, such as the route of the dashboard itself.
                 if any(getattr(row, number) for number in SUMS):
                     rows.append(row)
         return self._told_rows.told(rows)
@@ -219,16 +225,23 @@ class Reporter:
         runtime = self._engine.runtime
         now = runtime.time() if self._engine.is_open else 0.0
         found = []
+        # By row, the seconds after which its loads hang.
+        limits: dict[str, float] = {}
         for flight in self._engine.flights.all():
             if not isinstance(flight.state, Loading) or flight.job.is_outer:
                 continue
             row, took = self._row_of_flight(flight), now - flight.state.began
-            counted = stats.loaders.get(row) or stats.routes.get(row)
-            usual = None if counted is None else counted.seconds.quantile(0.99)
-            if took >= max(_HANGS_AFTER, _HANGS_TIMES * (usual or 0.0)):
-                key, timeout = cut(flight.key, _LONGEST_KEY), self._timeout(flight)
-                found.append((None, HangingReport(key, row, time.time() - took, timeout)))
-        return tuple(load for _, load in longest(found, _MOST_HANGING))
+            if row not in limits:
+                counted = stats.loaders.get(row) or stats.routes.get(row)
+                usual = None if counted is None else counted.seconds.quantile(0.99)
+                limits[row] = max(_HANGS_AFTER, _HANGS_TIMES * (usual or 0.0))
+            if took >= limits[row]:
+                found.append((flight, HangingReport("", row, time.time() - took)))
+        # Thousands of loads may hang, so only those that are reported get the facts that take long.
+        return tuple(
+            msgspec.structs.replace(load, key=cut(flight.key, _LONGEST_KEY), timeout=self._timeout(flight))
+            for flight, load in longest(found, _MOST_HANGING)
+        )
 
     def _timeout(self, flight: Flight) -> float | None:
         limit = flight.job.policy.hard_timeout if isinstance(flight.job, HasPolicy) else "auto"
@@ -237,20 +250,20 @@ class Reporter:
     # -- names of rows ----------------------------------------------------------------------------------------
 
     def row_of(self, key: str) -> str:
-        """Return the name of the loader or route that has stored a key, or loads it; empty: that is not known."""
+        """Return the name of the loader or route that stored or loads a key, or "" if it is unknown."""
         slot = self._local.slots.get(key)
         flight = self._engine.flights.get(key)
         if slot is not None:
             return self._name_of(slot.entry.loader)
         if flight is not None:
             return self._row_of_flight(flight)
-        # Of a load that has just failed.
+        # The key may be that of a loader's last failure.
         tallies = self._engine.counts.tallies.values()
         names = (tally.name for tally in tallies if tally.error is not None and tally.error.key == key)
         return cut(next(names, ""), _LONGEST_NAME)
 
     def _row_of_flight(self, flight: Flight) -> str:
-        """Return the name of the loader or route of a flight; that of a route is known once the app has chosen it."""
+        """Return the name of the loader or route of a flight. The name of a route is "" until the app has chosen it."""
         name = self._name_of(flight.job.loader)
         return name or ("" if flight.entry is None else self._name_of(flight.entry.loader))
 
@@ -259,7 +272,8 @@ class Reporter:
 
 
 def cleaned(text: str) -> str:
-    """Return the beginning of a text, without what URLs in it may hold: accounts and queries."""
+    """Return the beginning of a text, without the user names, passwords and queries of URLs in it."""
+    text = text[:_MOST_SEARCHED]
     if len(text) >= _LONGEST_TEXT:
         text = _CUT_URL.sub(r"\1…", text)
     return cut(_QUERY.sub(r"\1\2…", without_passwords(text)), _LONGEST_TEXT)
@@ -272,6 +286,6 @@ def _trimmed(counts: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _most(counts: dict[str, int]) -> dict[str, int]:
-    """Return the greatest of some counts."""
+    """Return the 20 greatest counts."""
     most = sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_DETAILS]
     return {cut(name, _LONGEST_NAME): count for name, count in most}

@@ -1,4 +1,4 @@
-"""Which loaders and routes have a row of their own in the digests of a process: the first ones, and those that fail."""
+"""Chooses the loaders and routes that get their own row in a process's digests: the first ones, and failing ones."""
 
 import time
 from collections.abc import Iterable
@@ -9,26 +9,27 @@ import msgspec
 from swr.reports.digest import RowReport, added, growth
 from swr.stats.counts import OTHER
 
-# The first 40 that come have a row of their own. Of those that fail, 20 more do.
+# The first 40 loaders and routes get their own rows. At most 20 others get one while they fail.
 _MOST: Final = 40
 _MOST_FAILING: Final = 20
 # Seconds after its last failed load for which a loader or a route counts as failing.
 _FAILS_FOR: Final = 60.0
 
-# Whether it is a route, and its name.
+# Whether the row is of a route, and the name of the loader or route.
 Name = tuple[bool, str]
 
 
 class Rows:
     """The rows of one process.
 
-    The others share one. Its counts never shrink, because dashboards compare each digest with the one before. So a
-    loader that moves to a row of its own begins there with nothing, and so it does on its way back.
+    Loaders and routes without their own row share one. Its counts never shrink, because dashboards compute the growth
+    from digest to digest. So if a loader moves between the shared row and its own row, only its counts from then on are
+    added there.
     """
 
     def __init__(self) -> None:
         self._named: set[Name] = set()
-        # Of those that came later: their counts at the last digest, and the rows that were told, with their counts.
+        # For loaders and routes after the first 40: their counts at the last digest, and the rows of the last digest.
         self._before: dict[Name, RowReport] = {}
         self._told: dict[Name, RowReport] = {}
 
@@ -36,7 +37,7 @@ class Rows:
         """Return the rows of a digest.
 
         Parameters:
-            rows: of all loaders and routes. A name may come twice, because names were cut.
+            rows: the numbers of all loaders and routes. A name may occur twice, because long names were cut.
         """
         own, later = dict[Name, RowReport](), dict[Name, RowReport]()
         for row in rows:
@@ -53,7 +54,7 @@ class Rows:
             change = growth(self._before.get(name, _nothing(name)), row)
             place = name if name in failing else (row.is_route, OTHER)
             if place not in told:
-                # Counts go on. Bytes and the like are those of these rows alone.
+                # Counts continue from the last digest. Present numbers, such as bytes, come from the rows added below.
                 told[place] = _without_present(self._told.get(place, _nothing(place)))
             told[place] = added(told[place], change)
         self._before, self._told = later, told
@@ -61,7 +62,7 @@ class Rows:
 
 
 def _failing(rows: dict[Name, RowReport]) -> set[Name]:
-    """Return those whose loads fail; of too many, those that have failed last."""
+    """Return the names of failing loaders and routes; if there are too many, those that failed most recently."""
     now = time.time()
     found = [
         (0.0 if row.error is None else row.error[2], name)

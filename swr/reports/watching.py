@@ -1,4 +1,4 @@
-"""Watch a process for a dashboard: events always, calls and hot keys only while one is open."""
+"""Collects events of a process for dashboards, and its calls and hot keys while a dashboard is open."""
 
 import re
 from collections import deque
@@ -28,33 +28,33 @@ from swr.events import (
 )
 from swr.reports.digest import CallReport, HappeningReport, HotReport, cut
 
-# Calls that are told in one turn of the digest; of more, the first.
+# The most calls that one turn collects, which are the first of that turn.
 MOST_CALLS: Final = 64
 _MOST_HAPPENINGS: Final = 20
 _SHOWN_HOT: Final = 10
 _LONGEST: Final = 512
-# The share of an older count that is left after a turn, so that a key is hot only while it is read.
+# With each turn, older counts are multiplied by this, so that a key is hot only while it is read.
 _FADING: Final = 0.8
 
 _RESPONSE: Final = "GET "
-# The tag of what is stored for a URL on one host: requests with unsafe methods invalidate it.
+# Matches the tag of all responses of a URL on one host, which requests with unsafe methods invalidate.
 _OF_URL: Final = re.compile(rf"{URL_ON_HOST}([^\n]*)\n(?:path:)?url:(/.*)", re.DOTALL)
 
-# Called with a key and what its entry carries of its loader; returns the name of the row.
+# Returns the name of the row of a key.
 RowOf = Callable[[str], str]
 
 
 class Watching:
-    """Collects what happens.
+    """A collector of the events and calls of one cache.
 
-    Rare events are collected always. For calls, each of which has an event, this subscribes in turns: after some
-    calls it ends the subscription until the next digest. So it costs the same however many calls there are, and
-    nothing while no dashboard is open.
+    It always collects rare events. Each call publishes an event, so for calls it subscribes in turns: after 64 calls it
+    ends the subscription until the next digest. So the cost does not grow with the number of calls, and there is no
+    cost while no dashboard is open.
 
     Parameters:
-        engine: whose events they are.
+        engine: publishes the events.
         row_of: returns the name of the loader or route that a key belongs to.
-        clean: returns the text of an error, or a tag, as it may be shown.
+        clean: removes secrets from the text of an error or from a tag.
     """
 
     def __init__(self, engine: Engine, row_of: RowOf, clean: Callable[[str], str]) -> None:
@@ -66,13 +66,13 @@ class Watching:
         self._calls: deque[CallReport] = deque(maxlen=MOST_CALLS)
         self._took: LRUCache[str, float] = LRUCache(MOST_CALLS)
         self._hot: dict[str, float] = {}
-        # Key and layer of the last hit, of which the event of an answer says less.
+        # Key and layer of the last hit. The event of an answer may lack the layer.
         self._hit = ("", "")
-        # In this turn; and how many reads there were before it.
+        # The number of calls in this turn, and the number of reads when it began.
         self._seen = self._reads = 0
-        # How many calls were not told, because too many came.
+        # The number of calls that were not collected, because a turn had too many.
         self.dropped = 0
-        # Called with each call and each event as it comes: by the dashboards of this process.
+        # Callbacks of the dashboards in this process, for calls and for events.
         self._listeners: list[tuple[Callable[[CallReport], object], Callable[[HappeningReport], object]]] = []
         self._end_calls: Callable[[], None] | None = None
         self._end = engine.events.subscribe(self._on_event, _RARE)
@@ -80,12 +80,12 @@ class Watching:
     def listen(
         self, on_call: Callable[[CallReport], object], on_happening: Callable[[HappeningReport], object]
     ) -> None:
-        """Call these with each call and each event as it comes, once however often this is asked for."""
+        """Add callbacks that get each call and each event at once. Adding the same pair again has no effect."""
         if (on_call, on_happening) not in self._listeners:
             self._listeners.append((on_call, on_happening))
 
     def close(self) -> None:
-        """Collect nothing any more."""
+        """Stop collecting."""
         self.turn(is_open=False)
         self._end()
 
@@ -94,7 +94,7 @@ class Watching:
 
         Parameters:
             is_open: whether a dashboard is open.
-            reads: how many there were so far.
+            reads: the number of reads so far.
         """
         was_cut_short = is_open and self._end_calls is None and self._seen > 0
         if was_cut_short:
@@ -140,12 +140,12 @@ class Watching:
         assert isinstance(event, (Hit, Stale, Miss, Answered))
         is_response = event.key.startswith(_RESPONSE)
         if not isinstance(event, Answered):
-            # A turn adds few keys and forgets more, so that there are never many.
+            # The number of keys stays small: a turn adds few keys, and forgets those that are no longer read.
             self._hot[event.key] = self._hot.get(event.key, 0.0) + 1.0
             if not isinstance(event, Miss):
                 self._hit = event.key, event.layer
         if is_response != isinstance(event, Answered):
-            # A request has an event for what it read, and one for its answer, which says more.
+            # A request publishes an event for its read and an `Answered`, which says more. Only the latter is a call.
             return
         call = self._answered(event) if isinstance(event, Answered) else self._read(event)
         self._calls.append(call)
@@ -158,7 +158,7 @@ class Watching:
     def _answered(self, event: Answered) -> CallReport:
         number, now = self._next(), self._engine.clock()
         key, hit_in = self._hit
-        # The key of what was hit is that of the URL, or goes on from there.
+        # The key of the hit entry begins with the key of the URL; with `Vary`, for example, more follows.
         layer = event.layer or (hit_in or None if key.startswith(event.key) else None)
         return CallReport(
             number,
@@ -174,7 +174,7 @@ class Watching:
 
     def _read(self, event: Hit | Stale | Miss) -> CallReport:
         state = "fresh" if isinstance(event, Hit) else "stale" if isinstance(event, Stale) else "missing"
-        # Who joined a load, or found what another process has loaded, has no load of its own to tell of.
+        # A miss without a time did not load itself: it joined a flight, or another process loaded the entry.
         took = self._took.pop(event.key, None) if isinstance(event, Miss) else None
         layer = ("flight" if took is None else "load") if isinstance(event, Miss) else event.layer or None
         row = event.loader or event.route or self._row_of(event.key)
@@ -199,7 +199,7 @@ class Watching:
             on_happening(happening)
 
     def _told(self, event: Any) -> tuple[str, str | None, str | None, bool] | None:
-        """Return a sentence about an event, its key, its row, and whether something is wrong; None: no matter."""
+        """Return a sentence about an event, its key, its row, and whether it is a problem; None: do not show it."""
         match event:
             case LoadFailed(is_outer=True):
                 return None
@@ -215,7 +215,7 @@ class Watching:
             case CommandRefused():
                 return f"Redis refused a command: {event.reason}", None, None, True
             case RenewalRejected():
-                return "A lease was gone while its load ran.", event.key, self._row_of(event.key), True
+                return "A lease was lost while its load ran.", event.key, self._row_of(event.key), True
             case CommitRejected():
                 return "A value was not stored, because something superseded it.", event.key, None, False
             case RoundQueued():
@@ -227,22 +227,22 @@ class Watching:
 
     def _invalidated(self, event: Invalidated) -> tuple[str, str | None, str | None, bool] | None:
         if event.elsewhere:
-            # The process that did it tells of it.
+            # The process that invalidated reports it.
             return None
         done = "marked stale" if event.soft else "invalidated"
         if event.key is not None:
             return f"A key was {done}.", event.key, None, False
         if event.tag is not None:
             what, name = _named(event.tag)
-            # The tag of a URL has its query.
+            # The tag of a URL contains the query, which may hold secrets.
             return f"{what} was {done}.", None, self._clean(name), False
         if event.loader is not None:
-            return f"All of a loader was {done}.", None, event.loader, False
+            return f"All entries of a loader were {done}.", None, event.loader, False
         return f"Everything was {done}.", None, None, False
 
 
 def _named(tag: str) -> tuple[str, str]:
-    """Return what kind of a thing a tag invalidates, and its name for people."""
+    """Return "A tag" or "A URL", whichever the tag means, and its name for people."""
     of_url = _OF_URL.fullmatch(tag)
     return ("A tag", tag) if of_url is None else ("A URL", "".join(of_url.groups()))
 
@@ -254,7 +254,7 @@ def _missed(rounds: int) -> str:
 
 
 def _lasting(seconds: float) -> str:
-    # The clock of some event loops counts milliseconds.
+    # The clock of some event loops has a resolution of a millisecond.
     return f"{seconds:.3g} s" if seconds >= 0.001 else "less than 1 ms"
 
 

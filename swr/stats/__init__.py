@@ -1,7 +1,7 @@
-"""The numbers of a cache since it was made.
+"""The numbers of a cache since it was created.
 
-Public names: `Stats` and what it is made of, which `Cache.stats` returns. Private: `counts`, which the other parts add
-to: each loader and each route has a `Tally`, the cache itself `Counts`.
+Public names: `Stats`, which `Cache.stats` returns, and the types in it. Private: `counts`, where the other parts count.
+Each loader and each route has a `Tally` there, and each cache has `Counts`.
 Imports: `swr.errors` and nothing else of swr.
 """
 

@@ -8,27 +8,27 @@ from typing import Final
 
 from swr.stats.snapshot import Counted, Distribution, LastError, Layers
 
-# What entries carry of a route begins with this; of a loader they carry a digest, without a colon.
+# The prefix of a route in `Entry.loader`. The digest of a loader contains no colon.
 ROUTE: Final = "route:"
-# Names above these numbers are counted as one.
+# Loaders and routes beyond `MOST_NAMES` share this name, and so do reasons beyond `_MOST_DETAILS`.
 OTHER: Final = "other"
-# What no entry carries.
+# The keys of the shared tallies of loaders (False) and of routes (True). No entry has one of them as its origin.
 _OTHERS: Final = {False: ":other", True: ROUTE + ":other"}
 MOST_NAMES: Final = 200
 _MOST_DETAILS: Final = 64
 _LONGEST_NAME: Final = 200
 _LONGEST_TEXT: Final = 200
-# How much the last read of the store weighs in the share of those that found nothing, and what share is most of them.
+# Of the moving share of store reads that found nothing: the weight of the last read, and the share that counts as most.
 _WEIGHT: Final = 0.125
 _MOST_READS: Final = 0.75
 
-# Seconds.
+# Upper bounds of the buckets for the durations of loads and of commands, in seconds.
 OF_LOADS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 OF_COMMANDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Layer(enum.StrEnum):
-    """The layer that answered a reader: memory, Redis, or a load."""
+    """The layer that answered a reader: the local cache, Redis, or a load."""
 
     L1 = "l1"
     REDIS = "redis"
@@ -36,7 +36,7 @@ class Layer(enum.StrEnum):
 
 
 class Reads:
-    """Counters of the reads of one state by the layer that answered; a fresh hit adds to `l1` itself."""
+    """Counters of the reads of one state by the layer that answered. The code of fresh hits adds to `l1` directly."""
 
     __slots__ = ("l1", "load", "redis")
 
@@ -44,7 +44,7 @@ class Reads:
         self.l1 = self.redis = self.load = 0
 
     def add(self, layer: Layer) -> None:
-        """Count one."""
+        """Count one read."""
         if layer is Layer.L1:
             self.l1 += 1
         elif layer is Layer.REDIS:
@@ -64,7 +64,7 @@ class Histogram:
         bounds: upper bounds of the buckets, in seconds.
 
     Attributes:
-        subscribers: called with each one, too.
+        subscribers: functions that are called with each duration.
     """
 
     __slots__ = ("bounds", "counts", "subscribers", "sum")
@@ -76,7 +76,7 @@ class Histogram:
         self.sum = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Count one duration."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum += seconds
         for subscriber in self.subscribers:
@@ -127,20 +127,20 @@ class Tally:
         return self.fresh if state == "fresh" else self.stale if state == "stale" else self.missing
 
     def note_read(self, *, found: bool) -> None:
-        """Note whether a read of the store, for what this process does not hold, has found anything."""
+        """Note whether a store read of a key that is not in the local cache found an entry."""
         self._absent += _WEIGHT * ((not found) - self._absent)
 
     @property
     def is_mostly_absent(self) -> bool:
-        """Return whether most of the last such reads have found nothing."""
+        """Return whether most of the last store reads found nothing."""
         return self._absent > _MOST_READS
 
     def end_load(self, key: str, seconds: float, error: BaseException | None, now: float) -> None:
         """Count a load that has ended.
 
         Parameters:
-            key: what was loaded.
-            error: why it has failed; None: it has not.
+            key: of the load.
+            error: why it failed; None: it did not fail.
             now: wall clock, seconds.
         """
         self.seconds.add(seconds)
@@ -152,7 +152,7 @@ class Tally:
             self.error = LastError(type(error).__name__, _text_of(error)[:_LONGEST_TEXT], now, key)
 
     def snapshot(self, in_flight: int, backoffs: int) -> Counted:
-        """Return the numbers as they are now, with those that the caller knows."""
+        """Return the current numbers, with the two that only the caller knows."""
         return Counted(
             self.fresh.snapshot(),
             self.stale.snapshot(),
@@ -172,21 +172,21 @@ def _text_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:
-        # The app's own exception; its text is not a reason to fail.
+        # The `__str__` of an app's exception may raise. That must not break the counting.
         return ""
 
 
 class Details:
-    """Counters of something that happened, by its reason.
+    """Counters of one kind of occurrence, by reason.
 
-    A reason may name a field or a parameter, which clients choose; only what kind of a name it is counts.
+    A reason may contain the name of a field or a parameter, which clients choose. Only the word before the name counts.
     """
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
     def add(self, reason: str) -> str:
-        """Count one, and return the name that it counts under."""
+        """Count one, and return the name under which it counts."""
         word, _, rest = reason.partition(" ")
         if word in _NAMING and rest:
             reason = word
@@ -196,16 +196,16 @@ class Details:
         return reason
 
 
-# The first words of reasons after which a name follows.
+# First words of reasons that are followed by a name.
 _NAMING: Final = frozenset({"argument", "cookie", "dependency", "field", "parameter", "variable"})
 
 
 class Counts:
-    """Everything that is counted in one cache."""
+    """All counters of one cache."""
 
     def __init__(self) -> None:
         self.since = time.time()
-        # By what entries carry of their origin.
+        # By the origin of entries (`Entry.loader`).
         self.tallies: dict[str, Tally] = {}
         self._names = dict.fromkeys((False, True), 0)
         self._templates = {"": ""}
@@ -215,15 +215,15 @@ class Counts:
         self.commands, self.leases = Histogram(OF_COMMANDS), Histogram(OF_LOADS)
 
     def add_loader(self, digest: str, template: str) -> None:
-        """Count what entries of a loader carry under its key template.
+        """Count a loader under its key template.
 
         Parameters:
-            digest: what entries carry of it.
+            digest: the `Entry.loader` of the loader's entries.
         """
         self._templates.setdefault(digest, template)
 
     def of(self, origin: str) -> Tally:
-        """Return where that is counted which entries carry as their origin: `Entry.loader`."""
+        """Return the tally of an origin, the `Entry.loader` of its entries."""
         tally = self.tallies.get(origin)
         return self._new(origin) if tally is None else tally
 
@@ -237,6 +237,6 @@ class Counts:
         return tally
 
     def forget_bytes(self) -> None:
-        """Note that nothing is held in memory any more."""
+        """Note that the local cache is empty."""
         for tally in self.tallies.values():
             tally.bytes = 0

@@ -1,4 +1,4 @@
-"""The numbers of a cache at one moment. They only grow unless it says otherwise; a rate is the difference of two."""
+"""The numbers of a cache at one moment. They only grow, except those of "now"; subtract two snapshots for a rate."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ class Layers(msgspec.Struct, frozen=True):
 
     Attributes:
         l1: answered at once from this process's memory.
-        redis: after a look into Redis.
-        load: after a wait for a load, which may have ended with what was stored before.
+        redis: answered after a read in Redis.
+        load: answered after a wait for a load; if that failed or took too long, with an older entry.
     """
 
     l1: int
@@ -20,7 +20,7 @@ class Layers(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all layers."""
         return self.l1 + self.redis + self.load
 
 
@@ -28,9 +28,9 @@ class Distribution(msgspec.Struct, frozen=True):
     """A histogram of durations.
 
     Attributes:
-        bounds: upper bounds of the buckets, in seconds; one more bucket has what is longer than the last.
-        counts: how many were in each bucket, and in no lower one.
-        sum: of all of them, in seconds.
+        bounds: upper bounds of the buckets, in seconds; one more bucket counts durations above the last bound.
+        counts: how many durations were in each bucket, and in no lower one.
+        sum: of all durations, in seconds.
     """
 
     bounds: tuple[float, ...]
@@ -39,16 +39,16 @@ class Distribution(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """Return how many there were."""
+        """Return the number of durations."""
         return sum(self.counts)
 
     def since(self, earlier: "Distribution") -> "Distribution":
-        """Return what came after an earlier one of the same cache."""
+        """Return the durations that were added after an earlier snapshot of the same cache."""
         counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
         return Distribution(self.bounds, counts, self.sum - earlier.sum)
 
     def quantile(self, share: float) -> float | None:
-        """Return the seconds within which a share of them ended, interpolated; None: there were none.
+        """Return the duration in seconds that a share of all durations does not exceed, interpolated; None if empty.
 
         Parameters:
             share: from 0 to 1; 0.99 for the 99th percentile.
@@ -68,9 +68,9 @@ class LastError(msgspec.Struct, frozen=True):
 
     Attributes:
         type: the name of the exception's class.
-        text: what it says, 200 characters at most.
-        at: when, in seconds since 1970.
-        key: what was loaded.
+        text: the exception's text, 200 characters at most.
+        at: when the load failed, in seconds since 1970.
+        key: of the load.
     """
 
     type: str
@@ -84,16 +84,16 @@ class Counted(msgspec.Struct, frozen=True):
 
     Attributes:
         fresh: reads that got a fresh value, by the layer that answered.
-        stale: reads that got a stale value, likewise.
+        stale: reads that got a stale value, by the layer that answered.
         missing: reads that waited for a load. A request that the cache cannot answer is not a read; see
             `Stats.bypasses`.
-        loads: how many loads have ended with a value.
-        failed: how many without one.
+        loads: how many loads ended with a value.
+        failed: how many loads ended without a value.
         in_flight: loads that run now.
-        seconds: how long loads ran, failed ones too.
-        failures: how long the failed ones ran.
-        error: the last failure; None: there was none.
-        backoffs: keys that swr leaves alone now, because their loads have failed.
+        seconds: how long loads ran, including failed ones.
+        failures: how long failed loads ran.
+        error: the last failure, or None.
+        backoffs: keys that back off now, because their loads failed.
         bytes: memory size of its entries in the local cache (L1) now.
     """
 
@@ -114,9 +114,9 @@ class LocalCacheStats(msgspec.Struct, frozen=True):
     """The local cache (L1).
 
     Attributes:
-        bytes: memory size of its entries now, outdated ones included.
-        entries: how many there are now.
-        evictions: entries that have left it because it was full.
+        bytes: memory size of its entries now, including outdated ones.
+        entries: number of its entries now.
+        evictions: entries that it evicted because it was full.
     """
 
     bytes: int
@@ -129,7 +129,7 @@ class StoreStats(msgspec.Struct, frozen=True):
 
     Attributes:
         reachable: whether it is reachable now; True without Redis.
-        since: since when that is so, in seconds since 1970; None: since the cache was made.
+        since: when it became reachable or unreachable, in seconds since 1970; None: when the cache was created.
         seconds: how long Redis took to answer, from command to reply; None: without Redis.
     """
 
@@ -139,21 +139,21 @@ class StoreStats(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """The numbers of one cache in this process, since it was made.
+    """The numbers of one cache in this process, since it was created.
 
     Attributes:
-        at: when they were taken, in seconds since 1970.
-        since: when the cache was made, likewise.
-        loaders: by key template. Under `""`: what has none, such as `get_or_load`. Under `"other"`: what came when
-            there were 200 already, or was stored by a loader that this process does not have.
-        routes: by path template, such as `/rankings/{group}`. Under `""`: responses whose route swr does not see.
-        bypasses: requests that bypassed the cache, by the reason, which `Cache-Status` says as `detail`.
-        not_stored: responses of the app that were not stored, likewise.
-        invalidations: by what was invalidated or marked stale: key, tag, loader or all; those of other processes, too.
-            A `set` of another process counts as one of its key.
+        at: the time of this snapshot, in seconds since 1970.
+        since: when the cache was created, in seconds since 1970.
+        loaders: numbers by key template. `""` is for entries without one, such as those of `get_or_load`. `"other"` is
+            for loaders beyond the first 200, and for entries of loaders that this process does not have.
+        routes: numbers by path template, such as `/rankings/{group}`. `""` is for responses without a known route.
+        bypasses: requests that bypassed the cache, by reason (the `detail` of `Cache-Status`).
+        not_stored: responses of the app that were not stored, by reason (the `detail` of `Cache-Status`).
+        invalidations: by what was invalidated or marked stale: key, tag, loader or all; by this process or another. A
+            `set` in another process counts as an invalidation of its key.
         local: the local cache (L1).
         store: Redis or Valkey.
-        leases: how long loads waited that found the lease held.
+        leases: how long loads waited because another load held the lease.
     """
 
     at: float

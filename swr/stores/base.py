@@ -1,4 +1,4 @@
-"""The ports: what the engine asks of a store. Two small protocols, one conformance suite for all who keep them."""
+"""The ports: two small protocols that the engine needs of a store. One conformance suite tests all stores."""
 
 import enum
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,51 +11,52 @@ from swr.stores.tag_versions import Name, TagVersions
 
 Ts = TypeVarTuple("Ts")
 
-# A version that nothing is newer than: "whatever you have, I want another".
+# The highest version. No entry is newer, so a lease request that knows this version is never answered with an entry.
 NEWEST: Final = 10**16 - 1
 
 
 class StoreRefused(StoreUnavailable):
-    """The store was asked, and refused."""
+    """The store answered, but refused the command."""
 
 
 class Kind(enum.Enum):
-    """A notification."""
+    """The kind of a notification."""
 
     COMMITTED = "c"
     RELEASED = "r"
     INVALIDATED = "i"
     MARKED = "s"
     TAG_VERSION = "b"
-    # A tag version that was known before its message came.
+    # A message brought a tag version that this process already knew.
     REPEATED = "r!"
-    # There are tasks in the queue of a refresher, in the shard whose name it is.
+    # A refresher's queue has tasks; the name is that of the shard.
     QUEUED = "q"
-    # Another process has invalidated a key, or a tag and the like, or marked one of them, and the server refused it.
+    # The server has refused another process's invalidation of a key, or of a tag, a loader or everything. All marks
+    # are PENDING_TAG, those of keys, too.
     PENDING_KEY = "k"
     PENDING_TAG = "t"
     REACHABLE = "u"
     UNREACHABLE = "d"
-    # Some notifications were missed, perhaps, or lie unread.
+    # Notifications may have been lost, or may still be unread.
     GAP = "g"
-    # This process holds the value of a load of its own.
+    # This process now holds a value that it loaded itself.
     HELD = "h"
     # The server has refused a command of this process.
     REFUSED = "f"
 
 
 class Notification(NamedTuple):
-    """Something that happened in the store; every process that has it open is notified.
+    """An event in the store; every process that has the store open is notified.
 
     Parameters:
-        kind: what.
-        name: the key, or what a tag version is of (empty for all); for UNREACHABLE and REFUSED the reason; for
-            REACHABLE which servers these are: another name after each restart and promotion.
-        version: of the commit, the tombstone or the mark, or the tag version. For HELD that of the lease, or 0 without
-            one. For REACHABLE and QUEUED the server's clock. 0 for the others.
-        elsewhere: another process did it, just now.
-        fingerprint: of a commit, that of its value's type; a commit of one type concerns no value of another. For
-            QUEUED, the tags of the consumers that are to look, one behind the other.
+        kind: what happened.
+        name: the key, tag, loader or shard that is concerned; empty for everything. UNREACHABLE and REFUSED have the
+            reason here. REACHABLE identifies the runs of the servers, which change at each restart and promotion.
+        version: that of the commit, tombstone, mark or tag. HELD has the version of the lease, or 0 without a lease.
+            REACHABLE and QUEUED have the server's clock, in microseconds. The other kinds have 0.
+        elsewhere: whether another process caused the event just now.
+        fingerprint: for a commit, that of the value's type; a commit of one type does not concern values of another.
+            For QUEUED, the tags of the consumers to wake, side by side.
     """
 
     kind: Kind
@@ -66,7 +67,7 @@ class Notification(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The name, where it is that of a key, or of anything else that has no tag version."""
+        """The name as a string; only for kinds whose name is never an `OfLoader` or a `Soft`."""
         assert isinstance(self.name, str)
         return self.name
 
@@ -75,14 +76,14 @@ Subscriber = Callable[[Notification], None]
 
 
 class Lease(NamedTuple):
-    """The right to load one key, until it expires or is deleted; the fence of every commit.
+    """The right to load one key until the lease expires or is deleted; the store checks every commit against it.
 
     Parameters:
         key: the key.
-        token: who holds it.
-        version: greater than that of every entry of this key so far.
-        tag_version: the newest tag version at the moment it was taken.
-        failures: how many loads in a row have failed before this one.
+        token: identifies the holder.
+        version: greater than the version of every entry of this key so far.
+        tag_version: the newest tag version when the lease was taken.
+        failures: how many loads in a row failed before this one.
     """
 
     key: str
@@ -93,12 +94,12 @@ class Lease(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A lease that was refused.
+    """The answer to a refused lease request: another load holds the lease, or all processes back off.
 
     Parameters:
-        retry_after: seconds until it expires.
-        now: the store's clock, in the unit of versions: what is loaded from now on is newer.
-        failures: loads that have failed in a row; above 0 every process backs off for a while.
+        retry_after: seconds until the lease or the backoff ends.
+        now: the store's clock, in the unit of versions; loads that begin from now on have newer versions.
+        failures: loads that failed in a row; above 0 every process backs off.
     """
 
     retry_after: float
@@ -107,36 +108,36 @@ class Held(NamedTuple):
 
 
 class Start(Protocol):
-    """Starts a task that the cache owns."""
+    """A function that starts a task of the cache."""
 
     def __call__(self, function: Callable[[*Ts], Awaitable[Any]], /, *args: *Ts) -> None: ...
 
 
 class Store(Protocol):
-    """The port of a place where entries lie."""
+    """The port of a store of entries."""
 
     @property
     def tag_versions(self) -> TagVersions:
-        """The tags and clears that this process knows of."""
+        """The versions of tags and clears that this process knows."""
 
     async def open(self, start: Start, subscriber: Subscriber) -> None:
-        """Connect; from now on `subscriber` is called with every notification."""
+        """Connect, and call `subscriber` with every notification from now on."""
 
     async def aclose(self, subscriber: Subscriber) -> None:
-        """Disconnect; `subscriber` is not called any more."""
+        """Disconnect, and stop calling `subscriber`."""
 
     def is_unreachable(self, key: str) -> bool:
         """Return whether the key's server is known to be unreachable, so that asking it is useless."""
 
     async def settled(self) -> None:
-        """Wait until the store has got every pending invalidation."""
+        """Wait until the store has taken every pending invalidation."""
 
     @property
     def has_pending(self) -> bool:
-        """Return whether invalidations are pending: the store is unreachable, or refuses them."""
+        """Return whether invalidations are pending, because the store is unreachable or refuses them."""
 
     async def now(self) -> int:
-        """Return the clock that versions come from: microseconds since 1970, older than every version to come.
+        """Return the store's clock in microseconds since 1970; every later version is newer.
 
         Raises StoreUnavailable.
         """
@@ -146,13 +147,13 @@ class Store(Protocol):
         """Return how many commands have been sent to servers since the store was opened."""
 
     def forget(self) -> None:
-        """Let go of what is only true while notifications arrive: the event loop has ended."""
+        """Drop everything that is only true while notifications arrive, because the event loop has ended."""
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
-        """Hold, for this process alone, an entry whose commit was not confirmed."""
+        """Hold an entry whose commit the store has not confirmed, for this process alone."""
 
     def peek(self, key: str) -> Entry[Any] | None:
-        """Return what this process holds and may trust, without waiting."""
+        """Return the entry that this process holds and may trust, or None, without waiting."""
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Return the entry, whatever its age. Raises StoreUnavailable."""
@@ -169,32 +170,32 @@ class Store(Protocol):
     async def invalidate_tag(self, *names: Name) -> None:
         """Outdate every entry that has one of these tags and whose load began before now; ALL means all entries.
 
-        In one step, as far as possible. A loader has all its entries; what is `Soft` is marked stale.
-        Raises StoreUnavailable.
+        The store takes all names in one step, as far as possible. An `OfLoader` names all entries of a loader. A
+        `Soft` name marks its entries stale instead. Raises StoreUnavailable.
         """
 
     @property
     def heard(self) -> int:
-        """The clock that versions come from, as it was last heard: not newer than it is now."""
+        """The store's clock as this process last heard it, in microseconds since 1970; never ahead of the clock now."""
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
-        """Do as `invalidate_tag` for those of `tags` that a load has announced; nothing carries the others.
+        """Invalidate those of `tags` that a load has announced, and pass over the others: no entry carries them.
 
         Raises StoreUnavailable.
         """
 
     async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
-        """Return whether `invalidate_announced` may have done nothing for one of `tags` after the time `since`.
+        """Return whether `invalidate_announced` may have passed over one of `tags` after `since`.
 
-        Raises StoreUnavailable.
+        `since` is a time of the store's clock, in microseconds. Raises StoreUnavailable.
         """
 
 
 class Leases(Protocol):
-    """The port of leases: says who may load, and whether a loaded value may be stored.
+    """The port of leases, which decide who may load a key and whether a loaded value may be stored.
 
-    Each type of value, as the codec's fingerprint tells it, has leases, backoffs and entries of its own under a key.
-    Two versions of an application share invalidations, and nothing else.
+    Under one key, each type of value has its own leases, backoffs and entries. The codec's fingerprint identifies the
+    type. If two versions of an application store different types, they share only invalidations.
     """
 
     async def acquire(
@@ -210,12 +211,12 @@ class Leases(Protocol):
     ) -> Lease | Held | Entry[Any]:
         """Take the lease for `ttl` seconds, or return the entry if there is one newer than version `known`.
 
-        Again with the same token it succeeds again. `force` disregards the pause after failures. Those of `tags` that
-        `is_announced` tells are announced: what is loaded may carry them. Raises StoreUnavailable.
+        A repeated call with the same token succeeds again. `force` ignores the backoff after failures. The loaded
+        entry may carry `tags`; those that `is_announced` accepts are announced to the store. Raises StoreUnavailable.
         """
 
     async def seize(self, key: str, token: str, ttl: float, codec: Codec) -> Lease:
-        """Do as `invalidate`, and take the lease in the same step: no load that began before can commit.
+        """Invalidate `key` and take its lease in one step, so that no load that began before can commit.
 
         Raises StoreUnavailable.
         """
@@ -227,21 +228,21 @@ class Leases(Protocol):
         """Store the entry and give the lease back. Raises LeaseLost, CodecError, StoreUnavailable."""
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
-        """Give the lease back without an entry; for `pause` seconds no process gets it. Raises StoreUnavailable."""
+        """Give the lease back without an entry; no process gets it for `pause` seconds. Raises StoreUnavailable."""
 
 
 class LeasingStore(Store, Leases, Protocol):
-    """Both ports: what the engine runs on."""
+    """A store with both ports, as the engine needs it."""
 
 
 class SharedStore(LeasingStore, Protocol):
     """A store that many processes share."""
 
     def tell_pending(self, kind: Kind, name: Name) -> None:
-        """Notify every process of a pending invalidation, without waiting, if that is possible."""
+        """Notify every process of a pending invalidation if possible, without waiting."""
 
     def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of `tags` that loads announce, and that the store may not know to be announced."""
+        """Return those of `tags` that loads must announce, and that may not be announced to the store yet."""
 
     async def announce(self, tags: tuple[str, ...]) -> None:
-        """Announce loads of what carries `tags`. Raises StoreUnavailable."""
+        """Announce to the store that loads of entries with `tags` begin. Raises StoreUnavailable."""

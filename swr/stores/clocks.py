@@ -1,4 +1,4 @@
-"""The wall clock. It is looked up at each reading, so that swr sees the time that a test has frozen."""
+"""The wall clock. swr looks up `time.time` at each reading, so that it sees the time that a test has frozen."""
 
 import time
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Something with a function `time`, such as the module `time`."""
+    """An object with a function `time`, such as the module `time`."""
 
     def time(self) -> float:
         """Return seconds since 1970."""
 
 
 class OwnClock:
-    """A clock that a user gave.
+    """A clock made of a user's function.
 
     Parameters:
         time: returns seconds since 1970.
@@ -26,13 +26,15 @@ class OwnClock:
 
 
 def clock_of(function: Callable[[], float] | None) -> Clock:
-    """Return a clock that the fresh hit reads in one step; None: that of this machine.
+    """Return a clock that costs the fresh hit only one call.
 
-    The module itself is the clock then. What freezes time replaces the function in the module.
+    Parameters:
+        function: the user's clock; None: this machine's. Then the module `time` is the clock, so that tests can
+            replace its function to freeze time.
     """
     return time if function is None else OwnClock(function)
 
 
 def wall_clock() -> float:
-    """Return the time of this machine."""
+    """Return the time of this machine in seconds since 1970."""
     return time.time()

@@ -1,9 +1,9 @@
-"""The choice of the entry that leaves a full local cache: S3-FIFO, with SIEVE in the place of its main queue.
+"""Chooses the entry that a full local cache evicts, by S3-FIFO with SIEVE as its main queue.
 
-A hit sets one flag, where LRU moves a node. What comes for the first time is in a small queue, and leaves it soon
-unless it is used there: a crowd of keys that are asked for once takes no room from the others. An entry that was
-used, or comes back soon after it went, is in the main queue. There a hand goes round from the oldest to the newest,
-takes the flag from what was used since its last visit, and evicts what was not.
+A hit only sets a flag, whereas LRU moves a node. A new entry starts in the small queue, which evicts it soon unless it
+is used there. So a burst of keys that are used once does not displace the others. Entries that were used, or that
+return soon after their eviction, are in the main queue. There a hand moves from the oldest entry to the newest. It
+clears the flag of an entry that was used since its last visit, and evicts an entry that was not.
 
 Sources: Yang et al., FIFO queues are all you need for cache eviction, SOSP 2023; Zhang et al., SIEVE is simpler than
 LRU, NSDI 2024.
@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar, cast
 
 # The small queue's share of the whole weight. A tenth, as in the paper, is worse for caches of few entries.
 _SMALL: Final = 0.2
-# Items that are looked at for one that goes: with a million that were all used, a look at each would take too long.
+# Items visited at most for one eviction. If a million items were all used, visiting each of them would take too long.
 _MOST_VISITS: Final = 500
 
 
@@ -22,9 +22,10 @@ class Evictable:
     """A node that can be evicted.
 
     Attributes:
-        key: under which it is held.
-        weight: what it takes of the room.
-        is_used: whether it was used since it came, or since the hand was there. Its user sets this.
+        key: the key under which the cache holds it.
+        weight: how much of the capacity it takes.
+        is_used: whether it was used since it was added or since the hand last visited it. The code that serves it sets
+            this.
         is_main: whether it is in the main queue.
     """
 
@@ -43,12 +44,12 @@ E = TypeVar("E", bound=Evictable)
 
 
 class _Queue:
-    """Items in the order in which they came, and a hand on one of them."""
+    """Items in the order in which they were added, and a hand: the place at which the search for a victim goes on."""
 
     __slots__ = ("_end", "hand", "weight")
 
     def __init__(self) -> None:
-        # Beyond the newest and before the oldest.
+        # The node between the newest item and the oldest, in a circular list.
         self._end = self.hand = Evictable("", 0)
         self.weight = 0
 
@@ -62,7 +63,7 @@ class _Queue:
         if self.hand is item:
             self.hand = item.newer
         item.older.newer, item.newer.older = item.newer, item.older
-        # A node that is gone must not keep its neighbours in memory.
+        # A removed node must not keep its neighbours in memory.
         item.newer = item.older = item
         self.weight -= item.weight
 
@@ -82,9 +83,9 @@ class Eviction(Generic[E]):
         self.clear()
 
     def clear(self) -> None:
-        """Forget all items, and which were evicted."""
+        """Forget all items, and which keys were evicted."""
         self._small, self._main = _Queue(), _Queue()
-        # By the lower bits of a key's hash, the upper bits of what went last from the small queue.
+        # The keys that the small queue evicted. The lower bits of a key's hash are the index, the upper bits the value.
         self._gone = array("I")
 
     @property
@@ -96,7 +97,7 @@ class Eviction(Generic[E]):
         """Add an item as the newest.
 
         Parameters:
-            replaced: what was held under its key until now, already removed; the new item takes its place.
+            replaced: the item with this key until now, already removed; the new item takes over its queue and flag.
         """
         if replaced is not None:
             item.is_main, item.is_used = replaced.is_main, replaced.is_used
@@ -112,10 +113,10 @@ class Eviction(Generic[E]):
         (self._main if item.is_main else self._small).remove(item)
 
     def victim(self, held: int) -> E:
-        """Return the item that should go next, not yet removed.
+        """Return the item to evict next; the caller removes it.
 
         Parameters:
-            held: the number of items, at least one.
+            held: the number of items in both queues, at least one.
         """
         for _ in range(_MOST_VISITS):
             if self._small.weight > _SMALL * self.weight or not self._main.weight:
@@ -135,7 +136,7 @@ class Eviction(Generic[E]):
         return cast(E, self._main.at_hand())
 
     def _note(self, key: str, held: int) -> None:
-        """Remember an item that was evicted and never used."""
+        """Remember the key of an item that was evicted without being used."""
         if len(self._gone) < held:
             self._gone = array("I", bytes(4 << held.bit_length()))
         place, mark = self._mark(key)

@@ -1,35 +1,35 @@
-"""A table whose items end, each at a time of its own."""
+"""A table whose items each expire at their own time."""
 
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Final, Protocol, TypeVar
 
-# The most items that go for each that is added: the oldest, if they have ended. One that ends late holds up others.
+# Adding an item removes up to this many of the oldest, if these have expired. One that expires late holds up others.
 _LOOKS: Final = 2
 
 
 class Ending(Protocol):
-    """Something that counts until a time.
+    """An item that expires.
 
     Attributes:
-        ends_at: that time, in seconds.
+        ends_at: when it expires, in seconds.
     """
 
     @property
     def ends_at(self) -> float:
-        """Return that time."""
+        """Return when the item expires."""
 
 
 E = TypeVar("E", bound=Ending)
 
 
 class Expiring(MutableMapping[str, E]):
-    """Values by key, until each has ended.
+    """A mapping whose values expire.
 
-    It costs a quarter of what a cache does that keeps its items in the order of their ends. In exchange, those that
-    have ended take memory for a while.
+    It takes a quarter of the time of a cache that sorts its items by expiry. In exchange, expired items occupy memory
+    for a while.
 
     Parameters:
-        most: how many it holds; of more the oldest goes.
+        most: how many items it holds; one more evicts the oldest.
         clock: returns the time, in seconds.
     """
 
@@ -39,7 +39,7 @@ class Expiring(MutableMapping[str, E]):
         self._values: dict[str, E] = {}
 
     def __len__(self) -> int:
-        """Return how many there are; some may have ended."""
+        """Return how many items there are, including expired ones."""
         return len(self._values)
 
     def __iter__(self) -> Iterator[str]:
@@ -56,7 +56,7 @@ class Expiring(MutableMapping[str, E]):
         return value
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Return the value of a key, unless it has ended."""
+        """Return the value of a key, or `default` if it is missing or has expired."""
         value = self._values.get(key)
         return default if value is None or self._clock() >= value.ends_at else value
 

@@ -1,4 +1,4 @@
-"""Invalidating what many processes share; what the store does not take counts here at once, and is replayed."""
+"""Invalidations in a shared store. If the store does not take one, this process applies it at once and replays it."""
 
 import asyncio
 import contextlib
@@ -14,21 +14,23 @@ from swr.stores.local import LocalCache
 from swr.stores.pending import Pending
 from swr.stores.tag_versions import ALL, Name, OfKey, Soft
 
+# Seconds after which a replay that the store refused is repeated.
 _AGAIN_AFTER: Final = 1.0
+# Seconds between two checks whether anything is pending.
 _LOOKED_AFTER: Final = 0.01
 
 
 class SharedInvalidations:
-    """Invalidate in the shared store, and in this process.
+    """Invalidates entries in the shared store and in this process.
 
     Parameters:
-        local: this process's memory.
-        store: what the processes share.
+        local: the local cache of this process.
+        store: the store that the processes share.
         clock: wall clock, seconds.
         is_reachable: returns whether the store can be reached.
 
     Attributes:
-        pending: what the store did not take so far.
+        pending: the invalidations that the store has not taken yet.
     """
 
     def __init__(
@@ -42,16 +44,17 @@ class SharedInvalidations:
         self._replaying = False
 
     def open(self, start: Start, subscriber: Subscriber) -> None:
-        """Replay in tasks that `start` starts; call `subscriber` with what counts in this process alone."""
+        """Replay in tasks that `start` starts; notify `subscriber` of invalidations that the store did not take."""
         self._start, self._subscriber = start, subscriber
+        self.pending.open()
 
     def forget(self) -> None:
-        """Take note that no task replays anything any more."""
+        """Note that no task replays anything any more, because the event loop has ended."""
         self._replaying = False
 
     async def settled(self) -> None:
         """Wait until nothing is pending."""
-        # Only closing waits for it: not worth an event at every invalidation.
+        # Only closing waits for this.
         while not self.pending.is_empty:  # noqa: ASYNC110  # an event would cost at every invalidation
             await anyio.sleep(_LOOKED_AFTER)
 
@@ -65,17 +68,17 @@ class SharedInvalidations:
         self._start(self._replay_all)
 
     async def invalidate(self, key: str) -> None:
-        """Invalidate `key` everywhere; while the store is unreachable, here at once and elsewhere later."""
+        """Invalidate `key` everywhere; while the store is unreachable, in this process at once and elsewhere later."""
         with self._made(Kind.PENDING_KEY, key):
             await self._store.invalidate(key)
 
     async def mark_stale(self, key: str) -> None:
-        """Mark what is stored for `key` everywhere, as `invalidate` does."""
+        """Mark the entries of `key` as stale everywhere, in the same way as `invalidate`."""
         with self._made(Kind.PENDING_TAG, Soft(OfKey(key))):
             await self._store.mark_stale(key)
 
     async def invalidate_tag(self, *names: Name) -> None:
-        """Invalidate or mark every entry that is concerned everywhere, as `invalidate` does."""
+        """Invalidate or mark every entry that `names` concern, in the same way as `invalidate`."""
         with self._made(Kind.PENDING_TAG, *names):
             await self._store.invalidate_tag(*names)
 
@@ -101,15 +104,15 @@ class SharedInvalidations:
             with anyio.CancelScope(shield=True):
                 yield
         except asyncio.CancelledError:
-            # `asyncio.timeout` and `Task.cancel` reach behind the shield. The store may have done it, and does not
-            # notify the process that has asked.
+            # `asyncio.timeout` and `Task.cancel` ignore the shield. The store may have invalidated the names, and does
+            # not notify the process that asked for it.
             for name in names:
                 self.keep_pending(kind, name)
             raise
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
-        """Invalidate those of `tags` that an entry carries, as `invalidate_tag` does."""
-        # The store cannot say which tags an entry carries that is loaded here without its knowledge.
+        """Invalidate those of `tags` that an entry may carry, in the same way as `invalidate_tag`."""
+        # While loads of this process are not announced, the store does not know their tags: invalidate all of `tags`.
         if not self.pending.unannounced:
             with contextlib.suppress(StoreUnavailable), self._even_if_cancelled(Kind.PENDING_TAG, *tags):
                 await self._store.invalidate_announced(tags)
@@ -118,7 +121,7 @@ class SharedInvalidations:
 
     def keep_pending(self, kind: Kind, name: Name, *, elsewhere: bool = False) -> None:
         """Apply an invalidation here at once, and replay it until the store has it."""
-        # An operation under way may still bring the entry; while this is pending it is refused.
+        # Add it first: an operation under way may still bring the entry, which is refused while this is pending.
         if isinstance(name, str) and kind is Kind.PENDING_KEY:
             self.pending.add_key(name)
             self._forget(name, elsewhere=elsewhere)
@@ -128,13 +131,13 @@ class SharedInvalidations:
         self._replay_soon()
 
     def _forget(self, key: str, *, elsewhere: bool = False) -> None:
-        """Drop the local entry of a key, and outdate its loads under way in this process."""
+        """Drop the local entry of a key, and outdate the loads of the key that are under way in this process."""
         self._local.drop(key)
         self._subscriber(Notification(Kind.INVALIDATED, key, 0, elsewhere))
 
     def _forget_named(self, name: Name, *, elsewhere: bool = False) -> None:
-        """Do as `_forget` for all keys that are concerned; or mark their entries."""
-        # Only the server can raise the tag version.
+        """Do the same as `_forget` for all keys that `name` concerns, or mark their entries as stale."""
+        # Only the server can raise the tag version, so this version comes from the clock of this process.
         self._local.forget(name, int(self._clock() * 1e6))
         if isinstance(name, Soft) and isinstance(name.of, OfKey):
             self._subscriber(Notification(Kind.MARKED, name.of.key, 0, elsewhere))
@@ -147,10 +150,10 @@ class SharedInvalidations:
             self._start(self._replay_all)
 
     async def _replay_all(self) -> None:
-        """Replay what is pending, again and again as long as the store is reachable and refuses."""
+        """Replay what is pending, and repeat this while the store is reachable but refuses."""
         while self._is_reachable() and not self.pending.is_empty:
             try:
-                # What other processes have invalidated meanwhile was not told, because the store knew of no such load.
+                # The store did not know of these loads. It may have passed over invalidations by other processes.
                 for key in await self.pending.replay():
                     if key == ALL:
                         self._forget_named(ALL)
@@ -164,7 +167,7 @@ class SharedInvalidations:
         """Invalidate `key` as `invalidate` does, and take the shared store's lease if it is reachable."""
         with anyio.CancelScope(shield=True):
             try:
-                # Later entries are newer; a later replay would remove them again.
+                # Replay before taking the lease: a later replay would remove the entry that is loaded under it.
                 await self.pending.replay_before_load(key)
                 lease = await self._store.seize(key, token, ttl, codec)
             except StoreUnavailable as error:

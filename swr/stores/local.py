@@ -1,8 +1,8 @@
 """The local cache (L1): entries in this process's memory, bounded by bytes and by number.
 
-The fresh hit reads it with as few calls as possible. It compares the clock with `Slot.fresh_until` and with the end of
-`Slot.trust`, which the entries share that were checked since the last doubt. Whatever may make an entry wrong ends that
-trust; every entry is then checked again when it is next asked for.
+A fresh hit makes as few calls as possible. It compares the clock with `Slot.fresh_until` and with the end of
+`Slot.trust`. Entries share one `Trust` if they were checked since it began. Any event that may make an entry wrong ends
+that trust; every entry is then checked again at its next use.
 """
 
 import functools
@@ -22,21 +22,26 @@ from swr.stores.memory_size import measure, memory_size
 from swr.stores.tag_versions import ALL, Name, OfKey, Raised, Soft
 from swr.stores.threads import in_thread
 
-# Bytes that a slot, its entry, key and alias, and their dictionary items take beside the texts of both and the value.
+# Bytes of a slot with its entry, key, alias and dictionary items, without the value and the texts of key and alias.
 _OVERHEAD: Final = 640
-# Weights are multiples of this, in bytes.
+# Weights are rounded up to multiples of this, in bytes.
 _WEIGHED_IN: Final = 64
-# Weights and origins of which one object is remembered for all slots.
+# How many weights, and how many origins, are remembered so that slots with equal ones share one object.
 _MOST_SHARED: Final = 4096
-# Objects of a value that are measured at once: some milliseconds. A thread measures larger values afterwards.
+# The most objects of a value that the event loop measures: some milliseconds. A thread measures larger values later.
 _MEASURED_AT_ONCE: Final = 10_000
-# Entries that are freed at once, and tags that are remembered as forgotten.
+# Entries that are freed in one turn of the event loop.
 _FREED_AT_ONCE: Final = 1000
+# The most tags that are remembered as invalidated, or as marked. For one more, the cache drops all entries.
 _MOST_FORGOTTEN: Final = 10_000
 
 
 class Trust:
-    """The wall-clock time until which entries may be served that were checked while this was `LocalCache.trust`."""
+    """A period in which checked entries are trusted, shared by all entries that were checked in it.
+
+    Attributes:
+        until: the wall-clock time until which these entries may be served.
+    """
 
     __slots__ = ("until",)
 
@@ -49,7 +54,8 @@ H = TypeVar("H", bound=Hashable)
 UNTRUSTED: Final = Trust(-math.inf)
 _SUPERSEDED: Final = Trust(-math.inf)
 
-# The entry that a gap replaces: which servers had it, its version, and when it was marked.
+# The store's entry that a local entry has replaced, although the store did not take the local one: the servers, the
+# version and the mark of the store's entry.
 Replaced = tuple[str, int, int]
 
 
@@ -57,10 +63,10 @@ class Origin(NamedTuple):
     """The origin of an entry in the local cache. Most entries of a loader share one object.
 
     Parameters:
-        tally: where its loader or route is counted.
-        fingerprint: of the type of its value.
-        epoch, replaced: they belong to the store in front of which the cache is.
-        number: of what came later it is greater, if anything was forgotten in between.
+        tally: the counters of its loader or route.
+        fingerprint: the fingerprint of its value's type.
+        epoch, replaced: notes of `TieredStore`, which the local cache does not read.
+        number: a number that grows at each invalidation or mark, so that entries from before can be told apart.
     """
 
     tally: Tally
@@ -71,14 +77,14 @@ class Origin(NamedTuple):
 
 
 class Slot(Evictable):
-    """An entry in the local cache, with what the fresh hit needs at hand. It takes as few bytes as it can.
+    """An entry in the local cache with everything that a fresh hit reads, in as few bytes as possible.
 
     Attributes:
-        fresh_until: until when the short way to a fresh hit may be taken: to the entry's deadline, or to that of the
-            messages that the middleware has prepared.
-        ready: what the middleware has prepared.
-        hits: where the fresh hit counts itself.
-        types: of the arguments that the alias consists of, if they are not all strings.
+        fresh_until: the time until which the short path for fresh hits is open: the entry's deadline, or that of the
+            response that the middleware has prepared.
+        ready: the response that the middleware has prepared, or None.
+        hits: the counter of fresh hits.
+        types: the types of the arguments in the alias, if not all are strings.
     """
 
     __slots__ = ("alias", "aliases", "entry", "fresh_until", "hits", "origin", "ready", "trust", "types", "value")
@@ -89,7 +95,7 @@ class Slot(Evictable):
         self.origin = origin
         self.hits = origin.tally.fresh
         self.value = entry.value
-        # Whatever a clock says.
+        # A marked entry is not fresh, whatever the clock says.
         self.fresh_until = 0.0 if entry.is_marked else entry.fresh_until
         self.trust = UNTRUSTED
         self.alias: Hashable = None
@@ -98,13 +104,13 @@ class Slot(Evictable):
         self.ready: Any = None
 
     def mark_stale(self, version: int) -> None:
-        """Mark the entry as stale; 0: it was not marked."""
+        """Mark the entry as stale, unless it was marked at this version or later; 0 marks nothing."""
         if version > self.entry.marked_at:
             self.entry = marked_stale(self.entry, version)
             self.fresh_until, self.ready = 0.0, None
 
     def supersede(self) -> None:
-        """Have the entry compared with the store before it is served as fresh."""
+        """End the trust of this entry, so that it is compared with the store before it is served as fresh."""
         self.trust = _SUPERSEDED
 
     @property
@@ -113,14 +119,14 @@ class Slot(Evictable):
         return self.trust is _SUPERSEDED
 
     def weighing(self, weight: int) -> "Slot":
-        """Return a slot for the same entry, in the same state, of another weight."""
+        """Return a slot for the same entry, with the same trust and another weight."""
         slot = Slot(self.key, self.entry, weight, self.origin)
         slot.trust = self.trust
         return slot
 
 
 class NoSlot:
-    """The slot of a key that is not held. It is never fresh, so nothing else of it is read."""
+    """A slot for a key that is not held. It is never fresh, so the other attributes are never read."""
 
     __slots__ = ("key",)
 
@@ -135,11 +141,11 @@ class NoSlot:
 
 
 class Slots(dict[str, Slot]):
-    """Slots by key; only `put`, `drop` and `clear` change them. What goes loses its alias.
+    """Slots by key; only `put`, `drop` and `clear` change them. A removed slot loses its alias.
 
     Attributes:
         maxsize: the most bytes.
-        eviction: which slot goes when there is no room.
+        eviction: chooses the slot to evict if there is no room.
         tags: how many slots carry each tag.
     """
 
@@ -148,7 +154,7 @@ class Slots(dict[str, Slot]):
         self.maxsize = maxsize
         self._counts = counts
         self.eviction: Eviction[Slot] = Eviction()
-        # By owner.
+        # For each owner (see `LocalCache.aliases_of`), its slots by alias.
         self.aliases: dict[Hashable, dict[Any, Slot]] = {}
         self.tags: dict[str, int] = {}
 
@@ -158,7 +164,7 @@ class Slots(dict[str, Slot]):
         return self.eviction.weight
 
     def put(self, slot: Slot, most: int) -> bool:
-        """Hold a slot in the place of what has its key, and return whether it is not too large for that.
+        """Hold a slot and replace the one with its key; return False if it is larger than the whole cache.
 
         Parameters:
             most: the most slots.
@@ -177,7 +183,7 @@ class Slots(dict[str, Slot]):
         return True
 
     def drop(self, key: str) -> Slot | None:
-        """Remove the slot of `key`, and return it."""
+        """Remove and return the slot of `key`, or return None."""
         slot = self.pop(key, None)
         if slot is not None:
             self.eviction.remove(slot)
@@ -201,18 +207,19 @@ class Slots(dict[str, Slot]):
 
 
 class LocalCache:
-    """Entries by key.
+    """The entries of one process by key.
 
     Parameters:
-        max_bytes: most memory that keys and values may take, in bytes; 0 holds nothing.
+        max_bytes: most memory that keys and values may take, in bytes; with 0 the cache holds nothing.
         max_entries: the most entries.
 
     Attributes:
-        clock: what the short way to a fresh hit compares deadlines with; `swr.engine.switch` sets it.
-        short_clock: the same for the decorator, which has no other way to tell whether events of its hits are wanted.
-        counts: what is counted in the cache.
-        trust: that of the entries that are checked from now on. In front of a shared store, notifications end and
-            prolong it.
+        clock: the clock that the short path for fresh hits compares with deadlines; `swr.engine.switch` sets it.
+        short_clock: the same for the decorator, whose short path checks nothing else. While subscribers want events of
+            hits, this clock is past every deadline.
+        counts: the counters of the cache.
+        trust: the current period of trust, for the entries that are checked in it. In front of a shared store,
+            notifications end and prolong it.
     """
 
     def __init__(self, max_bytes: int, max_entries: int) -> None:
@@ -221,15 +228,18 @@ class LocalCache:
         self.clock: Clock = clock_of(None)
         self.short_clock: Clock = self.clock
         self.trust = Trust(math.inf)
-        # Starts a task of the cache, while that is open.
+        # Starts a task of the cache; None while the cache is not open.
         self.start: Start | None = None
         # Called with the key of a value that is too large.
         self.on_refused: Callable[[str], None] = _ignore
         self._holds = max_bytes > 0
         self._most = max_entries
-        # The number of the slots from now on; and up to which number slots may be forgotten or marked, and are.
+        # The number that new slots get.
         self._number = 1
+        # Slots up to this number may be invalidated or marked.
         self._suspect = 0
+        # For each tag, for each loader and for all: the number up to which slots are invalidated, and that up to which
+        # they are marked.
         self._forgotten, self._marked = Raised(), Raised()
         # The version at which slots were marked last.
         self._marked_at = 0
@@ -237,7 +247,7 @@ class LocalCache:
         self._shared_origin = functools.lru_cache(maxsize=_MOST_SHARED)(_same)
 
     def configure(self, max_bytes: int) -> None:
-        """Forget everything, and hold at most this many bytes from now on."""
+        """Forget all entries, and hold at most this many bytes from now on."""
         self.slots.clear()
         self.slots.maxsize = max_bytes
         self.start = None
@@ -245,7 +255,7 @@ class LocalCache:
         self._holds = max_bytes > 0
 
     def get(self, key: str) -> Slot | None:
-        """Return the slot of `key`; who serves it sets its `is_used`."""
+        """Return the slot of `key`, or None; the caller sets `is_used` when it serves the slot."""
         slot = self.slots.get(key) if self._holds else None
         if slot is not None and (number := slot.origin.number) <= self._suspect:
             tags, loader = slot.entry.tags, slot.entry.loader
@@ -259,7 +269,7 @@ class LocalCache:
     def put(
         self, key: str, entry: Entry[Any], epoch: int = 0, fingerprint: str = "", replaced: Replaced | None = None
     ) -> None:
-        """Hold `entry`, unless it is too large for the whole cache; the fingerprint is that of its value's type."""
+        """Hold `entry`, unless it is too large for the whole cache; see `Origin` for the other parameters."""
         if not self._holds:
             self.on_refused(key)
             return
@@ -272,24 +282,24 @@ class LocalCache:
             self.start(self._weigh, slot)
 
     async def _weigh(self, slot: Slot) -> None:
-        """Measure a large value in a thread, and hold it with its true weight."""
+        """Measure a large value in a thread, and then hold its entry with the true weight."""
         size = await in_thread(memory_size, slot.value)
         weighed = slot.weighing(_weight(slot.key, size))
         if self.slots.get(slot.key) is slot and not self.slots.put(weighed, self._most):
             self.on_refused(slot.key)
 
     def aliases_of(self, owner: Hashable) -> dict[Any, Slot]:
-        """Return the slots by alias, of one loader or of one version of an app."""
+        """Return the slots by alias of one owner, which is a loader or one version of an app."""
         return self.slots.aliases.setdefault(owner, {})
 
     def alias(self, slot: Slot, alias: H, aliases: dict[H, Slot], types: tuple[type, ...] = ()) -> None:
-        """Have an alias lead to `slot`, as long as it is held, unless one of both has another already.
+        """Let an alias lead to `slot` while it is held, unless the slot has an alias or the alias has a slot.
 
-        Who looks there and serves the slot sets its `is_used`.
+        Code that finds the slot by its alias and serves it sets its `is_used`.
 
         Parameters:
-            types: if the alias consists of arguments, their types; none: all are strings. What equals a number need
-                not be of its type.
+            types: the types of the arguments in the alias; empty if all are strings or if there are none. Arguments of
+                different types may be equal, such as 1 and True.
         """
         if slot.aliases is None and alias not in aliases:
             slot.alias, slot.aliases, slot.types = alias, aliases, types
@@ -301,7 +311,7 @@ class LocalCache:
             self.slots.drop(key)
 
     def clear(self) -> None:
-        """Forget everything; many entries are freed in turns of the event loop."""
+        """Forget all entries; if there are many, a task frees their memory in several turns of the event loop."""
         self._forgotten, self._marked = Raised(), Raised()
         self._forgotten.all = self._suspects()
         self.recheck_all()
@@ -317,11 +327,11 @@ class LocalCache:
             await anyio.lowlevel.checkpoint()
 
     def forget(self, name: Name, version: int) -> None:
-        """Forget or mark every entry that is concerned. It costs the same however many there are.
+        """Forget or mark every entry that `name` concerns. The cost does not depend on the number of entries.
 
         Parameters:
             name: what was invalidated or marked.
-            version: a version that is not older than now.
+            version: the version of a mark, not older than now.
         """
         raised = self._marked if isinstance(name, Soft) else self._forgotten
         of = name.of if isinstance(name, Soft) else name
@@ -338,31 +348,31 @@ class LocalCache:
             self.recheck_all()
 
     def _suspects(self) -> int:
-        """Return the highest number that a slot has had so far; later slots have higher ones."""
+        """Make all slots suspect, and return the highest number of a slot so far; later slots have higher numbers."""
         self._suspect = self._number
         self._number += 1
         return self._suspect
 
     def recheck_tag(self, name: Name) -> None:
-        """Have every entry checked again before it is served, unless `name` is a tag that no entry has."""
+        """End the trust of all entries, unless `name` is a tag that no entry has; see `recheck_all`."""
         of = name.of if isinstance(name, Soft) else name
         if of == ALL or not isinstance(of, str) or of in self.slots.tags:
             self.recheck_all()
 
     def recheck_all(self) -> None:
-        """Have every entry checked again before it is served."""
+        """End the trust of all entries, so that each is checked again before it is served."""
         trust, self.trust = self.trust, Trust(self.trust.until)
         trust.until = -math.inf
 
 
 def _weight(key: str, size: int) -> int:
-    """Return the weight of a slot, rounded up, so that very many slots share few numbers."""
+    """Return the weight of a slot in bytes, rounded up so that many slots share few number objects."""
     return _shared_number(-(-(_OVERHEAD + 3 * len(key) + size) // _WEIGHED_IN) * _WEIGHED_IN)
 
 
 @functools.lru_cache(maxsize=_MOST_SHARED)
 def _shared_number(number: int) -> int:
-    """Return one object for equal numbers."""
+    """Return the same object for equal numbers."""
     return number
 
 
@@ -371,4 +381,4 @@ def _same(origin: Origin) -> Origin:
 
 
 def _ignore(key: str) -> None:
-    """Do nothing: what is too large for this cache is stored elsewhere."""
+    """Do nothing: a shared store has the value that is too large for this cache."""

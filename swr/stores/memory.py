@@ -1,4 +1,4 @@
-"""The store in this process's memory: the whole protocol, with leases and tag versions, and no waiting."""
+"""The store in this process's memory, with entries, leases and tag versions. Its methods never wait."""
 
 import logging
 import math
@@ -20,14 +20,14 @@ _GROUPS: Final = 4096
 _MOST_ANNOUNCED: Final = 10_000
 _ANNOUNCED_FOR: Final = 300.0
 _MOST_HOLDS: Final = 1_000_000
-# Seconds.
+# Seconds that a pause is remembered after its end.
 _PAUSE_KEPT: Final = 60.0
-# With more loads under way than these, any tag may be that of one.
+# With more leases and pauses than this, swr does not search them for a tag: any tag counts as carried by a load.
 _MOST_SEARCHED: Final = 1000
 
 
 class _Hold:
-    """A lease, or a pause after failures, which keep a key from being loaded."""
+    """A lease, or a pause after failures (token None). Either keeps other callers from loading a key."""
 
     __slots__ = ("ends_at", "failures", "tags", "token", "until", "version")
 
@@ -37,14 +37,14 @@ class _Hold:
         self.token = token
         self.version = version
         self.until = until
-        # A pause is remembered for a while after its end, so that failures go on being counted.
+        # A pause is remembered for a while after its end, so that the next failure adds to its count.
         self.ends_at = until + (_PAUSE_KEPT if token is None else 0.0)
         self.failures = failures
         self.tags = tags
 
 
 class _Announced:
-    """The announcement of the tags of a load."""
+    """The announcement of a tag by a load."""
 
     __slots__ = ("ends_at",)
 
@@ -59,7 +59,7 @@ class MemoryStore:
         max_bytes: most memory that keys and values may take, in bytes.
         max_entries: the most entries.
         clock: wall clock, seconds.
-        local: where they lie; None: in a local cache of its own.
+        local: the local cache that holds the entries; None: a new one.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class MemoryStore:
         self.tag_versions = TagVersions()
         self._clock = clock
         self._last = 0
-        # Tags of loads of late, which may have taught others something that is not stored here.
+        # Tags of recent loads. Other parts of swr may have learned from these loads, even if nothing is stored here.
         self._announced: Expiring[_Announced] = Expiring(_MOST_ANNOUNCED, clock)
-        # When invalidations were passed over, by group of tags.
+        # The version at which an invalidation was last passed over, by group of tags.
         self._passed_over = [0] * _GROUPS
         self._holds: Expiring[_Hold] = Expiring(_MOST_HOLDS, clock)
         self._subscribers: list[Subscriber] = []
@@ -85,7 +85,7 @@ class MemoryStore:
     async def open(self, start: Start, subscriber: Subscriber) -> None:
         """Call `subscriber` with every notification from now on."""
         self.local.start = start
-        # What lay there before may have been in front of another store.
+        # The local cache may have been in front of another store, which limited the trust.
         self.local.trust.until = math.inf
         if subscriber not in self._subscribers:
             self._subscribers.append(subscriber)
@@ -97,34 +97,34 @@ class MemoryStore:
             self._subscribers.remove(subscriber)
 
     def is_unreachable(self, key: str) -> bool:
-        """Never."""
+        """Return False: this store has no server."""
         return False
 
     @property
     def has_pending(self) -> bool:
-        """Never: this store keeps no invalidation back."""
+        """Return False: this store applies every invalidation at once."""
         return False
 
     async def settled(self) -> None:
-        """At once."""
+        """Return at once: nothing is ever pending."""
 
     async def now(self) -> int:
-        """Return the clock's microseconds: older than every version to come, newer than none so far."""
+        """Return the clock in microseconds: older than every later version, not older than any version so far."""
         return max(int(self._clock() * 1e6) - 1, self._last)
 
     @property
     def sent(self) -> int:
-        """None: there is no server."""
+        """Return 0: there is no server."""
         return 0
 
     def forget(self) -> None:
         """Do nothing: no other process changes what is stored here."""
 
     def keep(self, key: str, entry: Entry[Any], codec: Codec) -> None:
-        """Do nothing: a commit that this store did not confirm did not happen."""
+        """Do nothing: this store never leaves a commit unconfirmed."""
 
     def _warn(self, key: str) -> None:
-        """Say once for each of some keys that its value is kept nowhere."""
+        """Log once for a key, and for a limited number of keys, that its value is not kept."""
         if key not in self._refused and len(self._refused) < _MOST_WARNINGS:
             self._refused.add(key)
             log.warning(
@@ -150,11 +150,11 @@ class MemoryStore:
         return slot.entry
 
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
-        """The same as `peek`."""
+        """Return the same as `peek`."""
         return self.peek(key)
 
     def _next(self) -> int:
-        """A number greater than all before it, near the clock's microseconds."""
+        """Return a number greater than all before it, near the clock's microseconds."""
         self._last = max(int(self._clock() * 1e6), self._last + 1)
         return self._last
 
@@ -174,7 +174,7 @@ class MemoryStore:
         force: bool = False,
         tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
-        """Take the lease, or say who is before; see `Leases.acquire`."""
+        """Take the lease, or return a newer entry or a refusal; see `Leases.acquire`."""
         entry = self.peek(key)
         if entry is not None and entry.version > known:
             return entry
@@ -203,19 +203,20 @@ class MemoryStore:
         self._notify(Kind.INVALIDATED, key, version)
         return Lease(key, token, version, self.tag_versions.newest)
 
-    def _held_by(self, lease: Lease) -> bool:
+    def _held_by(self, lease: Lease) -> _Hold | None:
         hold = self._holds.get(lease.key)
-        return hold is not None and hold.token == lease.token and lease.version in (hold.version, 0)
+        is_held = hold is not None and hold.token == lease.token and lease.version in (hold.version, 0)
+        return hold if is_held else None
 
     async def renew(self, lease: Lease, ttl: float) -> None:
         """Prolong the lease."""
-        if not self._held_by(lease):
+        hold = self._held_by(lease)
+        if hold is None:
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
-        tags = self._holds[lease.key].tags
-        self._holds[lease.key] = _Hold(lease.token, lease.version, self._clock() + ttl, lease.failures, tags)
+        self._holds[lease.key] = _Hold(lease.token, lease.version, self._clock() + ttl, lease.failures, hold.tags)
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
-        """Store the entry if the lease still stands."""
+        """Store the entry if the lease is still held, and give the lease back."""
         if not self._held_by(lease):
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
         del self._holds[lease.key]
@@ -226,7 +227,7 @@ class MemoryStore:
         self._notify(Kind.COMMITTED, lease.key, entry.version, codec.fingerprint)
 
     async def release(self, lease: Lease, pause: float = 0.0) -> None:
-        """Give the lease back if it still stands."""
+        """Give the lease back if it is still held."""
         if not self._held_by(lease):
             return
         del self._holds[lease.key]
@@ -242,7 +243,7 @@ class MemoryStore:
         self._notify(Kind.INVALIDATED, key, self._next())
 
     async def mark_stale(self, key: str) -> None:
-        """Mark the entry of `key`, and remove the lease."""
+        """Mark the entry of `key` as stale, and remove the lease."""
         version, slot = self._next(), self.local.get(key)
         if slot is not None:
             slot.mark_stale(version)
@@ -250,7 +251,7 @@ class MemoryStore:
         self._notify(Kind.MARKED, key, version)
 
     async def invalidate_tag(self, *names: Name) -> None:
-        """Raise the versions of tags, of ALL or of what else is named."""
+        """Raise the versions of `names`: tags, loaders, ALL, or marks of these."""
         for name in names:
             number = self._next()
             self.tag_versions.raise_to(name, number)
@@ -261,11 +262,11 @@ class MemoryStore:
 
     @property
     def heard(self) -> int:
-        """Return the clock."""
+        """Return the clock in microseconds; never older than a version so far."""
         return max(int(self._clock() * 1e6), self._last)
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
-        """Raise the versions of those of `tags` that an entry or a load under way carries."""
+        """Raise the versions of those of `tags` that an entry or a load may carry, and pass over the others."""
         for tag in tags:
             if self._is_carried(tag):
                 await self.invalidate_tag(tag)
@@ -275,8 +276,10 @@ class MemoryStore:
     def _is_carried(self, tag: str) -> bool:
         if tag in self.local.slots.tags or tag in self._announced or len(self._holds) > _MOST_SEARCHED:
             return True
-        return any(tag in hold.tags for hold in self._holds.values())
+        # A lease may expire during the search.
+        holds = (self._holds.get(key) for key in self._holds)
+        return any(hold is not None and tag in hold.tags for hold in holds)
 
     async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
-        """Return whether an invalidation of one of `tags` may have been passed over after a time."""
+        """Return whether an invalidation of one of `tags` may have been passed over after the version `since`."""
         return any(self._passed_over[hash(tag) % _GROUPS] > since for tag in tags)

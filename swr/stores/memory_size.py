@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
-# Things that an object leads to but does not own: classes, code, modules.
+# Types of objects that a value refers to but does not own.
 _SHARED: Final = (
     type,
     types.ModuleType,
@@ -16,7 +16,7 @@ _SHARED: Final = (
     types.CodeType,
     types.FrameType,
 )
-# What leads to nothing, and the bytes of one: `sys.getsizeof` takes five times as long.
+# Types that refer to no other object, each with a function for its size. `sys.getsizeof` takes five times as long.
 _SIZES: Final[dict[type, Callable[[Any], int]]] = {
     bytes: bytes.__sizeof__,
     str: str.__sizeof__,
@@ -26,26 +26,26 @@ _SIZES: Final[dict[type, Callable[[Any], int]]] = {
     types.NoneType: object.__sizeof__,
 }
 _FLAT: Final = tuple(_SIZES)
-# Most of what leads to something else: it is looked up at once, where a search among the classes above takes longer.
+# The most frequent types that refer to other objects. Looking them up is faster than testing for the classes above.
 _CONTAINERS: Final = frozenset({dict, list, tuple, set, frozenset})
 _MOST_OBJECTS: Final = 1_000_000
-# Objects that are counted between two looks at the limit, and by one call that keeps other threads waiting.
+# Objects counted between two checks of the limit, and by one call of `gc`, during which other threads wait.
 _AT_ONCE: Final = 1000
 
 
 def memory_size(value: Any) -> int:
-    """Return the bytes that `value` and everything it leads to occupy, every object counted once.
+    """Return the bytes that `value` and everything it refers to occupy, every object counted once.
 
-    Past a million objects it stops and returns an estimate, because counting takes time itself.
+    After a million objects the function stops and estimates the rest, because counting takes time.
     """
     return measure(value, _MOST_OBJECTS)[0]
 
 
 def measure(value: Any, most: int) -> tuple[int, bool]:
-    """Return the bytes that `value` and everything it leads to occupy, and whether all of that was counted.
+    """Return the bytes that `value` and everything it refers to occupy, and whether every object was counted.
 
     Parameters:
-        most: how many objects are counted; the others are taken for as large as these.
+        most: how many objects are counted at most; for the others, their average size is assumed.
     """
     if issubclass(type(value), _FLAT):
         return sys.getsizeof(value), True
@@ -69,7 +69,7 @@ def measure(value: Any, most: int) -> tuple[int, bool]:
             elif kind in _CONTAINERS:
                 owners.append(item)
                 if kind is dict:
-                    # The collector passes over keys that are strings.
+                    # `gc.get_referents` leaves out the keys of a dict whose keys are all strings.
                     pending += item
             elif issubclass(kind, _FLAT):
                 total += sys.getsizeof(item)

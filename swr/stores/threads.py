@@ -1,4 +1,4 @@
-"""Threads for what would hold the event loop: large values are written, read, measured and copied there."""
+"""Threads that encode, decode, measure and copy large values, which would block the event loop."""
 
 import copy
 from collections.abc import Callable
@@ -20,8 +20,8 @@ _limiter: Final[RunVar[anyio.CapacityLimiter]] = RunVar("swr_threads")
 async def in_thread(function: Callable[[*Ts], R], *args: *Ts) -> R:
     """Return what `function(*args)` returns, called in a thread.
 
-    The threads are swr's own. Those of the event loop may all be taken by an application that hangs, or by one whose
-    threads wait for this very value.
+    swr has its own threads. An application may occupy all threads of the event loop: they may hang, or may wait for
+    this very value.
     """
     try:
         limiter = _limiter.get()
@@ -32,5 +32,5 @@ async def in_thread(function: Callable[[*Ts], R], *args: *Ts) -> R:
 
 
 async def deep_copy(value: Any) -> Any:
-    """Return a deep copy of `value`, of a large one made in a thread."""
+    """Return a deep copy of `value`; a thread copies a large one."""
     return await in_thread(copy.deepcopy, value) if is_large(value) else copy.deepcopy(value)

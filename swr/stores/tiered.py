@@ -1,14 +1,13 @@
-"""The local cache (L1) in front of a store that many processes share; the store's notifications keep it true.
+"""The local cache (L1) in front of a store that many processes share; the store's notifications keep it up to date.
 
-A local entry is *confirmed* if notifications arrived ever since it came, and *superseded* if another process
-committed a newer one. It is *suspect* if notifications may have been missed, or its commit was never confirmed. A
-confirmed entry is served. The others are checked against the store first; but a stale entry that is only superseded
-is served at once, as stale entries are. While the store is unreachable, all are served within their deadlines.
+A local entry is *confirmed* if no notification was missed since it was stored here. It is *superseded* if another
+process committed a newer one. It is *suspect* if notifications may have been missed, or its commit was never confirmed.
+Confirmed entries are served. The others are checked against the store first, but a stale entry that is only superseded
+is served at once, like any stale entry. While the store is unreachable, all are served within their deadlines.
 
-The store may have lost what this process has served: it has restarted with older data, or a replica has taken over
-that was behind. An entry of the store that is older than the local one, or may be, is therefore no answer. Its key is
-loaded again, which replaces both; only if that fails, the store's may be served. The local one is not: what the store
-has lost, or what this process has missed, may have invalidated it.
+The store may have lost entries: it has restarted with older data, or a replica has taken over that was behind. So an
+entry of the store is not served if it may be older than the one served last. The key is loaded again. Only if that load
+fails, one of the two is served: the local one if this process has missed nothing since it came, otherwise the store's.
 
 A notification may overtake an answer of the store that is on its way. Every operation that brings an entry therefore
 has a `Watch`, and the local cache never takes an entry that a notification has already outdated.
@@ -26,7 +25,7 @@ from swr.stores.clocks import wall_clock
 from swr.stores.hearing import Hearing
 from swr.stores.invalidations import SharedInvalidations
 from swr.stores.local import LocalCache, Replaced, Slot
-from swr.stores.served import Served, in_doubt, is_newest
+from swr.stores.served import Served, is_newest
 from swr.stores.tag_versions import Name, TagVersions
 from swr.stores.watch import Watch
 
@@ -37,13 +36,13 @@ class TieredStore:
     """A local cache in front of a shared store.
 
     Parameters:
-        local: this process's memory; one of no bytes holds nothing, and every read then goes to the store.
-        store: what the processes share.
+        local: the local cache; with 0 bytes it holds nothing, and every read goes to the store.
+        store: the store that the processes share.
         clock: wall clock, seconds.
-        passed_by: the loaders, see `Entry.loader`, whose entries the local cache does not hold.
+        passed_by: the loaders (see `Entry.loader`) whose entries the local cache does not hold.
 
     Attributes:
-        is_reachable: whether notifications arrive, so that confirmed entries are true.
+        is_reachable: whether notifications arrive, so that confirmed entries are up to date.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class TieredStore:
         self._clock = clock
         self.is_reachable = False
         self._epoch = 0
-        # By key and fingerprint.
+        # The watches of operations under way, by key and fingerprint.
         self._watches: dict[str, dict[str, Watch]] = {}
         self._served = Served(local, self._admits)
         self._invalidations = SharedInvalidations(local, store, clock, lambda: self.is_reachable)
@@ -85,11 +84,11 @@ class TieredStore:
 
     @property
     def has_pending(self) -> bool:
-        """Return whether the shared store has to get an invalidation yet."""
+        """Return whether the shared store has not taken all invalidations yet."""
         return self._pending.invalidations > 0
 
     async def settled(self) -> None:
-        """Wait until nothing is pending, and let the shared store end."""
+        """Wait until nothing is pending, and until the shared store has settled."""
         await self._invalidations.settled()
         await self.store.settled()
 
@@ -108,11 +107,11 @@ class TieredStore:
         await self.store.aclose(self._on_notification)
 
     def forget(self) -> None:
-        """Empty the local cache, because no notification reaches it any more."""
+        """Empty the local cache, because it gets no notifications any more."""
         self.is_reachable = False
         self._invalidations.forget()
         self._hearing.lose()
-        # No task frees what it holds.
+        # Without `start`, the local cache frees its entries at once instead of in a task.
         self.local.start = None
         self.local.clear()
         self.store.forget()
@@ -138,14 +137,14 @@ class TieredStore:
             key = notification.text
             for watch in self._watches.get(key, {}).values():
                 watch.minimum = max(watch.minimum, version)
-            # A copy that has a higher version may be older anyway: the server's clock was put back.
+            # Drop a copy with a higher version, too: it is older if the server's clock was set back.
             self.local.drop(key)
         elif kind is Kind.MARKED:
             self._on_mark(notification.text, version)
         elif kind is Kind.COMMITTED:
             self._on_commit(notification.text, version, fingerprint)
         elif kind is Kind.PENDING_KEY or kind is Kind.PENDING_TAG:
-            # The process that lives longest replays it.
+            # Every process replays the invalidation, because the process that asked for it may end too early.
             self._invalidations.keep_pending(kind, name, elsewhere=True)
             return
         self._subscriber(notification)
@@ -164,7 +163,7 @@ class TieredStore:
             slot.supersede()
 
     def _on_commit(self, key: str, version: int, fingerprint: str) -> None:
-        """Outdate older copies, unless their values are of another type: another version of the application's."""
+        """Outdate older copies of the same type; values of other types belong to other versions of the application."""
         self._served.note_commit(key, fingerprint, version)
         own = self._watches.get(key, {}).get(fingerprint)
         if own is not None:
@@ -198,12 +197,12 @@ class TieredStore:
         if self._hearing.is_lost:
             return False
         slot.mark_stale(self.tag_versions.marked_at(entry))
-        # While its server is unreachable this will do; every entry is checked again once a server can be reached.
+        # While its server is unreachable, a suspect entry is served. All entries are checked again after the outage.
         is_unreachable = not self.is_reachable and self.store.is_unreachable(key)
         if not is_unreachable and slot.origin.epoch != self._epoch:
             return False
         if slot.is_superseded:
-            # It stays so: the store may be reachable again before anything else ends this trust.
+            # The slot stays superseded: the store may be reachable again before anything else ends this trust.
             return is_unreachable or (not is_fresh(entry, self._clock()) and not entry.absent)
         slot.trust = self.local.trust
         return True
@@ -223,7 +222,7 @@ class TieredStore:
                 return self._fallback(key)
             slot = self.local.get(key)
             if slot is not None and self._confirmed(slot) and is_newest(slot.entry, entry):
-                # It came while the answer was on its way, or the store has refused it.
+                # The local entry was stored while the answer was on its way, or the store refused it.
                 slot.mark_stale(self.tag_versions.marked_at(slot.entry))
                 return slot.entry
             if entry is None or entry.version < watch.minimum or self._pending.outdates(key, entry):
@@ -238,8 +237,9 @@ class TieredStore:
                 self._hold(key, kept, epoch, codec, newer.origin.replaced)
                 return kept
             if newer is not None or self._served.is_older(key, entry, codec):
-                own = None if (held := self._served.held(slot, codec)) is None else self._marked(key, held.entry, watch)
-                return in_doubt(entry, own, self._clock())
+                held = self._served.held(slot, codec, self._epoch)
+                own = None if held is None else self._marked(key, held.entry, watch)
+                return self._served.in_doubt(key, entry, own, self._clock())
             self._put(key, entry, epoch, codec)
             return entry
 
@@ -252,7 +252,7 @@ class TieredStore:
             self.local.put(key, entry, epoch, codec.fingerprint, replaced)
 
     def _read_unshared(self, key: str) -> Entry[Any] | None:
-        """Return the local entry of a value that no other process has, or None; the store cannot confirm it."""
+        """Return the local entry of a value that stays in this process; if it is suspect, drop it and return None."""
         slot = self.local.get(key)
         is_unreachable = not self.is_reachable and self.store.is_unreachable(key)
         if slot is not None and not is_unreachable and not self._confirmed(slot):
@@ -261,7 +261,7 @@ class TieredStore:
         return self._fallback(key)
 
     def _marked(self, key: str, entry: Entry[Any], watch: Watch) -> Entry[Any]:
-        """Return an entry of the shared store, marked stale if this process knows that it was."""
+        """Return an entry of the shared store, marked stale if this process knows of a mark."""
         version = self.tag_versions.marked_at(entry)
         if entry.version < watch.marked_at:
             version = max(version, watch.marked_at)
@@ -288,7 +288,7 @@ class TieredStore:
         if self._served.is_overtaken(key, entry, codec):
             return
         replaced = self._served.replaced_by_keeping(self.local.get(key))
-        # If the store is reachable and refused the entry, notifications about it arrive as for any other.
+        # If the store is reachable but refused the entry, this process still gets notifications about it.
         epoch, version = (self._epoch, entry.version or NEWEST) if self.is_reachable else (_NEVER, -entry.version)
         if not codec.stays_here:
             self._served.note(key, codec.fingerprint, version)
@@ -298,24 +298,24 @@ class TieredStore:
     # -- invalidating -----------------------------------------------------------------------------------------
 
     async def invalidate(self, key: str) -> None:
-        """Invalidate `key` everywhere; while the store is unreachable, here at once and elsewhere later."""
+        """Invalidate `key` everywhere; while the store is unreachable, in this process at once and elsewhere later."""
         await self._invalidations.invalidate(key)
 
     async def mark_stale(self, key: str) -> None:
-        """Mark what is stored for `key` everywhere, as `invalidate` does."""
+        """Mark the entries of `key` as stale everywhere, in the same way as `invalidate`."""
         await self._invalidations.mark_stale(key)
 
     async def invalidate_tag(self, *names: Name) -> None:
-        """Invalidate or mark every entry that is concerned everywhere, as `invalidate` does."""
+        """Invalidate or mark every entry that `names` concern, in the same way as `invalidate`."""
         await self._invalidations.invalidate_tag(*names)
 
     @property
     def heard(self) -> int:
-        """Return the shared store's clock as it was last heard."""
+        """Return the shared store's clock as this process last heard it."""
         return self.store.heard
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
-        """Invalidate those of `tags` that anything carries, as `invalidate_tag` does."""
+        """Invalidate those of `tags` that an entry may carry, in the same way as `invalidate_tag`."""
         await self._invalidations.invalidate_announced(tags)
 
     async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
@@ -335,7 +335,7 @@ class TieredStore:
         force: bool = False,
         tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
-        """Take the shared store's lease; an entry that it returns instead goes into the local cache."""
+        """Take the shared store's lease; if the store returns an entry instead, hold it in the local cache, too."""
         if codec.stays_here:
             raise StoreUnavailable(f"the value of {key!r} stays in this process, as shared=False says")
         if self.store.is_unreachable(key):
@@ -346,7 +346,7 @@ class TieredStore:
             epoch = self._epoch
             with self._watching(key, codec) as watch:
                 try:
-                    # Later loads are newer than these; a later replay would remove them again.
+                    # Replay before taking the lease: a later replay would remove the entry that is loaded under it.
                     await self._pending.replay_before_load(key)
                     answer = await self.store.acquire(key, token, ttl, known, codec, force=force, tags=tags)
                 except StoreUnavailable:

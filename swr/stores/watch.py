@@ -1,12 +1,14 @@
-"""Operations under way on a key, which must bring no entry that a notification has outdated."""
+"""Watches over operations under way, so that none brings an entry that a notification has outdated."""
 
 from typing import Self
 
 
 class Watch:
-    """The operations on one key and type under way: an entry they bring must be at least as new as `minimum`.
+    """The operations under way on one key and type, and the versions that their entries must have.
 
-    One that is older than `marked_at` is stale.
+    Attributes:
+        minimum: an entry with an older version is refused.
+        marked_at: an entry with an older version is stale; 0: no mark came meanwhile.
     """
 
     __slots__ = ("_fingerprint", "_key", "_under_way", "_watches", "marked_at", "minimum")

@@ -1,7 +1,7 @@
-"""Help for the tests of apps that use swr: an app's cache in one test, a clock that moves when the test says so.
+"""Help for tests of apps that use swr: an app's cache isolated in one test, and a clock that the test moves.
 
-Public names: `FakeClock`, `Isolate`, `isolated`, and the fixtures of `swr.testing.pytest_plugin`. Imports the cache,
-and pytest in the plugin alone.
+Public names: `FakeClock`, `Isolate`, `isolated`, and the fixtures of `swr.testing.pytest_plugin`. Imports the cache;
+only the plugin imports pytest.
 """
 
 from swr.testing.clock import FakeClock

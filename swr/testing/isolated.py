@@ -1,4 +1,4 @@
-"""An app's own cache in one test: empty, with other options, and afterwards as it was."""
+"""Isolates an app's cache for one test: the cache is empty and has other options, and later gets its own back."""
 
 import asyncio
 import contextlib
@@ -11,26 +11,27 @@ from swr.lifecycle.options import Options
 
 
 class Isolate(Protocol):
-    """The type of what the fixture `swr_isolate` gives."""
+    """The type of the function that the fixture `swr_isolate` returns."""
 
     def __call__(self, cache: Cache, url: str | None = None, **options: Unpack[Options]) -> Cache: ...
 
 
 @contextlib.contextmanager
 def isolated(cache: Cache, url: str | None = None, **options: Unpack[Options]) -> Iterator[Cache]:
-    """Return a `with` block in which `cache` is empty and has other options; it ends with those that it had.
+    """Return a context manager: in its `with` block `cache` is empty and has other options, afterwards its own again.
 
-    The cache is closed at both ends, in whatever event loop it is open. An app that the test makes may configure it:
-    what you give here stays as it is. Give it to tests that use an app one after the
-    other, each in a loop of its own.
+    swr closes the cache at both ends of the block, in whatever event loop it is open. If the test creates an app that
+    configures the cache, the options that you give here do not change. The block is meant for tests that use an app one
+    after the other, each in an event loop of its own.
 
     Parameters:
-        cache: of the app, made at import or otherwise.
-        url: where it is; None: in memory.
-        options: those of `Cache`; what you leave out stays as it was, or becomes what `cache.configure` says.
+        cache: the cache of the app, created at import or elsewhere.
+        url: the URL of Redis; None: in memory.
+        options: options of `Cache`; an option that you omit stays as it is, or becomes what `cache.configure` sets.
 
     Raises:
-        ConfigurationError: an option cannot work; or this is a coroutine of the loop in which the cache is open.
+        ConfigurationError: an option cannot work, or the caller is a coroutine of the event loop in which the cache is
+            open.
     """
     if not isinstance(cache, Cache):
         raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
@@ -48,12 +49,12 @@ def close(cache: Cache) -> None:
     """Close a cache from code that is not async, wherever it is open.
 
     Raises:
-        ConfigurationError: it is open in the event loop that calls this, which cannot wait for itself.
+        ConfigurationError: the cache is open in the event loop of the caller, which cannot wait for itself.
     """
     cache.engine.portal.stop()
     loop = cache.engine.runtime.tasks.loop
     if not isinstance(loop, asyncio.AbstractEventLoop):
-        # A run of trio has closed it at its end.
+        # If trio ran it, the cache was closed at the end of that run.
         return
     try:
         here = asyncio.get_running_loop()

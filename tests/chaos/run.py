@@ -3,9 +3,8 @@
 It starts a server, the processes and a proxy for the link of each, breaks and mends all of them at random, and then
 has the oracle judge. It ends with 1 if anything was wrong, and leaves the processes' logs.
 
-The server writes every command to its file and syncs that once a second (`appendfsync everysec`): a server killed
-with -9 then loses next to nothing, leases included, as where swr runs in earnest, but may lose what it had
-acknowledged just before.
+The server writes every command to its file and syncs that once a second (`appendfsync everysec`). Killed with -9, it
+therefore keeps nearly everything, leases included, as in production. It may lose what it acknowledged just before.
 """
 
 import argparse

@@ -560,7 +560,7 @@ class Oracle:
         if not windows:
             return -math.inf
         if self._has_pending_mark(request, reading) or not reading.version:
-            # It counts before the store has it, by the worker's own clock; or the store does not have the value.
+            # A pending mark counts before the store has it, by the worker's own clock. Or the store does not have the value.
             return math.inf
         # Of a tag only the last mark is known.
         last = max(effect.version for effect in marks)
@@ -620,7 +620,7 @@ class Oracle:
         if before is not None and before.at < request.began and reading.read_at < before.read_at:
             self.blame(f"{said}, older than its answer of {before.at:.6f}")
         if outcome.state is not State.MISSING and (before is None or reading.read_at >= before.read_at):
-            # Whoever waited may have been given what was overtaken, and is not held.
+            # A request that waited may get an older answer. It does not replace the newer one here.
             worker.said[request.key] = Answer(now, reading.read_at)
 
     def _waited(self, request: Request, moment: float) -> bool:

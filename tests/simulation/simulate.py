@@ -305,7 +305,7 @@ class World:
         await anyio.sleep(moment)
         worker = self.random.choice(self.workers)
         await worker.gate.passed()
-        # One that was killed as it went on is asked nothing more.
+        # If the worker was killed meanwhile, another one acts.
         await action(self.random.choice(self.workers) if worker.link.dead else worker)
 
     # -- actors -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-// What the reader does to the cache: one request each, and a question first where something is lost.
+// Actions on the cache: each is one request, after a question to the user if the action loses something.
 import { h, say, set } from "./dom.js";
 
-/** Carry out an action; return what came of it, as {done} or {error}. */
+/** Carry out an action; return its result, as {done} or {error}. */
 export async function act(name, target) {
   try {
     const answer = await fetch(`actions/${name}`, {
@@ -16,7 +16,7 @@ export async function act(name, target) {
   }
 }
 
-/** Return whether the reader says yes. */
+/** Ask the user a question; return whether the user confirms. */
 export function confirmed(question, yes) {
   return new Promise((resolve) => {
     const dialog = h("dialog", { "aria-labelledby": "question" },
@@ -33,7 +33,7 @@ export function confirmed(question, yes) {
   });
 }
 
-/** Return a line that says what came of the last action; screen readers hear it. */
+/** Return a line with the result of the last action, which screen readers announce. */
 export function outcome() {
   const line = h("p", { class: "outcome", role: "status" });
   line.tell = ({ done, error }) => {
@@ -43,7 +43,7 @@ export function outcome() {
   return line;
 }
 
-/** Return a button that carries out an action and tells `line` what came of it. `targetOf` is asked when it is pressed. */
+/** Return a button that does an action and shows the result in `line`. On a press, `targetOf` returns the target. */
 export function actionButton(label, name, targetOf, line, { question, danger = false, title } = {}) {
   const button = h("button", { type: "button", class: danger && "danger", title: title ?? false, onclick: async () => {
     const target = targetOf();

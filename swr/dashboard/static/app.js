@@ -1,4 +1,4 @@
-// The page: its views, and what they listen to.
+// The page: it shows the view that the address names.
 import "./controls.js";
 import "./problems.js";
 import "./tiles.js";
@@ -16,7 +16,7 @@ import { source } from "./source.js";
 const views = { fleet: document.getElementById("fleet"), requests: document.getElementById("requests") };
 const life = document.querySelector("swr-life");
 
-/** Return a part of an address. People write a key as it is, with a per cent sign that escapes nothing. */
+/** Return a decoded part of an address, or the part itself if it is not encoded: a user may type a key with a "%". */
 function decoded(text) {
   try {
     return decodeURIComponent(text);
@@ -25,7 +25,7 @@ function decoded(text) {
   }
 }
 
-/** Show what the address names: #/fleet, #/requests, #/requests/ID or #/requests/key/TEXT. */
+/** Show the view that the address names: #/fleet, #/requests, #/requests/ID or #/requests/key/TEXT. */
 function route() {
   const [, view = "fleet", ...rest] = location.hash.split("/");
   const name = view in views ? view : "fleet";

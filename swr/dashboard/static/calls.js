@@ -1,4 +1,4 @@
-// Each request and call as it comes, and why it was not cached.
+// A table of requests and calls as they come, with the reasons why they were not cached.
 import { empty, fill, h, heading, keep, link, say, set } from "./dom.js";
 import { clock, count, took } from "./format.js";
 import { keyAddress, keyLink } from "./keys.js";
@@ -7,7 +7,7 @@ import { Panel, processName, source } from "./source.js";
 const KEPT = 500;
 const SHOWN = 120;
 const STATES = ["fresh", "stale", "missing", "bypass"];
-const LAYERS = { l1: "local cache", redis: "Redis", load: "own load", flight: "another's load", app: "the app" };
+const LAYERS = { l1: "local cache", redis: "Redis", load: "own load", flight: "another reader's load", app: "the app" };
 
 class Calls extends Panel {
   build() {
@@ -58,18 +58,18 @@ class Calls extends Panel {
     const matches = (call) => this.states.has(call.state) && (!words || `${call.what} ${call.key?.text ?? ""} ${call.why?.code ?? ""}`.toLowerCase().includes(words));
     const found = this.calls.filter(matches).slice(0, SHOWN);
     this.chips.forEach((chip, index) => set(chip, "aria-pressed", String(this.states.has(STATES[index]))));
-    say(this.lost, this.dropped ? `${count(this.dropped)} more came than fit` : "newest first");
+    say(this.lost, this.dropped ? `${count(this.dropped)} not shown, because too many came` : "newest first");
     this.table.hidden = !found.length;
     this.none.hidden = found.length > 0;
     fill(this.none, this.calls.length
       ? empty("No request matches.", "Clear the filter, or choose more states.")
-      : empty("Nothing has come since you opened this view.", "Send a request to the app, as with ", h("code", null, "curl -i"), ". Each shows here with its state and the reason."));
+      : empty("Nothing has come since you opened this view.", "Send a request to the app, for example with ", h("code", null, "curl -i"), ". It shows here with its state, and with the reason if it was not cached."));
     keep(this.body, found, ({ order }) => order, (call) => this.row(call), () => {});
   }
 
   row(call) {
     const { key } = call;
-    // A response's key repeats its URL; it is shown where it says more: what was hashed.
+    // A response's key repeats the URL. So it has its own line only if it says more, because it has hashed parts.
     const says = key && (call.kind === "call" || key.parts.some(([, hashed]) => hashed));
     const what = key && !says ? h("a", { class: "what", href: keyAddress(key), title: key.text }, call.what) : call.what;
     return h("tr", null,

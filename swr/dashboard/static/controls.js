@@ -1,4 +1,4 @@
-// The cache's name; the time range, the pause, and whether the page hears the server.
+// The name of the cache, the buttons for time range and pause, and whether the page is connected to the server.
 import { h, say, set } from "./dom.js";
 import { clock } from "./format.js";
 import { RANGES, Panel, source } from "./source.js";

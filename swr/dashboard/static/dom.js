@@ -1,14 +1,14 @@
-// Elements from data. Data becomes text nodes and attribute values, never markup.
+// Makes elements from data. Data becomes text nodes and attribute values, never markup.
 
-// Control characters, and marks that turn the direction of all text after them: a version could turn its whole line.
+// Control characters, and characters that change the direction of all text after them, in a version for example.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
-/** Return a text in which each character that one cannot see, and that acts on others, is a mark. */
+/** Return a text in which U+FFFD replaces each control or direction character. */
 export function plain(text) {
   return String(text).replace(UNSEEN, "\ufffd");
 }
 
-/** Return an element. `on*` properties are listeners; true and false set and leave out an attribute. */
+/** Return an element. `on*` properties are listeners; true sets an attribute without a value, false leaves it out. */
 export function h(tag, properties, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties ?? {})) {
@@ -35,7 +35,7 @@ export function say(element, text) {
   if (element.textContent !== words) element.textContent = words;
 }
 
-/** Replace the children if the text or structure changes. */
+/** Replace the children of an element if their text or structure changes. */
 export function fill(element, ...children) {
   const made = h("div", null, ...children);
   made.normalize();
@@ -46,9 +46,10 @@ export function fill(element, ...children) {
 }
 
 /**
- * Keep one child for each item, in order. `make` returns a child, `update` fills it.
+ * Keep one child for each item, in order. `make` returns a new child, and `update` fills it.
  *
- * Focus stays on its child while others come, go and change places; if its child goes, what scrolls has it.
+ * The focus stays on its child while other children are added, removed or moved. If its child is removed, the
+ * scrolling element around it gets the focus.
  */
 export function keep(parent, items, keyOf, make, update) {
   const focused = parent.contains(document.activeElement) ? document.activeElement : null;
@@ -57,7 +58,7 @@ export function keep(parent, items, keyOf, make, update) {
   let before = parent.firstElementChild;
   for (const item of items) {
     const name = keyOf(item);
-    // Two items may have one name: two loads of a loader that hang.
+    // Two items may have the same name: two hanging loads of a loader, for example.
     times.set(name, (times.get(name) ?? 0) + 1);
     const key = `${times.get(name)} ${name}`;
     let child = old.get(key);
@@ -71,13 +72,13 @@ export function keep(parent, items, keyOf, make, update) {
     else parent.insertBefore(child, before);
   }
   for (const child of old.values()) child.remove();
-  // A browser takes focus from what is moved.
+  // An element that is moved loses the focus.
   if (focused && document.activeElement !== focused) {
     (focused.isConnected ? focused : parent.closest("[tabindex]"))?.focus({ preventScroll: true });
   }
 }
 
-/** Return a link, or plain text where the address is none that a browser should open. */
+/** Return a link, or plain text if the address is not an http or https URL. */
 export function link(address, text) {
   let url;
   try {
@@ -89,12 +90,12 @@ export function link(address, text) {
   return h("a", { href: url.href, target: "_blank", rel: "noreferrer" }, text);
 }
 
-/** Return a panel's heading, with what stands beside it. */
+/** Return a panel's heading, with further elements beside it. */
 export function heading(id, text, ...beside) {
   return h("div", { class: "head" }, h("h2", { id }, text), ...beside);
 }
 
-/** Return what a panel says while it has nothing to show, and what to do next. */
+/** Return the text of a panel that has nothing to show: a title, and what to do next. */
 export function empty(title, ...next) {
   return h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), h("p", null, ...next));
 }

@@ -1,4 +1,4 @@
-// Events as they come.
+// A list of events as they come.
 import { empty, h, heading, keep } from "./dom.js";
 import { clock } from "./format.js";
 import { keyLink } from "./keys.js";
@@ -8,7 +8,7 @@ const SHOWN = 100;
 const names = new WeakMap();
 let given = 0;
 
-/** Return a name for an event that stays the same, as events have none. */
+/** Return a stable name for an event object, because events have no id. */
 function nameOf(event) {
   if (!names.has(event)) names.set(event, (given += 1));
   return names.get(event);

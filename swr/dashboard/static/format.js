@@ -21,7 +21,7 @@ export function rate(number) {
   return number > 0 && number < 9.95 ? number.toFixed(1) : count(number);
 }
 
-/** Return seconds as people say them: 0.4 ms, 12 ms, 1.2 s, 3 min, 2 h, 5 d. */
+/** Return seconds in a readable unit: 0.4 ms, 12 ms, 1.2 s, 3 min, 2 h, 5 d. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return NONE;
   const size = Math.abs(seconds);
@@ -36,12 +36,12 @@ export function duration(seconds) {
   return `${(seconds / 86400).toFixed(0)} d`;
 }
 
-/** Return how long something took. The clock of many servers counts milliseconds. */
+/** Return how long something took. Zero means less than a millisecond, the resolution of many servers' clocks. */
 export function took(seconds) {
   return seconds === 0 ? "< 1 ms" : duration(seconds);
 }
 
-/** Return seconds without parts of them, for what counts up on the page. */
+/** Return whole seconds, for durations that count up on the page. */
 export function lasting(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   return whole < 100 ? `${whole} s` : duration(whole);
@@ -59,10 +59,10 @@ export function bytes(number) {
   return `${size < 9.95 ? size.toFixed(1) : size.toFixed(0)} ${units[0]}`;
 }
 
-/** Return a share from 0 to 1 as per cent; one that is not whole never rounds to 100 % or 0 %. */
+/** Return a share as per cent. It is 100 % or 0 % only if it is exactly all or nothing. */
 export function share(part, all) {
   if (!all) return NONE;
-  // Means of counts are not exact.
+  // Means of counts have rounding errors.
   const percent = Math.round((1e8 * part) / all) / 1e6;
   if (percent > 99.95 && percent < 100) return "99.9 %";
   if (percent > 0 && percent < 0.05) return "0.1 %";
@@ -82,11 +82,11 @@ export function number(value, one, many = `${one}s`) {
   return `${count(value)} ${value === 1 ? one : many}`;
 }
 
-/** Return a key as an element; its hashed parts are marked for the eye and named for a screen reader. */
+/** Return a key as an element. Its hashed parts have a style of their own, and a word for screen readers. */
 export function keyName(key) {
   const spans = key.parts.map(([text, hashed]) =>
     hashed
-      ? h("span", { class: "hashed", title: `hashed, so that no value shows: ${text}` }, h("span", { class: "unseen" }, "hashed "), text)
+      ? h("span", { class: "hashed", title: `hashed, because the value may be secret: ${text}` }, h("span", { class: "unseen" }, "hashed "), text)
       : text,
   );
   return h("span", { class: "key", title: key.text }, ...spans);

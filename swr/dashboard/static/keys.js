@@ -1,14 +1,14 @@
-// The keys that are read most, and those whose load hangs.
+// The keys that are read most, and the loads that hang.
 import { h, heading, keep, say, set } from "./dom.js";
 import { keyName, lasting, rate } from "./format.js";
 import { Panel, processName } from "./source.js";
 
-/** Return the address of a key's life. */
+/** Return the address of the view of a key's life. */
 export function keyAddress(key) {
   return `#/requests/${encodeURIComponent(key.id)}`;
 }
 
-/** Return a link to a key's life. */
+/** Return a link to the view of a key's life. */
 export function keyLink(key) {
   return h("a", { href: keyAddress(key) }, keyName(key));
 }
@@ -33,7 +33,7 @@ class Keys extends Panel {
         say(item.children[2], `in ${processName(process)}; ${timeout === null ? "no time-out ends it" : `cancelled after ${lasting(timeout)}`}`);
       });
     const most = state.hottest[0]?.reads_per_s || 1;
-    this.sayNone(state, !state.hottest.length, "No hot keys yet.", "One read in some is sampled; they show after a few seconds of traffic.");
+    this.sayNone(state, !state.hottest.length, "No hot keys yet.", "swr samples reads, so keys show here after a few seconds of traffic.");
     keep(this.hot, state.hottest, ({ key }) => key.id,
       ({ key }) => h("li", null, keyLink(key), h("b")),
       (item, { reads_per_s: reads }) => {

@@ -1,4 +1,4 @@
-// The life of one key: what is stored and until when, what happened to it, and what can be done to it.
+// The life of one key: its entry and deadlines, its last reads and events, and buttons for actions.
 import { actionButton, outcome } from "./actions.js";
 import { empty, fill, h, heading, say, set } from "./dom.js";
 import { bytes, clock, duration, keyName, lasting, number } from "./format.js";
@@ -7,7 +7,7 @@ import { Panel, source } from "./source.js";
 
 const EVERY = 1000;
 
-/** Return moments, the newest first; those of one kind that follow one another are one, with how many there were. */
+/** Return moments, the newest first. Consecutive equal moments become one, with their number in `times`. */
 function runs(moments) {
   const found = [];
   for (const moment of moments) {
@@ -98,14 +98,14 @@ class Life extends Panel {
     const moments = runs(life.moments).map(({ kind, text, t, times }) =>
       h("li", { class: kind === "failed" && "is-wrong" }, h("time", null, clock(t)),
         h("span", null, h("b", null, kind), text !== kind && ` ${text}`, times > 1 && h("small", null, ` ${number(times, "time")}`))));
-    fill(this.moments, ...(moments.length ? moments : [h("li", { class: "quiet" }, "Nothing since this page watches.")]));
+    fill(this.moments, ...(moments.length ? moments : [h("li", { class: "quiet" }, "No reads or events since this page was opened.")]));
   }
 
   sayState({ entry, lease, now, note }) {
     const words = [];
     if (!entry) words.push("Nothing is stored: the next reader waits for a load.");
-    else if (entry.state === "fresh") words.push(`For ${lasting(entry.fresh_until - now)} more it is served without a load.`);
-    else if (entry.state === "stale") words.push(`Served at once for ${lasting(entry.stale_until - now)} more; a reader has it refreshed.`);
+    else if (entry.state === "fresh") words.push(`Served without a load for ${lasting(entry.fresh_until - now)} more.`);
+    else if (entry.state === "stale") words.push(`Served at once for ${lasting(entry.stale_until - now)} more; the next read refreshes it.`);
     else if (entry.state === "error") words.push(`Kept for ${lasting(entry.error_until - now)} more, and served only if a load fails.`);
     else words.push("Too old to be served.");
     if (lease?.kind === "loading") words.push("A load is under way.");
@@ -124,17 +124,17 @@ class Life extends Panel {
     const row = () => ({ row: this.life.row });
     this.buttons.replaceChildren();
     if (!actions) {
-      this.buttons.append(h("p", { class: "quiet" }, "This page only shows. With ", h("code", null, "actions=True"), " it has buttons to refresh and invalidate."));
+      this.buttons.append(h("p", { class: "quiet" }, "This page is read-only. With ", h("code", null, "actions=True"), " it has buttons to refresh and invalidate."));
       return;
     }
     this.buttons.append(
       actionButton("Refresh", "refresh", key, this.result, { title: "Load it again: now, or with the next read" }),
-      actionButton("Mark stale", "mark-stale", key, this.result, { title: "Serve it at once, and refresh it" }),
-      actionButton("Invalidate", "invalidate", key, this.result, { title: "Forget it, here and in every process" }));
+      actionButton("Mark stale", "mark-stale", key, this.result, { title: "The next read gets the old value at once, and refreshes it" }),
+      actionButton("Invalidate", "invalidate", key, this.result, { title: "Remove it in every process" }));
     if (simulate && life.row) {
       this.buttons.append(
-        actionButton("Fail the next load", "fail-next", row, this.result, { danger: true, title: "See what stale-if-error does" }),
-        actionButton("Hang the loader", "hang", () => ({ ...row(), seconds: 15 }), this.result, { danger: true, title: "For 15 seconds; see what time-outs do" }));
+        actionButton("Fail the next load", "fail-next", row, this.result, { danger: true, title: "Let the next load fail, and see what stale-if-error does" }),
+        actionButton("Hang the loader", "hang", () => ({ ...row(), seconds: 15 }), this.result, { danger: true, title: "Let loads hang for 15 seconds, and see what time-outs do" }));
     }
   }
 }

@@ -1,4 +1,4 @@
-// A key's life as a line: loaded, fresh, stale, kept for errors, and the moment now.
+// The life of a key as a line: when it is fresh, stale and kept for errors, and the present time.
 import { h, say } from "./dom.js";
 import { clock, lasting } from "./format.js";
 
@@ -8,7 +8,7 @@ const PHASES = [
   ["error", "kept for errors", "stale_until", "error_until"],
 ];
 
-/** Return where a moment lies, 0 to 1. Time runs slower far from the load, so that a minute shows beside a day. */
+/** Return a function from a time to a place on the line, 0 to 1. The scale is logarithmic: minutes show beside days. */
 function scaleOf({ loaded_at: from, error_until: kept, stale_until: stale, fresh_until: fresh }, now) {
   const to = Math.max(kept, stale, fresh, now, from + 1);
   const unit = Math.max(0.5, fresh - from);

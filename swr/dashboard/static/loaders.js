@@ -1,4 +1,4 @@
-// Loaders and routes: reads, states, p99, failures, bytes; the last error of what fails.
+// A table of loaders and routes: reads, states, load times, failures and bytes, and the last error of failing ones.
 import { fill, h, heading, say } from "./dom.js";
 import { bytes, clock, count, duration, number, rate, share } from "./format.js";
 import { Panel } from "./source.js";
@@ -11,7 +11,7 @@ function reads(row) {
   return row.fresh + row.stale + row.missing;
 }
 
-/** Return the backoff of a failing row, when it is tried again, and its last error: that may be long, and is cut. */
+/** Return a text about a failing row: its backoff, the next try, and its last error. The page cuts it if it is long. */
 function trouble(row, now) {
   const parts = [];
   if (row.backoff_keys) parts.push(`${number(row.backoff_keys, "key waits", "keys wait")}`);

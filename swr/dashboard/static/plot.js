@@ -1,4 +1,4 @@
-// What all plots share: a canvas with axes, marks and a cross-hair that the pointer or the arrow keys move.
+// A plot: a canvas with axes, marks and a cross-hair that the pointer or the arrow keys move.
 import { h, say } from "./dom.js";
 import { clock, minute } from "./format.js";
 
@@ -7,11 +7,11 @@ const RIGHT = 10;
 const TOP = 12;
 const BOTTOM = 20;
 const BOTTOM_BARE = 5;
-// Seconds before a point that are not its own, over which a line still joins it to the last one.
+// A line or area joins two points if at most this many seconds between them belong to neither.
 const LONGEST_GAP = 3;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-/** Return the least of 1, 2, 2.5, 5 times a power of ten that is not below `value`. */
+/** Return the least number of the form 1, 2, 2.5 or 5 times a power of ten that is not below `value`. */
 export function ceiling(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
@@ -21,8 +21,8 @@ export function ceiling(value) {
 /**
  * One plot.
  *
- * `series` names what is drawn, from the bottom up: {name, label, color, kind: "area" | "bar" | "line"}.
- * `unit` formats a value of the axis. Give it points {t, ...} in order of time with `show`.
+ * `series` lists the series from the bottom up: {name, label, color, kind: "area" | "bar" | "line"}.
+ * `unit` formats a value of the axis. `show` takes points {t, ...} in order of time.
  */
 export class Plot {
   constructor({ name, series, unit, stacked = true, compact = false, bare = false }) {
@@ -93,7 +93,7 @@ export class Plot {
     this.draw();
   }
 
-  /** Return the least value above all that is shown. */
+  /** Return the upper end of the axis: a round number that no shown value exceeds. */
   highest() {
     let most = 0;
     for (const point of this.points) {
@@ -258,7 +258,7 @@ export class Plot {
       pen.globalAlpha = 1;
       const words = { deploy: "deploy", process: "process", ended: "process ended", gone: "process gone", outage: "outage", reachable: "reachable", invalidation: "invalidated" }[mark.kind] ?? mark.kind;
       const taken = pen.measureText(words).width;
-      // At the right edge a name stands before its mark.
+      // At the right edge, the name is to the left of its mark.
       const start = at + 3 + taken > width ? at - 3 - taken : at + 3;
       if (start > labelled) {
         pen.textAlign = "left";
@@ -300,7 +300,7 @@ export class Plot {
   }
 }
 
-/** Return the legend of series: a name and the newest value for each. */
+/** Return a legend with the name and the newest value of each series. */
 export function legend(series) {
   const values = new Map();
   const element = h("ul", { class: "legend" }, ...series.map(({ name, label, color }) => {

@@ -1,16 +1,16 @@
-// What is wrong, at the top, in words.
+// The list of problems at the top of the page.
 import { fill, h, keep, plain, say, set } from "./dom.js";
 import { clock, lasting, number } from "./format.js";
 import { source } from "./source.js";
 
-// Characters of a problem. One with the whole statement of a database in it would hide the others.
+// The most characters of a problem. A long text, with a whole SQL statement for example, would hide the others.
 const LONGEST = 240;
 const OLD = "What you see below is old.";
 
-/** Return what keeps the page itself from knowing. */
+/** Return the problems of the page itself, which keep it from showing the present state. */
 function own() {
   const told = { level: "error", kind: "page", remedy: "", since: null, target: null };
-  if (source.refused) return [{ ...told, text: `The page cannot read the dashboard: ${source.refused}. It asks again by itself. ${source.state ? OLD : ""}` }];
+  if (source.refused) return [{ ...told, text: `The page cannot read the dashboard: ${source.refused}. It tries again by itself. ${source.state ? OLD : ""}` }];
   if (source.silent) return [{ ...told, text: `The page no longer hears from the server. It connects again by itself. ${OLD}` }];
   return [];
 }
@@ -46,11 +46,11 @@ class Problems extends HTMLElement {
     this.wrong.hidden = !problems.length;
     set(this.wrong, "class", `alarms${problems.some(({ level }) => level === "error") ? " is-error" : ""}`);
     const things = problems.length === 1 ? "1 thing is wrong" : `${problems.length} things are wrong`;
-    // Some systems show no scroll bar before one scrolls.
+    // Some systems show no scroll bar until the user scrolls.
     fill(this.count, things, this.wrong.scrollHeight > this.wrong.clientHeight + 1 && h("small", null, "scroll to see all"));
     this.fine.hidden = problems.length > 0;
     say(this.fine, state ? `Nothing is wrong. ${this.summary(state)}` : "Connecting to the server …");
-    // A screen reader hears what is wrong when it changes, and not the seconds that count up.
+    // A screen reader announces problems when they change, and not when their seconds count up.
     const wrong = problems.map(({ kind, target }) => `${kind} ${target}`).join();
     if ((state || problems.length) && wrong !== this.wrongBefore) {
       this.wrongBefore = wrong;

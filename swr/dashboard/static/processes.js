@@ -1,4 +1,4 @@
-// Processes and the nodes of Redis: which are alive, which are unreachable and since when.
+// Lists of processes and Redis nodes: which are alive or reachable, and since when others are not.
 import { fill, h, heading, keep, set } from "./dom.js";
 import { bytes, clock, count, lasting, number, rate } from "./format.js";
 import { Panel } from "./source.js";
@@ -32,7 +32,7 @@ class Processes extends Panel {
     });
     this.sayNone(state, !processes.length, "No process reports.", "Give the caches of the fleet Cache(reports=True), or set SWR_REPORTS=1 for Cache.from_env().");
     const ended = problems.filter(({ kind }) => kind === "process").map(({ target }) => target);
-    // Of many that ended at once the line at the top names some.
+    // If many processes died at once, the problems at the top name only some; one without a target counts the rest.
     const missed = new Set(ended.includes(null) ? processes.filter(({ gone, ended: stopped, seen }) => gone && !stopped && now - seen < 60).map(({ id }) => id) : ended);
     const classOf = (process) => (process.gone ? (missed.has(process.id) ? "is-gone" : "is-ended") : process.reachable && process.silent === null ? "is-fine" : "is-wrong");
     const ORDER = ["is-gone", "is-wrong", "is-fine", "is-ended"];

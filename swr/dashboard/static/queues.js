@@ -9,7 +9,7 @@ class Queues extends Panel {
     this.list = h("div", { class: "queues" });
     this.line = outcome();
     this.none = h("div");
-    this.old = h("p", { class: "small is-wrong" }, "Redis cannot be asked. This is how it was before.");
+    this.old = h("p", { class: "small is-wrong" }, "Redis does not answer. These are the last known numbers.");
     this.scroll = h("div", { class: "scroll", tabindex: "0", role: "group", "aria-labelledby": "t-queue" }, this.none, this.line, this.old, this.list);
     this.append(heading("t-queue", "Queue"), this.scroll);
   }

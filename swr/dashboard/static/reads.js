@@ -1,4 +1,4 @@
-// Reads over time, by what the reader was given; loads and how long they took.
+// Plots of reads over time by state, of loads, and of how long loads took.
 import { h, heading } from "./dom.js";
 import { duration, rate } from "./format.js";
 import { Plot, legend } from "./plot.js";

@@ -1,4 +1,4 @@
-// What the server says: one stream of events, the history at the beginning, and what the reader has chosen to see.
+// The data of the page: the history at the beginning, one stream of events, and the user's choice of range and pause.
 import { empty, fill } from "./dom.js";
 
 export const RANGES = [60, 300, 900];
@@ -8,7 +8,7 @@ const SILENT_AFTER = 2400;
 
 const COUNTS = ["fresh", "stale", "missing", "waited", "loads", "failed"];
 
-/** Return points whose counts are per second. A server without an open page looks seldom. */
+/** Return points with counts per second. Points are longer than a second if no page was open. */
 function rates(points) {
   return points.map((point) => {
     const seconds = Math.max(0.5, point.seconds);
@@ -16,7 +16,7 @@ function rates(points) {
   });
 }
 
-/** Return whether no process can be seen: the server is none of the fleet, and cannot ask Redis. */
+/** Return whether no process can be seen, because the server is not part of the fleet and cannot reach Redis. */
 export function isBlind({ fleet, served_by: served }) {
   return !fleet && served === null;
 }
@@ -24,7 +24,7 @@ export function isBlind({ fleet, served_by: served }) {
 class Source extends EventTarget {
   constructor() {
     super();
-    // What is shown: the newest, or what was there when the reader paused.
+    // The state that panels show: the newest, or that of the moment when the user paused.
     this.state = null;
     this.points = [];
     this.marks = [];
@@ -63,7 +63,7 @@ class Source extends EventTarget {
 
   connect() {
     this.stream?.close();
-    // A new stream begins with the events before it; one that the browser connects again goes on where it was.
+    // A new stream begins with earlier events. If the browser itself reconnects a stream, it continues where it was.
     this.events = [];
     this.stream = new EventSource(this.listens ? "stream?calls=1" : "stream");
     this.stream.addEventListener("state", (message) => this.take(JSON.parse(message.data)));
@@ -71,7 +71,7 @@ class Source extends EventTarget {
     this.stream.addEventListener("calls", (message) => this.dispatchEvent(new CustomEvent("calls", { detail: JSON.parse(message.data) })));
   }
 
-  /** Ask for each request and call, too, or no longer: the fleet collects them only while somebody watches. */
+  /** Choose whether the stream has each request and call, too. */
   listen(wanted) {
     if (wanted === this.listens) return;
     this.listens = wanted;
@@ -92,12 +92,12 @@ class Source extends EventTarget {
   }
 
   takeEvents({ events }) {
-    // Each process tells of its own: they come in the order in which their digests do.
+    // Events arrive in the order of the processes' digests, which is not the order of their times.
     this.events = [...[...events].reverse(), ...this.events].sort((one, other) => other.t - one.t).slice(0, MOST_EVENTS);
     this.tell();
   }
 
-  /** Look whether the server still speaks; a stream that was refused does not come back by itself. */
+  /** Check whether messages still arrive. Reopen a stream that the server refused: the browser does not retry that. */
   watch() {
     const now = performance.now();
     const silent = now - this.heard > SILENT_AFTER;
@@ -125,10 +125,10 @@ class Source extends EventTarget {
     this.tell();
   }
 
-  /** What the plots show: points and marks of the chosen time, and its bounds. */
+  /** The points and marks of the chosen time range, and its bounds, for the plots. */
   get shown() {
     const { points, marks } = this.paused ?? this;
-    // While no process can be seen there are no points, and the plots go on.
+    // While no process can be seen there are no points, but time goes on in the plots.
     const to = Math.max(points.at(-1)?.t ?? 0, this.state?.now ?? 0);
     const from = to - this.seconds;
     return { points: points.filter((point) => point.t >= from), marks: marks.filter((mark) => mark.t <= to), range: [from, to] };
@@ -141,12 +141,12 @@ class Source extends EventTarget {
 
 export const source = new Source();
 
-/** An element that draws itself whenever something has changed. Subclasses have `build()` and `show(state)`. */
+/** An element that draws itself again whenever the data changes. Subclasses have `build()` and `show(state)`. */
 export class Panel extends HTMLElement {
-  /** Say in `none` that there is nothing to show, and why. What cannot be seen may be there all the same. */
+  /** Say in `none` that there is nothing to show, and why: no data, or no connection to Redis. */
   sayNone(state, isNone, title, next) {
     this.none.hidden = !isNone;
-    fill(this.none, isBlind(state) ? empty("No process can be seen.", "This server cannot read from Redis what they report. The processes themselves go on.") : empty(title, next));
+    fill(this.none, isBlind(state) ? empty("No process can be seen.", "This server cannot read their reports from Redis. The processes themselves work on.") : empty(title, next));
   }
 
   connectedCallback() {
@@ -162,10 +162,10 @@ export class Panel extends HTMLElement {
   }
 }
 
-// While Redis is unreachable the state has one process, and the events those of all.
+// Names of processes by id. It keeps old names: while Redis is unreachable, events name processes that the state lacks.
 const names = new Map();
 
-/** Return the name of a process as people know it: host and process id, or the id of its cache. */
+/** Return the readable name of a process: host and process id, or its id if these are unknown. */
 export function processName(id) {
   return names.get(id) ?? id ?? "";
 }

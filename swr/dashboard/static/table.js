@@ -1,9 +1,9 @@
-// A table that the reader sorts by any of its columns.
+// A table that the user can sort by its columns.
 import { h, keep, set } from "./dom.js";
 
 /**
- * Columns are {name, label, title, value, cell, start}: `value` gives what is sorted by, `cell` fills a cell,
- * `start` is "ascending" or "descending", whichever comes at the first press.
+ * Columns are {name, label, title, value, cell, start}: `value` returns the sort key of a row, `cell` fills a cell,
+ * `start` is the order after the first press, "ascending" or "descending".
  */
 export class SortedTable {
   constructor({ caption, columns, sortBy, keyOf, rowClass }) {

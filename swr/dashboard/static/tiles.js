@@ -1,12 +1,12 @@
-// The figures of the moment.
+// Tiles with the present figures.
 import { h, say, set } from "./dom.js";
 import { NONE, bytes, count, duration, number, rate, share } from "./format.js";
 import { Panel, isBlind } from "./source.js";
 
-const TILES = ["Waited for nothing", "Reads", "Loads", "Load time", "Failing", "Processes", "Redis", "Local cache"];
+const TILES = ["Without waiting", "Reads", "Loads", "Load time", "Failing", "Processes", "Redis", "Local cache"];
 const MEAN_OVER = 10;
 
-/** Return means of the last seconds: what one second holds jumps too much to be read. */
+/** Return means over the last seconds, because the figures of single seconds vary too much to read. */
 export function recent(points, seconds = MEAN_OVER) {
   const last = points.at(-1)?.t ?? 0;
   const taken = points.filter((point) => point.t > last - seconds);
@@ -15,7 +15,7 @@ export function recent(points, seconds = MEAN_OVER) {
   return Object.fromEntries(["fresh", "stale", "missing", "waited", "loads", "failed"].map((name) => [name, mean(name)]));
 }
 
-/** Return whether a loader or route is failing now: keys back off, or its last loads went wrong. */
+/** Return whether a loader or route is failing now: keys back off, or loads failed in the last seconds. */
 export function isFailing(row) {
   return row.backoff_keys > 0 || row.failed > 0;
 }

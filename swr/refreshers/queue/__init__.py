@@ -1,6 +1,7 @@
-"""Refreshing through a queue in Redis: a leader enqueues each round, and every worker consumes. Private.
+"""The strategy "queue": a leader enqueues each round in Redis, and every worker consumes tasks. Private.
 
 Imports: `swr.refreshers` beside it, `swr.engine`, `swr.stores.redis`. Offers: `strategy.QueueStrategy`, `queue.Queue`
-(tasks, dead letters and statistics, for the commands), and what it returns: `tasks` and `status`. `scripts` run on the
-server, over `streams` or `lists`; `wakes` says whom they tell of tasks, `looks` when a consumer looks.
+(tasks, dead letters and statistics, for the commands), and the types that its methods return, in `tasks` and `status`.
+`scripts` run in Redis, on `streams` or `lists`. `wakes` decides which idle consumers they wake for new tasks, and
+`looks` when a consumer looks for tasks by itself.
 """

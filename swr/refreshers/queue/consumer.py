@@ -1,6 +1,7 @@
-"""Takes tasks from the queue, loads them, and settles them."""
+"""A consumer takes tasks from the queue, loads their groups, and tells the queue the results."""
 
 import contextlib
+import itertools
 import random
 from collections.abc import Iterable
 
@@ -21,25 +22,25 @@ from swr.stores.base import Kind, Notification
 _AGAIN_IN = 1.0
 _LONGEST_PAUSE = 60.0
 _SETTLED_AT_ONCE = 200
-# Seconds after which a task is taken again whose group another process is loading.
+# Longest delay, in seconds, before the next try of a task if another process is loading its group.
 _HELD_FOR = 1.0
-# Seconds by which the clocks of a consumer and of Redis may part while a task waits.
+# Seconds that a consumer adds to a delay, because its clock and that of Redis may drift apart meanwhile.
 _LATER = 0.01
-# Seconds that closing waits for an unreachable server when it has no task in hand.
+# Seconds for which closing retries against an unreachable server if the consumer has no unfinished tasks.
 _LEAVING = 3.0
 
 
 class Consumer:
-    """One consumer.
+    """The part of a worker that takes tasks and loads.
 
     Parameters:
-        engine: the cache's.
-        queue: where tasks come from.
+        engine: the engine of the cache.
+        queue: the queue to take tasks from.
         limiter: runs the loads.
-        rounds: when the report of a round is due.
+        rounds: says when the report of a round is due.
         report: publishes the end of each round.
-        name: this one's.
-        reclaim_after: seconds after which the tasks of one who is silent are given to others.
+        name: the name of this consumer.
+        reclaim_after: seconds of silence after which other consumers get the tasks of a consumer.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Consumer:
         self._looks = Looks(queue.shards, anyio.current_time)
         self._shards = {name: shard for shard, name in enumerate(queue.shard_names)}
         self._deliveries: dict[tuple[str, int], Delivery] = {}
-        self._settlements: list[Settlement] = []
-        self._settling = False
+        # The unsent results of each shard. They are separate, so that an unreachable shard does not hold up the others.
+        self._settlements: list[list[Settlement]] = [[] for _ in queue.shards]
+        # The shards for which a task is sending results.
+        self._settling: set[int] = set()
         self._working = anyio.CancelScope()
-        # A task is known here before the queue hears that it is.
+        # While a reply of `take` is under way, `_deliveries` lacks its tasks: `tend` and closing wait for the reply.
         self._taking = anyio.Lock()
 
     async def _work(self) -> None:
@@ -81,9 +84,8 @@ class Consumer:
 
     async def _take_all(self) -> None:
         while True:
-            wait, changes = _AGAIN_IN, self._limiter.changes
-            with contextlib.suppress(StoreUnavailable):
-                wait = await self._take()
+            changes = self._limiter.changes
+            wait = await self._take()
             if wait:
                 await self._limiter.wait(wait, changes)
 
@@ -96,14 +98,14 @@ class Consumer:
                 await self._look(shard)
         if not self._limiter.free_slots:
             for shard in self._looks.passed_on():
-                await self._queue.pass_on(shard, self._name, self._limiter.half)
+                with contextlib.suppress(StoreUnavailable):
+                    await self._queue.pass_on(shard, self._name, self._limiter.half)
         elif self._looks.due():
             return 0.0
         return self._looks.next_in()
 
     async def _look(self, shard: int) -> None:
         most = self._limiter.free_slots
-        is_idle = False
         self._looks.begin(shard)
         # Closing waits for the answer, because the tasks in it must be handed back.
         with anyio.CancelScope(shield=True):
@@ -113,9 +115,11 @@ class Consumer:
                     is_idle, deliveries = await self._queue.take(shard, self._name, most, spare)
                     for delivery in deliveries:
                         self._deliveries[delivery.key, delivery.number] = delivery
-            finally:
-                if not is_idle:
-                    self._looks.again(shard)
+            except StoreUnavailable:
+                self._looks.wake_in(shard, _AGAIN_IN)
+                return
+        if not is_idle:
+            self._looks.again(shard)
         if deliveries and not self._working.cancel_called:
             self._begin(deliveries)
 
@@ -133,12 +137,12 @@ class Consumer:
                 try:
                     self._limiter.begin([task], ended)
                 except Exception as error:
-                    # Arguments that this loader does not take: another version's, perhaps.
+                    # The loader does not take these arguments. Another release of the app may have enqueued them.
                     ended(task, Ended(Result.FAILED, 0.0, error))
 
     def _ended(self, delivery: Delivery, end: Ended) -> None:
         if self._deliveries.pop((delivery.key, delivery.number), None) is None:
-            # It was handed back.
+            # Closing has handed the task back.
             return
         result, again_in, error = end.result, end.again_in, end.error
         if result is Result.LOADED:
@@ -150,47 +154,51 @@ class Consumer:
             settlement = Settlement(delivery, "failed", max(pause, again_in), text_of(error))
         else:
             settlement = Settlement(delivery, "back", again_in if error is not None else min(again_in, _HELD_FOR))
-        self._settlements.append(settlement)
-        if not self._settling:
-            self._settling = True
-            self._engine.start(self._settle)
+        self._settlements[delivery.shard].append(settlement)
+        if delivery.shard not in self._settling:
+            self._settling.add(delivery.shard)
+            self._engine.start(self._settle, delivery.shard)
 
-    async def _settle(self) -> None:
-        """Settle what has ended; what ends meanwhile, too."""
+    async def _settle(self, shard: int) -> None:
+        """Send the settlements of a shard to the queue, including those that are added meanwhile."""
+        settlements = self._settlements[shard]
         try:
-            while self._settlements:
-                some = self._settlements[:_SETTLED_AT_ONCE]
+            while settlements:
+                some = settlements[:_SETTLED_AT_ONCE]
                 try:
                     await self._queue.settle(self._name, some)
                 except StoreUnavailable:
                     await anyio.sleep(_AGAIN_IN)
                     continue
-                del self._settlements[: len(some)]
+                del settlements[: len(some)]
                 self._wait_for(some)
         finally:
-            self._settling = False
+            self._settling.discard(shard)
             self._limiter.change()
 
     def _wait_for(self, settlements: list[Settlement]) -> None:
-        """Look when the tasks that this consumer has put off may be taken again; the other consumers need not."""
+        """Schedule a look for the time when each delayed task is ready again, so that no other consumer need look."""
         for settlement in settlements:
             if settlement.delay > 0:
                 self._looks.wake_in(settlement.delivery.shard, settlement.delay + _LATER)
 
     async def _tend(self) -> None:
-        """Say again and again that this one lives, and take back from those who do not."""
+        """Tell the queue periodically that this consumer is alive, and requeue the tasks of dead consumers."""
         while True:
-            with contextlib.suppress(StoreUnavailable):
-                for shard in self._queue.shards:
+            for shard in self._queue.shards:
+                with contextlib.suppress(StoreUnavailable):
                     async with self._taking:
                         await self._queue.tend(shard, self._name, 0.7 * self._reclaim_after, self._mine())
             await anyio.sleep(self._reclaim_after / 4)
 
     def _mine(self) -> Iterable[Delivery]:
-        return [*self._deliveries.values(), *(settlement.delivery for settlement in self._settlements)]
+        return [*self._deliveries.values(), *(settlement.delivery for settlement in self._unsettled())]
+
+    def _unsettled(self) -> list[Settlement]:
+        return list(itertools.chain.from_iterable(self._settlements))
 
     async def _tell(self) -> None:
-        """Report what this one has done in each round."""
+        """Report the loads of this consumer for each round."""
         while True:
             this = await self._rounds.next()
             self._report.end()
@@ -198,7 +206,7 @@ class Consumer:
 
     def _on_message(self, message: Notification) -> None:
         if message.kind in (Kind.REACHABLE, Kind.GAP):
-            # It may have missed what woke it.
+            # This consumer may have missed a message that should have woken it.
             self._looks.wake_all()
             self._limiter.change()
         elif message.kind is Kind.QUEUED and tag_of(self._name) in message.fingerprint:
@@ -208,23 +216,23 @@ class Consumer:
                 self._limiter.change()
 
     async def begin(self) -> None:
-        """Take and load, until `end`."""
+        """Start a task that takes and loads tasks of the queue, until `end`."""
         self._engine.start(self._work)
 
     async def end(self, seconds: float) -> None:
-        """Take nothing more, wait for the loads under way for some seconds at most, and hand the others back."""
+        """Take no more tasks, wait at most `seconds` for the loads under way, and hand unfinished tasks back."""
         self._working.cancel()
         began = anyio.current_time()
         with anyio.move_on_after(seconds):
-            # A task that was taken and has not begun is handed back: waiting would not finish it.
-            while self._limiter.running or self._settlements:
+            # This does not wait for tasks whose load has not begun: they would not finish, and are handed back.
+            while self._limiter.running or self._unsettled():
                 await self._limiter.wait(_AGAIN_IN)
         while True:
             try:
                 await self._hand_back()
             except StoreUnavailable:
-                # Who has nothing in hand only takes leave, which is not worth a long wait.
-                in_hand = self._deliveries or self._settlements
+                # Without unfinished tasks only the deregistration is left, which is not worth a long wait.
+                in_hand = self._deliveries or self._unsettled()
                 if anyio.current_time() > began + (seconds if in_hand else min(seconds, _LEAVING)):
                     raise
                 await anyio.sleep(_AGAIN_IN / 10)
@@ -232,14 +240,20 @@ class Consumer:
                 return
 
     async def _hand_back(self) -> None:
-        # Tasks on their way are handed back, too.
+        # With this lock, a reply of `take` that is under way arrives first, so that its tasks are handed back, too.
         async with self._taking:
-            left = [Settlement(delivery, "back") for delivery in self._deliveries.values()]
-            if left or self._settlements:
-                for shard in self._queue.shards:
-                    # Others are woken for what is handed back.
-                    await self._queue.pass_on(shard, self._name, self._limiter.half)
-                await self._queue.settle(self._name, [*self._settlements, *left])
-            self._deliveries.clear()
-            self._settlements.clear()
-            await self._queue.leave(self._name, self._limiter.half)
+            try:
+                await self._queue.each(self._hand_back_in)
+            finally:
+                await self._queue.leave(self._name, self._limiter.half)
+
+    async def _hand_back_in(self, shard: int) -> None:
+        settlements = self._settlements[shard]
+        left = [delivery for delivery in self._deliveries.values() if delivery.shard == shard]
+        if left or settlements:
+            # Wake another consumer for the tasks that are handed back below.
+            await self._queue.pass_on(shard, self._name, self._limiter.half)
+            await self._queue.settle(self._name, [*settlements, *(Settlement(delivery, "back") for delivery in left)])
+        for delivery in left:
+            self._deliveries.pop((delivery.key, delivery.number), None)
+        settlements.clear()

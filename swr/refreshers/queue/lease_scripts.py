@@ -1,8 +1,8 @@
-"""Scripts of the server for the leader's lease; see `scripts` for the keys."""
+"""Lua scripts for the leader's lease; see `scripts` for the keys."""
 
 from typing import Final
 
-# lease, rounds, counters of shard 0 | token, ttl (ms), what part of a round is enqueued ('': says nothing of it)
+# lease, rounds, counters of shard 0 | token, ttl (ms), the part of a round that is enqueued ('': leave it as it is)
 # -> {epoch, beginning of the last round, now, part}, or {'', ms until it ends, now, ''}
 LEAD: Final = """
 local time = redis.call('TIME')
@@ -11,7 +11,7 @@ local function digits(number) return string.format('%016.0f', number) end
 local time_digits = string.rep('%d', 16)
 local held, left = redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1])
 local epoch = string.match(held, '^' .. time_digits)
--- One without an end is not of this queue's making, and would keep everybody from leading.
+-- A lease without an epoch or a TTL is not from a leader, and would keep every process from leading.
 if not epoch or left < 0 then held = '' end
 if held ~= '' and string.sub(held, 17) ~= ARGV[1] then return {'', left, digits(now), ''} end
 if held == '' then
@@ -24,7 +24,7 @@ if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'part', ARGV[3]) end
 return {epoch, redis.call('HGET', KEYS[2], 'round') or '', digits(now), redis.call('HGET', KEYS[2], 'part') or ''}
 """
 
-# lease, rounds | token, beginning of a round -> 1, or 0: somebody else leads
+# lease, rounds | token, beginning of a round -> 1, or 0: another process leads
 ENQUEUED: Final = """
 if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[2], 'round', ARGV[2])
@@ -32,7 +32,7 @@ redis.call('HDEL', KEYS[2], 'part')
 return 1
 """
 
-# lease | token -> 1, or 0
+# lease | token -> 1, or 0: another process leads, or none
 ABDICATE: Final = """
 if string.sub(redis.call('GET', KEYS[1]) or '', 17) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])

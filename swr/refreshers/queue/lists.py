@@ -1,4 +1,4 @@
-"""The functions by which scripts use a list, and one list for each consumer of what it has taken.
+"""Lua functions of the backend "list": one list of queued tasks, and a list of taken tasks for each consumer.
 
 See `scripts` for what each function does. A receipt is the key of a task.
 """
@@ -29,20 +29,22 @@ local function reclaim(consumer, receipts, first, idle, most, give_back)
   for i = first, #receipts do known[receipts[i]] = true end
   for _, id in ipairs(redis.call('LRANGE', ready .. ':' .. consumer, 0, -1)) do
     if not known[id] then
-      -- Taken by a command whose reply was lost.
+      -- The consumer took this task with a command, but the reply was lost.
       drop(id, consumer)
       give_back(id)
     end
   end
+  local left = most
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - idle)) do
-    for _ = 1, most do
+    while left > 0 do
       local id = redis.call('RPOP', ready .. ':' .. other)
       if not id then break end
       give_back(id)
+      left = left - 1
     end
   end
 end
-local function forget(consumer) end
+local function forget(consumer) return redis.call('LLEN', ready .. ':' .. consumer) == 0 end
 local function abandon(consumer, give_back)
   local id = redis.call('RPOP', ready .. ':' .. consumer)
   while id do

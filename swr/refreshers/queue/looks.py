@@ -1,4 +1,4 @@
-"""Which shards of a queue a consumer looks at for tasks, and when."""
+"""The schedule by which a consumer looks for tasks in the shards of a queue."""
 
 import heapq
 import math
@@ -6,16 +6,16 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-# Seconds after which every shard is looked at without a message, because one may be lost.
+# Seconds after which a consumer looks at every shard even without a message, because messages can be lost.
 _EVERY: Final = 5.0
 
 
 class Looks:
-    """The shards that one consumer looks at, and when.
+    """The schedule by which one consumer looks at shards.
 
     Parameters:
-        shards: of the queue.
-        clock: seconds.
+        shards: the numbers of the queue's shards.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, shards: range, clock: Callable[[], float]) -> None:
@@ -23,9 +23,9 @@ class Looks:
         self._clock = clock
         self._due = set(shards)
         self._all_at = -math.inf
-        # When shards are due, and which.
+        # A heap of pairs: when a shard is due, and its number.
         self._later: list[tuple[float, int]] = []
-        # Shards whose tasks this consumer was woken for, rather than another one.
+        # Shards for which a message has woken this consumer. If it has no free slots, it must wake another one.
         self._woken: set[int] = set()
 
     def due(self) -> list[int]:
@@ -38,12 +38,12 @@ class Looks:
         return random.sample(sorted(self._due), len(self._due))
 
     def next_in(self) -> float:
-        """Return in how many seconds a shard is due that is not due now."""
+        """Return the seconds until the next scheduled look."""
         next_at = min(self._all_at, self._later[0][0] if self._later else math.inf)
         return max(0.0, next_at - self._clock())
 
     def wake(self, shard: int) -> None:
-        """Look at a shard as soon as possible: this consumer is to take tasks of it."""
+        """Look at a shard as soon as possible, because a message has woken this consumer for tasks of the shard."""
         self._due.add(shard)
         self._woken.add(shard)
 
@@ -53,19 +53,19 @@ class Looks:
         self._all_at = self._clock() + _EVERY
 
     def wake_in(self, shard: int, seconds: float) -> None:
-        """Look at a shard in some seconds."""
+        """Look at a shard after `seconds`."""
         heapq.heappush(self._later, (self._clock() + seconds, shard))
 
     def begin(self, shard: int) -> None:
-        """Note that this consumer looks at a shard now: only what it hears from now on makes it look again."""
+        """Note that the look at a shard begins now: messages up to now are done, later ones make it due again."""
         self._due.discard(shard)
         self._woken.discard(shard)
 
     def again(self, shard: int) -> None:
-        """Look at a shard again: it may have more than could be taken, or no answer has come."""
+        """Look at a shard again, because it may have more tasks, or because the look failed."""
         self._due.add(shard)
 
     def passed_on(self) -> list[int]:
-        """Return the shards for which another consumer has to be woken, as this one has no place."""
+        """Return the shards for which another consumer must be woken, because this one has no free slots."""
         woken, self._woken = self._woken, set()
         return sorted(woken)

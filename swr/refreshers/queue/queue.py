@@ -1,11 +1,11 @@
-"""A refresher's queue on Redis: tasks, marks and dead letters, each group at most once, in one or several shards."""
+"""A refresher's queue in Redis, in one or several shards. Each group has at most one task, mark and dead letter."""
 
 import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from redis.crc import key_slot
@@ -26,16 +26,17 @@ from swr.stores.redis.store import RedisStore
 from swr.stores.tiered import TieredStore
 
 log = logging.getLogger("swr")
+T = TypeVar("T")
 
 _MICROSECONDS: Final = 1_000_000
-# Of a number that the queue has written, at most.
+# The most digits of a number that the queue writes.
 _DIGITS: Final = 16
-# Tasks in one command, at most.
+# The most tasks in one command.
 _AT_ONCE: Final = 500
-# Seconds that replicas may lag.
+# Delay, in seconds, of a finished task that is handed back because too few replicas have its entry.
 _SECURED_IN: Final = 1.0
 _REGISTRY: Final = "{!}q"
-# One of its values: the structure in Redis, and the number of shards.
+# A value of the registry, a hash of all queues of the namespace: the backend and the number of shards.
 _ENTRY: Final = re.compile(rb"(streams|list):([1-9]\d{0,4})")
 _NO_REDIS: Final = 'strategy="queue" keeps its queue in Redis: give the cache a URL, Cache("redis://…")'
 BACKENDS: Final = ("streams", "list")
@@ -45,12 +46,12 @@ class Queue:
     """The queue of one refresher.
 
     Parameters:
-        store: where it is.
-        name: of the refresher.
+        store: the store in Redis that holds the queue.
+        name: the name of the refresher.
         backend: "streams" or "list".
-        shards: how many, each in a slot of its own.
-        deliveries: how often a task is delivered before it is a dead letter.
-        replicas: how many replicas must have a mark, a round, or what was loaded, before it counts.
+        shards: the number of shards. On a cluster, each shard has its own hash slot.
+        deliveries: how often a task is delivered before it becomes a dead letter.
+        replicas: how many replicas must have a mark, a round or a loaded entry before it counts.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Queue:
         return key_slot(self.store.names.entry(key)) % len(self.shards)
 
     async def register(self) -> None:
-        """Make the queue known to `swr queue`."""
+        """Add the queue to the registry, in which `swr queue` finds it."""
         registry = self.store.names.named(_REGISTRY)
         entry = f"{self._backend}:{len(self.shards)}"
         await self.store.commands.ask(registry, "HSET", registry, self._names.hidden(self.name), entry)
@@ -92,12 +93,12 @@ class Queue:
     # -- tasks ------------------------------------------------------------------------------------------------
 
     async def enqueue(self, epoch: str, tasks: Iterable[tuple[str, int, tuple[Any, ...]]]) -> tuple[int, int]:
-        """Enqueue tasks (key, newer_than, arguments); return how many are new, and how many were there already.
+        """Enqueue tasks (key, newer_than, arguments); return how many are new, and how many groups had a task already.
 
         Raises:
             Superseded: there is a newer leader.
-            ConfigurationError: arguments that cannot travel.
-            StoreUnavailable: no answer.
+            ConfigurationError: JSON cannot represent a task's arguments exactly.
+            StoreUnavailable: Redis does not answer.
         """
         parts: list[list[bytes | str]] = [[] for _ in self.shards]
         for key, newer_than, args in tasks:
@@ -108,33 +109,32 @@ class Queue:
             )
 
         async def enqueue(shard: int) -> AsyncIterator[list[Any]]:
-            # At least once for every shard: the older leaders are shut out of it.
+            # Each shard gets at least one command, even without tasks, so that it rejects older leaders from now on.
             for first in range(0, max(1, len(parts[shard])), 3 * _AT_ONCE):
                 yield await self._enqueue(shard, scripts.ENQUEUE, epoch, *parts[shard][first : first + 3 * _AT_ONCE])
 
         return await self._in_each(enqueue)
 
     async def _in_each(self, enqueue: Callable[[int], AsyncIterator[list[Any]]]) -> tuple[int, int]:
-        """Enqueue in all shards at once, even if some fail; return how many tasks are new, and how many were there.
-
-        Raises:
-            Superseded: there is a newer leader.
-            StoreUnavailable: one has failed.
-        """
+        """Enqueue as `each` does; return the same counts as `enqueue`, of all shards."""
 
         async def counted(shard: int) -> tuple[int, int]:
             answers = [answer async for answer in enqueue(shard)]
             return sum(answer[0] for answer in answers), sum(answer[1] for answer in answers)
 
-        counts = await asyncio.gather(*map(counted, self.shards), return_exceptions=True)
-        failed = [error for error in counts if isinstance(error, BaseException)]
-        if failed:
-            raise next((error for error in failed if isinstance(error, Superseded)), failed[0])
-        new, merged = zip(*counts, strict=True)
+        new, merged = zip(*await self.each(counted), strict=True)
         return sum(new), sum(merged)
 
+    async def each(self, do: Callable[[int], Awaitable[T]]) -> list[T]:
+        """Do something in all shards, even if some fail; return the results. Raises Superseded, StoreUnavailable."""
+        done = await asyncio.gather(*map(do, self.shards), return_exceptions=True)
+        failed = [error for error in done if isinstance(error, BaseException)]
+        if failed:
+            raise next((error for error in failed if isinstance(error, Superseded)), failed[0])
+        return cast("list[T]", done)
+
     async def _enqueue(self, shard: int, body: str, epoch: str, *args: bytes | str | int) -> list[Any]:
-        # Without tasks it says who leads, and no more.
+        # Without tasks, the script only notes the leader's epoch. Replicas need not confirm that.
         replicas = self._replicas if args else 0
         answer: list[Any] = await self._run(shard, body, epoch, self._deliveries, *args, replicas=replicas)
         if answer[0] == -1:
@@ -142,11 +142,11 @@ class Queue:
         return answer
 
     async def mark(self, groups: dict[str, tuple[Any, ...]]) -> None:
-        """Put groups (arguments by key) into the dirty set: what is loaded from now on is new enough.
+        """Put groups (arguments by key) into the dirty set. Any load that begins from now on is new enough for them.
 
         Raises:
-            ConfigurationError: arguments that cannot travel.
-            StoreUnavailable: it is not known that all are there.
+            ConfigurationError: JSON cannot represent a group's arguments exactly.
+            StoreUnavailable: the dirty set may lack some of the groups.
         """
         travels = {key: travelling(key, args) async for key, args in in_turns(groups.items())}
         for some in (list(travels)[first : first + _AT_ONCE] for first in range(0, len(travels), _AT_ONCE)):
@@ -159,7 +159,7 @@ class Queue:
                     await self._run(shard, scripts.MARK, *part, replicas=self._replicas)
 
     async def drain(self, epoch: str, began: int = NEWEST) -> tuple[int, int]:
-        """Enqueue what is dirty, and what was given up before this round; see `enqueue`.
+        """Enqueue the dirty groups, and the dead letters last delivered before this round; return as `enqueue` does.
 
         Parameters:
             began: when this round began, in microseconds by the server's clock.
@@ -180,12 +180,11 @@ class Queue:
     async def take(self, shard: int, consumer: str, most: int, spare: int = 0) -> tuple[bool, list[Delivery]]:
         """Take tasks; return whether the consumer is idle, and the tasks.
 
-        One that is idle is woken when there are tasks. One that is not looks again. A task that cannot be read is
-        thrown away.
+        The queue wakes only idle consumers for new tasks; others look again. It throws away tasks that it cannot read.
 
         Parameters:
-            most: how many tasks it takes; no more than 500 at once.
-            spare: how many tasks it can take and still have a place for `most` others.
+            most: the most tasks to take; the queue gives at most 500 at once.
+            spare: how many tasks the consumer can take and still have free slots for `most` others.
         """
         args = consumer, min(most, _AT_ONCE), self._deliveries, spare
         is_idle, taken = await self._run(shard, scripts.TAKE, *args)
@@ -212,22 +211,22 @@ class Queue:
         await self._run(shard, scripts.SETTLE, consumer, self._deliveries, "done", receipt, key, number, 0, "")
 
     async def settle(self, consumer: str, settlements: list[Settlement]) -> int:
-        """Say what came of deliveries; return how many had been given to others meanwhile.
+        """Store the results of deliveries; return how many of the tasks another consumer had got meanwhile.
 
-        Hand a finished task back if too few replicas have its entry: a failover could lose it.
+        If too few replicas have the entry of a finished task, the task is handed back: a failover could lose the entry.
         """
-        late = 0
         if self._replicas:
             settlements = await asyncio.gather(*map(self._secured, settlements))
-        for shard in self.shards:
+
+        async def settle(shard: int) -> int:
             args: list[bytes | str | int] = []
             for delivery, what, delay, why, _ in settlements:
                 if delivery.shard == shard:
                     args += (what, delivery.receipt, self._names.hidden(delivery.key), f"{delivery.number:016d}")
                     args += (int(delay * _MICROSECONDS), self._sealing.sealed_text(delivery.key, why))
-            if args:
-                late += await self._run(shard, scripts.SETTLE, consumer, self._deliveries, *args)
-        return late
+            return await self._run(shard, scripts.SETTLE, consumer, self._deliveries, *args) if args else 0
+
+        return sum(await self.each(settle))
 
     async def _secured(self, settlement: Settlement) -> Settlement:
         (_, _, key, newer_than, *_), stored = settlement.delivery, settlement.stored
@@ -236,24 +235,23 @@ class Queue:
         return Settlement(settlement.delivery, "back", _SECURED_IN)
 
     async def tend(self, shard: int, consumer: str, silent_for: float, deliveries: Iterable[Delivery]) -> int:
-        """Say that the consumer lives, and put back the tasks of others that have been silent for some seconds."""
+        """Note that a consumer lives and has `deliveries`; requeue tasks of others silent for `silent_for` seconds."""
         receipts = [delivery.receipt for delivery in deliveries if delivery.shard == shard]
         back: int = await self._run(shard, scripts.TEND, consumer, int(silent_for * _MICROSECONDS), *receipts)
         return back
 
     async def pass_on(self, shard: int, consumer: str, most: int) -> None:
-        """Have another consumer woken in the place of this one, which can take no task now."""
+        """Wake another consumer for the shard's tasks, because this one has no free slots now."""
         await self._run(shard, scripts.PASS_ON, consumer, min(most, _AT_ONCE))
 
     async def leave(self, consumer: str, most: int = 1) -> None:
-        """Remove the consumer, which holds no task any more; see `take`."""
-        for shard in self.shards:
-            await self._run(shard, scripts.LEAVE, consumer, min(most, _AT_ONCE))
+        """Remove the consumer, which has no more tasks; `most` as in `take`."""
+        await self.each(lambda shard: self._run(shard, scripts.LEAVE, consumer, min(most, _AT_ONCE)))
 
     # -- the leader -------------------------------------------------------------------------------------------
 
     async def lead(self, token: str, ttl: float, part: str = "") -> Led:
-        """Take or renew the leader's lease, and say what part of a round is enqueued."""
+        """Take or renew the leader's lease for `ttl` seconds; if `part` is not "", store it as the enqueued part."""
         keys = (self._lease, self._rounds, self._keys[0][5])
         epoch, rest, now, part_now = await self.store.commands.script(LEAD, keys, token, int(ttl * 1000), part)
         if epoch:
@@ -261,26 +259,27 @@ class Queue:
         return Led("", max(0, rest) / 1000, None, int(now))
 
     async def enqueued(self, token: str, begins_at: int) -> bool:
-        """Say that the round that began then was enqueued whole; False: somebody else leads."""
+        """Note that the round of `begins_at` (microseconds) is completely enqueued; False: another worker leads."""
         return bool(await self.store.commands.script(ENQUEUED, (self._lease, self._rounds), token, begins_at))
 
     async def heal(self) -> None:
-        """Queue again the tasks that no consumer would come to, because a part of the queue was deleted."""
-        for shard in self.shards:
-            flags, cursor = b"", b"0"
-            while True:
+        """Requeue the tasks that no consumer would find, because somebody deleted a part of the queue in Redis."""
+
+        async def heal(shard: int) -> None:
+            flags, cursor = await self._run(shard, scripts.HEAL, b"", b"0")
+            while cursor != b"0":
                 flags, cursor = await self._run(shard, scripts.HEAL, flags, cursor)
-                if cursor == b"0":
-                    break
+
+        await self.each(heal)
 
     async def abdicate(self, token: str) -> None:
         """Give the leader's lease back."""
         await self.store.commands.script(ABDICATE, (self._lease,), token)
 
-    # -- for those who look after it --------------------------------------------------------------------------
+    # -- status and dead letters ------------------------------------------------------------------------------
 
     async def status(self) -> QueueStatus:
-        """Return what the queue holds."""
+        """Return the numbers of the queue, of all its shards."""
         held = [0] * 5
         consumers: dict[str, float] = {}
         counts: dict[str, int] = {}
@@ -321,7 +320,7 @@ class Queue:
         for keys in self._keys:
             found = await self.store.commands.ask(keys[4], "HGETALL", keys[4])
             for key, text in _pairs(found):
-                # The next round throws away what cannot be read.
+                # This skips letters that cannot be read. The next round throws them away.
                 with contextlib.suppress(ValueError, KeyError, TypeError, msgspec.DecodeError, CodecError):
                     name, letter = self._names.shown(key), msgspec.json.decode(text)
                     record, why = letter["record"], self._sealing.text(name, str(letter["why"]))
@@ -331,7 +330,7 @@ class Queue:
         return sorted(letters, key=lambda letter: letter.key)
 
     async def retry(self, keys: Iterable[str] = ()) -> int:
-        """Make dead letters tasks again, these or all; return how many."""
+        """Turn dead letters back into tasks, those of `keys` or all; return the number of new tasks."""
         return await self._of_letters(keys, self._retry)
 
     async def _retry(self, shard: int, keys: list[bytes]) -> int:
@@ -339,7 +338,7 @@ class Queue:
         return back
 
     async def purge(self, keys: Iterable[str] = ()) -> int:
-        """Throw dead letters away, these or all; return how many."""
+        """Throw dead letters away, those of `keys` or all; return their number."""
         return await self._of_letters(keys, self._purge)
 
     async def _purge(self, shard: int, keys: list[bytes]) -> int:
@@ -358,7 +357,7 @@ class Queue:
 
 
 def store_of(engine: Engine, otherwise: str = _NO_REDIS) -> RedisStore:
-    """Return the store in Redis behind a cache.
+    """Return the Redis store of a cache.
 
     Parameters:
         otherwise: the message of the error.
@@ -375,26 +374,26 @@ async def known(store: RedisStore) -> dict[str, Queue]:
     """Return the queues of a namespace, by name.
 
     Raises:
-        StoreUnavailable: no answer.
+        StoreUnavailable: Redis does not answer.
     """
     registry = store.names.named(_REGISTRY)
     found = await store.commands.ask(registry, "HGETALL", registry)
     queues = {}
     for name, text in _pairs(found):
-        # A queue with another name belongs to processes with another codec.
+        # If a name cannot be decoded, the queue belongs to processes with another codec.
         with contextlib.suppress(ForeignName):
             shown, entry = store.names.shown(name), _ENTRY.fullmatch(text)
-            # Another may have written into it.
+            # Another program may have written to the registry.
             if entry is not None:
                 queues[shown] = Queue(store, shown, entry[1].decode(), int(entry[2]))
     return queues
 
 
 def _pairs(reply: Any) -> Iterable[tuple[bytes, bytes]]:
-    """A hash, as either version of the servers' protocol has it."""
+    """Return the pairs of a hash: RESP3 replies with a dictionary, RESP2 with a flat list."""
     return reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
 
 
 def _number(text: bytes) -> int | None:
-    """Return a number that the queue has written, or None: there is none, or another has written something else."""
+    """Return the number in `text`, or None if the queue cannot have written `text`."""
     return int(text) if text.isdigit() and len(text) <= _DIGITS else None

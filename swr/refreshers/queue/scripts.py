@@ -1,38 +1,40 @@
-"""Scripts of the server for queues, each atomic there.
+"""Lua scripts of a queue. Redis runs each script atomically.
 
-Keys, for the refresher `r` of the namespace `ns` and its shard `i`. They are under one hash tag `{r:i}`, or `{r:i.n}`
-where `spreading` has found that one for the shard. No colon follows it, as it does in the keys of entries and
-leases:
+Keys, for the refresher `r` of the namespace `ns` and its shard `i`. They share the hash tag `{r:i}`, or `{r:i.n}` if
+`spreading` has chosen that tag for the shard. No colon follows the hash tag, unlike in the keys of entries and leases:
 
-- `ns:{r:i}t` a hash, the tasks that are not done: by the key of the group's entry a *record*
-- `ns:{r:i}s` what is to be done, of task keys: a stream with the consumer group `swr`; or a list, `ns:{r:i}l`
-- `ns:{r:i}l:C` of a list: what the consumer C has taken
-- `ns:{r:i}z` a sorted set, when tasks are to be tried again (microseconds)
-- `ns:{r:i}m` a hash, the dirty set: by key the version that the entry must be newer than, and the arguments
-- `ns:{r:i}d` a hash, the dead letters: by key the record and why
-- `ns:{r:i}c` a hash of counters, and the highest epoch of a leader so far
-- `ns:{r:i}h` a sorted set, when each consumer was last seen (microseconds)
-- `ns:{r:i}i` a sorted set, the idle consumers: how many tasks each takes at once, in three digits, and its tag
-- `ns:{r:0}L` the leader's lease: 16 digits of epoch and its token
-- `ns:{r:0}r` a hash: when the last round began that was enqueued whole (microseconds), and what part of another is
+- `ns:{r:i}t` a hash of unfinished tasks: a *record* by the cache key of the group. This cache key is the task's id
+- `ns:{r:i}s` the ids of queued tasks: a stream with the consumer group `swr`; or a list, `ns:{r:i}l`
+- `ns:{r:i}l:C` with the backend "list": the ids of the tasks that the consumer C has taken
+- `ns:{r:i}z` a sorted set: when each waiting task is tried again (microseconds)
+- `ns:{r:i}m` a hash, the dirty set: by cache key, the version that the entry must be newer than, and the arguments
+- `ns:{r:i}d` a hash of dead letters: by cache key, the record and the reason
+- `ns:{r:i}c` a hash of counters, and of the highest epoch of a leader so far
+- `ns:{r:i}h` a sorted set: when each consumer was last seen (microseconds)
+- `ns:{r:i}i` a sorted set of idle consumers: how many tasks each takes at once, in three digits, and its tag
+- `ns:{r:0}L` the leader's lease: 16 digits of epoch, and the leader's token
+- `ns:{r:0}r` a hash: the beginning of the last completely enqueued round (microseconds), and the enqueued part of
+  another round
 
-A record is one letter of state, and 16 digits of the version that the entry must be newer than. Then come 16 digits of
-the time of its last delivery, 4 that count tries, and the arguments. States: `q` queued, `r` running, `a` running and
-wanted again, `w` waiting for another try. The time of a delivery (microseconds) is its fence: who was taken for dead
-settles nothing any more.
+A record begins with a letter for the state, and 16 digits for the version that the entry must be newer than. Then come
+16 digits for the time of the last delivery, 4 for the number of tries, and the arguments. States: `q` queued, `r`
+running, `a` running and wanted again, `w` waiting for another try. The time of a delivery (microseconds) is its fence:
+after a task was given to another consumer, the queue ignores the result of the first one.
 
-`streams` and `lists` each define the same local functions, which the scripts call:
+`streams` and `lists` both define these local functions, which the scripts call:
 
-- push(id), requeue(id): have a task key taken last, or first where there is an order
-- pull(consumer, most): give a consumer task keys; return pairs of a receipt and a key
-- drop(receipt, consumer): forget a pair that was pulled
-- reclaim(consumer, receipts, first, idle, most, give_back): call give_back with the keys of consumers that have been
-  silent for `idle` microseconds. Call it also with those whose delivery this consumer does not know of
-- abandon(consumer, give_back): call give_back with what a consumer has that leaves
-- forget(consumer): remove a consumer that has nothing
-- lengths(): return how many keys are to be taken, and how many have been taken
+- push(id): queue a task to be taken last
+- requeue(id): queue a task to be taken first with `lists`, and last with `streams`
+- pull(consumer, most): give queued tasks to a consumer; return pairs of a receipt and an id
+- drop(receipt, consumer): remove a pulled task from those of the consumer
+- reclaim(consumer, receipts, first, idle, most, give_back): call give_back with the ids of about `most` tasks of
+  consumers that have been silent for `idle` microseconds. `lists` also gives back tasks of this consumer that are not
+  in `receipts`
+- abandon(consumer, give_back): call give_back with the ids of the tasks of a consumer that leaves
+- forget(consumer): remove a consumer if it has no tasks, and return whether it has none
+- lengths(): return the number of queued tasks, and of taken ones
 
-Scripts count in `pushed` the keys that consumers are to take. `wakes` decides which consumers hear of them.
+Scripts count the ids that they queue in `pushed`. `wakes` decides which consumers get a message about them.
 """
 
 from typing import Final
@@ -43,12 +45,12 @@ _COMMON: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local tasks, ready, delayed, marks, dead, counts, seen, idle_ones = unpack(KEYS)
--- How many task keys this script has pushed.
+-- The number of tasks that this script has queued.
 local pushed = 0
 local function digits(number) return string.format('%016.0f', number) end
 local function count(what, by)
   local reply = redis.pcall('HINCRBY', counts, what, by or 1)
-  -- What is there is no number, and not of this queue's making.
+  -- Another program has written something that is not a number.
   if type(reply) == 'table' and reply.err then redis.call('HSET', counts, what, by or 1) end
 end
 local time_digits = string.rep('%d', 16)
@@ -63,13 +65,13 @@ local function get(id)
   if not text then return nil end
   local task = read(text)
   if not task then
-    -- Not of this queue's making. The next round enqueues the group again.
+    -- Another program has written this. The next round enqueues the group again.
     redis.call('HDEL', tasks, id)
     count('malformed')
   end
   return task
 end
--- What was given up, as a task; a letter that nobody can read is thrown away.
+-- Return the task of a dead letter. Delete the letter if it cannot be read.
 local function unburied(id, letter)
   local ok, read_letter = pcall(cjson.decode, letter)
   local task = ok and type(read_letter) == 'table' and type(read_letter.record) == 'string' and read(read_letter.record)
@@ -107,7 +109,7 @@ local function enqueue(id, newer_than, args)
     end
   else
     new = new + 1
-    -- A dead letter is delivered once in a while, and no oftener.
+    -- The task of a dead letter gets one try only: if that fails, it is a dead letter again.
     put(id, {state = 'q', newer_than = newer_than, delivered = digits(0), args = args,
       tries = redis.call('HEXISTS', dead, id) == 1 and most - 1 or 0})
     push(id)
@@ -121,7 +123,7 @@ count('merged', merged)
 wake(pushed)
 """
 
-# epoch, most deliveries, (id, newer_than, args)… -> {new, merged}; {-1, epoch}: one is newer
+# epoch, most deliveries, (id, newer_than, args)… -> {new, merged}, or {-1, epoch}: another leader has a newer epoch
 ENQUEUE: Final = (
     _ENQUEUE
     + "for i = 3, #ARGV, 3 do enqueue(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end"
@@ -129,7 +131,7 @@ ENQUEUE: Final = (
     + "return {new, merged}"
 )
 
-# epoch, most deliveries, cursor, about how many: enqueue what is dirty -> {new, merged, cursor}
+# Enqueue the dirty groups: epoch, most deliveries, cursor, about how many -> {new, merged, cursor}
 DRAIN: Final = (
     _ENQUEUE
     + """
@@ -145,8 +147,8 @@ end
     + "return {new, merged, reply[1]}"
 )
 
-# The same for what was given up, which is tried again once a round. Further argument: what was delivered from this time
-# on (microseconds) was tried in this round.
+# As DRAIN, for dead letters, each of which is tried again once in a round. A further argument is the beginning of the
+# round (microseconds): letters that were delivered since then have had their try in this round.
 DRAIN_DEAD: Final = (
     _ENQUEUE
     + """
@@ -163,7 +165,7 @@ end
     + "return {new, merged, reply[1]}"
 )
 
-# (id, newer_than, args)… -> 1: they are dirty
+# Put groups into the dirty set: (id, newer_than, args)… -> 1
 MARK: Final = """
 for i = 1, #ARGV, 3 do
   local before = redis.call('HGET', marks, ARGV[i]) or ''
@@ -175,8 +177,9 @@ count('marked', #ARGV / 3)
 return 1
 """
 
-# consumer, most, most deliveries, spare -> {1: it is idle, and woken when there are tasks, or 0, {{receipt, id,
-# newer_than, delivery, tries, args}…}}. It is idle if it has found fewer than it can take, and `spare` at most.
+# consumer, most, most deliveries, spare -> {1 if the consumer is idle, otherwise 0,
+# {{receipt, id, newer_than, delivery, tries, args}…}}. It is idle if it found fewer than `most` tasks, and at most
+# `spare`.
 TAKE: Final = """
 local consumer, at_once, most, spare = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 redis.call('ZADD', seen, now, consumer)
@@ -210,7 +213,7 @@ wake(pushed - #pulled)
 return {is_idle and 1 or 0, taken}
 """
 
-# consumer, most deliveries, (what, receipt, id, delivery, delay (us), why)… -> how many had been given to others
+# consumer, most deliveries, (what, receipt, id, delivery, delay (us), why)… -> number of tasks that others had got
 SETTLE: Final = """
 local consumer, most, late = ARGV[1], tonumber(ARGV[2]), 0
 for i = 3, #ARGV, 6 do
@@ -266,7 +269,7 @@ local function give_back(id)
 end
 """
 
-# consumer, idle (us), receipt… -> how many tasks were taken from consumers who have not been seen for so long
+# consumer, idle (us), receipt… -> number of tasks that were taken from consumers not seen for `idle`
 TEND: Final = (
     _GIVE_BACK
     + """
@@ -277,15 +280,14 @@ if back > 0 then
   count('reclaimed', back)
 end
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - 60 * idle)) do
-  redis.call('ZREM', seen, other)
-  forget(other)
+  if forget(other) then redis.call('ZREM', seen, other) end
 end
 wake(pushed)
 return back
 """
 )
 
-# consumer, most: it takes nothing any more -> how many tasks it had that it did not know of
+# Remove a consumer: consumer, most -> number of tasks that the consumer had without knowing
 LEAVE: Final = (
     _GIVE_BACK
     + """
@@ -298,16 +300,16 @@ return back
 """
 )
 
-# consumer, most: it has no place for the tasks that it was woken for, so that another one is woken -> 1
+# Wake another consumer, because this one has no free slots for the tasks that it was woken for: consumer, most -> 1
 PASS_ON: Final = """
 note(ARGV[1], tonumber(ARGV[2]), false)
 wake(1)
 return 1
 """
 
-# flags ('' at first), cursor -> {flags, cursor}: queue again what no consumer would come to, because somebody
-# has deleted the stream, a list, or the times of waiting tasks. The flags are the states in which no task can be that
-# is there still. One that is queued twice is taken once.
+# Requeue tasks that no consumer would find, because somebody has deleted the stream, a list, or the times of waiting
+# tasks: flags ('' at first), cursor -> {flags, cursor}. The flags are the states whose data is gone: a task in such a
+# state must be queued again. A task that is queued twice is taken once.
 HEAL: Final = """
 local flags = ARGV[1]
 if flags == '' then
@@ -331,14 +333,14 @@ wake(pushed)
 return {flags, reply[1]}
 """
 
-# -> {queued, taken, waiting, dirty, dead, consumers, counters}
+# -> {queued, taken, waiting, dirty, dead, consumers, counters, now}
 STATUS: Final = """
 local queued, taken = lengths()
 return {queued, taken, redis.call('ZCARD', delayed), redis.call('HLEN', marks), redis.call('HLEN', dead),
   redis.call('ZRANGE', seen, 0, -1, 'WITHSCORES'), redis.call('HGETALL', counts), digits(now)}
 """
 
-# id… -> how many dead letters are tasks again
+# Turn dead letters back into tasks: id… -> number of new tasks
 RETRY: Final = """
 local back = 0
 for i = 1, #ARGV do
@@ -364,5 +366,10 @@ _FUNCTIONS: Final = {"streams": streams.FUNCTIONS, "list": lists.FUNCTIONS}
 
 
 def of(backend: str, body: str) -> str:
-    """Return a script over a stream or a list."""
+    """Return a complete script.
+
+    Parameters:
+        backend: "streams" or "list".
+        body: one of the scripts of this module.
+    """
     return _COMMON + wakes.FUNCTIONS + _FUNCTIONS[backend] + body

@@ -1,4 +1,4 @@
-"""The arguments of tasks, and the errors of dead letters, as they are in Redis."""
+"""Encoding of task arguments and of error texts in Redis, with the codec of the cache (encryption, for example)."""
 
 import base64
 from typing import Any, Final
@@ -7,16 +7,16 @@ import msgspec
 
 from swr.core.packing import Packing
 
-# The beginning of a sealed error. The server writes some errors itself, in clear.
+# First character of an encoded error text. The Lua scripts write some error texts themselves, unencoded.
 _SEALED: Final = "\0"
 
 
 class Sealing:
-    """Arguments and errors of the tasks of one queue, as the codec of the cache encodes them.
+    """The encoding of arguments and error texts in one queue. Without a codec, both stay as they are.
 
     Parameters:
-        packing: of the cache.
-        queue: its name.
+        packing: applies the codec of the cache.
+        queue: the name of the queue.
     """
 
     def __init__(self, packing: Packing, queue: str) -> None:
@@ -27,20 +27,20 @@ class Sealing:
         return f"{self._queue}\n{key}".encode("utf-8", "surrogatepass")
 
     def sealed(self, key: str, args: bytes) -> bytes:
-        """Return arguments, which are a JSON list, in brackets that hold no JSON.
+        """Return the encoded form of arguments, which are a JSON list: `[=`, base64, `]`.
 
         Raises:
-            StoreUnavailable: the codec has failed.
+            StoreUnavailable: the codec failed.
         """
         if self._packing.codec is None:
             return args
         return b"[=%b]" % base64.b64encode(self._packing.encoded(args, b"task", self._place(key)))
 
     def arguments(self, key: str, text: bytes) -> list[Any]:
-        """Return the arguments of a task.
+        """Return the arguments of a task, decoded.
 
         Raises:
-            CodecError, ValueError, msgspec.DecodeError: they cannot be read.
+            CodecError, ValueError, msgspec.DecodeError: the arguments cannot be decoded.
         """
         if self._packing.codec is not None:
             sealed = base64.b64decode(text[2:-1], validate=True)
@@ -48,10 +48,10 @@ class Sealing:
         return msgspec.json.decode(text, type=list[Any])
 
     def sealed_text(self, key: str, why: str) -> bytes:
-        """Return why a task has failed, as it is in Redis.
+        """Return the encoded form of an error text.
 
         Raises:
-            StoreUnavailable: the codec has failed.
+            StoreUnavailable: the codec failed.
         """
         text = why[:1000].encode("utf-8", "replace")
         if self._packing.codec is None or not text:
@@ -59,10 +59,10 @@ class Sealing:
         return _SEALED.encode() + base64.b64encode(self._packing.encoded(text, b"why", self._place(key)))
 
     def text(self, key: str, stored: str) -> str:
-        """Return why a task has failed.
+        """Return an error text from Redis, decoded.
 
         Raises:
-            CodecError, ValueError: it cannot be read.
+            CodecError, ValueError: the text cannot be decoded.
         """
         if self._packing.codec is None or not stored.startswith(_SEALED):
             return stored

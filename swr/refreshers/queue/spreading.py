@@ -1,4 +1,4 @@
-"""The places of a queue's shards, and of its groups, on a cluster."""
+"""Spreads the shards of a queue over a Redis cluster, and sorts groups by the places of their entries."""
 
 import itertools
 from collections.abc import Callable
@@ -8,24 +8,25 @@ from redis.crc import key_slot
 
 from swr.refreshers.rounds.groups import in_turns
 
-# Of a cluster.
+# The number of hash slots of a Redis cluster.
 _SLOTS: Final = 16_384
-# Each takes as many tries as there are ranges.
+# Finding a hash tag in a given range takes about as many tries as there are ranges.
 _MOST_RANGES: Final = 64
 
 T = TypeVar("T")
 
 
 def hash_tags(name: str, shards: int, key_of: Callable[[str], bytes]) -> list[str]:
-    """Return the hash tag of each shard: as many masters that share the slots evenly have one shard each.
+    """Return the hash tag of each shard. If as many masters share the slots evenly, each master has one shard.
 
-    The slots of a cluster are divided into as many equal ranges as there are shards, 64 at most, and the shards take
-    turns. The first shard is where its name leads, so that the queues of many refreshers begin on different masters.
+    The slots of a cluster are divided into as many equal ranges as there are shards, 64 at most. Consecutive shards are
+    in consecutive ranges. The first shard is in the range to which its name hashes, so that the queues of many
+    refreshers begin on different masters.
 
     Parameters:
-        name: of the refresher, as it may be in a key.
-        shards: how many.
-        key_of: returns a key with a hash tag.
+        name: the name of the refresher, in the form for Redis keys.
+        shards: the number of shards.
+        key_of: returns a Redis key with a hash tag.
     """
 
     ranges = min(shards, _MOST_RANGES)
@@ -42,12 +43,13 @@ def hash_tags(name: str, shards: int, key_of: Callable[[str], bytes]) -> list[st
 
 
 async def in_order_of_places(groups: dict[str, T], place_of: Callable[[str], int]) -> dict[str, T]:
-    """Return groups in the order of where they lie: on a cluster, leases and commits of one slot share a command.
+    """Return groups sorted by the place of their entries: on a cluster, leases and commits of one slot share a command.
 
-    The groups of one place, which on one server are all, stay in their order. A shard has all groups of a slot.
+    Groups of the same place keep their order. A single server is one place. All groups of a slot are in one shard.
 
     Parameters:
-        place_of: returns where the entry of a key lies; see `Servers.place_of`.
+        groups: values by cache key.
+        place_of: returns the place of a key's entry; see `Servers.place_of`.
     """
     by_place: dict[int, list[str]] = {}
     async for key in in_turns(groups):

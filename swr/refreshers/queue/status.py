@@ -4,10 +4,10 @@ import msgspec
 
 
 class QueueStatus(msgspec.Struct, frozen=True):
-    """The content of a refresher's queue.
+    """The numbers of a refresher's queue.
 
     Attributes:
-        name: of the refresher.
+        name: the name of the refresher.
         backend: "streams" or "list".
         queued: tasks that a process may take now.
         running: tasks that a process has taken.
@@ -15,11 +15,12 @@ class QueueStatus(msgspec.Struct, frozen=True):
         dirty: groups that are marked for the next round.
         dead: dead letters.
         consumers: seconds since each process was last seen, by its name.
-        counts: tasks so far, by what became of them: `enqueued`, `merged` (with one that was queued already),
-            `marked`, `done`, `current`, `failed`, `reclaimed`, `late`, `buried`.
-        epoch: of the newest leader; 0: there was none yet.
+        counts: counters since the queue began, by name: `enqueued`, `marked`, `done` and `failed`. `merged`: the group
+            had a task already. `current`: the stored entry was new enough. `reclaimed`: taken from a silent process.
+            `late`: a result that came after another process had got the task. `buried`: made a dead letter.
+        epoch: the epoch of the newest leader; 0: there was no leader.
         leads_for: seconds until the leader's lease ends unless it is renewed; 0: there is no leader.
-        round: when the last round began that is enqueued whole, in seconds since 1970; None: there was none yet.
+        round: when the last completely enqueued round began, in seconds since 1970; None: there was no round.
     """
 
     name: str

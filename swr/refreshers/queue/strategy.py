@@ -1,4 +1,4 @@
-"""Queue-based refreshing: one leads and enqueues, all take tasks and load."""
+"""The strategy "queue" in one process, which takes tasks and loads. If it leads, it enqueues tasks, too."""
 
 import logging
 
@@ -10,11 +10,11 @@ log = logging.getLogger("swr")
 
 
 class QueueStrategy:
-    """One worker, who consumes and may lead.
+    """One worker, which consumes tasks and may lead.
 
     Parameters:
-        leader: fills the queue, unless another process does.
-        consumer: takes from it.
+        leader: fills the queue, unless another process leads.
+        consumer: takes tasks from the queue.
     """
 
     def __init__(self, leader: Leader, consumer: Consumer) -> None:
@@ -22,16 +22,18 @@ class QueueStrategy:
         self._consumer = consumer
 
     async def begin(self) -> None:
-        """Begin to lead and to take."""
+        """Begin to compete for the lead, and to take tasks."""
         await self._leader.begin()
         await self._consumer.begin()
 
     async def end(self, seconds: float) -> None:
-        """Stop leading and taking tasks, and after some seconds hand back those that are not done."""
+        """Stop leading and taking tasks, and hand back the tasks that are not done after `seconds`."""
         try:
             try:
                 await self._leader.end()
             finally:
                 await self._consumer.end(seconds)
         except StoreUnavailable as error:
-            log.warning("closed while Redis is unreachable: others take over its tasks later (%s)", error)
+            log.warning(
+                "a refresher closed while Redis is unreachable: other processes get its tasks later (%s)", error
+            )

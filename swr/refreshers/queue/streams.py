@@ -1,4 +1,4 @@
-"""The functions by which scripts use a stream with a consumer group.
+"""Lua functions of the backend "streams": a stream with a consumer group.
 
 See `scripts` for what each function does. A receipt is the id of an entry of the stream.
 """
@@ -29,7 +29,7 @@ local function pull(consumer, most)
 end
 local function reclaim(consumer, receipts, first, idle, most, give_back)
   for i = first, #receipts do
-    -- Seen just now; what was given to somebody else meanwhile is not pending any more.
+    -- This resets the idle time of the consumer's own tasks. Tasks that others have got are no longer pending.
     redis.pcall('XCLAIM', ready, 'swr', consumer, 0, receipts[i], 'JUSTID')
   end
   local cursor, left = '0-0', most
@@ -46,12 +46,16 @@ local function reclaim(consumer, receipts, first, idle, most, give_back)
 end
 local function forget(consumer)
   local idle = redis.pcall('XINFO', 'CONSUMERS', ready, 'swr')
-  if idle.err then return end
+  if idle.err then return true end
   for _, fields in ipairs(idle) do
-    if fields[2] == consumer and fields[4] == 0 then redis.call('XGROUP', 'DELCONSUMER', ready, 'swr', consumer) end
+    if fields[2] == consumer then
+      if fields[4] > 0 then return false end
+      redis.call('XGROUP', 'DELCONSUMER', ready, 'swr', consumer)
+    end
   end
+  return true
 end
--- What it did not know of is claimed by others in time.
+-- `reclaim` gives back the tasks that the consumer did not know of, once they have been idle long enough.
 local function abandon(consumer, give_back) end
 local function lengths()
   local pending = redis.pcall('XPENDING', ready, 'swr')

@@ -1,4 +1,4 @@
-"""Messages between a queue and its workers: deliveries, settlements, dead letters, and the leader's lease."""
+"""Values that a queue and its workers exchange: deliveries, settlements, dead letters, and the leader's lease."""
 
 from typing import Any, NamedTuple
 
@@ -6,16 +6,16 @@ import msgspec
 
 
 class Delivery(NamedTuple):
-    """A task that a consumer has been given.
+    """A task that a consumer got from the queue.
 
     Parameters:
-        shard: which it comes from.
-        receipt: what the queue knows it by.
-        key: of the group's entry.
+        shard: the number of the shard.
+        receipt: identifies the delivery in the queue.
+        key: the cache key of the group.
         newer_than: the entry must be newer than this version.
-        number: when it was delivered, in microseconds by the server's clock; the fence of what is settled.
-        tries: how many deliveries, this one included, count against it.
-        args: of the loader.
+        number: the time of the delivery, in microseconds by the server's clock. It is the fence of the settlement.
+        tries: the number of deliveries that count towards the limit, including this one.
+        args: the arguments of the loader.
     """
 
     shard: int
@@ -31,11 +31,11 @@ class Settlement(NamedTuple):
     """The result of a delivery.
 
     Parameters:
-        delivery: which.
+        delivery: the delivery.
         what: "done", "current", "failed", or "back": handed back, which does not count as a try.
-        delay: seconds until it is given to anybody again.
+        delay: seconds until the queue delivers the task again.
         why: the reason of a failure.
-        stored: the fingerprint of the entry's type, which replicas must have before it is done; "": there is no entry.
+        stored: the fingerprint of the entry's type, so that replicas can be asked for the entry; "": there is no entry.
     """
 
     delivery: Delivery
@@ -46,14 +46,14 @@ class Settlement(NamedTuple):
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A task that was given up.
+    """A task that the queue gave up after too many failed deliveries.
 
     Parameters:
-        key: of the group's entry.
-        args: of the loader.
-        why: what its last load raised.
-        tries: how often it was delivered.
-        at: when, seconds since 1970.
+        key: the cache key of the group.
+        args: the arguments of the loader.
+        why: the error of its last load.
+        tries: how often the task was delivered.
+        at: when the queue gave it up, in seconds since 1970.
     """
 
     key: str
@@ -64,18 +64,18 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class Superseded(Exception):
-    """There is a newer leader."""
+    """Raised if there is a newer leader."""
 
 
 class Led(NamedTuple):
     """The state of leadership.
 
     Parameters:
-        epoch: one's own; "": somebody else leads.
-        held_for: seconds for which that process does.
-        last: when the last round began that was enqueued whole, in microseconds.
+        epoch: the epoch of the lease, if the worker that asked leads; "": another worker leads.
+        held_for: seconds until the lease of that other worker ends.
+        last: when the last completely enqueued round began, in microseconds; None: there was no round.
         now: the server's clock, in microseconds.
-        part: what part of another round is enqueued, as the leader has said.
+        part: the enqueued part of another round, as the last leader stored it.
     """
 
     epoch: str

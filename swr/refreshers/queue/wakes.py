@@ -1,19 +1,19 @@
-"""The functions by which scripts wake consumers: no more of the idle ones than there are tasks for.
+"""Lua functions that wake idle consumers for new tasks, and not more consumers than the tasks need.
 
-A message goes to every process, and names those that are to look. A consumer is idle if it has found fewer tasks than
-it can take. The script that has told it so has noted it; the script that wakes it forgets it again.
+Every process gets the message, which names the consumers that are to look for tasks. A consumer is idle if it has found
+fewer tasks than it can take. The script TAKE notes the idle consumer, and a script that wakes it deletes the note.
 
-The last arguments of each script are the channel, and what is in the message around the names of the consumers.
+The last arguments of each script are the channel, and the parts of the message before and after the consumers' names.
 
-- note(consumer, most, is_idle): the consumer is idle, and takes `most` tasks at once; or it is not
-- wake(number): tell the longest idle consumers of a number of tasks
+- note(consumer, most, is_idle): note that the consumer is idle and takes `most` tasks at once; or delete the note
+- wake(number): wake the consumers that have been idle longest, as many as `number` tasks need
 """
 
 from typing import Final
 
-# The characters of a consumer's name that tell it apart, its last ones.
+# How many characters at the end of a consumer's name identify it in a message.
 TAG: Final = 8
-# Seconds after which a consumer that has not looked again is not idle, but gone. It looks again every five.
+# Seconds without a look after which an idle consumer counts as dead. A living one looks every five seconds.
 _GONE_AFTER: Final = 12
 
 FUNCTIONS: Final = (
@@ -32,7 +32,7 @@ local function wake(number)
     local member = redis.call('ZPOPMIN', idle_ones)[1]
     if not member then break end
     local most = tonumber(string.sub(member, 1, 3))
-    -- Another may have written into it.
+    -- Another program may have written to this sorted set.
     if most and #member == 3 + tag then
       woken[#woken + 1] = string.sub(member, 4)
       number = number - math.max(1, most)
@@ -48,5 +48,5 @@ end
 
 
 def tag_of(consumer: str) -> str:
-    """Return what names a consumer in a message."""
+    """Return the name of a consumer in a message."""
     return consumer[-TAG:].rjust(TAG)

@@ -1,5 +1,5 @@
-"""Parts of every strategy of a refresher: when a round is due, which groups it has, and how many loads run. Private.
+"""Parts that all strategies of a refresher share: the schedule, the groups, and the limit of concurrent loads. Private.
 
-Imports: `swr.engine` and below. Offers: `schedule.Rounds`, `groups` (what a user gives as `keys`),
-`load_limiter` (the loads under way, and the free slots), and `report`, which publishes the end of each round.
+Imports: `swr.engine` and below. Offers: `schedule.Rounds`, `groups` (reads the user's `keys`), `load_limiter` (loads
+under way, and free slots), and `report`, which publishes the end of each round.
 """

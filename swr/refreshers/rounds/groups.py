@@ -1,4 +1,4 @@
-"""Which groups there are: what a user gives as `keys`."""
+"""Reads the groups of a refresher from the `keys` that a user gives."""
 
 import asyncio
 import inspect
@@ -12,18 +12,18 @@ import msgspec
 from swr.errors import ConfigurationError, SWRError
 
 T = TypeVar("T")
-# A key costs some 20 microseconds. An app that shares its event loop with a refresher does not notice this many.
+# Items between two yields to the event loop. A key takes some 20 microseconds, so the loop is blocked for about 4 ms.
 _AT_ONCE: Final = 200
 
-# A list, or a function, `def` or `async def`, that returns or yields one.
+# A list of groups, or a function (`def` or `async def`) that returns or yields groups.
 Keys = Iterable[Any] | Callable[..., Any]
 
 
 def checked(keys: Keys, name: str = "keys") -> Keys:
-    """Return `keys`.
+    """Return `keys` unchanged.
 
     Raises:
-        ConfigurationError: they are neither a list nor a function.
+        ConfigurationError: `keys` is neither a list nor a function, or can be iterated only once.
     """
     if isinstance(keys, (str, bytes)) or not (callable(keys) or isinstance(keys, Iterable)):
         raise ConfigurationError(f"{name}={keys!r} is neither a list of groups nor a function that returns one")
@@ -33,11 +33,11 @@ def checked(keys: Keys, name: str = "keys") -> Keys:
 
 
 async def groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
-    """Return the arguments of every call; a plain function runs in a thread.
+    """Return the arguments of every call. A plain `def` function runs in a thread.
 
     Raises:
-        Exception: whatever the function raised.
-        SWRError: something inside it was cancelled, which ends nothing else.
+        Exception: the function raised it.
+        SWRError: a cancellation came from inside the function, so that it must not cancel the caller.
     """
     try:
         return await _groups_of(keys, *args)
@@ -59,13 +59,13 @@ async def _groups_of(keys: Keys, *args: Any) -> list[tuple[Any, ...]]:
     if isinstance(found, Awaitable):
         found = await found
     if isinstance(found, (str, bytes)):
-        raise ConfigurationError(f"the function of the groups returned {found!r}, and not a list of groups")
+        raise ConfigurationError(f"the function keys= returned {found!r}, which is not a list of groups")
     listed = [item async for item in found] if isinstance(found, AsyncIterable) else list(found)
     return [item if isinstance(item, tuple) else (item,) for item in listed]
 
 
 async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
-    """Yield items, and give everybody else on the event loop a turn between some hundred of them."""
+    """Yield items, and let other tasks of the event loop run after every 200 of them."""
     for number, item in enumerate(items, start=1):
         yield item
         if number % _AT_ONCE == 0:
@@ -73,14 +73,15 @@ async def in_turns(items: Iterable[T]) -> AsyncIterator[T]:
 
 
 def _whole(found: Any) -> Any:
-    return list(found) if inspect.isgenerator(found) else found
+    """Return the groups as a list: a generator or a database's cursor must run in the thread of the function."""
+    return found if isinstance(found, (str, bytes, Awaitable, AsyncIterable)) else list(found)
 
 
 def travelling(key: str, args: tuple[Any, ...]) -> bytes:
-    """Return arguments as they travel through a queue.
+    """Return arguments as JSON, as they are in the tasks of a queue.
 
     Raises:
-        ConfigurationError: they would not come back as they are.
+        ConfigurationError: the arguments would not come back from JSON unchanged.
     """
     try:
         text = msgspec.json.encode(args)

@@ -14,12 +14,12 @@ from swr.engine.one_shot_event import OneShotEvent
 from swr.engine.results import LocalOnly, NoValue, Stored, Unstored
 from swr.errors import StoreUnavailable, SWRError
 
-# Where it is not known for how long somebody else has it.
+# Seconds until the next try of a group if swr does not know how long another process holds it.
 _SOON: Final = 1.0
 
 
 class Loader(Protocol):
-    """A cached loader: what `Cache.cached` and `Cache.cached_many` make."""
+    """A cached loader, as `Cache.cached` and `Cache.cached_many` return it."""
 
     @property
     def engine(self) -> Engine:
@@ -35,21 +35,25 @@ class Loader(Protocol):
 
     @property
     def codec(self) -> Codec:
-        """The codec of its values."""
+        """The codec of the loader's values."""
 
     def key(self, *args: Any, **kwargs: Any) -> str:
         """Return the key of a group. Raises ConfigurationError."""
 
     def begin(self, calls: Iterable[tuple[tuple[Any, ...], int]]) -> list[Flight]:
-        """Begin to load, unless what is stored is newer than a version."""
+        """Begin the loads of calls and return their flights. A flight loads nothing if the stored entry is new enough.
+
+        Parameters:
+            calls: for each call the arguments, and the version that the entry must be newer than.
+        """
 
 
 class Task(NamedTuple):
     """One group to refresh.
 
     Parameters:
-        key: of its entry.
-        args: of its loader.
+        key: the cache key of the group.
+        args: the arguments of the loader.
         newer_than: the entry must be newer than this version.
     """
 
@@ -62,7 +66,7 @@ class Result(enum.Enum):
     """The result of a task."""
 
     LOADED = "loaded"
-    # Somebody else had loaded it in time.
+    # The stored entry was new enough, because another caller had loaded it.
     CURRENT = "current"
     # Another process is loading it, or every process backs off after failures.
     HELD = "held"
@@ -75,10 +79,10 @@ class Ended(NamedTuple):
     """The end of a task.
 
     Parameters:
-        result: what came of it.
-        again_in: seconds until it is worth another try, where it was not done.
-        error: why it failed.
-        stored: the fingerprint of the entry that there is now; "": there is none.
+        result: the result.
+        again_in: seconds until another try makes sense, if the group was neither loaded nor current.
+        error: the reason of a failure.
+        stored: the fingerprint of the type of the entry that is stored now; "": there is no entry.
     """
 
     result: Result
@@ -98,7 +102,7 @@ class LoadLimiter:
     def __init__(self, loader: Loader, at_once: int) -> None:
         self.at_once = at_once
         self.running = 0
-        # Counts the changes, so that none is missed between a look and a wait.
+        # The number of changes so far. Callers compare it, so that they miss no change between a look and a wait.
         self.changes = 0
         self.counts = dict.fromkeys(Result, 0)
         self._loader = loader
@@ -106,7 +110,7 @@ class LoadLimiter:
 
     @property
     def half(self) -> int:
-        """Return how many tasks begin in one call, at most."""
+        """Return the most tasks that begin in one call."""
         return max(1, self.at_once // 2)
 
     @property
@@ -118,7 +122,7 @@ class LoadLimiter:
         return self.half if self.at_once - self.running >= self.half else 0
 
     def begin(self, tasks: Sequence[Task], ended: Callable[[Task, Ended], None]) -> None:
-        """Begin to load; `ended` is called for each when it is over."""
+        """Begin to load tasks, and call `ended` for each task at its end."""
         flights = self._loader.begin((task.args, task.newer_than) for task in tasks)
         self.running += len(tasks)
         for task, flight in zip(tasks, flights, strict=True):
@@ -131,29 +135,30 @@ class LoadLimiter:
         changed.set()
 
     async def wait(self, seconds: float | None = None, changes: int | None = None) -> None:
-        """Wait until a load has ended or somebody has said `change`, for some seconds at most.
+        """Wait until a load ends or `change` is called.
 
         Parameters:
-            changes: how many there had been when the caller decided to wait; None: as many as now.
+            seconds: the longest wait; None: no limit.
+            changes: the value of `changes` when the caller decided to wait; None: the current value.
         """
         if changes in (None, self.changes):
             with anyio.move_on_after(seconds):
                 await self._changed.wait()
 
     async def drained(self, seconds: float) -> None:
-        """Wait until no load is under way, for some seconds at most."""
+        """Wait until no load is under way, but at most `seconds`."""
         with anyio.move_on_after(seconds):
             while self.running:
                 await self.wait()
 
     def _follow(self, task: Task, flight: Flight, ended: Callable[[Task, Ended], None], again: int) -> None:
-        # No task of its own waits for each: that would cost as much as many a load.
+        # An async task that waits for the flight would cost as much as some loads do.
         flight.then = (*flight.then, functools.partial(self._look, task, ended, again))
 
     def _look(self, task: Task, ended: Callable[[Task, Ended], None], again: int, flight: Flight) -> None:
         end = self._judge(task, flight)
         if end is None and again < AGAIN:
-            # It had begun too early, or was overtaken by an invalidation.
+            # The load had begun too early for `newer_than`, or an invalidation superseded it.
             try:
                 (flight,) = self._loader.begin([(task.args, task.newer_than)])
             except SWRError as error:
@@ -168,7 +173,7 @@ class LoadLimiter:
         ended(task, end)
 
     def _judge(self, task: Task, flight: Flight) -> Ended | None:
-        """Return how `task` ended with `flight`; None: it is to be begun again."""
+        """Return how `flight` ended `task`, or None if the task needs another flight."""
         if flight.error is not None:
             if isinstance(flight.error, StoreUnavailable):
                 return Ended(Result.UNREACHABLE, _SOON, flight.error)

@@ -1,4 +1,4 @@
-"""Reports of a worker's rounds: one event, and a line in the log if a round was late or left out."""
+"""Reports of a worker's rounds: an event for each, and a log line if a round took too long or rounds were skipped."""
 
 import logging
 import time
@@ -12,13 +12,13 @@ log = logging.getLogger("swr")
 
 
 class Report:
-    """Tells of rounds.
+    """The reports of one worker.
 
     Parameters:
-        name: of the refresher.
-        engine: who publishes.
+        name: the name of the refresher.
+        engine: publishes the events.
         limiter: counts the results.
-        every: seconds that a round may take; None: rounds are the leader's to keep.
+        every: seconds that a round may take; None: no limit, because a leader schedules the rounds.
     """
 
     def __init__(self, name: str, engine: Engine, limiter: LoadLimiter, every: float | None) -> None:
@@ -32,7 +32,7 @@ class Report:
         self._counts = dict(limiter.counts)
 
     def begin(self, this: Round) -> None:
-        """A round begins."""
+        """Note that a round begins, and log the rounds that were skipped before it."""
         self._this, self._began = this, time.monotonic()
         self._sent = self._engine.store.sent
         self._counts = dict(self._limiter.counts)
@@ -45,7 +45,7 @@ class Report:
         """End the round, and report it.
 
         Parameters:
-            groups: their number; None: the sum of those that were loaded, current, held or failing.
+            groups: the number of groups; None: the sum of all results that the limiter counted in this round.
         """
         if self._this is None:
             return

@@ -1,4 +1,4 @@
-"""The beginnings of rounds: multiples of `every`, by the clock of the server, which all workers share."""
+"""The schedule of rounds, which begin at multiples of `every` by the server's clock, so that all workers agree."""
 
 from typing import Final, NamedTuple
 
@@ -15,10 +15,10 @@ class Round(NamedTuple):
     """One round.
 
     Parameters:
-        number: which.
-        begins_at: its beginning, in the unit of versions.
-        missed: how many rounds before it no process has done; this one makes up for them.
-        left: seconds until the next one, when this one was begun.
+        number: counts rounds since 1970.
+        begins_at: its beginning, in microseconds since 1970, which is the unit of versions.
+        missed: how many rounds directly before it this process has skipped.
+        left: seconds that were left until the next round when `Rounds.next` returned this one.
     """
 
     number: int
@@ -31,8 +31,8 @@ class Rounds:
     """The rounds of a refresher.
 
     Parameters:
-        engine: whose store's clock counts.
-        every: seconds between two rounds.
+        engine: has the store whose clock decides.
+        every: seconds from the beginning of one round to the next.
     """
 
     def __init__(self, engine: Engine, every: float) -> None:
@@ -41,7 +41,7 @@ class Rounds:
         self.last: int | None = None
 
     async def next(self) -> Round:
-        """Wait for the next round and return it; at first, the one that is under way."""
+        """Wait for the next round and return it. The first call returns the current round at once."""
         while True:
             try:
                 now = await self._engine.store.now()
@@ -55,6 +55,6 @@ class Rounds:
                 return Round(
                     number, number * self._every, 0 if last is None else number - last - 1, left / MICROSECONDS
                 )
-            # A server's clock that went back does not begin a round again.
+            # If the server's clock was set back, no round is repeated.
             self.last = last
             await anyio.sleep(min(max(1000, (last + 1) * self._every - now), self._every) / MICROSECONDS)

@@ -1,4 +1,4 @@
-"""The tags of URLs that this process has announced to the server, each before a load that may carry it."""
+"""The tags of URLs that this process has announced to the server, each before a load whose entry may carry it."""
 
 import hashlib
 from typing import Final
@@ -8,24 +8,28 @@ from swr.stores.redis.tag_scripts import ANNOUNCED_BITS
 from swr.stores.tag_versions import is_announced
 
 _BITS_EACH: Final = 3
-# Bits of the text before the filter.
+# Bits of the text before the Bloom filter.
 _OFFSET: Final = 256
 
 
 class Announcements:
-    """The announcements that this process made last.
+    """The last announcements of this process.
 
     Attributes:
-        last: when each was made, by tag, in the unit of versions. A server that has lost writes may lack them.
+        last: their times by tag, in the unit of versions. A server that has lost writes may lack them.
     """
 
     def __init__(self) -> None:
         self.last = Invalidations()
-        # The clear to which they belong: the next one ends them.
+        # The version of the clear after which they were made. The next clear ends them.
         self._cleared = 0
 
     def missing(self, tags: tuple[str, ...], cleared: int) -> tuple[str, ...]:
-        """Return those of `tags` that loads announce, and that are not known to be announced since the last clear."""
+        """Return those of `tags` that loads must announce, and that this process has not announced since a clear.
+
+        Parameters:
+            cleared: the version of the last clear.
+        """
         return tuple(
             tag for tag in tags if is_announced(tag) and (cleared > self._cleared or not self.last.version(tag))
         )
@@ -34,8 +38,8 @@ class Announcements:
         """Note announcements that the server has taken.
 
         Parameters:
-            now: when, by the server's clock.
-            cleared: the last clear that the server knows of.
+            now: when the server took them, by its clock.
+            cleared: the version of the last clear that the server knows.
         """
         if cleared != self._cleared:
             self.last, self._cleared = Invalidations(), cleared
@@ -47,7 +51,7 @@ def bits_of(tag: bytes) -> str:
     """Return the bits of a tag in the Bloom filter, as scripts take them.
 
     Parameters:
-        tag: what represents it in Redis.
+        tag: the form of the tag in Redis.
     """
     digest = hashlib.blake2b(tag, digest_size=4 * _BITS_EACH).digest()
     places = (int.from_bytes(digest[at : at + 4]) for at in range(0, len(digest), 4))

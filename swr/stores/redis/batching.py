@@ -1,4 +1,4 @@
-"""Batching: what coroutines ask for in one turn of the event loop leaves in few commands."""
+"""Batching: the requests that coroutines make in one turn of the event loop share few commands."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,13 +10,13 @@ Asked = TypeVar("Asked")
 
 
 class Room:
-    """Bounds what is on its way to a server, which may take the bytes more slowly than they are made.
+    """A limit on the bytes that are on their way to a server, which may take them more slowly than swr makes them.
 
     Parameters:
-        most: bytes. Something larger waits until there is any room, and then goes, too.
+        most: the limit, in bytes. A request waits only until there is any room, so the last one may exceed the limit.
 
     Attributes:
-        turn: its holder may wait for room, and take what it needs.
+        turn: a lock; its holder may wait for room and take it.
     """
 
     def __init__(self, most: int) -> None:
@@ -36,32 +36,33 @@ class Room:
         self._taken += size
 
     def give_back(self, size: int) -> None:
-        """Give it back: the bytes have arrived, or never will."""
+        """Give back the room of bytes that have arrived, or never will."""
         self._taken -= size
         self._freed.set()
 
 
 class Batcher(Generic[Asked]):
-    """Collects what coroutines ask for in one turn of the event loop, and sends it in few commands.
+    """Collects the requests of one turn of the event loop, and sends them in few commands.
 
-    A command that is cancelled before that is not sent.
+    A request that is cancelled before that is not sent.
 
     Parameters:
-        send: sends one command for everything that it gets, and settles the futures with the answers.
-        most: the most weight of one command.
+        send: sends one command for several requests, and settles their futures with the answers.
+        most: the most weight of one command; one request may weigh more.
     """
 
     def __init__(self, send: Callable[[list[Asked], list[asyncio.Future[Any]]], None], most: int) -> None:
         self._send = send
         self._most = most
-        # By place.
+        # Requests with their weights and futures, by place.
         self._asked: dict[int, list[tuple[Asked, int, asyncio.Future[Any]]]] = {}
 
     def ask(self, asked: Asked, place: int, weight: int = 1) -> asyncio.Future[Any]:
         """Return a future that will hold the answer, or the exception that was raised instead.
 
         Parameters:
-            place: only what is asked of one place can be in one command; see `Servers.place_of`.
+            place: only requests for one place can share a command; see `Servers.place_of`.
+            weight: how much the request adds to its command.
         """
         loop = asyncio.get_running_loop()
         if not self._asked:
@@ -93,7 +94,7 @@ class Batcher(Generic[Asked]):
 
 
 def settle_each(futures: list[asyncio.Future[Any]], reply: Any) -> None:
-    """Give each its answer of one reply."""
+    """Give each future its part of one reply, or the exception that replaces the reply."""
     answers = [reply] * len(futures) if isinstance(reply, Exception) else reply
     for future, answer in zip(futures, answers, strict=True):
         settle(future, answer)

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 import anyio
 from redis.asyncio import Redis
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
 from swr.errors import StoreUnavailable
 from swr.stores.base import Start
@@ -18,10 +18,10 @@ from swr.stores.redis.releases import connection_of
 from swr.stores.redis.server_link import CONNECT_TIMEOUT, REPLY_TIMEOUT, LinkOwner, ServerLink, Timeouts
 
 _SLOTS: Final = 16384
-# Seconds between two maps while something is amiss, and otherwise.
+# Seconds between two refreshes of the map, while some slot is unreachable and otherwise.
 _SOON: Final = 0.2
 _SELDOM: Final = 10.0
-# A key that is being moved may be redirected more than once.
+# The most attempts of one command: a key that is being moved may be redirected more than once.
 _REDIRECTED: Final = 4
 
 Address = tuple[str, int]
@@ -31,14 +31,14 @@ class Cluster:
     """The masters of a cluster.
 
     Parameters:
-        connect: makes the client of one node, of its host and port.
+        connect: makes the client of one node from its host and port.
         seeds: nodes to ask for the others.
         timeout: seconds after which a server that is silent counts as hung.
         connect_timeout: seconds that connecting may take.
     """
 
     is_single = False
-    # A cluster has only this one.
+    # A cluster has only database 0.
     database = 0
 
     def __init__(
@@ -54,17 +54,17 @@ class Cluster:
         self._timeouts = Timeouts(timeout, connect_timeout)
 
     def open(self, start: Start, owner: LinkOwner) -> None:
-        """Start to follow the map, and start a link to each master."""
+        """Start a task that keeps the map up to date, with a link to each master."""
         self._start, self._owner = start, owner
         self._links: dict[Address, ServerLink] = {}
         self._by_slot: list[ServerLink | None] = [None] * _SLOTS
-        # Why there is no map, or which slots have no master in it.
+        # Why there is no map, or why the map lacks masters for some slots; None if it is complete.
         self._unmapped: Exception | None = StoreUnavailable("the map of its slots is not known yet")
         self._drawn, self._map_outdated = asyncio.Event(), asyncio.Event()
         start(self._follow)
 
     async def tried(self) -> None:
-        """Wait until it is known of every master whether it can be reached."""
+        """Wait until swr knows of every master whether it can be reached."""
         await self._drawn.wait()
         for link in list(self._links.values()):
             await link.tried.wait()
@@ -76,19 +76,19 @@ class Cluster:
 
     @property
     def error(self) -> Exception | None:
-        """Why not every slot can be reached."""
+        """The reason why some slot cannot be reached, or None."""
         if self._unmapped is not None and self._drawn.is_set():
             return self._unmapped
         return next((link.error for link in self._links.values() if link.error is not None), None)
 
     @property
     def sent(self) -> int:
-        """Return how many commands have been sent to those who are masters now."""
+        """Return how many commands have been sent to the servers that are masters now."""
         return sum(link.sent for link in self._links.values())
 
     @property
     def runs(self) -> str:
-        """Return which runs of the masters these are."""
+        """Return the IDs of the masters' runs and replication histories, as one text."""
         return " ".join(sorted(link.server_run for link in self._links.values()))
 
     @property
@@ -104,7 +104,7 @@ class Cluster:
         """Return the link to the master that has a key.
 
         Raises:
-            StoreUnavailable: its slot has no master that is known of.
+            StoreUnavailable: no master is known for its slot.
         """
         link = self._by_slot[key_slot(name)]
         if link is None:
@@ -117,10 +117,10 @@ class Cluster:
         return key_slot(name)
 
     async def ask(self, name: bytes, *command: bytes | str | int) -> Any:
-        """Ask the master that has the key `name`, and the one that it redirects to.
+        """Ask the master that has the key `name`, and follow its redirects.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer, or redirected the command too often.
             ResponseError: the server's answer is an error.
         """
         link, asking = self.link_to(name), False
@@ -131,10 +131,10 @@ class Cluster:
                 self._map_outdated.set()
                 link, asking = self._link(_address(moved, link)), False
             except AskError as asked:
-                # The slot is on its way there, and this key has moved already, or does not exist.
+                # The slot is being moved to that server. This key was already moved, or does not exist.
                 link, asking = self._link(_address(asked, link)), True
             except TryAgainError:
-                # Of several keys some are there already.
+                # The slot is being moved, and only some of the command's keys were already moved.
                 await asyncio.sleep(self._timeouts.reply / _REDIRECTED)
             except ClusterDownError as error:
                 self._map_outdated.set()
@@ -144,30 +144,31 @@ class Cluster:
     # -- the map ----------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Keep the map true."""
+        """Keep the map up to date."""
         while True:
             try:
                 self._draw(await self._ask_for_map())
-            except (RedisError, OSError, TimeoutError, StoreUnavailable) as error:
+            except Exception as error:
+                # Ask again after any error, because the links of a map that is never drawn again lead nowhere.
                 if not self._links:
                     self._unmapped = reason_of(error)
             self._drawn.set()
             self._owner.on_link_changed()
-            # Whatever is amiss was so while the map was made.
+            # This map is new, so drop all requests so far, also those that `on_link_changed` has just made.
             self._map_outdated.clear()
             with anyio.move_on_after(_SELDOM if self.is_reachable else _SOON):
                 await self._map_outdated.wait()
-            # However often somebody is unsure.
+            # Frequent requests must not make swr ask for maps without a pause.
             await asyncio.sleep(_SOON * random.uniform(0.2, 0.5))
 
     async def _ask_for_map(self) -> tuple[str, list[Any]]:
-        """Return the host that was asked and its answer to `CLUSTER SLOTS`; any node will do that answers."""
+        """Return the host of any node that answers, and its answer to `CLUSTER SLOTS`."""
         connected = [link for link in self._links.values() if link.connection is not None]
         if connected:
             link = random.choice(connected)
             connection = await link.ready()
             return _host(link), await connection.ask("CLUSTER", "SLOTS")
-        # All at once, because any of them may hang.
+        # Ask all nodes at once, because any of them may hang.
         nodes = dict.fromkeys([*self._seeds, *self._links])
         clients = {(host, port): self._connect(host, port) for host, port in nodes}
         answers: list[tuple[str, list[Any]]] = []
@@ -179,7 +180,8 @@ class Cluster:
                 answers.append((host, await self._ask_node(client)))
                 for task in tasks:
                     task.cancel()
-            except (RedisError, OSError, TimeoutError) as failed:
+            except Exception as failed:
+                # A provider of credentials may raise any error.
                 error = failed
 
         try:
@@ -200,18 +202,19 @@ class Cluster:
             return cast(list[Any], await connection.read_response(disable_decoding=True))
 
     def _draw(self, answer: tuple[str, list[Any]]) -> None:
-        """Make the map again, with links to new masters, and without those to servers that are no longer masters."""
+        """Replace the map; start links to new masters, and end those to servers that are no longer masters."""
         asked, rows = answer
         by_slot: list[ServerLink | None] = [None] * _SLOTS
         links: dict[Address, ServerLink] = {}
         for first, last, (host, port, *_), *_ in rows:
-            # A node that does not know its own address is where it was asked.
+            # A node that does not know its own host has the host at which it was asked.
             address = (host or b"").decode() or asked, int(port)
             link = links[address] = self._link(address)
             by_slot[first : last + 1] = [link] * (last + 1 - first)
         for address, link in self._links.items():
             if link.connection is not None and None in by_slot:
-                # A node that knows no master for a slot is less well informed; a demoted master says so itself.
+                # The node that was asked knows no master for some slots. If another master is still connected, it keeps
+                # its slots: a demoted master would say so itself.
                 for slot, before in enumerate(self._by_slot):
                     if before is link and by_slot[slot] is None:
                         by_slot[slot] = links[address] = link
@@ -237,16 +240,16 @@ def _host(link: ServerLink) -> str:
 
 
 def _address(error: AskError, link: ServerLink) -> Address:
-    # A node that does not know the other's host means its own.
+    # A redirect without a host means the host of the node that redirects.
     return cast(str, error.host) or _host(link), int(error.port)
 
 
 async def _ask_once(link: ServerLink, command: tuple[bytes | str | int, ...]) -> Any:
-    """Ask a server for a key of a slot that is not its own yet."""
+    """Ask a server for a key of a slot that is still being moved to it."""
     connection = await link.ready()
     connection.send(("ASKING",), _ignored)
     return await connection.ask(*command)
 
 
 def _ignored(reply: Any) -> None:
-    """Nothing is made of it."""
+    """Ignore a reply."""

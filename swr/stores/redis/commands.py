@@ -23,11 +23,11 @@ class Commands:
     """Sends commands to the servers of one store.
 
     Parameters:
-        servers: which server has which key.
-        timeout: seconds; replicas get half of it to confirm a write.
+        servers: knows which server has each key.
+        timeout: the time-out of replies, in seconds; replicas get half of it to confirm a write.
 
     Attributes:
-        refusals: what the servers have refused.
+        refusals: tracks which commands the servers refuse.
     """
 
     def __init__(self, servers: Servers, timeout: float) -> None:
@@ -51,7 +51,7 @@ class Commands:
         """Return the reply of the server that has the key `name`.
 
         Raises:
-            StoreUnavailable: no answer, or an error.
+            StoreUnavailable: the server did not answer, or answered with an error.
         """
         try:
             return await self._servers.ask(name, *command)
@@ -59,8 +59,11 @@ class Commands:
             self.warn_once("moved", explain_redirect(error))
             raise StoreUnavailable(str(error)) from error
         except RedisError as error:
-            self.refusals.refused(error)
-            raise StoreRefused(str(error)) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: RedisError) -> StoreRefused:
+        self.refusals.refused(error)
+        return StoreRefused(str(error))
 
     async def script(self, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:
         """Run a script on the server that has its keys.
@@ -68,7 +71,7 @@ class Commands:
         Raises:
             StoreUnavailable: the script did not run, or its reply was lost.
         """
-        # EVAL, not EVALSHA: the server caches by content either way, and a failover loses no loaded script.
+        # EVAL, not EVALSHA: the server caches scripts by content in both cases, and a failover cannot lose the script.
         return await self.ask(keys[0], "EVAL", script, len(keys), *keys, *args)
 
     async def replicated(self, replicas: int, script: str, keys: tuple[bytes, ...], *args: bytes | str | int) -> Any:
@@ -84,7 +87,10 @@ class Commands:
             # WAIT only counts the writes of its own connection.
             if connection is None or connection is not before:
                 raise StoreUnavailable("the connection broke before the replicas had confirmed the write")
-            had = await connection.ask("WAIT", replicas, milliseconds(self._timeout / 2))
+            try:
+                had = await connection.ask("WAIT", replicas, milliseconds(self._timeout / 2))
+            except RedisError as error:
+                raise self._refused(error) from error
             if had < replicas:
                 raise StoreUnavailable(
                     f"only {had} of {replicas} replicas have the write after {self._timeout / 2:g} s"
@@ -92,7 +98,7 @@ class Commands:
         return answer
 
     def place_of(self, name: bytes) -> int:
-        """Return where a key lies: one command can name several keys of one place."""
+        """Return the place of a key. One command can name several keys of one place."""
         return self._servers.place_of(name)
 
     def is_at(self, name: bytes, link: ServerLink) -> bool:
@@ -103,7 +109,7 @@ class Commands:
             return False
 
     def warn_once(self, about: str, text: str) -> None:
-        """Log `text`, unless something was logged about the same trouble before."""
+        """Log `text` as a warning, unless one about the same subject was logged before."""
         if about not in self._warned and len(self._warned) < _MOST_WARNINGS:
             self._warned.add(about)
             log.warning("%s", text)

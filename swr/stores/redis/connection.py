@@ -1,7 +1,7 @@
 """One connection to Redis on which the commands of many coroutines are pipelined.
 
-The coroutine that asks is not the one that reads. If it is cancelled while it waits, the connection stays in order.
-Commands of one turn of the event loop leave in one write.
+The event loop reads the replies, not the coroutine that sent a command. So the connection stays in order if a waiting
+coroutine is cancelled. All commands of one turn of the event loop are sent in one write.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from swr.errors import ConfigurationError, StoreUnavailable
 from swr.stores.redis.reasons import CLOSED
 from swr.stores.redis.replies import error_of
 
-# A silence is noticed late by two of them at most.
+# Ticks of a timer in one time-out. swr notices a silence at most two ticks late.
 _TICKS: Final = 25
-# Nothing can be made of the bytes so far.
+# The reader returns this while the bytes so far are not a complete reply.
 _MORE: Final = object()
-# What one call of the socket brings at most, in bytes.
+# The most bytes that one read of the socket brings.
 _AT_ONCE: Final = 131_072
-# A longer argument is given to the transport as it is: copies of it would hold the event loop.
+# A longer argument is given to the transport as it is, because copying it would block the event loop.
 _LARGE: Final = 131_072
 _packed: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = cast(Any, hiredis.pack_command)
 
 
 def _pieces(command: tuple[bytes | str | int, ...]) -> list[bytes]:
-    """Return a command as it is sent, its large arguments by themselves."""
+    """Return the bytes of a command, with each large argument as a piece of its own."""
     if all(len(part) <= _LARGE for part in command if type(part) is bytes):
         return [_packed(command)]
     pieces, small = [], b"*%d\r\n" % len(command)
@@ -51,11 +51,11 @@ def _is_large(piece: bytes) -> bool:
 
 
 class Closed(StoreUnavailable):
-    """The connection was closed on this side: the cache is closing, or its event loop ends."""
+    """The connection was closed on this side, because the cache is closing or its event loop ends."""
 
 
 class Silent(StoreUnavailable):
-    """The server has not answered for as long as it may be silent."""
+    """The server has been silent for longer than the time-out."""
 
 
 def settle(future: "asyncio.Future[Any]", reply: Any) -> None:
@@ -71,21 +71,21 @@ def settle(future: "asyncio.Future[Any]", reply: Any) -> None:
 class Connection(asyncio.BufferedProtocol):
     """Sends commands and passes on the replies, in order.
 
-    redis-py connects and makes its handshake. Then its transport leads here, because redis-py spends more time between
-    a command and its reply than all the rest of a read takes.
+    redis-py connects and makes its handshake. Then this protocol takes over the transport, because redis-py spends more
+    time on a command and its reply than all the rest of a read takes.
 
     Parameters:
-        raw: redis-py's connection, connected and used by no one else.
-        timeout: seconds after which the server counts as hung if nothing comes from it and it takes nothing either.
+        raw: redis-py's connection, connected and not used by any other code.
+        timeout: seconds after which the server counts as hung if commands wait and it neither sends nor takes any data.
         on_answer: called with the seconds from a command to its reply; one command at a time is measured.
 
     Attributes:
-        patience: the same, from now on.
-        sent: how many commands so far.
-        broken: why no more can be sent, or None.
+        patience: the time-out from now on, in seconds.
+        sent: how many commands were sent so far.
+        broken: why no more commands can be sent, or None.
 
     Raises:
-        ConfigurationError: it is a connection to no server.
+        ConfigurationError: `raw` is an imitation without a server.
     """
 
     def __init__(self, raw: AbstractConnection, timeout: float, on_answer: Callable[[float], object] = float) -> None:
@@ -97,17 +97,18 @@ class Connection(asyncio.BufferedProtocol):
         self._pending: deque[Callable[[Any], None]] = deque()
         self._outbox: list[bytes] = []
         self._ticking = False
-        # How many times something came from the server, and how many bytes were given to the transport.
+        # How many times data came from the server.
         self._heard = 0
-        # Of the one command whose time is measured: how many commands there are up to it, and when it was sent.
+        # The command whose time is measured: how many commands were sent up to and with it, and when that was.
         self._measured: tuple[int, float] | None = None
+        # How many bytes were given to the transport.
         self._given = 0
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._buffer = memoryview(bytearray(_AT_ONCE))
         client: Any = raw
         transport: Any = getattr(client._writer, "transport", None)
-        # Imitations have none, or one that only looks like it.
+        # Imitations of redis-py have no transport, or one without this method.
         if not hasattr(transport, "set_protocol"):
             raise ConfigurationError(
                 f"redis= makes a {type(raw).__module__}.{type(raw).__name__}, which leads to no server: use Cache() in "
@@ -121,9 +122,10 @@ class Connection(asyncio.BufferedProtocol):
     # -- commands ---------------------------------------------------------------------------------------------
 
     def send(self, command: tuple[bytes | str | int, ...], on_reply: Callable[[Any], None]) -> None:
-        """Send a command; `on_reply` is called with its reply, or with the exception that it came to.
+        """Send a command, and call `on_reply` with its reply, or with the exception that replaces it.
 
-        If `on_reply` raises an exception, the reply does not fit the command. It is called again with the exception.
+        If `on_reply` raises an exception, the reply does not fit the command. Then `on_reply` is called again, with an
+        exception that says so.
         """
         if self.broken is not None:
             self._refuse(on_reply)
@@ -138,13 +140,13 @@ class Connection(asyncio.BufferedProtocol):
             self._tick(self._heard, 0, 0, 0)
 
     def ask(self, *command: bytes | str | int) -> asyncio.Future[Any]:
-        """Send a command; the future holds its reply, or the exception that it came to."""
+        """Send a command; the future gets its reply, or the exception that replaces it."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self.send(command, functools.partial(settle, future))
         return future
 
     def _leave(self) -> None:
-        """Write what was sent in this turn of the event loop."""
+        """Write all commands of this turn of the event loop."""
         outbox, self._outbox = self._outbox, []
         if self._measured is None:
             self._measured = self.sent, self._loop.time()
@@ -155,9 +157,13 @@ class Connection(asyncio.BufferedProtocol):
                     self._transport.write(data)
 
     def _tick(self, heard: int, taken: int, left: int, stuck: int) -> None:
-        """Count turns of a timer in which nothing came from the server, and it took nothing of what was left to send.
+        """Count the ticks in which the server sent nothing and took no data, and give up after enough of them.
 
-        After a pause of this process itself, what has come meanwhile is read first.
+        Ticks are counted, not timed. So after a pause of this process, it first reads the data that came meanwhile.
+
+        Parameters:
+            heard, taken, left: at the last tick, `_heard`, the bytes that the server had taken, and those left to take.
+            stuck: how many ticks in a row the server has been silent.
         """
         if not self._pending:
             self._ticking = False
@@ -166,7 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         taken_now = self._given - left_now
         is_alive = heard != self._heard or (left and taken != taken_now)
         stuck = 0 if is_alive else stuck + 1
-        # The first turn is that in which the command was sent.
+        # The first tick was counted when the command was sent.
         if (stuck - 0.5) * self._tick_for > self.patience:
             self._abandon(Silent(f"Redis has not answered for {self.patience:g} s"))
             return
@@ -186,10 +192,10 @@ class Connection(asyncio.BufferedProtocol):
             replies.feed(self._buffer, 0, nbytes)
             while (reply := replies.gets(False)) is not _MORE:
                 if isinstance(reply, hiredis.PushNotification):
-                    # Of a client that has asked the server for notices about itself.
+                    # The user's client has asked the server for push messages, which answer no command.
                     continue
                 if isinstance(reply, ConnectionError):
-                    # The fault is not the command's.
+                    # This error concerns the connection, not the command.
                     raise reply
                 if not pending:
                     raise InvalidResponse(f"a reply that no command has asked for: {reply!r}")
@@ -197,24 +203,24 @@ class Connection(asyncio.BufferedProtocol):
                 try:
                     on_reply(reply)
                 except Exception as error:
-                    on_reply(InvalidResponse(f"a reply of another shape ({type(error).__name__}: {error})"))
+                    on_reply(InvalidResponse(f"the reply does not fit the command ({type(error).__name__}: {error})"))
             if self._measured is not None and self.sent - len(pending) >= self._measured[0]:
                 self._on_answer(came_at - self._measured[1])
                 self._measured = None
         except Exception as error:
-            # What cannot even be read: redis-py looks for a number in an error such as MOVED.
+            # An error reply may be unreadable, too: redis-py parses a number in errors such as MOVED.
             self.abandon(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
-        # Closing redis-py's end of the connection waits for this.
+        # When redis-py closes its end of the connection, it waits for this call.
         self._before.connection_lost(exc)
         self.abandon(str(exc or CLOSED))
 
     # -- the end ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Wait until the connection breaks, or is not wanted any more.
+        """Wait until the connection breaks or this call is cancelled, then close the connection.
 
         Raises:
             StoreUnavailable: why it broke.
@@ -223,13 +229,13 @@ class Connection(asyncio.BufferedProtocol):
             await self._ended.wait()
         finally:
             self._break(Closed("the connection to Redis was closed"))
-            # Not closed, which would wait for a server that hangs to take what was written.
+            # `close` would wait until a hung server has taken the written data.
             self._transport.abort()
         assert self.broken is not None
         raise type(self.broken)(str(self.broken))
 
     def abandon(self, reason: str) -> None:
-        """End the connection for a reason, which every waiting coroutine gets."""
+        """End the connection, and give `reason` as an error to every waiting command."""
         self._abandon(StoreUnavailable(reason))
 
     def _abandon(self, error: StoreUnavailable) -> None:
@@ -243,6 +249,6 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(self._pending.popleft())
 
     def _refuse(self, on_reply: Callable[[Any], None]) -> None:
-        """Say why there will be no reply."""
+        """Tell a command why it gets no reply."""
         assert self.broken is not None
         on_reply(type(self.broken)(str(self.broken)))

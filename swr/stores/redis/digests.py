@@ -1,9 +1,9 @@
-"""The digests of processes in Redis: each writes its own, and dashboards read them all.
+"""The digests of processes in Redis: each process writes its own, and dashboards read them all.
 
-The codec of the cache encodes them, if there is one. They are beside the tag versions, on one server: the digests in
-a hash by process, and in a sorted set when each was written. By that, processes remove the digests of those that have
-ended. Both have a time-to-live. Three keys more say whether a dashboard is open, which faults are simulated, and what
-dashboards seal the names of keys with.
+The codec of the cache encodes them, if there is one. They are on the server of the tag versions. A hash has the digests
+by process, and a sorted set has the times at which they were written. By these times, processes remove the digests of
+ended processes. Both keys have a time-to-live. Three more keys say whether a dashboard is open and which faults are
+simulated, and hold the secret with which dashboards seal the names of keys.
 """
 
 import contextlib
@@ -22,11 +22,13 @@ from swr.stores.redis.topology import Servers
 
 log = logging.getLogger("swr")
 
-# Seconds.
+# Seconds between two digests of a process, at least.
 _EVERY: Final = 0.8
+# Seconds that digests, and claims of faults, stay in Redis.
 _KEPT_FOR: Final = 60
+# Seconds that the secret of the dashboards stays in Redis.
 _SECRET_FOR: Final = 30 * 86_400
-# The context that the codec gets.
+# The context that the codec gets, for each kind of data.
 _DIGEST: Final = b"digest"
 _FAULTS: Final = b"faults"
 _SECRET: Final = b"secret"
@@ -34,11 +36,11 @@ _SECRET: Final = b"secret"
 _REMOVED_AT_ONCE: Final = 20
 
 # KEYS: the digests, their times, whether a dashboard is open, the faults.
-# ARGV: the process, its digest, seconds, how many are removed.
+# ARGV: the process, its digest, seconds that digests are kept, how many old ones are removed at most.
 REPORT: Final = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
--- First, because a server without memory refuses no command of a script that has deleted something.
+-- HDEL first: a server out of memory refuses no command of a script that has deleted something.
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
@@ -53,8 +55,8 @@ return redis.call('MGET', KEYS[3], KEYS[4])
 """
 
 
-# Another may have written more, and longer ones, than a dashboard has room for: then it gets the newest.
-# KEYS: the digests, their times. ARGV: the most digests, bytes of a name, of a digest, and of all.
+# Other programs may have written more digests than a dashboard can hold, or longer ones. It gets the newest that fit.
+# KEYS: the digests, their times. ARGV: the most digests, bytes of a name, bytes of a digest, and bytes of all digests.
 READ: Final = """
 local names
 if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[1]) then
@@ -76,27 +78,27 @@ for _, name in ipairs(names) do
 end
 return found
 """
-# KEYS: whether a dashboard is open. ARGV: for how long it is (ms).
+# KEYS: whether a dashboard is open. ARGV: for how long it is open (ms).
 WATCH: Final = """
--- First, because a server without memory refuses no command of a script that has deleted something.
+-- DEL first: a server out of memory refuses no command of a script that has deleted something.
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
 """
-# KEYS: the secret. ARGV: what is proposed, for how long it is there (ms).
+# KEYS: the secret. ARGV: the proposed secret, for how long it is kept (ms). -> the secret that was proposed first
 SECRET: Final = """
 local known = redis.call('GET', KEYS[1])
 if known then return known end
--- First, because a server without memory refuses no command of a script that has deleted something.
+-- DEL first: a server out of memory refuses no command of a script that has deleted something.
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
-# A process has written no more than this.
+# The limits of READ: digests, bytes of a name, bytes of a digest, and bytes of all. The digests of swr are smaller.
 _LIMITS: Final = (2000, 100, 600_000, 1 << 24)
 
 
 class Reports(Protocol):
-    """The reports of a process."""
+    """The object that makes the digests of a process."""
 
     id: str
 
@@ -104,7 +106,7 @@ class Reports(Protocol):
         """Return the digest of this moment.
 
         Parameters:
-            is_last: whether this process ends, and reports no more.
+            is_last: whether the process ends, so that this is its last digest.
         """
 
     def on_wanted(self, is_open: bool, faults: bytes) -> None:
@@ -117,7 +119,7 @@ class Server(NamedTuple):
     Parameters:
         name: its address.
         lost_for: for how many seconds it has been unreachable; None: it is reachable.
-        reason: why.
+        reason: why it is unreachable; empty if it is reachable or if the reason is not known.
     """
 
     name: str
@@ -126,19 +128,19 @@ class Server(NamedTuple):
 
 
 class Digests:
-    """Writes the digest of this process, and reads those of all.
+    """Writes the digest of this process, and reads the digests of all processes.
 
     Parameters:
-        servers: which server has which key.
+        servers: knows which server has each key.
         names: the keys of the namespace.
         commands: sends commands to the servers.
-        packing: whose codec encodes them.
+        packing: its codec encodes the digests.
 
     Attributes:
-        reports: what this process reports; None: nothing.
-        refused: why the server has refused the last digest of this process; empty: it has taken it.
-        unreadable: how many digests of the last read another codec has written.
-        ages: how old they were then, in seconds by the clock of the server.
+        reports: makes the digests of this process; None: the process does not report.
+        refused: why the server has refused the last digest of this process; empty if it has not.
+        unreadable: how many digests this process could not decode at the last `read`.
+        ages: how old the digests were at the last `read`, in seconds by the server's clock.
     """
 
     def __init__(self, servers: Servers, names: Names, commands: Commands, packing: Packing) -> None:
@@ -151,7 +153,7 @@ class Digests:
         self._commands = commands
         self._packing = packing
         self._keys = (names.digests, names.digest_times, names.is_watched, names.faults)
-        # By the monotonic clock.
+        # When the last digest was made, by the monotonic clock.
         self._reported_at = 0.0
         self._has_left = False
 
@@ -160,7 +162,7 @@ class Digests:
         self._has_left = False
 
     def due(self, link: ServerLink) -> Report | None:
-        """Return the digest of this process for the heartbeat of a link, about once a second; None: it is not due."""
+        """Return the digest of this process for a link's heartbeat, about once a second; None if it is not due."""
         now = time.monotonic()
         if self._has_left or now - self._reported_at < _EVERY:
             return None
@@ -171,22 +173,22 @@ class Digests:
         return None if part is None else Report(part, self._on_reply)
 
     async def leave(self) -> None:
-        """Write the last digest of this process: it has not died."""
+        """Write the last digest of this process, by which dashboards know that it has ended and not died."""
         part, self._has_left = self._part(is_last=True), True
         if part is not None:
-            # Without it dashboards notice that this process reports no more.
+            # Without this digest, dashboards still notice that the process stops reporting.
             with contextlib.suppress(StoreUnavailable):
                 await self._commands.script(part.script, part.keys, *part.arguments)
 
     def _part(self, *, is_last: bool) -> Part | None:
-        """Return the script that writes the digest of this process; None: it does not report."""
+        """Return the script that writes the digest of this process, or None if there is no digest."""
         reports = self.reports
         if reports is None:
             return None
         try:
             made = reports.make(is_last=is_last)
         except Exception:
-            # The link to Redis is worth more than what a dashboard shows.
+            # An error in a digest must not break the link to Redis.
             log.exception("swr could not make the digest of this process, so dashboards no longer show it")
             self.reports = None
             return None
@@ -211,7 +213,7 @@ class Digests:
         reports.on_wanted(bool(is_open), self._decoded(faults, _FAULTS))
 
     def _decoded(self, data: bytes | None, what: bytes, place: bytes = b"") -> bytes:
-        """Return what a process with this codec has written; empty if another codec has written it."""
+        """Return the decoded data; empty if there are none, or if another codec has written them."""
         try:
             return self._packing.decoded(data, what, place) if data else b""
         except CodecError:
@@ -221,7 +223,7 @@ class Digests:
         """Return the digests of the processes that have reported in the last minute.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         found = await self._commands.script(READ, self._keys[:2], *_LIMITS)
         pairs = zip(found[::3], found[1::3], strict=True)
@@ -236,7 +238,7 @@ class Digests:
         """Tell all processes that a dashboard is open, for some seconds.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         await self._commands.script(WATCH, (self._names.is_watched,), int(seconds * 1000))
 
@@ -244,7 +246,7 @@ class Digests:
         """Return which faults are simulated.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         return self._decoded(await self._ask("GET", self._names.faults), _FAULTS)
 
@@ -252,29 +254,29 @@ class Digests:
         """Tell all processes which faults they simulate, for some seconds.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         data = self._packing.encoded(faults, _FAULTS, b"")
         await self._ask("SET", self._names.faults, data, "PX", int(seconds * 1000))
 
     async def claim(self, fault: str, name: str) -> bool:
-        """Return whether this process is the one that simulates a fault which only one is to simulate.
+        """Return whether this process is the one to simulate a fault that only one process simulates.
 
         Parameters:
-            name: of this process.
+            name: the name of this process.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
-        # The answer to SET does not say so: swr repeats a command whose answer it has lost.
+        # The reply to SET does not tell who was first, because swr repeats a command whose reply it has lost.
         await self._ask("SET", self._names.fault(fault), name, "NX", "PX", _KEPT_FOR * 1000)
         return bool(await self._ask("GET", self._names.fault(fault)) == name.encode())
 
     async def secret(self, proposed: bytes) -> bytes:
-        """Return the secret that the dashboards of this namespace share; it is the one that was proposed first.
+        """Return the secret that the dashboards of this namespace share: the one that was proposed first.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         name = self._names.dashboard_secret
         data = self._packing.encoded(proposed, _SECRET, b"")
@@ -285,7 +287,7 @@ class Digests:
         return await self._commands.ask(self._names.newest_tag_version, command, key, *arguments)
 
     def refusal(self) -> tuple[str, float] | None:
-        """Return what the servers refuse of late, and since when; see `Refusals.lately`."""
+        """Return the last recent refusal of the servers, and since when they refuse; see `Refusals.lately`."""
         return self._commands.refusals.lately()
 
     def servers(self) -> list[Server]:

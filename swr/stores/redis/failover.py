@@ -1,4 +1,4 @@
-"""Failover: a server that took another's place is told again of the last invalidations, which it may have missed."""
+"""Failover: swr replays the last invalidations to a server that replaced another, because it may have missed them."""
 
 import asyncio
 import contextlib
@@ -23,24 +23,24 @@ from swr.stores.redis.tag_scripts import STAMP
 from swr.stores.redis.topology import Servers
 from swr.stores.tag_versions import ALL
 
-# Microseconds by which the clocks of servers may differ, and a replica may be behind.
+# Microseconds by which the clocks of servers may differ, and by which a replica may be behind.
 _MARGIN: Final = 60_000_000
 # The most keys of one script.
 _MOST_AT_ONCE: Final = 500
-# What INFO calls the line of writes that a server carries on, another one after each promotion.
+# The field of INFO with the ID of the server's replication history, which changes at each promotion.
 _HISTORY: Final = b"master_replid"
 
 
 class Failover:
-    """Looks whether servers are masters, and replays invalidations to those that became one.
+    """Checks whether servers are masters, and replays invalidations to those that became one.
 
     Parameters:
-        servers: which server has which key.
+        servers: knows which server has each key.
         names: the keys of the namespace.
         commands: sends commands to the servers.
         messages: writes the messages.
         shared: the tag versions.
-        invalidations: the last ones of keys.
+        invalidations: the last invalidations of keys.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Failover:
         self._messages = messages
         self._shared = shared
         self._invalidations = invalidations
-        # When every key could be reached the last time, by the monotonic clock.
+        # When every key could last be reached, by the monotonic clock.
         self._whole_at = time.monotonic()
 
     async def handshake(self, link: ServerLink, connection: Connection) -> None:
-        """Learn what was missed, and replay invalidations unless this run of the server has had them.
+        """Learn of missed changes, and replay invalidations unless this run of the server has them.
 
         Raises:
             StoreUnavailable, RedisError: the server cannot be used.
@@ -73,7 +73,7 @@ class Failover:
         if run_id != link.run_id or _was_promoted(info, link) or not run_id:
             has_restarted = link.run_id not in (b"", run_id)
             await self._replay(link, connection, has_restarted=has_restarted)
-        # After the replay: what is still missing then was lost for good.
+        # Learn after the replay: versions that the server still lacks then were lost for good.
         await self._learn_at(link, connection.ask, run_id)
         link.run_id, link.history = run_id, info.get(_HISTORY)
 
@@ -83,14 +83,14 @@ class Failover:
         """Ask for the newest tag version, and whether the server was another's replica since the last heartbeat.
 
         Parameters:
-            probe: channel and message that are published with it.
-            report: what this process reports with it.
+            probe: the channel and the message that the heartbeat publishes.
+            report: the report of this process that the heartbeat writes, or None.
 
         Returns:
             Why the probe was refused, or None.
 
         Raises:
-            StoreUnavailable, RedisError: no answer.
+            StoreUnavailable, RedisError: the server did not answer, or answered with an error.
         """
         if self._servers.is_reachable:
             self._whole_at = time.monotonic()
@@ -99,10 +99,10 @@ class Failover:
             await self._learn_at(link, heartbeat.ask, link.run_id)
             has_learned = heartbeat.info is not None
         if heartbeat.info is None:
-            # This server makes no tag versions, or others have just learned of them.
+            # This server does not have the tag versions, or another call has just learned them.
             await heartbeat.send()
         info = _fields(heartbeat.info or b"")
-        # Between two heartbeats it may have copied another server and become a master again.
+        # Between two heartbeats the server may have copied another one and become a master again.
         if _was_promoted(info, link):
             await self._replay(link, connection, has_restarted=False)
             has_learned = False
@@ -112,7 +112,7 @@ class Failover:
         return heartbeat.refused
 
     async def _learn_at(self, link: ServerLink, ask: Ask, run_id: bytes) -> None:
-        """Learn of tag versions, if this server makes them."""
+        """Learn tag versions, if this server has them."""
         if self._commands.is_at(self._names.newest_tag_version, link):
             self._shared.stamp = STAMP + run_id
             async with self._redirected():
@@ -125,15 +125,15 @@ class Failover:
         except AskError as error:
             if self._servers.is_single:
                 raise StoreUnavailable(explain_redirect(error)) from error
-            # Their slot is with another master, or on its way there.
+            # The slot of the tag versions is at another master, or is being moved there.
             self._servers.refresh_map()
 
     async def _replay(self, link: ServerLink, connection: Connection, *, has_restarted: bool) -> None:
-        """Tell the server of every invalidation that it may have lost."""
+        """Repeat every invalidation that the server may have lost."""
         horizon = await self._horizon(link, connection, has_restarted=has_restarted)
         makes_tag_versions = self._commands.is_at(self._names.newest_tag_version, link)
         if self._invalidations.forgotten > horizon:
-            # Too many to know them one by one: everything is outdated.
+            # This process has forgotten some of these invalidations, so it invalidates everything.
             await self._shared.invalidate(ALL, ask=connection.ask if makes_tag_versions else None)
         if makes_tag_versions:
             async with self._redirected():
@@ -143,22 +143,22 @@ class Failover:
         await asyncio.gather(*(connection.ask(*command) for command in commands))
 
     async def _horizon(self, link: ServerLink, connection: Connection, *, has_restarted: bool) -> int:
-        """Return a version before which the server has lost nothing."""
+        """Return a version before which the server has lost no invalidation."""
         seconds, microseconds = await connection.ask("TIME")
         now = int(seconds) * 1_000_000 + int(microseconds)
         if self._commands.is_at(self._names.newest_tag_version, link):
             with contextlib.suppress(ResponseError):
-                # A server loses the last of what was written, never what was written before something that it has.
-                # Only the stamp of the run that this process knows will do: others have stamped the new one already.
+                # A server loses only its last writes: it has every write before the last stamp that it has. Only the
+                # stamp of the run that this process knows helps: other processes may have stamped the new run already.
                 stamp = await connection.ask("ZSCORE", self._names.tag_versions, self._shared.stamp)
-                # Or what cleared everything that was written before.
+                # The last clear helps, too: nothing from before it is valid.
                 cleared = await connection.ask("ZSCORE", self._names.tag_versions, b"*")
                 return max(0, int(min(now, max(-float(stamp or 0), float(cleared or 0)))) - _MARGIN)
             return 0
         if has_restarted:
-            # Nothing says how old its data are.
+            # Nothing tells how old its data are.
             return 0
-        # A replica lacks what its master wrote last, which it follows by less than the margin.
+        # A promoted replica lacks the last writes of its master. It was behind by less than the margin.
         return now - int((time.monotonic() - self._whole_at) * 1e6) - _MARGIN
 
     async def _reminders(self, link: ServerLink, horizon: int) -> AsyncIterator[tuple[bytes | str | int, ...]]:
@@ -172,12 +172,12 @@ class Failover:
             for part in parts:
                 keys = [name for one in part for name in self._names.entry_and_lease(one.key)]
                 yield "EVAL", scripts.REMIND, len(keys), *keys, *self._messages.reminders(part)
-            # Names that are hidden take some microseconds each.
+            # Let other tasks run in between, because hiding a name takes some microseconds.
             await asyncio.sleep(0)
 
 
 async def _info(connection: Connection) -> dict[bytes, bytes]:
-    """Return what a server says of itself by name; nothing where this user may not ask."""
+    """Return the fields of a server's INFO; none if this user may not run INFO."""
     try:
         info: bytes = await connection.ask("INFO")
     except ResponseError:
@@ -190,8 +190,8 @@ def _fields(info: bytes) -> dict[bytes, bytes]:
 
 
 def _was_promoted(info: dict[bytes, bytes], link: ServerLink) -> bool:
-    """Return whether a server has become a master since the last look, going by its INFO."""
-    # A master begins another line of writes for its first replica, too; after a promotion it names the last one.
+    """Return whether INFO shows that a server has become a master since the last check."""
+    # A master begins a new history for its first replica, too. Only after a promotion, INFO names the previous history.
     return (
         info.get(b"role") == b"master"
         and info.get(_HISTORY) != link.history

@@ -1,7 +1,7 @@
-"""A heartbeat: everything that a process asks a server again and again, in one command.
+"""A heartbeat: everything that a process asks a server at regular intervals, in one command.
 
-It publishes the probe that says whether messages arrive, looks whether the server became a master, learns of tag
-versions, and writes the digest of the process. Each part is a script of its own, which runs here as a function.
+It publishes the probe that shows whether messages arrive, checks whether the server became a master, learns tag
+versions, and writes the digest of the process. The last two parts are scripts, which run here as functions.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,11 @@ from redis.exceptions import AskError, RedisError
 from swr.stores.redis.connection import Connection
 from swr.stores.redis.replies import error_of
 
-# ARGV: channel and message of the probe, the line of writes that the server carried on at the last look, how many keys
-# and arguments the lesson has; then those of the lesson, then those of the report.
-# -> {why the probe was refused, what INFO says, the lesson, {the report} or why there is none}
+# The lesson is the script that learns tag versions, the report the one that writes the digest.
+# KEYS: those of the lesson, then those of the report.
+# ARGV: channel and message of the probe, the last known ID of the server's replication history, the numbers of keys and
+# of arguments of the lesson; then the arguments of the lesson, then those of the report.
+# -> {why the probe was refused, text of INFO, reply of the lesson, {reply of the report} or its error}
 _BEGIN: Final = """
 local told = redis.pcall('PUBLISH', ARGV[1], ARGV[2])
 local info = redis.pcall('INFO', 'replication')
@@ -22,14 +24,14 @@ info = type(info) == 'string' and info or ''
 local keys, arguments = tonumber(ARGV[4]), tonumber(ARGV[5])
 local lesson, report = false, false
 """
-# A server that carries on another line of writes may lack some, and gets them first.
+# A server with another replication history may lack writes, and must get them first. So the lesson is left out.
 _LEARN: Final = """
 local history = string.match(info, 'master_replid:(%%w+)')
 if not history or history == ARGV[3] then
   lesson = (function(KEYS, ARGV) %s end)({unpack(KEYS, 1, keys)}, {unpack(ARGV, 6, 5 + arguments)})
 end
 """
-# Whatever keeps the report from being written keeps nothing else.
+# An error of the report leaves the other parts as they are.
 _REPORT: Final = """
 local ran, answer = pcall(
   function(KEYS, ARGV) %s end, {unpack(KEYS, keys + 1)}, {unpack(ARGV, 6 + arguments)}
@@ -45,8 +47,8 @@ class Part(NamedTuple):
     """A script that runs with others in one command.
 
     Parameters:
-        script: what runs.
-        keys, arguments: KEYS and ARGV for it.
+        script: the text of the script.
+        keys, arguments: its KEYS and ARGV.
     """
 
     script: str
@@ -55,28 +57,28 @@ class Part(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A report of a process, and a function that is called with the reply or the error."""
+    """A script that reports this process to the server, and a callback for the reply or the error."""
 
     part: Part
     on_reply: Callable[[Any], None]
 
 
 class OtherHistory(Exception):
-    """The server carries on another line of writes than at the last look, and has not been asked for tag versions."""
+    """The server has another replication history than before, so the heartbeat has not learned tag versions."""
 
 
 class Heartbeat:
     """One heartbeat of one connection.
 
     Parameters:
-        connection: to the server.
-        probe: channel and message of the probe.
-        history: which line of writes the server carried on at the last look; None: that is not known.
-        report: what this process reports.
+        connection: the connection to the server.
+        probe: the channel and the message of the probe.
+        history: the last known ID of the server's replication history, or None.
+        report: the report of this process, or None.
 
     Attributes:
-        info: what the server says of its replication, once it was asked; empty if this user may not ask.
-        refused: why the probe was refused.
+        info: the replication section of the server's INFO; None before the heartbeat, empty without the right to it.
+        refused: why the probe was refused, or None.
     """
 
     def __init__(
@@ -90,11 +92,11 @@ class Heartbeat:
         self._report = report
 
     async def ask(self, *command: bytes | str | int) -> Any:
-        """Run the script of the first command together with the rest of the heartbeat; send the others as they are.
+        """Run the script of the first command as a part of the heartbeat; send later commands as they are.
 
         Raises:
             OtherHistory: the script has not run.
-            StoreUnavailable, RedisError: no answer.
+            StoreUnavailable, RedisError: the server did not answer, or answered with an error.
         """
         if self.info is not None:
             return await self._connection.ask(*command)
@@ -103,7 +105,7 @@ class Heartbeat:
         try:
             lesson = await self.send(Part(str(script), tuple(map(_bytes, keys)), tuple(arguments)))
         except AskError:
-            # The digests are where the tag versions are: elsewhere.
+            # The tag versions are on another server, and so are the digests.
             self._report = None
             raise
         if lesson is None:
@@ -111,10 +113,10 @@ class Heartbeat:
         return lesson
 
     async def send(self, lesson: Part | None = None) -> Any:
-        """Send the heartbeat, and return the reply of the script `lesson`; None: that script has not run.
+        """Send the heartbeat, and return the reply of the script `lesson`, or None if that script has not run.
 
         Raises:
-            StoreUnavailable, RedisError: no answer.
+            StoreUnavailable, RedisError: the server did not answer, or answered with an error.
         """
         learned = lesson or _NOTHING
         report = _NOTHING if self._report is None else self._report.part

@@ -1,4 +1,4 @@
-"""Inspect the entry of a key in Redis, to explain what a caller received."""
+"""Inspects the entry of a key in Redis, to explain why a caller received what it did."""
 
 import time
 from datetime import UTC, datetime
@@ -19,19 +19,19 @@ class Inspection(msgspec.Struct, frozen=True):
     """The entry of a key in Redis, as it was found.
 
     Parameters:
-        key: which was asked for.
-        state: what a reader without anything in memory would be given now.
-        why: the reason why a reader would be given nothing, although something is stored.
-        age: seconds since its load began.
+        key: the key that was inspected.
+        state: the state that a reader with an empty local cache would get now.
+        why: why a reader would get no value although something is stored, or that the entry was marked stale.
+        age: seconds since the load of the entry began.
         created_at, fresh_until, stale_until, error_until, keep_until: see `Entry`; seconds since 1970.
-        version: its fencing number, or that of its invalidation.
-        bytes: how long the value is.
+        version: the version of the entry, or that of its invalidation.
+        bytes: the length of the value in bytes.
         tags, validator, took: see `Entry`.
-        loader: what it carries of its loader or route; see `Entry`.
+        loader: identifies its loader or route; see `Entry`.
         marked_at: when it was marked stale, in seconds since 1970; None: never.
         lease: who loads, or how many loads have failed, and how long the lease or the backoff lasts.
-        fingerprint: of the type of the value.
-        others: the same for values of other types, which other versions of the application read.
+        fingerprint: the fingerprint of the value's type.
+        others: inspections of the values of other types, which other versions of the application read.
     """
 
     key: str
@@ -56,13 +56,13 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -> Inspection:
-    """Return what is there for `key`; its value is not looked at.
+    """Return an inspection of `key`; the value itself is not decoded.
 
     Parameters:
-        fingerprint: that of the type to look for; None: the one that was stored last, with the others beside it.
+        fingerprint: that of the type to inspect; None: the type that was stored last, with the others in `others`.
 
     Raises:
-        StoreUnavailable: no answer.
+        StoreUnavailable: the server did not answer.
     """
     data, leases, now = await store.look(key)
     held = {name: lease for name, text in leases.items() if (lease := _lease(text, now)) is not None}
@@ -70,7 +70,7 @@ async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -
     found = [_inspection(key, frame, held.pop(name, None), name, store, mark) for name, frame in frames.frames_in(data)]
     alone = [Inspection(key, State.MISSING, lease=lease, fingerprint=name) for name, lease in held.items()]
     if not found:
-        # These bytes are no entry, which is as true for every type.
+        # The data are not an entry of any type, so each type gets the same reason.
         known = frames.is_tombstone(data)
         unknown = "it cannot be read" if frames.is_entry(data) else "it is not swr's" if data else None
         version = int(data[:VERSION_DIGITS]) if known else None
@@ -83,7 +83,7 @@ async def inspect(store: RedisStore, key: str, fingerprint: str | None = None) -
 
 
 def of_data(store: RedisStore, key: str, data: bytes) -> Inspection | None:
-    """Return what is there for `key`, as it was read, without its leases; None: no entry."""
+    """Return an inspection of `key` from data that were read before, without leases; None if there is no entry."""
     mark = frames.mark_in(data)
     found = [_inspection(key, frame, None, name, store, mark) for name, frame in frames.frames_in(data)]
     return msgspec.structs.replace(found[0], others=tuple(found[1:])) if found else None
@@ -99,7 +99,7 @@ def _inspection(
     """Return the inspection of the entry of one type.
 
     Parameters:
-        mark: the version at which all of it was marked stale; 0: never.
+        mark: the version at which the entries of the key were marked stale; 0: never.
     """
     try:
         entry = frames.decode(key, frame, None, store.packing)
@@ -147,7 +147,10 @@ def _state(entry: Entry[int], now: float, store: RedisStore) -> tuple[State, str
 
 
 def _lease(text: bytes, now: float) -> dict[str, Any] | None:
-    """Return what a lease says (see `swr.stores.redis.scripts`); None: it is over, or none of swr's."""
+    """Return the parts of a lease or pause (see `swr.stores.redis.scripts`).
+
+    Return None if the lease has ended, or if swr has not written the text.
+    """
     kind, ends, rest = text[:1], text[1 : 1 + VERSION_DIGITS], text[1 + VERSION_DIGITS :].decode("latin-1")
     version, left = rest[:VERSION_DIGITS], int(ends) / 1e6 - now if ends.isdigit() else -1.0
     if kind == b"l" and left > 0 and version.isdecimal():
@@ -158,13 +161,13 @@ def _lease(text: bytes, now: float) -> dict[str, Any] | None:
 
 
 def is_nothing(found: Inspection) -> bool:
-    """Return whether nothing is there: no entry, no lease, and no mark of an invalidation."""
+    """Return whether Redis has nothing for the key: no entry, no lease or pause, and no tombstone."""
     lies_there = found.why is not None or found.version is not None or found.created_at is not None
     return not (lies_there or found.lease is not None or found.others)
 
 
 def told(found: Inspection) -> str:
-    """Return it as lines for people."""
+    """Return an inspection as lines of text for people."""
     lines = [("key", found.key), ("state", f"{found.state}{f' ({found.why})' if found.why else ''}")]
     if found.created_at is not None:
         lines += [
@@ -194,7 +197,7 @@ def told(found: Inspection) -> str:
 
 
 def moment(at: float) -> str:
-    """Return a time as text, with the seconds until it or since it; "never" of 0."""
+    """Return a time as text, with the seconds until it or since it; "never" for 0."""
     if not at:
         return "never"
     seconds = at - time.time()

@@ -1,4 +1,4 @@
-"""The last invalidations of keys, this process's own and others': a server that has lost writes may lack them."""
+"""The last invalidations of keys, by this process and by others. A server that has lost writes may lack them."""
 
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +25,7 @@ class Invalidations:
 
     def __init__(self) -> None:
         self.forgotten = 0
-        # By key; the key that was invalidated or marked most recently comes last.
+        # The version of the last invalidation, and of the last mark, by key. The most recent comes last.
         self._versions: dict[str, int] = {}
         self._marks: dict[str, int] = {}
 
@@ -41,7 +41,7 @@ class Invalidations:
         return entry.version < self._versions.get(key, 0)
 
     def marked(self, key: str, entry: Entry[Any]) -> Entry[Any]:
-        """Return `entry`, marked if its key was marked after its load began."""
+        """Return `entry`, marked stale if its key was marked after its load began."""
         version = self._marks.get(key, 0)
         return marked_stale(entry, version) if entry.version < version else entry
 

@@ -1,4 +1,4 @@
-"""Leases and commits, batched: what is asked for in one turn of the event loop leaves in one script."""
+"""Leases and commits, batched: the requests of one turn of the event loop share one script."""
 
 import asyncio
 import contextlib
@@ -27,19 +27,19 @@ from swr.stores.redis.shared_tag_versions import SharedTagVersions
 from swr.stores.redis.topology import Servers
 from swr.stores.threads import in_thread
 
-# An entry that is already too old at its commit stays this many seconds for those who wait for it.
+# Seconds that an entry stays in Redis at least, because callers may wait for one that is too old at its commit.
 _KEPT_AT_LEAST: Final = 5.0
 # The most leases that one script takes.
 _MOST_AT_ONCE: Final = 500
-# The most bytes of frames in one script: while more is on its way the server would seem to hang.
+# The most bytes of frames in one script. While more bytes are on their way, the server would seem to hang.
 _MOST_BYTES: Final = 65_536
-# The most bytes of frames that the server has not confirmed, so that neither memory nor a command behind them depends
-# on how fast it reads.
+# The most bytes of unconfirmed frames. Without a limit, a server that reads slowly would fill this process's memory and
+# delay every later command.
 _MOST_ON_THEIR_WAY: Final = 16 * 2**20
 
 
 class LeaseRequest(NamedTuple):
-    """A lease that is asked for, to load a value of the type with this fingerprint."""
+    """A request for the lease to load a value of the type with this fingerprint."""
 
     keys: tuple[bytes, bytes]
     fingerprint: str
@@ -54,7 +54,7 @@ class LeaseRequest(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """An entry that is to be stored under a lease."""
+    """A request to store an entry under a lease."""
 
     lease: Lease
     keys: tuple[bytes, bytes]
@@ -73,12 +73,12 @@ class RedisLeases:
     """Takes leases, renews them, and ends each with a commit or without one.
 
     Parameters:
-        servers: which server has which key.
+        servers: knows which server has each key.
         names: the keys of the namespace.
         commands: sends commands to the servers.
         messages: writes the messages.
         shared: the tag versions.
-        invalidations: the last ones of keys.
+        invalidations: the last invalidations of keys.
         clock: wall clock, seconds.
         packing: how frames are packed.
     """
@@ -112,27 +112,25 @@ class RedisLeases:
     async def acquire(
         self, key: str, token: str, ttl: float, known: int, codec: Codec, *, force: bool, tags: tuple[str, ...]
     ) -> Lease | Held | Entry[Any]:
-        """Take the lease, in one trip with a second look at the entry and the newest tag version."""
+        """Take the lease, and look again at the entry and the newest tag version, in one round trip."""
         with self._warning():
             keys = self._names.entry_and_lease(key)
         while True:
             request = LeaseRequest(keys, codec.fingerprint, token, milliseconds(ttl), known, force)
-            # The newest tag version is read before the load begins: one raised later outdates what is loaded.
+            # The newest tag version is read before the load begins. A version that is raised later outdates the load.
             unannounced = self._shared.unannounced(tags)
-            if unannounced:
-                # In one trip. The load begins when both are answered.
-                _, (newest, answer) = await asyncio.gather(self._shared.announce(unannounced), self._request(request))
-            else:
-                newest, answer = await self._request(request)
+            newest, answer = await (
+                self._request_and_announce(key, request, unannounced) if unannounced else self._request(request)
+            )
             tag_version = await self._shared.learn_from(newest)
             what = answer[0]
             if what == b"lease":
                 unannounced = self._shared.unannounced(tags)
                 if unannounced:
-                    # Everything was cleared meanwhile.
+                    # A clear has ended the announcements meanwhile.
                     await self._shared.announce(unannounced)
                 if answer[3]:
-                    self._commands.warn_once(f"lease {key}", f"what lay instead of the lease of {key!r} was not swr's")
+                    self._commands.warn_once(f"lease {key}", f"swr replaced a lease of {key!r} that it had not written")
                 return Lease(key, token, int(answer[1]), tag_version, int(answer[2]))
             if what == b"held":
                 return Held(max(0, int(answer[1])) / 1000, int(answer[2]), int(answer[3]))
@@ -141,27 +139,44 @@ class RedisLeases:
             if entry is not None and self._shared.known.admits_stored(entry):
                 if not self._invalidations.outdates(key, entry):
                     return self._invalidations.marked(key, entry)
-                # A server that took another's place does not know of that yet.
+                # A server that has replaced another does not know of this invalidation yet.
                 await self._remind(key)
             known = int(frame[: frames.VERSION_DIGITS])
 
     async def _remind(self, key: str) -> None:
-        """Invalidate `key` again, as it was before."""
+        """Repeat the last invalidation of `key`, at its version."""
         invalidated = [LastInvalidation(key, self._invalidations.version(key))]
         names = self._names.entry_and_lease(key)
         await self._commands.script(scripts.REMIND, names, *self._messages.reminders(invalidated))
 
     async def _request(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
-        """Return what the key of the newest holds, and the script's answer."""
-        # Otherwise once more, alone.
+        """Return the text of the newest tag version's key, and the script's answer."""
+        # If the batch fails, send this request again, alone.
         with contextlib.suppress(StoreUnavailable, RedisError):
             newest = None if self._servers.is_single else self._shared.newest_soon()
             answer: tuple[bytes, list[Any]] = await self._requests.ask(request, self._servers.place_of(request.keys[0]))
             return (answer[0] if newest is None else await newest), answer[1]
         return await self._request_alone(request)
 
+    async def _request_and_announce(
+        self, key: str, request: LeaseRequest, tags: tuple[str, ...]
+    ) -> tuple[bytes | None, list[Any]]:
+        """Return the same as `_request`, and announce `tags` in the same round trip, before the load begins."""
+        requesting = asyncio.ensure_future(self._request(request))
+        try:
+            try:
+                await self._shared.announce(tags)
+            except StoreUnavailable:
+                await requesting
+                # No load begins under this lease. In a cluster, it is at another server than the announcements.
+                await self.release(Lease(key, request.token, 0, 0), 0.0)
+                raise
+            return await requesting
+        finally:
+            requesting.cancel()
+
     async def _request_alone(self, request: LeaseRequest) -> tuple[bytes | None, list[Any]]:
-        """Return what the key of the newest holds, and the script's answer; follows redirects and tries twice."""
+        """Send a request without a batch, and return the same as `_request`; follow redirects and try twice."""
         newest = self._shared.newest_soon()
         _, answer = await self._commands.script(scripts.ACQUIRE, request.keys, *request.arguments)
         return await newest, answer
@@ -170,7 +185,7 @@ class RedisLeases:
         keys: list[bytes] = [key for request in requests for key in request.keys]
         arguments = [part for request in requests for part in request.arguments]
         if self._servers.is_single:
-            # A cluster has it in a slot of its own.
+            # In a cluster, this key has another slot, and `newest_soon` reads it.
             keys.append(self._names.newest_tag_version)
         command = ("EVAL", scripts.ACQUIRE, len(keys), *keys, *arguments)
         self._commands.send(keys[0], command, functools.partial(_settle_requests, futures))
@@ -186,7 +201,7 @@ class RedisLeases:
 
     async def commit(self, lease: Lease, entry: Entry[Any], codec: Codec) -> None:
         """Store the entry, give the lease back and notify every process; if the lease is lost, store nothing."""
-        # Encoded only when there is room: values wait as they are, and not as bytes.
+        # Encode only when there is room, so that waiting values do not take memory as bytes, too.
         async with self._room.turn:
             await self._room.wait()
             with self._warning():
@@ -199,13 +214,13 @@ class RedisLeases:
             done = await self._commit(Commit(lease, keys, codec.fingerprint, frame, milliseconds(ttl), message))
         finally:
             self._room.give_back(len(frame))
-        self._commands.refusals.stored()
         if not done:
             raise LeaseLost(f"the lease on {lease.key!r} had expired or was deleted")
+        self._commands.refusals.stored()
 
     @contextlib.contextmanager
     def _warning(self) -> Iterator[None]:
-        """Log once that the codec of the cache has failed."""
+        """Log once that the codec of the cache failed, and raise its error."""
         try:
             yield
         except StoreUnavailable as error:
@@ -224,7 +239,7 @@ class RedisLeases:
         try:
             return int(await self._commits.ask(commit, self._servers.place_of(commit.keys[0]), len(commit.frame)))
         except (StoreUnavailable, RedisError):
-            # Once more, alone.
+            # Send this commit again, alone.
             pass
         (done,) = await self._commands.script(scripts.COMMIT, commit.keys, self._messages.channel, *commit.arguments)
         return int(done)
@@ -250,7 +265,7 @@ class RedisLeases:
 
 
 def _settle_requests(futures: list[asyncio.Future[Any]], reply: Any) -> None:
-    """Give each request its answer and what the key of the newest tag version holds, which comes first in the reply."""
+    """Give each request its answer, and the first part of the reply: the text of the newest tag version's key."""
     if not isinstance(reply, Exception):
         newest = reply[0] or b""
         reply = [(newest, answer) for answer in reply[1:]]

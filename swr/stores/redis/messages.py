@@ -1,9 +1,9 @@
 """The format of the messages that processes publish to each other on one channel.
 
-A message is its kind, 16 digits of version, 16 characters that name its sender, and the key or tag. That of a commit
-has the 8 characters of its type's fingerprint before the key, and that of a tag version 16 digits of the newest one
-before it. One that wakes consumers has four digits of their number, and eight characters for each, before what has
-tasks. Several may come as one: "m", and each behind its length in eight digits.
+A message is its kind, 16 digits of a version, 16 characters that identify its sender, and a name, such as a key or tag.
+Some kinds have more before the name. A commit has the 8 characters of its type's fingerprint. A tag version has 16
+digits of the newest version before it. A message that wakes consumers has four digits of their number, and eight
+characters for each consumer. Several messages may come as one: "m", then each message after its length in eight digits.
 """
 
 import secrets
@@ -18,16 +18,16 @@ from swr.stores.tag_versions import ALL, Name, OfKey, OfLoader, Soft
 
 _INSTANCE: Final = 16
 _FINGERPRINT: Final = 8
-# The digits of how many consumers a message wakes.
+# How many digits the number of consumers has in a message that wakes them.
 _NUMBER: Final = 4
 PENDING: Final = (Kind.PENDING_KEY, Kind.PENDING_TAG)
-# What processes tell each other. Notes of a process for itself, such as an outage, are foreign in a message.
+# Kinds that processes send each other. A process notifies only itself of the others, such as an outage.
 _KINDS: Final = {
     kind.value.encode(): kind
     for kind in (Kind.COMMITTED, Kind.RELEASED, Kind.INVALIDATED, Kind.MARKED, Kind.TAG_VERSION, Kind.QUEUED, *PENDING)
 }
 _INVALIDATING: Final = (Kind.INVALIDATED, Kind.MARKED, Kind.TAG_VERSION, *PENDING)
-# Those that name something by a member of the tag versions.
+# Kinds whose name is written as a member of the tag versions.
 _NAMED: Final = (Kind.TAG_VERSION, Kind.PENDING_TAG)
 
 
@@ -38,9 +38,9 @@ class Messages:
         names: the keys of the namespace.
 
     Attributes:
-        channel: where they are published.
-        instance: names this process since the last opening.
-        latest: the latest version that is not foreign, going by the server's clock.
+        channel: the channel on which they are published.
+        instance: identifies this process as a sender since the last opening.
+        latest: the highest version that a message may have: one far ahead of the server's clock is foreign.
     """
 
     def __init__(self, names: Names) -> None:
@@ -50,15 +50,15 @@ class Messages:
         self._names = names
 
     def open(self) -> None:
-        """Take a new name as a sender."""
+        """Take a new identifier as a sender."""
         self.instance = secrets.token_hex(_INSTANCE // 2)
 
     def use_database(self, number: int) -> None:
-        """Publish on the channel of a database; channels belong to the server, so that the number has to be in it."""
+        """Publish on the channel of a database, which has the number in its name: all databases share the channels."""
         self.channel = b"%b:%d:messages" % (self._names.prefix, number)
 
     def write(self, kind: Kind, name: Name, version: int = 0, fingerprint: str = "") -> bytes:
-        """Return a message; that of a commit has a fingerprint. Scripts write those about tag versions."""
+        """Return a message; a commit needs a fingerprint. Scripts write the messages about tag versions."""
         begin = f"{kind.value}{digits(version)}{self.instance}{fingerprint}".encode()
         if kind is Kind.PENDING_TAG or not isinstance(name, str):
             return begin + member_of(name, self._names)
@@ -77,7 +77,7 @@ class Messages:
         return self.instance.encode(), self._names.hidden(name)
 
     def reminders(self, invalidations: list[LastInvalidation]) -> list[bytes | int | str]:
-        """Return the arguments with which a script invalidates keys again, each at its version."""
+        """Return the arguments of the script REMIND, which invalidates keys again at their versions."""
         arguments: list[bytes | int | str] = [self.channel, TOMBSTONE_FOR]
         for key, version, is_mark in invalidations:
             text = f"{digits(version)}s" if is_mark else digits(version)
@@ -85,10 +85,10 @@ class Messages:
         return arguments
 
     def read(self, message: bytes) -> Notification | None:
-        """Return what a message says, or None if it is not one of swr's.
+        """Return a message as a notification, or None if swr has not written it.
 
         Raises:
-            ForeignName: it names what this process has another name for.
+            ForeignName: this process cannot read the name in the message.
         """
         kind, instance, name = _KINDS.get(message[:1]), message[17 : 17 + _INSTANCE], message[17 + _INSTANCE :]
         fingerprint = b""
@@ -124,17 +124,17 @@ def _cut(text: bytes, at: int) -> tuple[bytes, bytes]:
 
 
 def invalidated_in(message: bytes) -> int | None:
-    """Return the version at which a message invalidates or marks something, whatever that is; None: it does not."""
+    """Return the version at which a message invalidates or marks any name, or None if it does neither."""
     return int(message[1:17]) if _KINDS.get(message[:1]) in _INVALIDATING else None
 
 
 def before_in(message: bytes) -> bytes:
-    """Return the digits of the tag version that was the newest before the one that a message is about."""
+    """Return the digits of the newest version before the one that a message about a tag version brings."""
     return message[17 + _INSTANCE : 17 + _INSTANCE + VERSION_DIGITS]
 
 
 def member_of(name: Name, names: Names) -> bytes:
-    """Return what was invalidated or marked, as scripts and messages name it."""
+    """Return a name to invalidate or mark in the form that scripts and messages use: a member of the tag versions."""
     of = name.of if isinstance(name, Soft) else name
     if isinstance(of, OfLoader):
         member = b"l" + names.hidden(of.template)
@@ -146,14 +146,14 @@ def member_of(name: Name, names: Names) -> bytes:
 
 
 def name_in(member: bytes, names: Names, *, may_be_key: bool = False) -> Name:
-    """Return what a member of the tag versions names.
+    """Return the name that a member of the tag versions represents.
 
     Parameters:
-        may_be_key: it may be a mark of a key, which has no tag version.
+        may_be_key: whether the member may be a mark of a key, which has no tag version.
 
     Raises:
-        ForeignName: another process has this name for it.
-        ValueError: it is not swr's.
+        ForeignName: this process cannot read the name.
+        ValueError: swr has not written the member.
     """
     is_soft = member[:1] == b"s"
     member = member[is_soft:]
@@ -172,7 +172,7 @@ def name_in(member: bytes, names: Names, *, may_be_key: bool = False) -> Name:
 
 
 def split(data: bytes) -> list[bytes] | None:
-    """Return the message, or the several that came as one; None if the data is neither."""
+    """Return the one message in the data, or the several that came as one; None if the data is neither."""
     if data[:1] != b"m":
         return [data]
     messages, first = [], 1

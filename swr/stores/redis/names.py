@@ -1,7 +1,8 @@
-"""The names of Redis keys in one namespace, and what represents keys and tags in Redis.
+"""The names of Redis keys in one namespace, and the form of cache keys and tags in Redis.
 
-`swr.stores.redis.scripts` says what is under each name. Without a codec that hides names, keys and tags are there
-as they are. With one, each begins with two bytes that no text has, so that a process that cannot read it knows that.
+`swr.stores.redis.scripts` describes the contents of each Redis key. Without a codec that hides names, cache keys and
+tags are in Redis as they are. With one, each hidden name begins with two bytes that no UTF-8 text has. By these bytes,
+a process that cannot read a name knows that it cannot.
 """
 
 import base64
@@ -17,7 +18,7 @@ _REMEMBERED: Final = 4096
 
 
 class ForeignName(ValueError):
-    """A name that was hidden with another secret, or not at all."""
+    """A name that this process cannot read: another secret hides it, or only one of two processes hides names."""
 
 
 class Names:
@@ -25,19 +26,19 @@ class Names:
 
     Parameters:
         namespace: the beginning of every name.
-        packing: whose codec may hide names.
+        packing: its codec may hide names.
 
     Attributes:
         prefix: the namespace, as bytes.
         tag_versions: names the sorted set of tag versions by tag.
         newest_tag_version: names the newest tag version.
-        announcements: names the tags of URLs of which loads have begun.
+        announcements: names the tags of URLs that loads have announced.
         passed_over: names the times at which invalidations were passed over.
-        hidden: returns what is in Redis for a key, a tag or another name.
+        hidden: returns the form in Redis of a key, a tag or another name.
         digests, digest_times: name the digests of processes, and when each was written.
         is_watched: names whether a dashboard is open.
         faults: names the faults that processes simulate.
-        dashboard_secret: names what dashboards seal the names of keys with.
+        dashboard_secret: names the secret with which dashboards seal the names of keys.
     """
 
     def __init__(self, namespace: str, packing: Packing = PLAIN) -> None:
@@ -66,8 +67,8 @@ class Names:
         """Return the name that `data` represents.
 
         Raises:
-            ForeignName: another process hides names otherwise, or this one alone does.
-            ValueError: it is not a name.
+            ForeignName: the process that wrote it hides names in another way, or does not hide them.
+            ValueError: `data` is not a name.
         """
         if data.startswith(_HIDDEN) is (self._codec is None):
             raise ForeignName("one of the two processes hides names with a codec, the other does not")
@@ -82,13 +83,13 @@ class Names:
         """Return the key that `storage_name` has hidden.
 
         Raises:
-            ValueError: another secret has hidden it, or it is not a name.
+            ValueError: another secret has hidden the name, or `data` is not a name.
         """
         return self.shown(_HIDDEN + data)
 
     @property
     def digest_key(self) -> bytes:
-        """The key of digests that only processes with the same secret can make; empty if names are not hidden."""
+        """A key for hashes that only processes with the same secret can compute; empty if names are not hidden."""
         return b"" if self._codec is None else self.hidden("")[-16:]
 
     def storage_name(self, name: str) -> str:
@@ -98,25 +99,25 @@ class Names:
         return storage_name(base64.urlsafe_b64encode(self.hidden(name)[len(_HIDDEN) :]).decode().rstrip("="))
 
     def entry(self, key: str) -> bytes:
-        """Return where the entry of `key` is.
+        """Return the Redis key of the entry of `key`.
 
         Raises:
-            StoreUnavailable: the codec cannot hide it.
+            StoreUnavailable: the codec cannot hide the name.
         """
         name = storage_name(key) if self._codec is None else self.storage_name(key)
         return b"%b%b}" % (self._before_entry, name.encode())
 
     def entry_and_lease(self, key: str) -> tuple[bytes, bytes]:
-        """Return where the entry of `key` is, and its lease; a cluster keeps both in one slot."""
+        """Return the Redis keys of the entry and of the lease of `key`; a cluster keeps both in one slot."""
         entry = self.entry(key)
         return entry, entry + b":l"
 
     def fault(self, name: str) -> bytes:
-        """Return the name of the claim of a fault that one process simulates."""
+        """Return the Redis key with which one process claims to simulate a fault."""
         return b"%b:%b" % (self.faults, name.encode())
 
     def named(self, name: str) -> bytes:
-        """Return `name` as a key of this namespace."""
+        """Return the Redis key with this name in the namespace."""
         return b"%b:%b" % (self.prefix, name.encode())
 
 

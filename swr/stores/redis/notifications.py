@@ -1,4 +1,4 @@
-"""Make one notification of the store's subscriber of each message of another process."""
+"""Turns messages of other processes into notifications of the store's subscriber."""
 
 from cachetools import LRUCache
 
@@ -17,13 +17,13 @@ class Notifications:
     """Turns messages into notifications.
 
     Parameters:
-        servers: which server has which key.
+        servers: knows which server has each key.
         names: the keys of the namespace.
         commands: sends commands to the servers.
         messages: reads the messages.
         shared: the tag versions.
-        invalidations: the last ones of keys.
-        readings: the readings under way, by key; one whose key was invalidated is removed.
+        invalidations: the last invalidations of keys.
+        readings: the readings under way, by key; a message about a key removes its reading.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Notifications:
         self._shared = shared
         self._invalidations = invalidations
         self._readings = readings
-        # A cluster's masters pass messages on, so that each comes several times.
+        # The latest messages. A cluster's masters pass messages on to each other, so every link brings each message.
         self._received: LRUCache[bytes, None] = LRUCache(1000)
 
     def open(self, start: Start, subscriber: Subscriber) -> None:
@@ -57,7 +57,7 @@ class Notifications:
         if messages is None:
             self._ignore(data)
             return
-        # Only commits come together. That they have come is noted once for all of them.
+        # Only commits come several at once. Their arrival is noted once for the whole batch.
         is_batch = len(messages) > 1
         if not (is_batch and self._came_before(data)):
             for message in messages:
@@ -107,13 +107,13 @@ class Notifications:
             return
         if kind in (Kind.INVALIDATED, Kind.MARKED):
             self._invalidations.remember(notification.text, version, is_mark=kind is Kind.MARKED)
-        # A reader who asks from now on must not get the answer to a GET that was sent before this message.
+        # A reader that asks from now on must not share a read that was sent before this message.
         if isinstance(name, str):
             self._readings.pop(name, None)
         self._subscriber(notification)
 
     def _came_before(self, data: bytes) -> bool:
-        """Return whether another of a cluster's masters has passed on this message already."""
+        """Return whether this message has already come over another link of a cluster."""
         if self._servers.is_single:
             return False
         known = data in self._received

@@ -1,4 +1,4 @@
-"""A time-out that is counted in this process's own turns, so that no server is late while the process itself sleeps."""
+"""A time-out that counts ticks of this process, so that a server is not late only because the process itself slept."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Final
 
 import anyio
 
-# A turn that comes late, because the machine is busy or the process was stopped, counts as one anyway.
+# Ticks in one time-out. A tick that comes late, because the machine is busy or the process was stopped, counts as one.
 _TURNS: Final = 30
 
 
@@ -17,7 +17,7 @@ def patience(seconds: float, failure: str) -> Iterator[None]:
 
     Parameters:
         seconds: how long the block may take.
-        failure: what could not be done in that time, for the error.
+        failure: the beginning of the error's text, such as "no connection".
 
     Raises:
         TimeoutError: the block took longer.

@@ -1,4 +1,4 @@
-"""Notes whether Redis can be reached: it logs and publishes each change of that, and of its reason."""
+"""Tracks whether Redis can be reached: logs each change and each new reason, and notifies the subscriber of changes."""
 
 import logging
 from typing import Final
@@ -19,10 +19,10 @@ _MOST_REASONS: Final = 100
 
 
 class Reachability:
-    """Follows whether every key can be reached.
+    """Tracks whether every key can be reached.
 
     Parameters:
-        servers: which server has which key.
+        servers: knows which server has each key.
         names: the keys of the namespace.
         shared: the tag versions.
 
@@ -35,9 +35,9 @@ class Reachability:
         self._servers = servers
         self._names = names
         self._shared = shared
-        # The reason that was logged last, while nothing was reachable since.
+        # The reason that was logged last; None once Redis is reachable again.
         self._logged: str | None = None
-        # The last reasons, for those that alternate.
+        # The reasons that were logged lately, because reasons may alternate.
         self._told: TTLCache[str, str] = TTLCache(_MOST_REASONS, _REPEATED_AFTER)
 
     def open(self, subscriber: Subscriber) -> None:
@@ -46,7 +46,7 @@ class Reachability:
         self.is_reachable = None
 
     def on_link_changed(self) -> None:
-        """Log and notify when some key can no longer be reached, and when every key can be again."""
+        """Log and notify when some key can no longer be reached, and when every key can be reached again."""
         error = self._servers.error
         if error is not None:
             self._servers.refresh_map()
@@ -64,7 +64,7 @@ class Reachability:
                 self._subscriber(Notification(Kind.UNREACHABLE, str(error)))
 
     def _tell(self, reason: str) -> None:
-        """Log why nothing can be reached: when that is new, however often the cache is closed and opened meanwhile."""
+        """Log a new reason why Redis cannot be reached; closing and opening the cache does not make a reason new."""
         if reason == self._logged or reason in self._told:
             return
         if self._logged is None:
@@ -83,7 +83,7 @@ class Reachability:
         if self.is_reachable is not False:
             return False
         try:
-            # A single server has every key, whatever its name there.
+            # A single server has every key, so that the name of this key does not matter.
             return self._servers.link_to(b"" if self._servers.is_single else self._names.entry(key)).is_unreachable
         except StoreUnavailable:
             return True

@@ -1,4 +1,4 @@
-"""Readings: what coroutines read in one turn of the event loop, shared by the readers of one key."""
+"""Readings: each reads one key for all coroutines that ask for it at the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,25 +12,25 @@ from swr.errors import CodecError
 from swr.stores.redis.connection import settle
 from swr.stores.threads import in_thread
 
-# Frames of more bytes are made and decoded in a thread: some milliseconds at least.
+# In bytes. A thread packs and decodes larger frames, because that takes some milliseconds at least.
 LARGE: Final = 200_000
 
 
 class Reading:
-    """One key that is read, everyone who waits for it, and the entry that the answer held.
+    """One read of a key, with the readers that wait for it and the entry in the answer.
 
     Each reader waits on a future of its own, so that one reader's cancellation does not reach the others.
 
     Parameters:
-        readings: those under way, by key.
-        key: which is read.
-        name: where its entry is.
+        readings: the readings under way, by key.
+        key: the key that is read.
+        name: the Redis key of its entry.
         first: the future of the first reader.
 
     Attributes:
-        frame: what is stored, or None.
-        newest: what the key of the newest tag version holds, if it was read with this key.
-        codec, entry: which entry was decoded from the frame, with which codec.
+        frame: the stored data, or None.
+        newest: the text of the newest tag version's key, if it was read in the same command.
+        codec, entry: the codec that last decoded the data, and the entry that it returned.
     """
 
     __slots__ = ("_lock", "_readings", "codec", "entry", "frame", "key", "name", "newest", "waiting")
@@ -50,7 +50,7 @@ class Reading:
     def decoded(
         self, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
     ) -> Entry[Any] | Awaitable[Entry[Any] | None] | None:
-        """Return the entry of a codec's type, or await the thread that decodes a large one for all readers."""
+        """Return the entry of a codec's type, or an awaitable of it while a thread decodes it for all readers."""
         if self.codec is codec:
             return self.entry
         data = self.frame
@@ -89,7 +89,7 @@ class Reading:
 
 
 def settle_all(readings: list[Reading], reply: Any) -> None:
-    """Give each reading its part of one reply, and what the key of the newest tag version holds, which comes last."""
+    """Give each reading its part of one reply, and the last part: the text of the newest tag version's key."""
     if isinstance(reply, Exception):
         for reading in readings:
             reading.fail(reply)
@@ -100,7 +100,7 @@ def settle_all(readings: list[Reading], reply: Any) -> None:
 
 
 def settle_one(reading: Reading, reply: Any) -> None:
-    """Give a reading a reply of its own."""
+    """Give a reading the reply to its own command."""
     if isinstance(reply, Exception):
         reading.fail(reply)
     else:
@@ -110,7 +110,7 @@ def settle_one(reading: Reading, reply: Any) -> None:
 async def decode_soon(
     key: str, data: bytes, codec: Codec, packing: Packing, warn_once: Callable[[str, str], None]
 ) -> Entry[Any] | None:
-    """Return what `decode` returns, from a thread if that takes long."""
+    """Return what `decode` returns; a thread decodes a large frame."""
     frame = frames.frame_of(data, codec.fingerprint) if data else None
     if frame is not None and frames.weight(frame) > LARGE:
         return await in_thread(decode, key, data, frame, codec, packing, warn_once)
@@ -127,11 +127,12 @@ def decode(
 ) -> Entry[Any] | None:
     """Return the entry in a frame.
 
-    None means nothing, a tombstone, entries of other types alone, or, with one warning, what cannot be decoded.
+    Return None for no data, a tombstone, or entries of other types only. If the data cannot be decoded, log one
+    warning and return None.
 
     Parameters:
-        data: what is stored for the key.
-        frame: the one of the codec's type in it.
+        data: the data that are stored for the key.
+        frame: the frame of the codec's type in the data.
     """
     if not frame:
         return None
@@ -140,7 +141,7 @@ def decode(
     except Unreadable as error:
         warn_once(
             f"packing {error.about}",
-            f"the entry of {key!r} in Redis was passed over: {error} (logged once, though others may be like it)",
+            f"the entry of {key!r} in Redis was passed over: {error} (logged once; it may concern other entries, too)",
         )
         return None
     except CodecError as error:
@@ -148,6 +149,6 @@ def decode(
             why = f"was passed over: {error}" if frames.is_entry(frame) else "is not swr's and was passed over"
             warn_once(f"frame {key}", f"the entry of {key!r} in Redis {why}")
         return None
-    # Most entries are alone under their key, without a mark.
+    # Most data are a single frame without a mark: then there is nothing to search.
     mark = frames.mark_in(data) if data and len(data) > len(frame) else 0
     return marked_stale(entry, mark) if mark > entry.version else entry

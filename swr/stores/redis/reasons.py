@@ -1,4 +1,4 @@
-"""Why a server cannot be used, in words that say what to do about it."""
+"""Texts that say why a server cannot be used, and what to do about it."""
 
 import re
 from typing import Final
@@ -14,13 +14,13 @@ from redis.exceptions import (
 
 from swr.errors import ConfigurationError, StoreUnavailable
 
-# Why a connection ended, if its end is all that is known.
+# The reason for the end of a connection if no other reason is known.
 CLOSED: Final = "the server closed the connection"
-# The first server that has every command of the scripts.
+# The oldest version of Redis with every command of the scripts.
 _OLDEST: Final = (6, 2)
-# redis-py's words -> swr's, so that the log does not take them for another reason.
+# redis-py's text -> swr's text for the same reason, so that the log does not report a change of the reason.
 _SAID_OTHERWISE: Final = {"Connection closed by server.": CLOSED}
-# Whether one server is asked for, and which kind of server it is -> what to do.
+# Whether the user configured a single server, and which kind of server was found -> what to do.
 _REMEDIES: Final = {
     (True, b"cluster"): "the server is a node of a cluster: give a URL redis+cluster://…",
     (True, b"sentinel"): "the server is a sentinel: give a URL redis+sentinel://…/name-of-the-master",
@@ -29,7 +29,7 @@ _REMEDIES: Final = {
 
 
 def reason_of(error: BaseException) -> StoreUnavailable | ConfigurationError:
-    """Return why there is no connection; of several errors the first."""
+    """Return why there is no connection; of a group of errors, the first one counts."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, (StoreUnavailable, ConfigurationError)):
@@ -37,10 +37,10 @@ def reason_of(error: BaseException) -> StoreUnavailable | ConfigurationError:
     text = _SAID_OTHERWISE.get(str(error), str(error)) or type(error).__name__
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OSError) and cause.strerror and cause.strerror not in text:
-        # redis-py before 7 names the number alone.
+        # redis-py before 7 gives only the error number.
         text = f"{text.rstrip('.')}: {cause.strerror}"
     if isinstance(error, AuthenticationError):
-        # redis-py takes the code for itself, and before 7 it keeps none.
+        # redis-py cuts the error code off the text, and keeps it only from version 7 on.
         code = getattr(error, "status_code", None)
         return StoreUnavailable(f"the server refuses this user name or password: {f'{code} ' if code else ''}{text}")
     if isinstance(error, ResponseError) and "HELLO" in text:
@@ -51,10 +51,14 @@ def reason_of(error: BaseException) -> StoreUnavailable | ConfigurationError:
 
 
 def check_kind(info: dict[bytes, bytes], *, is_single: bool) -> None:
-    """Check by its INFO that a server is of the right kind; empty where this user may not ask.
+    """Check that a server is of the right kind.
+
+    Parameters:
+        info: the fields of its INFO; empty if this user may not run INFO.
+        is_single: whether the user configured a single server, not a cluster.
 
     Raises:
-        StoreUnavailable: it is not.
+        StoreUnavailable: the server is of another kind.
     """
     kind = info.get(b"redis_mode", info.get(b"server_mode", b""))
     remedy = _REMEDIES.get((is_single, kind))
@@ -68,18 +72,18 @@ def check_kind(info: dict[bytes, bytes], *, is_single: bool) -> None:
 
 
 def explain_redirect(error: AskError) -> str:
-    """Return what to do about a redirect from a server that was taken for the only one."""
+    """Return what to do about a redirect from a server that swr took for a single one."""
     return f"the server is a node of a cluster ({error}): give a URL redis+cluster://…"
 
 
 def explain_refusal(error: RedisError) -> str:
-    """Return what a refused command leads to and, where that is known, what to do about it."""
+    """Return what follows from a refused command and, if known, what to do about it."""
     text = f"Redis refused a command ({error}); swr serves what it cannot store from memory and from the loaders"
     return with_remedy(text, error)
 
 
 def with_remedy(text: str, error: BaseException) -> str:
-    """Return `text` and what to do about a refused command, where the kind of the error says it."""
+    """Return `text`, followed by what to do about a refused command if the kind of error says it."""
     if isinstance(error, OutOfMemoryError):
         return f"{text}: raise maxmemory, or set maxmemory-policy to volatile-lru"
     if isinstance(error, NoPermissionError):

@@ -1,4 +1,4 @@
-"""Refusals of servers: publish each of them, and log when they begin and end."""
+"""Refused commands: swr notifies its subscriber of each refusal, and logs when refusals begin and end."""
 
 import logging
 import time
@@ -11,26 +11,26 @@ from swr.stores.base import Kind, Notification, Subscriber
 from swr.stores.redis.reasons import explain_refusal, with_remedy
 
 log = logging.getLogger("swr")
-# The most lines within these seconds: a server at its limit may change its mind with each command.
+# The most log lines in this many seconds. A server at its limit may refuse one command and accept the next.
 _MOST_LINES: Final = 10
 _WITHIN: Final = 3600.0
-# Seconds. A refusal that is further back is over.
+# Seconds after which a refusal counts as over.
 _LATELY: Final = 15.0
 
 
 class Refusals:
-    """Notes whether the servers of one store refuse commands."""
+    """Tracks whether the servers of one store refuse commands."""
 
     def __init__(self) -> None:
-        # The kind of refusal that was logged last; None: that there is none any more.
+        # The kind of refusal that was logged last; None: there was none, or its end was logged.
         self._logged: type[RedisError] | None = None
         self._lines: deque[float] = deque(maxlen=_MOST_LINES)
-        # The last refusal; since when they come without a pause, in seconds since 1970; and when it came, by the
-        # monotonic clock.
+        # The text of the last refusal, since when there are refusals without a break (in seconds since 1970), and when
+        # the last one came (by the monotonic clock).
         self._last: tuple[str, float, float] | None = None
 
     def open(self, subscriber: Subscriber) -> None:
-        """Tell `subscriber` of each refusal from now on."""
+        """Notify `subscriber` of each refusal from now on."""
         self._subscriber = subscriber
 
     def refused(self, error: RedisError) -> None:
@@ -43,9 +43,9 @@ class Refusals:
             self._log(type(error), explain_refusal(error))
 
     def lately(self) -> tuple[str, float] | None:
-        """Return the last refusal with its remedy, and since when commands are refused.
+        """Return the last refusal with its remedy, and since when commands are refused, in seconds since 1970.
 
-        The moment is in seconds since 1970. None: nothing was refused in the last 15 seconds.
+        Return None if nothing was refused in the last 15 seconds.
         """
         if self._last is None:
             return None

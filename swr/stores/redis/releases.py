@@ -11,7 +11,7 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 def plain_options(known: Collection[str]) -> dict[str, Any]:
     """Return options for a connection that sends neither HELLO nor the name of the client library.
 
-    Not every server knows HELLO, and each would be one more trip.
+    Not every server knows HELLO, and each of the two would cost one more round trip.
 
     Parameters:
         known: the options that redis-py knows.
@@ -21,7 +21,7 @@ def plain_options(known: Collection[str]) -> dict[str, Any]:
 
 
 def arguments_of(get_connection: Callable[..., Any]) -> tuple[str, ...]:
-    """Return what a pool's `get_connection` must be given: a name until 5.2, and nothing from 5.3 on."""
+    """Return the arguments of a pool's `get_connection`: a name up to redis-py 5.2, and none from 5.3 on."""
     name = inspect.signature(get_connection).parameters.get("command_name")
     return () if name is None or name.default is not inspect.Parameter.empty else ("_",)
 
@@ -31,16 +31,16 @@ _ARGUMENTS: Final = arguments_of(ConnectionPool.get_connection)
 
 
 async def connection_of(pool: Any) -> AbstractConnection:
-    """Return a connection of a pool, connected and used by no one else."""
+    """Return a connection of a pool, connected and not used by any other code."""
     return cast(AbstractConnection, await pool.get_connection(*_ARGUMENTS))
 
 
 def has_sentinels(pool: Any) -> bool:
-    """Return whether a pool asks sentinels for the master."""
+    """Return whether a pool asks sentinels which server is the master."""
     return hasattr(pool, "sentinel_manager")
 
 
 async def close_sentinels(pool: Any) -> None:
-    """Close the clients of the sentinels that a pool asks for the master, if it does."""
+    """Close the clients of a pool's sentinels, if it has any."""
     if has_sentinels(pool):
         await asyncio.gather(*(sentinel.aclose() for sentinel in pool.sentinel_manager.sentinels))

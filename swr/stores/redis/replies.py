@@ -34,21 +34,21 @@ _KINDS: Final[dict[str, Callable[[str], RedisError]]] = {
     "TRYAGAIN": TryAgainError,
     "WRONGPASS": AuthenticationError,
 }
-# How Redis 6.2 says that a command of a script was refused. The code of the refusal, if it has one, comes afterwards.
+# The prefix by which Redis 6.2 reports that a command of a script was refused. The error code, if any, follows it.
 _IN_A_SCRIPT: Final = re.compile(
     r"(ERR Error running script \(call to \w+\): @user_script:\d+: )?(@user_script: \d+: -?)?"
 )
-# How later servers say in which script and line it was.
+# The suffix by which later servers name the script and the line of a refused command.
 _WHERE: Final = re.compile(r"\.? script: (?:\w+, )?on @user_script:\d+\.?\Z")
-# How Redis 6.2 and later servers say, without a code, that a command of a script needs a right.
+# The texts by which Redis 6.2, and later servers, report without NOPERM that a script's user lacks a right.
 _NEEDS_A_RIGHT: Final = ("The user executing the script can't ", "ERR ACL failure in script: ")
 
 
 def error_of(reply: str) -> RedisError:
-    """Return the exception that an error reply represents; its text has no code that redis-py has a class for.
+    """Return the exception for an error reply. If redis-py has a class for the error code, the text omits the code.
 
     Raises:
-        ValueError: a redirect to no address.
+        ValueError: the reply is a redirect without an address.
     """
     reply = _WHERE.sub("", _IN_A_SCRIPT.sub("", reply, count=1).rstrip())
     if reply.startswith(_NEEDS_A_RIGHT):

@@ -2,29 +2,32 @@
 
 Keys, for the namespace `ns` and the storage name `h` of an entry's key:
 
-- `ns:{h}` the entry: frames (`swr.core.frames`) side by side, one for each fingerprint of a type, the last stored
-  first. If they were marked stale, 16 digits of the version of that and `s` stand behind them. Or a tombstone, instead
-  of all of them: 16 digits of version and `t`
-- `ns:{h}:l` a hash of leases by fingerprint: `l`, 16 digits of the time at which it ends, 16 digits of version, the
-  holder's token. Or a pause after failed loads: `p`, 16 digits of the time at which it ends, the number of failures
-- `ns:{!}b` a sorted set of tag versions by tag, `*` for the last clear and `!` for the minimum tag version. Tags are
-  written `t` + tag, and loaders `l` + key template. `s` + one of these, or `*`, says when it was last marked stale.
-  `@` + the run of a server has minus the time of the last stamp in that run. By it a server that restarts with older
-  data says how old they are
+- `ns:{h}` the entries of a key: frames (`swr.core.frames`) side by side, one for each type's fingerprint, the last
+  stored first. If they were marked stale, a mark follows them: 16 digits of its version and `s`. After an invalidation
+  there is only a tombstone: 16 digits of its version and `t`
+- `ns:{h}:l` a hash by fingerprint. A lease is `l`, 16 digits of its end, 16 digits of its version, the holder's token.
+  A pause after failed loads is `p`, 16 digits of its end, the number of failures
+- `ns:{!}b` a sorted set of tag versions. Its members are `t` + tag, `l` + the key template of loaders, `*` for the last
+  clear and `!` for the minimum tag version. `s` + one of the first three is the version of its last mark. `@` + the ID
+  of a server's run has minus the time of the last stamp in that run. The stamp shows how old the data of a restarted
+  server are
 - `ns:{!}h` 16 digits of the newest tag version, and 16 of the last clear
 - `ns:{!}a` the announcements: 16 digits of the last clear, 16 of their number, then a Bloom filter of the tags of URLs
-  of which loads have begun since. Nothing carries a tag of a URL that is not among them, so that invalidating it needs
-  no tag version
-- `ns:{!}p` a hash: when such an invalidation was passed over last, by group of tags; `since` says what it goes back to,
-  and `announced` how many announcements there were
+  that loads have announced since that clear. No entry carries a tag of a URL that is not in the filter, so an
+  invalidation passes over such a tag: it gets no tag version
+- `ns:{!}p` a hash: when an invalidation was last passed over, by group of tags; `since` is the version from which on
+  this is known, and `announced` the number of announcements
 
-These four keys agree on the last clear and on the number of announcements. Where one does not, that key or another one
-was lost or overwritten: the script that finds it clears everything, because it cannot know what was lost.
+The four keys with `{!}` agree on the last clear and on the number of announcements. If one of them does not, that key
+or another one was lost or overwritten. The script that finds this clears everything, because it cannot know what was
+lost.
 
-Versions are the server's microseconds, raised where needed so that they never go back; so are times. They travel as 16
-digits of text, in which order is the order of numbers: Lua's own numbers would be printed in exponents.
+Versions and times are the server's clock in microseconds; versions are raised where needed, so that they never go back.
+Both are written as 16 digits of text, which sort like the numbers. Lua would print such numbers with exponents.
 
 The lease is the fence: once it is deleted, the load in flight cannot commit, however long its process sleeps.
+
+Before each script, a comment gives its KEYS | its ARGV -> its reply.
 """
 
 from typing import Final
@@ -36,12 +39,12 @@ MOST_TYPES: Final = 8
 
 
 def digits(version: int) -> str:
-    """Return a version as scripts write it."""
+    """Return a version as scripts write it: 16 digits."""
     return f"{version:016d}"
 
 
 def milliseconds(seconds: float) -> int:
-    """Return a time to live for Redis, which takes none below 1 ms."""
+    """Return seconds as a time-to-live in milliseconds, at least 1, because Redis refuses 0."""
     return max(1, int(seconds * 1000))
 
 
@@ -49,9 +52,10 @@ TIME: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local function digits(number) return string.format('%016.0f', number) end
--- A number that is a day ahead of the clock is foreign.
-local function plausible(number) return number and number < now + 86400000000 and number or 0 end
--- Without the right to publish the rest is done anyway.
+-- The number, or 0 if swr cannot have written it: it is a year ahead of the clock. If the clock was put back by less,
+-- versions go on from where they were.
+local function plausible(number) return number and number < now + 31536000000000 and number or 0 end
+-- 1, or 0 without the right to publish: the script does the rest anyway.
 local function tell(channel, message) return type(redis.pcall('PUBLISH', channel, message)) == 'number' and 1 or 0 end
 local function read(key)
   local text = redis.pcall('GET', key)
@@ -59,15 +63,15 @@ local function read(key)
 end
 """
 
-# Read an entry's two keys. The patterns count sixteen digits of a version, eight hex digits and so on.
+# Functions that read an entry's two keys. Their patterns match a version's 16 digits, a fingerprint's 8, and so on.
 _ENTRY: Final = (
     TIME
     + """
 local sixteen = string.rep('%d', 16)
 local frame = '^(' .. sixteen .. ')e(' .. string.rep('%x', 8) .. ')(' .. string.rep('%d', 10) .. ')(' .. sixteen .. ')'
 local held = '^([lp])(' .. sixteen .. ')(.*)$'
--- The frames of an entry, up to what is foreign; the newest version among them, or of its tombstone or mark; that of
--- the mark, or 0; and where the frames end.
+-- The frames of an entry, up to foreign bytes; the newest version of a frame, tombstone or mark; the version of the
+-- mark, or 0; and the end of the frames.
 local function frames_in(entry)
   local found, newest, at = {}, 0, 0
   while true do
@@ -87,13 +91,13 @@ local function own(frames, fingerprint)
   for _, one in ipairs(frames) do if one.fingerprint == fingerprint then return one end end
 end
 local function text_of(entry, one) return redis.call('GETRANGE', entry, one.at, one.at + one.length - 1) end
--- What follows frames of which one was marked.
+-- The text of a mark that is newer than one of these frames, or ''.
 local function mark_of(frames, mark)
   for _, one in ipairs(frames) do if one.version < mark then return digits(mark) .. 's' end end
   return ''
 end
--- What keeps a type from being loaded: 'l' or 'p', when that ends, and the rest. Or 'x' for what no swr has written:
--- every lease ends within a day, and every pause within ten minutes.
+-- The lease ('l') or pause ('p') of a type, its end, and the rest. Or 'x' for text that swr has not written: a lease
+-- ends within a day, a pause within ten minutes.
 local function hold(lease, fingerprint)
   local text = redis.pcall('HGET', lease, fingerprint)
   if type(text) == 'table' then redis.call('DEL', lease) end
@@ -108,7 +112,7 @@ local function keep(lease, fingerprint, text, ttl)
   redis.call('HSET', lease, fingerprint, text)
   if redis.call('PTTL', lease) < tonumber(ttl) then redis.call('PEXPIRE', lease, ttl) end
 end
--- The leases: fingerprint, end, version, token.
+-- The leases of a key: fingerprint, version, token, and the text of these two.
 local function leases_in(lease)
   local all, found = redis.pcall('HGETALL', lease), {}
   for i = 2, #all, 2 do
@@ -134,9 +138,10 @@ end
 """
 )
 
-# (entry, lease)…, and the newest tag version where it is on the same server
-# | (fingerprint, token, ttl (ms), known version, force)… -> {what that key holds, {what, …}…}: an entry that is newer;
-# who holds the lease; or the lease, and whether something foreign lay there
+# (entry, lease)…, and the newest tag version if it is on the same server
+# | (fingerprint, token, ttl (ms), known version, force)… -> {text of the newest tag version, answer…}
+# An answer is {'found', newer entry}, {'held', ms until its end, time, failures of a pause or 0},
+# or {'lease', version, failures, whether foreign text was in its place}
 ACQUIRE: Final = (
     _ENTRY
     + """
@@ -165,7 +170,7 @@ local function acquire(entry, lease, fingerprint, token, ttl, known, force)
 end
 local count = #ARGV / 5
 local newest = KEYS[2 * count + 1]
--- Not to be allowed to read it is an error; for MGET a foreign value of another type is none.
+-- MGET fails without the right to read the key, but not on a foreign value of another type.
 local answers = {newest and redis.call('MGET', newest)[1] or ''}
 for i = 1, count do
   answers[i + 1] = acquire(KEYS[2 * i - 1], KEYS[2 * i], unpack(ARGV, 5 * i - 4, 5 * i))
@@ -174,7 +179,7 @@ return answers
 """
 )
 
-# (entry, lease)… | channel, (fingerprint, token, version, frame, ttl (ms), message)… -> {1, or 0: the lease is lost, …}
+# (entry, lease)… | channel, (fingerprint, token, version, frame, ttl (ms), message)… -> {1, or 0 if the lease is lost…}
 COMMIT: Final = (
     _ENTRY
     + f"""
@@ -186,13 +191,13 @@ local function commit(entry, lease, fingerprint, token, version, frame, ttl, mes
   local kind, _, rest = hold(lease, fingerprint)
   local frames, _, mark = frames_in(entry)
   if kind ~= 'l' or rest ~= version .. token then
-    -- Ours is already there: the first reply was lost.
+    -- If the reply to a first attempt was lost, its frame is stored already.
     local mine = own(frames, fingerprint)
     return mine and mine.version == tonumber(version) and 1 or 0
   end
   local stored, ttl, others = {frame}, tonumber(ttl), {}
   for _, one in ipairs(frames) do
-    -- Those of other types stay for their own time. The least recent of too many goes.
+    -- Frames of other types stay until their own end. Of too many, the least recent is dropped.
     if one.fingerprint ~= fingerprint and one.ends > now and #stored < most then
       stored[#stored + 1] = text_of(entry, one)
       others[#others + 1] = one
@@ -212,7 +217,7 @@ end
 if #told == 1 then
   tell(ARGV[1], told[1])
 elseif #told > 1 then
-  -- Every process is notified of every commit: of several at a time in one message.
+  -- One message notifies every process of several commits.
   for i = 1, #told do told[i] = string.format('%08d', #told[i]) .. told[i] end
   tell(ARGV[1], 'm' .. table.concat(told))
 end
@@ -220,8 +225,8 @@ return answers
 """
 )
 
-# entry | fingerprint, version -> 1, or 0: there is no newer entry. It writes, so that WAIT says something of what was
-# written before
+# entry | fingerprint, version -> 1, or 0 if there is no newer entry. The script writes, so that a following WAIT
+# confirms all earlier writes, too
 SECURE: Final = (
     _ENTRY
     + """
@@ -232,7 +237,7 @@ return 1
 """
 )
 
-# (entry, lease)… -> versions: what is loaded from now on is newer, whatever the clock says
+# (entry, lease)… -> versions; every load that begins from now on is newer, even if the clock was set back
 NEWEST: Final = (
     _ENTRY
     + """
@@ -245,7 +250,7 @@ return versions
 """
 )
 
-# entry, lease -> {what the entry's key holds, the time, {fingerprint, lease or pause, …}}
+# entry, lease -> {text of the entry's key, the time, {(fingerprint, lease or pause)…}}
 LOOK: Final = (
     TIME
     + """
@@ -254,7 +259,7 @@ return {read(KEYS[1]), digits(now), held.err and {} or held}
 """
 )
 
-# lease | token, version, ttl (ms) -> 1, or 0: lost
+# lease | token, version, ttl (ms) -> 1, or 0 if the lease is lost
 RENEW: Final = (
     _ENTRY
     + """
@@ -265,7 +270,7 @@ return 1
 """
 )
 
-# lease | token, version ('' for whichever), pause (ms), failures, channel, message
+# lease | token, version ('' for any), pause (ms), failures, channel, message -> 1, or 0 if the lease is lost
 RELEASE: Final = (
     _ENTRY
     + """
@@ -273,7 +278,7 @@ local mine = held_by(KEYS[1], ARGV[1], ARGV[2])
 if not mine then return 0 end
 local pause = tonumber(ARGV[3])
 if pause > 0 then
-  -- It outlives its own end by a minute, so that failures go on being counted.
+  -- A pause is kept for a minute after its end, so that the next failure adds to its count.
   keep(KEYS[1], mine.fingerprint, 'p' .. digits(now + pause * 1000) .. ARGV[4], pause + 60000)
 else
   redis.call('HDEL', KEYS[1], mine.fingerprint)
@@ -283,16 +288,15 @@ return 1
 """
 )
 
-# entry, lease | tombstone's ttl (ms), channel, message before the version, message after it; and for a lease that is
-# taken in the same step: fingerprint, token, ttl (ms)
-# -> {version, 1, or 0: nobody was notified}
+# entry, lease | tombstone's ttl (ms), channel, message before the version, message after it; and to take a lease in the
+# same step, its fingerprint, token, ttl (ms) -> {version, 1, or 0 if the message could not be published}
 INVALIDATE: Final = (
     _ENTRY
     + """
 local _, newest = frames_in(KEYS[1])
 local leased = newest_in(leases_in(KEYS[2]))
 local version = digits(math.max(now, newest + 1, leased + 1))
--- First, because a server without memory refuses no command of a script that has deleted something.
+-- DEL first: a server out of memory refuses no command of a script that has deleted something.
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('SET', KEYS[1], version .. 't', 'PX', ARGV[1])
 if ARGV[5] then keep(KEYS[2], ARGV[5], 'l' .. digits(now + ARGV[7] * 1000) .. version .. ARGV[6], ARGV[7]) end
@@ -300,14 +304,14 @@ return {version, tell(ARGV[2], ARGV[3] .. version .. ARGV[4])}
 """
 )
 
-# entry, lease | channel, message before the version, message after it: mark what is stored, and delete the lease
-# -> {version, 1, or 0: nobody was notified}
+# entry, lease | channel, message before the version, message after it: mark the entries as stale, and delete the leases
+# -> {version, 1, or 0 if the message could not be published}
 MARK: Final = (
     _ENTRY
     + """
 local frames, newest, _, last = frames_in(KEYS[1])
 local version = digits(math.max(now, newest + 1, newest_in(leases_in(KEYS[2])) + 1))
--- First, because a server without memory refuses no command of a script that has deleted something.
+-- DEL first: a server out of memory refuses no command of a script that has deleted something.
 redis.call('DEL', KEYS[2])
 if #frames > 0 then redis.call('SETRANGE', KEYS[1], last, version .. 's') end
 return {version, tell(ARGV[1], ARGV[2] .. version .. ARGV[3])}
@@ -315,7 +319,7 @@ return {version, tell(ARGV[1], ARGV[2] .. version .. ARGV[3])}
 )
 
 # (entry, lease)… | channel, tombstone's ttl (ms), (version of an invalidation, or of a mark and `s`, message)…:
-# invalidate again what has lost that -> how many
+# invalidate the keys again whose invalidation or mark was lost -> their number
 REMIND: Final = (
     _ENTRY
     + """

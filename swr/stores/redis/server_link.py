@@ -18,13 +18,14 @@ from swr.stores.redis.patience import patience
 from swr.stores.redis.reasons import reason_of
 from swr.stores.redis.releases import close_sentinels, connection_of, has_sentinels
 
-# Seconds: swr notices within 2 s that a subscription has died silently.
+# Seconds between two heartbeats, so that swr notices within 2 s that a subscription has died silently.
 _HEARTBEAT: Final = 0.55
-# A reader who has waited for a silent server waits for the next connection for this share of the time-out more.
+# Readers that waited in vain for a silent server wait this share of the time-out for the next connection.
 _SHARE_AFTER_SILENCE: Final = 1 / 8
 _MISSED_HEARTBEATS: Final = 3
+# The longest pause between two attempts to connect, in seconds.
 _LONGEST_PAUSE: Final = 0.5
-# Seconds; what `Cache` documents.
+# The defaults that `Cache` documents, in seconds.
 REPLY_TIMEOUT: Final = 1.0
 CONNECT_TIMEOUT: Final = 3.0
 
@@ -33,8 +34,8 @@ class Timeouts(NamedTuple):
     """Limits of waiting for a server, in seconds.
 
     Parameters:
-        reply: how long it may be silent while commands wait for replies.
-        connect: how long connecting may take, and how long it may be silent meanwhile.
+        reply: how long the server may be silent while commands wait for replies.
+        connect: how long connecting may take, and how long the server may be silent during the first handshake.
     """
 
     reply: float
@@ -49,13 +50,18 @@ class LinkOwner(Protocol):
         """The channel that every link subscribes to."""
 
     async def handshake(self, link: "ServerLink", connection: Connection) -> None:
-        """Learn what was missed, before any command goes over the connection. Raises StoreUnavailable, RedisError."""
+        """Learn of changes that this process missed, before any command uses the connection.
+
+        Raises StoreUnavailable, RedisError.
+        """
 
     async def heartbeat(
         self, link: "ServerLink", connection: Connection, probe: tuple[bytes, int]
     ) -> RedisError | None:
-        """Publish a message, a channel's, and ask the server what the owner wants to know, a little less than twice a
-        second. Returns why it may not be published, or None. Raises StoreUnavailable, RedisError.
+        """Publish `probe` (a channel and a message), and ask the server what the owner wants to know.
+
+        The link calls this a little less than twice a second. Returns why the user may not publish the probe, or None.
+        Raises StoreUnavailable, RedisError.
         """
 
     def on_message(self, link: "ServerLink", data: bytes) -> None:
@@ -65,10 +71,10 @@ class LinkOwner(Protocol):
         """Note how long a command has waited for its reply."""
 
     def on_publish_refused(self, error: RedisError) -> None:
-        """Note that the user may not publish: no other process is notified of anything."""
+        """Note that the Redis user may not publish, so that no other process is notified."""
 
     def on_link_changed(self) -> None:
-        """Note that a link was connected or broken, or that there are other links now."""
+        """Note that a link was connected or broken, or that the set of links has changed."""
 
 
 class ServerLink:
@@ -77,24 +83,24 @@ class ServerLink:
     Parameters:
         client: makes the connections; it does not retry.
         timeouts: how long connecting may take, and each reply.
-        owner: what the link reports to.
-        name: where the server is, for errors.
-        owned: whether the client is closed with the link.
+        owner: the store that the link reports to.
+        name: the address of the server, for errors.
+        owned: whether the link closes the client at its end.
     """
 
     def __init__(self, client: Redis, timeouts: Timeouts, owner: LinkOwner, name: str, *, owned: bool = True) -> None:
         self.name = name
         self.client = client
-        # The connection, or None and why there is none.
+        # The connection; while it is None, `error` says why.
         self.connection: Connection | None = None
         self.error: Exception | None = None
         # Set once it is known whether the server can be reached.
         self.tried = asyncio.Event()
-        # Which run of the server the last handshake was with.
+        # The ID of the server's run at the last handshake.
         self.run_id = b""
-        # Which line of writes it carried on at the last look; INFO calls that master_replid.
+        # The server's replication ID (`master_replid` in INFO) when last seen; a promotion changes it.
         self.history: bytes | None = None
-        # Whether the link is to end: the server is no longer a master.
+        # Whether the link must end, because the server is no longer a master.
         self.retired = False
         # How many commands went over earlier connections.
         self._sent = 0
@@ -103,9 +109,9 @@ class ServerLink:
         self._owned = owned
         # When the connection was lost, by the monotonic clock.
         self.lost_at = time.monotonic()
-        # Until when it may still be connected at once, so that commands wait for it: a new link, or one just lost.
+        # Until when commands wait for a connection: a new link, or one just lost, is most often connected soon.
         self._waits_until = time.monotonic() + timeouts.connect
-        # Set when the next try is over.
+        # Set when the next attempt to connect is over.
         self._tried_again = asyncio.Event()
 
     async def run(self) -> None:
@@ -115,19 +121,19 @@ class ServerLink:
             while not self.retired:
                 began, self._was_whole = time.monotonic(), False
                 try:
-                    # In a task of its own. Before Python 3.11.3, a task in which a task group has failed counts as
-                    # cancelled for good, so that its next time limit, redis-py's too, ends it as a cancellation.
+                    # Each session has its own task. Before Python 3.11.3, a task in which a task group has failed
+                    # counts as cancelled for good: the next time limit in it, also one of redis-py, would cancel it.
                     async with anyio.create_task_group() as group:
                         group.start_soon(self._session)
                 except Exception as error:
-                    # Whatever it was: without the link the store is useless, so connect again.
+                    # Connect again after any error, because the store is useless without the link.
                     self.lose(reason_of(error))
                     if not self._was_whole:
-                        # No command waits for the one after that.
+                        # This attempt did not connect, so commands do not wait for the next one.
                         self._waits_until = 0.0
                         self._tried_again.set()
                 self.tried.set()
-                # The first try after a loss comes at once, the next ones after growing, random pauses.
+                # The first attempt after a loss comes at once, the next ones after growing, random pauses.
                 lasted = self._was_whole and time.monotonic() - began > 0.1
                 delay = 0.0 if lasted else min(_LONGEST_PAUSE, delay * 2 or 0.01)
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
@@ -154,11 +160,11 @@ class ServerLink:
 
     @property
     def server_run(self) -> str:
-        """Which run of the server this is, and which line of writes it carries on."""
+        """The IDs of the server's run and of its replication history."""
         return f"{self.run_id!r} {self.history!r}"
 
     def retire(self) -> None:
-        """End at the next heartbeat: the server is no longer a master."""
+        """End the link at its next heartbeat, because the server is no longer a master."""
         self.retired = True
 
     async def _session(self) -> None:
@@ -166,7 +172,7 @@ class ServerLink:
         pool = self.client.connection_pool
         channel = self.client.pubsub()
         raw = connection = None
-        # The probe that is published there comes back over this subscription, if messages do.
+        # The channel of probes. A probe that is published there comes back over the subscription if messages arrive.
         self._probe = b"%b:%b" % (self._owner.channel, secrets.token_hex(8).encode())
         try:
             with patience(self._timeouts.connect, "no connection"):
@@ -175,7 +181,7 @@ class ServerLink:
                     if has_sentinels(pool):
                         # One after the other: redis-py loses sentinels if two connections look for the master at once.
                         await subscribing
-                    # At once: a name server, a handshake of TLS and a server far away make each take long.
+                    # Without sentinels both connect at once: DNS, TLS and a distant server make each of them slow.
                     raw = await connection_of(pool)
             if _address(raw) != _address(channel.connection):
                 raise StoreUnavailable("the master changed while swr connected to it")
@@ -200,7 +206,7 @@ class ServerLink:
             await channel.get_message(timeout=None)
 
     async def _forget_connections(self) -> None:
-        """Have the next connections read the files of certificates again, which may have been renewed."""
+        """Make the next connections read the certificate files again, which may have been renewed."""
         if self._owned:
             pool = self.client.connection_pool
             with contextlib.suppress(RedisError):
@@ -208,7 +214,7 @@ class ServerLink:
             pool.reset()
 
     async def _receive_messages(self, channel: PubSub) -> None:
-        """Pass on every message of the subscription but the probes, which say that it works."""
+        """Pass on every message of the subscription, except the probes, which show that it works."""
         while True:
             message = await channel.get_message(timeout=None)
             if message is not None and message["type"] == "message":
@@ -217,7 +223,7 @@ class ServerLink:
                 else:
                     self._owner.on_message(self, message["data"])
             elif message is not None and message["type"] == "pong":
-                # Asked for where probes may not be published.
+                # The answer to a ping, which replaces the probe if the user may not publish.
                 self._unanswered = 0
             elif message is not None and message["type"] == "subscribe":
                 raise StoreUnavailable("the subscription broke and was made again; messages may be lost")
@@ -225,15 +231,15 @@ class ServerLink:
     def _on_probe(self, number: bytes) -> None:
         self._returned += 1
         if number != b"%d" % self._returned:
-            # Messages come in order: with the probes between, others were lost.
+            # Messages come in order. If probes are missing, other messages may have been lost with them.
             raise StoreUnavailable("messages were lost on the way")
         self._unanswered = 0
 
     async def _send_heartbeats(self, channel: PubSub, connection: Connection) -> None:
-        """Make the handshake, and ask both connections for a sign of life again and again."""
+        """Make the handshake, then test both connections with a heartbeat at regular intervals."""
         self._unanswered = self._returned = sent = 0
         if not self.tried.is_set():
-            # The opening of the cache waits for this. Later a silent connection is replaced sooner.
+            # The opening of the cache waits for the first handshake. Later, a silent connection is replaced sooner.
             connection.patience = max(self._timeouts)
         await self._owner.handshake(self, connection)
         connection.patience = self._timeouts.reply
@@ -241,21 +247,21 @@ class ServerLink:
         self.tried.set()
         self._tried_again.set()
         self._owner.on_link_changed()
-        # Counted, not timed: when this process itself pauses, the server is not silent.
+        # Heartbeats are counted, not timed, so that a pause of this process does not count as a silence of the server.
         while self._unanswered < _MISSED_HEARTBEATS and not self.retired:
             await asyncio.sleep(_HEARTBEAT)
             self._unanswered += 1
-            # A pong would say that the connection works, and not that messages arrive.
+            # A heartbeat publishes a probe. A pong would show that the connection works, not that messages arrive.
             refused = await self._owner.heartbeat(self, connection, (self._probe, sent + 1))
             if refused is None:
                 sent += 1
             else:
                 self._owner.on_publish_refused(refused)
                 await channel.ping()
-        raise StoreUnavailable("no sign of life from the subscription")
+        raise StoreUnavailable("the subscription does not answer")
 
     def lose(self, error: Exception, connection: Connection | None = None) -> None:
-        """Count the link as broken, unless it has another connection by now than the one that was lost."""
+        """Mark the link as broken, unless it already has another connection than the lost one."""
         if self.connection not in (None, connection):
             return
         self.connection = None
@@ -265,13 +271,13 @@ class ServerLink:
             self._waits_until = self.lost_at + self._timeouts.reply * share
             self._tried_again.clear()
         if isinstance(error, Closed):
-            # The subscription broke, and took this connection with it. It says why.
+            # This side closed the connection because the subscription broke. That error is the reason.
             return
         self.error = error
         self._owner.on_link_changed()
 
     async def ready(self) -> Connection:
-        """Return the connection; if it was lost only now, wait for the next one, which most often comes at once.
+        """Return the connection; if it was just lost, wait for the next one, which most often comes soon.
 
         Raises:
             StoreUnavailable: the link is broken.
@@ -285,17 +291,19 @@ class ServerLink:
 
     @property
     def is_unreachable(self) -> bool:
-        """Return whether the link is broken, and no connection is to be expected at once."""
+        """Return whether the link is broken, and commands do not wait for its next connection."""
         return self.connection is None and self._waits_until <= time.monotonic()
 
     def _unreachable(self) -> StoreUnavailable:
-        return StoreUnavailable(f"cannot reach Redis at {self.name} ({self.error})")
+        return StoreUnavailable(f"cannot reach Redis at {self.name} ({self.error or 'the connection was lost'})")
 
     async def ask(self, *command: bytes | str | int) -> Any:
-        """Ask, and ask again if the connection broke and there is a new one at once: every command may be repeated.
+        """Return the reply to a command; if the connection breaks, repeat the command on the next connection.
+
+        This is safe, because every command of swr may be repeated.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
             ResponseError: the server's answer is an error.
         """
         connection = await self.ready()

@@ -1,4 +1,4 @@
-"""The tag versions that all processes share: two keys on one server, and what this process has learned of them."""
+"""The tag versions that all processes share: four keys on one server, and what this process has learned from them."""
 
 import asyncio
 import functools
@@ -17,36 +17,38 @@ from swr.stores.redis.topology import Servers
 from swr.stores.tag_versions import ALL, Name, TagVersions, is_announced
 
 _MOST_TAGS: Final = 100_000
-# Seconds that a tag is kept. An entry with any tag that was loaded before the oldest one counts as outdated. Every
-# process learns all tags when it starts, so they must not become ever more.
+# Seconds that the version of a tag is kept. After that, every tagged entry from before it counts as outdated. Every
+# process learns all tags when it starts, so their number must not grow without end.
 _KEPT_FOR: Final = 7 * 24 * 3600.0
-# How many a server is asked for at once, and in one turn of the event loop: neither is to be held for long.
+# How many tag versions a server sends at once, and this process learns in one turn of its event loop. More would block
+# the one or the other for long.
 _LEARNED_AT_ONCE: Final = 20_000
 _LEARNED_IN_ONE_TURN: Final = 1000
 _MINIMUM: Final = b"!"
 _RAISED_AT_ONCE: Final = 1000
-# Microseconds: a version that is further ahead of the server's clock is foreign.
-_LATEST: Final = 86_400_000_000
+# Microseconds that a version may be ahead of the server's clock: a year, as in the scripts. swr has not written one
+# that is further ahead.
+_LATEST: Final = 31_536_000_000_000
 
-# Sends a command, on one connection or to the server that has one key.
+# A function that sends a command, on one connection or to the server that has one key.
 Ask = Callable[..., Awaitable[Any]]
 
 
 class SharedTagVersions:
-    """Learns of tag versions that others have raised, raises them, and finds out when the server has lost some.
+    """Learns tag versions that other processes have raised, raises versions, and notices if the server has lost some.
 
     Parameters:
-        servers: which server has which key.
+        servers: knows which server has each key.
         names: the keys of the namespace.
         commands: sends commands to the servers.
         messages: writes the messages.
 
     Attributes:
-        known: what this process knows.
-        learned: what the key of the newest tag version held when everything in it was known: that version and the
-            last clear. Versions that this process has raised may be newer.
-        stamp: names the run of their server that this process last learned from.
-        time: the clock of their server when this process last learned, in the unit of versions.
+        known: the tag versions that this process knows.
+        learned: the text of the newest tag version's key (that version and the last clear) up to which this process has
+            learned everything. Versions that this process has raised may be newer.
+        stamp: the name of the stamp for the server's run that this process last learned from.
+        time: the server's clock when this process last learned, in the unit of versions.
     """
 
     def __init__(self, servers: Servers, names: Names, commands: Commands, messages: Messages) -> None:
@@ -62,19 +64,19 @@ class SharedTagVersions:
         self._announcements = Announcements()
         self._ask = functools.partial(commands.ask, names.newest_tag_version)
         self._asked: asyncio.Future[bytes | None] | None = None
-        # The newest version of what has another name here. It may be anything.
+        # The newest version of a name that this process cannot read. It may concern any entry.
         self._foreign = 0
-        # Up to where a lesson has come that broke off: on a slow line the next one goes on from there.
+        # The version that `_learn` had reached when it broke off. On a slow line the next call goes on from there.
         self._learned_to = 0
-        # The stamp of the last lesson, the clear that it came after, and its time.
+        # The last stamp that this process has learned: its name, the clear before it, and its time.
         self._stamped = (b"", 0, 0)
-        # The number of the last lesson that began, and of the last that succeeded.
+        # The numbers of the last call of `_learn` that began, and of the last that succeeded.
         self._begun = self._succeeded = 0
 
     def open(self, subscriber: Subscriber) -> None:
         """Begin on this event loop; `subscriber` is called with each tag version that was not known."""
         self._subscriber = subscriber
-        # Versions that were raised while this process had no subscription are not known.
+        # This process does not know versions that were raised while it had no subscription.
         self.learned = b""
         self._learned_to = 0
         self._asked = None
@@ -83,14 +85,14 @@ class SharedTagVersions:
     # -- raising ----------------------------------------------------------------------------------------------
 
     async def invalidate(self, *names: Name, ask: Ask | None = None) -> None:
-        """Raise the versions of tags, of ALL or of what else is named, and notify every process.
+        """Raise the versions of `names` (tags, loaders, ALL, or marks of these), and notify every process.
 
         Parameters:
-            names: which.
-            ask: sends commands to the server that has the tag versions; None: over the link to it.
+            names: what to invalidate or to mark.
+            ask: sends commands to the server of the tag versions; None: the link to it does.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         for first in range(0, len(names), _RAISED_AT_ONCE):
             newest = self.known.newest
@@ -101,30 +103,34 @@ class SharedTagVersions:
         """Raise the versions of those of `tags` that a load has announced.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         newest = self.known.newest
         await self._raise(self._ask, newest, newest, [(tag, NEWEST, self._bits_of(tag)) for tag in tags])
 
     async def clear_after(self, version: int) -> None:
-        """Invalidate everything, unless that was done after `version`."""
+        """Invalidate everything, unless there was a clear after `version`."""
         if self.known.cleared > version:
             return
         try:
             await self.invalidate(ALL)
         except StoreUnavailable:
-            # Known here and not to the server, so that it clears everything when this process next learns.
+            # The server does not know this version. So it clears everything when this process next learns from it.
             self._raise_to(ALL, max(version, self.known.newest + 1))
 
     async def raise_again(self, ask: Ask, after: int) -> None:
-        """Raise the tag versions after a number that the server has lost, over one connection to it.
+        """Raise the tag versions newer than `after` again, which the server may have lost, over one connection to it.
 
-        From now on the server may lack an earlier stamp: that is not a reason any more to outdate everything.
+        From now on, a missing earlier stamp does not outdate everything any more.
 
         Raises:
-            StoreUnavailable, RedisError: no answer.
+            StoreUnavailable, RedisError: the server did not answer, or answered with an error.
         """
         self._stamped = (b"", 0, 0)
+        if self.known.minimum > after:
+            # This process has forgotten some of these versions, so it invalidates everything.
+            await self.invalidate(ALL, ask=ask)
+            return
         tags = self.known.since(after)
         for first in range(0, len(tags), _RAISED_AT_ONCE):
             some = [(tag, number, "") for tag, number in tags[first : first + _RAISED_AT_ONCE]]
@@ -157,17 +163,17 @@ class SharedTagVersions:
     # -- announcing -------------------------------------------------------------------------------------------
 
     def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of `tags` that a load has to announce first."""
+        """Return those of `tags` that a load must announce before it begins."""
         return self._announcements.missing(tags, self.known.cleared) if tags else ()
 
     async def announce(self, tags: tuple[str, ...], ask: Ask | None = None) -> None:
-        """Tell the server that loads of what carries `tags` begin: from now on it gives them versions.
+        """Tell the server that loads of entries with `tags` begin, so that it no longer passes over these tags.
 
         Parameters:
             ask: see `invalidate`.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         known = self.known.newest
         arguments: list[bytes | int | str] = [*self._announcing, known, *map(self._bits_of, tags)]
@@ -177,17 +183,17 @@ class SharedTagVersions:
         self._announcements.remember(tags, int(now), int(cleared))
 
     async def announce_again(self, ask: Ask, after: int) -> None:
-        """Repeat the announcements after a time that the server has lost, over one connection to it.
+        """Repeat the announcements after the time `after`, which the server may have lost, over one connection to it.
 
-        If it may have passed over an invalidation of one of these tags meanwhile, all of them get a version. Their
-        entries may be on a server that has lost nothing.
+        If the server may have passed over an invalidation of one of these tags meanwhile, all of them are invalidated.
+        Their entries may be on another server, which has lost nothing.
 
         Raises:
-            StoreUnavailable, RedisError: no answer.
+            StoreUnavailable, RedisError: the server did not answer, or answered with an error.
         """
         last = self._announcements.last
         if last.forgotten > after:
-            # Too many to know them one by one: whatever carries them is outdated.
+            # This process has forgotten some of the announcements, so it invalidates everything.
             await self.invalidate(ALL, ask=ask)
             return
         tags = [one.key for one in last.since(after)]
@@ -198,13 +204,13 @@ class SharedTagVersions:
                 await self._raise(ask, self.known.newest, 0, [(tag, NEWEST, "") for tag in some])
 
     async def was_passed_over(self, tags: tuple[str, ...], since: int, ask: Ask | None = None) -> bool:
-        """Return whether an invalidation of one of `tags` may have been passed over after a time.
+        """Return whether an invalidation of one of `tags` may have been passed over after the version `since`.
 
         Parameters:
             ask: see `invalidate`.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         bits = [self._bits_of(tag) for tag in tags if is_announced(tag)]
         ask = ask or self._ask
@@ -216,56 +222,60 @@ class SharedTagVersions:
         """Learn of a tag version from a message; return False if it was known.
 
         Parameters:
-            name: a tag, ALL, or another name.
+            name: a tag, a loader, ALL, or a mark of these.
             number: its version.
-            before: the digits of the newest one before, if the message came from the server that makes the versions.
-                If that was learned, nothing is missing in between: a user without the right to publish may have
-                raised others. A clear names none, because it begins again.
+            before: the digits of the newest version before it, if the message came from the server of the tag versions.
+                If this process has learned that version, it has missed none in between. Otherwise a user without the
+                right to publish may have raised some. A clear has 0 here, because versions begin again.
         """
         if before and before == self.learned[:16]:
             self.learned = digits(number).encode() + self.learned[16:]
         return self.known.raise_to(name, number)
 
     async def learn(self, ask: Ask) -> None:
-        """Learn of what was missed, over one connection to the server that has the tag versions.
+        """Learn the tag versions that were missed, over one connection to their server.
 
-        If the server has lost any, everything is outdated, here and for every process.
+        If the server has lost any, swr outdates all entries for every process.
 
         Raises:
-            StoreUnavailable, RedisError: no answer.
+            StoreUnavailable, RedisError: the server did not answer, or answered with an error.
         """
         begun = self._begun
         async with self._learning:
             if self._succeeded > begun:
-                # One lesson that began after this call is enough for all who wait for one.
+                # Another call has learned since this one began. That is enough for all waiting callers.
                 return
             self._begun += 1
             await self._learn(ask)
             self._succeeded = self._begun
 
     async def learn_from(self, held: bytes | None) -> int:
-        """Learn of tag versions if the key of the newest holds something new; return the newest that is known.
+        """Learn tag versions if the text of the newest tag version's key is new; return the newest known version.
 
         Parameters:
-            held: what the key holds, empty for nothing; None if that cannot be known.
+            held: that text, empty if the key does not exist; None if its server could not be reached.
 
         Raises:
-            StoreUnavailable: no answer, and nothing was learned since the opening.
+            StoreUnavailable: the server did not answer; in a cluster, None is an error only until anything was learned.
         """
         if held is None:
             if self._servers.is_single or not self.learned:
-                raise StoreUnavailable(f"cannot reach Redis at {self._servers.name} ({self._servers.error})")
-            # The master that knows cannot be reached, but the one that has the key can: use what is known here.
+                reason = self._servers.error or "the connection was lost"
+                raise StoreUnavailable(f"cannot reach Redis at {self._servers.name} ({reason})")
+            # The master of the tag versions cannot be reached, but the one of the entry can: use the known versions.
         elif held != self.learned:
             await self.learn(self._ask)
         return self.known.newest
 
     def newest_soon(self) -> asyncio.Future[bytes | None]:
-        """Read the key of the newest, once for all who ask in one turn of the event loop; None: it cannot be known."""
+        """Return the text of the newest tag version's key; None if its server cannot be reached.
+
+        All callers in one turn of the event loop share one command.
+        """
         if self._asked is None:
             self._asked = asyncio.ensure_future(self._newest())
             asyncio.get_running_loop().call_soon(self._next_turn)
-        # A reader that is cancelled does not take the answer from the others.
+        # The shield keeps the command alive for the other callers if one is cancelled.
         return asyncio.shield(self._asked)
 
     def _next_turn(self) -> None:
@@ -273,7 +283,7 @@ class SharedTagVersions:
 
     async def _newest(self) -> bytes | None:
         try:
-            # MGET, for which a foreign value of another type is not an error.
+            # MGET, because a foreign value of another type is not an error for it.
             (held,) = await self._ask("MGET", self._names.newest_tag_version)
         except StoreUnavailable:
             return None
@@ -291,20 +301,20 @@ class SharedTagVersions:
             self._messages.latest = self.time + _LATEST
             self._note_loss(lost, known or lost > 1)
             numbers = await self._learn_some(found)
-            # The others come with the next answer, whatever is raised meanwhile.
+            # After a full answer this asks again, whether or not versions are raised meanwhile.
             is_all = len(numbers) < _LEARNED_AT_ONCE
             clear, after = int(learned[16:]), max(numbers, default=0)
             self._stamped = self.stamp, clear, int(stamped)
-            # A number beyond the newest is foreign.
+            # swr has not written a version beyond the newest.
             self._learned_to = min(after, int(learned[:16]))
-        # The newest may have been trimmed away; the minimum then covers it.
+        # The newest version may have been trimmed away; the minimum then covers it.
         self.known.newest = max(self.known.newest, int(learned[:16]))
         self.learned = learned
         if self.known.cleared < self._foreign <= int(learned[:16]):
             await self.invalidate(ALL, ask=ask)
 
     def _note_loss(self, is_lost: int, known: int) -> None:
-        """Log that the server has lost tag versions, unless everything is new to this process, too."""
+        """Log that the server has lost tag versions, unless this process did not know any either."""
         if is_lost and known:
             self._commands.warn_once(
                 "lost tag versions",
@@ -314,7 +324,7 @@ class SharedTagVersions:
             )
 
     async def _learn_some(self, found: list[bytes]) -> list[int]:
-        """Learn of members, each followed by its number; return the numbers."""
+        """Learn of members, each followed by its version; return the versions."""
         numbers = [int(float(score)) for score in found[1::2]]
         for first in range(0, len(numbers), _LEARNED_IN_ONE_TURN):
             for position in range(first, min(first + _LEARNED_IN_ONE_TURN, len(numbers))):
@@ -325,7 +335,7 @@ class SharedTagVersions:
     def _learn_one(self, member: bytes, number: int) -> None:
         if member == _MINIMUM:
             if self.known.raise_minimum(number):
-                # ALL, because it may concern whatever has a tag.
+                # ALL, because the minimum may concern any entry with a tag.
                 self._subscriber(Notification(Kind.TAG_VERSION, ALL, number))
             return
         try:
@@ -333,5 +343,5 @@ class SharedTagVersions:
         except ForeignName:
             self._foreign = max(self._foreign, number)
         except ValueError:
-            # What swr has not written is the tag of no entry.
+            # swr has not written this member, so no entry has it as a tag.
             pass

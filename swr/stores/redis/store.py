@@ -43,17 +43,17 @@ class RedisStore:
     It owns the links to its servers (`swr.stores.redis.server_link.LinkOwner`).
 
     Parameters:
-        servers: which server has which key.
+        servers: knows which server has each key.
         namespace: the beginning of every key.
         timeout: seconds after which a server that is silent counts as hung.
         clock: wall clock, seconds.
-        packing: how bytes are there; None: as they are.
+        packing: how values and names are written in Redis; None: as they are.
         on_answer: called with the seconds that a command has waited for its reply.
 
     Attributes:
         names: the keys of the namespace.
-        packing: how bytes are there.
-        digests: what processes report to dashboards.
+        packing: how values and names are written in Redis.
+        digests: the digests that processes write for dashboards.
         commands: sends commands and scripts to the servers.
     """
 
@@ -113,7 +113,7 @@ class RedisStore:
             raise self._servers.error
 
     async def aclose(self, subscriber: Subscriber) -> None:
-        """Nothing: the links end with the tasks that keep them."""
+        """Do nothing: the links end with their tasks."""
 
     # -- what the links report --------------------------------------------------------------------------------
 
@@ -123,11 +123,11 @@ class RedisStore:
         return self._messages.channel
 
     def on_answer(self, seconds: float) -> None:
-        """See `ServerLink`."""
+        """See `LinkOwner`."""
         self._on_answer(seconds)
 
     async def handshake(self, link: ServerLink, connection: Connection) -> None:
-        """Learn what was missed, and replay invalidations to a server that may have missed them."""
+        """Learn of missed changes, and replay invalidations to a server that may have missed them."""
         await self._failover.handshake(link, connection)
         # Messages of this server may have been missed, whether or not the others can be reached.
         self._subscriber(Notification(Kind.GAP))
@@ -141,7 +141,7 @@ class RedisStore:
         self._notifications.on_message(link, data)
 
     def on_publish_refused(self, error: RedisError) -> None:
-        """Log once that no other process is notified."""
+        """Log once that no other process is notified, because the user may not publish."""
         self.commands.warn_once(
             "publish",
             f"Redis refuses to publish on {self.channel!r} ({error}): other processes are not notified of commits, and "
@@ -161,15 +161,15 @@ class RedisStore:
 
     @property
     def has_pending(self) -> bool:
-        """Never: this store keeps no invalidation back."""
+        """Return False: this store keeps no invalidation back."""
         return False
 
     async def settled(self) -> None:
-        """Tell dashboards that this process ends; this store keeps no invalidation back."""
+        """Tell dashboards that this process ends; no invalidation is pending in this store."""
         await self.digests.leave()
 
     async def now(self) -> int:
-        """Return the clock of the server that makes the tag versions."""
+        """Return the clock of the server of the tag versions, in microseconds since 1970."""
         seconds, microseconds = await self.commands.ask(self.names.newest_tag_version, "TIME")
         return int(seconds) * 1_000_000 + int(microseconds) - 1
 
@@ -191,8 +191,8 @@ class RedisStore:
     async def read(self, key: str, codec: Codec) -> Entry[Any] | None:
         """Return the entry of `key`.
 
-        Readers of one key at one time share one trip and one decoding. Readers of different keys in one turn of the
-        event loop share one write, or one for each server.
+        Readers that ask for one key at the same time share one round trip and one decoding. Readers of different keys
+        in one turn of the event loop share one write to each server.
         """
         answered: asyncio.Future[None] = asyncio.Future(loop=self._loop)
         reading = self._readings.get(key)
@@ -208,7 +208,7 @@ class RedisStore:
             await answered
             newest = reading.newest if beside is None else await beside
         except (StoreUnavailable, RedisError):
-            # Once more, and to the server that a redirect names.
+            # Ask again, alone, and follow redirects.
             reading = Reading({}, key, self.names.entry(key), answered)
             (reading.frame,) = await self.commands.ask(reading.name, "MGET", reading.name)
             newest = await self._shared.newest_soon()
@@ -218,11 +218,11 @@ class RedisStore:
         entry = decoded if decoded is None or isinstance(decoded, Entry) else await decoded
         if entry is None or not self.tag_versions.admits_stored(entry):
             return None
-        # A server that took another's place may not know of the invalidation yet.
+        # A server that has replaced another may not know of the invalidation yet.
         return None if self._invalidations.outdates(key, entry) else self._invalidations.marked(key, entry)
 
     def _send_readings(self) -> None:
-        """Send what was asked for in this turn of the event loop."""
+        """Send the readings of this turn of the event loop."""
         readings, self._unsent = self._unsent, []
         if self._is_single:
             for first in range(0, len(readings), _MOST_READ_AT_ONCE):
@@ -246,15 +246,15 @@ class RedisStore:
         """Ask for the newest tag versions.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         await self._shared.learn_from(await self._shared.newest_soon())
 
     async def look(self, key: str) -> tuple[bytes, dict[str, bytes], float]:
-        """Return what is stored for `key`, not decoded: entries, leases by fingerprint, and the server's clock.
+        """Return the entries and the leases (by fingerprint) of `key`, not decoded, and the server's clock in seconds.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         await self.learn_tag_versions()
         data, now, leases = await self.commands.script(scripts.LOOK, self.names.entry_and_lease(key))
@@ -262,10 +262,10 @@ class RedisStore:
         return data, held, int(now) / 1e6
 
     async def newest(self, keys: list[str]) -> dict[str, int]:
-        """Return a version for each key: what is stored or being loaded is not newer, what is loaded from now on is.
+        """Return a version for each key: nothing stored or being loaded is newer, and every later load is.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: the server did not answer.
         """
         most = _MOST_VERSIONS_AT_ONCE if self._is_single else 1
         parts = [keys[first : first + most] for first in range(0, len(keys), most)]
@@ -278,7 +278,7 @@ class RedisStore:
         }
 
     async def has_replicas(self, key: str, fingerprint: str, newer_than: int, replicas: int) -> bool:
-        """Return whether this many replicas have an entry of `key` and of this type that is newer than a version."""
+        """Return whether this many replicas have an entry of `key` and of this type newer than `newer_than`."""
         keys = (self.names.entry(key),)
         try:
             return bool(await self.commands.replicated(replicas, scripts.SECURE, keys, fingerprint, newer_than))
@@ -292,7 +292,7 @@ class RedisStore:
         await self._invalidate(key)
 
     async def _invalidate(self, key: str, *lease: str | int) -> tuple[int, int]:
-        """Invalidate `key`, and take a lease (its fingerprint, token, ttl); return the version and that of a clear."""
+        """Invalidate `key`, take the given lease (fingerprint, token, ttl); return the version, and a clear's or 0."""
         before, after = self._messages.around_version(Kind.INVALIDATED, key)
         keys, channel = self.names.entry_and_lease(key), self._messages.channel
         answer, told = await self.commands.script(
@@ -304,7 +304,7 @@ class RedisStore:
         self._subscriber(Notification(Kind.INVALIDATED, key, version))
         if told:
             return version, 0
-        # The tag versions are asked for. So every process learns of a clear, without any message.
+        # No process was notified of the key. But each asks for the newest tag version, and so learns of a clear.
         await self._shared.invalidate(ALL)
         return version, self.tag_versions.cleared
 
@@ -312,20 +312,20 @@ class RedisStore:
         """Invalidate `key`, and take its lease from its holder."""
         beside = self._shared.newest_soon()
         version, cleared = await self._invalidate(key, codec.fingerprint, token, scripts.milliseconds(ttl))
-        # A tag version that is raised after this was read outdates what is stored.
+        # A tag version that is raised after this read outdates the entry that is loaded.
         tag_version = await self._shared.learn_from(await beside)
         return Lease(key, token, version, max(tag_version, cleared))
 
     def tell_pending(self, kind: Kind, name: Name) -> None:
         """Notify every process of an invalidation that the server has refused."""
-        # A codec that cannot hide names cannot say what is pending either.
+        # If the codec cannot hide the name, there is no message.
         with contextlib.suppress(StoreUnavailable):
             message = self._messages.write(kind, name)
             where = self.names.entry(name) if isinstance(name, str) else self.names.newest_tag_version
             self.commands.send(where, ("PUBLISH", self.channel, message), lambda reply: None)
 
     async def mark_stale(self, key: str) -> None:
-        """Mark what is stored for `key`, delete its lease and notify every process."""
+        """Mark the entries of `key` as stale, delete its leases and notify every process."""
         before, after = self._messages.around_version(Kind.MARKED, key)
         keys = self.names.entry_and_lease(key)
         answer, told = await self.commands.script(scripts.MARK, keys, self._messages.channel, before, after)
@@ -334,39 +334,39 @@ class RedisStore:
         self._invalidations.remember(key, version, is_mark=True)
         self._subscriber(Notification(Kind.MARKED, key, version))
         if not told:
-            # As for an invalidation.
+            # As in `_invalidate`.
             await self._shared.invalidate(Soft(ALL))
 
     async def invalidate_tag(self, *names: Name) -> None:
-        """Raise the versions of tags, of ALL or of what else is named, and notify every process."""
+        """Raise the versions of `names` (tags, loaders, ALL, or marks of these), and notify every process."""
         await self._shared.invalidate(*names)
 
     @property
     def heard(self) -> int:
-        """Return the clock of the server that makes the tag versions, as last heard."""
+        """Return the clock of the server of the tag versions, as this process last heard it."""
         return self._shared.time
 
     async def invalidate_announced(self, tags: Sequence[str]) -> None:
-        """Raise the versions of those of `tags` that a load has announced, and notify every process of these."""
+        """Raise the versions of those of `tags` that a load has announced, and notify every process of them."""
         await self._shared.invalidate_announced(tags)
 
     async def was_passed_over(self, tags: tuple[str, ...], since: int) -> bool:
-        """Return whether an invalidation of one of `tags` may have been passed over after a time."""
+        """Return whether an invalidation of one of `tags` may have been passed over after the version `since`."""
         return await self._shared.was_passed_over(tags, since)
 
     def unannounced(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of `tags` that loads announce, and that this process has not announced."""
+        """Return those of `tags` that loads must announce, and that this process has not announced."""
         return self._shared.unannounced(tags)
 
     async def announce(self, tags: tuple[str, ...]) -> None:
-        """Announce loads of entries that carry `tags`."""
+        """Announce to the server that loads of entries with `tags` begin."""
         await self._shared.announce(tags)
 
     def around_consumers(self, name: str) -> tuple[bytes, bytes, bytes]:
-        """Return the channel, and two parts of a message that wakes consumers; a script puts their names in between.
+        """Return the channel, and the two parts of a message between which a script puts the consumers to wake.
 
         Parameters:
-            name: names what has tasks.
+            name: the shard that has tasks.
         """
         return self._messages.channel, *self._messages.around_consumers(name)
 
@@ -383,7 +383,7 @@ class RedisStore:
         force: bool = False,
         tags: tuple[str, ...] = (),
     ) -> Lease | Held | Entry[Any]:
-        """Take the lease, or return who holds it, or an entry newer than version `known`."""
+        """Take the lease, or return a refusal or an entry newer than version `known`."""
         return await self._leases.acquire(key, token, ttl, known, codec, force=force, tags=tags)
 
     async def renew(self, lease: Lease, ttl: float) -> None:

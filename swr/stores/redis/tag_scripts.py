@@ -1,24 +1,24 @@
-"""Scripts of the server that has the tag versions, each atomic there.
+"""Scripts that run on the server of the tag versions, each atomic there.
 
-`swr.stores.redis.scripts` describes the keys.
+`swr.stores.redis.scripts` describes the keys, and the comments before the scripts.
 """
 
 from typing import Final
 
 from swr.stores.redis.scripts import TIME
 
-# Bits of the announcements, a power of two, after the 32 bytes that say to which clear they belong, and how many there
-# were: 1 MB.
+# Bits of the Bloom filter of announcements: 1 MB, a power of two. 32 bytes before it hold the last clear and the number
+# of announcements.
 ANNOUNCED_BITS: Final = 2**23
-# Groups of tags by which the server remembers what was passed over.
+# Groups of tags; for each, the server remembers when an invalidation was last passed over.
 _GROUPS: Final = 4096
 
-# Which members of the tag versions say when a server was last stamped: this, and which run of a server it was.
+# The beginning of a stamp's name among the tag versions; the ID of the server's run follows.
 STAMP: Final = b"@"
 
-# The first arguments of every script about tag versions say how to notify of one. They are the channel, the beginning
-# of the message, and its part between the version and the newest version before it. The member follows that. The name
-# of the stamp is the last of these arguments.
+# The beginning of LEARN, RAISE_TAG_VERSIONS and ANNOUNCE. Their first three arguments are for messages about tag
+# versions: the channel, and two parts of a message. The script writes the new version after the first part, and the
+# version before it and the member after the second. The fourth argument is the name of the stamp.
 _TAG_VERSIONS: Final = (
     TIME
     + """
@@ -28,7 +28,7 @@ local function announce(member, number, before)
 end
 local stamp = ARGV[4]
 local function newest_in(text) return plausible(tonumber(string.match(text, '^%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d'))) end
--- The newest tag version and the last clear; nil if one of the keys was lost, or holds what swr has not written.
+-- The newest tag version and the last clear; nil if one of the keys was lost, or swr has not written it.
 local function agreed()
   local text = read(last)
   local newest, cleared = newest_in(text), tonumber(string.sub(text, 17))
@@ -38,15 +38,15 @@ local function agreed()
   if type(counted) ~= 'string' or redis.pcall('GETRANGE', announced, 0, 31) ~= string.sub(text, 17) .. counted then
     return
   end
-  -- The newest stays in the set, as a tag, as the clear or as the minimum: an older copy of the set lacks it.
+  -- The set always has the newest version, as a tag, the clear or the minimum. Only an older copy lacks it.
   local top = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
   if cleared <= newest and tonumber(top) == newest then return newest, cleared end
 end
--- Outdate everything. Whatever is known of versions before is older, also where only one of the keys knows it.
+-- Outdate everything. The new version is newer than every version that the caller or any of the keys knows.
 local function clear(known)
   local top = redis.pcall('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
   local number = math.max(now, known + 1, newest_in(read(last)) + 1, plausible(tonumber(top)) + 1)
-  -- First, because a server without memory refuses no command of a script that has deleted something.
+  -- DEL first: a server out of memory refuses no command of a script that has deleted something.
   redis.call('DEL', set, announced, passed)
   redis.call('ZADD', set, number, '*', -now, stamp)
   redis.call('SET', announced, digits(number) .. digits(0))
@@ -58,11 +58,11 @@ end
 """
 )
 
-# tag versions, newest tag version, announcements, what was passed over
-# | channel, message before the number, message after it, stamp, what the caller knows: newest, last clear, all up to,
-#   time of the stamp since that clear; most tags to return
-# -> {0, or 2: something was lost, or 1: everything, or it is new; time, newest tag version and last clear,
-#     {member, number, …}, time of the stamp}
+# tag versions, newest tag version, announcements, passed-over invalidations
+# | channel, message before the version, message after it, stamp, what the caller knows (newest version, last clear,
+#   version up to which it knows all, time of the stamp since that clear), most members to return
+# -> {0, 1 if the server has no tag versions, or 2 if it has lost some; time; newest tag version and last clear;
+#     {(member, version)…}; time of the stamp}
 LEARN: Final = (
     _TAG_VERSIONS
     + """
@@ -70,7 +70,7 @@ local known, known_clear, since = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local newest, cleared = agreed()
 local lost = 0
 local function stamped_at() return plausible(-tonumber(redis.pcall('ZSCORE', set, stamp) or 0)) end
--- In one run of a server a stamp only goes back if older data have taken the place of all.
+-- Within one run of a server, a stamp goes back only if older data have replaced all data.
 local function is_older() return cleared == known_clear and stamped_at() < tonumber(ARGV[8]) end
 if not newest or newest < known or cleared < known_clear or is_older() then
   lost = read(last) == '' and 1 or 2
@@ -78,9 +78,9 @@ if not newest or newest < known or cleared < known_clear or is_older() then
   cleared = newest
 end
 if cleared ~= known_clear then since = '0' end
--- Without memory there is no stamp, and a server that loses data then seems to have lost more.
+-- A server out of memory takes no stamp. If it then loses data, it seems to have lost more of them.
 if now > stamped_at() + 5000000 then redis.pcall('ZADD', set, -now, stamp) end
--- Those of earlier runs come last: to miss one is to count everything as lost.
+-- Keep the stamps of the last eight runs. If the stamp of an earlier run is needed, everything counts as lost.
 local stamps = redis.call('ZCOUNT', set, '-inf', '(0')
 if stamps > 8 then redis.call('ZREMRANGEBYRANK', set, 8, stamps - 1) end
 local found = redis.call('ZRANGEBYSCORE', set, '(' .. since, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[9])
@@ -89,10 +89,10 @@ return {lost, now, digits(newest) .. digits(cleared), found, digits(stamped_at()
 )
 
 # The same keys
-# | channel, message before the number, message after it, stamp, most tags, newest that the caller knows, and must find,
-#   how long tags are kept (µs), (member, number, bits)…: raise each that is older than that number, and announced, if
-#   bits are named
-# -> {time, 1 if something was lost, member, number, …}: what was raised; everything, if something was lost
+# | channel, message before the version, message after it, stamp, most members, newest version that the caller knows,
+#   version that the server must know, how long tags are kept (µs), (member, version, bits)…: raise each member that is
+#   older than the version with it, and that was announced, if it has bits
+# -> {time, 1 if something was lost, (member, version)…}: the raised members; the clear, if something was lost
 RAISE_TAG_VERSIONS: Final = (
     _TAG_VERSIONS
     + f"local groups = {_GROUPS}"
@@ -107,7 +107,8 @@ local most, known = tonumber(ARGV[5]), tonumber(ARGV[6])
 local newest, cleared = agreed()
 if not newest or newest < tonumber(ARGV[7]) then return {digits(now), 1, '*', digits(clear(known))} end
 local number, before, raised = math.max(now, known + 1, newest + 1), newest, {digits(now), 0}
--- Nothing, for a server without memory: see `clear`. And one that takes no writes refuses what it would pass over.
+-- ZREM of nothing, like DEL in `clear`: after it, a server out of memory refuses no command. And a server that takes no
+-- writes refuses the whole script here, even if all tags would be passed over.
 redis.call('ZREM', set, '')
 for i = 9, #ARGV, 3 do
   local member = ARGV[i]
@@ -124,9 +125,9 @@ for i = 9, #ARGV, 3 do
 end
 if #raised == 2 then return raised end
 redis.call('SET', last, digits(before) .. digits(cleared))
--- Only tags become the minimum, which is that of tagged entries. What concerns others too is not much: it stays.
+-- Only tags may be replaced by the minimum, which concerns all tagged entries. The other members are few, and stay.
 local function is_tag(member) return string.find(member, '^s?t') end
--- Tags of long ago, more of them than are added.
+-- Remove up to ten old tags, which is more than most calls add.
 local before_then = string.format('(%.0f', now - ARGV[8])
 local old, trimmed = redis.call('ZRANGEBYSCORE', set, '(0', before_then, 'WITHSCORES', 'LIMIT', 0, 200), 0
 for i = 1, #old, 2 do
@@ -137,7 +138,7 @@ for i = 1, #old, 2 do
   end
 end
 if redis.call('ZCARD', set) > most then
-  -- The oldest tenth of the tags; the stamps are below them.
+  -- Remove the oldest tenth of the tags. The stamps come before them in the set.
   local minimum = tonumber(redis.call('ZSCORE', set, '!') or 0)
   redis.call('ZREM', set, '*', '!')
   local first = math.min(8, redis.call('ZCOUNT', set, '-inf', '(0'))
@@ -153,9 +154,9 @@ return raised
 )
 
 # The same keys
-# | channel, message before the number, message after it, stamp, newest that the caller knows, bits…: note that loads of
-#   what carries these tags begin
-# -> {time, the last clear, 1 if something was lost}: they are noted until the next clear
+# | channel, message before the version, message after it, stamp, newest version that the caller knows, bits…: note
+#   until the next clear that loads of entries with these tags begin
+# -> {time, the last clear, 1 if something was lost}
 ANNOUNCE: Final = (
     _TAG_VERSIONS
     + """
@@ -163,9 +164,9 @@ local known = tonumber(ARGV[5])
 local newest, cleared = agreed()
 local lost = (not newest or newest < known) and 1 or 0
 if lost == 1 then cleared = clear(known) end
--- Nothing, for a server without memory: see `clear`.
+-- ZREM of nothing, like DEL in `clear`: after it, a server out of memory refuses no command.
 redis.call('ZREM', set, '')
--- Counted in both keys, so that an older copy of one is found.
+-- The count is in two keys, so that an older copy of one is found.
 local count = digits(redis.call('HGET', passed, 'announced') + 1)
 redis.call('HSET', passed, 'announced', count)
 redis.call('SETRANGE', announced, 16, count)
@@ -176,7 +177,7 @@ return {digits(now), digits(cleared), lost}
 """
 )
 
-# what was passed over | version, bits… -> 1: a tag of these may have been passed over since that version
+# passed-over invalidations | version, bits… -> 1 if one of these tags may have been passed over since that version
 PASSED_OVER: Final = f"""
 local function newer(field)
   local text = redis.pcall('HGET', KEYS[1], field)

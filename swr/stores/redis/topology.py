@@ -1,4 +1,4 @@
-"""Which server has which key: one that has all (or whichever Sentinel names), or the masters of a cluster."""
+"""The servers behind a store, and which has which key: a single server (or Sentinel's master), or a cluster."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,16 +14,16 @@ class Servers(Protocol):
 
     # Whether one server has every key, so that one command can name any of them.
     is_single: bool
-    # Which of a server's databases it is.
+    # The number of the database on the servers.
     database: int
-    # Where they are, for the log; known once they are open.
+    # The addresses of the servers, for the log; known after `open`.
     name: str
 
     def open(self, start: Start, owner: LinkOwner) -> None:
         """Start the links."""
 
     async def tried(self) -> None:
-        """Wait until it is known of every server whether it can be reached."""
+        """Wait until swr knows of every server whether it can be reached."""
 
     @property
     def is_reachable(self) -> bool:
@@ -31,7 +31,7 @@ class Servers(Protocol):
 
     @property
     def error(self) -> Exception | None:
-        """Why not every key can be reached; None: every one can, or it is not known yet."""
+        """The reason why some key cannot be reached; None if every key can be, or if that is not known yet."""
 
     @property
     def sent(self) -> int:
@@ -39,11 +39,11 @@ class Servers(Protocol):
 
     @property
     def runs(self) -> str:
-        """Which runs of the servers these are, and which lines of writes they carry on."""
+        """The IDs of the servers' runs and replication histories; a restart or a promotion changes the text."""
 
     @property
     def links(self) -> list[ServerLink]:
-        """The links to the servers, one each."""
+        """The links to the servers, one for each server."""
 
     def refresh_map(self) -> None:
         """Ask again which server has which key."""
@@ -59,12 +59,12 @@ class Servers(Protocol):
 
 
 class Single:
-    """One server.
+    """A single server, or the master that Sentinel names.
 
     Parameters:
         connect: makes the client; called at every opening.
         timeout: seconds after which a server that is silent counts as hung.
-        owned: whether the client is closed with the link.
+        owned: whether the link closes the client at its end.
         connect_timeout: seconds that connecting may take.
     """
 
@@ -96,7 +96,7 @@ class Single:
         start(self._link.run)
 
     async def tried(self) -> None:
-        """Wait until it is known whether the server can be reached."""
+        """Wait until swr knows whether the server can be reached."""
         await self._link.tried.wait()
 
     @property
@@ -106,7 +106,7 @@ class Single:
 
     @property
     def error(self) -> Exception | None:
-        """Why the server cannot be reached."""
+        """The reason why the server cannot be reached, or None."""
         return self._link.error
 
     @property
@@ -116,7 +116,7 @@ class Single:
 
     @property
     def runs(self) -> str:
-        """Return which run of the server this is."""
+        """Return the IDs of the server's run and of its replication history."""
         return self._link.server_run
 
     @property
@@ -125,7 +125,7 @@ class Single:
         return [self._link]
 
     def refresh_map(self) -> None:
-        """Nothing: there is one."""
+        """Do nothing: one server has all keys."""
 
     def link_to(self, name: bytes) -> ServerLink:
         """Return the link."""

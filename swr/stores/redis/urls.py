@@ -1,4 +1,4 @@
-"""From a URL, or a client of the user's own, to the servers behind it."""
+"""Finds the servers behind a URL or a client of the user."""
 
 import re
 from collections.abc import Callable
@@ -19,21 +19,23 @@ from swr.stores.redis.releases import PLAIN
 from swr.stores.redis.server_link import CONNECT_TIMEOUT
 from swr.stores.redis.topology import Servers, Single
 
-# What redis-py's cluster client adds to the arguments of its connections for itself.
+# Arguments that redis-py's cluster client adds to its connections for its own use.
 _CLUSTERS: Final = {"max_connections", "redis_connect_func", "response_callbacks"}
+# Words in the errors of Python about a URL that quote a part of it.
+_QUOTING: Final = ("Port could not be cast", "netloc", "IPv4")
 
 
 def servers_of(url: str | None, redis: object, timeout: float, connect_timeout: float = CONNECT_TIMEOUT) -> Servers:
-    """Return the servers that a URL names, or a client.
+    """Return the servers that a URL or a client names.
 
     Parameters:
         url: see `swr.Cache`.
-        redis: a client instead of a URL, or None.
+        redis: a client of redis-py instead of a URL, or None.
         timeout: seconds after which a server that is silent counts as hung.
         connect_timeout: seconds that connecting may take.
 
     Raises:
-        ConfigurationError: neither can work.
+        ConfigurationError: the URL or the client cannot work, or both were given.
     """
     if redis is not None:
         if url is not None:
@@ -46,14 +48,17 @@ def servers_of(url: str | None, redis: object, timeout: float, connect_timeout: 
             return _cluster(url, timeout, connect_timeout)
         connect = _sentinel(url, timeout, connect_timeout) if "+sentinel://" in url else _server(url)
         pool = connect().connection_pool
-        # A connection is made, and not connected: what redis-py does not understand it says here.
+        # Make a connection without connecting it, so that redis-py rejects here what it does not understand.
         pool.make_connection()
         _refuse_decoding(redacted(url), pool.connection_kwargs)
     except (AttributeError, RedisError, TypeError, ValueError) as error:
         text = str(error)
-        if "Port could not be cast" in text or "netloc" in text or "@" in _behind_location(url):
-            # It would tell what was taken for the port, the host or the database: a part of a password.
-            text = "a port is not a number, or a password holds what has to be percent-encoded, '/' as %2F"
+        if any(word in text for word in _QUOTING) or "@" in _behind_location(url):
+            # The text would quote what was taken for the port, the host or the database: a part of a password.
+            text = (
+                "a port is not a number, the text in brackets is not an address, or a password has characters to be "
+                "percent-encoded: '/' as %2F"
+            )
         raise ConfigurationError(f"{redacted(url)}: {text}") from None
     return Single(connect, timeout, connect_timeout=connect_timeout)
 
@@ -64,30 +69,33 @@ def _behind_location(url: str) -> str:
 
 
 def _options() -> dict[str, Any]:
-    # redis-py's own retries would make a refused connection take 4 s and a hung one a minute. Its time-outs use the
-    # clock, those of the links do not.
+    # redis-py's own retries would make a refused connection take 4 s and a hung one a minute. Its time-outs also count
+    # the pauses of this process. The time-outs of the links do not.
     return {"socket_timeout": None, "socket_connect_timeout": None, "retry": Retry(NoBackoff(), 0)}
 
 
 def _server(url: str) -> Callable[[], Redis]:
     database = urlsplit(url).path.strip("/")
     if database and not database.isdigit() and not url.startswith("unix://"):
-        # redis-py would take the first.
+        # redis-py would use database 0 instead.
         raise ValueError(f"{database!r} is not the number of a database: redis://host:port/0")
     options = {**PLAIN, **_options(), **_verified(dict(parse_url(url)))}
-    # In a URL `?protocol=3` comes first.
+    # `?protocol=3` in the URL overrides these options.
     return lambda: Redis.from_url(url, **options)
 
 
 def _sentinel(url: str, timeout: float, connect_timeout: float) -> Callable[[], Redis]:
-    """`redis+sentinel://user:password@host:port,host:port/master/database?sentinel_username=…&sentinel_password=…`"""
+    """Return a function that makes the client of a master that Sentinel knows.
+
+    The URL is `redis+sentinel://user:password@host:port,host:port/master/database?sentinel_username=…&…`.
+    """
     hosts, path, kwargs = _several(url, 26379)
     master, _, database = path.strip("/").partition("/")
     database = database or str(kwargs.get("db") or "")
     if not master or (database and not database.isdigit()):
         raise ValueError("give the master's name and the database after the sentinels: …/mymaster/0")
     kwargs = {**PLAIN, **kwargs, **_options(), "db": int(database or 0)}
-    # The sentinels have accounts of their own, and one that hangs must leave time to ask the next.
+    # The sentinels have their own accounts. If one hangs, there must be time left to ask the next.
     each = min(timeout, connect_timeout / len(hosts))
     known = {**PLAIN, **_options(), "socket_timeout": each, "socket_connect_timeout": each}
     for name in ("username", "password"):
@@ -106,17 +114,17 @@ def _sentinel(url: str, timeout: float, connect_timeout: float) -> Callable[[], 
 
 
 def _cluster(url: str, timeout: float, connect_timeout: float) -> Servers:
-    """`redis+cluster://user:password@host:port,host:port`"""
+    """Return the servers of a cluster, for a URL `redis+cluster://user:password@host:port,host:port`."""
     hosts, path, kwargs = _several(url, 6379)
     if path.strip("/") not in ("", "0"):
-        raise ValueError("a cluster has no databases but 0")
+        raise ValueError("a cluster has only database 0")
     kwargs = {**PLAIN, **kwargs, **_options()}
     _refuse_decoding(redacted(url), kwargs)
     return Cluster(_node(kwargs), hosts, timeout, connect_timeout)
 
 
 def _node(kwargs: dict[str, Any]) -> Callable[[str, int], Redis]:
-    """Return what makes the client of one node of a cluster."""
+    """Return a function that makes the client of one node of a cluster."""
 
     def connect(host: str, port: int) -> Redis:
         return Redis.from_pool(ConnectionPool(host=host, port=port, **kwargs))
@@ -126,7 +134,11 @@ def _node(kwargs: dict[str, Any]) -> Callable[[str, int], Redis]:
 
 
 def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
-    """Return the hosts of a URL with several, its path, and what redis-py makes of the rest."""
+    """Return the hosts of a URL, its path, and the arguments that redis-py reads from the rest.
+
+    Parameters:
+        port: the port of hosts without one.
+    """
     scheme, location, path, query, _ = urlsplit(url)
     account, at, hosts = location.rpartition("@")
     found = []
@@ -141,7 +153,7 @@ def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
 
 
 def _verified(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the options by which TLS compares the server's name with its certificate, the default of redis-py 6."""
+    """Return the option that makes TLS check the server's name in its certificate, as redis-py 6 does by default."""
     is_verified = kwargs.get("connection_class") is SSLConnection and kwargs.get("ssl_cert_reqs") != "none"
     return {"ssl_check_hostname": True} if is_verified else {}
 
@@ -163,7 +175,7 @@ def _of_client(redis: object, timeout: float, connect_timeout: float) -> Servers
 
 
 def _refuse_decoding(where: str, kwargs: dict[str, Any]) -> None:
-    # In a URL it is text, and redis-py takes any text for true.
+    # In a URL the value is text, and redis-py takes any text as true.
     if kwargs.get("decode_responses"):
         raise ConfigurationError(
             f"{where} has decode_responses={kwargs['decode_responses']}; entries are bytes: leave it out"
